@@ -1,0 +1,95 @@
+"""What a video is conditioned on: a prompt and, for image-to-video, a first frame.
+
+Wan tells the network about a first frame in one of two ways. Channel concatenation (I2V-A14B): the network's input is
+[latent, mask, latent of the image followed by grey frames], everything beside x on the channel axis. Imposition (TI2V-5B): the
+first latent frame *is* the image's latent at every step, and its tokens are told timestep 0.
+Sources: wan/image2video.py and wan/textimage2video.py.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minicos.errors import MinicosError
+from minicos.vae import VAE
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All that stays the same from step to step."""
+
+    text: Tensor  # b t d'  rows of the prompt, zero beyond its length
+    text_null: Tensor | None  # b t d'  rows of the negative prompt, for guidance
+    shape: tuple[int, int, int, int, int]  # b c f h w of the latents
+    y: Tensor | None = None  # b 20 f h w  mask (4) and image latent (16), concatenated behind x
+    first: Tensor | None = None  # b c 1 h w  latent imposed on frame 0
+
+    def branch(self, name: str) -> Tensor:
+        """The text rows of "cond" or "uncond"."""
+        if name == "uncond" and self.text_null is None:
+            raise MinicosError("guidance needs a negative prompt (it may be empty)")
+        return self.text if name == "cond" else self.text_null
+
+    def impose(self, x: Tensor) -> Tensor:
+        """x with its first frame replaced by the imposed one, if there is one."""
+        return x if self.first is None else torch.cat([self.first.to(x), x[:, :, 1:]], dim=2)
+
+    def per_frame(self, value: float, device: torch.device | None = None) -> Tensor:
+        """sigma or timestep of every frame, 0 where a frame is imposed: 1 1 f 1 1 float32, or just 1 1 1 1 1 when all are equal."""
+        if self.first is None:
+            return torch.full((1, 1, 1, 1, 1), value, device=device)
+        out = torch.full((1, 1, self.shape[2], 1, 1), value, device=device)
+        out[:, :, 0] = 0
+        return out
+
+
+def frame_size(image_hw: tuple[int, int], area: int | None, stride: int = 8, patch: int = 2) -> tuple[int, int]:
+    """Height and width in pixels for an image-to-video run: the image's aspect ratio at about `area` pixels (image2video.py).
+
+    `area` None keeps the image's own size, which must then divide by stride * patch; MinicosError otherwise.
+    """
+    height, width = image_hw
+    if area is None:
+        step = stride * patch
+        if height % step or width % step:
+            good = (max(1, round(height / step)) * step, max(1, round(width / step)) * step)
+            raise MinicosError(f"the image has {width}x{height} pixels; both sides must be multiples of {step}, e.g. {good[1]}x{good[0]}")
+        return height, width
+    ratio = height / width
+    rows = round(math.sqrt(area * ratio) // stride // patch * patch)
+    columns = round(math.sqrt(area / ratio) // stride // patch * patch)
+    if not rows or not columns:
+        raise MinicosError(f"an image of {width}x{height} pixels is too long and thin for an area of {area} pixels")
+    return rows * stride, columns * stride
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic, no antialiasing, no crop, as the official code does: (b 3 h w) in [-1, 1] -> (b 3 height width)."""
+    return F.interpolate(image, size=(height, width), mode="bicubic")
+
+
+def known_frames(shape: tuple[int, ...], known: tuple[int, ...] = (0,)) -> Tensor:
+    """The mask channels (1 4 f h w): ones on the latent frames in `known`, one channel for each of a latent's four video frames."""
+    _, _, f, h, w = shape
+    mask = torch.zeros(1, 4, f, h, w)
+    mask[:, :, list(known)] = 1
+    return mask
+
+
+def image_channels(vae: VAE, image: Tensor, frames: int) -> Tensor:
+    """y of channel concatenation: first frame (b 3 H W) in [-1, 1] -> (b 20 f H/8 W/8). Unknown frames are mid-grey pixels."""
+    check_frames(frames, vae.cfg.stride[0])
+    grey = image.new_zeros(*image.shape[:2], frames - 1, *image.shape[2:])
+    latent = vae.encode(torch.cat([image.unsqueeze(2), grey], dim=2))
+    mask = known_frames(latent.shape).to(latent)
+    return torch.cat([mask.expand(len(latent), -1, -1, -1, -1), latent], dim=1)
+
+
+def check_frames(frames: int, stride: int = 4) -> None:
+    """Raise MinicosError unless frames = 4n + 1."""
+    if frames < 1 or frames % stride != 1:
+        below = max(1, (frames - 1) // stride * stride + 1)
+        raise MinicosError(f"{frames} frames: the model makes {stride}n + 1 frames, e.g. {below} or {below + stride}")

@@ -1,0 +1,143 @@
+"""What a Wan model is, as data: architectures (`VARIANTS`) and ways of sampling (`PRESETS`).
+
+A *variant* fixes tensor shapes and nothing else; a *preset* fixes how the loop is run and nothing else.
+Sources: wan/configs/*.py of Wan2.2 (official), DiffSynth-Studio's WanVideoPipeline (the tools of the paper).
+This file imports no torch, so that `minicos inspect` can say what a checkpoint is in a fraction of a second.
+"""
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shapes of the diffusion transformer (official `WanModel`). Letters as everywhere: d width, n heads, t text rows."""
+
+    in_dim: int  # channels of the network's input: latent, or latent + mask + image latent
+    out_dim: int  # c, latent channels
+    dim: int  # d
+    ffn_dim: int
+    num_heads: int  # n; head width k = d / n
+    num_layers: int
+    text_dim: int = 4096  # width of the text encoder
+    text_len: int = 512  # t; shorter prompts are padded with zero rows, which take part in attention
+    freq_dim: int = 256  # width of the time sinusoid
+    eps: float = 1e-6
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+
+    def __post_init__(self):
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ValueError(f"width {self.dim} does not divide into {self.num_heads} heads of even width")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+
+# Statistics of the latents of Wan2.1_VAE (wan/modules/vae2_1.py): the DiT sees (mu - mean) / std.
+VAE21_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+              0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
+VAE21_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+             3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shapes of the causal 3D VAE (official `WanVAE_`), with the statistics of its latents."""
+
+    dim: int = 96
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    mean: tuple[float, ...] = VAE21_MEAN
+    std: tuple[float, ...] = VAE21_STD
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Pixels per latent along frames, height and width, e.g. (4, 8, 8)."""
+        space = 2 ** (len(self.dim_mult) - 1)
+        return 2 ** sum(self.temporal_downsample), space, space
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shapes of the UMT5 encoder (official `T5Encoder`, shared_pos=False)."""
+
+    vocab_size: int = 256384
+    dim: int = 4096
+    dim_attn: int = 4096
+    dim_ffn: int = 10240
+    num_heads: int = 64
+    num_layers: int = 24
+    num_buckets: int = 32
+    text_len: int = 512
+
+
+_14B = DiTConfig(in_dim=16, out_dim=16, dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+
+VARIANTS: dict[str, DiTConfig] = {
+    "Wan2.2-I2V-A14B": replace(_14B, in_dim=36),
+    "Wan2.2-T2V-A14B": _14B,
+    "Wan2.1-T2V-14B": _14B,
+    "Wan2.1-T2V-1.3B": replace(_14B, dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+    "tiny": DiTConfig(in_dim=36, out_dim=16, dim=128, ffn_dim=512, num_heads=4, num_layers=12, text_dim=64, text_len=16),
+}
+
+TINY_VAE = VAEConfig(dim=16, dim_mult=(1, 1, 2, 4), num_res_blocks=1)  # mean and std come with its weights
+TINY_TEXT = TextConfig(vocab_size=32, dim=64, dim_attn=64, dim_ffn=128, num_heads=4, num_layers=2, text_len=16)
+
+NEGATIVE_PROMPT = (  # wan/configs/shared_config.py; the official code falls back to it when no negative prompt is given
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
+    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A way of sampling. Experts are named, never ordered: the official code and diffusers order their pairs differently."""
+
+    solver: str  # "euler" | "unipc"
+    steps: int
+    shift: float  # sigma' = shift sigma / (1 + (shift - 1) sigma)
+    guidance: dict[str, float] = field(hash=False)  # {"high": g, "low": g}; 1 skips the uncond pass
+    boundary: float | None = None  # timesteps >= 1000 boundary go to the high-noise expert
+    residual: str = "float32"  # dtype of the residual stream when the weights are bf16
+    negative_prompt: str = NEGATIVE_PROMPT
+    area: int = 832 * 480  # pixels of a frame; the aspect ratio is the image's
+    frames: int = 81  # 4n + 1
+    fps: int = 16
+
+
+_OFFICIAL = Preset(solver="unipc", steps=40, shift=5.0, guidance={"high": 3.5, "low": 3.5}, boundary=0.900)
+_COS = Preset(solver="euler", steps=50, shift=5.0, guidance={"high": 5.0, "low": 5.0}, boundary=0.875,
+              residual="bfloat16", negative_prompt="")  # fmt: skip
+_TINY = {"guidance": {"high": 1.0, "low": 1.0}, "negative_prompt": "", "area": 64 * 64, "frames": 13}
+
+PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
+    "Wan2.2-I2V-A14B": {"official": _OFFICIAL, "cos": _COS},
+    "Wan2.2-T2V-A14B": {
+        "official": replace(_OFFICIAL, shift=12.0, guidance={"high": 4.0, "low": 3.0}, boundary=0.875),
+        "cos": _COS,
+    },
+    "Wan2.1-T2V-14B": {
+        "official": replace(_OFFICIAL, steps=50, guidance={"high": 5.0, "low": 5.0}, boundary=None),
+        "cos": replace(_COS, boundary=None),
+    },
+    "tiny": {
+        "tiny": replace(_OFFICIAL, solver="euler", steps=20, **_TINY),
+        "official": replace(_OFFICIAL, **_TINY),
+        "cos": replace(_COS, **_TINY),
+    },
+}
+PRESETS["Wan2.1-T2V-1.3B"] = PRESETS["Wan2.1-T2V-14B"]
+
+
+def preset(variant: str, name: str | None = None) -> Preset:
+    """The preset `name` of a variant (its first one by default). Raises ValueError naming the possible ones."""
+    table = PRESETS.get(variant)
+    if table is None:
+        raise ValueError(f"no preset for variant {variant!r}; there are presets for {', '.join(PRESETS)}")
+    name = name or next(iter(table))
+    if name not in table:
+        raise ValueError(f"{variant} has no preset {name!r}; it has {', '.join(table)}")
+    return table[name]

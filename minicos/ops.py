@@ -1,0 +1,116 @@
+"""The mathematics of the network as pure functions, and `Ops`, the bundle of them that a model is built with.
+
+This file is the definition of *correct*: the Triton kernels in `minicos.kernels` carry the same names and signatures and
+are tested against it. Each function says where it rounds, because a fused kernel has to round in the same places.
+Letters: b batch, l tokens (= f h w, the token grid), d width, n heads, k head width, t text rows, and g: the number of
+distinct timesteps of a sample, 1 or f (when frames have their own), each of which serves l / g consecutive tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def sinusoid(timestep: Tensor, dim: int) -> Tensor:
+    """[cos | sin] features of timesteps in 0..1000, in float64: (...) -> (... dim). wan/modules/model.py, sinusoidal_embedding_1d."""
+    half = dim // 2
+    frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+    angle = timestep.double()[..., None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def rope(grid: tuple[int, int, int], head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the 3D rotary embedding, each (l, k/2) float32, angles built in float64 on the host.
+
+    The k/2 pairs of a head are shared out between frame, height and width as k/2 - 2(k/6), k/6, k/6; each axis has its own
+    full range of frequencies. wan/modules/model.py, rope_params and rope_apply.
+    """
+    pairs = head_dim // 2
+    shares = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
+    angles = []
+    for axis, (size, share) in enumerate(zip(grid, shares, strict=True)):
+        frequency = theta ** (-torch.arange(share, dtype=torch.float64) / share)
+        angle = torch.arange(size, dtype=torch.float64)[:, None] * frequency
+        angles.append(angle.view([size if a == axis else 1 for a in range(3)] + [share]).expand(*grid, share))
+    angle = torch.cat(angles, dim=-1).flatten(0, 2)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last axis: computed in float32, rounded to x's dtype before the weight, as the official code does."""
+    y = x.float()
+    y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
+    return y.to(x.dtype) * weight
+
+
+def rms_rope(x: Tensor, weight: Tensor, angles: tuple[Tensor, Tensor], heads: int, eps: float) -> Tensor:
+    """RMS norm over the full width, then the rotation of each head: b l d -> b n l k, rounded to x's dtype at the end.
+
+    Pairs are interleaved: (x[2j], x[2j+1]) turns by angle j. Rotated in float32.
+    """
+    y = rearrange(rms_norm(x, weight, eps).float(), "b l (n k two) -> two b n l k", n=heads, two=2)
+    cos, sin = (a.to(x.device) for a in angles)
+    turned = torch.stack([y[0] * cos - y[1] * sin, y[0] * sin + y[1] * cos], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+def layer_norm(x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Layer norm over the last axis: computed in float32, rounded to x's dtype."""
+    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
+
+
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """layer_norm(x) (1 + scale) + shift, in float32; x b l d, scale and shift b g d."""
+    y = _per_timestep(layer_norm(x, eps).float(), scale)
+    return (y * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2)
+
+
+def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + y gate, in float32; x and y b l d, gate b g d."""
+    y = _per_timestep(y.float(), gate) * gate.unsqueeze(2)
+    return x.float() + y.flatten(1, 2)
+
+
+def _per_timestep(x: Tensor, modulation: Tensor) -> Tensor:
+    """b l d -> b g (l/g) d, where modulation is b g d."""
+    return x.unflatten(1, (modulation.shape[1], -1))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(k)) v over all keys: q b n l k, k and v b n t k -> b n l k."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+self_attention = attention  # an op of its own, so that sequence parallelism is one op too
+
+
+def token_energy(x: Tensor) -> Tensor:
+    """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l) float32. The paper's token energy."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The operations a model is built from. `REFERENCE` is this file; `with_kernels` swaps in every Triton twin that exists."""
+
+    rms_rope: Callable[..., Tensor] = rms_rope
+    modulated_norm: Callable[..., Tensor] = modulated_norm
+    gated_add: Callable[..., Tensor] = gated_add
+    self_attention: Callable[..., Tensor] = self_attention
+    attention: Callable[..., Tensor] = attention
+    token_energy: Callable[..., Tensor] = token_energy
+
+    def with_kernels(self) -> "Ops":
+        """The same bundle with Triton kernels in place. Raises ImportError where Triton is missing: the caller chose them."""
+        from dataclasses import replace
+
+        from minicos.kernels.token_energy import token_energy
+
+        return replace(self, token_energy=token_energy)
+
+
+REFERENCE = Ops()

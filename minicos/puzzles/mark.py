@@ -1,0 +1,79 @@
+"""`mark`: several shapes on a grid; the cell of the named one fills with yellow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from random import Random
+from typing import ClassVar, Self
+
+import numpy as np
+
+from . import draw
+from .base import Puzzle
+from .draw import CELL, COLOURS, GRID, SHAPES, YELLOW, Cell, Item
+
+
+@dataclass(frozen=True)
+class Mark(Puzzle):
+    """Mark the named shape. There is one answer, and every other shape of the picture makes another prompt.
+
+    Distinct pictures: 4,370,112 (3x3), 59,564,160 (4x4), of which shapes and cells alone make 5,472 and 58,560.
+    """
+
+    items: tuple[Item, ...]  # 2-4, each of another shape, in the order of SHAPES
+    target: str  # the shape that is named
+
+    kind: ClassVar[str] = "mark"
+    sizes: ClassVar[tuple[int, ...]] = (3, 4)
+
+    @classmethod
+    def sample(cls, rng: Random, size: int) -> Self:
+        shapes = sorted(rng.sample(SHAPES, rng.randint(2, 4)), key=SHAPES.index)
+        cells = rng.sample(range(size * size), len(shapes))
+        items = tuple(
+            Item(shape, rng.choice(tuple(COLOURS)), divmod(cell, size))
+            for shape, cell in zip(shapes, cells, strict=True)
+        )
+        return cls(size, items, rng.choice(shapes))
+
+    @property
+    def prompt(self) -> str:
+        return f"mark the {self.target}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.size}/{' '.join(map(str, self.items))}"
+
+    @property
+    def candidates(self) -> tuple[Cell, ...]:
+        """The cell to mark."""
+        return tuple(item.cell for item in self.items if item.shape == self.target)
+
+    def variants(self) -> tuple[Self, ...]:
+        return tuple(replace(self, target=item.shape) for item in self.items if item.shape != self.target)
+
+    def backdrop(self) -> np.ndarray:
+        canvas = draw.floor(self.size)
+        for line in range(CELL, self.size * CELL, CELL):
+            canvas[line - 1 : line + 1, :] = canvas[:, line - 1 : line + 1] = GRID
+        return draw.border(canvas)
+
+    def render(self, i: int, progress: np.ndarray) -> np.ndarray:
+        return draw.items(self._filled(self.candidates[i], progress), self.items)
+
+    def _filled(self, cell: Cell, progress: np.ndarray) -> np.ndarray:
+        """Backdrop with the cell filled from the bottom up, full a little before the end (n, h, w, 3)."""
+        y, x = draw.pixels(self.size * CELL)
+        cy, cx = draw.centre(cell)
+        inner = CELL / 2 - 1
+        level = 2 * inner * np.minimum(1.1 * progress, 1).astype(np.float32)[:, None, None]  # px
+        fill = draw.coverage(draw.box(y - cy, x - cx, inner, inner)) * draw.coverage(cy + inner - level - y)
+        return draw.border(draw.paint(self.backdrop(), fill, YELLOW))
+
+    def _read(self, frame: np.ndarray) -> tuple[int | None, str]:
+        background = self._filled(self.candidates[0], np.ones(1, np.float32))[0]
+        for item in self.items:
+            shape, colour = draw.identify(frame, item.cell, background)
+            if (shape, colour) != (item.shape, item.colour):
+                return None, f"the {item.colour} {item.shape} at {item.cell} has become a {colour} {shape}"
+        return 0, ""

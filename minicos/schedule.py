@@ -1,0 +1,186 @@
+"""When and how to step: noise levels (`Schedule`) and the solvers that carry a latent from one level to the next.
+
+A latent at noise level sigma is x = (1 - sigma) x0 + sigma noise, and the network tells its velocity v = noise - x0. So sampling is
+the ordinary differential equation dx/dsigma = v, followed from sigma = 1 (noise) to sigma = 0 (video), and a step knows at any
+time where it would end: x0 = x - sigma v. A schedule says at which sigmas to stop, a solver how to get from one to the next:
+
+    euler   follow v in a straight line                                        (DiffSynth: the tools of the paper)
+    dpmpp   the same line for x0, bent by how x0 changed since the last step   (DPM-Solver++ 2M, official)
+    unipc   dpmpp, and each step first redoes the last one with what v says now  (UniPC, official and the default of Wan)
+
+`shift` moves the stops towards noise: sigma' = shift sigma / (1 + (shift - 1) sigma). Euler has no past. The other two keep a
+`Memory`, an explicit value that travels through the loop; without one they restart at first order. Drop it when a latent was
+edited: the history belongs to the latent that is gone, and UniPC would pull the edit back to it.
+
+Tables and updates round where the official code does: float64 tables rounded once to float32, updates in float32.
+Sources: wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2, diffsynth/diffusion/flow_match.py of DiffSynth-Studio.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minicos.errors import MinicosError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """N steps: step i goes from sigmas[i] to sigmas[i + 1], and the network is told timesteps[i]."""
+
+    solver: str  # the solver that these sigmas belong to, a name in SOLVERS
+    timesteps: tuple[int | float, ...]  # N of them, in 0..1000; the official solvers truncate to int, Euler does not
+    sigmas: tuple[float, ...]  # N + 1 of them, falling to 0; each is a float32 number
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def shifted(sigma, shift: float):
+    """sigma' = shift sigma / (1 + (shift - 1) sigma), of a number or a tensor; shift 1 is the identity."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def euler(steps: int, shift: float) -> Schedule:
+    """Evenly spaced sigmas 1, ..., 1/N, shifted, in float32. The timestep is 1000 sigma, not truncated."""
+    _check(steps, shift)
+    sigmas = shifted(torch.linspace(1, 0, steps + 1)[:-1], shift)
+    return Schedule("euler", tuple((1000 * sigmas).tolist()), (*sigmas.tolist(), 0.0))
+
+
+def dpmpp(steps: int, shift: float) -> Schedule:
+    """Evenly spaced sigmas 1, ..., 1/N, shifted, in float64. The timestep is 1000 sigma, truncated."""
+    return _official("dpmpp", 1.0, steps, shift)
+
+
+def unipc(steps: int, shift: float) -> Schedule:
+    """As dpmpp, but from 0.999 rounded to float32: the official table of alphas ends at 1/1000, not at 0."""
+    return _official("unipc", 0.9990000128746033, steps, shift)
+
+
+def _official(solver: str, start: float, steps: int, shift: float) -> Schedule:
+    _check(steps, shift)
+    sigmas = [shifted(start - i * (start / steps), shift) for i in range(steps)]
+    rounded = torch.tensor([*sigmas, 0.0], dtype=torch.float32).tolist()
+    return Schedule(solver, tuple(int(1000 * sigma) for sigma in sigmas), tuple(rounded))
+
+
+def _check(steps: int, shift: float) -> None:
+    if steps < 1:
+        raise MinicosError(f"{steps} steps: sampling takes at least 1")
+    if not 0 < shift < math.inf:
+        raise MinicosError(f"shift {shift}: it must be a positive number, such as 5 (1 leaves the sigmas evenly spaced)")
+
+
+SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {"euler": euler, "unipc": unipc, "dpmpp": dpmpp}
+
+
+def make(solver: str, steps: int, shift: float) -> Schedule:
+    """The schedule of a solver, by name. Raises MinicosError naming the possible ones."""
+    if solver not in SCHEDULES:
+        raise MinicosError(f"no solver {solver!r}; there are {', '.join(SCHEDULES)}")
+    return SCHEDULES[solver](steps, shift)
+
+
+def expert(timestep: float, boundary: float | None) -> str:
+    """Which expert serves a timestep: "high" at and above 1000 boundary, "low" below. One network alone (None) is "high" always."""
+    return "high" if boundary is None or timestep >= 1000 * boundary else "low"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a multistep solver remembers; as many clean estimates as the order of the step that wrote it."""
+
+    step: int  # the step that wrote it
+    x0: tuple[Tensor, ...]  # the clean estimates of the last one or two steps, newest last
+    x: Tensor | None = None  # UniPC: the latent from which that step departed, after correction
+
+    def state(self) -> dict[str, Tensor]:
+        """As tensors for a safetensors file (copies, since a file must not hold one storage twice)."""
+        tensors = {f"x0.{i}": x0.clone() for i, x0 in enumerate(self.x0)} | {"step": torch.tensor(self.step)}
+        return tensors if self.x is None else tensors | {"x": self.x.clone()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "Memory":
+        """The inverse of `state`."""
+        x0 = tuple(state[key] for key in sorted(state) if key.startswith("x0."))
+        return cls(int(state["step"]), x0, state.get("x"))
+
+
+Solver = Callable[[Tensor, Tensor, int, Schedule, Memory | None], tuple[Tensor, Memory | None]]
+
+
+def euler_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None) -> tuple[Tensor, None]:
+    """x' = x + v (sigma' - sigma). Remembers nothing."""
+    sigma = torch.tensor(schedule.sigmas)
+    return x + velocity * (sigma[i + 1] - sigma[i]), None
+
+
+def dpmpp_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+    """DPM-Solver++ 2M, midpoint (arXiv:2211.01095, algorithm 2); first order on the first step, the last and after a restart."""
+    _follows(memory, i)
+    sigma = torch.tensor(schedule.sigmas)
+    x0 = x - sigma[i] * velocity
+    return _predict(x, x0, i, sigma, memory), Memory(i, (x0,))
+
+
+def unipc_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+    """UniPC of order 2 with B(h) = e^h - 1 (arXiv:2302.04867): correct the step that led here, then predict as DPM-Solver++ does."""
+    _follows(memory, i)
+    sigma = torch.tensor(schedule.sigmas)
+    x0 = x - sigma[i] * velocity  # of the latent that the network saw, before it is corrected
+    if memory is not None:
+        x = _correct(x0, i, sigma, memory)
+    history = (x0,) if memory is None else (memory.x0[-1], x0)
+    return _predict(x, x0, i, sigma, memory), Memory(i, history, x)
+
+
+SOLVERS: dict[str, Solver] = {"euler": euler_step, "unipc": unipc_step, "dpmpp": dpmpp_step}
+
+
+def _follows(memory: Memory | None, i: int) -> None:
+    if memory is not None and memory.step != i - 1:
+        raise ValueError(f"step {i} was given the memory of step {memory.step}: pass the one of step {i - 1}, or None to restart")
+
+
+def _log_snr(sigma: Tensor) -> Tensor:
+    """lambda = log(alpha / sigma), alpha = 1 - sigma: the clock of both multistep solvers; inf at sigma 0."""
+    return torch.log(1 - sigma) - torch.log(sigma)
+
+
+def _advance(x: Tensor, x0: Tensor, bend: Tensor | float, start: Tensor, end: Tensor) -> Tensor:
+    """x' = (sigma'/sigma) x + alpha' (1 - e^-h) (x0 + bend): exact for a clean estimate that stays at x0 + bend; h is the step in lambda."""
+    alpha, decay = 1 - end, torch.expm1(_log_snr(start) - _log_snr(end))
+    return end / start * x - alpha * decay * x0 - alpha * decay * bend
+
+
+def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, memory: Memory | None) -> Tensor:
+    """From sigma_i to sigma_i+1 with x0 extrapolated to the middle of the step, or kept (first order) where there is no past or no future."""
+    if memory is None or i == len(sigma) - 2:
+        return _advance(x, x0, 0.0, sigma[i], sigma[i + 1])
+    before, here, there = _log_snr(sigma[i - 1 : i + 2])
+    slope = (memory.x0[-1] - x0) / ((before - here) / (there - here))  # change of x0 per step of this length
+    return _advance(x, x0, 0.5 * slope, sigma[i], sigma[i + 1])
+
+
+def _correct(x0: Tensor, i: int, sigma: Tensor, memory: Memory) -> Tensor:
+    """UniC: the step from sigma_i-1 to sigma_i again, now that the clean estimate at its end is known.
+
+    With r the place of the estimate before, in steps from sigma_i-1 (r < 0), and the new one at 1, the weights rho of both
+    differences make the update exact for estimates that are polynomials in lambda: rho_1 + rho_2 = b_1, r rho_1 + rho_2 = b_2.
+    """
+    *earlier, last = memory.x0
+    bend = x0 - last
+    if not earlier:
+        bend = 0.5 * bend
+    else:
+        before, start, end = _log_snr(sigma[i - 2 : i + 1])
+        r, h = (before - start) / (end - start), start - end
+        phi_1 = torch.expm1(h) / h - 1
+        phi_2 = phi_1 / h - 0.5
+        rows = torch.stack([torch.ones(2), torch.stack([r, torch.ones(())])])
+        rho = torch.linalg.solve(rows, torch.stack([phi_1, 2 * phi_2]) / torch.expm1(h))
+        bend = rho[0] * ((earlier[0] - last) / r) + rho[1] * bend
+    return _advance(memory.x, last, bend, sigma[i - 1], sigma[i])

@@ -1,0 +1,146 @@
+"""What every training run of the embedded model shares: optimiser, learning-rate curve, averaging, checkpoints, the loop."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minicos.runs import replace_file
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix updates are made orthogonal (Jordan et al. 2024): every direction of a kernel learns equally fast.
+
+    Takes parameters of two or more dimensions; a convolution kernel counts as the matrix (out, in * kernel).
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - group["momentum"])
+                nesterov = p.grad.lerp(average, group["momentum"])
+                update = orthogonalise(nesterov.flatten(1)).view_as(p)
+                rows, columns = p.shape[0], p[0].numel()
+                p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest matrix with singular values near one, by the quintic Newton-Schulz iteration of Muon."""
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def optimisers(model: nn.Module, muon: Callable[[str, nn.Parameter], bool], muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the parameters that `muon(name, parameter)` picks, AdamW for the rest; frozen parameters are left out."""
+    chosen, rest = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            (chosen if muon(name, p) else rest).append(p)
+    return [Muon(chosen, muon_lr), torch.optim.AdamW(rest, adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=False)]
+
+
+def rate(step: int, steps: int, warmup: int, decay: float) -> float:
+    """Factor on the learning rate: linear warm-up, constant, linear to zero over the last `decay` share of the steps."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps))
+
+
+def train(
+    model: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    opts: list[torch.optim.Optimizer],
+    *,
+    steps: int,
+    warmup: int,
+    decay: float,
+    ema: float,
+    folder: Path,
+    save_every: int = 200,
+    log: Callable[[int, float], str] = lambda step, loss: "",
+) -> None:
+    """Run the loop to `steps`, resuming from `folder`. Data must depend on the step alone, so that a resumed run continues the same one.
+
+    Leaves `folder/averaged.safetensors` (the exponential average of the parameters) and `folder/log.jsonl`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    start = _resume(folder, model, average, opts)
+    base = [[g["lr"] for g in o.param_groups] for o in opts] if not start else json.loads((folder / "rates.json").read_text())
+    (folder / "rates.json").write_text(json.dumps(base))
+    total, since, clock = 0.0, 0, time.monotonic()
+    for step in range(start, steps):
+        for o, rates in zip(opts, base, strict=True):
+            for group, lr in zip(o.param_groups, rates, strict=True):
+                group["lr"] = lr * rate(step, steps, warmup, decay)
+        loss = loss_at(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for o in opts for g in o.param_groups for p in g["params"]], 1.0)
+        for o in opts:
+            o.step()
+            o.zero_grad(set_to_none=True)
+        keep = min(ema, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                average[name].lerp_(value, 1 - keep)
+        total, since = total + loss.item(), since + 1
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the loss is not finite at step {step}")
+        if (step + 1) % 50 == 0:
+            seconds = (time.monotonic() - clock) / since
+            line = {"step": step + 1, "loss": round(total / since, 6), "seconds_per_step": round(seconds, 3)}
+            print(f"{step + 1:6d}/{steps}  loss {total / since:.5f}  {seconds:.2f} s/step  {log(step, total / since)}", flush=True)
+            with (folder / "log.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            total, since, clock = 0.0, 0, time.monotonic()
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            _save(folder, model, average, opts, step + 1)
+
+
+def _save(folder: Path, model: nn.Module, average: dict[str, Tensor], opts: list[torch.optim.Optimizer], step: int) -> None:
+    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
+    tensors |= {f"average.{k}": v.contiguous() for k, v in average.items()}
+    for i, o in enumerate(opts):
+        for index, state in o.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{index}.{k}": torch.as_tensor(v).contiguous() for k, v in state.items()}
+    replace_file(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata={"step": str(step)}))
+    replace_file(folder / "averaged.safetensors", lambda path: save_file({k: v.contiguous() for k, v in average.items()}, path))
+
+
+def _resume(folder: Path, model: nn.Module, average: dict[str, Tensor], opts: list[torch.optim.Optimizer]) -> int:
+    """Restore everything from the last checkpoint, if there is one; returns the step to go on from."""
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return 0
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+    tensors = load_file(path)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for name in average:
+        average[name].copy_(tensors[f"average.{name}"])
+    for i, o in enumerate(opts):
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"optimiser.{i}."):
+                _, _, index, name = key.split(".")
+                state.setdefault(int(index), {})[name] = value
+        o.load_state_dict({"state": state, "param_groups": o.state_dict()["param_groups"]})
+    print(f"resuming at step {step}", flush=True)
+    return step

@@ -1,0 +1,105 @@
+"""Train the embedded VAE: the official Wan2.1 topology with 1.9 M parameters, on drawn puzzles.
+
+Recipe (each point measured on a prototype): small crops of whole clips first and full clips in the last quarter; MSE + 0.3 L1
++ 1e-5 KL; Muon on convolution kernels; wide first convolutions, residual branches that start small, a narrow posterior.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minicos import puzzles
+from minicos.config import TINY_VAE
+from minicos.tiny import optim
+from minicos.vae import VAE, Attention, ResidualBlock
+
+SIZES = {"maze": (3, 4, 4), "goal": (3, 4, 4), "mark": (3, 4), "memory": (3, 4), "turn": (3, 4)}
+CROP = 32  # pixels
+
+
+def initialise(vae: VAE) -> None:
+    """Keep variance through the convolutions, start residual branches small, and start the posterior narrow (log-variance -6)."""
+    for module in vae.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            module.weight.data.mul_(3**0.5)
+    for module in vae.modules():
+        if isinstance(module, ResidualBlock):
+            module.residual[6].weight.data.mul_(0.1)
+        if isinstance(module, Attention):
+            module.proj.weight.data.mul_(0.1)
+    vae.conv1.bias.data[vae.cfg.z_dim :] = -6.0
+
+
+def clip(rng: np.random.Generator, size: int | None = None) -> np.ndarray:
+    """One random training video, uint8 (13, h, w, 3)."""
+    kind = puzzles.KINDS[rng.integers(len(puzzles.KINDS))]
+    size = size or int(rng.choice(SIZES[kind]))
+    puzzle = puzzles.make(kind, int(rng.integers(2**31)), size=size, split="train")
+    return puzzle.draw(int(rng.integers(len(puzzle.candidates))))
+
+
+def crops(rng: np.random.Generator, n: int) -> Tensor:
+    """n crops of CROP pixels through all 13 frames, in [-1, 1]  (n 3 13 CROP CROP)."""
+    out = []
+    for _ in range(n):
+        video = clip(rng)
+        top, left = (int(rng.integers(0, s - CROP + 1)) for s in video.shape[1:3])
+        out.append(video[:, top : top + CROP, left : left + CROP])
+    return to_tensor(np.stack(out))
+
+
+def to_tensor(videos: np.ndarray) -> Tensor:
+    """uint8 (n f h w 3) -> float in [-1, 1] (n 3 f h w)."""
+    return torch.from_numpy(videos).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+
+
+def batch(seed: int, step: int, steps: int) -> Tensor:
+    """The training batch of a step: 8 crops, or 3 full clips of one size in the last quarter."""
+    rng = np.random.default_rng((seed, step))
+    if step < 0.75 * steps:
+        return crops(rng, 8)
+    return to_tensor(np.stack([clip(rng, size=(3, 4)[step % 2]) for _ in range(3)]))
+
+
+def loss(vae: VAE, video: Tensor, generator: torch.Generator, compiled: bool = False) -> Tensor:
+    """Reconstruction from a sampled latent, plus a little KL to keep the latents compact."""
+    encode, decode = (COMPILED if compiled else EAGER)
+    mu, logvar = vae.conv1(encode(vae, video), {}).float().chunk(2, dim=1)
+    logvar = logvar.clamp(-30, 20)
+    z = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator)
+    error = decode(vae, vae.conv2(z, {})).float() - video
+    kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean()
+    return (error**2).mean() + 0.3 * error.abs().mean() + 1e-5 * kl
+
+
+EAGER = (lambda vae, video: vae.encoder(video, {}), lambda vae, z: vae.decoder(z, {}))
+COMPILED = tuple(torch.compile(f, dynamic=False) for f in EAGER)  # a quarter faster per step, minutes of compilation first
+
+
+def statistics(vae: VAE, seed: int = 1, clips: int = 96) -> VAE:
+    """The same VAE with the mean and deviation of its own latents in its configuration, so that the DiT sees unit variance."""
+    rng = np.random.default_rng((seed, 2**20))
+    with torch.no_grad():
+        mu = torch.cat([vae.posterior(to_tensor(clip(rng)[None]))[0].transpose(0, 1).flatten(1) for _ in range(clips)], dim=1)
+    cfg = replace(vae.cfg, mean=tuple(round(v, 4) for v in mu.mean(1).tolist()), std=tuple(round(v, 4) for v in mu.std(1).tolist()))
+    out = VAE(cfg).requires_grad_(False)
+    out.load_state_dict(vae.state_dict())
+    return out
+
+
+def train(folder: Path, *, steps: int, seed: int, compiled: bool = False) -> None:
+    """Train into `folder`, resuming what is there; leaves the averaged weights in `folder/averaged.safetensors`."""
+    torch.manual_seed(seed)
+    vae = VAE(TINY_VAE)
+    initialise(vae)
+    opts = optim.optimisers(vae, lambda name, p: p.ndim >= 4, muon_lr=4e-3, adam_lr=2e-3)
+
+    def loss_at(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(vae, batch(seed, step, steps), generator, compiled)
+
+    optim.train(vae, loss_at, opts, steps=steps, warmup=50, decay=0.6, ema=0.998, folder=folder)

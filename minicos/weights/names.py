@@ -1,0 +1,147 @@
+"""Names of parameters: the official ones, which minicos uses itself, and the foreign ones, each a table with a layer slot.
+
+A table maps official module paths to foreign ones; `{}` stands for the number of the layer. `translate` looks up a key
+with or without its last word (`weight`, `bias`, `gamma`). A key that is in no table is an error, never a guess.
+No torch here: `minicos inspect` uses these tables too.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+
+from minicos.errors import MinicosError
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")  # put before official names by ComfyUI and others
+LEAVES = ("weight", "bias", "gamma")
+
+# The diffusion transformer: official WanModel -> diffusers WanTransformer3DModel.
+DIT_DIFFUSERS = {
+    "patch_embedding": "patch_embedding",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "blocks.{}.modulation": "blocks.{}.scale_shift_table",
+    **{
+        f"blocks.{{}}.{attention}.{official}": f"blocks.{{}}.{foreign}.{leaf}"
+        for attention, foreign in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+        for official, leaf in (
+            ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"), ("norm_q", "norm_q"), ("norm_k", "norm_k"),
+        )
+    },
+    "blocks.{}.norm3": "blocks.{}.norm2",  # the affine norm before cross-attention; the other two have no parameters
+    "blocks.{}.ffn.0": "blocks.{}.ffn.net.0.proj",
+    "blocks.{}.ffn.2": "blocks.{}.ffn.net.2",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+    # Wan2.1 image-to-video only:
+    "blocks.{}.cross_attn.k_img": "blocks.{}.attn2.add_k_proj",
+    "blocks.{}.cross_attn.v_img": "blocks.{}.attn2.add_v_proj",
+    "blocks.{}.cross_attn.norm_k_img": "blocks.{}.attn2.norm_added_k",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
+}  # fmt: skip
+
+_RESIDUAL = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2", "shortcut": "conv_shortcut"}
+_RESAMPLE = {"resample.1": "resample.1", "time_conv": "time_conv"}
+_ATTENTION = {"norm": "norm", "to_qkv": "to_qkv", "proj": "proj"}
+
+
+def _under(official: str, foreign: str, leaves: dict[str, str]) -> dict[str, str]:
+    return {f"{official}.{a}": f"{foreign}.{b}" for a, b in leaves.items()}
+
+
+# The VAE of Wan2.1 and Wan2.2-A14B: official WanVAE_ -> diffusers AutoencoderKLWan. The encoder's flat list keeps its
+# numbers; the decoder's flat list of 15 becomes four groups of three residual blocks, with an upsampler between them.
+VAE_DIFFUSERS = {
+    "conv1": "quant_conv",
+    "conv2": "post_quant_conv",
+    **{
+        a: b
+        for side in ("encoder", "decoder")
+        for a, b in {
+            f"{side}.conv1": f"{side}.conv_in",
+            **_under(f"{side}.middle.0", f"{side}.mid_block.resnets.0", _RESIDUAL),
+            **_under(f"{side}.middle.1", f"{side}.mid_block.attentions.0", _ATTENTION),
+            **_under(f"{side}.middle.2", f"{side}.mid_block.resnets.1", _RESIDUAL),
+            f"{side}.head.0": f"{side}.norm_out",
+            f"{side}.head.2": f"{side}.conv_out",
+        }.items()
+    },
+    **_under("encoder.downsamples.{}", "encoder.down_blocks.{}", _RESIDUAL | _RESAMPLE),
+    **{
+        a: b
+        for i in range(15)
+        for a, b in (
+            _under(f"decoder.upsamples.{i}", f"decoder.up_blocks.{i // 4}.resnets.{i % 4}", _RESIDUAL)
+            if i % 4 < 3
+            else _under(f"decoder.upsamples.{i}", f"decoder.up_blocks.{i // 4}.upsamplers.0", _RESAMPLE)
+        ).items()
+    },
+}
+
+# The text encoder: official T5Encoder -> transformers UMT5EncoderModel.
+_BLOCK = "encoder.block.{}.layer"
+UMT5_TRANSFORMERS = {
+    "token_embedding": "shared",
+    "norm": "encoder.final_layer_norm",
+    "blocks.{}.norm1": f"{_BLOCK}.0.layer_norm",
+    "blocks.{}.norm2": f"{_BLOCK}.1.layer_norm",
+    **{f"blocks.{{}}.attn.{x}": f"{_BLOCK}.0.SelfAttention.{x}" for x in "qkvo"},
+    "blocks.{}.pos_embedding.embedding": f"{_BLOCK}.0.SelfAttention.relative_attention_bias",
+    "blocks.{}.ffn.gate.0": f"{_BLOCK}.1.DenseReluDense.wi_0",
+    "blocks.{}.ffn.fc1": f"{_BLOCK}.1.DenseReluDense.wi_1",
+    "blocks.{}.ffn.fc2": f"{_BLOCK}.1.DenseReluDense.wo",
+}
+
+# layout -> (a key that only this layout has, its table)
+FOREIGN = {
+    "diffusers": ("condition_embedder.time_proj.weight", DIT_DIFFUSERS),
+    "diffusers VAE": ("post_quant_conv.weight", VAE_DIFFUSERS),
+    "transformers": ("encoder.final_layer_norm.weight", UMT5_TRANSFORMERS),
+}
+# Keys that are no weights: a marker of ComfyUI, its copy of the tokenizer, and a second name of `shared.weight`.
+NO_WEIGHTS = ("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight")
+
+
+def inverse(table: dict[str, str]) -> dict[str, str]:
+    """The table from foreign names to official ones."""
+    return {foreign: official for official, foreign in table.items()}
+
+
+def translate(key: str, table: dict[str, str]) -> str:
+    """`key` by `table`, e.g. blocks.3.attn1.to_q.weight -> blocks.3.self_attn.q.weight. Raises MinicosError if it is not there."""
+    module, _, leaf = key.rpartition(".")
+    for stem, tail in ((key, ""), (module, f".{leaf}" if leaf in LEAVES else None)):
+        layer = re.search(r"(?:^|\.)(\d+)(?=\.)", stem)
+        slotted = f"{stem[: layer.start(1)]}{{}}{stem[layer.end(1) :]}" if layer else stem
+        for found in (table.get(stem), table.get(slotted)):
+            if found is not None and tail is not None:
+                return found.replace("{}", layer[1] if layer else "") + tail
+    raise MinicosError(f"the key {key!r} belongs to no known network. `minicos inspect` says what this file is.")
+
+
+def strip(key: str) -> str:
+    """`key` without the prefix of ComfyUI and others, if it has one."""
+    for prefix in PREFIXES:
+        if key.startswith(prefix):
+            return key.removeprefix(prefix)
+    return key
+
+
+def layout(keys: Iterable[str]) -> str:
+    """How the keys of a network are named: "official" or one of FOREIGN."""
+    stripped = {strip(key) for key in keys}
+    return next((name for name, (marker, _) in FOREIGN.items() if marker in stripped), "official")
+
+
+def renamer(keys: Iterable[str]) -> Callable[[str], str]:
+    """The function from these keys' naming to the official one. It raises MinicosError on a key that it does not know."""
+    found = layout(keys)
+    if found == "official":
+        return strip
+    table = inverse(FOREIGN[found][1])
+    return lambda key: translate(strip(key), table)
