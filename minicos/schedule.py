@@ -38,7 +38,7 @@ class Schedule:
         return len(self.timesteps)
 
 
-def shifted(sigma, shift: float):
+def shifted(sigma: float | Tensor, shift: float) -> float | Tensor:
     """sigma' = shift sigma / (1 + (shift - 1) sigma), of a number or a tensor; shift 1 is the identity."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
@@ -46,7 +46,7 @@ def shifted(sigma, shift: float):
 def euler(steps: int, shift: float) -> Schedule:
     """Evenly spaced sigmas 1, ..., 1/N, shifted, in float32. The timestep is 1000 sigma, not truncated."""
     _check(steps, shift)
-    sigmas = shifted(torch.linspace(1, 0, steps + 1)[:-1], shift)
+    sigmas = shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float32, device="cpu")[:-1], shift)
     return Schedule("euler", tuple((1000 * sigmas).tolist()), (*sigmas.tolist(), 0.0))
 
 
@@ -63,7 +63,7 @@ def unipc(steps: int, shift: float) -> Schedule:
 def _official(solver: str, start: float, steps: int, shift: float) -> Schedule:
     _check(steps, shift)
     sigmas = [shifted(start - i * (start / steps), shift) for i in range(steps)]
-    rounded = torch.tensor([*sigmas, 0.0], dtype=torch.float32).tolist()
+    rounded = torch.tensor([*sigmas, 0.0], dtype=torch.float32, device="cpu").tolist()
     return Schedule(solver, tuple(int(1000 * sigma) for sigma in sigmas), tuple(rounded))
 
 
@@ -114,14 +114,14 @@ Solver = Callable[[Tensor, Tensor, int, Schedule, Memory | None], tuple[Tensor, 
 
 def euler_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None) -> tuple[Tensor, None]:
     """x' = x + v (sigma' - sigma). Remembers nothing."""
-    sigma = torch.tensor(schedule.sigmas)
+    sigma = _sigmas(schedule)
     return x + velocity * (sigma[i + 1] - sigma[i]), None
 
 
 def dpmpp_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None) -> tuple[Tensor, Memory]:
     """DPM-Solver++ 2M, midpoint (arXiv:2211.01095, algorithm 2); first order on the first step, the last and after a restart."""
     _follows(memory, i)
-    sigma = torch.tensor(schedule.sigmas)
+    sigma = _sigmas(schedule)
     x0 = x - sigma[i] * velocity
     return _predict(x, x0, i, sigma, memory), Memory(i, (x0,))
 
@@ -129,7 +129,7 @@ def dpmpp_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: 
 def unipc_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None) -> tuple[Tensor, Memory]:
     """UniPC of order 2 with B(h) = e^h - 1 (arXiv:2302.04867): correct the step that led here, then predict as DPM-Solver++ does."""
     _follows(memory, i)
-    sigma = torch.tensor(schedule.sigmas)
+    sigma = _sigmas(schedule)
     x0 = x - sigma[i] * velocity  # of the latent that the network saw, before it is corrected
     if memory is not None:
         x = _correct(x0, i, sigma, memory)
@@ -138,6 +138,11 @@ def unipc_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: 
 
 
 SOLVERS: dict[str, Solver] = {"euler": euler_step, "unipc": unipc_step, "dpmpp": dpmpp_step}
+
+
+def _sigmas(schedule: Schedule) -> Tensor:
+    """float32 on the CPU, wherever the latents are: a number on the CPU multiplies a tensor on any device without waiting for it."""
+    return torch.tensor(schedule.sigmas, dtype=torch.float32, device="cpu")
 
 
 def _follows(memory: Memory | None, i: int) -> None:
@@ -180,7 +185,7 @@ def _correct(x0: Tensor, i: int, sigma: Tensor, memory: Memory) -> Tensor:
         r, h = (before - start) / (end - start), start - end
         phi_1 = torch.expm1(h) / h - 1
         phi_2 = phi_1 / h - 0.5
-        rows = torch.stack([torch.ones(2), torch.stack([r, torch.ones(())])])
-        rho = torch.linalg.solve(rows, torch.stack([phi_1, 2 * phi_2]) / torch.expm1(h))
+        b = torch.stack([phi_1, 2 * phi_2]) / torch.expm1(h)
+        rho = torch.linalg.solve(r.new_tensor([[1, 1], [r, 1]]), b)
         bend = rho[0] * ((earlier[0] - last) / r) + rho[1] * bend
     return _advance(memory.x, last, bend, sigma[i - 1], sigma[i])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,26 +26,31 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            alike: dict[torch.Size, list[nn.Parameter]] = {}  # matrices of one shape go through the iteration together
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                average.lerp_(p.grad, 1 - group["momentum"])
-                nesterov = p.grad.lerp(average, group["momentum"])
-                update = orthogonalise(nesterov.flatten(1)).view_as(p)
-                rows, columns = p.shape[0], p[0].numel()
-                p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+                if p.grad is not None:
+                    alike.setdefault(p.flatten(1).shape, []).append(p)
+            for shape, params in alike.items():
+                updates = orthogonalise(torch.stack([self._nesterov(p, group["momentum"]).flatten(1) for p in params]))
+                for p, update in zip(params, updates, strict=True):
+                    p.add_(update.view_as(p), alpha=-group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)
+
+    def _nesterov(self, p: nn.Parameter, momentum: float) -> Tensor:
+        average = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        average.lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(average, momentum)
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrix with singular values near one, by the quintic Newton-Schulz iteration of Muon."""
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest matrices with singular values near one, by Muon's quintic Newton-Schulz iteration in bfloat16: n rows columns."""
+    x = matrices.bfloat16()
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if tall else x
+    return (x.mT if tall else x).float()
 
 
 def optimisers(model: nn.Module, muon: Callable[[str, nn.Parameter], bool], muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
@@ -127,8 +133,6 @@ def _resume(folder: Path, model: nn.Module, average: dict[str, Tensor], opts: li
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         step = int(file.metadata()["step"])
     tensors = load_file(path)

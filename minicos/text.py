@@ -1,0 +1,195 @@
+"""From a prompt to rows of numbers: the tokenizer and the UMT5 encoder (official wan/modules/t5.py and tokenizers.py).
+
+A prompt is cleaned, cut into tokens and padded to `text_len`; the encoder turns each token into a row that knows its
+neighbours. It is a T5: residual blocks of attention and a gated feed-forward without biases, no positions in the embedding;
+instead every block adds to its attention scores a learned number per head and *distance* between two tokens. Rows beyond the
+prompt are then set to zero (`encode`): the diffusion transformer attends to those too, and they must be zero, not text.
+Module and attribute names are those of the official checkpoint. The official clamp against overflow in float16 is left out:
+it does nothing in bfloat16 and float32.
+"""
+
+import html
+import math
+import re
+import warnings
+from dataclasses import dataclass
+from os import PathLike
+
+import tokenizers
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minicos.config import TextConfig
+from minicos.errors import MinicosError
+from minicos.ops import rms_norm
+
+try:
+    import ftfy
+except ImportError:  # an optional extra
+    ftfy = None
+
+PAD, EOS = 0, 1  # ids; every tokenizer of the family agrees on them
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, eps=1e-6)
+
+
+class GELU(nn.Module):
+    """The tanh approximation, written out: in bfloat16 it rounds after every operation, as the official code does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3))))
+
+
+class FeedForward(nn.Module):
+    """fc2(fc1(x) * gelu(gate(x)))."""
+
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        self.gate = nn.Sequential(nn.Linear(cfg.dim, cfg.dim_ffn, bias=False), GELU())
+        self.fc1 = nn.Linear(cfg.dim, cfg.dim_ffn, bias=False)
+        self.fc2 = nn.Linear(cfg.dim_ffn, cfg.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x) * self.gate(x))
+
+
+class RelativePosition(nn.Module):
+    """A learned number for each head and distance from query to key; far distances share one (`buckets`)."""
+
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(cfg.num_buckets, cfg.num_heads)
+
+    def forward(self, length: int) -> Tensor:
+        place = torch.arange(length, device="cpu")
+        index = buckets(place[None, :] - place[:, None], self.embedding.num_embeddings)  # query, key
+        return rearrange(self.embedding(index.to(self.embedding.weight.device)), "q k n -> 1 n q k")
+
+
+def buckets(distance: Tensor, num_buckets: int, max_distance: int = 128) -> Tensor:
+    """The bucket of each distance key - query: half of them for keys behind. Of each half, half again are exact
+    (0, 1, 2, ...) and the rest grow evenly in log distance up to `max_distance`, beyond which all share the last.
+
+    On the host in float32, so that distances where the logarithm is an integer (16, 32, 64) fall alike everywhere.
+    """
+    side = num_buckets // 2
+    exact = side // 2
+    far = distance.abs()
+    scale = torch.log(far.float() / exact) / math.log(max_distance / exact)  # 0 at `exact`, 1 at `max_distance`
+    coarse = (exact + (scale * (side - exact)).long()).clamp(max=side - 1)
+    return (distance > 0) * side + torch.where(far < exact, far, coarse)
+
+
+class Attention(nn.Module):
+    """softmax(q k^T + bias) v, without T5's missing 1 / sqrt(k); scores are rounded to the weights' dtype, the softmax is in float32."""
+
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        self.num_heads = cfg.num_heads
+        self.q, self.k, self.v = (nn.Linear(cfg.dim, cfg.dim_attn, bias=False) for _ in range(3))
+        self.o = nn.Linear(cfg.dim_attn, cfg.dim, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = (rearrange(layer(x), "b t (n k) -> b n t k", n=self.num_heads) for layer in (self.q, self.k, self.v))
+        weights = (q @ k.mT + bias).float().softmax(dim=-1).to(x.dtype)  # b n t t
+        return self.o(rearrange(weights @ v, "b n t k -> b t (n k)"))
+
+
+class Block(nn.Module):
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        self.norm1 = RMSNorm(cfg.dim)
+        self.attn = Attention(cfg)
+        self.norm2 = RMSNorm(cfg.dim)
+        self.ffn = FeedForward(cfg)
+        self.pos_embedding = RelativePosition(cfg)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:  # b t d, b 1 1 t
+        bias = self.pos_embedding(x.shape[1]).masked_fill(padding, torch.finfo(x.dtype).min)  # b n t t
+        x = x + self.attn(self.norm1(x), bias)
+        return x + self.ffn(self.norm2(x))
+
+
+class TextEncoder(nn.Module):
+    """The UMT5 encoder (official `T5Encoder`, shared_pos=False)."""
+
+    def __init__(self, cfg: TextConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.token_embedding = nn.Embedding(cfg.vocab_size, cfg.dim)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
+        self.norm = RMSNorm(cfg.dim)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids (b t) and mask (b t; 0 where padded) -> b t d. Rows of padding hold numbers without meaning."""
+        padding = (mask == 0)[:, None, None]
+        x = self.token_embedding(ids)
+        for block in self.blocks:
+            x = block(x, padding)
+        return self.norm(x)
+
+
+def clean(prompt: str) -> str:
+    """The official cleaning: mend mis-decoded text, resolve HTML entities twice, make each run of white space one blank.
+
+    Without ftfy nothing is mended. It also turns full-width punctuation, as in the official negative prompt, into ASCII, so
+    that prompts beyond ASCII may then get other tokens than the official code gives them: a warning says so.
+    """
+    if ftfy is not None:
+        prompt = ftfy.fix_text(prompt)
+    elif not prompt.isascii():
+        warnings.warn("the prompt is not ASCII and ftfy is missing: its tokens may not be the official ones (pip install ftfy)", stacklevel=2)
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer.json and the length that prompts are padded and cut to."""
+
+    vocabulary: tokenizers.Tokenizer
+    text_len: int
+
+    @classmethod
+    def load(cls, path: str | PathLike, text_len: int) -> "Tokenizer":
+        """Read a tokenizer.json. Raises MinicosError naming the file when it is missing, broken or of another family."""
+        try:
+            vocabulary = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise MinicosError(f"{path} does not open as a tokenizer: {error}. It should be the tokenizer.json of google/umt5-xxl.") from error
+        vocabulary.no_truncation()
+        vocabulary.no_padding()
+        if vocabulary.encode("").ids != [EOS]:
+            raise MinicosError(f"{path} does not end a prompt with token {EOS}: it is not the tokenizer of a UMT5 encoder.")
+        return cls(vocabulary, text_len)
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Cleaned prompts as ids and mask, each b t int64: the tokens, the end token, padding. A long prompt loses its tail, not its end token."""
+        ids = torch.full((len(prompts), self.text_len), PAD)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            tokens = self.vocabulary.encode(clean(prompt)).ids[:-1][: self.text_len - 1] + [EOS]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return ids, mask
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The parts of a cleaned prompt that the vocabulary lacks, as written, in order: the encoder sees <unk> in their place."""
+        text, unknown = clean(prompt), self.vocabulary.token_to_id("<unk>")
+        encoding = self.vocabulary.encode(text)
+        return [text[start:end] for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown]
+
+
+def encode(encoder: TextEncoder, tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
+    """Prompts -> b t d, the rows beyond each prompt's end exactly zero (the official code trims them, then pads with zeros)."""
+    ids, mask = (x.to(encoder.token_embedding.weight.device) for x in tokenizer(prompts))
+    return encoder(ids, mask).masked_fill(mask[..., None] == 0, 0)

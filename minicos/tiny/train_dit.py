@@ -1,0 +1,102 @@
+"""Train the embedded DiT with its text encoder, then its low-noise expert as a LoRA.
+
+Flow matching: x = (1 - sigma) x0 + sigma noise, target velocity noise - x0, mean squared error. Noise levels are stratified over the
+batch and shifted towards noise (sigma = 3u / (1 + 2u)), where routes are decided; a tenth of the prompts is dropped, so that guidance
+works. The first stage sees every noise level and ships as the high-noise expert; the second trains rank-16 updates of its block
+matrices on sigma < 0.9 alone, the share of the low-noise expert.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minicos.config import TINY_TEXT, VARIANTS
+from minicos.dit import DiT
+from minicos.ops import REFERENCE, Ops
+from minicos.text import TextEncoder, Tokenizer, encode
+from minicos.tiny import optim
+from minicos.tiny.data import PROMPTS, Pool
+
+CFG = VARIANTS["tiny"]
+SHIFT, DROP = 3.0, 0.1
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention written out: its backward pass is faster than the fused one on a CPU for a hundred tokens."""
+    return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
+
+
+TRAINING: Ops = replace(REFERENCE, attention=plain_attention, self_attention=plain_attention)
+
+
+class Student(nn.Module):
+    """Text encoder and network, trained as one."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        self.text = TextEncoder(TINY_TEXT)
+        self.dit = DiT(CFG, ops=TRAINING)
+        self.tokens = tokenizer(list(PROMPTS))
+        initialise(self)
+
+    def loss(self, x0: Tensor, y: Tensor, prompt: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Mean squared error of the velocity; x0 b c f h w, sigma b."""
+        text = encode(self.text, self.tokens)[prompt]
+        s = sigma.view(-1, 1, 1, 1, 1)
+        velocity = self.dit((1 - s) * x0 + s * noise, 1000 * sigma, text, y)
+        return (velocity - (noise - x0)).square().mean()
+
+
+def initialise(student: Student) -> None:
+    """Xavier matrices as in the official code; every residual branch and the head start at zero."""
+    for module in student.dit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(student.dit.patch_embedding.weight.flatten(1))
+    for block in student.dit.blocks:
+        for last in (block.self_attn.o, block.cross_attn.o, block.ffn[2]):
+            nn.init.zeros_(last.weight)
+    nn.init.zeros_(student.dit.head.head.weight)
+
+
+def noise_levels(n: int, rng: np.random.Generator, below: float = 1.0) -> Tensor:
+    """n stratified sigmas in (0, below): sigma = 3u / (1 + 2u) for u evenly spread, cut at `below`."""
+    top = below / (SHIFT - (SHIFT - 1) * below)  # the u that gives sigma = below
+    u = (rng.permutation(n) + rng.random(n)) / n * top
+    return torch.from_numpy(SHIFT * u / (1 + (SHIFT - 1) * u)).float()
+
+
+def batch(pool: Pool, seed: int, step: int, n: int, below: float = 1.0) -> tuple[Tensor, ...]:
+    """The arguments of `Student.loss` for a training step."""
+    rng = np.random.default_rng((seed, step))
+    x0, y, prompt = pool.batch(rng, n)
+    prompt[torch.from_numpy(rng.random(n) < DROP)] = 0
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
+    return x0, y, prompt, noise, noise_levels(n, rng, below)
+
+
+def is_block_matrix(name: str, p: nn.Parameter) -> bool:
+    return ".blocks." in f".{name}" and p.ndim == 2 and "pos_embedding" not in name
+
+
+def train(folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_size: int = 64, compiled: bool = False) -> None:
+    """First stage: all noise levels, into `folder`/dit, resuming; takes in shards of `folder`/latents as they are written."""
+    torch.manual_seed(seed)
+    student = Student(tokenizer)
+    if compiled:
+        student.dit.compile_blocks()
+    opts = optim.optimisers(student, is_block_matrix, muon_lr=8e-3, adam_lr=2e-3)
+    pool = Pool(folder / "latents").refresh()
+
+    def loss_at(step: int) -> Tensor:
+        if step % 50 == 0:
+            pool.refresh()
+        with torch.autocast("cpu", torch.bfloat16):
+            return student.loss(*batch(pool, seed, step, batch_size))
+
+    note = lambda step, loss: f"{len(pool)} clips"  # noqa: E731
+    optim.train(student, loss_at, opts, steps=steps, warmup=60, decay=1 / 3, ema=0.998, folder=folder / "dit", log=note)
