@@ -1,0 +1,22 @@
+"""minicos: Wan2.2 video diffusion from scratch, with a hook on every tensor worth watching.
+
+import minicos
+wan = minicos.load("tiny")
+for step in wan.sample(wan.condition("solve the maze", image)):
+    print(step.index, step.sigma, step.x0.shape)
+"""
+
+from importlib import import_module
+
+_HOME = {  # what a notebook imports, and where it lives; loaded on first use, so that `minicos inspect` never imports torch
+    "load": "pipeline", "Wan": "pipeline", "sample": "sample", "Step": "sample", "Condition": "condition",
+    "Hooks": "hooks", "Site": "hooks", "Record": "hooks", "MinicosError": "errors",
+}  # fmt: skip
+__all__ = [*_HOME, "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'minicos' has no attribute {name!r}")
+    return getattr(import_module(f"minicos.{_HOME[name]}"), name)

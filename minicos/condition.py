@@ -56,7 +56,9 @@ def frame_size(image_hw: tuple[int, int], area: int | None, stride: int = 8, pat
         step = stride * patch
         if height % step or width % step:
             good = (max(1, round(height / step)) * step, max(1, round(width / step)) * step)
-            raise MinicosError(f"the image has {width}x{height} pixels; both sides must be multiples of {step}, e.g. {good[1]}x{good[0]}")
+            raise MinicosError(
+                f"the image has {width}x{height} pixels; both sides must be multiples of {step}, e.g. {good[1]}x{good[0]}"
+            )
         return height, width
     ratio = height / width
     rows = round(math.sqrt(area * ratio) // stride // patch * patch)

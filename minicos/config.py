@@ -80,7 +80,9 @@ VARIANTS: dict[str, DiTConfig] = {
     "Wan2.2-T2V-A14B": _14B,
     "Wan2.1-T2V-14B": _14B,
     "Wan2.1-T2V-1.3B": replace(_14B, dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
-    "tiny": DiTConfig(in_dim=36, out_dim=16, dim=128, ffn_dim=512, num_heads=4, num_layers=12, text_dim=64, text_len=16),
+    "tiny": DiTConfig(
+        in_dim=36, out_dim=16, dim=128, ffn_dim=512, num_heads=4, num_layers=12, text_dim=64, text_len=16
+    ),
 }
 
 TINY_VAE = VAEConfig(dim=16, dim_mult=(1, 1, 2, 4), num_res_blocks=1)  # mean and std come with its weights

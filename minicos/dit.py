@@ -94,9 +94,13 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(cfg, ops)
         self.norm3 = LayerNorm(cfg.dim)
         self.cross_attn = CrossAttention(cfg, ops)
-        self.ffn = nn.Sequential(Linear(cfg.dim, cfg.ffn_dim), nn.GELU(approximate="tanh"), Linear(cfg.ffn_dim, cfg.dim))
+        self.ffn = nn.Sequential(
+            Linear(cfg.dim, cfg.ffn_dim), nn.GELU(approximate="tanh"), Linear(cfg.ffn_dim, cfg.dim)
+        )
 
-    def forward(self, x: Tensor, text: Tensor, time: Tensor, angles: tuple[Tensor, Tensor], hooks: Hooks = NO_HOOKS) -> Tensor:
+    def forward(
+        self, x: Tensor, text: Tensor, time: Tensor, angles: tuple[Tensor, Tensor], hooks: Hooks = NO_HOOKS
+    ) -> Tensor:
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time).unbind(2)  # 6 x  b g d
 
         h = self.ops.modulated_norm(x, scale, shift, self.eps)  # b l d
@@ -131,14 +135,18 @@ class DiT(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.patch_embedding = nn.Conv3d(cfg.in_dim, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
-        self.text_embedding = nn.Sequential(Linear(cfg.text_dim, cfg.dim), nn.GELU(approximate="tanh"), Linear(cfg.dim, cfg.dim))
+        self.text_embedding = nn.Sequential(
+            Linear(cfg.text_dim, cfg.dim), nn.GELU(approximate="tanh"), Linear(cfg.dim, cfg.dim)
+        )
         self.time_embedding = nn.Sequential(Linear(cfg.freq_dim, cfg.dim), nn.SiLU(), Linear(cfg.dim, cfg.dim))
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(cfg.dim, 6 * cfg.dim))
         self.blocks = nn.ModuleList(Block(cfg, ops, residual) for _ in range(cfg.num_layers))
         self.head = Head(cfg, ops)
         self._angles: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
-    def forward(self, x: Tensor, timestep: Tensor, text: Tensor, y: Tensor | None = None, hooks: Hooks = NO_HOOKS) -> Tensor:
+    def forward(
+        self, x: Tensor, timestep: Tensor, text: Tensor, y: Tensor | None = None, hooks: Hooks = NO_HOOKS
+    ) -> Tensor:
         """The velocity noise - x0 at latents x.
 
         x         b c f h w  latents
@@ -207,7 +215,20 @@ def watched(block: nn.Module, inside: Hooks) -> Callable[..., Tensor]:
 
 def points(cfg: DiTConfig) -> dict[str, str]:
     """Every hook point of a network and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}; found by a run on the meta device."""
-    sizes = {"b": 2, "c": 17, "f": 3, "h": 10, "w": 14, "l": 3 * 5 * 7, "n": 11, "k": 8, "d": 88, "t": 19, "g": 1, "6": 6}
+    sizes = {
+        "b": 2,
+        "c": 17,
+        "f": 3,
+        "h": 10,
+        "w": 14,
+        "l": 3 * 5 * 7,
+        "n": 11,
+        "k": 8,
+        "d": 88,
+        "t": 19,
+        "g": 1,
+        "6": 6,
+    }
     letters = {size: letter for letter, size in sizes.items()}
     small = replace(cfg, in_dim=17, out_dim=17, dim=88, num_heads=11, ffn_dim=8, text_dim=8, text_len=19)
     found: dict[str, str] = {}

@@ -29,7 +29,9 @@ class Site:
     expert: str = ""  # "high" | "low"
     branch: str = ""  # "cond" | "uncond"
     grid: tuple[int, int, int] = (0, 0, 0)  # f, h, w
-    tokens: slice = field(default_factory=lambda: slice(None))  # which of the f*h*w tokens the tensor holds (all of them, unless sharded)
+    tokens: slice = field(
+        default_factory=lambda: slice(None)
+    )  # which of the f*h*w tokens the tensor holds (all of them, unless sharded)
 
 
 Hook = Callable[[Tensor, Site], Tensor | None]
@@ -55,7 +57,9 @@ class Rule:
 
     def inside(self, prefix: tuple[str, ...]) -> bool:
         """Whether the pattern begins with `prefix`; `*` stands for exactly one dotted segment."""
-        return all(p in ("*", n) for p, n in zip(self.pattern, prefix, strict=False)) and len(prefix) <= len(self.pattern)
+        return all(p in ("*", n) for p, n in zip(self.pattern, prefix, strict=False)) and len(prefix) <= len(
+            self.pattern
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class Hooks:
     rules: tuple[Rule, ...] = ()
     site: Site = Site()
 
-    def on(self, pattern: str, hook: Hook, *, step=None, expert: str | None = None, branch: str | None = None) -> "Hooks":
+    def on(
+        self, pattern: str, hook: Hook, *, step=None, expert: str | None = None, branch: str | None = None
+    ) -> "Hooks":
         """Add a hook on every point that `pattern` names, limited to a step (int or container of ints), expert and branch."""
         if expert not in (None, "high", "low"):
             raise MinicosError(f"expert must be 'high' or 'low', not {expert!r}")
@@ -90,7 +96,9 @@ class Hooks:
         """The rules about points inside the module `name`, e.g. "blocks.3"; its own output does not count."""
         prefix = tuple(name.split("."))
         rules = tuple(
-            replace(r, pattern=r.pattern[len(prefix) :]) for r in self.rules if len(r.pattern) > len(prefix) and r.inside(prefix)
+            replace(r, pattern=r.pattern[len(prefix) :])
+            for r in self.rules
+            if len(r.pattern) > len(prefix) and r.inside(prefix)
         )
         return Hooks(rules, replace(self.site, name=self._name(name))) if rules else NO_HOOKS
 
@@ -106,7 +114,9 @@ class Hooks:
                 out = rule.hook(x, site)
                 if out is not None:
                     if out.shape != x.shape:
-                        raise MinicosError(f"a hook on {site.name} returned shape {tuple(out.shape)}, not {tuple(x.shape)}")
+                        raise MinicosError(
+                            f"a hook on {site.name} returned shape {tuple(out.shape)}, not {tuple(x.shape)}"
+                        )
                     x = out
         return x
 

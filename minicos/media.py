@@ -12,15 +12,17 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from torch import Tensor
 
 from minicos.errors import MinicosError
 from minicos.runs import replace_file
 
-# Colour conversion with full rounding and full chroma resolution: on JPEGs within 3 levels of libjpeg, on the rest exact.
-EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP)
-BT709 = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG, "interpolation": EXACT}
+# How libswscale converts colours: bilinear (2) with accurate rounding (0x40000) and full chroma resolution, both ways
+# (0x2000, 0x4000). So a PNG reads exactly, and a JPEG within 3 levels of what libjpeg makes of it.
+EXACT = 0x40000 | 0x2000 | 0x4000 | 2
+# Numbers of FFmpeg's enumerations. YUV is read by the matrix that a file names, and by BT.601 where it names none.
+BT709, BT601, MATRICES = 1, 5, (1, 4, 5, 6, 7, 9)
+LIMITED, FULL = 1, 2
 IMAGES = {".png": ("png", "rgb24"), ".jpg": ("mjpeg", "yuvj444p"), ".jpeg": ("mjpeg", "yuvj444p")}
 
 
@@ -59,7 +61,7 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
     encoder.height, encoder.width, encoder.pix_fmt = *image.shape[:2], pixel_format
     encoder.time_base = Fraction(1)
     if codec == "mjpeg":
-        encoder.color_range = ColorRange.JPEG
+        encoder.color_range = FULL
         encoder.qmin = encoder.qmax = 2
     frame = av.VideoFrame.from_ndarray(image).reformat(format=pixel_format, interpolation=EXACT)
     packets = [*encoder.encode(frame), *encoder.encode(None)]
@@ -85,15 +87,28 @@ def _encode(temporary: Path, path: Path, frames: Iterable[np.ndarray], fps: floa
             if stream is None:
                 shape = frame.shape
                 stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
-                stream.height, stream.width, stream.pix_fmt = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2, "yuv420p"
+                stream.height, stream.width, stream.pix_fmt = (
+                    shape[0] + shape[0] % 2,
+                    shape[1] + shape[1] % 2,
+                    "yuv420p",
+                )
                 encoder = stream.codec_context
                 encoder.gop_size = 16  # a player can jump to any second
-                encoder.colorspace, encoder.color_range = Colorspace.ITU709, ColorRange.MPEG
-                encoder.color_primaries, encoder.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+                encoder.colorspace = encoder.color_primaries = encoder.color_trc = BT709
+                encoder.color_range = LIMITED
             if frame.shape != shape:
-                raise MinicosError(f"{path}: a frame of {frame.shape} after frames of {shape}. Save frames of one size.")
+                raise MinicosError(
+                    f"{path}: a frame of {frame.shape} after frames of {shape}. Save frames of one size."
+                )
             even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
-            picture = av.VideoFrame.from_ndarray(even).reformat(format="yuv420p", **BT709)
+            picture = av.VideoFrame.from_ndarray(even)
+            picture = picture.reformat(
+                format="yuv420p",
+                src_colorspace=BT709,
+                dst_colorspace=BT709,
+                dst_color_range=LIMITED,
+                interpolation=EXACT,
+            )
             container.mux(stream.encode(picture))
         if stream is None:
             raise MinicosError(f"{path}: there is no frame to save. Give at least one.")
@@ -101,19 +116,24 @@ def _encode(temporary: Path, path: Path, frames: Iterable[np.ndarray], fps: floa
 
 
 def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
-    """Frames of a file, uint8 (h w 3). The file is handed over open, so that no name is read as a URL or a pattern."""
+    """Frames of a file, uint8 (h w 3). The file is handed over open and may open no other: no name is a URL, a pattern or a playlist."""
     if not path.is_file():
         raise MinicosError(f"{path} does not exist or is not a file. Give the path of {what}.")
     count = 0
     try:
-        with path.open("rb") as file, av.open(file, options={"protocol_whitelist": "file"}) as container:
+        with path.open("rb") as file, av.open(file, options={"protocol_whitelist": "data"}) as container:
             if not container.streams.video:
                 raise MinicosError(f"{path} holds no pictures. Give the path of {what}.")
             for frame in container.decode(video=0):
                 count += 1
-                yield frame.to_ndarray(format="rgb24", interpolation=EXACT)
+                matrix = frame.colorspace if frame.colorspace in MATRICES else BT601
+                yield frame.to_ndarray(
+                    format="rgb24", src_colorspace=matrix, dst_colorspace=matrix, interpolation=EXACT
+                )
     except (av.FFmpegError, OSError) as error:
-        raise MinicosError(f"{path} cannot be read as {what}: {error.strerror or error}. Save it again, e.g. as png or mp4.") from error
+        raise MinicosError(
+            f"{path} cannot be read as {what}: {error.strerror or error}. Save it again, e.g. as png or mp4."
+        ) from error
     if not count:
         raise MinicosError(f"{path} holds no frames. Give the path of {what}.")
 

@@ -174,7 +174,9 @@ def _clock(seconds: float) -> str:
 def _same_settings(folder: Path, record: Any, settings: dict[str, Any]) -> None:
     there = record.get("settings") if isinstance(record, dict) else None
     if not isinstance(there, dict):
-        raise MinicosError(f"{folder / 'run.json'} is not the record of a run. Choose another --out or delete {folder}.")
+        raise MinicosError(
+            f"{folder / 'run.json'} is not the record of a run. Choose another --out or delete {folder}."
+        )
     for name in sorted({*there, *settings}):
         old, new = there.get(name), settings.get(name)
         if old != new:

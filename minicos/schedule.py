@@ -1,19 +1,20 @@
 """When and how to step: noise levels (`Schedule`) and the solvers that carry a latent from one level to the next.
 
-A latent at noise level sigma is x = (1 - sigma) x0 + sigma noise, and the network tells its velocity v = noise - x0. So sampling is
-the ordinary differential equation dx/dsigma = v, followed from sigma = 1 (noise) to sigma = 0 (video), and a step knows at any
-time where it would end: x0 = x - sigma v. A schedule says at which sigmas to stop, a solver how to get from one to the next:
+A latent at noise level sigma is x = (1 - sigma) x0 + sigma noise, and the network tells its velocity v = noise - x0.
+So sampling is the differential equation dx/dsigma = v, followed from sigma = 1 (noise) to sigma = 0 (video), and every
+step knows where it would end: x0 = x - sigma v. A schedule says at which sigmas to stop, a solver how to travel:
 
-    euler   follow v in a straight line                                        (DiffSynth: the tools of the paper)
-    dpmpp   the same line for x0, bent by how x0 changed since the last step   (DPM-Solver++ 2M, official)
-    unipc   dpmpp, and each step first redoes the last one with what v says now  (UniPC, official and the default of Wan)
+    euler   x in a straight line along v                          (DiffSynth: the tools of the paper)
+    dpmpp   x0 in a straight line through this and the last step  (DPM-Solver++ 2M, official)
+    unipc   as dpmpp, but every step first redoes the last one,   (UniPC, official and the default of Wan)
+            now that the x0 at its end is known
 
-`shift` moves the stops towards noise: sigma' = shift sigma / (1 + (shift - 1) sigma). Euler has no past. The other two keep a
-`Memory`, an explicit value that travels through the loop; without one they restart at first order. Drop it when a latent was
-edited: the history belongs to the latent that is gone, and UniPC would pull the edit back to it.
+`shift` moves the stops towards noise: sigma' = shift sigma / (1 + (shift - 1) sigma). Euler has no past. The other two
+keep a `Memory`, a value that travels through the loop; without one they restart at first order. Drop it when a latent
+was edited: it belongs to the latent that is gone, and UniPC would pull the edit back to it.
 
-Tables and updates round where the official code does: float64 tables rounded once to float32, updates in float32.
-Sources: wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2, diffsynth/diffusion/flow_match.py of DiffSynth-Studio.
+Numbers are rounded where the official code rounds: float64 tables, rounded once; updates in float32. Sources:
+wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2, diffsynth/diffusion/flow_match.py of DiffSynth-Studio.
 """
 
 import math
@@ -71,7 +72,7 @@ def _check(steps: int, shift: float) -> None:
     if steps < 1:
         raise MinicosError(f"{steps} steps: sampling takes at least 1")
     if not 0 < shift < math.inf:
-        raise MinicosError(f"shift {shift}: it must be a positive number, such as 5 (1 leaves the sigmas evenly spaced)")
+        raise MinicosError(f"shift {shift}: it must be a positive number, such as 5 (1 leaves sigmas evenly spaced)")
 
 
 SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {"euler": euler, "unipc": unipc, "dpmpp": dpmpp}
@@ -85,7 +86,7 @@ def make(solver: str, steps: int, shift: float) -> Schedule:
 
 
 def expert(timestep: float, boundary: float | None) -> str:
-    """Which expert serves a timestep: "high" at and above 1000 boundary, "low" below. One network alone (None) is "high" always."""
+    """Which expert serves a timestep: "high" at and above 1000 boundary, else "low"; "high" where boundary is None."""
     return "high" if boundary is None or timestep >= 1000 * boundary else "low"
 
 
@@ -112,22 +113,28 @@ class Memory:
 Solver = Callable[[Tensor, Tensor, int, Schedule, Memory | None], tuple[Tensor, Memory | None]]
 
 
-def euler_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None) -> tuple[Tensor, None]:
+def euler_step(
+    x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None
+) -> tuple[Tensor, None]:
     """x' = x + v (sigma' - sigma). Remembers nothing."""
     sigma = _sigmas(schedule)
     return x + velocity * (sigma[i + 1] - sigma[i]), None
 
 
-def dpmpp_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None) -> tuple[Tensor, Memory]:
-    """DPM-Solver++ 2M, midpoint (arXiv:2211.01095, algorithm 2); first order on the first step, the last and after a restart."""
+def dpmpp_step(
+    x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None
+) -> tuple[Tensor, Memory]:
+    """DPM-Solver++ 2M, midpoint (arXiv:2211.01095, algorithm 2). First order on the first step, the last, a restart."""
     _follows(memory, i)
     sigma = _sigmas(schedule)
     x0 = x - sigma[i] * velocity
     return _predict(x, x0, i, sigma, memory), Memory(i, (x0,))
 
 
-def unipc_step(x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None) -> tuple[Tensor, Memory]:
-    """UniPC of order 2 with B(h) = e^h - 1 (arXiv:2302.04867): correct the step that led here, then predict as DPM-Solver++ does."""
+def unipc_step(
+    x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None
+) -> tuple[Tensor, Memory]:
+    """UniPC of order 2, B(h) = e^h - 1 (arXiv:2302.04867): correct the last step, then predict as DPM-Solver++ does."""
     _follows(memory, i)
     sigma = _sigmas(schedule)
     x0 = x - sigma[i] * velocity  # of the latent that the network saw, before it is corrected
@@ -141,13 +148,13 @@ SOLVERS: dict[str, Solver] = {"euler": euler_step, "unipc": unipc_step, "dpmpp":
 
 
 def _sigmas(schedule: Schedule) -> Tensor:
-    """float32 on the CPU, wherever the latents are: a number on the CPU multiplies a tensor on any device without waiting for it."""
+    """float32 on the CPU, wherever the latents are: a CPU scalar multiplies a tensor on any device without a wait."""
     return torch.tensor(schedule.sigmas, dtype=torch.float32, device="cpu")
 
 
 def _follows(memory: Memory | None, i: int) -> None:
     if memory is not None and memory.step != i - 1:
-        raise ValueError(f"step {i} was given the memory of step {memory.step}: pass the one of step {i - 1}, or None to restart")
+        raise ValueError(f"step {i} was given the memory of step {memory.step}: pass that of step {i - 1}, or None")
 
 
 def _log_snr(sigma: Tensor) -> Tensor:
@@ -156,13 +163,13 @@ def _log_snr(sigma: Tensor) -> Tensor:
 
 
 def _advance(x: Tensor, x0: Tensor, bend: Tensor | float, start: Tensor, end: Tensor) -> Tensor:
-    """x' = (sigma'/sigma) x + alpha' (1 - e^-h) (x0 + bend): exact for a clean estimate that stays at x0 + bend; h is the step in lambda."""
+    """x' = (sigma'/sigma) x + alpha' (1 - e^-h) (x0 + bend), h the step in lambda: exact if x0 + bend is constant."""
     alpha, decay = 1 - end, torch.expm1(_log_snr(start) - _log_snr(end))
     return end / start * x - alpha * decay * x0 - alpha * decay * bend
 
 
 def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, memory: Memory | None) -> Tensor:
-    """From sigma_i to sigma_i+1 with x0 extrapolated to the middle of the step, or kept (first order) where there is no past or no future."""
+    """From sigma_i to sigma_i+1 with x0 extrapolated by half a step, or kept (first order) on a first or last step."""
     if memory is None or i == len(sigma) - 2:
         return _advance(x, x0, 0.0, sigma[i], sigma[i + 1])
     before, here, there = _log_snr(sigma[i - 1 : i + 2])
@@ -173,8 +180,8 @@ def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, memory: Memory | None
 def _correct(x0: Tensor, i: int, sigma: Tensor, memory: Memory) -> Tensor:
     """UniC: the step from sigma_i-1 to sigma_i again, now that the clean estimate at its end is known.
 
-    With r the place of the estimate before, in steps from sigma_i-1 (r < 0), and the new one at 1, the weights rho of both
-    differences make the update exact for estimates that are polynomials in lambda: rho_1 + rho_2 = b_1, r rho_1 + rho_2 = b_2.
+    Seen from sigma_i-1 in units of the step, that estimate lies at 1 and the one before at r < 0. The weights rho of
+    their differences make the update exact for x0 quadratic in lambda: rho_1 + rho_2 = b_1, r rho_1 + rho_2 = b_2.
     """
     *earlier, last = memory.x0
     bend = x0 - last

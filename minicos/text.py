@@ -1,11 +1,12 @@
 """From a prompt to rows of numbers: the tokenizer and the UMT5 encoder (official wan/modules/t5.py and tokenizers.py).
 
 A prompt is cleaned, cut into tokens and padded to `text_len`; the encoder turns each token into a row that knows its
-neighbours. It is a T5: residual blocks of attention and a gated feed-forward without biases, no positions in the embedding;
-instead every block adds to its attention scores a learned number per head and *distance* between two tokens. Rows beyond the
-prompt are then set to zero (`encode`): the diffusion transformer attends to those too, and they must be zero, not text.
-Module and attribute names are those of the official checkpoint. The official clamp against overflow in float16 is left out:
-it does nothing in bfloat16 and float32.
+neighbours. It is a T5: residual blocks of attention and a gated feed-forward, no biases, no positions in the embedding.
+Instead every block adds to its attention scores a learned number for each head and *distance* between two tokens.
+Rows beyond the prompt are then set to zero (`encode`): the diffusion transformer attends to those too.
+
+Module and attribute names are those of the official checkpoint. Its clamp against overflow in float16 is left out: it
+does nothing in bfloat16 and float32.
 """
 
 import html
@@ -18,6 +19,7 @@ from os import PathLike
 import tokenizers
 import torch
 from einops import rearrange
+from tokenizers.pre_tokenizers import Sequence, WhitespaceSplit
 from torch import Tensor, nn
 
 from minicos.config import TextConfig
@@ -91,7 +93,7 @@ def buckets(distance: Tensor, num_buckets: int, max_distance: int = 128) -> Tens
 
 
 class Attention(nn.Module):
-    """softmax(q k^T + bias) v, without T5's missing 1 / sqrt(k); scores are rounded to the weights' dtype, the softmax is in float32."""
+    """softmax(q k^T + bias) v, with no 1 / sqrt(k). Scores and weights are in x's dtype, the softmax in float32."""
 
     def __init__(self, cfg: TextConfig):
         super().__init__()
@@ -140,15 +142,15 @@ class TextEncoder(nn.Module):
 
 
 def clean(prompt: str) -> str:
-    """The official cleaning: mend mis-decoded text, resolve HTML entities twice, make each run of white space one blank.
+    """The official cleaning: mend mis-decoded text, resolve HTML entities twice, make runs of white space one blank.
 
-    Without ftfy nothing is mended. It also turns full-width punctuation, as in the official negative prompt, into ASCII, so
-    that prompts beyond ASCII may then get other tokens than the official code gives them: a warning says so.
+    ftfy does the mending, which includes full-width punctuation, as in the official negative prompt. Without it a
+    prompt beyond ASCII may get other tokens than the official ones, and a warning says so.
     """
     if ftfy is not None:
         prompt = ftfy.fix_text(prompt)
     elif not prompt.isascii():
-        warnings.warn("the prompt is not ASCII and ftfy is missing: its tokens may not be the official ones (pip install ftfy)", stacklevel=2)
+        warnings.warn("without ftfy this prompt may not get the official tokens (pip install ftfy)", stacklevel=2)
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
 
 
@@ -161,35 +163,38 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | PathLike, text_len: int) -> "Tokenizer":
-        """Read a tokenizer.json. Raises MinicosError naming the file when it is missing, broken or of another family."""
+        """Read a tokenizer.json. Raises MinicosError naming the file where it is missing, broken or of another kind."""
         try:
             vocabulary = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
-            raise MinicosError(f"{path} does not open as a tokenizer: {error}. It should be the tokenizer.json of google/umt5-xxl.") from error
+            raise MinicosError(f"cannot read {path}: {error}. It should be the tokenizer.json of umt5-xxl.") from error
         vocabulary.no_truncation()
         vocabulary.no_padding()
-        if vocabulary.encode("").ids != [EOS]:
-            raise MinicosError(f"{path} does not end a prompt with token {EOS}: it is not the tokenizer of a UMT5 encoder.")
+        if vocabulary.encode("").ids != [EOS] or vocabulary.pre_tokenizer is None:
+            raise MinicosError(f"{path} does not end a prompt with token {EOS}: it should be that of umt5-xxl.")
+        # As transformers 5 does. It matters beside a literal "</s>" only, where the file alone makes tokens of blanks.
+        vocabulary.pre_tokenizer = Sequence([WhitespaceSplit(), vocabulary.pre_tokenizer])
         return cls(vocabulary, text_len)
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Cleaned prompts as ids and mask, each b t int64: the tokens, the end token, padding. A long prompt loses its tail, not its end token."""
+        """Prompts, cleaned, as ids and mask (b t int64): tokens, end token, padding. A long one loses its tail."""
         ids = torch.full((len(prompts), self.text_len), PAD)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            tokens = self.vocabulary.encode(clean(prompt)).ids[:-1][: self.text_len - 1] + [EOS]
+            words = self.vocabulary.encode(clean(prompt)).ids[:-1]
+            tokens = [*words[: self.text_len - 1], EOS]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
         return ids, mask
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """The parts of a cleaned prompt that the vocabulary lacks, as written, in order: the encoder sees <unk> in their place."""
+        """What of a prompt the vocabulary lacks, as written, in order: the encoder sees <unk> in its place."""
         text, unknown = clean(prompt), self.vocabulary.token_to_id("<unk>")
         encoding = self.vocabulary.encode(text)
-        return [text[start:end] for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown]
+        return [text[slice(*at)] for token, at in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown]
 
 
 def encode(encoder: TextEncoder, tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
-    """Prompts -> b t d, the rows beyond each prompt's end exactly zero (the official code trims them, then pads with zeros)."""
+    """Prompts -> b t d, exactly zero beyond each prompt's end (the official code trims, then pads with zeros)."""
     ids, mask = (x.to(encoder.token_embedding.weight.device) for x in tokenizer(prompts))
     return encoder(ids, mask).masked_fill(mask[..., None] == 0, 0)

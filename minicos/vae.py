@@ -108,7 +108,9 @@ class Upsample(nn.Module):
 
     def __init__(self, dim: int, temporal: bool):
         super().__init__()
-        self.resample = nn.Sequential(nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1))
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
+        )
         if temporal:
             self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1))
         self.temporal = temporal
@@ -166,7 +168,9 @@ class Decoder3d(nn.Module):
         widths = [cfg.dim * m for m in (cfg.dim_mult[-1], *reversed(cfg.dim_mult))]
         temporal = cfg.temporal_downsample[::-1]
         self.conv1 = CausalConv3d(cfg.z_dim, widths[0], 3, padding=1)
-        self.middle = nn.Sequential(ResidualBlock(widths[0], widths[0]), Attention(widths[0]), ResidualBlock(widths[0], widths[0]))
+        self.middle = nn.Sequential(
+            ResidualBlock(widths[0], widths[0]), Attention(widths[0]), ResidualBlock(widths[0], widths[0])
+        )
         stages: list[nn.Module] = []
         for i, (here, there) in enumerate(zip(widths, widths[1:], strict=False)):
             if i:
@@ -231,7 +235,9 @@ class VAE(nn.Module):
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = torch.tensor(self.cfg.mean, dtype=like.dtype, device=like.device)
-        scale = 1.0 / torch.tensor(self.cfg.std, dtype=like.dtype, device=like.device)  # this form is bit-equal to the official one
+        scale = 1.0 / torch.tensor(
+            self.cfg.std, dtype=like.dtype, device=like.device
+        )  # this form is bit-equal to the official one
         return mean.view(1, -1, 1, 1, 1), scale.view(1, -1, 1, 1, 1)
 
 

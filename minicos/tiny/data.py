@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minicos import puzzles
 from minicos.runs import replace_file
-from minicos.tiny.train_vae import to_tensor
+from minicos.tiny.train_vae import COMPILED, to_tensor
 from minicos.vae import VAE
 
 PROMPTS = (
@@ -68,11 +68,18 @@ def share(size: int) -> float:
 
 
 def encode(vae: VAE, videos: list[np.ndarray], batch: int = 8) -> Tensor:
-    """Videos in 0..255 -> normalised latents in float16 (n 16 4 h w), encoded in bfloat16, whole clips at once."""
+    """Videos in 0..255 -> normalised latents in float16 (n 16 4 h w), encoded in bfloat16, whole clips at once.
+
+    Batches are filled up to one size, since the encoder is compiled for it: twice as fast, and the same network.
+    """
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.cfg.mean, vae.cfg.std))
     out = []
-    with torch.autocast("cpu", torch.bfloat16):
-        for start in range(0, len(videos), batch):
-            out.append(vae.encode(to_tensor(np.stack(videos[start : start + batch])), chunk=12).half())
+    for start in range(0, len(videos), batch):
+        part = videos[start : start + batch]
+        full = to_tensor(np.stack(part + [part[-1]] * (batch - len(part))))
+        with torch.autocast("cpu", torch.bfloat16):
+            mu = vae.conv1(COMPILED[0](vae, full), {}).chunk(2, dim=1)[0].float()
+        out.append(((mu - mean) / std)[: len(part)].half())
     return torch.cat(out)
 
 

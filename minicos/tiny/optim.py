@@ -53,7 +53,9 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     return (x.mT if tall else x).float()
 
 
-def optimisers(model: nn.Module, muon: Callable[[str, nn.Parameter], bool], muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+def optimisers(
+    model: nn.Module, muon: Callable[[str, nn.Parameter], bool], muon_lr: float, adam_lr: float
+) -> list[torch.optim.Optimizer]:
     """Muon for the parameters that `muon(name, parameter)` picks, AdamW for the rest; frozen parameters are left out."""
     chosen, rest = [], []
     for name, p in model.named_parameters():
@@ -87,7 +89,11 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     start = _resume(folder, model, average, opts)
-    base = [[g["lr"] for g in o.param_groups] for o in opts] if not start else json.loads((folder / "rates.json").read_text())
+    base = (
+        [[g["lr"] for g in o.param_groups] for o in opts]
+        if not start
+        else json.loads((folder / "rates.json").read_text())
+    )
     (folder / "rates.json").write_text(json.dumps(base))
     total, since, clock = 0.0, 0, time.monotonic()
     for step in range(start, steps):
@@ -110,7 +116,10 @@ def train(
         if (step + 1) % 50 == 0:
             seconds = (time.monotonic() - clock) / since
             line = {"step": step + 1, "loss": round(total / since, 6), "seconds_per_step": round(seconds, 3)}
-            print(f"{step + 1:6d}/{steps}  loss {total / since:.5f}  {seconds:.2f} s/step  {log(step, total / since)}", flush=True)
+            print(
+                f"{step + 1:6d}/{steps}  loss {total / since:.5f}  {seconds:.2f} s/step  {log(step, total / since)}",
+                flush=True,
+            )
             with (folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
             total, since, clock = 0.0, 0, time.monotonic()
@@ -118,14 +127,18 @@ def train(
             _save(folder, model, average, opts, step + 1)
 
 
-def _save(folder: Path, model: nn.Module, average: dict[str, Tensor], opts: list[torch.optim.Optimizer], step: int) -> None:
+def _save(
+    folder: Path, model: nn.Module, average: dict[str, Tensor], opts: list[torch.optim.Optimizer], step: int
+) -> None:
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v.contiguous() for k, v in average.items()}
     for i, o in enumerate(opts):
         for index, state in o.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{index}.{k}": torch.as_tensor(v).contiguous() for k, v in state.items()}
     replace_file(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata={"step": str(step)}))
-    replace_file(folder / "averaged.safetensors", lambda path: save_file({k: v.contiguous() for k, v in average.items()}, path))
+    replace_file(
+        folder / "averaged.safetensors", lambda path: save_file({k: v.contiguous() for k, v in average.items()}, path)
+    )
 
 
 def _resume(folder: Path, model: nn.Module, average: dict[str, Tensor], opts: list[torch.optim.Optimizer]) -> int:

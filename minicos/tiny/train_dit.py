@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from minicos.config import TINY_TEXT, VARIANTS
 from minicos.dit import DiT
@@ -19,9 +21,11 @@ from minicos.ops import REFERENCE, Ops
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.tiny import optim
 from minicos.tiny.data import PROMPTS, Pool
+from minicos.weights.lora import LowRank
 
 CFG = VARIANTS["tiny"]
 SHIFT, DROP = 3.0, 0.1
+BOUNDARY, RANK = 0.9, 16  # of the low-noise expert
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -39,12 +43,12 @@ class Student(nn.Module):
         super().__init__()
         self.text = TextEncoder(TINY_TEXT)
         self.dit = DiT(CFG, ops=TRAINING)
-        self.tokens = tokenizer(list(PROMPTS))
+        self.tokenizer = tokenizer
         initialise(self)
 
     def loss(self, x0: Tensor, y: Tensor, prompt: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Mean squared error of the velocity; x0 b c f h w, sigma b."""
-        text = encode(self.text, self.tokens)[prompt]
+        text = encode(self.text, self.tokenizer, list(PROMPTS))[prompt]
         s = sigma.view(-1, 1, 1, 1, 1)
         velocity = self.dit((1 - s) * x0 + s * noise, 1000 * sigma, text, y)
         return (velocity - (noise - x0)).square().mean()
@@ -83,7 +87,9 @@ def is_block_matrix(name: str, p: nn.Parameter) -> bool:
     return ".blocks." in f".{name}" and p.ndim == 2 and "pos_embedding" not in name
 
 
-def train(folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_size: int = 64, compiled: bool = False) -> None:
+def train(
+    folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_size: int = 64, compiled: bool = False
+) -> None:
     """First stage: all noise levels, into `folder`/dit, resuming; takes in shards of `folder`/latents as they are written."""
     torch.manual_seed(seed)
     student = Student(tokenizer)
@@ -100,3 +106,57 @@ def train(folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_si
 
     note = lambda step, loss: f"{len(pool)} clips"  # noqa: E731
     optim.train(student, loss_at, opts, steps=steps, warmup=60, decay=1 / 3, ema=0.998, folder=folder / "dit", log=note)
+
+
+class LowRankUpdate(nn.Module):
+    """W -> W + up down: how a LoRA is trained. `up` starts at zero."""
+
+    def __init__(self, weight: Tensor, rank: int):
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+def finished(folder: Path, tokenizer: Tokenizer) -> Student:
+    """The averaged weights of the first stage."""
+    student = Student(tokenizer).requires_grad_(False)
+    student.load_state_dict(load_file(folder / "dit" / "averaged.safetensors"))
+    return student
+
+
+def with_updates(student: Student, rank: int = RANK) -> Student:
+    """The same network with a trainable LowRankUpdate on every block matrix."""
+    for block in student.dit.blocks:
+        for layer in block.modules():
+            if isinstance(layer, nn.Linear):
+                parametrize.register_parametrization(layer, "weight", LowRankUpdate(layer.weight, rank))
+    return student
+
+
+def train_low(folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_size: int = 64) -> None:
+    """Second stage: the low-noise expert as a LoRA on the finished first stage, trained below the boundary, into `folder`/low."""
+    torch.manual_seed(seed)
+    student = with_updates(finished(folder, tokenizer))
+    updates = [p for p in student.parameters() if p.requires_grad]
+    opts = [torch.optim.AdamW(updates, 1e-3, betas=(0.9, 0.98), weight_decay=0.0)]
+    pool = Pool(folder / "latents").refresh()
+
+    def loss_at(step: int) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return student.loss(*batch(pool, seed + 1, step, batch_size, below=BOUNDARY))
+
+    optim.train(student, loss_at, opts, steps=steps, warmup=30, decay=0.7, ema=0.99, folder=folder / "low")
+
+
+def low_deltas(folder: Path) -> dict[str, LowRank]:
+    """The trained updates of the second stage: official parameter name -> LowRank."""
+    tensors = load_file(folder / "low" / "averaged.safetensors")
+    marker = ".parametrizations.weight.0.up"
+    modules = [key.removesuffix(marker) for key in tensors if key.endswith(marker)]
+    return {
+        f"{m.removeprefix('dit.')}.weight": LowRank(tensors[m + marker], tensors[m + marker.replace("up", "down")])
+        for m in modules
+    }

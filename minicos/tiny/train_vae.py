@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minicos import puzzles
@@ -61,12 +62,17 @@ def batch(seed: int, step: int, steps: int) -> Tensor:
     rng = np.random.default_rng((seed, step))
     if step < 0.75 * steps:
         return crops(rng, 8)
-    return to_tensor(np.stack([clip(rng, size=(3, 4)[step % 2]) for _ in range(3)]))
+    return full_clips(rng, size=(3, 4)[step % 2])
+
+
+def full_clips(rng: np.random.Generator, size: int, n: int = 3) -> Tensor:
+    """n whole clips of one grid size, in [-1, 1]  (n 3 13 h w)."""
+    return to_tensor(np.stack([clip(rng, size) for _ in range(n)]))
 
 
 def loss(vae: VAE, video: Tensor, generator: torch.Generator, compiled: bool = False) -> Tensor:
     """Reconstruction from a sampled latent, plus a little KL to keep the latents compact."""
-    encode, decode = (COMPILED if compiled else EAGER)
+    encode, decode = COMPILED if compiled else EAGER
     mu, logvar = vae.conv1(encode(vae, video), {}).float().chunk(2, dim=1)
     logvar = logvar.clamp(-30, 20)
     z = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator)
@@ -76,15 +82,23 @@ def loss(vae: VAE, video: Tensor, generator: torch.Generator, compiled: bool = F
 
 
 EAGER = (lambda vae, video: vae.encoder(video, {}), lambda vae, z: vae.decoder(z, {}))
-COMPILED = tuple(torch.compile(f, dynamic=False) for f in EAGER)  # a quarter faster per step, minutes of compilation first
+COMPILED = tuple(
+    torch.compile(f, dynamic=False) for f in EAGER
+)  # a quarter faster per step, minutes of compilation first
 
 
 def statistics(vae: VAE, seed: int = 1, clips: int = 96) -> VAE:
     """The same VAE with the mean and deviation of its own latents in its configuration, so that the DiT sees unit variance."""
     rng = np.random.default_rng((seed, 2**20))
     with torch.no_grad():
-        mu = torch.cat([vae.posterior(to_tensor(clip(rng)[None]))[0].transpose(0, 1).flatten(1) for _ in range(clips)], dim=1)
-    cfg = replace(vae.cfg, mean=tuple(round(v, 4) for v in mu.mean(1).tolist()), std=tuple(round(v, 4) for v in mu.std(1).tolist()))
+        mu = torch.cat(
+            [vae.posterior(to_tensor(clip(rng)[None]))[0].transpose(0, 1).flatten(1) for _ in range(clips)], dim=1
+        )
+    cfg = replace(
+        vae.cfg,
+        mean=tuple(round(v, 4) for v in mu.mean(1).tolist()),
+        std=tuple(round(v, 4) for v in mu.std(1).tolist()),
+    )
     out = VAE(cfg).requires_grad_(False)
     out.load_state_dict(vae.state_dict())
     return out
@@ -102,4 +116,40 @@ def train(folder: Path, *, steps: int, seed: int, compiled: bool = False) -> Non
         with torch.autocast("cpu", torch.bfloat16):
             return loss(vae, batch(seed, step, steps), generator, compiled)
 
-    optim.train(vae, loss_at, opts, steps=steps, warmup=50, decay=0.6, ema=0.998, folder=folder)
+    optim.train(vae, loss_at, opts, steps=steps, warmup=50, decay=0.6, ema=0.998, folder=folder / "vae")
+
+
+def train_decoder(folder: Path, *, steps: int, seed: int, compiled: bool = False) -> None:
+    """Second stage: the decoder alone, so that latents which others already use stay valid; full clips, in `folder`/decoder.
+
+    Latents are blurred by a little noise (0.05 of their deviation), since the DiT that will make them is not exact either.
+    """
+    vae = finished(folder)
+    vae.decoder.requires_grad_(True)
+    vae.conv2.requires_grad_(True)
+    opts = optim.optimisers(vae, lambda name, p: p.ndim >= 4, muon_lr=1.2e-3, adam_lr=6e-4)
+    decode = (COMPILED if compiled else EAGER)[1]
+    blur = 0.05 * torch.tensor(vae.cfg.std).view(1, -1, 1, 1, 1)
+
+    def loss_at(step: int) -> Tensor:
+        video = full_clips(np.random.default_rng((seed + 1, step)), size=(3, 4)[step % 2])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                mu = vae.posterior(video)[0].float()
+                z = mu + blur * torch.randn(mu.shape, generator=generator)
+            error = decode(vae, vae.conv2(z, {})).float() - video
+        return (error**2).mean() + 0.3 * error.abs().mean()
+
+    optim.train(vae, loss_at, opts, steps=steps, warmup=50, decay=0.8, ema=0.995, folder=folder / "decoder")
+
+
+def finished(folder: Path) -> VAE:
+    """The VAE of `folder` with the statistics of its latents, and the decoder of the second stage if that has begun."""
+    vae = VAE(TINY_VAE).requires_grad_(False)
+    vae.load_state_dict(load_file(folder / "vae" / "averaged.safetensors"))
+    vae = statistics(vae)
+    second = folder / "decoder" / "averaged.safetensors"
+    if second.exists():
+        vae.load_state_dict(load_file(second))
+    return vae

@@ -1,4 +1,4 @@
-"""Names of parameters: the official ones, which minicos uses itself, and the foreign ones, each a table with a layer slot.
+"""Names of parameters: the official ones, which minicos itself uses, and foreign ones, each a table with a layer slot.
 
 A table maps official module paths to foreign ones; `{}` stands for the number of the layer. `translate` looks up a key
 with or without its last word (`weight`, `bias`, `gamma`). A key that is in no table is an error, never a guess.
@@ -45,7 +45,13 @@ DIT_DIFFUSERS = {
     "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
 }  # fmt: skip
 
-_RESIDUAL = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2", "shortcut": "conv_shortcut"}
+_RESIDUAL = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
 _RESAMPLE = {"resample.1": "resample.1", "time_conv": "time_conv"}
 _ATTENTION = {"norm": "norm", "to_qkv": "to_qkv", "proj": "proj"}
 
@@ -113,7 +119,7 @@ def inverse(table: dict[str, str]) -> dict[str, str]:
 
 
 def translate(key: str, table: dict[str, str]) -> str:
-    """`key` by `table`, e.g. blocks.3.attn1.to_q.weight -> blocks.3.self_attn.q.weight. Raises MinicosError if it is not there."""
+    """`key` by `table`, e.g. blocks.3.attn1.to_q.weight -> blocks.3.self_attn.q.weight; MinicosError if it is not there."""
     module, _, leaf = key.rpartition(".")
     for stem, tail in ((key, ""), (module, f".{leaf}" if leaf in LEAVES else None)):
         layer = re.search(r"(?:^|\.)(\d+)(?=\.)", stem)
@@ -145,3 +151,40 @@ def renamer(keys: Iterable[str]) -> Callable[[str], str]:
         return strip
     table = inverse(FOREIGN[found][1])
     return lambda key: translate(strip(key), table)
+
+
+# LoRA files. The table of dialects stands in lora.py; here are only their names.
+LORA_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "pipe.dit.")
+LORA_KEY = re.compile(r"(.+)\.(?:(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(alpha)|(diff|diff_b|diff_m))")
+MUSUBI = {official.replace(".", "_"): official for official in DIT_DIFFUSERS}  # musubi writes _ for every dot
+
+
+def lora_dialect(keys: Iterable[str]) -> str | None:
+    """Which producer's spelling these keys have: "diffsynth", "lightx2v", "comfy", "peft", "musubi"; None: this is no LoRA."""
+    keys = list(keys)
+    if not any(match and not match[3] for match in map(LORA_KEY.fullmatch, keys)):
+        return None
+    if any(key.startswith("lora_unet_") for key in keys):
+        return "musubi"
+    if any(".lora_A.default." in key for key in keys):
+        return "diffsynth"
+    if any(".lora_A." in key for key in keys):
+        return "peft"
+    return "comfy" if any(key.endswith(".alpha") for key in keys) else "lightx2v"
+
+
+def lora_module(module: str) -> str | None:
+    """The official name of a module as any LoRA dialect spells it; None where it belongs to no known network."""
+    if module.startswith("lora_unet_"):
+        flat = re.sub(r"^lora_unet_+", "", module)
+        layer = re.match(r"blocks_(\d+)_", flat)
+        name = MUSUBI.get(flat.replace(f"blocks_{layer[1]}_", "blocks_{}_", 1) if layer else flat)
+        return name and name.replace("{}", layer[1] if layer else "")
+    for prefix in LORA_PREFIXES:
+        module = module.removeprefix(prefix)
+    if not re.search(r"attn[12]|ffn\.net|condition_embedder|proj_out", module):
+        return module
+    try:
+        return translate(module, inverse(DIT_DIFFUSERS))
+    except MinicosError:
+        return None

@@ -1,0 +1,78 @@
+"""Run a model once and let several analyses watch: resumable, because every finished step is on disk.
+
+An analysis is three things: hooks for what it wants to see inside the passes, `see` for what it keeps of a step, and `draw` for its
+pictures. Whatever `see` returns is saved with the latent that leaves the step, so a run that was killed continues behind its
+last finished step, bit for bit, and pictures can be drawn again without a network.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from minicos.condition import Condition
+from minicos.hooks import NO_HOOKS, Hooks
+from minicos.pipeline import Wan
+from minicos.runs import Run, progress
+from minicos.sample import Step
+from minicos.schedule import Memory
+
+Saved = Sequence[Mapping[str, Tensor]]  # for each step, what `see` returned
+
+
+class Analysis(Protocol):
+    name: str
+
+    def hooks(self) -> Hooks:
+        """What to watch inside the forward passes; NO_HOOKS for nothing."""
+        ...
+
+    def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        """Called after each step; returns what to keep of it, and may already write pictures of this step."""
+        ...
+
+    def draw(self, saved: Saved, run: Run) -> list[str]:
+        """Make the pictures from what was kept; returns their names, the one to open first in front."""
+        ...
+
+
+def observe(wan: Wan, condition: Condition, run: Run, analyses: Sequence[Analysis], noise: Tensor) -> Tensor:
+    """Denoise under the eyes of `analyses`, saving every step in `run`; returns the final latent (b c f h w).
+
+    Steps that `run` already holds are not computed again.
+    """
+    hooks = sum((a.hooks() for a in analyses), NO_HOOKS)
+    schedule = wan.schedule()
+    done = 0
+    while done < len(schedule) and run.has(_file(done)):
+        done += 1
+    x, memory = noise, None
+    if done:
+        tensors = run.load_tensors(_file(done - 1))
+        x, memory = tensors["next"].to(noise.device), _memory(tensors, noise)
+    steps = wan.sample(condition, noise=x, hooks=hooks, start=done, memory=memory)
+    for step in progress(steps, len(schedule) - done, "denoise"):
+        tensors = {"next": step.next}
+        if isinstance(step.memory, Memory):
+            tensors |= {f"memory.{k}": v for k, v in step.memory.state().items()}
+        for a in analyses:
+            tensors |= {f"{a.name}.{k}": v for k, v in a.see(step, run).items()}
+        run.save_tensors(_file(step.index), tensors)
+        x = step.next
+    return x
+
+
+def recorded(run: Run, name: str, steps: int) -> list[dict[str, Tensor]]:
+    """What the analysis `name` kept of each finished step."""
+    prefix = f"{name}."
+    files = [run.load_tensors(_file(i)) for i in range(steps) if run.has(_file(i))]
+    return [{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} for tensors in files]
+
+
+def _file(index: int) -> str:
+    return f"steps/{index:03d}.safetensors"
+
+
+def _memory(tensors: Mapping[str, Tensor], like: Tensor) -> Memory | None:
+    state = {k.removeprefix("memory."): v.to(like.device) for k, v in tensors.items() if k.startswith("memory.")}
+    return Memory.from_state(state) if state else None

@@ -1,0 +1,57 @@
+"""Which routes of a maze are drawn at each step? The trail in the decoded clean estimate, read off the picture.
+
+Only for the embedded puzzles: they know every valid route, so "several candidates early, one late" becomes a curve for each route.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minicos.analysis import figures
+from minicos.analysis.observe import Saved
+from minicos.hooks import NO_HOOKS, Hooks
+from minicos.pipeline import Wan
+from minicos.puzzles.maze import Maze, edges_of, grid_edges
+from minicos.runs import Run
+from minicos.sample import Step
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Evidence for every valid route at every step: how much trail lies on the edges that not all routes share, 0 to 1."""
+
+    wan: Wan
+    puzzle: Maze
+    name: str = "routes"
+
+    def hooks(self) -> Hooks:
+        return NO_HOOKS
+
+    def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        last = self.wan.decode(step.x0[:1])[0, -1]  # the whole trail is in the last frame
+        return {"trail": torch.from_numpy(self.puzzle.read_trail(last).clip(0, 1).mean(1))}  # edges
+
+    def draw(self, saved: Saved, run: Run) -> list[str]:
+        lines = evidence(self.puzzle, np.stack([s["trail"].numpy() for s in saved]))
+        figures.curves(
+            run.path("routes.png"),
+            {
+                f"route {i} ({len(route) - 1} steps)": line
+                for i, (route, line) in enumerate(zip(self.puzzle.candidates, lines, strict=True))
+            },
+            x="denoising step",
+            y="trail on the route's own edges",
+            title="Every valid route in the clean estimate",
+        )
+        return ["routes.png"]
+
+
+def evidence(puzzle: Maze, trail: np.ndarray) -> np.ndarray:
+    """Trail per edge (steps edges) -> evidence (route step): the mean over the edges that the routes do not all share."""
+    index = {edge: k for k, edge in enumerate(grid_edges(puzzle.size))}
+    routes = [{index[edge] for edge in edges_of(route)} for route in puzzle.candidates]
+    shared = set.intersection(*routes) if len(routes) > 1 else set()
+    return np.stack([trail[:, sorted(route - shared)].mean(1) for route in routes])

@@ -1,0 +1,7 @@
+"""`python -m minicos.cli`, the same as `minicos`."""
+
+import sys
+
+from minicos.cli import main
+
+sys.exit(main())

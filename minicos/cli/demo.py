@@ -1,0 +1,85 @@
+"""`minicos demo`: a maze with several right answers, solved by the embedded model in front of your eyes."""
+
+import argparse
+import time
+
+from minicos.cli import common
+
+EXAMPLES = """\
+  minicos demo
+  minicos demo --out demo2 --puzzle 7 --seed 3      another maze, other noise
+open x0_sheet.png first: several routes coexist in the first steps (top rows), one survives
+"""
+SIZE = 4  # cells along a side
+
+
+def add(verbs) -> None:
+    parser = common.add_parser(verbs, "demo", "Solve a maze and show how, on the embedded model.", EXAMPLES, run)
+    parser.add_argument(
+        "--puzzle", type=int, default=0, help="which of the held-out mazes with several routes (default: 0)"
+    )
+    common.add_model_options(parser, out="demo")
+
+
+def run(args: argparse.Namespace) -> None:
+    begin = time.monotonic()
+    from minicos.analysis.energy import Energy
+    from minicos.analysis.observe import observe, recorded
+    from minicos.analysis.routes import Routes
+    from minicos.analysis.steps import Steps, spread
+    from minicos.media import save_image, save_video
+
+    puzzle = ambiguous_maze(args.puzzle)
+    wan = common.load(args)
+    picture = puzzle.first_frame()
+    condition = wan.condition(puzzle.prompt, to_image(picture))
+    folder = common.open_run(args, wan, puzzle=puzzle.key)
+    save_image(folder.path("first_frame.png"), picture)
+    chosen = spread(8, wan.preset.steps)
+    analyses = [Steps(wan, chosen), Energy(chosen), Routes(wan, puzzle)]
+    latent = observe(wan, condition, folder, analyses, wan.noise(condition, args.seed))
+    video = wan.decode(latent)[0]
+    save_video(folder.path("video.mp4"), video, fps=wan.preset.fps)
+    for analysis in analyses:
+        analysis.draw(recorded(folder, analysis.name, wan.preset.steps), folder)
+
+    score = puzzle.score(video)
+    verdict = (
+        f"solved, by route {score.answer} of {len(puzzle.candidates)}"
+        if score.solved
+        else f"not solved: {score.detail}"
+    )
+    print(f'"{puzzle.prompt}" on a held-out {SIZE}x{SIZE} maze with {len(puzzle.candidates)} valid routes: {verdict}')
+    print(f"{time.monotonic() - begin:.0f} s in all. Look at these, in this order:")
+    for name, what in (
+        ("x0_sheet.png", "what the model believes at each step: routes coexist in the top rows, one survives"),
+        ("routes.png", "the same as numbers, a curve for each valid route"),
+        ("video.mp4", "the result"),
+        (f"energy/step_{chosen[-1]:02d}.png", "token energy of every layer"),
+        ("energy_layers.png", "energy across layers"),
+    ):
+        print(f"  {folder.path(name)}  {what}")
+
+
+def ambiguous_maze(index: int):
+    """The index-th held-out maze with two or three valid routes."""
+    from itertools import count
+
+    from minicos import puzzles
+    from minicos.errors import MinicosError
+
+    if index < 0:
+        raise MinicosError(f"--puzzle {index}: count from 0")
+    for seed in count():
+        puzzle = puzzles.make("maze", seed, size=SIZE, split="test")
+        if 2 <= len(puzzle.candidates) <= 3:
+            index -= 1
+        if index < 0:
+            return puzzle
+
+
+def to_image(picture):
+    """uint8 (h w 3) -> float (3 h w) in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255

@@ -1,0 +1,30 @@
+"""`minicos generate`: make one video."""
+
+import argparse
+
+from minicos.cli import common
+
+EXAMPLES = """\
+  minicos generate --image maze.png --prompt "solve the maze" --out solved
+  minicos generate --model Wan2.2-I2V-A14B --image cat.png --prompt "the cat jumps" --preset official
+"""
+
+
+def add(verbs) -> None:
+    parser = common.add_parser(verbs, "generate", "Make a video.", EXAMPLES, run)
+    common.add_condition_options(parser)
+    common.add_model_options(parser, out="runs/generate")
+
+
+def run(args: argparse.Namespace) -> None:
+    from minicos.analysis.observe import observe
+    from minicos.media import save_video
+
+    wan = common.load(args)
+    condition = common.condition(args, wan)
+    folder = common.open_run(args, wan, **common.condition_settings(args))
+    latent = observe(wan, condition, folder, [], wan.noise(condition, args.seed))
+    save_video(
+        folder.path("video.mp4"), (frame for part in wan.frames(latent[0]) for frame in part), fps=wan.preset.fps
+    )
+    print(folder.path("video.mp4"))

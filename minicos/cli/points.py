@@ -1,0 +1,44 @@
+"""`minicos points`: every hook point of a model."""
+
+import argparse
+import json
+import re
+
+from minicos.cli import common
+
+EXAMPLES = """\
+  minicos points                              the embedded model's points, blocks folded into one
+  minicos points --all                        every block
+  minicos points --model Wan2.2-I2V-A14B --json   a variant by name needs no weights
+letters: b batch, l tokens (f*h*w), d width, n heads, k head width, t text rows, c latent channels, g distinct timesteps
+"""
+
+
+def add(verbs) -> None:
+    parser = common.add_parser(verbs, "points", "List every hook point with its shape.", EXAMPLES, run)
+    parser.add_argument(
+        "--model", default="tiny", help="a variant (tiny, Wan2.2-I2V-A14B ...) or a folder (default: tiny)"
+    )
+    parser.add_argument("--all", action="store_true", help="print every block, not just the pattern")
+    parser.add_argument("--json", action="store_true", help='a list of {"name", "shape"}, one entry per point')
+
+
+def run(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from minicos.config import VARIANTS
+    from minicos.dit import points
+    from minicos.weights.layouts import official
+
+    cfg = VARIANTS.get(args.model) or official(Path(args.model)).experts["high"].config
+    found = points(cfg)
+    if args.json:
+        print(json.dumps([{"name": name, "shape": shape} for name, shape in found.items()], indent=1))
+        return
+    if not args.all:
+        found = {re.sub(r"^blocks\.\d+", "blocks.i", name): shape for name, shape in found.items()}
+    width = max(map(len, found))
+    for name, shape in found.items():
+        print(f"{name:{width}}  {shape}")
+    if not args.all:
+        print(f"\ni = 0..{cfg.num_layers - 1}; in a pattern, * stands for one dotted segment: blocks.*.ffn")

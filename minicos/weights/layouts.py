@@ -1,0 +1,127 @@
+"""Where the parts of a model lie in a folder. For now the official layout; others become one function each.
+
+high_noise_model/   config.json, diffusion_pytorch_model*.safetensors          the expert for timesteps at and above the boundary
+low_noise_model/    the same, or a LoRA on the high-noise expert (*lora*.safetensors)
+Wan2.1_VAE.pth      models_t5_umt5-xxl-enc-bf16.pth      google/umt5-xxl/tokenizer.json
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from minicos.config import DiTConfig, TextConfig, VAEConfig
+from minicos.errors import MinicosError
+from minicos.weights.header import Header, is_archive, read_header, weight_files
+
+
+@dataclass(frozen=True)
+class Expert:
+    """The files of one network and the LoRA merged into it, if any."""
+
+    files: tuple[Path, ...]
+    config: DiTConfig
+    lora: Path | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every file that a model needs."""
+
+    experts: dict[str, Expert]
+    vae: Path
+    text: Path
+    tokenizer: Path
+
+
+def official(folder: Path) -> Layout:
+    """The parts of an official folder. Raises MinicosError naming what is missing."""
+    if not folder.is_dir():
+        raise MinicosError(f"{folder} is not a folder with a model. `--model tiny` is the one that comes with minicos.")
+    high = folder / "high_noise_model"
+    base = _expert(high if high.is_dir() else folder)
+    experts = {"high": base}
+    low = folder / "low_noise_model"
+    if low.is_dir():
+        loras = sorted(low.glob("*lora*.safetensors"))
+        experts["low"] = Expert(base.files, base.config, loras[0]) if loras else _expert(low)
+    return Layout(
+        experts=experts,
+        vae=_one(folder, "Wan2.1_VAE"),
+        text=_one(folder, "models_t5_umt5-xxl-enc-bf16"),
+        tokenizer=_found(folder / "google" / "umt5-xxl" / "tokenizer.json"),
+    )
+
+
+def vae_config(path: Path) -> VAEConfig:
+    """The configuration that a VAE file carries in its metadata, or the official one."""
+    return _from_metadata(path, VAEConfig)
+
+
+def text_config(path: Path) -> TextConfig:
+    """The configuration that a text encoder's file carries in its metadata, or the official one."""
+    return _from_metadata(path, TextConfig)
+
+
+def dit_config(folder: Path, files: tuple[Path, ...]) -> DiTConfig:
+    """The architecture of a network: widths from the shapes of its tensors, the number of heads and text rows from config.json."""
+    shapes = {name: info.shape for path in files for name, info in read_header(path).tensors.items()}
+    try:
+        width, inputs, *patch = shapes["patch_embedding.weight"]
+        given = _config_json(folder)
+        return DiTConfig(
+            in_dim=inputs, out_dim=shapes["head.head.weight"][0] // (patch[0] * patch[1] * patch[2]), dim=width,
+            ffn_dim=shapes["blocks.0.ffn.0.weight"][0], num_heads=given.get("num_heads", width // 128),
+            num_layers=1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+            text_dim=shapes["text_embedding.0.weight"][1], text_len=given.get("text_len", 512),
+            freq_dim=shapes["time_embedding.0.weight"][1], eps=given.get("eps", 1e-6), patch_size=tuple(patch),
+        )  # fmt: skip
+    except KeyError as error:
+        raise MinicosError(
+            f"{folder}: no tensor {error}; this is not a Wan network in the official layout. Try `minicos inspect`."
+        ) from error
+
+
+def _expert(folder: Path) -> Expert:
+    files = tuple(weight_files(folder))
+    return Expert(files, dit_config(folder, files))
+
+
+def _config_json(folder: Path) -> dict:
+    path = folder / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MinicosError(f"{path} is not JSON: {error}. Download it again.") from error
+
+
+def _from_metadata(path: Path, cls: type):
+    header: Header | None = None if is_archive(path) else read_header(path)
+    text = header.metadata.get("config") if header else None
+    if text is None:
+        return cls()
+    try:
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in given.items() if k in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MinicosError(
+            f"{path}: the configuration in its metadata cannot be read ({error}). Download it again."
+        ) from error
+
+
+def _one(folder: Path, stem: str) -> Path:
+    for ending in (".safetensors", ".pth"):
+        path = folder / f"{stem}{ending}"
+        if path.exists():
+            return path
+    raise MinicosError(
+        f"{folder} has no {stem}.safetensors or {stem}.pth; it is part of every official Wan repository."
+    )
+
+
+def _found(path: Path) -> Path:
+    if not path.exists():
+        raise MinicosError(f"{path} is missing; it is part of every official Wan repository.")
+    return path

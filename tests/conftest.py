@@ -1,0 +1,88 @@
+"""One thread, no deadlines, a visible skip for tests that need a GPU, and the networks that several files share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import settings
+from torch import Tensor
+
+from minicos.config import DiTConfig
+from minicos.dit import DiT, points
+from minicos.schedule import expert
+from tests import golden
+
+torch.set_num_threads(1)  # the networks are tiny, and last bits then do not depend on the machine's cores
+settings.register_profile("minicos", deadline=None)
+settings.load_profile("minicos")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@cache
+def _golden_dit(case: str) -> DiT:
+    network = DiT(golden.config(DiTConfig, case)).requires_grad_(False)
+    network.load_state_dict(golden.read(f"{case}.weights"))
+    return network
+
+
+@pytest.fixture(scope="session")
+def golden_dit():
+    """case -> the network of a golden case. Shared: do not change it."""
+    return _golden_dit
+
+
+@pytest.fixture(scope="session")
+def small_dit():
+    """seed, changes of its configuration -> a random network of two blocks that runs in a millisecond or two."""
+
+    def make(seed: int = 0, **changes) -> DiT:
+        cfg = {"in_dim": 4, "out_dim": 4, "dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 2, "text_dim": 8, "text_len": 5}
+        network = DiT(DiTConfig(**cfg | changes)).requires_grad_(False)
+        draw = torch.Generator().manual_seed(seed)
+        for name, p in network.named_parameters():
+            size = 0.3 if p.ndim == 1 or "modulation" in name else p[0].numel() ** -0.5
+            noise = size * torch.randn(p.shape, generator=draw)
+            p.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
+        return network
+
+    return make
+
+
+@dataclass(frozen=True)
+class Pair:
+    """All that the loop needs of a model: experts, and which of them serves a timestep."""
+
+    high: DiT
+    low: DiT
+    boundary: float | None = 0.9
+
+    @property
+    def points(self) -> Mapping[str, str]:
+        return points(self.high.cfg)
+
+    def expert(self, timestep: float) -> tuple[str, DiT]:
+        name = expert(timestep, self.boundary)
+        return name, getattr(self, name)
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """high, low, boundary -> a model of two experts."""
+    return Pair
+
+
+@pytest.fixture(scope="session")
+def padded():
+    """Text rows (rows d') padded with zeros to a length, as a batch of one."""
+
+    def pad(rows: Tensor, length: int = 512) -> Tensor:
+        return F.pad(rows, (0, 0, 0, length - len(rows)))[None]
+
+    return pad

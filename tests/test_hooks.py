@@ -1,0 +1,398 @@
+"""Hooks: where they fire, what they may change, and that nothing of them stays behind."""
+
+import re
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minicos.condition import Condition
+from minicos.config import VARIANTS
+from minicos.dit import DiT, points, watched
+from minicos.errors import MinicosError
+from minicos.hooks import NO_HOOKS, Hooks, Record, Site
+from minicos.ops import token_energy
+from minicos.sample import sample
+from minicos.schedule import make
+from tests.golden import rel_max
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of inductor's own making
+
+NAMES = tuple(points(replace(VARIANTS["tiny"], num_layers=2)))  # of the network below, which has two blocks as well
+
+
+def everywhere(hook) -> Hooks:
+    """The hook on every point of the network."""
+    return Hooks().on("*", hook).on("*.*", hook).on("*.*.*", hook).on("*.*.*.*", hook)
+
+
+def ignore(x: Tensor, site: Site) -> None:
+    """Look, and change nothing."""
+
+
+def zero(x: Tensor, site: Site) -> Tensor:
+    return torch.zeros_like(x)
+
+
+class Log:
+    """A hook that notes every site, under a mark of its own."""
+
+    def __init__(self, mark: object, entries: list):
+        self.mark, self.entries = mark, entries
+
+    def __call__(self, x: Tensor, site: Site) -> None:
+        self.entries.append((self.mark, site.name, site.step, site.expert, site.branch))
+
+
+@pytest.fixture(scope="module")
+def network(small_dit) -> DiT:
+    return small_dit()
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(1, 4, 2, 4, 6, generator=draw), torch.tensor([700.0]), torch.randn(1, 5, 8, generator=draw)
+
+
+@pytest.fixture(scope="module")
+def run(network, inputs):
+    """hooks -> the velocity of a forward pass under them."""
+    return lambda hooks=NO_HOOKS: network(*inputs, hooks=hooks)
+
+
+@pytest.fixture(scope="module")
+def loop(pair, small_dit):
+    """hooks -> the steps of a loop of three, with two experts and two branches, under them."""
+    model = pair(small_dit(0), small_dit(1))
+    draw = torch.Generator().manual_seed(1)
+    noise, text, null = (torch.randn(*shape, generator=draw) for shape in ((1, 4, 1, 4, 4), (1, 5, 8), (1, 5, 8)))
+    condition = Condition(text, null, (1, 4, 1, 4, 4))
+    guidance = {"high": 3.0, "low": 2.0}
+    return lambda hooks=NO_HOOKS: sample(model, noise, condition, schedule=make("euler", 3, 5.0), guidance=guidance, hooks=hooks)
+
+
+# -- what a hook sees --------------------------------------------------------------------------------------------------
+
+
+def test_looking_changes_no_bit(run):
+    assert torch.equal(run(everywhere(ignore)), run())
+    assert torch.equal(run(everywhere(lambda x, site: x)), run())
+
+
+def test_a_site_says_where_and_when(run):
+    record = Record(lambda x: x.shape)
+    hooks = Hooks().on("*.1.self_attn.heads", record).on("velocity", record)
+    run(hooks.at(step=3, sigma=0.5, expert="low", branch="uncond"))
+    here = {"step": 3, "sigma": 0.5, "expert": "low", "branch": "uncond", "grid": (2, 2, 3), "tokens": slice(None)}
+    assert [site for site, _ in record.entries] == [Site("blocks.1.self_attn.heads", **here), Site("velocity", **here)]
+    assert [shape for _, shape in record.entries] == [(1, 2, 12, 12), (1, 4, 2, 4, 6)]
+
+
+def test_record_keeps_what_is_reduced_and_no_graph(network, inputs):
+    record, x = Record(token_energy), inputs[0].clone().requires_grad_()
+    velocity = network(x, *inputs[1:], hooks=Hooks().on("blocks.*", record))
+    assert velocity.requires_grad
+    assert [site.name for site, _ in record.entries] == ["blocks.0", "blocks.1"]
+    for _, energy in record.entries:
+        assert energy.shape == (1, 12)
+        assert not energy.requires_grad
+
+
+# -- where rules fire: against a naive reading of them -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a rule says, and the plainest way to find out whether it speaks of a moment."""
+
+    pattern: str
+    step: int | Container | None = field(hash=False)
+    expert: str | None
+    branch: str | None
+
+    def names(self, name: str) -> bool:
+        return re.fullmatch(re.escape(self.pattern).replace(r"\*", r"[^.]+"), name) is not None
+
+    def means(self, step: int, expert: str, branch: str) -> bool:
+        steps = [self.step] if isinstance(self.step, int) else self.step
+        return (steps is None or step in steps) and self.expert in (None, expert) and self.branch in (None, branch)
+
+
+def rules(entries: list, sayings: list[Said]) -> Hooks:
+    """Rules as said, each with a log of its own number."""
+    hooks = Hooks()
+    for i, s in enumerate(sayings):
+        hooks = hooks.on(s.pattern, Log(i, entries), step=s.step, expert=s.expert, branch=s.branch)
+    return hooks
+
+
+names = st.sampled_from(NAMES)
+segments = st.one_of(st.just("*"), st.sampled_from(sorted({s for name in NAMES for s in name.split(".")})))
+starred = names.flatmap(lambda name: st.tuples(*[st.sampled_from(["*", s]) for s in name.split(".")])).map(".".join)
+steps = st.one_of(st.none(), st.integers(0, 2), st.sets(st.integers(0, 2)), st.builds(range, st.integers(0, 2), st.integers(0, 3)))
+experts, branches = (st.sampled_from([None, *pair]) for pair in (("high", "low"), ("cond", "uncond")))
+valid = st.builds(Said, starred, steps, experts, branches)
+anything = st.builds(Said, st.one_of(starred, st.lists(segments, min_size=1, max_size=5).map(".".join)), steps, experts, branches)
+
+
+@given(st.lists(anything, max_size=5), names, st.data())
+def test_at_and_scope_drop_exactly_the_rules_that_cannot_fire(sayings, name, data):
+    """Narrowed in any order and cut into scopes anywhere, the rules fire as they would unnarrowed."""
+    moment = {"step": data.draw(st.integers(0, 2)), "expert": data.draw(st.sampled_from(["high", "low"])),
+              "branch": data.draw(st.sampled_from(["cond", "uncond"]))}  # fmt: skip
+    parts = name.split(".")
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(parts) - 1)))) if len(parts) > 1 else []
+    scopes = [".".join(parts[a:b]) for a, b in zip([0, *cuts], cuts, strict=False)]
+    rest = ".".join(parts[cuts[-1] if cuts else 0 :])
+    order = data.draw(st.permutations([*moment, *["scope"] * len(scopes)]))
+
+    entries = []
+    hooks, left = rules(entries, sayings), iter(scopes)
+    for what in order:
+        hooks = hooks.scope(next(left)) if what == "scope" else hooks.at(**{what: moment[what]})
+    hooks(rest, torch.zeros(1))
+
+    assert entries == [(i, name, *moment.values()) for i, s in enumerate(sayings) if s.names(name) and s.means(**moment)]
+    scope = parts[: cuts[-1]] if cuts else []
+
+    def may_fire_inside(s: Said) -> bool:
+        pattern = s.pattern.split(".")
+        return s.means(**moment) and len(pattern) > len(scope) and all(a in ("*", b) for a, b in zip(pattern, scope, strict=False))
+
+    assert bool(hooks) == any(map(may_fire_inside, sayings))
+    assert hooks is NO_HOOKS or hooks
+
+
+@settings(max_examples=25)
+@given(st.lists(valid, min_size=1, max_size=4))
+def test_rules_fire_in_a_loop_as_a_naive_reading_has_it(loop, sayings):
+    events, entries = [], []
+    for _ in loop(everywhere(Log("event", events))):
+        pass
+    assert len(events) == 3 * 2 * len(NAMES)  # steps, branches, points
+    for _ in loop(rules(entries, sayings)):
+        pass
+    assert entries == [(i, *e[1:]) for e in events for i, s in enumerate(sayings) if s.names(e[1]) and s.means(*e[2:])]
+
+
+def test_a_star_is_exactly_one_segment():
+    entries = []
+    for name in ("blocks", "blocks.0", "blocks.0.self_attn", "blocks.0.self_attn.q", "text"):
+        Hooks().on("blocks.*", Log("", entries))(name, torch.zeros(1))
+    assert [e[1] for e in entries] == ["blocks.0"]
+
+
+def test_unwatched_blocks_take_the_fast_path(network):
+    """A watched run has no hooks left inside blocks that nobody watches, and none at steps that nobody watches."""
+    hooks = Hooks().on("blocks.1.ffn", ignore, step=range(5)).on("blocks.*", ignore, branch="cond")
+    assert hooks.at(step=1).scope("blocks.0") is NO_HOOKS
+    assert hooks.at(step=1).scope("blocks.1")
+    assert hooks.at(step=7, branch="uncond") is NO_HOOKS
+    assert watched(network.blocks[0], hooks.scope("blocks.0")) is network.blocks[0]
+    assert not NO_HOOKS
+    assert not Hooks().on("blocks.*", ignore, step=()).at(step=0)
+
+
+# -- composition and replacement ---------------------------------------------------------------------------------------
+
+
+def test_a_plus_b_is_a_then_b():
+    seen = []
+    add = Hooks().on("x", lambda x, site: x + 1)
+    double = Hooks().on("x", lambda x, site: 2 * x)
+    look = Hooks().on("x", lambda x, site: seen.append(x.item()))
+    x = torch.tensor([3.0])
+    assert (add + double)("x", x).item() == 8
+    assert (double + add)("x", x).item() == 7
+    assert (look + add + look + double + look)("x", x).item() == 8
+    assert seen == [3, 4, 8]
+    assert (add + (double + look)).rules == ((add + double) + look).rules
+    assert (NO_HOOKS + add).rules == (add + NO_HOOKS).rules == add.rules
+    assert add("x", add("x", x)) == (add + add)("x", x)
+
+
+def test_hooks_are_values():
+    base = Hooks().on("x", ignore)
+    base.on("y", ignore)
+    base.at(step=4)
+    assert base == Hooks().on("x", ignore)
+    assert not Hooks().rules
+    with pytest.raises(AttributeError):
+        base.rules = ()
+
+
+def test_replacing_a_branch_by_zeros_is_a_network_without_it(run, small_dit, inputs):
+    ablated = small_dit()
+    ablated.blocks[1].self_attn.o.weight.zero_()
+    ablated.blocks[1].self_attn.o.bias.zero_()
+    assert torch.equal(run(Hooks().on("blocks.1.self_attn", zero)), ablated(*inputs))
+    assert rel_max(run(), ablated(*inputs)) > 1e-2
+
+
+def test_text_can_be_exchanged_for_that_of_another_prompt(network, inputs, run):
+    x, t, _ = inputs
+    other = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(run(Hooks().on("text", lambda x, site: network.text_embedding(other))), network(x, t, other))
+
+
+@pytest.mark.parametrize("point", ["embed", "blocks.0", "blocks.1", "velocity"])
+def test_the_residual_stream_of_another_run_carries_that_run(point, network, inputs, run):
+    x, t, text = inputs
+    other, kept = x.flip(1), {}
+    velocity = network(other, t, text, hooks=Hooks().on(point, lambda x, site: kept.update(x=x)))
+    assert torch.equal(run(Hooks().on(point, lambda x, site: kept["x"])), velocity)
+    assert not torch.equal(run(), velocity)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_point_can_be_changed(name, run):
+    """What a hook returns is what the network goes on with. (Norms and softmax would hide a scale or a shift.)"""
+    assert rel_max(run(Hooks().on(name, lambda x, site: x.square())), run()) > 1e-2
+
+
+def test_a_change_is_limited_to_its_moment(loop):
+    """Replacing the uncond velocity at step 1 by the cond one makes that step unguided, and changes the step after only through x."""
+    plain, kept = list(loop()), []
+    look = Hooks().on("velocity", lambda x, site: kept.append(x), step=1, branch="cond")
+    change = Hooks().on("velocity", lambda x, site: kept[-1], step=1, branch="uncond")
+    steps = list(loop(look + change))
+    assert torch.equal(steps[0].next, plain[0].next)
+    assert torch.equal(steps[1].velocity_cond, plain[1].velocity_cond)
+    assert torch.equal(steps[1].velocity, plain[1].velocity_cond)
+    assert not torch.equal(steps[2].x, plain[2].x)
+    assert torch.equal(loop_velocity(loop, steps[2].x), steps[2].velocity)
+
+
+def loop_velocity(loop, x: Tensor) -> Tensor:
+    """The velocity at step 2 of an unhooked loop that is made to arrive at x."""
+    for step in loop():
+        if step.index == 1:
+            step.next = x
+    return step.velocity
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [
+        ("blocks.0.self_atn", "blocks.0.self_attn"),
+        ("blocks.7", "blocks.0"),
+        ("block.1.ffn", "blocks.1.ffn"),
+        ("Velocity", "velocity"),
+        ("blocks.*.self_attn.qq", "blocks.0.self_attn.q"),
+    ],
+)
+def test_unknown_points_are_refused_with_near_matches(pattern, near, loop):
+    """At the call of sample, not at the first step; also behind a rule that is fine."""
+    with pytest.raises(MinicosError, match="no hook point matches") as error:
+        loop(Hooks().on("blocks.*", ignore).on(pattern, ignore))
+    assert repr(pattern) in str(error.value)
+    assert near in str(error.value)
+
+
+@pytest.mark.parametrize("pattern", ["", "*.*.*.*.*", "blocks", "zzzz", "**"])
+def test_a_pattern_that_resembles_nothing_is_refused(pattern, loop):
+    with pytest.raises(MinicosError, match="no hook point matches"):
+        loop(Hooks().on(pattern, ignore))
+
+
+def test_every_point_and_every_starred_point_is_known():
+    for name in NAMES:
+        Hooks().on(name, ignore).on(re.sub(r"\d+", "*", name), ignore).check(NAMES)
+
+
+@pytest.mark.parametrize("limit", [{"expert": "middle"}, {"branch": "conditional"}])
+def test_unknown_experts_and_branches_are_refused(limit):
+    with pytest.raises(MinicosError, match=next(iter(limit.values()))):
+        Hooks().on("velocity", ignore, **limit)
+
+
+@pytest.mark.parametrize("name", ["embed", "blocks.0.self_attn.k", "blocks.1.ffn", "blocks.1", "velocity"])
+def test_a_tensor_of_another_shape_is_refused(name, run):
+    with pytest.raises(MinicosError, match=f"hook on {re.escape(name)} returned shape"):
+        run(Hooks().on(name, lambda x, site: x[..., :1]))
+
+
+# -- nothing stays behind ----------------------------------------------------------------------------------------------
+
+
+def fail(x: Tensor, site: Site) -> None:
+    raise RuntimeError("a hook gave up")
+
+
+def test_a_run_after_a_hooked_run_is_the_run_before(run):
+    before = run()
+    changed = run(everywhere(lambda x, site: 1.5 * x))
+    assert not torch.equal(before, changed)
+    assert torch.equal(run(), before)
+    with pytest.raises(RuntimeError, match="gave up"):
+        run(Hooks().on("blocks.1.cross_attn.k", fail))
+    assert torch.equal(run(), before)
+
+
+# -- compiled blocks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compiled(small_dit) -> DiT:
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8))
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {str(error).splitlines()[0]}")
+    return small_dit().compile_blocks()
+
+
+@pytest.fixture(scope="module")
+def run_compiled(compiled, inputs):
+    return lambda hooks=NO_HOOKS: compiled(*inputs, hooks=hooks)
+
+
+def graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_compiled_blocks_agree_with_eager_ones(run_compiled, run):
+    before = graphs()
+    assert rel_max(run_compiled(), run()) < 2e-6  # measured
+    assert before + 1 <= graphs() <= before + 2  # they are compiled; and at most once each
+
+
+def test_hooks_added_after_compilation_fire_everywhere(run_compiled, run):
+    run_compiled()
+    entries, made = [], graphs()
+    hooked = run_compiled(everywhere(Log("", entries)))
+    assert [e[1] for e in entries] == list(NAMES)
+    assert torch.equal(hooked, run())  # every block is watched inside, so every block runs eagerly
+    assert graphs() == made  # and nothing is compiled for it
+
+
+def test_a_hook_on_block_outputs_leaves_blocks_compiled(run_compiled):
+    entries = []
+    before = run_compiled()
+    assert torch.equal(run_compiled(Hooks().on("blocks.*", Log("", entries))), before)
+    assert [e[1] for e in entries] == ["blocks.0", "blocks.1"]
+
+
+@pytest.mark.parametrize("name", ["blocks.0", "blocks.1.self_attn", "blocks.0.cross_attn.v"])
+def test_a_change_reaches_compiled_networks(name, run_compiled, run):
+    changed = run_compiled(Hooks().on(name, zero))
+    assert rel_max(changed, run(Hooks().on(name, zero))) < 2e-6  # measured
+    assert rel_max(changed, run_compiled()) > 1e-2
+
+
+@pytest.mark.parametrize("hook", [ignore, zero, fail])
+def test_an_unwatched_run_after_a_watched_one_is_compiled_as_before(hook, run_compiled):
+    before, made = run_compiled(), graphs()
+    try:
+        run_compiled(Hooks().on("blocks.0.ffn", hook))
+    except RuntimeError:
+        assert hook is fail
+    assert torch.equal(run_compiled(), before)
+    assert graphs() == made

@@ -1,0 +1,282 @@
+"""Loading: strict, cast by name, from any layout; and LoRAs of five dialects, merged in float32 on the way."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from minicos.config import DiTConfig, VAEConfig
+from minicos.dit import FLOAT32, DiT
+from minicos.errors import MinicosError
+from minicos.vae import VAE
+from minicos.weights import lora
+from minicos.weights.header import read_header
+from minicos.weights.inspect import inspect
+from minicos.weights.load import load_into
+from minicos.weights.names import VAE_DIFFUSERS, translate
+from tests import golden
+
+# ----------------------------------------------------------------------------------------------------------------- load
+
+
+def network(width: int = 3) -> nn.Module:
+    """A network on the meta device, with a buffer."""
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width, affine=False), nn.Dropout())
+    return module
+
+
+def weights(width: int = 3) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "0.weight": torch.randn(width, 2), "0.bias": torch.randn(width),
+        "1.running_mean": torch.randn(width), "1.running_var": torch.rand(width), "1.num_batches_tracked": torch.tensor(7),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["file", "pth", "wrapped pth", "shards", "list", "prefixed"])
+def test_load(tmp_path, form):
+    tensors, source = weights(), tmp_path
+    halves = [dict(list(tensors.items())[:2]), dict(list(tensors.items())[2:])]
+    if form in ("pth", "wrapped pth"):
+        torch.save(tensors if form == "pth" else {"model_state": tensors}, tmp_path / "a.pth")
+    elif form in ("shards", "list"):
+        for name, half in zip("xy", halves, strict=True):
+            save_file(half, tmp_path / f"{name}.safetensors")
+        source = [tmp_path / "x.safetensors", str(tmp_path / "y.safetensors")]
+        if form == "shards":
+            names = {key: f"{name}.safetensors" for name, half in zip("xy", halves, strict=True) for key in half}
+            (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+            source = str(tmp_path)
+    else:
+        save_file(
+            {f"model.diffusion_model.{k}" if form == "prefixed" else k: v for k, v in tensors.items()},
+            tmp_path / "a.safetensors",
+        )
+    module = network()
+    loaded = load_into(module, source, check_finite=True)
+    assert (loaded.tensors, loaded.parameters, loaded.merged) == (5, 16, 0)
+    assert not module.training
+    assert not any(p.requires_grad for p in module.parameters())
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, tensors[name])
+    module(torch.zeros(1, 2))
+
+
+def test_load_casts_by_name(tmp_path):
+    save_file(weights(), tmp_path / "a.safetensors")
+    load_into(module := network(), tmp_path, dtype=lambda name: torch.bfloat16 if name == "0.weight" else None)
+    assert {k: v.dtype for k, v in module.state_dict().items()} == {
+        "0.weight": torch.bfloat16, "0.bias": torch.float32, "1.running_mean": torch.float32,
+        "1.running_var": torch.float32, "1.num_batches_tracked": torch.int64,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"0.bias": None}, r"needs 0\.bias, which is not there"),
+        ({"0.bias": None, "0.weight": None, "1.running_mean": None, "1.running_var": None}, "and 1 more"),
+        ({"0.more": torch.zeros(1)}, r"0\.more is not part of this Sequential"),
+        ({"0.weight": torch.zeros(4, 2)}, r"0\.weight is \[4, 2\], and this Sequential needs \[3, 2\]"),
+        ({"model.0.bias": torch.zeros(3)}, r"is 0\.bias, which .* holds too"),
+        ({"0.scale_weight": torch.zeros(2)}, r"0\.scale_weight \(2,\) is no factor"),
+        ({"9.scale_weight": torch.zeros(1)}, r"9\.scale_weight \(1,\) is no factor"),
+        ({"0.bias": torch.tensor([0, math.nan, 0])}, r"0\.bias holds NaN"),
+    ],
+)
+def test_load_is_strict(tmp_path, change, says):
+    tensors = {k: v for k, v in {**weights(), **change}.items() if v is not None}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(MinicosError, match=says) as error:
+        load_into(network(), tmp_path, check_finite=True)
+    assert "a.safetensors" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (3, "holds a int"),
+        ([torch.zeros(1)], "holds a list"),
+        ({"a": 1}, "'a' is a int, not a tensor"),
+        ({"model": {"a": torch.zeros(1)}}, "'model' is a dict"),
+        (b"PK\x03\x04 broken", "cannot be opened"),
+    ],
+)
+def test_archives_of_anything_but_tensors_are_refused(tmp_path, content, says):
+    path = tmp_path / "a.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(MinicosError, match=says):
+        load_into(network(), path)
+
+
+def test_load_of_a_foreign_layout_and_its_unknown_key(tmp_path):
+    tensors = golden.read("vae21.weights")
+    foreign = {translate(k, VAE_DIFFUSERS): v for k, v in tensors.items()}
+    save_file(foreign, tmp_path / "a.safetensors")
+    with torch.device("meta"):
+        vae = VAE(golden.config(VAEConfig, "vae21"))
+    load_into(vae, tmp_path)
+    assert all(torch.equal(v, tensors[k]) for k, v in vae.state_dict().items())
+    save_file({**foreign, "encoder.odd": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(MinicosError, match=r"a\.safetensors: the key 'encoder\.odd'"):
+        load_into(vae, tmp_path)
+
+
+def test_fp8_scaled_is_unpacked_in_float32(tmp_path):
+    tensors = weights()
+    small = (tensors["0.weight"] * 100).to(torch.float8_e4m3fn)
+    tensors |= {"0.weight": small, "0.scale_weight": torch.tensor(0.01), "0.scale_input": torch.tensor(3.0)}
+    save_file({**tensors, "scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    load_into(module := network(), tmp_path)
+    assert torch.equal(module[0].weight, small.float() * 0.01)
+    assert inspect(tmp_path).layout == "comfy_fp8_scaled"
+
+
+# ----------------------------------------------------------------------------------------------------------------- lora
+
+DIALECTS = ["diffsynth", "lightx2v", "comfy", "peft", "musubi"]
+EXPECTED = load_file(golden.FOLDER / "lora_expected.safetensors")
+STATS = json.loads((golden.FOLDER / "lora_delta_stats.json").read_text())
+
+
+def read_lora(dialect: str, strength: float = 1.0) -> lora.Lora:
+    return lora.read(golden.FOLDER / f"lora_{dialect}.safetensors", strength)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_lora_deltas(dialect):
+    found = read_lora(dialect)
+    assert found.dialect == dialect
+    assert set(found.deltas) == set(STATS[dialect])
+    for name, delta in found.deltas.items():
+        merged = found.merge(name, torch.zeros(delta.shape))
+        assert merged.double().sum().item() == pytest.approx(STATS[dialect][name]["sum"], abs=1e-4)
+        assert merged.double().norm().item() == pytest.approx(STATS[dialect][name]["l2"], rel=1e-6)
+        rows = EXPECTED.get(f"{dialect}.delta_rows0to3.{name}")
+        if rows is not None:
+            assert (merged[: len(rows)] - rows).abs().max() <= 1e-6
+    untouched = torch.ones(2)
+    assert found.merge("blocks.0.nothing", untouched) is untouched
+
+
+@pytest.fixture(scope="module")
+def i2v(tmp_path_factory):
+    """The golden network as a file, its inputs, and a function that runs it with LoRAs."""
+    path = tmp_path_factory.mktemp("i2v") / "a.safetensors"
+    save_file(golden.read("dit_i2v.weights"), path)
+    cfg, given_ = golden.config(DiTConfig, "dit_i2v"), golden.read("dit_i2v")
+    text = torch.zeros(1, cfg.text_len, cfg.text_dim)
+    text[0, : len(given_["in.context_0"])] = given_["in.context_0"]
+
+    @torch.no_grad()
+    def run(loras, **options):
+        with torch.device("meta"):
+            dit = DiT(cfg)
+        loaded = load_into(dit, path, lora=loras, **options)
+        return dit(given_["in.x"], given_["in.t"][0], text, given_["in.y"]), loaded
+
+    return run
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_velocity_with_a_lora(i2v, dialect):
+    velocity, loaded = i2v(read_lora(dialect))
+    assert loaded.merged == len(STATS[dialect])
+    assert golden.rel_max(velocity, EXPECTED[f"{dialect}.velocity"]) <= 1e-5
+
+
+def test_strengths_add_up(i2v):
+    expected = EXPECTED["lightx2v.velocity_strength0.5"]
+    assert golden.rel_max(i2v(read_lora("lightx2v", 0.5))[0], expected) <= 1e-5
+    assert golden.rel_max(i2v([read_lora("lightx2v", 0.25)] * 2)[0], expected) <= 1e-5
+
+
+def test_lora_is_merged_before_the_cast(i2v):
+    """float32 weights + delta, then bfloat16 for the matrices: not delta in bfloat16."""
+    velocity, _ = i2v(
+        read_lora("comfy"), dtype=lambda name: torch.float32 if any(n in name for n in FLOAT32) else torch.bfloat16
+    )
+    assert golden.rel_l2(velocity, EXPECTED["comfy.velocity"]) <= 2e-2
+
+
+def test_lora_saved_and_read_again(tmp_path):
+    for dialect in DIALECTS:
+        found = read_lora(dialect)
+        lora.save(tmp_path / "a.safetensors", found.deltas)
+        again = lora.read(tmp_path / "a.safetensors")
+        assert set(again.deltas) == set(found.deltas)
+        for name, delta in found.deltas.items():
+            zero = torch.zeros(delta.shape)
+            assert (again.merge(name, zero) - found.merge(name, zero)).abs().max() <= 1e-6
+    keys = read_header(golden.FOLDER / "lora_diffsynth.safetensors").tensors
+    lora.save(tmp_path / "a.safetensors", read_lora("diffsynth").deltas, torch.bfloat16)
+    assert {k: (i.dtype, i.shape) for k, i in read_header(tmp_path / "a.safetensors").tensors.items()} == {
+        k: (i.dtype, i.shape) for k, i in keys.items()
+    }
+
+
+A, B = torch.ones(2, 8), torch.ones(4, 2)
+Q = "blocks.0.self_attn.q"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        (
+            {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.lora_magnitude_vector": A + 1},
+            "lora_magnitude_vector",
+        ),
+        (
+            {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.weight": A + 1},
+            rf"'{Q}\.weight' is of no known LoRA dialect",
+        ),
+        ({"lora_unet_blocks_0_odd.lora_down.weight": A}, "lora_unet_blocks_0_odd"),
+        ({"transformer.blocks.0.attn1.odd.lora_A.weight": A}, r"attn1\.odd"),
+        ({f"{Q}.lora_A.weight": A}, rf"{Q} has \['down'\]"),
+        ({f"{Q}.alpha": torch.tensor(1.0)}, "holds no LoRA"),
+        ({}, "holds no LoRA"),
+        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.alpha": torch.ones(2)}, "not one number"),
+        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.diff": B + 1}, "not one up and one down"),
+        (
+            {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": torch.ones(4, 3)},
+            r"up \(4, 3\) and down \(2, 8\): their ranks differ",
+        ),
+        ({f"{Q}.lora_A.weight": A[0], f"{Q}.lora_B.weight": B}, r"down \(8,\)"),
+        ({f"{Q}.lora_A.weight": A, f"diffusion_model.{Q}.lora_down.weight": A + 1}, "already there"),
+    ],
+)
+def test_lora_files_are_read_completely_or_not_at_all(tmp_path, tensors, says):
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(MinicosError, match=says) as error:
+        lora.read(tmp_path / "a.safetensors")
+    assert "a.safetensors" in str(error.value)
+
+
+def test_lora_for_another_network_is_refused(i2v, tmp_path):
+    for name, says in (
+        ("blocks.7.self_attn.q", "which this network lacks"),
+        (Q, r"is \(4, 8\), and the parameter \(128, 128\)"),
+    ):
+        lora.save(tmp_path / "a.safetensors", {f"{name}.weight": lora.LowRank(B, A)})
+        with pytest.raises(MinicosError, match=rf"a\.safetensors.*{name}.*{says}"):
+            i2v(lora.read(tmp_path / "a.safetensors"))
+
+
+def test_alpha_in_the_metadata_of_diffusers(tmp_path):
+    tensors = {f"transformer.{Q}.lora_A.weight": A, f"transformer.{Q}.lora_B.weight": B}
+
+    def read(about: str) -> lora.Lora:
+        save_file(tensors, tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": about})
+        return lora.read(tmp_path / "a.safetensors")
+
+    found = read(json.dumps({"transformer.lora_alpha": 8, "transformer.r": 2, "transformer.alpha_pattern": {}}))
+    assert found.deltas[f"{Q}.weight"].scale == 4
+    with pytest.raises(MinicosError, match="use_dora"):
+        read(json.dumps({"transformer.lora_alpha": 8, "transformer.r": 2, "transformer.use_dora": True}))
+    for about in ("{", "[]", '{"lora_alpha": 1}', '{"lora_alpha": 1, "r": 0}'):
+        with pytest.raises(MinicosError, match="adapter metadata"):
+            read(about)

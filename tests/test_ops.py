@@ -1,0 +1,181 @@
+"""The reference mathematics against independent formulations, most of them in complex or float64 arithmetic."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minicos import ops
+from tests.golden import rel_max
+
+GRIDS = [(1, 1, 1), (3, 2, 5), (2, 7, 3)]
+seeds = st.integers(0, 2**31 - 1)
+grids = st.tuples(*[st.integers(1, 5)] * 3)
+widths = st.sampled_from([2, 4, 6, 10, 16, 24, 32, 64, 128])
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+# -- time and position -------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 1000), st.sampled_from([2, 16, 256]))
+def test_sinusoid_is_cosines_then_sines_of_falling_frequencies(t, dim):
+    expected = [f(t * 10000 ** (-j / (dim // 2))) for f in (math.cos, math.sin) for j in range(dim // 2)]
+    actual = ops.sinusoid(torch.tensor(t, dtype=torch.float64), dim)
+    assert actual.dtype == torch.float64
+    assert torch.allclose(actual, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)  # measured 2.3e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
+def test_sinusoid_does_not_depend_on_the_dtype_of_the_timestep(dtype):
+    t = torch.tensor([[999, 0], [41, 500]])
+    assert torch.equal(ops.sinusoid(t.to(dtype), 256), ops.sinusoid(t.double(), 256))
+
+
+def turns(grid: tuple[int, int, int], head_dim: int) -> Tensor:
+    """The official rotation as complex float64 numbers, (l, k/2): model.py, rope_params and rope_apply, written out."""
+    pairs = head_dim // 2
+    third = pairs // 3
+    tokens = [
+        [n * 10000 ** (-j / share) for n, share in zip((f, h, w), (pairs - 2 * third, third, third), strict=True) for j in range(share)]
+        for f in range(grid[0]) for h in range(grid[1]) for w in range(grid[2])
+    ]  # fmt: skip
+    angle = torch.tensor(tokens, dtype=torch.float64)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+@given(grids, widths)
+def test_rope_is_the_complex_rotation_of_the_official_code(grid, head_dim):
+    cos, sin = ops.rope(grid, head_dim)
+    expected = turns(grid, head_dim)
+    assert cos.dtype == sin.dtype == torch.float32
+    assert torch.allclose(cos.double(), expected.real, rtol=0, atol=1e-7)  # measured 3.0e-8: half a unit of float32
+    assert torch.allclose(sin.double(), expected.imag, rtol=0, atol=1e-7)  # measured 3.0e-8
+
+
+def test_rope_needs_float64_at_distant_frames():
+    """Angles built in float32 would be off by 1e-5 at frame 1000; ours are not."""
+    cos, _ = ops.rope((1001, 1, 1), 128)
+    expected = turns((1001, 1, 1), 128).real
+    assert (cos.double() - expected).abs().max() < 1e-7  # measured 3.0e-8
+
+
+@given(grids, st.sampled_from([6, 16, 24]), st.integers(1, 3), seeds)
+def test_rms_rope_turns_interleaved_pairs_of_each_head(grid, head_dim, heads, seed):
+    x, weight = randn(2, math.prod(grid), heads * head_dim, seed=seed), randn(heads * head_dim, seed=seed + 1)
+    actual = ops.rms_rope(x, weight, ops.rope(grid, head_dim), heads, 1e-6)
+    normed = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+    pairs = torch.view_as_complex(normed.view(2, -1, heads, head_dim // 2, 2))
+    expected = torch.view_as_real(pairs * turns(grid, head_dim)[None, :, None]).flatten(-2).transpose(1, 2)
+    assert actual.shape == (2, heads, math.prod(grid), head_dim)
+    assert rel_max(actual, expected) < 1e-6  # measured 2.2e-7
+
+
+@given(grids, seeds)
+def test_rms_rope_preserves_the_norm_of_every_head(grid, seed):
+    x, weight = randn(1, math.prod(grid), 48, seed=seed), randn(48, seed=seed + 1)
+    turned = ops.rms_rope(x, weight, ops.rope(grid, 16), 3, 1e-6)
+    still = ops.rms_norm(x, weight, 1e-6).view(1, -1, 3, 16).transpose(1, 2)
+    assert rel_max(turned.norm(dim=-1), still.norm(dim=-1)) < 1e-6  # measured 2.4e-7
+
+
+def test_scores_depend_on_relative_positions_only():
+    """The same query and key everywhere: their product at two tokens depends on the offset between them."""
+    grid = (3, 4, 5)
+    q, k = (ops.rms_rope(randn(1, 1, 32, seed=s).expand(1, 60, 32), torch.ones(32), ops.rope(grid, 32), 1, 1e-6) for s in (0, 1))
+    score = (q[0, 0] @ k[0, 0].T).view(*grid, *grid)
+    assert torch.allclose(score[:2, :3, :4, :2, :3, :4], score[1:, 1:, 1:, 1:, 1:, 1:], atol=5e-6, rtol=0)  # measured 1.4e-6
+    assert score.std() > 0.1  # and it does depend on it
+
+
+# -- norms and modulation ----------------------------------------------------------------------------------------------
+
+
+def test_rms_norm_rounds_before_the_weight():
+    """bf16(bf16(x / rms) * weight), as the official code: one rounding less gives other numbers."""
+    x, weight = randn(64, 96, dtype=torch.bfloat16), randn(96, seed=1, dtype=torch.bfloat16)
+    unit = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+    actual = ops.rms_norm(x, weight, 1e-6)
+    assert actual.dtype == torch.bfloat16
+    assert torch.equal(actual, unit.bfloat16() * weight)
+    assert not torch.equal(actual, (unit * weight).bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layer_norm_is_computed_in_float32_and_rounded_once(dtype):
+    x, weight, bias = 3 + randn(8, 64, dtype=dtype), randn(64, seed=1), randn(64, seed=2)
+    y = x.double()
+    y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, correction=0, keepdim=True) + 1e-6).sqrt() * weight + bias
+    actual = ops.layer_norm(x, 1e-6, weight, bias)
+    assert actual.dtype == dtype
+    assert rel_max(actual.double(), y) < (2e-6 if dtype == torch.float32 else 4e-3)  # measured 3.7e-7, 1.6e-3 (half a unit of bf16)
+
+
+@pytest.mark.parametrize("g", [1, 3])
+def test_modulated_norm_and_gated_add_serve_each_timestep_its_own_tokens(g):
+    b, l, d = 2, 12, 16
+    x, y, scale, shift = (randn(b, n, d, seed=s) for s, n in enumerate((l, l, g, g)))
+    normed, added = ops.modulated_norm(x, scale, shift, 1e-6), ops.gated_add(x, y, scale)
+    for i in range(b):
+        for j in range(l):
+            own = j * g // l  # l/g consecutive tokens share a timestep
+            row = torch.nn.functional.layer_norm(x[i, j], (d,), eps=1e-6) * (1 + scale[i, own]) + shift[i, own]
+            assert torch.allclose(normed[i, j], row, rtol=0, atol=1e-6)  # measured 4.8e-7
+            assert torch.allclose(added[i, j], x[i, j] + y[i, j] * scale[i, own], rtol=0, atol=1e-6)  # measured 0
+    assert normed.shape == added.shape == x.shape
+
+
+def test_modulation_is_float32_whatever_the_residual_stream():
+    x, m = randn(1, 6, 8, dtype=torch.bfloat16), randn(1, 1, 8)
+    assert ops.modulated_norm(x, m, m, 1e-6).dtype == torch.float32
+    assert ops.gated_add(x, x, m).dtype == torch.float32
+
+
+@given(seeds)
+def test_one_timestep_equals_the_same_timestep_for_every_frame(seed):
+    x, y, scale, shift = (randn(2, n, 8, seed=seed + s) for s, n in enumerate((12, 12, 1, 1)))
+    spread_scale, spread_shift = scale.expand(2, 4, 8), shift.expand(2, 4, 8)
+    assert torch.equal(ops.modulated_norm(x, scale, shift, 1e-6), ops.modulated_norm(x, spread_scale, spread_shift, 1e-6))
+    assert torch.equal(ops.gated_add(x, y, scale), ops.gated_add(x, y, spread_scale))
+
+
+# -- attention and energy ----------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.integers(1, 6), st.integers(1, 9))
+def test_attention_is_softmax_of_scaled_scores_over_all_keys(seed, l, t):
+    q, k, v = randn(2, 3, l, 8, seed=seed), randn(2, 3, t, 8, seed=seed + 1), randn(2, 3, t, 8, seed=seed + 2)
+    weights = (q.double() @ k.double().mT / math.sqrt(8)).softmax(-1)
+    assert rel_max(ops.attention(q, k, v), weights @ v.double()) < 3e-6  # measured 6.4e-7
+
+
+@given(seeds, st.floats(-100, 100))
+def test_token_energy_scales_with_its_token_and_ignores_rotations(seed, factor):
+    x = randn(2, 5, 16, seed=seed)
+    energy = ops.token_energy(x)
+    turn = torch.linalg.qr(randn(16, 16, seed=seed + 1))[0]
+    assert energy.shape == (2, 5)
+    assert torch.allclose(ops.token_energy(factor * x), abs(factor) * energy, rtol=1e-6)  # measured 2.4e-7
+    assert torch.allclose(ops.token_energy(x @ turn), energy, rtol=2e-6)  # measured 4.3e-7
+    assert torch.allclose(energy.square().sum(), x.square().sum(), rtol=2e-6)  # measured 5.0e-7
+
+
+def test_token_energy_of_bfloat16_is_accumulated_in_float32():
+    """In bfloat16 a sum of ones stops at 256."""
+    energy = ops.token_energy(torch.ones(1, 4096, dtype=torch.bfloat16))
+    assert energy.dtype == torch.float32
+    assert energy.item() == 64
+
+
+def test_ops_are_values_that_a_model_can_be_given():
+    other = replace(ops.REFERENCE, attention=lambda q, k, v: q)
+    assert ops.REFERENCE == ops.Ops()
+    assert other.attention is not ops.attention
+    assert other.self_attention is ops.self_attention

@@ -1,0 +1,170 @@
+"""Run folders: whole files or none, one set of settings, and a progress bar that does not get in the way."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from itertools import islice
+
+import pytest
+import torch
+
+from minicos import runs
+from minicos.errors import MinicosError
+from minicos.runs import PART, Run, progress, read_json, replace_file, write_json
+
+
+def test_replace_file_is_all_or_nothing(tmp_path):
+    path = tmp_path / "deep" / "name.txt"
+    replace_file(path, lambda temporary: temporary.write_text("first"))
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        replace_file(path, fail)
+    assert path.read_text() == "first"
+    assert [p.name for p in path.parent.iterdir()] == ["name.txt"]
+
+
+def test_replace_file_says_what_the_disk_refuses(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MinicosError, match=r"cannot write .*file.*name"):
+        replace_file(tmp_path / "file" / "name", lambda temporary: temporary.write_text(""))
+    with pytest.raises(MinicosError, match="No space"):
+        replace_file(tmp_path / "name", full_disk)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def full_disk(temporary):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are a matter of POSIX")
+def test_files_get_the_mode_of_any_other_file(tmp_path):
+    replace_file(tmp_path / "new", lambda temporary: temporary.write_text(""))
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_json_round_trip_and_its_error(tmp_path):
+    write_json(tmp_path / "a.json", {"prompt": "迷宫", "path": tmp_path})
+    assert read_json(tmp_path / "a.json") == {"prompt": "迷宫", "path": str(tmp_path)}
+    (tmp_path / "a.json").write_text("{")
+    for name in ("a.json", "missing.json"):
+        with pytest.raises(MinicosError, match=rf"{name}.*cannot be read as JSON.*Delete it"):
+            read_json(tmp_path / name)
+
+
+def test_a_run_is_continued_with_equal_settings_only(tmp_path):
+    settings = {"command": "steps", "sizes": (64, 64), "image": tmp_path / "a.png"}
+    run = Run.open(tmp_path / "run", settings, {"device": "cpu"})
+    record = json.loads(run.path("run.json").read_text())
+    assert record["settings"] == {"command": "steps", "sizes": [64, 64], "image": str(tmp_path / "a.png")}
+    assert {"minicos", "torch", "python", "date"} < set(record)
+    assert record["device"] == "cpu"
+
+    assert Run.open(tmp_path / "run", settings, {"device": "cuda"}) == run
+    assert json.loads(run.path("run.json").read_text()) == record
+    for other in ({**settings, "sizes": [64, 32]}, {"command": "steps", "image": settings["image"]}):
+        with pytest.raises(MinicosError, match=r"sizes = \[64, 64\].*another --out"):
+            Run.open(tmp_path / "run", other)
+
+
+def test_a_run_refuses_what_is_not_its_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MinicosError, match="a file, not a folder"):
+        Run.open(tmp_path / "file", {})
+    with pytest.raises(MinicosError, match="cannot write"):
+        Run.open(tmp_path / "file" / "run", {})
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(MinicosError, match=r"run\.json"):
+            Run.open(tmp_path, {})
+
+
+def test_tensors_of_a_run(tmp_path):
+    run = Run.open(tmp_path, {})
+    x = torch.arange(6.0).view(2, 3)
+    tensors = {
+        "x": x,
+        "transposed": x.t(),
+        "row": x[0],
+        "half": x.bfloat16(),
+        "none": torch.zeros(0),
+        "n": torch.tensor(3),
+    }
+    assert not run.has("steps/00.safetensors")
+    run.save_tensors("steps/00.safetensors", tensors)
+    assert run.has("steps/00.safetensors")
+    for name, tensor in run.load_tensors("steps/00.safetensors").items():
+        assert tensor.dtype == tensors[name].dtype
+        assert torch.equal(tensor, tensors[name])
+    run.path("bad.safetensors").write_bytes(b"nothing")
+    for name in ("bad.safetensors", "missing.safetensors"):
+        with pytest.raises(MinicosError, match=rf"{name} cannot be read.*run again"):
+            run.load_tensors(name)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a living process is recognised on POSIX only")
+def test_what_killed_runs_left_is_swept_and_what_others_write_is_not(tmp_path):
+    script = f"""
+import time
+from pathlib import Path
+from minicos.runs import replace_file
+def write(temporary):
+    temporary.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+replace_file(Path({str(tmp_path)!r}) / "video.mp4", write)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "writing\n"
+        Run.open(tmp_path, {})
+        assert [p.name.startswith(PART) for p in sorted(tmp_path.iterdir())] == [True, False]
+        other.kill()
+    Run.open(tmp_path, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_files_of_other_machines_are_swept_after_a_day(tmp_path):
+    foreign = tmp_path / f"{PART}elsewhere-1-aa-x"
+    foreign.write_text("")
+    Run.open(tmp_path, {})
+    assert foreign.exists()
+    os.utime(foreign, (time.time() - 90000,) * 2)
+    Run.open(tmp_path, {})
+    assert not foreign.exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    assert list(progress([1, 2, 3], label="denoise")) == [1, 2, 3]
+    assert screen.getvalue().startswith("\rdenoise [")
+    assert "3/3" in screen.getvalue()
+    assert screen.getvalue().endswith("\n")
+
+
+def test_progress_elsewhere_is_a_line_every_ten_seconds(monkeypatch):
+    clock = iter(range(0, 10000, 4))
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    list(progress(iter(range(10)), total=10, label="sweep"))
+    lines = log.getvalue().splitlines()
+    assert [line.split()[2] for line in lines] == ["3/10", "6/10", "9/10"]
+    assert lines[0].split()[3:] == ["0:12", "+", "0:28"]
+
+
+def test_progress_of_unknown_length_and_left_early(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    assert list(islice(progress(iter(range(9)), label="x"), 2)) == [0, 1]
+    assert list(progress([])) == []
+    assert "x 0" in screen.getvalue()

@@ -1,0 +1,327 @@
+"""The denoising loop against the official procedures, and what its body may rely on: resume, edits, branches, experts."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+
+from minicos.condition import Condition
+from minicos.config import VAEConfig
+from minicos.hooks import NO_HOOKS, Hooks, Record
+from minicos.sample import Step, sample
+from minicos.schedule import SOLVERS, make
+from minicos.vae import VAE
+from tests import golden
+from tests.golden import rel_max
+
+LOOPS = golden.read("loops")
+CONFIG = golden.info("loops")["config"]
+
+
+# -- the official loops ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def i2v_pair(pair, golden_dit):
+    """The experts of the golden loop at a boundary: the low-noise one is the high-noise one with its blocks swapped."""
+    import copy
+
+    high = golden_dit("dit_i2v")
+    low = copy.deepcopy(high)
+    low.blocks = low.blocks[::-1]
+    return lambda boundary: pair(high, low, boundary)
+
+
+@pytest.fixture(scope="module")
+def i2v(padded) -> Condition:
+    text, null = (padded(LOOPS[f"i2v.context{end}"]) for end in ("", "_null"))
+    return Condition(text, null, (1, 16, 3, 4, 6), y=LOOPS["i2v.y"][None])
+
+
+@pytest.fixture(scope="module")
+def golden_steps(i2v_pair, pair, golden_dit, i2v, padded):
+    """case -> the steps of our loop."""
+
+    def run(case: str) -> list[Step]:
+        config = CONFIG[case]
+        if case == "ti2v":
+            model, guidance = pair(golden_dit("dit_ti2v"), golden_dit("dit_ti2v"), None), {"high": config["guidance"]}
+            text, null = (padded(LOOPS[f"ti2v.context{end}"]) for end in ("", "_null"))
+            condition = Condition(text, null, (1, 48, 3, 4, 6), first=LOOPS["ti2v.z"][None])
+        else:
+            model, condition = i2v_pair(config["boundary"]), i2v
+            low, high = config.get("guidance_low_high", [config.get("guidance")] * 2)
+            guidance = {"high": high, "low": low}
+        schedule = make("euler" if case == "i2v_euler" else "unipc", config["steps"], config["shift"])
+        noise = LOOPS[f"{case.removesuffix('_euler')}.noise"][None]
+        return list(sample(model, noise, condition, schedule=schedule, guidance=guidance))
+
+    return run
+
+
+@pytest.mark.parametrize("case", ["i2v", "i2v_euler", "ti2v"])
+def test_every_latent_of_the_official_loops(case, golden_steps):
+    steps, expected = golden_steps(case), LOOPS[f"{case}.latents"]
+    assert [s.timestep for s in steps] == LOOPS[f"{case}.timesteps"].tolist()
+    assert "".join(s.expert[0].upper() for s in steps) == CONFIG[case].get("experts_used", "HHHHHH")
+    assert [s.index for s in steps] == list(range(len(expected)))
+    for step in steps:
+        assert rel_max(step.next[0], expected[step.index]) < 5e-6  # measured
+
+
+def test_the_video_of_the_official_loop(golden_steps):
+    vae = VAE(golden.config(VAEConfig, "vae21")).requires_grad_(False)
+    vae.load_state_dict(golden.read("vae21.weights"))
+    video = vae.decode(golden_steps("i2v")[-1].next)
+    assert (video[0, :, ::4].transpose(0, 1) - LOOPS["i2v.video_every4"]).abs().max() < 5e-5  # measured
+
+
+def test_an_imposed_frame_is_never_noisy(golden_steps):
+    first = LOOPS["ti2v.z"][None]
+    for step in golden_steps("ti2v"):
+        for x in (step.x, step.next, step.x0, step.x0_cond):
+            assert torch.equal(x[:, :, :1], first)
+        assert step.sigma_map.flatten().tolist() == [0, step.sigma, step.sigma]
+
+
+# -- a step ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(pair, small_dit):
+    return pair(small_dit(0), small_dit(1))
+
+
+@pytest.fixture(scope="module")
+def condition() -> Condition:
+    draw = torch.Generator().manual_seed(1)
+    return Condition(torch.randn(2, 5, 8, generator=draw), torch.randn(2, 5, 8, generator=draw), (2, 4, 3, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def noise(condition) -> Tensor:
+    return torch.randn(condition.shape, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def loop(model, condition, noise):
+    """A loop of six steps with both experts. x, start and memory resume it."""
+
+    def make_loop(solver: str = "euler", x: Tensor = noise, given: Condition = condition, guidance=(3.0, 2.0), **options):
+        schedule, (high, low) = make(solver, 6, 5.0), guidance
+        return sample(model, x, given, schedule=schedule, guidance={"high": high, "low": low}, **options)
+
+    return make_loop
+
+
+solvers = pytest.mark.parametrize("solver", SOLVERS)
+
+
+@solvers
+@pytest.mark.parametrize("imposed", [False, True])
+def test_x_lies_between_the_clean_estimate_and_the_noise(solver, imposed, loop, condition, noise):
+    """x = (1 - sigma) x0 + sigma noise and velocity = noise - x0, whatever the guidance, per frame."""
+    given = replace(condition, first=noise[:, :, :1]) if imposed else condition
+    for step in loop(solver, given=given):
+        sigma = step.sigma_map
+        assert rel_max((1 - sigma) * step.x0 + sigma * step.noise, step.x) < 1e-6  # measured
+        assert rel_max(step.noise - step.x0, step.velocity) < 1e-6  # measured
+        assert torch.equal(step.x0_cond, step.x - sigma * step.velocity_cond)
+
+
+@solvers
+def test_the_last_step_lands_on_its_clean_estimate(solver, loop):
+    *_, last = loop(solver)
+    assert last.sigma_next == 0
+    assert rel_max(last.next, last.x0) < 1e-6  # measured
+
+
+@solvers
+def test_steps_are_a_chain_along_the_schedule(solver, loop, noise):
+    schedule, steps = make(solver, 6, 5.0), list(loop(solver))
+    assert torch.equal(steps[0].x, noise)
+    assert [s.sigma for s in steps] == list(schedule.sigmas[:-1])
+    assert [s.sigma_next for s in steps] == list(schedule.sigmas[1:])
+    assert [s.timestep for s in steps] == list(schedule.timesteps)
+    for before, after in zip(steps, steps[1:], strict=False):
+        assert after.x is before.next
+    assert [s.expert for s in steps] == ["high" if t >= 900 else "low" for t in schedule.timesteps]
+    assert {s.expert for s in steps} == {"high", "low"}
+
+
+def test_guidance_moves_from_uncond_through_cond_as_each_expert_is_told(loop):
+    for step in loop(guidance=(3.0, 2.0)):
+        g = {"high": 3.0, "low": 2.0}[step.expert]
+        expected = g * step.velocity_cond + (1 - g) * step.velocity_uncond
+        assert rel_max(step.velocity, expected) < 1e-6  # measured
+        assert not torch.equal(step.velocity_cond, step.velocity_uncond)
+
+
+# -- what hooks are told -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", [(1, 1), (1, 2.0), (3.0, 1.0), (3.0, 2.0)])
+def test_guidance_1_makes_no_uncond_pass(guidance, loop):
+    record = Record(lambda x: x)
+    steps = list(loop(guidance=guidance, hooks=Hooks().on("velocity", record)))
+    strength = dict(zip(("high", "low"), guidance, strict=True))
+    passes = [(s.index, s.expert, b) for s in steps for b in (("cond",) if strength[s.expert] == 1 else ("cond", "uncond"))]
+    assert [(site.step, site.expert, site.branch) for site, _ in record.entries] == passes
+    seen = {(site.step, site.branch): velocity for site, velocity in record.entries}
+    for step in steps:
+        assert torch.equal(step.velocity_cond, seen[step.index, "cond"])
+        if strength[step.expert] == 1:
+            assert step.velocity_uncond is None
+            assert step.velocity is step.velocity_cond
+        else:
+            assert torch.equal(step.velocity_uncond, seen[step.index, "uncond"])
+
+
+def test_no_negative_prompt_is_needed_without_guidance(loop, condition):
+    alone = replace(condition, text_null=None)
+    assert len(list(loop(given=alone, guidance=(1, 1)))) == 6
+
+
+def test_sites_of_a_loop(loop, model, condition):
+    """Step, sigma, grid, and the expert and the prompt that really ran."""
+    record = Record(lambda x: x)
+    steps = list(loop(hooks=Hooks().on("text", record).on("velocity", record)))
+    for site, tensor in record.entries:
+        step = steps[site.step]
+        assert (site.sigma, site.expert, site.grid) == (step.sigma, step.expert, (3, 2, 2))
+        if site.name == "text":
+            assert torch.equal(tensor, getattr(model, site.expert).text_embedding(condition.branch(site.branch)))
+
+
+@solvers
+def test_looking_changes_no_bit_of_a_loop(solver, loop):
+    hooks = Hooks().on("blocks.*", lambda x, site: None).on("blocks.*.self_attn.q", lambda x, site: x)
+    for plain, watched in zip(loop(solver), loop(solver, hooks=hooks), strict=True):
+        assert torch.equal(plain.next, watched.next)
+
+
+# -- resuming ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+@solvers
+def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(solver, at, loop):
+    whole = list(loop(solver))
+    resumed = list(loop(solver, x=whole[at].x, start=at, memory=whole[at - 1].memory))
+    assert [s.index for s in resumed] == list(range(at, 6))
+    for again, step in zip(resumed, whole[at:], strict=True):
+        assert torch.equal(again.next, step.next)
+        assert again.timestep == step.timestep
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
+def test_a_multistep_solver_needs_its_memory_to_resume(solver, loop):
+    whole = list(loop(solver))
+    without = next(loop(solver, x=whole[3].x, start=3))
+    assert rel_max(without.next, whole[3].next) > 1e-4
+
+
+# -- edits -------------------------------------------------------------------------------------------------------------
+
+
+@solvers
+def test_an_edited_latent_starts_afresh(solver, loop, noise):
+    """From there on the loop is one that was started at the edit, without a memory."""
+    edit = noise.flip(1)
+    edited = []
+    for step in loop(solver):
+        if step.index == 2:
+            step.next = edit
+        edited.append(step)
+    for step, fresh in zip(edited[3:], loop(solver, x=edit, start=3), strict=True):
+        assert torch.equal(step.next, fresh.next)
+    assert edited[3].x is edit
+
+
+def test_an_edit_is_not_pulled_back(i2v_pair, i2v):
+    """UniPC corrects each step when it sees where that led; with a history kept, it would correct an edit away."""
+    schedule = make("unipc", 20, 5.0)
+    options = {"schedule": schedule, "guidance": {"high": 1, "low": 1}}
+    model, start = i2v_pair(0.9), LOOPS["i2v.noise"][None]
+    clean = list(islice(sample(model, start, i2v, **options), 8))
+    sigma = clean[6].sigma_next
+    edit = (1 - sigma) * clean[6].x0 + sigma * start.flip(2)  # other noise
+
+    after = next(sample(model, edit, i2v, **options, start=7)).next
+    kept = next(sample(model, edit, i2v, **options, start=7, memory=clean[6].memory)).next
+    in_loop = sample(model, start, i2v, **options)
+    for step in in_loop:
+        if step.index == 6:
+            step.next = edit
+        if step.index == 7:
+            break
+    print("DIST", (after - edit).norm() / (edit - clean[6].next).norm(), (after - clean[7].next).norm() / (edit - clean[6].next).norm(),
+      (kept - clean[7].next).norm() / (edit - clean[6].next).norm(), (kept-edit).norm() / (edit - clean[6].next).norm())
+    assert torch.equal(step.next, after)
+
+
+# -- a generator that disturbs nobody ----------------------------------------------------------------------------------
+
+
+def test_nothing_runs_before_the_first_step_and_no_step_runs_ahead(loop):
+    record = Record(lambda x: None)
+    steps = loop(hooks=Hooks().on("velocity", record), guidance=(1, 1))
+    for runs in (0, 1, 2):
+        assert len(record.entries) == runs
+        next(steps)
+
+
+@solvers
+def test_interleaved_loops_do_not_disturb_each_other(solver, loop, noise):
+    alone = list(loop(solver)), list(loop(solver, x=noise.flip(0)))
+    together = list(zip(loop(solver), loop(solver, x=noise.flip(0)), strict=True))
+    for i in range(2):
+        for step, pair in zip(alone[i], together, strict=True):
+            assert torch.equal(step.next, pair[i].next)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_body_has_gradients_as_the_caller_has_them(enabled, loop):
+    with torch.set_grad_enabled(enabled):
+        steps = loop(), loop()
+        for pair in zip(*steps, strict=True):
+            assert torch.is_grad_enabled() == enabled
+            assert not pair[0].velocity.requires_grad
+            if pair[0].index == 3:
+                break
+        for each in steps:
+            each.close()
+            assert torch.is_grad_enabled() == enabled
+            with pytest.raises(StopIteration):
+                next(each)
+
+
+def test_the_network_runs_without_gradients_even_where_it_could_have_them(pair, small_dit, condition, noise):
+    network, seen = small_dit().requires_grad_(True), []
+    hooks = Hooks().on("blocks.0", lambda x, site: seen.append(x.requires_grad))
+    steps = sample(pair(network, network), noise, condition, schedule=make("euler", 2, 5.0), guidance={"high": 1, "low": 1}, hooks=hooks)
+    assert not any(step.next.requires_grad for step in steps)
+    assert seen == [False, False]
+    assert network(noise, torch.tensor([500.0, 500.0]), condition.text).requires_grad  # outside the loop it has them
+
+
+def test_closing_in_the_middle_leaves_nothing(loop):
+    steps, before = loop("unipc"), list(loop("unipc"))
+    next(steps)
+    next(steps)
+    steps.close()
+    for step, again in zip(before, loop("unipc"), strict=True):
+        assert torch.equal(step.next, again.next)
+
+
+def test_the_noise_is_left_as_it_was(loop, noise):
+    kept = noise.clone()
+    list(loop("unipc"))
+    assert torch.equal(noise, kept)
+
+
+def test_hooks_are_optional(loop):
+    for step, same in zip(loop(), loop(hooks=NO_HOOKS), strict=True):
+        assert torch.equal(step.next, same.next)
