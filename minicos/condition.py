@@ -40,8 +40,8 @@ class Condition:
     def per_frame(self, value: float, device: torch.device | None = None) -> Tensor:
         """sigma or timestep of every frame, 0 where a frame is imposed: 1 1 f 1 1 float32, or just 1 1 1 1 1 when all are equal."""
         if self.first is None:
-            return torch.full((1, 1, 1, 1, 1), value, device=device)
-        out = torch.full((1, 1, self.shape[2], 1, 1), value, device=device)
+            return torch.full((1, 1, 1, 1, 1), value, dtype=torch.float32, device=device)
+        out = torch.full((1, 1, self.shape[2], 1, 1), value, dtype=torch.float32, device=device)
         out[:, :, 0] = 0
         return out
 

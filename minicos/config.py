@@ -105,7 +105,7 @@ class Preset:
     boundary: float | None = None  # timesteps >= 1000 boundary go to the high-noise expert
     residual: str = "float32"  # dtype of the residual stream when the weights are bf16
     negative_prompt: str = NEGATIVE_PROMPT
-    area: int = 832 * 480  # pixels of a frame; the aspect ratio is the image's
+    area: int | None = 832 * 480  # pixels of a frame, the aspect ratio being the image's; None keeps the image's own size
     frames: int = 81  # 4n + 1
     fps: int = 16
 
@@ -113,7 +113,7 @@ class Preset:
 _OFFICIAL = Preset(solver="unipc", steps=40, shift=5.0, guidance={"high": 3.5, "low": 3.5}, boundary=0.900)
 _COS = Preset(solver="euler", steps=50, shift=5.0, guidance={"high": 5.0, "low": 5.0}, boundary=0.875,
               residual="bfloat16", negative_prompt="")  # fmt: skip
-_TINY = {"guidance": {"high": 1.0, "low": 1.0}, "negative_prompt": "", "area": 64 * 64, "frames": 13}
+_TINY = {"guidance": {"high": 1.0, "low": 1.0}, "negative_prompt": "", "area": None, "frames": 13}
 
 PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
     "Wan2.2-I2V-A14B": {"official": _OFFICIAL, "cos": _COS},

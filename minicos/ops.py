@@ -88,9 +88,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 self_attention = attention  # an op of its own, so that sequence parallelism is one op too
 
 
-def token_energy(x: Tensor) -> Tensor:
-    """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l) float32. The paper's token energy."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l) float32. The paper's token energy.
+
+    `out`, where given, receives the result and is returned: a row of a buffer over steps and layers.
+    """
+    if out is not None and out.shape != x.shape[:-1]:  # torch would resize it, over the rows that follow
+        raise ValueError(f"token_energy: out must be float32 {tuple(x.shape[:-1])}, not {tuple(out.shape)}")
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32, out=out)
 
 
 @dataclass(frozen=True)

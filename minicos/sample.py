@@ -80,6 +80,8 @@ def sample(
     Loop bodies run with gradients as the caller has them; the network itself runs without.
     """
     hooks.check(model.points)
+    if any(g != 1 for g in guidance.values()):
+        condition.branch("uncond")  # raises where there is no negative prompt
     return _steps(model, noise, condition, schedule, guidance, hooks, start, memory)
 
 
@@ -103,7 +105,7 @@ def _steps(model, x, condition, schedule, guidance, hooks, start, memory) -> Ite
         )  # fmt: skip
         yield step
         if step.next is not proposed:  # an edited latent: a multistep history would silently undo the edit
-            memory = None
+            step.memory = memory = None
         x = step.next
 
 

@@ -1,7 +1,7 @@
 """One thread, no deadlines, a visible skip for tests that need a GPU, and the networks that several files share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -38,13 +38,15 @@ def golden_dit():
     return _golden_dit
 
 
+SMALL = DiTConfig(in_dim=4, out_dim=4, dim=24, ffn_dim=32, num_heads=2, num_layers=2, text_dim=8, text_len=5)
+
+
 @pytest.fixture(scope="session")
 def small_dit():
     """seed, changes of its configuration -> a random network of two blocks that runs in a millisecond or two."""
 
     def make(seed: int = 0, **changes) -> DiT:
-        cfg = {"in_dim": 4, "out_dim": 4, "dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 2, "text_dim": 8, "text_len": 5}
-        network = DiT(DiTConfig(**cfg | changes)).requires_grad_(False)
+        network = DiT(replace(SMALL, **changes)).requires_grad_(False)
         draw = torch.Generator().manual_seed(seed)
         for name, p in network.named_parameters():
             size = 0.3 if p.ndim == 1 or "modulation" in name else p[0].numel() ** -0.5

@@ -55,8 +55,8 @@ def watch(network: DiT, *inputs, pattern: tuple[str, ...] = ("*", "*.*", "*.*.*"
 @pytest.mark.parametrize("case", CASES)
 def test_velocity_is_the_official_one(case, i, golden_dit, given):
     actual, expected = golden_dit(case)(*given(case, i)), DATA[case]["out.velocity"][i]
-    assert rel_max(actual, expected) < 2e-6  # measured
-    assert rel_l2(actual, expected) < 2e-6  # measured
+    assert rel_max(actual, expected) < 2.5e-6  # measured 7.4e-7
+    assert rel_l2(actual, expected) < 2e-6  # measured 5.7e-7
 
 
 # golden tensor -> the hook point that shows it, and the rows of the golden file cut from it
@@ -79,18 +79,19 @@ def test_hook_points_show_the_official_tensors(case, golden_dit, given):
     for name, (point, rows) in MIDDLE.items():
         actual, expected = rows(seen[point][0]), DATA[case][f"mid.{name}"]
         assert actual.shape == expected.shape, name
-        assert rel_max(actual, expected) < 2e-6, name  # measured
-        assert rel_l2(actual, expected) < 2e-6, name  # measured
+        assert rel_max(actual, expected) < 5e-6, name  # measured 1.5e-6 (cross-attention)
+        assert rel_l2(actual, expected) < 2e-6, name  # measured 8.1e-7
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_time_embedding_is_the_official_one(case, golden_dit, given):
     network, data = golden_dit(case), DATA[case]
     features = sinusoid(data["in.t"].flatten(), network.cfg.freq_dim)
-    assert (features - data["mid.time_sinusoid"]).abs().max() < 1e-7  # measured
+    assert (features - data["mid.time_sinusoid"]).abs().max() < 1e-7  # measured 3.0e-8, half a unit of float32
     _, timestep, _, _ = given(case, 0)
     embedding = network.time_embedding(sinusoid(timestep.flatten(), network.cfg.freq_dim).float())
-    assert rel_max(embedding[[0, -1]] if len(embedding) > 1 else embedding, data["mid.time_e"]) < 2e-6  # measured
+    rows = embedding[[0, -1]] if len(embedding) > 1 else embedding  # first and last frame
+    assert rel_max(rows, data["mid.time_e"]) < 2e-6  # measured 5.7e-7
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -100,6 +101,7 @@ def test_the_points_without_a_golden_tensor_fit_those_with_one(case, golden_dit,
     seen = watch(network, *given(case, 0))
     x = seen["embed"]
     for i, block in enumerate(network.blocks):
+
         def at(name, i=i):
             return seen[f"blocks.{i}.{name}"]
 
@@ -124,14 +126,22 @@ def test_epsilons_are_the_official_ones(given):
         weights = {k: v * int(base) ** int(exponent) if re.search(pattern, k) else v for k, v in weights.items()}
     network = DiT(golden.config(DiTConfig, "dit_i2v")).requires_grad_(False)
     network.load_state_dict(weights)
-    assert rel_max(network(*given("dit_i2v", 0)), golden.read("eps")["dit_i2v.velocity"]) < 2e-6  # measured
+    assert rel_max(network(*given("dit_i2v", 0)), golden.read("eps")["dit_i2v.velocity"]) < 2e-6  # measured 4.7e-7
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
-def test_bfloat16_weights_stay_as_close_as_the_official_autocast(residual, golden_dit, given):
+@pytest.mark.parametrize(
+    ("residual", "to_autocast", "to_float32"),
+    [
+        (torch.float32, 2e-3, 4e-3),  # measured 6.5e-4 (the official policy: the same roundings) and 2.2e-3
+        (torch.bfloat16, 8e-3, 8e-3),  # measured 3.7e-3 and 3.7e-3 (DiffSynth's residual stream)
+    ],
+)
+def test_bfloat16_is_as_close_to_the_official_autocast_as_expected(
+    residual, to_autocast, to_float32, golden_dit, given
+):
     data, expected = golden.read("dit_i2v_bf16"), DATA["dit_i2v"]["out.velocity"]
     network = DiT(golden.config(DiTConfig, "dit_i2v"), residual=residual).requires_grad_(False)
     network.load_state_dict(golden_dit("dit_i2v").state_dict())
@@ -142,8 +152,8 @@ def test_bfloat16_weights_stay_as_close_as_the_official_autocast(residual, golde
     for i in range(3):
         velocity = network(*given("dit_i2v", i))
         assert velocity.dtype == torch.float32
-        assert rel_l2(velocity, data["out.velocity.autocast"][i]) < 8e-3  # measured
-        assert rel_l2(velocity, expected[i]) < (4e-3 if residual == torch.float32 else 8e-3)  # measured
+        assert rel_l2(velocity, data["out.velocity.autocast"][i]) < to_autocast
+        assert rel_l2(velocity, expected[i]) < to_float32
 
 
 @pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
@@ -168,12 +178,12 @@ def test_samples_of_a_batch_do_not_see_each_other(small_dit, batch):
     network = small_dit()
     together = network(*batch)
     for i in range(2):
-        assert rel_max(together[i : i + 1], network(*(part[i : i + 1] for part in batch))) < 2e-6  # measured
+        assert rel_max(together[i : i + 1], network(*(part[i : i + 1] for part in batch))) < 1.5e-6  # measured 3.5e-7
 
 
 def test_one_timestep_per_frame_equals_one_per_sample_where_all_are_equal(small_dit, batch):
     network, (x, t, text) = small_dit(), batch
-    assert rel_max(network(x, t[:, None].expand(2, 3), text), network(x, t, text)) < 2e-6  # measured
+    assert rel_max(network(x, t[:, None].expand(2, 3), text), network(x, t, text)) < 1.5e-6  # measured 3.1e-7
     assert rel_max(network(x, torch.tensor([[0.0, 900, 900], [0, 30.5, 30.5]]), text), network(x, t, text)) > 1e-2
 
 
@@ -218,7 +228,8 @@ def test_every_op_is_taken_from_the_bundle(small_dit, batch):
         return op
 
     names = ("rms_rope", "modulated_norm", "gated_add", "self_attention", "attention")
-    network = DiT(small_dit().cfg, ops=replace(REFERENCE, **{name: counted(name) for name in names})).requires_grad_(False)
+    bundle = replace(REFERENCE, **{name: counted(name) for name in names})
+    network = DiT(small_dit().cfg, bundle).requires_grad_(False)
     network.load_state_dict(small_dit().state_dict())
     assert torch.equal(network(*batch), small_dit()(*batch))
     assert calls == {"rms_rope": 4, "modulated_norm": 5, "gated_add": 4, "self_attention": 2, "attention": 2}
@@ -247,7 +258,7 @@ def test_points_are_what_a_forward_pass_calls(layers, per_frame, small_dit, batc
         assert seen[name].shape == tuple((sizes | grid)[letter] for letter in shape.split()), name
 
 
-@pytest.mark.parametrize(("variant", "count"), [("tiny", 148), ("Wan2.2-I2V-A14B", 484), ("Wan2.1-T2V-1.3B", 364)])
+@pytest.mark.parametrize(("variant", "count"), [("tiny", 148), ("Wan2.2-I2V-A14B", 484)])
 def test_number_of_points(variant, count):
     table = points(VARIANTS[variant])
     assert len(table) == count == 4 + 12 * VARIANTS[variant].num_layers

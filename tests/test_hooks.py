@@ -72,8 +72,8 @@ def loop(pair, small_dit):
     draw = torch.Generator().manual_seed(1)
     noise, text, null = (torch.randn(*shape, generator=draw) for shape in ((1, 4, 1, 4, 4), (1, 5, 8), (1, 5, 8)))
     condition = Condition(text, null, (1, 4, 1, 4, 4))
-    guidance = {"high": 3.0, "low": 2.0}
-    return lambda hooks=NO_HOOKS: sample(model, noise, condition, schedule=make("euler", 3, 5.0), guidance=guidance, hooks=hooks)
+    options = {"schedule": make("euler", 3, 5.0), "guidance": {"high": 3.0, "low": 2.0}}
+    return lambda hooks=NO_HOOKS: sample(model, noise, condition, **options, hooks=hooks)
 
 
 # -- what a hook sees --------------------------------------------------------------------------------------------------
@@ -132,12 +132,13 @@ def rules(entries: list, sayings: list[Said]) -> Hooks:
 
 
 names = st.sampled_from(NAMES)
-segments = st.one_of(st.just("*"), st.sampled_from(sorted({s for name in NAMES for s in name.split(".")})))
+segments = st.just("*") | st.sampled_from(sorted({s for name in NAMES for s in name.split(".")}))
 starred = names.flatmap(lambda name: st.tuples(*[st.sampled_from(["*", s]) for s in name.split(".")])).map(".".join)
-steps = st.one_of(st.none(), st.integers(0, 2), st.sets(st.integers(0, 2)), st.builds(range, st.integers(0, 2), st.integers(0, 3)))
+some = st.integers(0, 2)
+steps = st.none() | some | st.sets(some) | st.builds(range, some, some)
 experts, branches = (st.sampled_from([None, *pair]) for pair in (("high", "low"), ("cond", "uncond")))
-valid = st.builds(Said, starred, steps, experts, branches)
-anything = st.builds(Said, st.one_of(starred, st.lists(segments, min_size=1, max_size=5).map(".".join)), steps, experts, branches)
+patterns = starred | st.lists(segments, min_size=1, max_size=5).map(".".join)
+valid, anything = (st.builds(Said, pattern, steps, experts, branches) for pattern in (starred, patterns))
 
 
 @given(st.lists(anything, max_size=5), names, st.data())
@@ -157,12 +158,13 @@ def test_at_and_scope_drop_exactly_the_rules_that_cannot_fire(sayings, name, dat
         hooks = hooks.scope(next(left)) if what == "scope" else hooks.at(**{what: moment[what]})
     hooks(rest, torch.zeros(1))
 
-    assert entries == [(i, name, *moment.values()) for i, s in enumerate(sayings) if s.names(name) and s.means(**moment)]
+    fired = [i for i, s in enumerate(sayings) if s.names(name) and s.means(**moment)]
+    assert entries == [(i, name, *moment.values()) for i in fired]
     scope = parts[: cuts[-1]] if cuts else []
 
     def may_fire_inside(s: Said) -> bool:
-        pattern = s.pattern.split(".")
-        return s.means(**moment) and len(pattern) > len(scope) and all(a in ("*", b) for a, b in zip(pattern, scope, strict=False))
+        head, tail = s.pattern.split(".")[: len(scope)], s.pattern.split(".")[len(scope) :]
+        return s.means(**moment) and bool(tail) and all(a in ("*", b) for a, b in zip(head, scope, strict=True))
 
     assert bool(hooks) == any(map(may_fire_inside, sayings))
     assert hooks is NO_HOOKS or hooks
@@ -360,7 +362,7 @@ def graphs() -> int:
 
 def test_compiled_blocks_agree_with_eager_ones(run_compiled, run):
     before = graphs()
-    assert rel_max(run_compiled(), run()) < 2e-6  # measured
+    assert rel_max(run_compiled(), run()) < 8e-7  # measured 1.8e-7
     assert before + 1 <= graphs() <= before + 2  # they are compiled; and at most once each
 
 
@@ -383,7 +385,7 @@ def test_a_hook_on_block_outputs_leaves_blocks_compiled(run_compiled):
 @pytest.mark.parametrize("name", ["blocks.0", "blocks.1.self_attn", "blocks.0.cross_attn.v"])
 def test_a_change_reaches_compiled_networks(name, run_compiled, run):
     changed = run_compiled(Hooks().on(name, zero))
-    assert rel_max(changed, run(Hooks().on(name, zero))) < 2e-6  # measured
+    assert rel_max(changed, run(Hooks().on(name, zero))) < 8e-7  # measured 2.0e-7
     assert rel_max(changed, run_compiled()) > 1e-2
 
 

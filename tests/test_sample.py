@@ -1,7 +1,8 @@
 """The denoising loop against the official procedures, and what its body may rely on: resume, edits, branches, experts."""
 
+import copy
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from minicos.condition import Condition
 from minicos.config import VAEConfig
+from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Record
 from minicos.sample import Step, sample
 from minicos.schedule import SOLVERS, make
@@ -26,8 +28,6 @@ CONFIG = golden.info("loops")["config"]
 @pytest.fixture(scope="module")
 def i2v_pair(pair, golden_dit):
     """The experts of the golden loop at a boundary: the low-noise one is the high-noise one with its blocks swapped."""
-    import copy
-
     high = golden_dit("dit_i2v")
     low = copy.deepcopy(high)
     low.blocks = low.blocks[::-1]
@@ -68,14 +68,14 @@ def test_every_latent_of_the_official_loops(case, golden_steps):
     assert "".join(s.expert[0].upper() for s in steps) == CONFIG[case].get("experts_used", "HHHHHH")
     assert [s.index for s in steps] == list(range(len(expected)))
     for step in steps:
-        assert rel_max(step.next[0], expected[step.index]) < 5e-6  # measured
+        assert rel_max(step.next[0], expected[step.index]) < 8e-6  # measured 2.3e-6
 
 
 def test_the_video_of_the_official_loop(golden_steps):
     vae = VAE(golden.config(VAEConfig, "vae21")).requires_grad_(False)
     vae.load_state_dict(golden.read("vae21.weights"))
     video = vae.decode(golden_steps("i2v")[-1].next)
-    assert (video[0, :, ::4].transpose(0, 1) - LOOPS["i2v.video_every4"]).abs().max() < 5e-5  # measured
+    assert (video[0, :, ::4] - LOOPS["i2v.video_every4"]).abs().max() < 1e-5  # measured 3.1e-6
 
 
 def test_an_imposed_frame_is_never_noisy(golden_steps):
@@ -109,7 +109,7 @@ def noise(condition) -> Tensor:
 def loop(model, condition, noise):
     """A loop of six steps with both experts. x, start and memory resume it."""
 
-    def make_loop(solver: str = "euler", x: Tensor = noise, given: Condition = condition, guidance=(3.0, 2.0), **options):
+    def make_loop(solver="euler", x=noise, given=condition, guidance=(3.0, 2.0), **options):
         schedule, (high, low) = make(solver, 6, 5.0), guidance
         return sample(model, x, given, schedule=schedule, guidance={"high": high, "low": low}, **options)
 
@@ -126,8 +126,8 @@ def test_x_lies_between_the_clean_estimate_and_the_noise(solver, imposed, loop, 
     given = replace(condition, first=noise[:, :, :1]) if imposed else condition
     for step in loop(solver, given=given):
         sigma = step.sigma_map
-        assert rel_max((1 - sigma) * step.x0 + sigma * step.noise, step.x) < 1e-6  # measured
-        assert rel_max(step.noise - step.x0, step.velocity) < 1e-6  # measured
+        assert rel_max((1 - sigma) * step.x0 + sigma * step.noise, step.x) < 4e-7  # measured 8.0e-8
+        assert rel_max(step.noise - step.x0, step.velocity) < 4e-7  # measured 8.8e-8
         assert torch.equal(step.x0_cond, step.x - sigma * step.velocity_cond)
 
 
@@ -135,7 +135,7 @@ def test_x_lies_between_the_clean_estimate_and_the_noise(solver, imposed, loop, 
 def test_the_last_step_lands_on_its_clean_estimate(solver, loop):
     *_, last = loop(solver)
     assert last.sigma_next == 0
-    assert rel_max(last.next, last.x0) < 1e-6  # measured
+    assert rel_max(last.next, last.x0) < 4e-7  # measured 0
 
 
 @solvers
@@ -145,7 +145,7 @@ def test_steps_are_a_chain_along_the_schedule(solver, loop, noise):
     assert [s.sigma for s in steps] == list(schedule.sigmas[:-1])
     assert [s.sigma_next for s in steps] == list(schedule.sigmas[1:])
     assert [s.timestep for s in steps] == list(schedule.timesteps)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         assert after.x is before.next
     assert [s.expert for s in steps] == ["high" if t >= 900 else "low" for t in schedule.timesteps]
     assert {s.expert for s in steps} == {"high", "low"}
@@ -155,7 +155,7 @@ def test_guidance_moves_from_uncond_through_cond_as_each_expert_is_told(loop):
     for step in loop(guidance=(3.0, 2.0)):
         g = {"high": 3.0, "low": 2.0}[step.expert]
         expected = g * step.velocity_cond + (1 - g) * step.velocity_uncond
-        assert rel_max(step.velocity, expected) < 1e-6  # measured
+        assert rel_max(step.velocity, expected) < 3e-7  # measured 7.1e-8
         assert not torch.equal(step.velocity_cond, step.velocity_uncond)
 
 
@@ -167,7 +167,8 @@ def test_guidance_1_makes_no_uncond_pass(guidance, loop):
     record = Record(lambda x: x)
     steps = list(loop(guidance=guidance, hooks=Hooks().on("velocity", record)))
     strength = dict(zip(("high", "low"), guidance, strict=True))
-    passes = [(s.index, s.expert, b) for s in steps for b in (("cond",) if strength[s.expert] == 1 else ("cond", "uncond"))]
+    branches = {name: ["cond"] if g == 1 else ["cond", "uncond"] for name, g in strength.items()}
+    passes = [(s.index, s.expert, branch) for s in steps for branch in branches[s.expert]]
     assert [(site.step, site.expert, site.branch) for site, _ in record.entries] == passes
     seen = {(site.step, site.branch): velocity for site, velocity in record.entries}
     for step in steps:
@@ -182,6 +183,8 @@ def test_guidance_1_makes_no_uncond_pass(guidance, loop):
 def test_no_negative_prompt_is_needed_without_guidance(loop, condition):
     alone = replace(condition, text_null=None)
     assert len(list(loop(given=alone, guidance=(1, 1)))) == 6
+    with pytest.raises(MinicosError, match="negative prompt"):
+        loop(given=alone, guidance=(1, 2.0))  # at the call, before any step runs
 
 
 def test_sites_of_a_loop(loop, model, condition):
@@ -249,17 +252,31 @@ def test_an_edit_is_not_pulled_back(i2v_pair, i2v):
     sigma = clean[6].sigma_next
     edit = (1 - sigma) * clean[6].x0 + sigma * start.flip(2)  # other noise
 
-    after = next(sample(model, edit, i2v, **options, start=7)).next
-    kept = next(sample(model, edit, i2v, **options, start=7, memory=clean[6].memory)).next
-    in_loop = sample(model, start, i2v, **options)
-    for step in in_loop:
+    edit_size = (edit - clean[6].next).norm()
+
+    for step in islice(sample(model, start, i2v, **options), 8):
         if step.index == 6:
             step.next = edit
-        if step.index == 7:
-            break
-    print("DIST", (after - edit).norm() / (edit - clean[6].next).norm(), (after - clean[7].next).norm() / (edit - clean[6].next).norm(),
-      (kept - clean[7].next).norm() / (edit - clean[6].next).norm(), (kept-edit).norm() / (edit - clean[6].next).norm())
-    assert torch.equal(step.next, after)
+    assert (step.next - edit).norm() / edit_size < 0.1  # measured 0.02: one small step further
+    assert (step.next - clean[7].next).norm() / edit_size > 0.9  # measured 1.00
+
+    kept = next(sample(model, edit, i2v, **options, start=7, memory=clean[6].memory)).next  # what would have been
+    assert (kept - edit).norm() / edit_size > 0.9  # measured 0.96
+    assert (kept - clean[7].next).norm() / edit_size < 0.1  # measured 0.04
+
+
+@solvers
+def test_an_edited_run_can_be_resumed_from_its_steps(solver, loop, noise):
+    """The memory of an edited step is gone from the step, too."""
+    edited = []
+    for step in loop(solver):
+        if step.index == 2:
+            step.next = noise.flip(1)
+        edited.append(step)
+    assert edited[2].memory is None
+    for at in (3, 4):
+        *_, last = loop(solver, x=edited[at].x, start=at, memory=edited[at - 1].memory)
+        assert torch.equal(last.next, edited[-1].next)
 
 
 # -- a generator that disturbs nobody ----------------------------------------------------------------------------------
@@ -301,7 +318,8 @@ def test_the_body_has_gradients_as_the_caller_has_them(enabled, loop):
 def test_the_network_runs_without_gradients_even_where_it_could_have_them(pair, small_dit, condition, noise):
     network, seen = small_dit().requires_grad_(True), []
     hooks = Hooks().on("blocks.0", lambda x, site: seen.append(x.requires_grad))
-    steps = sample(pair(network, network), noise, condition, schedule=make("euler", 2, 5.0), guidance={"high": 1, "low": 1}, hooks=hooks)
+    options = {"schedule": make("euler", 2, 5.0), "guidance": {"high": 1, "low": 1}}
+    steps = sample(pair(network, network), noise, condition, **options, hooks=hooks)
     assert not any(step.next.requires_grad for step in steps)
     assert seen == [False, False]
     assert network(noise, torch.tensor([500.0, 500.0]), condition.text).requires_grad  # outside the loop it has them

@@ -101,8 +101,9 @@ def train(
     def loss_at(step: int) -> Tensor:
         if step % 50 == 0:
             pool.refresh()
+        now = batch(pool, seed, step, batch_size)
         with torch.autocast("cpu", torch.bfloat16):
-            return student.loss(*batch(pool, seed, step, batch_size))
+            return student.loss(*now)
 
     note = lambda step, loss: f"{len(pool)} clips"  # noqa: E731
     optim.train(student, loss_at, opts, steps=steps, warmup=60, decay=1 / 3, ema=0.998, folder=folder / "dit", log=note)
@@ -145,8 +146,9 @@ def train_low(folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batc
     pool = Pool(folder / "latents").refresh()
 
     def loss_at(step: int) -> Tensor:
+        now = batch(pool, seed + 1, step, batch_size, below=BOUNDARY)
         with torch.autocast("cpu", torch.bfloat16):
-            return student.loss(*batch(pool, seed + 1, step, batch_size, below=BOUNDARY))
+            return student.loss(*now)
 
     optim.train(student, loss_at, opts, steps=steps, warmup=30, decay=0.7, ema=0.99, folder=folder / "low")
 

@@ -1,0 +1,167 @@
+"""Image conditioning against the official procedures: the mask, the latents, the size rule, and the imposed frame."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minicos.condition import Condition, check_frames, frame_size, image_channels, known_frames, resize
+from minicos.config import VAEConfig
+from minicos.errors import MinicosError
+from minicos.vae import VAE
+from tests import golden
+from tests.golden import rel_max
+
+DATA = golden.read("conditioning")
+RULE = golden.info("conditioning")["config"]
+SIZES = json.loads((golden.FOLDER / "size_tables.json").read_text())["i2v_size_rule"]
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    network = VAE(golden.config(VAEConfig, "vae21")).requires_grad_(False)
+    network.load_state_dict(golden.read("vae21.weights"))
+    return network
+
+
+@pytest.fixture(scope="module")
+def image() -> Tensor:
+    """The first frame as the pipeline has it: b 3 h w in [-1, 1]."""
+    return DATA["i2v.image_u8"].permute(2, 0, 1)[None] / 127.5 - 1
+
+
+# -- image channels ----------------------------------------------------------------------------------------------------
+
+
+def test_the_resized_image_is_the_official_one(image):
+    height, width = frame_size(tuple(image.shape[-2:]), RULE["max_area"])
+    assert (height, width) == DATA["i2v.resized"].shape[-2:]
+    assert (resize(image, height, width)[0] - DATA["i2v.resized"]).abs().max() < 1e-6  # measured 0
+
+
+def test_mask_and_latents_of_a_first_frame_are_the_official_ones(vae, image):
+    y = image_channels(vae, resize(image, *DATA["i2v.resized"].shape[-2:]), RULE["frames"])[0]
+    assert y.shape == DATA["i2v.y"].shape
+    assert torch.equal(y[:4], DATA["i2v.y"][:4])
+    assert rel_max(y[4:], DATA["i2v.y"][4:]) < 8e-7  # measured 2.2e-7
+
+
+def test_every_image_of_a_batch_has_its_own_channels(vae, image):
+    images = torch.cat([resize(image, 16, 24), resize(image, 16, 24).flip(-1)])
+    together = image_channels(vae, images, 5)
+    assert together.shape == (2, 20, 2, 2, 3)
+    for i in range(2):
+        assert rel_max(together[i], image_channels(vae, images[i : i + 1], 5)[0]) < 2e-6  # measured 6.3e-7
+    assert not torch.equal(together[0, 4:], together[1, 4:])
+
+
+def test_known_frames_of_a_first_and_last_frame_are_the_official_ones():
+    """81 frames are 21 latents; the last frame's latent has one known video frame of four, which the official code marks in all."""
+    expected = DATA["flf2v.y"][:4]
+    assert torch.equal(known_frames((1, 16, *expected.shape[1:]), (0, -1))[0].amax(0), expected.amax(0))
+
+
+@pytest.mark.parametrize("frames", [0, -3, 2, 4, 80, 82])
+def test_frame_counts_must_be_4n_plus_1(frames, vae, image):
+    with pytest.raises(MinicosError, match=f"^{frames} frames"):
+        check_frames(frames)
+    with pytest.raises(MinicosError, match=f"^{frames} frames"):
+        image_channels(vae, resize(image, 16, 16), frames)
+
+
+@given(st.integers(-20, 200))
+def test_suggested_frame_counts_are_good_ones(frames):
+    try:
+        check_frames(frames)
+    except MinicosError as error:
+        below, above = (int(word.rstrip(".")) for word in str(error).split("e.g. ")[1].split(" or "))
+        assert below < above
+        assert below <= max(frames, 1) < above
+        check_frames(below)
+        check_frames(above)
+    else:
+        assert frames % 4 == 1
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", SIZES, ids=lambda r: "{}x{}@{}".format(*r["image"], r["max_area"]))
+def test_size_rule(row):
+    width, height = row["image"]
+    if row["H"] and row["W"]:
+        assert frame_size((height, width), row["max_area"]) == (row["H"], row["W"])
+    else:  # the official code would go on with an empty video
+        with pytest.raises(MinicosError, match="too long and thin"):
+            frame_size((height, width), row["max_area"])
+
+
+sides = st.integers(16, 3000)
+
+
+@given(sides, sides, st.integers(64 * 64, 1280 * 720))
+def test_frames_divide_into_patches_stay_within_the_area_and_turn_with_the_image(height, width, area):
+    try:
+        size = frame_size((height, width), area)
+    except MinicosError:
+        return
+    assert not size[0] % 16
+    assert not size[1] % 16
+    assert size[0] * size[1] <= area
+    assert frame_size((width, height), area) == size[::-1]
+
+
+@given(sides, sides)
+def test_without_an_area_the_image_keeps_its_size_or_is_refused_with_one_that_works(height, width):
+    try:
+        assert frame_size((height, width), None) == (height, width)
+        assert not height % 16
+        assert not width % 16
+    except MinicosError as error:
+        columns, rows = map(int, str(error).split("e.g. ")[1].split("x"))
+        assert frame_size((rows, columns), None) == (rows, columns)
+        assert abs(rows - height) <= 8
+        assert abs(columns - width) <= 8
+
+
+def test_resizing_to_the_same_size_changes_nothing(image):
+    assert torch.equal(resize(image, *image.shape[-2:]), image)
+
+
+# -- condition ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain() -> Condition:
+    return Condition(torch.ones(1, 5, 8), torch.zeros(1, 5, 8), (1, 4, 3, 2, 2))
+
+
+def test_branches_have_their_own_prompt(plain):
+    assert torch.equal(plain.branch("cond"), plain.text)
+    assert torch.equal(plain.branch("uncond"), plain.text_null)
+    with pytest.raises(MinicosError, match="negative prompt"):
+        replace(plain, text_null=None).branch("uncond")
+
+
+def test_imposing_replaces_the_first_frame_and_nothing_else(plain):
+    x, first = torch.randn(2, 4, 3, 2, 2), torch.randn(1, 4, 1, 2, 2)
+    assert plain.impose(x) is x
+    kept = x.clone()
+    imposed = replace(plain, first=first.expand(2, -1, -1, -1, -1)).impose(x)
+    assert torch.equal(imposed[:, :, :1], first.expand(2, -1, -1, -1, -1))
+    assert torch.equal(imposed[:, :, 1:], x[:, :, 1:])
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("value", [937, 0.25])
+def test_an_imposed_frame_has_timestep_and_sigma_0(value, plain):
+    even, uneven = plain.per_frame(value), replace(plain, first=torch.zeros(1, 4, 1, 2, 2)).per_frame(value)
+    assert even.dtype == uneven.dtype == torch.float32  # of integer timesteps, too
+    assert even.shape == (1, 1, 1, 1, 1)
+    assert even.item() == value
+    assert uneven.shape == (1, 1, 3, 1, 1)
+    assert uneven.flatten().tolist() == [0, value, value]
