@@ -6,7 +6,7 @@ in flight together. No atomics: equal rows of a tensor get equal bits, on every 
 
 Rounding: x is widened to float32 on load, which is exact; square, sum and root are each rounded to float32 (no fused
 multiply-add, whose default changes between Triton's versions). Nothing is rescaled, so squares must fit float32: a
-channel beyond 1.8e19 gives inf and one below 2e-23 counts as nothing. So in the reference, save that for d = 1 it takes |x|.
+channel beyond 1.8e19 gives inf and one below 2.6e-23 counts as nothing. So in the reference, but for d = 1: it takes |x|.
 """
 
 import torch
@@ -15,11 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 1024  # channels loaded at a time, at most
-LANE = 8  # channels per thread and chunk: 16 bytes of bfloat16, the widest load there is
+WARP = 256  # channels per warp and chunk: 8 a thread, which for bfloat16 is one 16-byte load, the widest there is
 
 
 def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l) float32, written to `out` where given.
+    """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l) float32, in `out` where given.
 
     x may be a slice of a larger tensor. It is copied first only if its channels are not adjacent in memory, or if the axes
     before l cannot be viewed as one; such an `out` is an error. There is no gradient.
@@ -36,8 +36,9 @@ def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
     chunk = _chunk(width)
     with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
         _token_energy[(energy.numel(),)](
-            rows, energy, tokens, *rows.stride()[:2], *energy.stride(), width, chunk, **_options(chunk)
-        )
+            rows, energy, tokens, *rows.stride()[:2], *energy.stride(), width, chunk,
+            num_warps=max(1, chunk // WARP), enable_fp_fusion=False,
+        )  # fmt: skip
     return out
 
 
@@ -55,13 +56,9 @@ def _token_energy(x, out, tokens, x_batch, x_token, out_batch, out_token, width:
 
 
 def _chunk(width: int) -> int:
-    """The largest power of two up to CHUNK that divides the width; if it would leave lanes of a warp idle, the first that covers it."""
-    divides = min(width & -width, CHUNK)
-    return divides if divides >= 32 * LANE else min(triton.next_power_of_2(width), CHUNK)
-
-
-def _options(chunk: int) -> dict[str, int | bool]:
-    return {"num_warps": max(1, chunk // (32 * LANE)), "enable_fp_fusion": False}
+    """The largest power of two up to CHUNK that divides the width, if it fills a warp; otherwise the first that covers it."""
+    divisor = min(width & -width, CHUNK)
+    return divisor if divisor >= WARP else min(triton.next_power_of_2(width), CHUNK)
 
 
 def _check(x: Tensor, out: Tensor | None) -> None:

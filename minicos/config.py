@@ -105,7 +105,9 @@ class Preset:
     boundary: float | None = None  # timesteps >= 1000 boundary go to the high-noise expert
     residual: str = "float32"  # dtype of the residual stream when the weights are bf16
     negative_prompt: str = NEGATIVE_PROMPT
-    area: int | None = 832 * 480  # pixels of a frame, the aspect ratio being the image's; None keeps the image's own size
+    area: int | None = (
+        832 * 480
+    )  # pixels of a frame, the aspect ratio being the image's; None keeps the image's own size
     frames: int = 81  # 4n + 1
     fps: int = 16
 

@@ -7,6 +7,7 @@ for step in wan.sample(condition, seed=0):
 video = wan.decode(step.next)
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -155,9 +156,8 @@ class Wan:
 
     def generate(self, prompt: str, image: Tensor | None = None, *, seed: int = 0, **options: object) -> np.ndarray:
         """One video, start to end: uint8 (F H W 3). `options` are those of `condition`."""
-        for step in self.sample(self.condition(prompt, image, **options), seed=seed):
-            pass
-        return self.decode(step.next)[0]
+        (last,) = deque(self.sample(self.condition(prompt, image, **options), seed=seed), maxlen=1)
+        return self.decode(last.next)[0]
 
 
 EMBEDDED = Path(__file__).parent / "tiny" / "weights"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minicos.condition import Condition
 from minicos.dit import DiT
+from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.schedule import SOLVERS, Schedule
 
@@ -29,7 +30,10 @@ class Model(Protocol):
 
 @dataclass
 class Step:
-    """One turn of the loop. Read anything. Assign `next` to intervene: the loop continues from it."""
+    """One turn of the loop. Read anything. Assign `next` to intervene: the loop continues from it.
+
+    Assign a new tensor, do not write into the old one: an edit drops the solver's history, and only a new tensor shows.
+    """
 
     index: int  # counted from 0
     sigma: float
@@ -80,6 +84,10 @@ def sample(
     Loop bodies run with gradients as the caller has them; the network itself runs without.
     """
     hooks.check(model.points)
+    if set(guidance) != {"high", "low"} or not 0 <= start <= len(schedule):
+        raise MinicosError(
+            f"guidance is {{'high': g, 'low': g}} and start is in 0..{len(schedule)}, not {dict(guidance)} and {start}"
+        )
     if any(g != 1 for g in guidance.values()):
         condition.branch("uncond")  # raises where there is no negative prompt
     return _steps(model, noise, condition, schedule, guidance, hooks, start, memory)

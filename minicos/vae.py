@@ -8,6 +8,7 @@ is the same (a test says so). Module and attribute names are those of the offici
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minicos.config import VAEConfig
+from minicos.errors import MinicosError
 
 Stream = dict[nn.Module, Tensor]  # module -> the last input frames that its next chunk will need
 
@@ -71,7 +73,7 @@ class Attention(nn.Module):
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, _, _, h, w = x.shape
+        b, _, _, h, _ = x.shape
         frames = rearrange(x, "b c f h w -> (b f) c h w")
         q, k, v = rearrange(self.to_qkv(self.norm(frames)), "bf (s c) h w -> s bf 1 (h w) c", s=3)
         out = rearrange(F.scaled_dot_product_attention(q, k, v), "bf 1 (h w) c -> bf c h w", h=h)
@@ -145,7 +147,7 @@ class Encoder3d(nn.Module):
         widths = [cfg.dim * m for m in (1, *cfg.dim_mult)]
         self.conv1 = CausalConv3d(3, widths[0], 3, padding=1)
         stages: list[nn.Module] = []
-        for i, (here, there) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (here, there) in enumerate(pairwise(widths)):
             for _ in range(cfg.num_res_blocks):
                 stages.append(ResidualBlock(here, there))
                 here = there
@@ -172,7 +174,7 @@ class Decoder3d(nn.Module):
             ResidualBlock(widths[0], widths[0]), Attention(widths[0]), ResidualBlock(widths[0], widths[0])
         )
         stages: list[nn.Module] = []
-        for i, (here, there) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (here, there) in enumerate(pairwise(widths)):
             if i:
                 here //= 2  # the upsampling before this stage has halved the channels
             for _ in range(cfg.num_res_blocks + 1):
@@ -210,11 +212,11 @@ class VAE(nn.Module):
         """Video (b 3 F H W) in [-1, 1], F = 4n + 1 -> normalised latents (b c n+1 H/8 W/8): the posterior's mean.
 
         `chunk` is how many frames are taken at once after the first (a multiple of 4); it changes memory, not the result.
-        Raises ValueError when frames or sizes do not divide: the official code would silently drop frames.
+        Raises MinicosError when frames or sizes do not divide: the official code would silently drop frames.
         """
         check_video(video.shape, self.cfg)
         if chunk % self.cfg.stride[0] or chunk < 1:
-            raise ValueError(f"chunk must be a positive multiple of {self.cfg.stride[0]}, not {chunk}")
+            raise MinicosError(f"chunk must be a positive multiple of {self.cfg.stride[0]}, not {chunk}")
         stream: Stream = {}
         chunks = [video[:, :, :1], *video[:, :, 1:].split(chunk, dim=2)] if video.shape[2] > 1 else [video]
         mu = torch.cat([self.posterior(part, stream)[0] for part in chunks], dim=2)
@@ -242,12 +244,12 @@ class VAE(nn.Module):
 
 
 def check_video(shape: torch.Size | tuple[int, ...], cfg: VAEConfig) -> None:
-    """Raise ValueError unless b 3 F H W has F = 4n + 1 and H, W multiples of the stride."""
+    """Raise MinicosError unless b 3 F H W has F = 4n + 1 and H, W multiples of the stride."""
     _, channels, frames, height, width = shape
     ft, fh, fw = cfg.stride
     if channels != 3:
-        raise ValueError(f"a video has 3 colour channels, not {channels}")
+        raise MinicosError(f"a video has 3 colour channels, not {channels}")
     if frames % ft != 1:
-        raise ValueError(f"{frames} frames: the VAE takes {ft}n + 1 frames, e.g. {max(1, frames // ft * ft + 1)}")
+        raise MinicosError(f"{frames} frames: the VAE takes {ft}n + 1 frames, e.g. {max(1, frames // ft * ft + 1)}")
     if height % fh or width % fw:
-        raise ValueError(f"{width}x{height} pixels: width and height must be multiples of {fw} and {fh}")
+        raise MinicosError(f"{width}x{height} pixels: width and height must be multiples of {fw} and {fh}")

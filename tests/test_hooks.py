@@ -170,7 +170,7 @@ def test_at_and_scope_drop_exactly_the_rules_that_cannot_fire(sayings, name, dat
     assert hooks is NO_HOOKS or hooks
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(st.lists(valid, min_size=1, max_size=4))
 def test_rules_fire_in_a_loop_as_a_naive_reading_has_it(loop, sayings):
     events, entries = [], []

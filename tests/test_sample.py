@@ -211,9 +211,10 @@ def test_looking_changes_no_bit_of_a_loop(solver, loop):
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
 @solvers
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(solver, at, loop):
-    whole = list(loop(solver))
-    resumed = list(loop(solver, x=whole[at].x, start=at, memory=whole[at - 1].memory))
-    assert [s.index for s in resumed] == list(range(at, 6))
+    whole, record = list(loop(solver)), Record(lambda x: None)
+    hooks = Hooks().on("velocity", record, branch="cond")
+    resumed = list(loop(solver, x=whole[at].x, start=at, memory=whole[at - 1].memory, hooks=hooks))
+    assert [s.index for s in resumed] == [site.step for site, _ in record.entries] == list(range(at, 6))
     for again, step in zip(resumed, whole[at:], strict=True):
         assert torch.equal(again.next, step.next)
         assert again.timestep == step.timestep

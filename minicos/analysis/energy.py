@@ -22,7 +22,7 @@ from minicos.sample import Step
 
 @dataclass(frozen=True)
 class Energy:
-    """Token energy of every block, step and branch of the first sample: arrays, a sheet (layers x frames) and curves."""
+    """Token energy of every block, step and branch of the first sample: arrays, a sheet (frames x layers) and curves."""
 
     chosen: Sequence[int]  # the steps drawn as sheets; numbers are kept of all
     name: str = "energy"
@@ -41,22 +41,24 @@ class Energy:
         return out  # "cond", "uncond": layer f h w
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
-        branches = list(saved[0])
-        run.save_tensors("energy.safetensors", {b: torch.stack([s[b] for s in saved if b in s]) for b in branches})
-        names = []
-        for index in (i for i in self.chosen if i < len(saved)):
-            names.append(f"energy/step_{index:02d}.png")
-            energy = saved[index]["cond"].numpy()
-            figures.heat_sheet(
-                run.path(names[-1]),
-                energy,
-                rows=[f"layer {i}" for i in range(len(energy))],
-                columns=[f"latent frame {f}" for f in range(energy.shape[1])],
-                title=f"Token energy at step {index}; colours span each layer",
+        branches = sorted({branch for step in saved for branch in step})
+        run.save_tensors("energy.safetensors", {b: torch.stack([_branch(step, b) for step in saved]) for b in branches})
+        chosen = [i for i in self.chosen if i < len(saved)]
+        names = [f"energy/step_{index:02d}.png" for index in chosen]
+        for index, name in zip(chosen, names, strict=True):
+            energy = saved[index]["cond"].numpy()  # layer f h w
+            layers = figures.evenly(len(energy), 12)
+            heat = np.stack([figures.heat(energy[i]) for i in layers], axis=1)  # f layer h w 4
+            figures.sheet(
+                run.path(name),
+                heat,
+                rows=["frame 0", *(f"{4 * f - 3}-{4 * f}" for f in range(1, len(heat)))],
+                columns=[f"layer {i}" for i in layers],
+                title=f"Token energy at step {index}: video frames (down), layer (across); colours span each layer",
             )
         figures.curves(
             run.path("energy_layers.png"),
-            {f"step {i}": saved[i]["cond"].flatten(1).mean(1).numpy() for i in self.chosen if i < len(saved)},
+            {f"step {i}": saved[i]["cond"].flatten(1).mean(1).numpy() for i in chosen},
             x="layer",
             y="mean token energy",
             title="Energy across layers, conditional branch",
@@ -64,7 +66,6 @@ class Energy:
         return [*names, "energy_layers.png", "energy.safetensors"]
 
 
-def contrast(energy: np.ndarray) -> np.ndarray:
-    """Energies (f h w) scaled to 0..1 between their 1st and 99th percentile, as the sheets show them."""
-    low, high = np.percentile(energy, [1, 99])
-    return np.clip((energy - low) / max(high - low, 1e-12), 0, 1)
+def _branch(step: Mapping[str, Tensor], branch: str) -> Tensor:
+    """Energies of a branch; NaN where guidance 1 has skipped it, so that the step axis stays whole."""
+    return step.get(branch, torch.full_like(step["cond"], torch.nan))

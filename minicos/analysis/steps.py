@@ -39,26 +39,34 @@ class Steps:
 
     def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         if step.index in self.chosen:
-            video = self.wan.decode(step.x0[:1])[0]  # f h w 3
-            save_video(run.path(f"x0/step_{step.index:02d}.mp4"), video, fps=self.wan.preset.fps)
-            save_image(
-                run.path(f"x0/step_{step.index:02d}.png"), np.concatenate(list(video[self._frames(len(video))]), axis=1)
-            )
+            self._show(step.index, step.x0, run)
         return {"latent": step.x0}
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
-        schedule = self.wan.schedule()
-        shown = [i for i in self.chosen if run.has(f"x0/step_{i:02d}.png")]
-        strips = [figures.pixels(load_image(run.path(f"x0/step_{i:02d}.png"))) for i in shown]
-        frames = self._frames(4 * (saved[0]["latent"].shape[2] - 1) + 1)
+        shown = [i for i in self.chosen if i < len(saved)]
+        for i in shown:
+            if not run.has(_strip(i)):
+                self._show(i, saved[i]["latent"], run)
+        sigmas, stride = self.wan.schedule().sigmas, self.wan.vae.cfg.stride[0]
+        frames = self._frames(stride * (saved[0]["latent"].shape[2] - 1) + 1)
         figures.sheet(
             run.path("x0_sheet.png"),
-            [np.split(strip, len(frames), axis=1) for strip in strips],
-            rows=[f"step {i}\nσ {schedule.sigmas[i]:.2f}" for i in shown],
+            [np.split(figures.pixels(load_image(run.path(_strip(i)))), len(frames), axis=1) for i in shown],
+            rows=[f"step {i}\nσ {sigmas[i]:.2f}" for i in shown],
             columns=[f"frame {f}" for f in frames],
-            title="The clean estimate at each denoising step (down) and frame (across)",
+            title="The clean estimate: denoising step (down), video frame (across)",
         )
         return ["x0_sheet.png", *(f"x0/step_{i:02d}.mp4" for i in shown)]
 
+    def _show(self, index: int, x0: Tensor, run: Run) -> None:
+        """Decode one estimate: a video to watch, and a strip of its frames for the sheet."""
+        video = self.wan.decode(x0[:1])[0]  # f h w 3
+        save_video(run.path(f"x0/step_{index:02d}.mp4"), video, fps=self.wan.preset.fps)
+        save_image(run.path(_strip(index)), np.concatenate(list(video[self._frames(len(video))]), axis=1))
+
     def _frames(self, count: int) -> list[int]:
-        return np.unique(np.linspace(0, count - 1, min(self.columns, count)).round().astype(int)).tolist()
+        return figures.evenly(count, self.columns)
+
+
+def _strip(index: int) -> str:
+    return f"x0/step_{index:02d}.png"

@@ -71,12 +71,19 @@ def evaluate(wan: Wan, n: int, *, split: str = "test", seed: int = 0) -> dict[st
         psnr += quality
         oracle += verdicts
     rates = {task: round(float(np.mean(v)), 4) for task, v in solved.items()}
-    return {"vae_psnr_db": round(float(np.mean(psnr)), 2), "vae_oracle": round(float(np.mean(oracle)), 4), **rates, "n": n}
+    return {
+        "vae_psnr_db": round(float(np.mean(psnr)), 2),
+        "vae_oracle": round(float(np.mean(oracle)), 4),
+        **rates,
+        "n": n,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m minicos.tiny.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m minicos.tiny.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--n", type=int, default=200, help="puzzles of each kind (default: 200)")
     parser.add_argument("--split", choices=puzzles.SPLITS, default="test")

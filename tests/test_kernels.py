@@ -1,0 +1,274 @@
+"""Triton twins against their references: compiled on a GPU where there is one, and everywhere in Triton's interpreter.
+
+Whether Triton interprets is settled when it is imported (`TRITON_INTERPRET=1`), for its own library too, and by now another
+test may have imported it. So `test_everything_here_in_the_interpreter` runs this file again in a process of its own;
+in this process the tests marked `on_device` are for a GPU.
+"""
+
+import inspect
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import minicos
+from minicos import ops
+
+triton = pytest.importorskip("triton", reason="needs Triton, which exists for Linux only")
+if find_spec("minicos.kernels") is None:  # a checkout that is not installed: this folder's parent holds `kernels`
+    minicos.__path__.append(str(Path(__file__).parents[1]))
+
+from minicos.kernels import token_energy as module  # noqa: E402
+from minicos.kernels.token_energy import token_energy  # noqa: E402
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+seeds = st.integers(0, 2**31 - 1)
+compiled = pytest.mark.skipif(INTERPRETED, reason="about the compiled kernel")
+
+
+def on_device(test):
+    return test if INTERPRETED else pytest.mark.gpu(test)
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(shape, math.nan, device=DEVICE, dtype=dtype)
+
+
+def energy(x: Tensor) -> Tensor:
+    """token_energy(x), in fresh memory and over NaN: the same, so that no element was left unwritten."""
+    fresh = token_energy(x)
+    assert torch.equal(fresh, token_energy(x, nan(*x.shape[:-1])))
+    return fresh
+
+
+def error(actual: Tensor, x: Tensor) -> float:
+    """The largest relative error against float64."""
+    expected = x.double().square().sum(-1).sqrt()
+    assert actual.shape == expected.shape
+    assert actual.dtype == torch.float32
+    return ((actual - expected).abs() / expected).max().item()
+
+
+# -- in this process ---------------------------------------------------------------------------------------------------
+
+
+@compiled
+def test_everything_here_in_the_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
+
+
+@compiled
+def test_kernels_are_imported_as_a_part_of_minicos_and_only_so(tmp_path):
+    """From any folder; and a top-level `kernels`, if there is one, is the Hub's package and not this."""
+    script = """if True:
+        import importlib.util, pathlib, sys
+        if importlib.util.find_spec("minicos") is None:
+            sys.exit("not installed")
+        import minicos.kernels
+        assert not {"torch", "triton"} & set(sys.modules)
+        top = importlib.util.find_spec("kernels")
+        assert top is None or pathlib.Path(top.origin).read_bytes() != pathlib.Path(minicos.kernels.__file__).read_bytes()
+        import minicos.kernels.token_energy
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if run.stderr == "not installed\n":
+        pytest.skip("minicos is not installed here (pip install -e .)")
+    assert run.returncode == 0, run.stderr
+
+
+@compiled
+@pytest.mark.skipif("nvidia" not in triton.backends.backends, reason="this Triton has no compiler for NVIDIA's cards")
+@pytest.mark.parametrize("pointer", ["*bf16", "*fp32"])
+@pytest.mark.parametrize("width", [5120, 1536, 130])
+def test_it_compiles_for_hopper_without_a_card(width, pointer, tmp_path, monkeypatch):
+    """One load of 16 bytes per thread for every 8 (4) channels of an aligned row, and a correctly rounded root."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    chunk = module._chunk(width)
+    constants = {"width": width, "chunk": chunk, "out_token": 1}
+    aligned = (0, 1, 3, 4) if width % 16 == 0 else (0, 1)  # x, out, and the strides of x
+    types = {"x": pointer, "out": "*fp32"} | dict.fromkeys(constants, "constexpr")
+    source = triton.compiler.ASTSource(
+        fn=module._token_energy,
+        signature={name: types.get(name, "i32") for name in module._token_energy.arg_names},
+        constexprs=constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    options = {"num_warps": max(1, chunk // module.WARP), "enable_fp_fusion": False}
+    ptx = triton.compile(source, target=target, options=options).asm["ptx"]
+    assert "sqrt.rn.f32" in ptx
+    assert "fma" not in ptx
+    if width % 16 == 0:
+        per_chunk = 1 if pointer == "*bf16" else 2
+        assert ptx.count("ld.global.v4.b32") == ptx.count("ld.global") == width // chunk * per_chunk
+
+
+@compiled
+def test_a_tensor_on_the_cpu_is_refused():
+    with pytest.raises(ValueError, match=r"on cpu.*minicos\.ops\.token_energy"):
+        token_energy(torch.ones(2, 8))
+
+
+def test_signatures_are_the_references():
+    assert inspect.signature(token_energy) == inspect.signature(ops.token_energy)
+
+
+def test_with_kernels_swaps_in_what_exists_and_nothing_else():
+    assert ops.REFERENCE.with_kernels() == replace(ops.REFERENCE, token_energy=token_energy)
+
+
+# -- token energy ------------------------------------------------------------------------------------------------------
+
+
+@on_device
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 5, 24, 128, 130, 1536, 3072, 5120])
+def test_energy_is_the_norm_of_every_token(width, dtype):
+    x = randn(2, 2, width, seed=width, dtype=dtype)
+    actual = energy(x)
+    assert error(actual, x) < 3e-7  # measured 9.3e-8
+    assert torch.allclose(
+        actual, ops.token_energy(x), rtol=2e-6, atol=0
+    )  # measured 7.5e-7, of which the reference's own error 7.3e-7
+
+
+@on_device
+@pytest.mark.parametrize("shape", [(130,), (1, 5), (7, 5), (2, 1, 5), (3, 1, 2, 5), (2, 1, 3, 2, 5)])
+def test_any_leading_shape(shape):
+    x = randn(*shape)
+    assert error(energy(x), x) < 3e-7
+
+
+SLICES = {
+    "tokens": lambda x: x[:, 1:4],
+    "every other token": lambda x: x[:, ::2],
+    "channels": lambda x: x[..., 3:130],
+    "every other channel": lambda x: x[..., ::2],
+    "tokens by batch": lambda x: x.transpose(0, 1),
+    "channels by token": lambda x: x[..., :7].mT,
+    "one axis more": lambda x: x.unflatten(-1, (4, 64))[:, 1:3, 1:],
+}
+
+
+@on_device
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_are_read_by_their_strides(name):
+    """Of a tensor that is NaN everywhere else."""
+    x = SLICES[name](nan(2, 5, 256, dtype=torch.bfloat16))
+    x.copy_(randn(*x.shape))
+    assert error(energy(x), x) < 3e-7
+
+
+@on_device
+def test_one_token_seen_many_times_has_one_energy():
+    x = randn(1, 1, 5).expand(3, 4, 5)
+    actual = energy(x)
+    assert error(actual, x) < 3e-7
+    assert len(actual.unique()) == 1
+
+
+@on_device
+def test_offsets_pass_32_bits():
+    """Three tokens 2^30 apart: the third lies 2^31 elements in. Of these 4 GiB, three pages are touched."""
+    x = torch.empty(2**31 + 8, dtype=torch.bfloat16, device=DEVICE).as_strided((3, 5), (2**30, 1))
+    x.copy_(randn(3, 5))
+    assert error(energy(x), x) < 3e-7
+    assert error(energy(x[:, None]), x[:, None]) < 3e-7
+
+
+@on_device
+@pytest.mark.parametrize("energy", [ops.token_energy, token_energy])
+@pytest.mark.parametrize(
+    ("shape", "index"), [((2, 3, 2, 5), (1, 2)), ((2, 2, 3, 5), (1, slice(None), 2)), ((2, 5, 2, 3), (..., 1, 2))]
+)
+def test_out_is_written_and_its_neighbours_are_not(energy, shape, index):
+    """A row of a buffer over (step, layer, b, l), (step, b, layer, l) and (b, l, step, layer)."""
+    buffer, x = nan(*shape), randn(2, 5, 24)
+    row = buffer[index]
+    assert energy(x, row) is row
+    assert torch.equal(row, energy(x))
+    assert buffer.isfinite().sum() == row.numel()
+
+
+@on_device
+@pytest.mark.parametrize("energy", [ops.token_energy, token_energy])
+@pytest.mark.parametrize("shape", [(2, 6), (2, 4), (5,), (1, 5), (2, 5, 1), ()])
+def test_an_out_of_another_shape_is_refused(energy, shape):
+    """And not resized over what follows it, or broadcast."""
+    with pytest.raises(ValueError, match="out must be float32"):
+        energy(randn(2, 5, 24), nan(*shape))
+
+
+@on_device
+@pytest.mark.parametrize("energy", [ops.token_energy, token_energy])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_an_out_of_another_dtype_is_refused(energy, dtype):
+    with pytest.raises((ValueError, RuntimeError), match="out"):
+        energy(randn(2, 5, 24), nan(2, 5, dtype=dtype))
+
+
+@on_device
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extremes_are_the_references(dtype):
+    """Squares must fit float32: 1e19 does and 1e30 does not, 1e-30 vanishes, and inf and NaN are seen."""
+    x = torch.ones(8, 130, dtype=dtype, device=DEVICE)
+    x *= torch.tensor([0, 1e-30, 1e-18, 1, 1e17, 1e30, math.inf, math.nan], device=DEVICE)[:, None]
+    actual, reference = token_energy(x), ops.token_energy(x)
+    assert actual.tolist()[:2] == [0, 0]
+    assert actual.isinf().tolist() == [False] * 5 + [True, True, False]
+    assert torch.allclose(actual, reference, rtol=5e-7, atol=0, equal_nan=True)
+
+
+@on_device
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (0, 3, 2, 5), (3, 0), (0, 0), (0,)])
+def test_no_tokens_and_no_channels(shape):
+    actual = energy(randn(*shape))
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, ops.token_energy(randn(*shape)))
+
+
+@on_device
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        (torch.ones(2, 8, dtype=torch.float64), "float64"),
+        (torch.ones(2, 8, dtype=torch.int32), "int32"),
+        (torch.ones(()), "no axes"),
+        (torch.ones(2, 8, requires_grad=True), "gradient"),
+    ],
+)
+def test_what_the_kernel_cannot_do_is_refused(x, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        token_energy(x.to(DEVICE))
+
+
+@on_device
+@settings(max_examples=10)
+@given(seeds, st.integers(1, 300), st.floats(-100, -0.01) | st.floats(0.01, 100))
+def test_energy_scales_with_its_token_and_ignores_the_order_of_channels(seed, width, factor):
+    x = randn(2, width, seed=seed)
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    still = energy(x)
+    assert torch.allclose(energy(factor * x), abs(factor) * still, rtol=1e-6, atol=0)  # measured 1.2e-7
+    assert torch.allclose(energy(x[..., order]), still, rtol=1e-6, atol=0)  # measured 1.2e-7
