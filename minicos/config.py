@@ -7,6 +7,8 @@ This file imports no torch, so that `minicos inspect` can say what a checkpoint 
 
 from dataclasses import dataclass, field, replace
 
+from minicos.errors import MinicosError
+
 
 @dataclass(frozen=True)
 class DiTConfig:
@@ -115,7 +117,7 @@ class Preset:
 _OFFICIAL = Preset(solver="unipc", steps=40, shift=5.0, guidance={"high": 3.5, "low": 3.5}, boundary=0.900)
 _COS = Preset(solver="euler", steps=50, shift=5.0, guidance={"high": 5.0, "low": 5.0}, boundary=0.875,
               residual="bfloat16", negative_prompt="")  # fmt: skip
-_TINY = {"guidance": {"high": 1.0, "low": 1.0}, "negative_prompt": "", "area": None, "frames": 13}
+_TINY = {"negative_prompt": "", "area": None, "frames": 13}  # area None keeps the size of the picture
 
 PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
     "Wan2.2-I2V-A14B": {"official": _OFFICIAL, "cos": _COS},
@@ -128,7 +130,7 @@ PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the firs
         "cos": replace(_COS, boundary=None),
     },
     "tiny": {
-        "tiny": replace(_OFFICIAL, solver="euler", steps=20, **_TINY),
+        "tiny": replace(_OFFICIAL, solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY),
         "official": replace(_OFFICIAL, **_TINY),
         "cos": replace(_COS, **_TINY),
     },
@@ -137,11 +139,11 @@ PRESETS["Wan2.1-T2V-1.3B"] = PRESETS["Wan2.1-T2V-14B"]
 
 
 def preset(variant: str, name: str | None = None) -> Preset:
-    """The preset `name` of a variant (its first one by default). Raises ValueError naming the possible ones."""
+    """The preset `name` of a variant (its first one by default). Raises MinicosError naming the possible ones."""
     table = PRESETS.get(variant)
     if table is None:
-        raise ValueError(f"no preset for variant {variant!r}; there are presets for {', '.join(PRESETS)}")
+        raise MinicosError(f"no preset for variant {variant!r}: there are presets for {', '.join(PRESETS)}.")
     name = name or next(iter(table))
     if name not in table:
-        raise ValueError(f"{variant} has no preset {name!r}; it has {', '.join(table)}")
+        raise MinicosError(f"{variant} has no preset {name!r}: take one of {', '.join(table)}.")
     return table[name]

@@ -43,6 +43,7 @@ class Wan:
     vae: VAE
     text: TextEncoder
     tokenizer: Tokenizer
+    weights: str = ""  # fingerprint of the files, which runs remember
 
     @cached_property
     def points(self) -> dict[str, str]:
@@ -54,6 +55,11 @@ class Wan:
         return next(self.experts["high"].parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrices; what `dit.FLOAT32` names is float32."""
+        return self.experts["high"].blocks[0].ffn[0].weight.dtype
+
+    @property
     def takes_image(self) -> bool:
         """Whether the first frame is given, by channel concatenation."""
         cfg = self.experts["high"].cfg
@@ -61,8 +67,12 @@ class Wan:
 
     def with_preset(self, name: str | None = None, **changes: object) -> "Wan":
         """The same networks under another preset, or with some of its fields changed: `with_preset(steps=10)`."""
-        base = self.preset if name is None else presets(self.variant, name)
-        return replace(self, preset=replace(base, **changes))
+        chosen = replace(self.preset if name is None else presets(self.variant, name), **changes)
+        if _residual(chosen, self.dtype) != self.experts["high"].blocks[0].residual:
+            raise MinicosError(
+                f"this preset keeps the residual stream in {chosen.residual}, and these networks do not: load them with it"
+            )
+        return replace(self, preset=chosen)
 
     def schedule(self) -> schedule.Schedule:
         return schedule.make(self.preset.solver, self.preset.steps, self.preset.shift)
@@ -79,7 +89,7 @@ class Wan:
     ) -> Condition:  # fmt: skip
         """What to make: one prompt or several, and for image-to-video a first frame for each.
 
-        image   (3 H W) or (b 3 H W) in [0, 1]; resized as the preset's size rule says
+        image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; resized as the preset's size rule says
         frames  4n + 1, the preset's by default
         size    (height, width) in pixels for text-to-video; with an image, its aspect ratio decides
         Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts that do not divide.
@@ -96,11 +106,13 @@ class Wan:
             raise MinicosError(f"{self.variant} makes a video from text alone and takes no image")
         y = None
         if image is not None:
-            image = (image if image.ndim == 4 else image[None]).to(self.device) * 2 - 1
+            image = _checked(image, len(prompts)).to(self.device) * 2 - 1
             height, width = frame_size(tuple(image.shape[-2:]), self.preset.area, stride[1])
             y = image_channels(self.vae, resize(image, height, width), frames).expand(len(prompts), -1, -1, -1, -1)
         else:
             height, width = size or frame_size((480, 832), self.preset.area, stride[1])
+            if height % (2 * stride[1]) or width % (2 * stride[2]):
+                raise MinicosError(f"a size of {height}x{width}: both sides must be multiples of {2 * stride[1]}")
         shape = (
             len(prompts),
             self.vae.cfg.z_dim,
@@ -122,7 +134,9 @@ class Wan:
         count = condition.shape[0]
         seeds = range(seed, seed + count) if isinstance(seed, int) else seed
         if len(seeds) != count:
-            raise MinicosError(f"{len(seeds)} seeds for {count} samples")
+            raise MinicosError(f"{len(seeds)} seeds for {count} samples: give one for each")
+        if not all(0 <= s < 2**63 for s in seeds):
+            raise MinicosError(f"seed {seed}: take a number from 0 to 2^63 - 1")
         each = [torch.randn(condition.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(each).to(self.device)
 
@@ -152,11 +166,16 @@ class Wan:
     @torch.no_grad()
     def decode(self, latent: Tensor) -> np.ndarray:
         """Latents (b c f h w) -> uint8 (b F H W 3)."""
-        return np.stack([to_uint8(video) for video in self.vae.decode(latent.to(self.device), chunk=latent.shape[2])])
+        pieces = [np.stack([to_uint8(video) for video in part]) for part in self.vae.stream(latent.to(self.device))]
+        return np.concatenate(pieces, axis=1)
 
-    def generate(self, prompt: str, image: Tensor | None = None, *, seed: int = 0, **options: object) -> np.ndarray:
-        """One video, start to end: uint8 (F H W 3). `options` are those of `condition`."""
-        (last,) = deque(self.sample(self.condition(prompt, image, **options), seed=seed), maxlen=1)
+    def generate(
+        self, prompt: str, image: Tensor | None = None, *, seed: int = 0, negative: str | None = None, frames: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """One video, start to end: uint8 (F H W 3). Arguments are those of `condition`."""
+        condition = self.condition(prompt, image, negative=negative, frames=frames, size=size)
+        (last,) = deque(self.sample(condition, seed=seed), maxlen=1)
         return self.decode(last.next)[0]
 
 
@@ -174,14 +193,14 @@ def load(
 
     device  a CUDA card if there is one, else the CPU
     dtype   of the matrices: bfloat16 on a card, float32 on the CPU by default; what `dit.FLOAT32` names stays in float32
-    Raises MinicosError naming file and key when anything is missing, unknown or of another shape. Nothing is downloaded.
+    Raises MinicosError naming file and key when anything is missing, unknown or of another shape, and for a device that is not
+    there. Nothing is downloaded.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     layout = layouts.official(EMBEDDED if model == "tiny" else Path(model))
     variant = _variant(layout, model)
     chosen = presets(variant, preset)
-    residual = getattr(torch, chosen.residual) if dtype != torch.float32 else torch.float32
 
     def policy(name: str) -> torch.dtype:
         return torch.float32 if any(part in name for part in FLOAT32) else dtype
@@ -189,7 +208,7 @@ def load(
     experts = {}
     for name, part in layout.experts.items():
         with torch.device("meta"):
-            experts[name] = DiT(part.config, residual=residual)
+            experts[name] = DiT(part.config, residual=_residual(chosen, dtype))
         lora = () if part.lora is None else (read_lora(part.lora),)
         load_into(experts[name], part.files, dtype=policy, device=device, lora=lora)
     text_cfg, vae_cfg = layouts.text_config(layout.text), layouts.vae_config(layout.vae)
@@ -197,15 +216,48 @@ def load(
         vae, text = VAE(vae_cfg), TextEncoder(text_cfg)
     load_into(vae, layout.vae, dtype=torch.float32, device=device)
     load_into(text, layout.text, dtype=dtype, device=device)
-    return Wan(variant, chosen, experts, vae, text, Tokenizer.load(layout.tokenizer, text_cfg.text_len))
+    tokenizer = Tokenizer.load(layout.tokenizer, text_cfg.text_len)
+    return Wan(variant, chosen, experts, vae, text, tokenizer, layout.fingerprint())
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    """The device, tried out: a name that torch knows need not be a device that is there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise MinicosError(f"this machine or this PyTorch has no device {str(name)!r}: take cpu, or leave it out") from error
+    return device
+
+
+def _residual(preset: Preset, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the residual stream: the preset's choice counts where matrices are narrow."""
+    return torch.float32 if dtype == torch.float32 else getattr(torch, preset.residual)
+
+
+def _checked(image: Tensor, count: int) -> Tensor:
+    """The first frames as a batch (1 or count, 3 H W)."""
+    batch = image if image.ndim == 4 else image[None]
+    if batch.ndim != 4 or batch.shape[1] != 3 or len(batch) not in (1, count) or not image.is_floating_point():
+        raise MinicosError(
+            f"an image is float (3 h w) in [0, 1], one for all prompts or one for each, not {image.dtype} {tuple(image.shape)}"
+        )
+    low, high = image.min().item(), image.max().item()
+    if not (low >= 0 and high <= 1):
+        raise MinicosError(f"the image's values are {low:.3g} to {high:.3g}: scale them to 0..1")
+    return batch
 
 
 def _variant(layout: layouts.Layout, model: str | Path) -> str:
     """The variant that the shapes and the number of experts name."""
     config, two = layout.experts["high"].config, len(layout.experts) > 1
-    for name, known in VARIANTS.items():
-        if known == config and (("2.2" in name) == two or name == "tiny"):
+    alike = [name for name, known in VARIANTS.items() if known == config]
+    for name in alike:
+        if name == "tiny" or ("2.2" in name) == two:
             return name
+    if alike:
+        raise MinicosError(f"{model} has one expert, and {alike[0]} has two: high_noise_model/ and low_noise_model/.")
     raise MinicosError(
         f"{model}: no variant has width {config.dim}, {config.num_layers} layers and {config.in_dim} input channels."
+        " Try `minicos inspect`."
     )

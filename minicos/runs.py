@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from minicos.errors import MinicosError
@@ -104,7 +104,7 @@ class Run:
     def save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Save tensors of any shape and dtype as safetensors, in one step."""
         whole = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        replace_file(self.path(name), lambda temporary: save_file(whole, temporary))
+        replace_file(self.path(name), lambda temporary: temporary.write_bytes(save(whole)))
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of `save_tensors`, on the CPU. Raises MinicosError where the file is missing or damaged."""

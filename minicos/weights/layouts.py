@@ -6,7 +6,9 @@ Wan2.1_VAE.pth      models_t5_umt5-xxl-enc-bf16.pth      google/umt5-xxl/tokeniz
 """
 
 import json
+import os
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 
 from minicos.config import DiTConfig, TextConfig, VAEConfig
@@ -31,6 +33,17 @@ class Layout:
     vae: Path
     text: Path
     tokenizer: Path
+
+    def fingerprint(self) -> str:
+        """Tells these weights from others: a hash of the size and the last megabyte of every file."""
+        digest = sha256()
+        loras = [expert.lora for expert in self.experts.values() if expert.lora]
+        for path in (*(p for e in self.experts.values() for p in e.files), *loras, self.vae, self.text, self.tokenizer):
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 2**20))
+                digest.update(size.to_bytes(8, "little") + file.read())
+        return digest.hexdigest()[:16]
 
 
 def official(folder: Path) -> Layout:
