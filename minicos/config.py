@@ -107,9 +107,7 @@ class Preset:
     boundary: float | None = None  # timesteps >= 1000 boundary go to the high-noise expert
     residual: str = "float32"  # dtype of the residual stream when the weights are bf16
     negative_prompt: str = NEGATIVE_PROMPT
-    area: int | None = (
-        832 * 480
-    )  # pixels of a frame, the aspect ratio being the image's; None keeps the image's own size
+    area: int | None = 832 * 480  # pixels of a frame, in the image's aspect ratio; None keeps the image's size
     frames: int = 81  # 4n + 1
     fps: int = 16
 
@@ -117,7 +115,7 @@ class Preset:
 _OFFICIAL = Preset(solver="unipc", steps=40, shift=5.0, guidance={"high": 3.5, "low": 3.5}, boundary=0.900)
 _COS = Preset(solver="euler", steps=50, shift=5.0, guidance={"high": 5.0, "low": 5.0}, boundary=0.875,
               residual="bfloat16", negative_prompt="")  # fmt: skip
-_TINY = {"negative_prompt": "", "area": None, "frames": 13}  # area None keeps the size of the picture
+_TINY = {"negative_prompt": "", "area": None, "frames": 13}
 
 PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
     "Wan2.2-I2V-A14B": {"official": _OFFICIAL, "cos": _COS},

@@ -8,9 +8,9 @@ video = wan.decode(step.next)
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +45,10 @@ class Wan:
     tokenizer: Tokenizer
     weights: str = ""  # fingerprint of the files, which runs remember
 
-    @cached_property
-    def points(self) -> dict[str, str]:
+    @property
+    def points(self) -> Mapping[str, str]:
         """Every hook point and its shape in letters."""
-        return points(self.experts["high"].cfg)
+        return _points(self.experts["high"].cfg)
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +91,7 @@ class Wan:
 
         image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; resized as the preset's size rule says
         frames  4n + 1, the preset's by default
-        size    (height, width) in pixels for text-to-video; with an image, its aspect ratio decides
+        size    (height, width) in pixels for text-to-video, (480, 832) by default; with an image, its aspect ratio decides
         Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts that do not divide.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -110,7 +110,7 @@ class Wan:
             height, width = frame_size(tuple(image.shape[-2:]), self.preset.area, stride[1])
             y = image_channels(self.vae, resize(image, height, width), frames).expand(len(prompts), -1, -1, -1, -1)
         else:
-            height, width = size or frame_size((480, 832), self.preset.area, stride[1])
+            height, width = size or (480, 832)
             if height % (2 * stride[1]) or width % (2 * stride[2]):
                 raise MinicosError(f"a size of {height}x{width}: both sides must be multiples of {2 * stride[1]}")
         shape = (
@@ -179,6 +179,7 @@ class Wan:
         return self.decode(last.next)[0]
 
 
+_points = cache(points)  # all presets of a model share them
 EMBEDDED = Path(__file__).parent / "tiny" / "weights"
 
 
@@ -226,7 +227,9 @@ def _device(name: str | torch.device | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise MinicosError(f"this machine or this PyTorch has no device {str(name)!r}: take cpu, or leave it out") from error
+        raise MinicosError(
+            f"this machine or this PyTorch has no device {str(name)!r}: take another, or none"
+        ) from error
     return device
 
 

@@ -1,18 +1,23 @@
 """One thread, no deadlines, a visible skip for tests that need a GPU, and the networks that several files share."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import settings
+from safetensors.torch import save_file
 from torch import Tensor
 
-from minicos.config import DiTConfig
+from minicos.config import TINY_TEXT, TINY_VAE, VARIANTS, DiTConfig
 from minicos.dit import DiT, points
 from minicos.schedule import expert
+from minicos.text import TextEncoder
+from minicos.tiny import tokenizer
+from minicos.vae import VAE
 from tests import golden
 
 torch.set_num_threads(1)  # the networks are tiny, and last bits then do not depend on the machine's cores
@@ -88,3 +93,24 @@ def padded():
         return F.pad(rows, (0, 0, 0, length - len(rows)))[None]
 
     return pad
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """A folder in the official layout: the embedded model's shapes with random weights and a thin VAE, so that it is quick."""
+    folder = tmp_path_factory.mktemp("toy")
+    vae = replace(TINY_VAE, dim=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, network, config in (
+            ("high_noise_model/diffusion_pytorch_model", DiT(VARIANTS["tiny"]), None),
+            ("Wan2.1_VAE", VAE(vae), vae),
+            ("models_t5_umt5-xxl-enc-bf16", TextEncoder(TINY_TEXT), TINY_TEXT),
+        ):
+            path = folder / f"{name}.safetensors"
+            path.parent.mkdir(exist_ok=True)
+            save_file(network.half().state_dict(), path, {"config": json.dumps(asdict(config))} if config else None)
+    (folder / "high_noise_model/config.json").write_text('{"num_heads": 4, "text_len": 16}')
+    (folder / "google/umt5-xxl").mkdir(parents=True)
+    tokenizer.build().save(str(folder / "google/umt5-xxl/tokenizer.json"))
+    return folder

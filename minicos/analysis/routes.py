@@ -39,7 +39,7 @@ class Routes:
         figures.curves(
             run.path("routes.png"),
             {
-                f"route {i} ({len(route) - 1} steps)": line
+                f"route {i} ({len(route) - 1} moves)": line
                 for i, (route, line) in enumerate(zip(self.puzzle.candidates, lines, strict=True))
             },
             x="denoising step",

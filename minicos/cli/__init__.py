@@ -1,24 +1,27 @@
 """The `minicos` command: one file for each verb. Heavy imports happen inside `run`, so that --help and inspect are instant."""
 
 import argparse
+import os
 import sys
 
 from minicos.cli import demo, generate, inspect, points, watch
+from minicos.cli.common import Parser
 from minicos.errors import MinicosError
 
-DESCRIPTION = """Watch a video diffusion model reason, step by step.
+DESCRIPTION = """\
+Watch a video diffusion model reason, step by step.
 
-  minicos demo                                    solve a maze and show how: start here
-  minicos steps --image maze.png --prompt "solve the maze"    the clean estimate at every denoising step
-  minicos energy --image maze.png --prompt "solve the maze"   which tokens each layer works on
-  minicos generate ... | points | inspect PATH    make a video | list every hook point | say what a checkpoint is
+  minicos demo                                                     solve a maze and show how: start here
+  minicos steps --image maze.png --prompt "solve the maze"         the clean estimate at every denoising step
+  minicos energy --image maze.png --prompt "solve the maze"        which tokens each layer works on
+  minicos generate --image maze.png --prompt "solve the maze"      just the video
+  minicos points                                                   every hook point of a model
+  minicos inspect PATH                                             what a checkpoint is
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="minicos", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> Parser:
+    top = Parser(prog="minicos", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in (demo, generate, watch, points, inspect):
         verb.add(verbs)
@@ -27,16 +30,32 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 for a mistake that one sentence explains, 130 after Ctrl-C."""
-    args = parser().parse_args(argv)
+    args = parser().parse_args((sys.argv[1:] if argv is None else argv) or ["--help"])
     try:
         args.run(args)
+        sys.stdout.flush()
     except MinicosError as error:
-        print(f"minicos: {error}", file=sys.stderr)
-        return 2
+        return _stop(2, str(error))
     except KeyboardInterrupt:
-        print("\nminicos: stopped. Finished steps are kept; the same command continues.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        kept = " Finished steps are kept; the same command continues." if hasattr(args, "out") else ""
+        return _stop(130, f"stopped.{kept}")
+    except BrokenPipeError:  # `minicos points | head`: nobody reads on, and the flush at exit should not mind
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return _stop(2, f"{error.filename or 'the system'}: {error.strerror or error}. Check path and permissions.")
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _stop(2, "out of memory. Take fewer --frames or a smaller --image.")
     return 0
+
+
+def _stop(code: int, sentence: str) -> int:
+    print(f"minicos: {sentence}", file=sys.stderr)
+    return code
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Told by name, since the type is torch's and torch may not be imported."""
+    kind = type(error).__name__
+    return kind in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)

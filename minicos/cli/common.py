@@ -2,17 +2,28 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minicos.analysis.observe import Analysis
     from minicos.condition import Condition
     from minicos.pipeline import Wan
     from minicos.runs import Run
 
 
-def add_parser(verbs, name: str, help: str, examples: str, run) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Mistakes in one sentence, as everywhere in minicos."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"minicos: {message}. Try `{self.prog} --help`.\n")
+
+
+def add_parser(verbs, name: str, help: str, examples: str, run: Callable) -> Parser:
     """A verb with one line of help and examples below its options."""
     parser = verbs.add_parser(
         name,
@@ -26,10 +37,9 @@ def add_parser(verbs, name: str, help: str, examples: str, run) -> argparse.Argu
 
 
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -52,44 +62,48 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     """What to make a video of."""
     parser.add_argument("--prompt", required=True, help="what should happen")
     parser.add_argument("--image", type=Path, help="first frame (png, jpg), for image-to-video models")
-    parser.add_argument("--negative", help="negative prompt, used where guidance is not 1 (default: the preset's)")
+    parser.add_argument("--negative", dest="negative_prompt", help="what should not; used where guidance is not 1")
     parser.add_argument("--frames", type=positive, help="video frames, 4n + 1 (default: the preset's)")
+
+
+def image(args: argparse.Namespace) -> "Tensor | None":
+    """The first frame of the options. Read before the model, so that a wrong path is told at once."""
+    from minicos.media import load_image
+
+    return None if args.image is None else load_image(args.image)
 
 
 def load(args: argparse.Namespace) -> "Wan":
     """The model of the options, under their preset."""
     from minicos.pipeline import load
 
+    given = {name: getattr(args, name, None) for name in ("steps", "frames", "negative_prompt")}
     wan = load(args.model, preset=args.preset, device=args.device)
-    return wan.with_preset(steps=args.steps) if args.steps else wan
+    return wan.with_preset(**{name: value for name, value in given.items() if value is not None})
 
 
-def condition(args: argparse.Namespace, wan: "Wan") -> "Condition":
+def condition(args: argparse.Namespace, wan: "Wan", image: "Tensor | None") -> "Condition":
     """The condition of the options; warns about words that the model's tokenizer does not know."""
-    from minicos.media import load_image
-
     unknown = wan.tokenizer.unknown_words(args.prompt)
     if unknown:
         print(f"minicos: the model does not know the words {', '.join(unknown)}", file=sys.stderr)
-    image = None if args.image is None else load_image(args.image)
-    return wan.condition(args.prompt, image, negative=args.negative, frames=args.frames)
+    return wan.condition(args.prompt, image)
 
 
-def open_run(args: argparse.Namespace, wan: "Wan", **settings: object) -> "Run":
+def subject(args: argparse.Namespace, image: "Tensor | None") -> dict[str, str | None]:
+    """What a run is about, among its settings: an image counts by its pixels, not by its name."""
+    from hashlib import sha256
+
+    return {"prompt": args.prompt, "image": None if image is None else sha256(image.numpy().tobytes()).hexdigest()[:16]}
+
+
+def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object) -> "Run":
     """The run folder of the options: entered again if it holds the same run, refused if it holds another."""
     from minicos.runs import Run
 
-    shared = {"verb": args.verb, "model": str(args.model), "preset": asdict(wan.preset), "seed": args.seed}
+    model = {"model": wan.variant, "weights": wan.weights, **asdict(wan.preset), "seed": args.seed}
     facts = {
-        "variant": wan.variant, "device": str(wan.device), "dtype": str(next(wan.experts["high"].blocks.parameters()).dtype),
-        "attention": "scaled_dot_product_attention", "command": sys.argv,
+        "command": sys.argv, "model_path": str(args.model), "preset": args.preset or "default", "device": str(wan.device),
+        "dtype": str(wan.dtype), "attention": "scaled_dot_product_attention",
     }  # fmt: skip
-    return Run.open(args.out, shared | settings, facts)
-
-
-def condition_settings(args: argparse.Namespace) -> dict[str, object]:
-    """What of the condition decides the result: an image counts by its content, not by its name."""
-    from hashlib import sha256
-
-    image = None if args.image is None else sha256(args.image.read_bytes()).hexdigest()
-    return {"prompt": args.prompt, "negative": args.negative, "frames": args.frames, "image_sha256": image}
+    return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

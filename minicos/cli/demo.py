@@ -23,32 +23,34 @@ def add(verbs) -> None:
 
 def run(args: argparse.Namespace) -> None:
     begin = time.monotonic()
+    import torch
+
     from minicos.analysis.energy import Energy
     from minicos.analysis.observe import observe, recorded
     from minicos.analysis.routes import Routes
     from minicos.analysis.steps import Steps, spread
+    from minicos.errors import MinicosError
     from minicos.media import save_image, save_video
 
     puzzle = ambiguous_maze(args.puzzle)
     wan = common.load(args)
-    picture = puzzle.first_frame()
-    condition = wan.condition(puzzle.prompt, to_image(picture))
-    folder = common.open_run(args, wan, puzzle=puzzle.key)
-    save_image(folder.path("first_frame.png"), picture)
+    if wan.variant != "tiny":
+        raise MinicosError(f"the demo's puzzles are for the embedded model, not {wan.variant}: try `minicos steps`.")
+    picture = puzzle.first_frame()  # uint8 h w 3
+    condition = wan.condition(puzzle.prompt, torch.from_numpy(picture).permute(2, 0, 1) / 255)
+    noise = wan.noise(condition, args.seed)
     chosen = spread(8, wan.preset.steps)
     analyses = [Steps(wan, chosen), Energy(chosen), Routes(wan, puzzle)]
-    latent = observe(wan, condition, folder, analyses, wan.noise(condition, args.seed))
+    folder = common.open_run(args, wan, analyses, puzzle=puzzle.key)
+    save_image(folder.path("first_frame.png"), picture)
+    latent = observe(wan, condition, folder, analyses, noise)
     video = wan.decode(latent)[0]
     save_video(folder.path("video.mp4"), video, fps=wan.preset.fps)
     for analysis in analyses:
         analysis.draw(recorded(folder, analysis.name, wan.preset.steps), folder)
 
     score = puzzle.score(video)
-    verdict = (
-        f"solved, by route {score.answer} of {len(puzzle.candidates)}"
-        if score.solved
-        else f"not solved: {score.detail}"
-    )
+    verdict = f"solved, by route {score.answer}" if score.solved else f"not solved: {score.detail}"
     print(f'"{puzzle.prompt}" on a held-out {SIZE}x{SIZE} maze with {len(puzzle.candidates)} valid routes: {verdict}')
     print(f"{time.monotonic() - begin:.0f} s in all. Look at these, in this order:")
     for name, what in (
@@ -76,10 +78,3 @@ def ambiguous_maze(index: int):
             index -= 1
         if index < 0:
             return puzzle
-
-
-def to_image(picture):
-    """uint8 (h w 3) -> float (3 h w) in [0, 1]."""
-    import torch
-
-    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255

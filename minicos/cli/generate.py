@@ -20,11 +20,11 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.observe import observe
     from minicos.media import save_video
 
+    image = common.image(args)
     wan = common.load(args)
-    condition = common.condition(args, wan)
-    folder = common.open_run(args, wan, **common.condition_settings(args))
-    latent = observe(wan, condition, folder, [], wan.noise(condition, args.seed))
-    save_video(
-        folder.path("video.mp4"), (frame for part in wan.frames(latent[0]) for frame in part), fps=wan.preset.fps
-    )
+    condition = common.condition(args, wan, image)
+    noise = wan.noise(condition, args.seed)
+    folder = common.open_run(args, wan, [], **common.subject(args, image))
+    latent = observe(wan, condition, folder, [], noise)
+    save_video(folder.path("video.mp4"), wan.frames(latent[0]), fps=wan.preset.fps)
     print(folder.path("video.mp4"))

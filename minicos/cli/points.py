@@ -27,10 +27,15 @@ def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from minicos.config import VARIANTS
-    from minicos.dit import points
+    from minicos.errors import MinicosError
     from minicos.weights.layouts import official
 
+    if args.model not in VARIANTS and not Path(args.model).is_dir():
+        raise MinicosError(f"{args.model!r} is neither a folder nor a variant: take one of {', '.join(VARIANTS)}.")
     cfg = VARIANTS.get(args.model) or official(Path(args.model)).experts["high"].config
+
+    from minicos.dit import points
+
     found = points(cfg)
     if args.json:
         print(json.dumps([{"name": name, "shape": shape} for name, shape in found.items()], indent=1))

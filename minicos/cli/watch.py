@@ -11,9 +11,9 @@ STEPS_EXAMPLES = """\
 writes x0_sheet.png (steps x frames), x0/step_NN.mp4, and every latent as safetensors
 """
 ENERGY_EXAMPLES = """\
-  minicos energy --image maze.png --prompt "solve the maze" --out seen
+  minicos energy --image maze.png --prompt "solve the maze" --out busy
   minicos energy --image maze.png --prompt "solve the maze" --also steps --at 0,5,19
-writes energy/step_NN.png (layers x latent frames), energy_layers.png, energy.safetensors (step layer f h w, by branch)
+writes energy/step_NN.png (latent frames x layers), energy_layers.png, energy.safetensors (step layer f h w, by branch)
 """
 CHOICES = ("steps", "energy")
 
@@ -49,17 +49,18 @@ def run(name: str, args: argparse.Namespace) -> None:
     from minicos.analysis.steps import Steps, spread
     from minicos.errors import MinicosError
 
+    image = common.image(args)
     wan = common.load(args)
-    condition = common.condition(args, wan)
+    condition = common.condition(args, wan, image)
+    noise = wan.noise(condition, args.seed)
     total = wan.preset.steps
     chosen = args.at or spread(8, total)
     if chosen[0] < 0 or chosen[-1] >= total:
-        raise MinicosError(f"--at {','.join(map(str, chosen))}: the run has steps 0 to {total - 1}")
+        raise MinicosError(f"--at {','.join(map(str, chosen))}: the run has steps 0 to {total - 1}.")
     asked = {name, args.also}
-    settings = common.condition_settings(args) | {"at": chosen, "analyses": sorted(asked - {None})}
-    folder = common.open_run(args, wan, **settings)
     analyses = [Steps(wan, chosen)] * ("steps" in asked) + [Energy(chosen)] * ("energy" in asked)
-    observe(wan, condition, folder, analyses, wan.noise(condition, args.seed))
+    folder = common.open_run(args, wan, analyses, at=chosen, **common.subject(args, image))
+    observe(wan, condition, folder, analyses, noise)
     for analysis in analyses:
         first, *rest = analysis.draw(recorded(folder, analysis.name, total), folder)
         print(f"{folder.path(first)}  (and {len(rest)} more)")

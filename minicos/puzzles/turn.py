@@ -15,7 +15,10 @@ from .base import Puzzle
 from .draw import CELL, COLOURS
 
 FORMS = ((2, 2), (3, 2), (2, 3), (3, 3))  # length of the upright and of the foot of the L, in stroke widths
-STROKES = (8, 10, 12, 14, 16)  # px; even, so that outlines fall on pixel borders before and after the turn
+STROKES = (8, 12, 16)  # px; even, so that outlines fall on pixel borders before and after the turn
+PLACES = (
+    4  # px between the places where an L may stand: a finer grid asks for more drawing skill, not for more reasoning
+)
 
 
 @cache
@@ -33,8 +36,7 @@ def fits(size: int) -> tuple[tuple[tuple[int, int], int, int], ...]:
 class Turn(Puzzle):
     """Turn the L by 90 degrees, clockwise or anticlockwise.
 
-    Distinct puzzles: 25,032 (3x3), 172,656 (4x4): 1,043 and 7,194 sizes and places,
-    times 4 ways to stand and 6 colours.
+    Distinct puzzles: 912 (3x3), 6,384 (4x4): 38 and 266 sizes and places, times 4 ways to stand and 6 colours.
     """
 
     form: tuple[int, int]  # length of upright and foot, in strokes
@@ -49,8 +51,8 @@ class Turn(Puzzle):
     @classmethod
     def sample(cls, rng: Random, size: int) -> Self:
         form, stroke, room = rng.choice(fits(size))
-        middle = size * CELL // 2
-        centre = middle + rng.randint(-room, room), middle + rng.randint(-room, room)
+        middle, far = size * CELL // 2, room // PLACES
+        centre = middle + PLACES * rng.randint(-far, far), middle + PLACES * rng.randint(-far, far)
         return cls(size, form, stroke, rng.randrange(4), centre, rng.choice(tuple(COLOURS)))
 
     @property

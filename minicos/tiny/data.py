@@ -5,7 +5,6 @@ two answers (or prompts) of each picture `x0`, the latent of the video, `of`, wh
 Several answers of one picture are drawn at random among all valid ones: that is what makes several routes likely at high noise.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minicos import puzzles
+from minicos.condition import known_frames
 from minicos.runs import replace_file
 from minicos.tiny.train_vae import COMPILED, to_tensor
 from minicos.vae import VAE
@@ -22,10 +22,22 @@ PROMPTS = (
     "", "solve the maze", "mark the circle", "mark the triangle", "mark the square", "mark the cross",
     "go to the red goal", "go to the blue goal", "pass behind the wall", "turn the l",
 )  # fmt: skip
-MIXTURE = {  # (kind, size) -> share of the pictures
-    ("maze", 3): 0.12, ("maze", 4): 0.36, ("goal", 3): 0.07, ("goal", 4): 0.15, ("mark", 3): 0.03, ("mark", 4): 0.07,
-    ("memory", 3): 0.03, ("memory", 4): 0.07, ("turn", 3): 0.03, ("turn", 4): 0.07,
+KINDS = ("", "maze", "mark", "mark", "mark", "mark", "goal", "goal", "memory", "turn")  # of each prompt
+
+# What is encoded and, later, drawn in training: (kind, size) -> share. Routes are learnt within 2,000 steps; carrying an object's
+# identity behind a wall and turning a shape take longer, so a second mixture gives them more room.
+MIXTURES = {
+    "first": {
+        ("maze", 3): 0.12, ("maze", 4): 0.36, ("goal", 3): 0.07, ("goal", 4): 0.15, ("mark", 3): 0.03, ("mark", 4): 0.07,
+        ("memory", 3): 0.03, ("memory", 4): 0.07, ("turn", 4): 0.10,
+    },
+    "second": {
+        ("maze", 3): 0.06, ("maze", 4): 0.23, ("goal", 3): 0.04, ("goal", 4): 0.11, ("mark", 3): 0.02, ("mark", 4): 0.04,
+        ("memory", 3): 0.08, ("memory", 4): 0.24, ("turn", 4): 0.18,
+    },
+    "memory and turn": {("memory", 3): 0.12, ("memory", 4): 0.50, ("turn", 4): 0.38},  # for encoding more of these alone
 }  # fmt: skip
+Mixture = dict[tuple[str, int], float]
 PICTURES = 128  # per shard
 
 
@@ -40,15 +52,13 @@ def answers(puzzle: puzzles.Puzzle, rng: np.random.Generator) -> list[tuple[str,
 
 
 @torch.no_grad()
-def shard(vae: VAE, seed: int, index: int) -> tuple[int, dict[str, Tensor]]:
+def shard(vae: VAE, mixture: Mixture, seed: int, index: int) -> tuple[int, dict[str, Tensor]]:
     """The grid size and the tensors of shard `index`, a pure function of its arguments."""
     rng = np.random.default_rng((seed, index))
-    size = int(rng.choice([3, 4], p=[share(3), share(4)]))
-    kinds = [kind for kind, s in MIXTURE if s == size]
-    weights = np.array([MIXTURE[kind, size] for kind in kinds])
+    size, kinds, weights = draw_size(mixture, rng)
     firsts, videos, of, prompts = [], [], [], []
     for picture in range(PICTURES):
-        kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
+        kind = kinds[rng.choice(len(kinds), p=weights)]
         puzzle = puzzles.make(kind, int(rng.integers(2**40)), size=size, split="train")
         grey = np.full((puzzle.frames, *puzzle.first_frame().shape), 127.5, dtype=np.float32)
         grey[0] = puzzle.first_frame()
@@ -63,8 +73,12 @@ def shard(vae: VAE, seed: int, index: int) -> tuple[int, dict[str, Tensor]]:
     }  # fmt: skip
 
 
-def share(size: int) -> float:
-    return sum(v for (_, s), v in MIXTURE.items() if s == size)
+def draw_size(mixture: Mixture, rng: np.random.Generator) -> tuple[int, list[str], np.ndarray]:
+    """A grid size drawn by its share, its kinds, and their shares within that size."""
+    shares = {size: sum(v for (_, s), v in mixture.items() if s == size) for size in (3, 4)}
+    size = int(rng.choice([3, 4], p=np.array([shares[3], shares[4]]) / sum(shares.values())))
+    kinds = [kind for kind, s in mixture if s == size]
+    return size, kinds, np.array([mixture[kind, size] for kind in kinds]) / shares[size]
 
 
 def encode(vae: VAE, videos: list[np.ndarray], batch: int = 8) -> Tensor:
@@ -83,49 +97,45 @@ def encode(vae: VAE, videos: list[np.ndarray], batch: int = 8) -> Tensor:
     return torch.cat(out)
 
 
-def write(vae: VAE, folder: Path, *, seed: int, shards: int, part: int = 0, parts: int = 1) -> None:
+def write(vae: VAE, folder: Path, mixture: str, *, seed: int, shards: int, part: int = 0, parts: int = 1) -> None:
     """Write every `parts`-th shard from `part` on, skipping what is there: several processes may share the work."""
-    for index in range(part, shards, parts):
-        if list(folder.glob(f"*x*-{index:05d}.safetensors")):
-            continue
-        size, tensors = shard(vae, seed, index)
-        replace_file(folder / f"{size}x{size}-{index:05d}.safetensors", lambda path, t=tensors: save_file(t, path))
-        if index % 20 == part:
-            print(f"shard {index}/{shards}", flush=True)
+    first = 10_000 * list(MIXTURES).index(mixture)  # indices of different mixtures never meet
+    for index in range(first + part, first + shards, parts):
+        if not list(folder.glob(f"*x*-{index:05d}.safetensors")):
+            size, tensors = shard(vae, MIXTURES[mixture], seed, index)
+            replace_file(folder / f"{size}x{size}-{index:05d}.safetensors", lambda path, t=tensors: save_file(t, path))
+            print(f"shard {index - first + 1}/{shards}", flush=True)
 
 
-@dataclass
 class Pool:
-    """All shards of a folder in memory, one list of samples per grid size; `refresh` takes in those written since."""
+    """All shards of a folder in memory, by kind and grid size; `refresh` takes in those written since."""
 
-    folder: Path
-
-    def __post_init__(self):
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.seen: set[str] = set()
-        self.x0: dict[int, list[Tensor]] = {3: [], 4: []}
-        self.y: dict[int, list[Tensor]] = {3: [], 4: []}
-        self.prompt: dict[int, list[int]] = {3: [], 4: []}
+        self.samples: dict[tuple[str, int], list[tuple[Tensor, Tensor, int]]] = {}  # x0, y, prompt
+        self.refresh()
 
-    def refresh(self) -> "Pool":
+    def refresh(self) -> None:
         for path in sorted(self.folder.glob("[34]x[34]-*.safetensors")):
             if path.name not in self.seen:
                 self.seen.add(path.name)
                 size, tensors = int(path.name[0]), load_file(path)
-                self.x0[size] += list(tensors["x0"])
-                self.y[size] += [tensors["y"][i] for i in tensors["of"].tolist()]
-                self.prompt[size] += tensors["prompt"].tolist()
-        return self
+                for x0, of, prompt in zip(
+                    tensors["x0"], tensors["of"].tolist(), tensors["prompt"].tolist(), strict=True
+                ):
+                    self.samples.setdefault((KINDS[prompt], size), []).append((x0, tensors["y"][of], prompt))
 
     def __len__(self) -> int:
-        return sum(len(v) for v in self.x0.values())
+        return sum(map(len, self.samples.values()))
 
-    def batch(self, rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, rng: np.random.Generator, mixture: Mixture, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """n samples of one size: x0 (n 16 f h w), y (n 20 f h w) with the mask channels, prompt (n) int64."""
-        counts = np.array([len(self.x0[3]), len(self.x0[4])])
-        size = (3, 4)[rng.choice(2, p=counts / counts.sum())]
-        pick = rng.integers(len(self.x0[size]), size=n)
-        x0 = torch.stack([self.x0[size][i] for i in pick]).float()
-        latent = torch.stack([self.y[size][i] for i in pick]).float()
-        mask = torch.zeros_like(latent[:, :4])
-        mask[:, :, 0] = 1
-        return x0, torch.cat([mask, latent], dim=1), torch.tensor([self.prompt[size][i] for i in pick])
+        size, kinds, weights = draw_size(mixture, rng)
+        picks = []
+        for k in rng.choice(len(kinds), size=n, p=weights):
+            group = self.samples[kinds[k], size]
+            picks.append(group[rng.integers(len(group))])
+        x0, latent = (torch.stack([p[i] for p in picks]).float() for i in (0, 1))
+        mask = known_frames(latent.shape).expand(n, -1, -1, -1, -1)
+        return x0, torch.cat([mask, latent], dim=1), torch.tensor([p[2] for p in picks])

@@ -7,6 +7,7 @@ and by the oracle: the share of its reconstructions that the scorer still accept
 
 import argparse
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,19 @@ from minicos.runs import progress, write_json
 
 TASKS = {  # name in the report -> kind and grid sizes
     "maze_3x3": ("maze", (3,)), "maze_4x4": ("maze", (4,)), "goal": ("goal", (3, 4)), "mark": ("mark", (3, 4)),
-    "memory": ("memory", (3, 4)), "turn": ("turn", (3, 4)),
+    "memory": ("memory", (3, 4)), "turn": ("turn", (4,)),
 }  # fmt: skip
 BATCH = 25
 
 
 def held_out(kind: str, size: int, n: int, split: str) -> list[puzzles.Puzzle]:
-    """The first n puzzles of a split."""
-    return [puzzles.make(kind, seed, size=size, split=split) for seed in range(n)]
+    """The first n distinct puzzles of a split."""
+    found: dict[str, puzzles.Puzzle] = {}
+    for seed in count():
+        puzzle = puzzles.make(kind, seed, size=size, split=split)
+        found.setdefault(f"{puzzle.key}: {puzzle.prompt}", puzzle)
+        if len(found) == n:
+            return list(found.values())
 
 
 def batches(n: int, split: str) -> Iterator[tuple[str, list[puzzles.Puzzle]]]:

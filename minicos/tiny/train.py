@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("stage", choices=STEPS)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, logs and latents")
     parser.add_argument("--steps", type=int, help="training steps, or shards for `latents`; a default for each stage")
+    parser.add_argument("--mixture", choices=data.MIXTURES, default="first", help="which puzzles `latents` encodes")
     parser.add_argument("--part", default="0/1", help="k/n: of n processes that share the shards, this is number k")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -43,7 +44,7 @@ def main() -> None:
     elif args.stage == "latents":
         part, parts = map(int, args.part.split("/"))
         vae = train_vae.finished(args.out)
-        data.write(vae, args.out / "latents", seed=args.seed, shards=steps, part=part, parts=parts)
+        data.write(vae, args.out / "latents", args.mixture, seed=args.seed, shards=steps, part=part, parts=parts)
     elif args.stage == "dit":
         train_dit.train(args.out, tokenizer, steps=steps, seed=args.seed)
     elif args.stage == "low":

@@ -20,11 +20,12 @@ from minicos.dit import DiT
 from minicos.ops import REFERENCE, Ops
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.tiny import optim
-from minicos.tiny.data import PROMPTS, Pool
+from minicos.tiny.data import MIXTURES, PROMPTS, Pool
 from minicos.weights.lora import LowRank
 
 CFG = VARIANTS["tiny"]
 SHIFT, DROP = 3.0, 0.1
+SECOND_FROM = 2000  # the step from which the second mixture is drawn
 BOUNDARY, RANK = 0.9, 16  # of the low-noise expert
 
 
@@ -77,7 +78,8 @@ def noise_levels(n: int, rng: np.random.Generator, below: float = 1.0) -> Tensor
 def batch(pool: Pool, seed: int, step: int, n: int, below: float = 1.0) -> tuple[Tensor, ...]:
     """The arguments of `Student.loss` for a training step."""
     rng = np.random.default_rng((seed, step))
-    x0, y, prompt = pool.batch(rng, n)
+    mixture = MIXTURES["first" if step < SECOND_FROM else "second"]
+    x0, y, prompt = pool.batch(rng, mixture, n)
     prompt[torch.from_numpy(rng.random(n) < DROP)] = 0
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
     return x0, y, prompt, noise, noise_levels(n, rng, below)
@@ -96,7 +98,7 @@ def train(
     if compiled:
         student.dit.compile_blocks()
     opts = optim.optimisers(student, is_block_matrix, muon_lr=8e-3, adam_lr=2e-3)
-    pool = Pool(folder / "latents").refresh()
+    pool = Pool(folder / "latents")
 
     def loss_at(step: int) -> Tensor:
         if step % 50 == 0:
@@ -143,10 +145,10 @@ def train_low(folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batc
     student = with_updates(finished(folder, tokenizer))
     updates = [p for p in student.parameters() if p.requires_grad]
     opts = [torch.optim.AdamW(updates, 1e-3, betas=(0.9, 0.98), weight_decay=0.0)]
-    pool = Pool(folder / "latents").refresh()
+    pool = Pool(folder / "latents")
 
     def loss_at(step: int) -> Tensor:
-        now = batch(pool, seed + 1, step, batch_size, below=BOUNDARY)
+        now = batch(pool, seed + 1, SECOND_FROM + step, batch_size, below=BOUNDARY)
         with torch.autocast("cpu", torch.bfloat16):
             return student.loss(*now)
 

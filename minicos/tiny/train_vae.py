@@ -17,7 +17,7 @@ from minicos.config import TINY_VAE
 from minicos.tiny import optim
 from minicos.vae import VAE, Attention, ResidualBlock
 
-SIZES = {"maze": (3, 4, 4), "goal": (3, 4, 4), "mark": (3, 4), "memory": (3, 4), "turn": (3, 4)}
+SIZES = {"maze": (3, 4, 4), "goal": (3, 4, 4), "mark": (3, 4), "memory": (3, 4), "turn": (4,)}
 CROP = 32  # pixels
 
 
@@ -122,14 +122,14 @@ def train(folder: Path, *, steps: int, seed: int, compiled: bool = False) -> Non
 def train_decoder(folder: Path, *, steps: int, seed: int, compiled: bool = False) -> None:
     """Second stage: the decoder alone, so that latents which others already use stay valid; full clips, in `folder`/decoder.
 
-    Latents are blurred by a little noise (0.05 of their deviation), since the DiT that will make them is not exact either.
+    Latents are blurred by a little noise (0.02 of their deviation), since the DiT that will make them is not exact either.
     """
     vae = finished(folder)
     vae.decoder.requires_grad_(True)
     vae.conv2.requires_grad_(True)
     opts = optim.optimisers(vae, lambda name, p: p.ndim >= 4, muon_lr=1.2e-3, adam_lr=6e-4)
     decode = (COMPILED if compiled else EAGER)[1]
-    blur = 0.05 * torch.tensor(vae.cfg.std).view(1, -1, 1, 1, 1)
+    blur = 0.02 * torch.tensor(vae.cfg.std).view(1, -1, 1, 1, 1)
 
     def loss_at(step: int) -> Tensor:
         video = full_clips(np.random.default_rng((seed + 1, step)), size=(3, 4)[step % 2])

@@ -78,9 +78,9 @@ def text_config(path: Path) -> TextConfig:
 def dit_config(folder: Path, files: tuple[Path, ...]) -> DiTConfig:
     """The architecture of a network: widths from the shapes of its tensors, the number of heads and text rows from config.json."""
     shapes = {name: info.shape for path in files for name, info in read_header(path).tensors.items()}
+    given = _config_json(folder)
     try:
         width, inputs, *patch = shapes["patch_embedding.weight"]
-        given = _config_json(folder)
         return DiTConfig(
             in_dim=inputs, out_dim=shapes["head.head.weight"][0] // (patch[0] * patch[1] * patch[2]), dim=width,
             ffn_dim=shapes["blocks.0.ffn.0.weight"][0], num_heads=given.get("num_heads", width // 128),
@@ -91,6 +91,10 @@ def dit_config(folder: Path, files: tuple[Path, ...]) -> DiTConfig:
     except KeyError as error:
         raise MinicosError(
             f"{folder}: no tensor {error}; this is not a Wan network in the official layout. Try `minicos inspect`."
+        ) from error
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise MinicosError(
+            f"{folder}: config.json and tensors make no network ({error}). Download it again."
         ) from error
 
 
@@ -104,9 +108,9 @@ def _config_json(folder: Path) -> dict:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MinicosError(f"{path} is not JSON: {error}. Download it again.") from error
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise MinicosError(f"{path} is not a table in JSON: {error}. Download it again.") from error
 
 
 def _from_metadata(path: Path, cls: type):

@@ -1,0 +1,469 @@
+"""The command: one sentence for every mistake, and runs that survive being killed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minicos.cli import main, points
+from minicos.config import VARIANTS
+from minicos.dit import DiT
+from minicos.media import load_image, load_video, save_image
+from minicos.runs import PART
+
+PROMPT = ["--prompt", "solve the maze"]
+VERBS = ("demo", "generate", "steps", "energy", "points", "inspect")
+PICTURE = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch, toy):
+    """A folder to stand in, with a picture and a model that is quick."""
+    monkeypatch.chdir(tmp_path)
+    save_image("maze.png", PICTURE)
+    os.symlink(toy, "toy")
+    return tmp_path
+
+
+@pytest.fixture
+def minicos(work, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main(list(argv))
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The forward passes of the network so far, not counting those on the meta device that find its points."""
+    seen, forward = [], DiT.forward
+
+    def counted(self, x, *args, **kwargs):
+        seen.extend([x.shape] * (not x.is_meta))
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(DiT, "forward", counted)
+    return seen
+
+
+def start(*argv: str) -> subprocess.Popen:
+    """Run Python in a process of its own, on one thread as here, so that last bits agree."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *argv], env=environment, **pipes)
+
+
+def wait_for(path, process, seconds: float = 120) -> None:
+    """Until the file is there. A process that ends before is a mistake in the test."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def numbers(folder) -> dict[str, torch.Tensor]:
+    """Every number of a run."""
+    files = [*folder.glob("steps/*.safetensors"), *folder.glob("*.safetensors")]
+    return {f"{path.relative_to(folder)}:{k}": v for path in files for k, v in load_file(path).items()}
+
+
+def same(a, b) -> bool:
+    a, b = numbers(a), numbers(b)
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+# -- help, and the verbs that need no network ---------------------------------------------------------------------------
+
+
+def test_help_teaches_by_example_and_is_told_without_torch(work):
+    code = (
+        "import sys\nfrom minicos.cli import main\n"
+        "for argv in [[], ['--help'], *([verb, '--help'] for verb in sys.argv[2:]), ['inspect', sys.argv[1], '--json']]:\n"
+        "    try: main(argv)\n"
+        "    except SystemExit as stop: assert not stop.code, stop\n"
+        "print(sorted({'torch', 'numpy', 'av', 'matplotlib'} & set(sys.modules)))"
+    )
+    out, err = start("-c", code, "toy", *VERBS).communicate()
+    assert err == ""
+    assert out.splitlines()[-1] == "[]"
+    top, *each = re.split(r"^usage: minicos (?=\w)", out, flags=re.M)
+    assert top.count("usage: minicos [-h] VERB") == 2  # no arguments at all is a question, too
+    assert all(verb in top for verb in VERBS)
+    for verb, text in zip(VERBS, each, strict=True):
+        assert text.startswith(verb)
+        assert "examples:\n  minicos " + verb in text
+
+
+def test_inspect_tells_one_object(minicos, toy):
+    code, out, _ = minicos("inspect", "toy", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["variant"] == "tiny"
+    assert found["layout"] == "official"
+    tensors = load_file(toy / "high_noise_model/diffusion_pytorch_model.safetensors")
+    assert found["tensors"] == len(tensors)
+    assert found["dtypes"] == {"F16": len(tensors)}
+    assert found["parameters"] == sum(t.numel() for t in tensors.values())
+    assert "tiny" in minicos("inspect", "toy")[1]
+
+
+def test_points_are_a_list_of_names_and_shapes(minicos):
+    code, out, _ = minicos("points", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert len(found) == 4 + 12 * VARIANTS["tiny"].num_layers == 148
+    assert all(set(point) == {"name", "shape"} for point in found)
+    assert all(re.fullmatch(r"[bcfhwlnkdtg6]( [bcfhwlnkdtg6])*", point["shape"]) for point in found)
+    shapes = {point["name"]: point["shape"] for point in found}
+    assert len(shapes) == len(found)
+    assert shapes["blocks.11.self_attn.q"] == "b n l k"
+    assert shapes["velocity"] == "b c f h w"
+
+
+def test_points_of_other_models(minicos):
+    assert minicos("points", "--model", "toy", "--json") == minicos("points", "--json")
+    folded = minicos("points")[1].splitlines()
+    assert len(folded) == 4 + 12 + 2
+    assert folded[-1].startswith("i = 0..11;")
+    assert len(minicos("points", "--model", "Wan2.2-I2V-A14B", "--all")[1].splitlines()) == 4 + 12 * 40
+
+
+def test_a_reader_that_stops_early_is_no_error(work):
+    process = start("-m", "minicos.cli", "inspect", "toy", "--json")
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == ""
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def video(*argv: str) -> list[str]:
+    """A command that would work, with options added or replaced."""
+    return ["steps", "--model", "toy", *PROMPT, "--image", "maze.png", "--steps", "6", *argv]
+
+
+MISTAKES = {
+    "no image": (["steps", "--model", "toy", *PROMPT], "first frame: give an image"),
+    "missing image": (video("--image", "none.png"), "none.png does not exist"),
+    "image is a folder": (video("--image", "toy"), "toy does not exist or is not a file"),
+    "image is text": (video("--image", "text.png"), "text.png cannot be read as an image"),
+    "image is half a video": (video("--image", "half.mp4"), "half.mp4 cannot be read as an image"),
+    "image is empty": (video("--image", "empty.png"), "empty.png"),
+    "image of a wrong size": (video("--image", "odd.png"), "40x32 pixels; both sides must be multiples of 16"),
+    "no prompt": (["steps", "--model", "toy"], "--prompt"),
+    "empty prompt": (video("--prompt", " "), "prompt is empty"),
+    "frames": (video("--frames", "12"), "12 frames: the model makes 4n [+] 1 frames, e.g. 9 or 13"),
+    "no frames": (video("--frames", "0"), "--frames: '0' is not a positive whole number"),
+    "no steps": (video("--steps", "0"), "--steps: '0' is not a positive whole number"),
+    "steps in words": (video("--steps", "few"), "--steps: 'few' is not"),
+    "step beyond the end": (video("--at", "0,6"), "--at 0,6: the run has steps 0 to 5"),
+    "step before the start": (video("--at", "-1"), "--at -1: the run has steps 0 to 5"),
+    "step in words": (video("--at", "first"), "--at: 'first' is not a list of step numbers such as 0,5,19"),
+    "negative seed": (video("--seed", "-1"), "seed -1: take a number from 0"),
+    "huge seed": (video("--seed", str(2**63)), "seed 9223372036854775808: take"),
+    "preset": (video("--preset", "best"), "'best': take one of tiny, official, cos"),
+    "device": (video("--device", "gpu"), "no device 'gpu'"),
+    "meta device": (video("--device", "meta"), "no device 'meta'"),
+    "model": (video("--model", "nonsense"), "nonsense is not a folder with a model"),
+    "also": (video("--also", "steps"), "--also: invalid choice: 'steps'"),
+    "out is a file": (video("--out", "maze.png"), "maze.png is a file, not a folder"),
+    "out below a file": (video("--out", "maze.png/run"), "cannot write maze.png/run/run.json"),
+    "out is no run": (video("--out", "foreign"), "foreign/run.json is not the record of a run"),
+    "verb": (["dance"], "invalid choice: 'dance'"),
+    "option": (video("--colour", "red"), "unrecognized arguments: --colour red"),
+    "points of nothing": (["points", "--model", "nonsense"], "neither a folder nor a variant.*Wan2.2-I2V-A14B.*tiny"),
+    "points of a picture": (["points", "--model", "maze.png"], "'maze.png' is neither a folder nor a variant"),
+    "inspect nothing": (["inspect", "nonsense"], "nonsense does not exist"),
+    "inspect a picture": (["inspect", "maze.png"], "maze.png is not a safetensors file"),
+    "puzzle": (["demo", "--model", "toy", "--puzzle", "-1"], "--puzzle -1: count from 0"),
+}
+
+
+@pytest.fixture
+def bad_files(work):
+    (work / "text.png").write_text("not an image")
+    (work / "empty.png").write_text("")
+    (work / "half.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(500))
+    save_image(work / "odd.png", np.zeros((32, 40, 3), np.uint8))
+    (work / "foreign").mkdir()
+    (work / "foreign/run.json").write_text("[]")
+
+
+def assert_one_sentence(result: tuple[int, str, str], says: str) -> None:
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert re.fullmatch(f"minicos: .*{says}.*\n", err), err  # `.` is no newline: it is one line
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(name, minicos, bad_files, work):
+    argv, says = MISTAKES[name]
+    if argv[0] in ("steps", "demo") and "--out" not in argv:
+        argv = [*argv, "--out", "new/run"]
+    before = sorted(work.rglob("*"))
+    assert_one_sentence(minicos(*argv), says)
+    assert sorted(work.rglob("*")) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(minicos, work):
+    assert_one_sentence(minicos(*video("--device", "cuda", "--out", "run")), "no device 'cuda'")
+    assert not (work / "run").exists()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that nobody can write to")
+def test_an_out_that_cannot_be_written(minicos):
+    assert_one_sentence(minicos(*video("--out", "/proc/run")), "cannot write /proc/run/run.json")
+
+
+def test_the_system_says_no(minicos, monkeypatch):
+    def deny(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("minicos.media.load_image", deny)
+    assert_one_sentence(minicos(*video()), "maze.png: Permission denied. Check path and permissions")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_no_memory_left(error, minicos, monkeypatch):
+    def fill(args):
+        raise error
+
+    monkeypatch.setattr(points, "run", fill)
+    assert_one_sentence(minicos("points"), "out of memory. Take fewer --frames")
+
+
+def test_a_fault_of_minicos_is_not_dressed_up_as_yours(minicos, monkeypatch):
+    def fail(args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(points, "run", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        minicos("points")
+
+
+def test_the_demo_is_for_the_embedded_model(minicos, monkeypatch, work):
+    from minicos import pipeline
+
+    load = pipeline.load
+    monkeypatch.setattr(pipeline, "load", lambda *args, **kw: replace(load(*args, **kw), variant="Wan2.2-I2V-A14B"))
+    assert_one_sentence(minicos("demo", "--model", "toy", "--out", "run"), "embedded model, not Wan2.2-I2V-A14B")
+    assert not (work / "run").exists()
+
+
+DIT = "high_noise_model/diffusion_pytorch_model.safetensors"
+TOKENIZER = "google/umt5-xxl/tokenizer.json"
+DAMAGES = {
+    "truncated": (DIT, lambda data: data[:-1000], f"{DIT} is cut off"),
+    "cut in its header": (DIT, lambda data: data[:1000], f"{DIT} is cut off inside its header"),
+    "a web page": ("Wan2.1_VAE.safetensors", lambda data: b"<html>" + data, "Wan2.1_VAE.safetensors is a web page"),
+    "a pointer": (DIT, lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    "no network": (DIT, None, "high_noise_model holds no weights"),
+    "no VAE": ("Wan2.1_VAE.safetensors", None, "has no Wan2.1_VAE.safetensors or Wan2.1_VAE.pth"),
+    "no text encoder": ("models_t5_umt5-xxl-enc-bf16.safetensors", None, "has no models_t5_umt5-xxl-enc-bf16"),
+    "no tokenizer": (TOKENIZER, None, f"{TOKENIZER} is missing"),
+    "broken tokenizer": (TOKENIZER, lambda data: data[:100], f"cannot read damaged/{TOKENIZER}"),
+    "broken config": ("high_noise_model/config.json", lambda data: b"{", "config.json is not a table in JSON"),
+    "config is a list": ("high_noise_model/config.json", lambda data: b"[1]", "config.json is not a table in JSON"),
+    "odd heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": 7}', "does not divide into 7 heads"),
+    "no heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": 0}', "config.json and tensors make no"),
+    "worded heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": "x"}', "config.json and tensors"),
+    "other heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": 8}', "no variant has width 128"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_model_is_told_by_file(name, minicos, work, toy):
+    file, change, says = DAMAGES[name]
+    shutil.copytree(toy, work / "damaged", copy_function=os.link)
+    path = work / "damaged" / file
+    data = path.read_bytes()
+    path.unlink()
+    if change:
+        path.write_bytes(change(data))
+    assert_one_sentence(minicos(*video("--model", "damaged", "--out", "run")), says)
+    assert not (work / "run").exists()
+
+
+def test_a_foreign_network_is_told_by_file_and_key(minicos, work, toy):
+    shutil.copytree(toy, work / "damaged", copy_function=os.link)
+    os.replace(work / "damaged/models_t5_umt5-xxl-enc-bf16.safetensors", work / "damaged/Wan2.1_VAE.safetensors")
+    shutil.copy(toy / "models_t5_umt5-xxl-enc-bf16.safetensors", work / "damaged")
+    says = "damaged/Wan2.1_VAE.safetensors: [a-z0-9_.]+ is not part of this VAE"
+    assert_one_sentence(minicos(*video("--model", "damaged")), says)
+
+
+def test_unknown_words_are_named(minicos):
+    argv = ["generate", "--model", "toy", "--image", "maze.png", "--steps", "1", "--out", "run"]
+    code, out, err = minicos(*argv, "--prompt", "solve the riddle now")
+    assert code == 0
+    assert out == "run/video.mp4\n"
+    assert "minicos: the model does not know the words riddle, now\n" in err
+    assert load_video("run/video.mp4").shape == (13, 32, 32, 3)
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+RUN = [*video("--also", "energy", "--at", "0,5", "--preset", "official"), "--out", "run"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy, tmp_path_factory):
+    """The folder of RUN, when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    save_image(folder / "maze.png", PICTURE)
+    names = {"run": str(folder / "run"), "toy": str(toy), "maze.png": str(folder / "maze.png")}
+    assert main([names.get(word, word) for word in RUN]) == 0
+    return folder / "run"
+
+
+def test_a_killed_run_continues_bit_for_bit(minicos, undisturbed, passes, work):
+    """kill -9 twice, at moments that nothing fixes; UniPC, whose memory has to survive; guidance, so two passes a step."""
+    pause = np.random.default_rng()
+    for milestone in ("steps/000.safetensors", "steps/002.safetensors"):
+        process = start("-m", "minicos.cli", *RUN)
+        wait_for(work / "run" / milestone, process)
+        time.sleep(pause.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL  # it was not through
+    left = 6 - len(list((work / "run/steps").glob("[0-9]*.safetensors")))
+    assert left > 0
+    assert minicos(*RUN)[0] == 0
+    assert len(passes) == 2 * left
+    assert same(work / "run", undisturbed)
+    assert not list((work / "run").rglob(f"{PART}*"))
+    for name in ("x0_sheet.png", "energy_layers.png", "x0/step_00.mp4", "energy/step_00.png"):
+        assert (work / "run" / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
+def test_ctrl_c_keeps_what_is_finished(minicos, undisturbed, work):
+    process = start("-m", "minicos.cli", *RUN)
+    wait_for(work / "run/steps/001.safetensors", process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.endswith("minicos: stopped. Finished steps are kept; the same command continues.\n")
+    finished = numbers(work / "run")
+    assert "steps/001.safetensors:next" in finished
+    whole = numbers(undisturbed)
+    assert all(torch.equal(value, whole[key]) for key, value in finished.items())
+    assert not list((work / "run").rglob(f"{PART}*"))
+    assert minicos(*RUN)[0] == 0
+    assert same(work / "run", undisturbed)
+
+
+def test_other_settings_are_refused_by_name(minicos, passes, work, toy):
+    argv = [*video("--steps", "2", "--at", "0"), "--out", "run"]
+    assert minicos(*argv)[0] == 0
+    before = numbers(work / "run")
+    save_image("other.png", PICTURE[::-1])
+    shutil.copytree(toy, "other")
+    vae = work / "other/Wan2.1_VAE.safetensors"
+    vae.write_bytes(vae.read_bytes()[:-1] + b"\x01")
+    for change, says in (
+        (["--steps", "3"], "steps = 2, and this one has steps = 3"),
+        (["--seed", "1"], "seed = 0, and this one has seed = 1"),
+        (["--prompt", "turn the l"], 'prompt = "solve the maze", and this one has prompt = "turn the l"'),
+        (["--preset", "official"], "guidance = "),
+        (["--frames", "9"], "frames = 13, and this one has frames = 9"),
+        (["--image", "other.png"], "image = "),
+        (["--negative", "turn"], 'negative_prompt = "", and this one has negative_prompt = "turn"'),
+        (["--also", "energy"], "analyses = "),
+        (["--at", "1"], "at = "),
+        (["--model", "other"], "weights = "),
+    ):
+        assert_one_sentence(minicos(*argv, *change), f"run holds a run with {says}.*Choose another --out")
+    assert minicos(*argv)[0] == 0  # nothing is spoiled
+    assert len(passes) == 2
+    assert numbers(work / "run").keys() == before.keys()
+
+
+def test_what_does_not_matter_is_not_refused(minicos, passes, work):
+    """The picture's and the model's names, an option spelled out at its default, which analysis is the verb."""
+    argv = ["--image", "maze.png", *PROMPT, "--steps", "2", "--out", "run"]
+    assert minicos("steps", "--also", "energy", "--model", "toy", *argv)[0] == 0
+    assert len(passes) == 2  # both analyses watch one pass
+    os.rename("maze.png", "labyrinth.png")
+    os.rename("toy", "renamed")
+    argv[1] = "labyrinth.png"
+    assert minicos("energy", "--also", "steps", "--model", "renamed", "--frames", "13", *argv)[0] == 0
+    assert len(passes) == 2
+
+
+def test_the_record_of_a_run(minicos, work):
+    minicos(*video("--steps", "1", "--seed", "3", "--out", "run"))
+    record = json.loads((work / "run/run.json").read_text())
+    assert {"command", "device", "dtype", "attention", "torch", "minicos", "date"} < set(record)
+    assert record["dtype"] == "torch.float32"
+    settings = record["settings"]
+    assert settings["model"] == "tiny"
+    assert (settings["seed"], settings["steps"], settings["prompt"]) == (3, 1, "solve the maze")
+
+
+def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
+    argv = [*RUN, "--preset", "cos", "--steps", "4", "--at", "3,0"]
+    code, out, _ = minicos(*argv)
+    assert code == 0
+    assert len(passes) == 4 * 2  # one pass over the steps, two branches
+    assert out.splitlines() == ["run/x0_sheet.png  (and 2 more)", "run/energy/step_00.png  (and 3 more)"]
+    made = {str(path.relative_to(work / "run")) for path in (work / "run").rglob("*") if path.is_file()}
+    assert made == {
+        *("run.json", "x0_sheet.png", "energy_layers.png", "energy.safetensors"),
+        *(f"steps/{i:03}.safetensors" for i in range(4)),
+        *(f"{name}.{end}" for name in ("x0/step_00", "x0/step_03") for end in ("mp4", "png")),
+        *("energy/step_00.png", "energy/step_03.png"),
+    }
+    energy = load_file(work / "run/energy.safetensors")
+    assert {k: v.shape for k, v in energy.items()} == dict.fromkeys(("cond", "uncond"), (4, 12, 4, 2, 2))
+    assert not torch.equal(energy["cond"], energy["uncond"])
+    assert load_video("run/x0/step_03.mp4").shape == (13, 32, 32, 3)
+
+
+# -- the demo ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_says_what_to_open_first_and_does_not_run_twice(minicos, passes, work):
+    argv = ["demo", "--model", "toy", "--steps", "3", "--out", "demo"]
+    code, out, _ = minicos(*argv)
+    assert code == 0
+    assert len(passes) == 3
+    assert re.search(r"^\d+ s in all\. Look at these, in this order:$", out, re.M)
+    _, _, listing = out.partition("order:\n")
+    listed = [line.split()[0] for line in listing.splitlines()]
+    assert listed[0] == "demo/x0_sheet.png"
+    pictures = {name: (work / name).read_bytes() for name in listed}
+    assert all(pictures.values())
+    assert load_image("demo/first_frame.png").shape == (3, 64, 64)
+    assert load_video("demo/video.mp4").shape == (13, 64, 64, 3)
+    shutil.rmtree(work / "demo/x0")
+    (work / "demo/x0_sheet.png").unlink()
+
+    again = minicos(*argv)[1]
+    assert len(passes) == 3  # pictures alone are made again
+    assert re.sub(r"\d+ s in", "", again) == re.sub(r"\d+ s in", "", out)
+    assert {name: (work / name).read_bytes() for name in listed} == pictures

@@ -1,0 +1,332 @@
+"""A model as one object: what loading gives, what it refuses, and what of a run depends on what."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import minicos
+from minicos import config, pipeline, schedule
+from minicos.dit import FLOAT32
+from minicos.errors import MinicosError
+from minicos.hooks import Hooks
+from minicos.media import to_uint8
+from minicos.pipeline import EMBEDDED, load
+from minicos.weights import lora
+from minicos.weights.inspect import inspect
+from tests.golden import rel_max
+
+DIT = "high_noise_model/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def wan(toy):
+    return load(toy, device="cpu").with_preset(steps=3)
+
+
+@cache
+def image(seed: int = 0, height: int = 32, width: int = 32) -> torch.Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def last(wan, condition, **options) -> torch.Tensor:
+    *_, step = wan.sample(condition, **options)
+    return step.next
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> int:
+    """The largest difference in levels."""
+    return np.abs(a.astype(int) - b).max()
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def test_importing_minicos_does_not_import_torch():
+    code = "import sys, minicos\nassert dir(minicos)\nprint('torch' in sys.modules, 'numpy' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert (done.stdout, done.stderr) == ("False False\n", "")
+    assert all(hasattr(minicos, name) for name in minicos.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        minicos.laod  # noqa: B018
+
+
+def test_the_embedded_model():
+    wan = load("tiny", device="cpu")
+    two = (EMBEDDED / "low_noise_model").is_dir()  # comes with the second stage of its training
+    assert wan.variant == "tiny"
+    assert set(wan.experts) == ({"high", "low"} if two else {"high"})
+    assert wan.expert(900)[0] == "high"
+    assert wan.expert(899)[0] == ("low" if two else "high")
+    assert wan.preset == config.preset("tiny", "tiny")
+    assert wan.takes_image
+    assert len(wan.points) == 148
+    assert (wan.device.type, wan.dtype) == ("cpu", torch.float32)
+    assert wan.tokenizer.unknown_words("Solve the maze") == []
+    assert wan.vae.cfg == replace(config.TINY_VAE, mean=wan.vae.cfg.mean, std=wan.vae.cfg.std)
+    for network in (*wan.experts.values(), wan.vae, wan.text):
+        assert all(p.dtype == torch.float32 and not p.requires_grad and p.isfinite().all() for p in network.parameters())
+    video = wan.with_preset(steps=1).generate("solve the maze", image(0, 64, 48))
+    assert (video.shape, video.dtype) == ((13, 64, 48, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def two_experts(toy, tmp_path_factory):
+    """The toy with a low-noise expert: a LoRA on one matrix."""
+    folder = tmp_path_factory.mktemp("two")
+    for path in toy.iterdir():
+        (folder / path.name).symlink_to(path)
+    draw = torch.Generator().manual_seed(0)
+    delta = lora.LowRank(torch.randn(128, 4, generator=draw), torch.randn(4, 128, generator=draw))
+    lora.save(folder / "low_noise_model/lora.safetensors", {"blocks.3.self_attn.q.weight": delta})
+    return folder, delta
+
+
+def test_a_low_noise_expert_can_be_a_lora_on_the_other(two_experts, wan):
+    folder, delta = two_experts
+    both = load(folder, device="cpu")
+    assert both.variant == "tiny"
+    high, low = (both.experts[name].state_dict() for name in ("high", "low"))
+    for name, weight in wan.experts["high"].state_dict().items():
+        assert torch.equal(high[name], weight)
+        if name == "blocks.3.self_attn.q.weight":
+            print("MEAS lora", rel_max(low[name] - weight, delta.up @ delta.down))
+            assert rel_max(low[name] - weight, delta.up @ delta.down) < 1e-6
+        else:
+            assert torch.equal(low[name], weight)
+    assert "LoRA of rank 4" in " ".join(inspect(folder).notes)
+
+    names = [step.expert for step in both.sample(both.condition("turn the l", image()))]
+    assert names == ["high" if t >= 900 else "low" for t in both.schedule().timesteps]
+    assert set(names) == {"high", "low"}
+    assert not torch.equal(*(last(w, w.condition("turn the l", image())) for w in (both, wan.with_preset("tiny"))))
+    handed_over = both.with_preset(boundary=0.5)
+    assert [handed_over.expert(t)[0] for t in (500, 499)] == ["high", "low"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "cos"])
+def test_dtypes(name, toy, wan):
+    narrow = load(toy, device="cpu", dtype=torch.bfloat16, preset=name).with_preset(steps=1)
+    for key, p in narrow.experts["high"].named_parameters():
+        assert p.dtype == (torch.float32 if any(part in key for part in FLOAT32) else torch.bfloat16), key
+    assert {p.dtype for p in narrow.vae.parameters()} == {torch.float32}
+    assert {p.dtype for p in narrow.text.parameters()} == {torch.bfloat16}
+    assert narrow.dtype == torch.bfloat16
+
+    stream = []
+    hooks = Hooks().on("blocks.11", lambda x, site: stream.append(x.dtype))
+    for a, b in zip(*(w.sample(w.condition("turn the l", image()), hooks=hooks) for w in (narrow, wan)), strict=False):
+        assert a.velocity_cond.dtype == a.next.dtype == torch.float32
+        print("MEAS bf16", rel_max(a.velocity_cond, b.velocity_cond))
+        assert rel_max(a.velocity_cond, b.velocity_cond) < 0.05  # measured
+    assert stream[0] == getattr(torch, narrow.preset.residual)
+
+
+def test_a_residual_stream_of_another_dtype_needs_loading(toy):
+    narrow = load(toy, device="cpu", dtype=torch.bfloat16)
+    with pytest.raises(MinicosError, match="residual stream in bfloat16"):
+        narrow.with_preset("cos")
+    assert narrow.with_preset("official").preset.solver == "unipc"
+
+
+def test_shards_are_found_by_their_index(toy, wan, tmp_path):
+    for path in toy.iterdir():
+        if path.name != "high_noise_model":
+            (tmp_path / path.name).symlink_to(path)
+    folder = tmp_path / "high_noise_model"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((toy / "high_noise_model/config.json").read_bytes())
+    tensors, shards = load_file(toy / DIT), {}
+    for i, key in enumerate(tensors):
+        shards.setdefault(f"diffusion_pytorch_model-0000{i % 3 + 1}-of-00003.safetensors", {})[key] = tensors[key]
+    for name, part in shards.items():
+        save_file(part, folder / name)
+    weight_map = {key: name for name, part in shards.items() for key in part}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    sharded = load(tmp_path, device="cpu")
+    expected = wan.experts["high"].state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in sharded.experts["high"].state_dict().items())
+    next(iter(folder.glob("*-00002-*"))).unlink()
+    with pytest.raises(MinicosError, match="00002-of-00003.safetensors is missing"):
+        load(tmp_path)
+
+
+def test_a_lone_expert_of_a_pair_is_refused(toy, monkeypatch):
+    pair = {"Wan2.2-I2V-A14B": config.VARIANTS["tiny"]}
+    monkeypatch.setattr(pipeline, "VARIANTS", pair)
+    with pytest.raises(MinicosError, match="has one expert, and Wan2.2-I2V-A14B has two"):
+        load(toy)
+
+
+def test_weights_are_told_apart(toy, two_experts, wan, tmp_path):
+    assert load(toy).weights == wan.weights != ""
+    assert load(two_experts[0]).weights != wan.weights
+    for path in toy.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    name = "models_t5_umt5-xxl-enc-bf16.safetensors"
+    (tmp_path / name).unlink()
+    data = bytearray((toy / name).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / name).write_bytes(data)
+    assert load(tmp_path).weights != wan.weights
+
+
+# -- presets ----------------------------------------------------------------------------------------------------------
+
+
+def test_with_preset_shares_the_networks(wan):
+    cos = wan.with_preset("cos")
+    assert cos.experts is wan.experts
+    assert (cos.preset.solver, cos.preset.steps, cos.preset.guidance) == ("euler", 50, {"high": 5.0, "low": 5.0})
+    assert len(cos.schedule()) == 50
+    assert wan.preset.steps == 3
+    official = wan.with_preset("official", steps=7, shift=2.0)
+    assert official.schedule() == schedule.make("unipc", 7, 2.0)
+    assert official.with_preset(steps=8).preset == replace(official.preset, steps=8)
+    with pytest.raises(MinicosError, match="'best': take one of tiny, official, cos"):
+        wan.with_preset("best")
+
+
+@pytest.mark.parametrize("variant", config.VARIANTS)
+def test_every_preset_of_every_variant_has_a_schedule(variant):
+    for name, preset in config.PRESETS[variant].items():
+        assert config.preset(variant, name) is preset
+        made = schedule.make(preset.solver, preset.steps, preset.shift)
+        assert len(made) == preset.steps
+        assert preset.frames % 4 == 1
+        if preset.boundary:
+            assert {schedule.expert(t, preset.boundary) for t in made.timesteps} == {"high", "low"}
+    assert config.preset(variant) is next(iter(config.PRESETS[variant].values()))
+
+
+# -- conditions and noise -----------------------------------------------------------------------------------------------
+
+
+def test_the_condition_of_a_picture(wan):
+    condition = wan.condition("solve the maze", image(0, 48, 32), frames=9)
+    assert condition.shape == (1, 16, 3, 6, 4)
+    assert condition.y.shape == (1, 20, 3, 6, 4)
+    assert condition.text.shape == (1, 16, 64)
+    assert condition.text_null is None  # guidance 1
+    assert torch.equal(condition.y[:, :4, 0], torch.ones(1, 4, 6, 4))
+    assert not condition.y[:, :4, 1:].any()
+    clip = torch.zeros(1, 3, 9, 48, 32)
+    clip[:, :, 0] = image(0, 48, 32) * 2 - 1
+    print("MEAS y", rel_max(condition.y[:, 4:], wan.vae.encode(clip)))
+    assert rel_max(condition.y[:, 4:], wan.vae.encode(clip)) < 1e-6
+
+    cos = wan.with_preset("cos")
+    silent, said = (cos.condition("solve the maze", image(), negative=n).text_null for n in (None, "turn the l"))
+    assert torch.equal(said, wan.condition("turn the l", image()).text)
+    assert not torch.equal(silent, said)
+
+
+def test_an_area_resizes_the_picture(wan):
+    condition = wan.with_preset(area=32 * 32).condition("turn the l", image(0, 64, 128))
+    assert condition.shape[-2:] == (2, 4)
+
+
+BAD = [
+    ({"prompt": ""}, "prompt is empty"),
+    ({"prompt": []}, "prompt is empty"),
+    ({"prompt": ["turn the l", "\n"]}, "prompt is empty"),
+    ({"image": None}, "give an image"),
+    ({"image": image(0, 40, 32)}, "32x40 pixels; both sides must be multiples of 16, e.g. 32x"),
+    ({"image": image()[0]}, "float .3 h w. in .0, 1."),
+    ({"image": image().permute(1, 2, 0)}, "float .3 h w. in .0, 1."),
+    ({"image": image().mul(255).byte()}, "not torch.uint8"),
+    ({"image": image() * 255}, "values are .* to .*: scale them to 0..1"),
+    ({"image": image() * 2 - 1}, "scale them"),
+    ({"image": image() * torch.nan}, "values are nan"),
+    ({"image": torch.stack([image()] * 2)}, "one for all prompts or one for each"),
+    ({"frames": 12}, "4n [+] 1 frames"),
+    ({"frames": 0}, "4n [+] 1 frames"),
+    ({"frames": -3}, "4n [+] 1 frames"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), BAD)
+def test_a_bad_condition_is_refused(change, says, wan):
+    with pytest.raises(MinicosError, match=says):
+        wan.condition(**{"prompt": "turn the l", "image": image(), **change})
+
+
+def test_text_to_video_takes_a_size_and_no_picture(wan, monkeypatch):
+    monkeypatch.setattr(pipeline.Wan, "takes_image", False)
+    assert wan.condition("turn the l", size=(32, 48)).shape == (1, 16, 4, 4, 6)
+    assert wan.condition("turn the l", frames=1).shape == (1, 16, 1, 60, 104)
+    with pytest.raises(MinicosError, match="takes no image"):
+        wan.condition("turn the l", image())
+    with pytest.raises(MinicosError, match="size of 32x40: both sides must be multiples of 16"):
+        wan.condition("turn the l", size=(32, 40))
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4))
+def test_noise_belongs_to_its_seed_alone(wan, seeds):
+    condition = wan.condition(["turn the l"] * len(seeds), image())
+    together = wan.noise(condition, seeds)
+    single = wan.condition("turn the l", image())
+    for one, seed in zip(together, seeds, strict=True):
+        assert torch.equal(one, wan.noise(single, seed)[0])
+    assert together.shape == condition.shape
+
+
+def test_seeds(wan):
+    pair = wan.condition(["turn the l"] * 2, image())
+    assert torch.equal(wan.noise(pair, 5), wan.noise(pair, [5, 6]))
+    assert abs(wan.noise(pair, 5).std() - 1) < 0.1
+    for seed, says in (([1], "1 seeds for 2 samples"), (-1, "seed -1"), ([0, 2**63], "take a number from 0 to")):
+        with pytest.raises(MinicosError, match=says):
+            wan.noise(pair, seed)
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_two_is_two_singles(wan):
+    prompts, images = ["solve the maze", "turn the l"], torch.stack([image(0), image(1)])
+    both = last(wan, wan.condition(prompts, images), seed=[3, 9])
+    for i, seed in enumerate((3, 9)):
+        alone = last(wan, wan.condition(prompts[i], images[i]), seed=seed)
+        print("MEAS batch", rel_max(both[i : i + 1], alone))
+        assert rel_max(both[i : i + 1], alone) < 1e-5  # measured
+    assert rel_max(both[:1], both[1:]) > 0.1
+    video = wan.decode(both)
+    assert (video.shape, video.dtype) == ((2, 13, 32, 32, 3), np.uint8)
+    assert apart(video[1], wan.decode(both[1:])[0]) <= 1  # last bits may round to the other level
+
+
+def test_generate_is_condition_sample_and_decode(wan):
+    video = wan.generate("solve the maze", image(), seed=4, frames=9)
+    latent = last(wan, wan.condition("solve the maze", image(), frames=9), seed=4)
+    assert np.array_equal(video, wan.decode(latent)[0])
+    assert (video.shape, video.dtype) == ((9, 32, 32, 3), np.uint8)
+    assert np.array_equal(video, np.concatenate(list(wan.frames(latent[0]))))
+    whole = to_uint8(wan.vae.decode(latent, chunk=99)[0])
+    assert apart(video, whole) <= 1
+    assert not np.array_equal(video, wan.generate("solve the maze", image(), seed=5, frames=9))
+
+
+def test_an_unknown_hook_point_is_told_before_anything_runs(wan):
+    condition = wan.condition("turn the l", image())
+    with pytest.raises(MinicosError, match=r"no hook point matches 'blocks.12.ffn'; did you mean .*blocks.11.ffn"):
+        wan.sample(condition, hooks=Hooks().on("blocks.12.ffn", print))  # the call, not the first step
+    with pytest.raises(MinicosError, match="0 steps"):
+        wan.with_preset(steps=0).sample(condition)
+
+
+def test_a_device_that_is_not_there(toy):
+    for name in ("gpu", "meta", "cuda:99"):
+        with pytest.raises(MinicosError, match=f"no device '{name}'"):
+            load(toy, device=name)
