@@ -75,7 +75,9 @@ def test_the_embedded_model():
     assert wan.tokenizer.unknown_words("Solve the maze") == []
     assert wan.vae.cfg == replace(config.TINY_VAE, mean=wan.vae.cfg.mean, std=wan.vae.cfg.std)
     for network in (*wan.experts.values(), wan.vae, wan.text):
-        assert all(p.dtype == torch.float32 and not p.requires_grad and p.isfinite().all() for p in network.parameters())
+        assert all(
+            p.dtype == torch.float32 and not p.requires_grad and p.isfinite().all() for p in network.parameters()
+        )
     video = wan.with_preset(steps=1).generate("solve the maze", image(0, 64, 48))
     assert (video.shape, video.dtype) == ((13, 64, 48, 3), np.uint8)
 
@@ -100,8 +102,7 @@ def test_a_low_noise_expert_can_be_a_lora_on_the_other(two_experts, wan):
     for name, weight in wan.experts["high"].state_dict().items():
         assert torch.equal(high[name], weight)
         if name == "blocks.3.self_attn.q.weight":
-            print("MEAS lora", rel_max(low[name] - weight, delta.up @ delta.down))
-            assert rel_max(low[name] - weight, delta.up @ delta.down) < 1e-6
+            assert rel_max(low[name] - weight, delta.up @ delta.down) < 2e-7  # measured 3.4e-8
         else:
             assert torch.equal(low[name], weight)
     assert "LoRA of rank 4" in " ".join(inspect(folder).notes)
@@ -127,8 +128,7 @@ def test_dtypes(name, toy, wan):
     hooks = Hooks().on("blocks.11", lambda x, site: stream.append(x.dtype))
     for a, b in zip(*(w.sample(w.condition("turn the l", image()), hooks=hooks) for w in (narrow, wan)), strict=False):
         assert a.velocity_cond.dtype == a.next.dtype == torch.float32
-        print("MEAS bf16", rel_max(a.velocity_cond, b.velocity_cond))
-        assert rel_max(a.velocity_cond, b.velocity_cond) < 0.05  # measured
+        assert rel_max(a.velocity_cond, b.velocity_cond) < 0.03  # measured 0.0031 and 0.0096
     assert stream[0] == getattr(torch, narrow.preset.residual)
 
 
@@ -222,8 +222,7 @@ def test_the_condition_of_a_picture(wan):
     assert not condition.y[:, :4, 1:].any()
     clip = torch.zeros(1, 3, 9, 48, 32)
     clip[:, :, 0] = image(0, 48, 32) * 2 - 1
-    print("MEAS y", rel_max(condition.y[:, 4:], wan.vae.encode(clip)))
-    assert rel_max(condition.y[:, 4:], wan.vae.encode(clip)) < 1e-6
+    assert rel_max(condition.y[:, 4:], wan.vae.encode(clip)) < 1e-6  # measured 0
 
     cos = wan.with_preset("cos")
     silent, said = (cos.condition("solve the maze", image(), negative=n).text_null for n in (None, "turn the l"))
@@ -299,8 +298,7 @@ def test_a_batch_of_two_is_two_singles(wan):
     both = last(wan, wan.condition(prompts, images), seed=[3, 9])
     for i, seed in enumerate((3, 9)):
         alone = last(wan, wan.condition(prompts[i], images[i]), seed=seed)
-        print("MEAS batch", rel_max(both[i : i + 1], alone))
-        assert rel_max(both[i : i + 1], alone) < 1e-5  # measured
+        assert rel_max(both[i : i + 1], alone) < 1e-6  # measured 2.2e-7
     assert rel_max(both[:1], both[1:]) > 0.1
     video = wan.decode(both)
     assert (video.shape, video.dtype) == ((2, 13, 32, 32, 3), np.uint8)

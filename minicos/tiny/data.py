@@ -25,7 +25,7 @@ PROMPTS = (
 KINDS = ("", "maze", "mark", "mark", "mark", "mark", "goal", "goal", "memory", "turn")  # of each prompt
 
 # What is encoded and, later, drawn in training: (kind, size) -> share. Routes are learnt within 2,000 steps; carrying an object's
-# identity behind a wall and turning a shape take longer, so a second mixture gives them more room.
+# identity behind a wall takes longer, and turning a shape longest, so later mixtures give these more room.
 MIXTURES = {
     "first": {
         ("maze", 3): 0.12, ("maze", 4): 0.36, ("goal", 3): 0.07, ("goal", 4): 0.15, ("mark", 3): 0.03, ("mark", 4): 0.07,
@@ -35,8 +35,13 @@ MIXTURES = {
         ("maze", 3): 0.06, ("maze", 4): 0.23, ("goal", 3): 0.04, ("goal", 4): 0.11, ("mark", 3): 0.02, ("mark", 4): 0.04,
         ("memory", 3): 0.08, ("memory", 4): 0.24, ("turn", 4): 0.18,
     },
+    "third": {
+        ("maze", 3): 0.04, ("maze", 4): 0.14, ("goal", 3): 0.03, ("goal", 4): 0.06, ("mark", 3): 0.01, ("mark", 4): 0.03,
+        ("memory", 3): 0.07, ("memory", 4): 0.22, ("turn", 4): 0.40,
+    },
     "memory and turn": {("memory", 3): 0.12, ("memory", 4): 0.50, ("turn", 4): 0.38},  # for encoding more of these alone
 }  # fmt: skip
+PLAN = ((0, "first"), (2000, "second"), (3000, "third"))  # from which step which mixture is drawn
 Mixture = dict[tuple[str, int], float]
 PICTURES = 128  # per shard
 
@@ -71,6 +76,11 @@ def shard(vae: VAE, mixture: Mixture, seed: int, index: int) -> tuple[int, dict[
         "y": encode(vae, firsts), "x0": encode(vae, videos),
         "of": torch.tensor(of, dtype=torch.int32), "prompt": torch.tensor(prompts, dtype=torch.uint8),
     }  # fmt: skip
+
+
+def planned(step: int) -> Mixture:
+    """The mixture of a training step."""
+    return MIXTURES[[name for start, name in PLAN if start <= step][-1]]
 
 
 def draw_size(mixture: Mixture, rng: np.random.Generator) -> tuple[int, list[str], np.ndarray]:

@@ -20,12 +20,11 @@ from minicos.dit import DiT
 from minicos.ops import REFERENCE, Ops
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.tiny import optim
-from minicos.tiny.data import MIXTURES, PROMPTS, Pool
+from minicos.tiny.data import PLAN, PROMPTS, Pool, planned
 from minicos.weights.lora import LowRank
 
 CFG = VARIANTS["tiny"]
 SHIFT, DROP = 3.0, 0.1
-SECOND_FROM = 2000  # the step from which the second mixture is drawn
 BOUNDARY, RANK = 0.9, 16  # of the low-noise expert
 
 
@@ -78,8 +77,7 @@ def noise_levels(n: int, rng: np.random.Generator, below: float = 1.0) -> Tensor
 def batch(pool: Pool, seed: int, step: int, n: int, below: float = 1.0) -> tuple[Tensor, ...]:
     """The arguments of `Student.loss` for a training step."""
     rng = np.random.default_rng((seed, step))
-    mixture = MIXTURES["first" if step < SECOND_FROM else "second"]
-    x0, y, prompt = pool.batch(rng, mixture, n)
+    x0, y, prompt = pool.batch(rng, planned(step), n)
     prompt[torch.from_numpy(rng.random(n) < DROP)] = 0
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
     return x0, y, prompt, noise, noise_levels(n, rng, below)
@@ -148,7 +146,7 @@ def train_low(folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batc
     pool = Pool(folder / "latents")
 
     def loss_at(step: int) -> Tensor:
-        now = batch(pool, seed + 1, SECOND_FROM + step, batch_size, below=BOUNDARY)
+        now = batch(pool, seed + 1, PLAN[-1][0] + step, batch_size, below=BOUNDARY)
         with torch.autocast("cpu", torch.bfloat16):
             return student.loss(*now)
 

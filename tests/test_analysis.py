@@ -1,0 +1,278 @@
+"""What analyses keep of a run, how runs resume, and what the pictures show."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicos import puzzles
+from minicos.analysis import figures
+from minicos.analysis.energy import Energy
+from minicos.analysis.observe import observe, recorded
+from minicos.analysis.routes import Routes, evidence
+from minicos.analysis.steps import Steps, spread
+from minicos.dit import DiT
+from minicos.hooks import NO_HOOKS, Hooks
+from minicos.media import load_image, save_video
+from minicos.pipeline import load
+from minicos.runs import Run
+from tests.golden import rel_max
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def wan(toy):
+    """Guided, so that there are two branches; UniPC, so that there is a memory to resume with."""
+    return load(toy, device="cpu").with_preset("official", steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def condition(wan):
+    draw = torch.Generator().manual_seed(0)
+    return wan.condition(["solve the maze", "turn the l"], torch.rand(3, 32, 48, generator=draw))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.open(tmp_path / "run", {})
+
+
+@pytest.fixture(scope="module")
+def truth(wan, condition):
+    """The steps of a run that nobody watches."""
+    return list(wan.sample(condition, seed=0))
+
+
+# -- one pass, watched ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_of_a_run(wan, condition, run, truth):
+    analyses = [Steps(wan, (0, 3)), Energy((3,))]
+    final = observe(wan, condition, run, analyses, wan.noise(condition, 0))
+    assert torch.equal(final, truth[-1].next)  # watching changes nothing
+    estimates, energies = recorded(run, "x0", STEPS), recorded(run, "energy", STEPS)
+    assert len(estimates) == len(energies) == STEPS
+    for step, estimate, energy in zip(truth, estimates, energies, strict=True):
+        assert torch.equal(run.load_tensors(f"steps/{step.index:03}.safetensors")["next"], step.next)
+        assert set(estimate) == {"latent"}
+        assert rel_max(estimate["latent"], step.x - step.sigma * step.velocity) < 1e-6
+        assert set(energy) == {"cond", "uncond"}
+        for branch, values in energy.items():
+            assert values.shape == (12, 4, 2, 3)  # layer f h w
+            assert rel_max(values, norms(wan, condition, step, branch)) < 1e-6
+
+
+def norms(wan, condition, step, branch) -> torch.Tensor:
+    """Norms of the residual stream of the first sample, by a forward pass of our own: layer f h w."""
+    out = []
+    hooks = Hooks().on("blocks.*", lambda x, site: out.append(x[0].square().sum(-1).sqrt().view(site.grid)))
+    timestep = torch.full((2, 1), float(step.timestep))
+    wan.experts["high"](step.x, timestep, condition.branch(branch), condition.y, hooks)
+    return torch.stack(out)
+
+
+def test_pictures_of_the_clean_estimate(wan, condition, run, truth):
+    analysis = Steps(wan, (0, 3), columns=5)
+    observe(wan, condition, run, [analysis], wan.noise(condition, 0))
+    names = analysis.draw(recorded(run, "x0", STEPS), run)
+    assert names == ["x0_sheet.png", "x0/step_00.mp4", "x0/step_03.mp4"]
+    for index in (0, 3):
+        video = wan.decode(truth[index].x0)[0]
+        strip = figures.pixels(load_image(run.path(f"x0/step_{index:02}.png")))
+        assert np.array_equal(strip, np.concatenate([video[f] for f in (0, 3, 6, 9, 12)], axis=1))
+        save_video(run.path("again.mp4"), video, fps=16)
+        assert run.path("again.mp4").read_bytes() == run.path(f"x0/step_{index:02}.mp4").read_bytes()
+    pictures = {name: run.path(name).read_bytes() for name in names}
+    for path in run.folder.rglob("*.*[34g]"):  # mp4 and png
+        path.unlink()
+    analysis.draw(recorded(run, "x0", STEPS), run)
+    assert {name: run.path(name).read_bytes() for name in names} == pictures
+
+
+def test_pictures_of_energy(wan, condition, run):
+    analysis = Energy((0, 3))
+    observe(wan, condition, run, [analysis], wan.noise(condition, 0))
+    saved = recorded(run, "energy", STEPS)
+    first, *rest = analysis.draw(saved, run)
+    assert [first, *rest] == ["energy/step_00.png", "energy/step_03.png", "energy_layers.png", "energy.safetensors"]
+    assert all(run.has(name) for name in [first, *rest])
+    arrays = run.load_tensors("energy.safetensors")
+    for branch in ("cond", "uncond"):
+        assert torch.equal(arrays[branch], torch.stack([step[branch] for step in saved]))
+
+
+def test_the_step_axis_of_energy_stays_whole(run):
+    """Guidance {"high": 1, "low": g}: the first steps have no uncond pass."""
+    draw = torch.Generator().manual_seed(0)
+    saved = [{"cond": torch.rand(2, 1, 2, 2, generator=draw)} for _ in range(3)]
+    saved[2]["uncond"] = torch.rand(2, 1, 2, 2, generator=draw)
+    Energy((0,)).draw(saved, run)
+    arrays = run.load_tensors("energy.safetensors")
+    assert arrays["cond"].shape == arrays["uncond"].shape == (3, 2, 1, 2, 2)
+    assert arrays["uncond"][:2].isnan().all()
+    assert torch.equal(arrays["uncond"][2], saved[2]["uncond"])
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+class Interrupt:
+    """An analysis that stops the run at a step, before the step is saved."""
+
+    name = "interrupt"
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def hooks(self):
+        return NO_HOOKS
+
+    def see(self, step, run):
+        if step.index == self.at:
+            raise KeyboardInterrupt
+        return {}
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc", "dpmpp"])
+def test_an_interrupted_run_continues_bit_for_bit(solver, wan, condition, run, monkeypatch):
+    wan, noise = wan.with_preset(solver=solver), wan.noise(condition, 0)
+    truth = list(wan.sample(condition, seed=0))
+    for at in (1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            observe(wan, condition, run, [Energy(()), Interrupt(at)], noise)
+        assert not run.has(f"steps/{at:03}.safetensors")
+    final = observe(wan, condition, run, [Energy(())], noise)
+    assert torch.equal(final, truth[-1].next)
+    for step, energy in zip(truth, recorded(run, "energy", STEPS), strict=True):
+        assert torch.equal(run.load_tensors(f"steps/{step.index:03}.safetensors")["next"], step.next)
+        assert set(energy) == {"cond", "uncond"}
+
+    monkeypatch.setattr(DiT, "forward", None)  # all is there: no pass is needed
+    assert torch.equal(observe(wan, condition, run, [Energy(())], noise), final)
+
+
+def test_a_step_that_was_lost_is_made_again(wan, condition, run, truth):
+    noise = wan.noise(condition, 0)
+    observe(wan, condition, run, [], noise)
+    run.path("steps/001.safetensors").unlink()
+    assert torch.equal(observe(wan, condition, run, [], noise), truth[-1].next)
+    assert torch.equal(run.load_tensors("steps/001.safetensors")["next"], truth[1].next)
+
+
+def test_an_analysis_keeps_to_its_own_name(wan, condition, run):
+    energy = Energy(())
+    observe(wan, condition, run, [energy, Steps(wan, ())], wan.noise(condition, 0))
+    assert all(set(kept) == {"latent"} for kept in recorded(run, "x0", STEPS))
+    assert recorded(run, "x", STEPS) == [{}] * STEPS
+
+
+# -- routes -----------------------------------------------------------------------------------------------------------
+
+
+def several_routes() -> puzzles.Puzzle:
+    mazes = (puzzles.make("maze", seed, size=4, split="test") for seed in range(100))
+    return next(maze for maze in mazes if len(maze.candidates) >= 2)
+
+
+def test_evidence_is_for_the_route_that_is_drawn():
+    maze = several_routes()
+    drawn = [maze.draw(i)[-1] for i in range(len(maze.candidates))]
+    trail = np.stack([maze.read_trail(frame).clip(0, 1).mean(1) for frame in drawn])
+    found = evidence(maze, trail)  # route, drawn route
+    assert found.shape == (len(drawn), len(drawn))
+    assert (np.diag(found) > 0.9).all()
+    assert all(found[:, i].argmax() == i for i in range(len(drawn)))
+    nothing = maze.read_trail(maze.first_frame()).clip(0, 1).mean(1)
+    assert evidence(maze, nothing[None]).max() < 0.05
+    half = evidence(maze, trail[:2].mean(0)[None])[:2, 0]
+    assert np.allclose(half, 0.5, atol=0.1)  # a blend of two routes is evidence for both
+
+
+def test_routes_are_read_from_the_last_frame(wan, run, monkeypatch):
+    maze = several_routes()
+    analysis = Routes(wan, maze)
+    monkeypatch.setattr(type(wan), "decode", lambda self, latent: maze.draw(1)[None])
+    condition = wan.condition("solve the maze", torch.from_numpy(maze.first_frame()).permute(2, 0, 1) / 255)
+    step = next(islice(wan.sample(condition), 1))
+    kept = analysis.see(step, run)
+    assert evidence(maze, kept["trail"][None].numpy())[:, 0].argmax() == 1
+    assert analysis.draw([kept] * 3, run) == ["routes.png"]
+    assert load_image(run.path("routes.png")).shape[0] == 3
+
+
+# -- choices of what to show --------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_spread_is_dense_at_the_start(count, steps):
+    chosen = spread(count, steps)
+    assert chosen[0] == 0
+    assert count == 1 or chosen[-1] == steps - 1
+    assert list(chosen) == sorted(set(chosen))
+    assert len(chosen) <= max(count, 2)
+    gaps = np.diff(chosen)
+    assert all(later >= earlier - 1 for earlier, later in zip(gaps, gaps[1:], strict=False))
+
+
+@given(st.integers(1, 100), st.integers(1, 30))
+def test_evenly(count, most):
+    chosen = figures.evenly(count, most)
+    assert chosen == sorted(set(chosen))
+    assert chosen[0] == 0
+    assert most == 1 or chosen[-1] == count - 1
+    assert len(chosen) == min(count, most)
+    assert np.ptp(np.diff(chosen)) <= 1 if len(chosen) > 2 else True
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=30))
+def test_heat_is_a_colour_for_every_number(values):
+    colours = figures.heat(np.array(values))
+    assert colours.shape == (len(values), 4)
+    assert np.isfinite(colours).all()
+    order = np.argsort(values, kind="stable")
+    brightness = colours[order, :3].sum(1)
+    assert (np.diff(brightness) >= -1e-6).all()
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+COLOURS = np.array([[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(255, 255, 0), (0, 255, 255), (255, 0, 255)]], np.uint8)
+
+
+def test_a_sheet_shows_every_picture_in_its_place(tmp_path):
+    path = tmp_path / "sheet.png"
+    images = np.broadcast_to(COLOURS[:, :, None, None], (2, 3, 20, 30, 3))
+    figures.sheet(path, images, rows=["up", "down"], columns=["a", "b", "c"], title="t")
+    shown = load_image(path).permute(1, 2, 0).mul(255).round()
+    centres = np.array(
+        [[(shown == torch.tensor(c)).all(-1).nonzero().float().mean(0).tolist() for c in line] for line in COLOURS]
+    )
+    rows, columns = centres[..., 0], centres[..., 1]
+    assert np.ptp(rows, axis=1).max() < 2
+    assert np.ptp(columns, axis=0).max() < 2
+    assert (rows[1] - rows[0] > 20).all()
+    assert (np.diff(columns, axis=1) > 30).all()
+    heights, widths = (rows[1] - rows[0]).mean(), np.diff(columns, axis=1).mean()
+    assert abs(heights / widths - 20 / 30) < 0.05  # pictures keep their shape
+
+
+@pytest.mark.parametrize("shape", [(40, 21, 30, 52), (12, 4, 4, 4), (30, 13, 23, 40), (2, 1, 1, 1)])
+def test_energy_of_every_model_fits_a_screen(shape, run):
+    Energy((0,)).draw([{"cond": torch.rand(shape)}], run)
+    _, height, width = load_image(run.path("energy/step_00.png")).shape
+    assert 100 < height < 1080
+    assert 150 < width < 1500
+
+
+@pytest.mark.parametrize("size", [(64, 64), (120, 208), (208, 120)])
+def test_the_sheet_of_estimates_fits_a_screen(size, tmp_path):
+    images = np.zeros((8, 7, *size, 3), np.uint8)
+    figures.sheet(tmp_path / "a.png", images, rows=["step"] * 8, columns=["frame"] * 7, title="t")
+    _, height, width = load_image(tmp_path / "a.png").shape
+    assert 400 < height < 1080
+    assert 400 < width < 1500
