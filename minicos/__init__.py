@@ -16,6 +16,10 @@ __all__ = [*_HOME, "__version__"]
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module 'minicos' has no attribute {name!r}")

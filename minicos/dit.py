@@ -142,7 +142,7 @@ class DiT(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(cfg.dim, 6 * cfg.dim))
         self.blocks = nn.ModuleList(Block(cfg, ops, residual) for _ in range(cfg.num_layers))
         self.head = Head(cfg, ops)
-        self._angles: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last run
 
     def forward(
         self, x: Tensor, timestep: Tensor, text: Tensor, y: Tensor | None = None, hooks: Hooks = NO_HOOKS
@@ -162,7 +162,7 @@ class DiT(nn.Module):
         tokens = hooks("embed", rearrange(tokens, "b d f h w -> b (f h w) d"))
         text = hooks("text", self.text_embedding(text))  # b t d
         timestep = timestep.view(len(timestep), -1)  # b g
-        embedding = self.time_embedding(sinusoid(timestep, self.cfg.freq_dim).float())  # b g d
+        embedding = self.time_embedding(sinusoid(timestep, self.cfg.freq_dim).float().to(tokens.device))  # b g d
         time = hooks("time", self.time_projection(embedding).unflatten(-1, (6, -1)))  # b g 6 d
         angles = self._rope(grid, tokens.device)
 
@@ -188,11 +188,11 @@ class DiT(nn.Module):
         return x if y is None else torch.cat([x, y], dim=1)
 
     def _rope(self, grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """The rotation of each token, built once per grid."""
-        if grid not in self._angles:
-            self._angles = {grid: rope(grid, self.cfg.head_dim)}
-        cos, sin = self._angles[grid]
-        return cos.to(device), sin.to(device)
+        """The rotation of each token, built once per grid and device."""
+        if (grid, device) not in self._angles:
+            cos, sin = rope(grid, self.cfg.head_dim)
+            self._angles = {(grid, device): (cos.to(device), sin.to(device))}
+        return self._angles[grid, device]
 
     def compile_blocks(self) -> "DiT":
         """Compile each block (not the model: block outputs are hooked outside any graph). Watched blocks keep running eagerly."""
@@ -215,20 +215,7 @@ def watched(block: nn.Module, inside: Hooks) -> Callable[..., Tensor]:
 
 def points(cfg: DiTConfig) -> dict[str, str]:
     """Every hook point of a network and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}; found by a run on the meta device."""
-    sizes = {
-        "b": 2,
-        "c": 17,
-        "f": 3,
-        "h": 10,
-        "w": 14,
-        "l": 3 * 5 * 7,
-        "n": 11,
-        "k": 8,
-        "d": 88,
-        "t": 19,
-        "g": 1,
-        "6": 6,
-    }
+    sizes = {"b": 2, "c": 17, "f": 3, "h": 10, "w": 14, "l": 105, "n": 11, "k": 8, "d": 88, "t": 19, "g": 1, "6": 6}
     letters = {size: letter for letter, size in sizes.items()}
     small = replace(cfg, in_dim=17, out_dim=17, dim=88, num_heads=11, ffn_dim=8, text_dim=8, text_len=19)
     found: dict[str, str] = {}

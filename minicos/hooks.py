@@ -113,10 +113,8 @@ class Hooks:
                 site = site or replace(self.site, name=self._name(name))
                 out = rule.hook(x, site)
                 if out is not None:
-                    if out.shape != x.shape:
-                        raise MinicosError(
-                            f"a hook on {site.name} returned shape {tuple(out.shape)}, not {tuple(x.shape)}"
-                        )
+                    if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
+                        raise MinicosError(f"a hook on {site.name} returned {_what(out)}, not {_what(x)}")
                     x = out
         return x
 
@@ -133,6 +131,10 @@ class Hooks:
 
     def _name(self, name: str) -> str:
         return f"{self.site.name}.{name}" if self.site.name else name
+
+
+def _what(x: Tensor) -> str:
+    return f"{x.dtype} {tuple(x.shape)} on {x.device}"
 
 
 NO_HOOKS = Hooks()

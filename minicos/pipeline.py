@@ -106,9 +106,15 @@ class Wan:
             raise MinicosError(f"{self.variant} makes a video from text alone and takes no image")
         y = None
         if image is not None:
-            image = _checked(image, len(prompts)).to(self.device) * 2 - 1
+            if size is not None:
+                raise MinicosError("with an image, its aspect ratio decides the size: change the preset's area instead")
+            image = (
+                _checked(image, len(prompts)).cpu().float() * 2 - 1
+            )  # resized on the host, as the official code does
             height, width = frame_size(tuple(image.shape[-2:]), self.preset.area, stride[1])
-            y = image_channels(self.vae, resize(image, height, width), frames).expand(len(prompts), -1, -1, -1, -1)
+            y = image_channels(self.vae, resize(image, height, width).to(self.device), frames).expand(
+                len(prompts), -1, -1, -1, -1
+            )
         else:
             height, width = size or (480, 832)
             if height % (2 * stride[1]) or width % (2 * stride[2]):
@@ -193,12 +199,16 @@ def load(
     """Open a model: "tiny", the one inside the package, or a folder in the official layout.
 
     device  a CUDA card if there is one, else the CPU
-    dtype   of the matrices: bfloat16 on a card, float32 on the CPU by default; what `dit.FLOAT32` names stays in float32
+    dtype   of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
     Raises MinicosError naming file and key when anything is missing, unknown or of another shape, and for a device that is not
     there. Nothing is downloaded.
     """
     device = _device(device)
-    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    dtype = dtype or (torch.float32 if device.type == "cpu" or model == "tiny" else torch.bfloat16)
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise MinicosError(
+            f"dtype is torch.float32 or torch.bfloat16, not {dtype}: the official networks overflow in others"
+        )
     layout = layouts.official(EMBEDDED if model == "tiny" else Path(model))
     variant = _variant(layout, model)
     chosen = presets(variant, preset)

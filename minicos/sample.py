@@ -32,7 +32,7 @@ class Model(Protocol):
 class Step:
     """One turn of the loop. Read anything. Assign `next` to intervene: the loop continues from it.
 
-    Assign a new tensor, do not write into the old one: an edit drops the solver's history, and only a new tensor shows.
+    An edit, also one in place (`step.next += e`), drops the solver's history, which would silently undo it.
     """
 
     index: int  # counted from 0
@@ -84,6 +84,10 @@ def sample(
     Loop bodies run with gradients as the caller has them; the network itself runs without.
     """
     hooks.check(model.points)
+    if tuple(noise.shape) != tuple(condition.shape) or noise.dtype != torch.float32:
+        raise MinicosError(
+            f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 {condition.shape}"
+        )
     if set(guidance) != {"high", "low"} or not 0 <= start <= len(schedule):
         raise MinicosError(
             f"guidance is {{'high': g, 'low': g}} and start is in 0..{len(schedule)}, not {dict(guidance)} and {start}"
@@ -111,13 +115,14 @@ def _steps(model, x, condition, schedule, guidance, hooks, start, memory) -> Ite
             sigma_map=condition.per_frame(sigma, x.device), x=x,
             velocity_cond=cond, velocity_uncond=uncond, velocity=velocity, next=proposed, memory=memory,
         )  # fmt: skip
+        version = proposed._version  # torch counts the writes into a tensor
         yield step
-        if step.next is not proposed:  # an edited latent: a multistep history would silently undo the edit
+        if step.next is not proposed or proposed._version != version:
             step.memory = memory = None
         x = step.next
 
 
 @torch.no_grad()
 def _velocity(dit: DiT, x: Tensor, timestep: float, condition: Condition, hooks: Hooks, branch: str) -> Tensor:
-    t = condition.per_frame(timestep, x.device)[0, :, :, 0, 0].expand(len(x), -1)  # b g
+    t = condition.per_frame(timestep)[0, :, :, 0, 0].expand(len(x), -1)  # b g, on the host, where the sinusoid is built
     return dit(x, t, condition.branch(branch), condition.y, hooks.at(branch=branch))

@@ -12,10 +12,10 @@ does nothing in bfloat16 and float32.
 import html
 import math
 import re
-import warnings
 from dataclasses import dataclass
 from os import PathLike
 
+import ftfy
 import tokenizers
 import torch
 from einops import rearrange
@@ -25,11 +25,6 @@ from torch import Tensor, nn
 from minicos.config import TextConfig
 from minicos.errors import MinicosError
 from minicos.ops import rms_norm
-
-try:
-    import ftfy
-except ImportError:  # an optional extra
-    ftfy = None
 
 PAD, EOS = 0, 1  # ids; every tokenizer of the family agrees on them
 
@@ -144,13 +139,9 @@ class TextEncoder(nn.Module):
 def clean(prompt: str) -> str:
     """The official cleaning: mend mis-decoded text, resolve HTML entities twice, make runs of white space one blank.
 
-    ftfy does the mending, which includes full-width punctuation, as in the official negative prompt. Without it a
-    prompt beyond ASCII may get other tokens than the official ones, and a warning says so.
+    The mending is ftfy's, and includes full-width punctuation, as in the official negative prompt.
     """
-    if ftfy is not None:
-        prompt = ftfy.fix_text(prompt)
-    elif not prompt.isascii():
-        warnings.warn("without ftfy this prompt may not get the official tokens (pip install ftfy)", stacklevel=2)
+    prompt = ftfy.fix_text(prompt)
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
 
 

@@ -1,6 +1,6 @@
 """What analyses keep of a run, how runs resume, and what the pictures show."""
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -215,7 +215,7 @@ def test_spread_is_dense_at_the_start(count, steps):
     assert list(chosen) == sorted(set(chosen))
     assert len(chosen) <= max(count, 2)
     gaps = np.diff(chosen)
-    assert all(later >= earlier - 1 for earlier, later in zip(gaps, gaps[1:], strict=False))
+    assert all(later >= earlier - 1 for earlier, later in pairwise(gaps))
 
 
 @given(st.integers(1, 100), st.integers(1, 30))

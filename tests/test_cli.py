@@ -148,7 +148,7 @@ def test_points_of_other_models(minicos):
 
 
 def test_a_reader_that_stops_early_is_no_error(work):
-    process = start("-m", "minicos.cli", "inspect", "toy", "--json")
+    process = start("-m", "minicos", "inspect", "toy", "--json")
     process.stdout.close()
     assert process.wait(60) == 0
     assert process.stderr.read() == ""
@@ -341,7 +341,7 @@ def undisturbed(toy, tmp_path_factory):
 def test_a_killed_run_continues_bit_for_bit(minicos, undisturbed, passes, work):
     """kill -9 at a moment that nothing fixes; UniPC, whose memory has to survive; guidance, so two passes a step."""
     chance = np.random.default_rng()
-    process = start("-m", "minicos.cli", *RUN)
+    process = start("-m", "minicos", *RUN)
     wait_for(work / f"run/steps/{chance.integers(4):03}.safetensors", process)
     time.sleep(chance.uniform(0, 0.03))
     process.kill()
@@ -359,7 +359,7 @@ def test_a_killed_run_continues_bit_for_bit(minicos, undisturbed, passes, work):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
 def test_ctrl_c_keeps_what_is_finished(minicos, undisturbed, work):
-    process = start("-m", "minicos.cli", *RUN)
+    process = start("-m", "minicos", *RUN)
     wait_for(work / "run/steps/001.safetensors", process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minicos import puzzles, text
+from minicos import puzzles
 from minicos.config import NEGATIVE_PROMPT, TINY_TEXT, TextConfig
 from minicos.errors import MinicosError
 from minicos.text import TextEncoder, Tokenizer, buckets, clean, encode
@@ -188,8 +187,6 @@ def umt5() -> Tokenizer:
 
 @pytest.mark.parametrize("case", TOKENS, ids=lambda case: case["prompt"][:20])
 def test_golden_tokens(umt5, case):
-    if text.ftfy is None and not case["prompt"].isascii():
-        pytest.skip("needs ftfy")
     (ids,), (mask,) = umt5([case["prompt"]])
     assert ids[mask == 1].tolist() == case["ids"]
     assert len(ids) == 512
@@ -205,20 +202,7 @@ def test_golden_negative_prompt(umt5):
 
 @pytest.mark.parametrize("case", TOKENS, ids=lambda case: case["prompt"][:20])
 def test_golden_cleaning(case):
-    if text.ftfy is None and not case["prompt"].isascii():
-        pytest.skip("needs ftfy")
     assert clean(case["prompt"]) == case["cleaned"]
-
-
-def test_without_ftfy(monkeypatch, recwarn):
-    """ASCII prompts come out the same; others are taken as they are, with a warning."""
-    monkeypatch.setattr(text, "ftfy", None)
-    for case in TOKENS:
-        if case["prompt"].isascii():
-            assert clean(case["prompt"]) == case["cleaned"]
-    assert not recwarn.list
-    with pytest.warns(UserWarning, match="pip install ftfy"):
-        assert clean(" 色调，\n过曝 ") == "色调， 过曝"
 
 
 def test_tiny_file_is_the_one_built():
@@ -251,9 +235,7 @@ def test_tiny_tokens():
 @given(st.text(max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_any_text_becomes_tokens(prompt):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without ftfy
-        (ids,), (mask,) = Tokenizer.load(TINY_FILE, 8)([prompt])
+    (ids,), (mask,) = Tokenizer.load(TINY_FILE, 8)([prompt])
     length = int(mask.sum())
     assert 1 <= length <= 8
     assert mask[:length].all()

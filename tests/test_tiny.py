@@ -214,16 +214,14 @@ def test_an_untrained_vae_starts_with_a_narrow_posterior():
 
 
 def test_statistics_make_latents_standard(wan):
-    vae = VAE(wan.vae.cfg).requires_grad_(False)
-    vae.load_state_dict(wan.vae.state_dict())
-    again = train_vae.statistics(vae, clips=6)
+    again = VAE(replace(wan.vae.cfg, **train_vae.statistics(wan.vae, clips=6))).requires_grad_(False)
+    again.load_state_dict(wan.vae.state_dict())
     rng = np.random.default_rng((1, 2**20))
     latents = torch.cat(
         [again.encode(train_vae.to_tensor(train_vae.clip(rng)[None]), chunk=12).flatten(2) for _ in range(6)], 2
     )
     assert latents.mean((0, 2)).abs().max() < 0.05
     assert (latents.std((0, 2)) - 1).abs().max() < 0.05
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), vae.state_dict().values(), strict=True))
 
 
 # -- optimiser and loop -------------------------------------------------------------------------------------------------
@@ -324,7 +322,9 @@ def trained(tmp_path_factory, student, words):
 
 def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_path, monkeypatch):
     folder, averaged, low = trained
-    monkeypatch.setattr(train_vae, "statistics", lambda vae: vae)  # a hundred clips otherwise
+    monkeypatch.setattr(
+        train_vae, "statistics", lambda vae: {"mean": [0.0] * 16, "std": [1.0] * 16}
+    )  # a hundred clips otherwise
     path = tmp_path / "google/umt5-xxl/tokenizer.json"
     path.parent.mkdir(parents=True)
     tokenizer.build().save(str(path))

@@ -101,9 +101,15 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
     """The run folder of the options: entered again if it holds the same run, refused if it holds another."""
     from minicos.runs import Run
 
-    model = {"model": wan.variant, "weights": wan.weights, **asdict(wan.preset), "seed": args.seed}
+    model = {
+        "model": wan.variant,
+        "weights": wan.weights,
+        **asdict(wan.preset),
+        "dtype": str(wan.dtype),
+        "seed": args.seed,
+    }
     facts = {
         "command": sys.argv, "model_path": str(args.model), "preset": args.preset or "default", "device": str(wan.device),
-        "dtype": str(wan.dtype), "attention": "scaled_dot_product_attention",
+        "attention": "scaled_dot_product_attention",
     }  # fmt: skip
     return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

@@ -16,7 +16,7 @@ SIZE = 4  # cells along a side
 def add(verbs) -> None:
     parser = common.add_parser(verbs, "demo", "Solve a maze and show how, on the embedded model.", EXAMPLES, run)
     parser.add_argument(
-        "--puzzle", type=int, default=0, help="which of the held-out mazes with several routes (default: 0)"
+        "--puzzle", type=int, default=6, help="which of the held-out mazes with several routes, from 0 (default: 6)"
     )
     common.add_model_options(parser, out="demo")
 

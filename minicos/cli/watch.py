@@ -59,7 +59,7 @@ def run(name: str, args: argparse.Namespace) -> None:
         raise MinicosError(f"--at {','.join(map(str, chosen))}: the run has steps 0 to {total - 1}.")
     asked = {name, args.also}
     analyses = [Steps(wan, chosen)] * ("steps" in asked) + [Energy(chosen)] * ("energy" in asked)
-    folder = common.open_run(args, wan, analyses, at=chosen, **common.subject(args, image))
+    folder = common.open_run(args, wan, analyses, **common.subject(args, image))
     observe(wan, condition, folder, analyses, noise)
     for analysis in analyses:
         first, *rest = analysis.draw(recorded(folder, analysis.name, total), folder)

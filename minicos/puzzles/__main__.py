@@ -21,12 +21,21 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=5, help="puzzles of each kind (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("puzzles"), help="(default: puzzles)")
     args = parser.parse_args()
-    for kind in args.kind or puzzles.KINDS:
-        for seed in range(args.n):
-            folder = args.out / kind / f"{seed:05d}"
-            if not folder.exists():
-                puzzles.export(puzzles.make(kind, seed, size=args.size, split=args.split), 0, folder)
-            print(folder)
+    try:
+        todo = [
+            (
+                args.out / f"{kind}_{args.size}x{args.size}_{args.split}" / f"{seed:05d}",
+                puzzles.make(kind, seed, args.size, args.split),
+            )
+            for kind in args.kind or puzzles.KINDS
+            for seed in range(args.n)
+        ]
+    except ValueError as error:
+        parser.error(str(error))
+    for folder, puzzle in todo:
+        if not folder.exists():
+            puzzles.export(puzzle, 0, folder)
+        print(folder)
 
 
 if __name__ == "__main__":

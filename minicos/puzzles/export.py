@@ -7,8 +7,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from .base import Puzzle
 
 FPS = 16
@@ -20,6 +18,8 @@ def export(puzzle: Puzzle, i: int, folder: str | os.PathLike, scale: int = 1) ->
     The files are written next to it and the folder is renamed into place, so that a folder that exists is complete.
     `scale` repeats pixels (6 makes a 4x4 puzzle 384 px wide).
     """
+    from minicos.media import save_image, save_video  # here, so that puzzles can be drawn without torch
+
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; a folder that exists is complete")
@@ -27,9 +27,9 @@ def export(puzzle: Puzzle, i: int, folder: str | os.PathLike, scale: int = 1) ->
     video = puzzle.draw(i).repeat(scale, axis=1).repeat(scale, axis=2)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        write_png(unfinished / "first_frame.png", video[0])
-        write_png(unfinished / "final_frame.png", video[-1])
-        write_mp4(unfinished / "ground_truth.mp4", video)
+        save_image(unfinished / "first_frame.png", video[0])
+        save_image(unfinished / "final_frame.png", video[-1])
+        save_video(unfinished / "ground_truth.mp4", video, fps=FPS)
         (unfinished / "prompt.txt").write_text(puzzle.prompt + "\n", encoding="utf-8")
         unfinished.chmod(0o755)  # mkdtemp makes folders only the owner can read
         unfinished.rename(folder)
@@ -37,24 +37,3 @@ def export(puzzle: Puzzle, i: int, folder: str | os.PathLike, scale: int = 1) ->
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return folder
-
-
-def write_png(path: Path, frame: np.ndarray) -> None:
-    """Write one frame uint8 (h, w, 3), lossless."""
-    _encode(path, frame[None], "png", "rgb24", {}, container="image2")
-
-
-def write_mp4(path: Path, video: np.ndarray) -> None:
-    """Write a video uint8 (f, h, w, 3) as H.264 that every player opens; short groups of pictures make seeking fast."""
-    _encode(path, video, "libx264", "yuv420p", {"crf": "10", "g": "12"})
-
-
-def _encode(path: Path, video: np.ndarray, codec: str, layout: str, options: dict, container: str | None = None):
-    import av  # the only dependency beyond numpy, and only for writing files
-
-    with av.open(str(path), "w", format=container) as out:
-        stream = out.add_stream(codec, rate=FPS, options=options)
-        stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], layout
-        for frame in video:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        out.mux(stream.encode())

@@ -16,9 +16,7 @@ from .draw import CELL, COLOURS
 
 FORMS = ((2, 2), (3, 2), (2, 3), (3, 3))  # length of the upright and of the foot of the L, in stroke widths
 STROKES = (8, 12, 16)  # px; even, so that outlines fall on pixel borders before and after the turn
-PLACES = (
-    4  # px between the places where an L may stand: a finer grid asks for more drawing skill, not for more reasoning
-)
+PLACES = 4  # px between the places where an L may stand; finer ones ask for drawing skill, not for reasoning
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import Tensor
 from minicos import puzzles
 from minicos.condition import known_frames
 from minicos.runs import replace_file
-from minicos.tiny.train_vae import COMPILED, to_tensor
+from minicos.tiny.train_vae import COMPILED, EAGER, to_tensor
 from minicos.vae import VAE
 
 PROMPTS = (
@@ -57,7 +57,7 @@ def answers(puzzle: puzzles.Puzzle, rng: np.random.Generator) -> list[tuple[str,
 
 
 @torch.no_grad()
-def shard(vae: VAE, mixture: Mixture, seed: int, index: int) -> tuple[int, dict[str, Tensor]]:
+def shard(vae: VAE, mixture: Mixture, seed: int, index: int, compiled: bool = False) -> tuple[int, dict[str, Tensor]]:
     """The grid size and the tensors of shard `index`, a pure function of its arguments."""
     rng = np.random.default_rng((seed, index))
     size, kinds, weights = draw_size(mixture, rng)
@@ -73,7 +73,7 @@ def shard(vae: VAE, mixture: Mixture, seed: int, index: int) -> tuple[int, dict[
             of.append(picture)
             prompts.append(PROMPTS.index(prompt))
     return size, {
-        "y": encode(vae, firsts), "x0": encode(vae, videos),
+        "y": encode(vae, firsts, compiled), "x0": encode(vae, videos, compiled),
         "of": torch.tensor(of, dtype=torch.int32), "prompt": torch.tensor(prompts, dtype=torch.uint8),
     }  # fmt: skip
 
@@ -91,28 +91,40 @@ def draw_size(mixture: Mixture, rng: np.random.Generator) -> tuple[int, list[str
     return size, kinds, np.array([mixture[kind, size] for kind in kinds]) / shares[size]
 
 
-def encode(vae: VAE, videos: list[np.ndarray], batch: int = 8) -> Tensor:
+def encode(vae: VAE, videos: list[np.ndarray], compiled: bool = False, batch: int = 8) -> Tensor:
     """Videos in 0..255 -> normalised latents in float16 (n 16 4 h w), encoded in bfloat16, whole clips at once.
 
-    Batches are filled up to one size, since the encoder is compiled for it: twice as fast, and the same network.
+    Batches are filled up to one size, for which the encoder may be compiled: twice as fast on a CPU, and the same network.
     """
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.cfg.mean, vae.cfg.std))
+    device = next(vae.parameters()).device
+    encoder = (COMPILED if compiled else EAGER)[0]
+    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in (vae.cfg.mean, vae.cfg.std))
     out = []
     for start in range(0, len(videos), batch):
         part = videos[start : start + batch]
-        full = to_tensor(np.stack(part + [part[-1]] * (batch - len(part))))
-        with torch.autocast("cpu", torch.bfloat16):
-            mu = vae.conv1(COMPILED[0](vae, full), {}).chunk(2, dim=1)[0].float()
-        out.append(((mu - mean) / std)[: len(part)].half())
+        full = to_tensor(np.stack(part + [part[-1]] * (batch - len(part)))).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            mu = vae.conv1(encoder(vae, full), {}).chunk(2, dim=1)[0].float()
+        out.append(((mu - mean) / std)[: len(part)].half().cpu())
     return torch.cat(out)
 
 
-def write(vae: VAE, folder: Path, mixture: str, *, seed: int, shards: int, part: int = 0, parts: int = 1) -> None:
+def write(
+    vae: VAE,
+    folder: Path,
+    mixture: str,
+    *,
+    seed: int,
+    shards: int,
+    part: int = 0,
+    parts: int = 1,
+    compiled: bool = False,
+) -> None:
     """Write every `parts`-th shard from `part` on, skipping what is there: several processes may share the work."""
     first = 10_000 * list(MIXTURES).index(mixture)  # indices of different mixtures never meet
     for index in range(first + part, first + shards, parts):
         if not list(folder.glob(f"*x*-{index:05d}.safetensors")):
-            size, tensors = shard(vae, MIXTURES[mixture], seed, index)
+            size, tensors = shard(vae, MIXTURES[mixture], seed, index, compiled)
             replace_file(folder / f"{size}x{size}-{index:05d}.safetensors", lambda path, t=tensors: save_file(t, path))
             print(f"shard {index - first + 1}/{shards}", flush=True)
 

@@ -7,13 +7,13 @@ and by the oracle: the share of its reconstructions that the scorer still accept
 
 import argparse
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from minicos import puzzles
+from minicos.errors import MinicosError
 from minicos.media import to_float, to_uint8
 from minicos.pipeline import Wan, load
 from minicos.runs import progress, write_json
@@ -28,18 +28,24 @@ BATCH = 25
 def held_out(kind: str, size: int, n: int, split: str) -> list[puzzles.Puzzle]:
     """The first n distinct puzzles of a split."""
     found: dict[str, puzzles.Puzzle] = {}
-    for seed in count():
+    for seed in range(100 * n):
         puzzle = puzzles.make(kind, seed, size=size, split=split)
         found.setdefault(f"{puzzle.key}: {puzzle.prompt}", puzzle)
         if len(found) == n:
-            return list(found.values())
+            break
+    if len(found) < n:
+        raise MinicosError(
+            f"there are not {n} distinct {kind} puzzles of size {size} in the {split} split: take a smaller --n"
+        )
+    return list(found.values())
 
 
 def batches(n: int, split: str) -> Iterator[tuple[str, list[puzzles.Puzzle]]]:
     """(task, puzzles of one size), BATCH at a time; n puzzles of each task, shared evenly between its sizes."""
     for task, (kind, sizes) in TASKS.items():
-        for size in sizes:
-            chosen = held_out(kind, size, n // len(sizes), split)
+        for k, size in enumerate(sizes):
+            share = n * (k + 1) // len(sizes) - n * k // len(sizes)
+            chosen = held_out(kind, size, share, split)
             for start in range(0, len(chosen), BATCH):
                 yield task, chosen[start : start + BATCH]
 
@@ -57,7 +63,7 @@ def solve(wan: Wan, batch: list[puzzles.Puzzle], seed: int) -> np.ndarray:
 @torch.no_grad()
 def reconstruct(wan: Wan, batch: list[puzzles.Puzzle]) -> tuple[list[float], list[bool]]:
     """PSNR in dB and verdict of each first answer after encoding and decoding."""
-    videos = torch.stack([to_float(p.draw(0)) for p in batch])
+    videos = torch.stack([to_float(p.draw(0)) for p in batch]).to(wan.device)
     back = wan.vae.decode(wan.vae.encode(videos, chunk=12), chunk=4)
     error = (back - videos).square().mean(dim=(1, 2, 3, 4))
     verdicts = [p.score(to_uint8(video)).solved for p, video in zip(batch, back, strict=True)]
@@ -97,7 +103,12 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--json", type=Path, help="write the scores here as well")
     args = parser.parse_args()
-    scores = evaluate(load(args.model), args.n, split=args.split, seed=args.seed)
+    if args.n < 1:
+        parser.error(f"--n {args.n}: at least one puzzle of each kind")
+    try:
+        scores = evaluate(load(args.model), args.n, split=args.split, seed=args.seed)
+    except MinicosError as error:
+        parser.error(str(error))
     for name, value in scores.items():
         print(f"{name:12} {value}")
     if args.json:

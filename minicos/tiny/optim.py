@@ -89,12 +89,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     start = _resume(folder, model, average, opts)
-    base = (
-        [[g["lr"] for g in o.param_groups] for o in opts]
-        if not start
-        else json.loads((folder / "rates.json").read_text())
-    )
-    (folder / "rates.json").write_text(json.dumps(base))
+    base = [[g["lr"] for g in o.param_groups] for o in opts]
     total, since, clock = 0.0, 0, time.monotonic()
     for step in range(start, steps):
         for o, rates in zip(opts, base, strict=True):

@@ -88,21 +88,19 @@ def is_block_matrix(name: str, p: nn.Parameter) -> bool:
 
 
 def train(
-    folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_size: int = 64, compiled: bool = False
+    folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_size: int = 64, device: str = "cpu"
 ) -> None:
     """First stage: all noise levels, into `folder`/dit, resuming; takes in shards of `folder`/latents as they are written."""
     torch.manual_seed(seed)
-    student = Student(tokenizer)
-    if compiled:
-        student.dit.compile_blocks()
+    student = Student(tokenizer).to(device)
     opts = optim.optimisers(student, is_block_matrix, muon_lr=8e-3, adam_lr=2e-3)
     pool = Pool(folder / "latents")
 
     def loss_at(step: int) -> Tensor:
         if step % 50 == 0:
             pool.refresh()
-        now = batch(pool, seed, step, batch_size)
-        with torch.autocast("cpu", torch.bfloat16):
+        now = [tensor.to(device) for tensor in batch(pool, seed, step, batch_size)]
+        with torch.autocast(device, torch.bfloat16):
             return student.loss(*now)
 
     note = lambda step, loss: f"{len(pool)} clips"  # noqa: E731
@@ -137,17 +135,19 @@ def with_updates(student: Student, rank: int = RANK) -> Student:
     return student
 
 
-def train_low(folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_size: int = 64) -> None:
+def train_low(
+    folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_size: int = 64, device: str = "cpu"
+) -> None:
     """Second stage: the low-noise expert as a LoRA on the finished first stage, trained below the boundary, into `folder`/low."""
     torch.manual_seed(seed)
-    student = with_updates(finished(folder, tokenizer))
+    student = with_updates(finished(folder, tokenizer)).to(device)
     updates = [p for p in student.parameters() if p.requires_grad]
     opts = [torch.optim.AdamW(updates, 1e-3, betas=(0.9, 0.98), weight_decay=0.0)]
     pool = Pool(folder / "latents")
 
     def loss_at(step: int) -> Tensor:
-        now = batch(pool, seed + 1, PLAN[-1][0] + step, batch_size, below=BOUNDARY)
-        with torch.autocast("cpu", torch.bfloat16):
+        now = [t.to(device) for t in batch(pool, seed + 1, PLAN[-1][0] + step, batch_size, below=BOUNDARY)]
+        with torch.autocast(device, torch.bfloat16):
             return student.loss(*now)
 
     optim.train(student, loss_at, opts, steps=steps, warmup=30, decay=0.7, ema=0.99, folder=folder / "low")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from minicos import puzzles
 from minicos.config import TINY_VAE
+from minicos.runs import read_json, write_json
 from minicos.tiny import optim
 from minicos.vae import VAE, Attention, ResidualBlock
 
@@ -75,69 +76,60 @@ def loss(vae: VAE, video: Tensor, generator: torch.Generator, compiled: bool = F
     encode, decode = COMPILED if compiled else EAGER
     mu, logvar = vae.conv1(encode(vae, video), {}).float().chunk(2, dim=1)
     logvar = logvar.clamp(-30, 20)
-    z = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator)
+    z = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator).to(mu)
     error = decode(vae, vae.conv2(z, {})).float() - video
     kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean()
     return (error**2).mean() + 0.3 * error.abs().mean() + 1e-5 * kl
 
 
 EAGER = (lambda vae, video: vae.encoder(video, {}), lambda vae, z: vae.decoder(z, {}))
-COMPILED = tuple(
-    torch.compile(f, dynamic=False) for f in EAGER
-)  # a quarter faster per step, minutes of compilation first
+COMPILED = tuple(torch.compile(f, dynamic=False) for f in EAGER)  # needs a C++ compiler, and minutes at first
 
 
-def statistics(vae: VAE, seed: int = 1, clips: int = 96) -> VAE:
-    """The same VAE with the mean and deviation of its own latents in its configuration, so that the DiT sees unit variance."""
+def statistics(vae: VAE, seed: int = 1, clips: int = 96) -> dict[str, list[float]]:
+    """Mean and deviation of every latent channel, by which the DiT's latents are normalised."""
     rng = np.random.default_rng((seed, 2**20))
     with torch.no_grad():
-        mu = torch.cat(
-            [vae.posterior(to_tensor(clip(rng)[None]))[0].transpose(0, 1).flatten(1) for _ in range(clips)], dim=1
-        )
-    cfg = replace(
-        vae.cfg,
-        mean=tuple(round(v, 4) for v in mu.mean(1).tolist()),
-        std=tuple(round(v, 4) for v in mu.std(1).tolist()),
-    )
-    out = VAE(cfg).requires_grad_(False)
-    out.load_state_dict(vae.state_dict())
-    return out
+        each = [vae.posterior(to_tensor(clip(rng)[None]))[0].transpose(0, 1).flatten(1) for _ in range(clips)]
+    mu = torch.cat(each, dim=1)  # c, everything else
+    return {"mean": [round(v, 4) for v in mu.mean(1).tolist()], "std": [round(v, 4) for v in mu.std(1).tolist()]}
 
 
-def train(folder: Path, *, steps: int, seed: int, compiled: bool = False) -> None:
-    """Train into `folder`, resuming what is there; leaves the averaged weights in `folder/averaged.safetensors`."""
+def train(folder: Path, *, steps: int, seed: int, device: str = "cpu", compiled: bool = False) -> None:
+    """First stage, into `folder`/vae, resuming what is there."""
     torch.manual_seed(seed)
     vae = VAE(TINY_VAE)
     initialise(vae)
+    vae.to(device)
     opts = optim.optimisers(vae, lambda name, p: p.ndim >= 4, muon_lr=4e-3, adam_lr=2e-3)
 
     def loss_at(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        with torch.autocast("cpu", torch.bfloat16):
-            return loss(vae, batch(seed, step, steps), generator, compiled)
+        with torch.autocast(device, torch.bfloat16):
+            return loss(vae, batch(seed, step, steps).to(device), generator, compiled)
 
     optim.train(vae, loss_at, opts, steps=steps, warmup=50, decay=0.6, ema=0.998, folder=folder / "vae")
 
 
-def train_decoder(folder: Path, *, steps: int, seed: int, compiled: bool = False) -> None:
+def train_decoder(folder: Path, *, steps: int, seed: int, device: str = "cpu", compiled: bool = False) -> None:
     """Second stage: the decoder alone, so that latents which others already use stay valid; full clips, in `folder`/decoder.
 
     Latents are blurred by a little noise (0.02 of their deviation), since the DiT that will make them is not exact either.
     """
-    vae = finished(folder)
+    vae = finished(folder).to(device)
     vae.decoder.requires_grad_(True)
     vae.conv2.requires_grad_(True)
     opts = optim.optimisers(vae, lambda name, p: p.ndim >= 4, muon_lr=1.2e-3, adam_lr=6e-4)
     decode = (COMPILED if compiled else EAGER)[1]
-    blur = 0.02 * torch.tensor(vae.cfg.std).view(1, -1, 1, 1, 1)
+    blur = 0.02 * torch.tensor(vae.cfg.std, device=device).view(1, -1, 1, 1, 1)
 
     def loss_at(step: int) -> Tensor:
-        video = full_clips(np.random.default_rng((seed + 1, step)), size=(3, 4)[step % 2])
+        video = full_clips(np.random.default_rng((seed + 1, step)), size=(3, 4)[step % 2]).to(device)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
                 mu = vae.posterior(video)[0].float()
-                z = mu + blur * torch.randn(mu.shape, generator=generator)
+                z = mu + blur * torch.randn(mu.shape, generator=generator).to(mu)
             error = decode(vae, vae.conv2(z, {})).float() - video
         return (error**2).mean() + 0.3 * error.abs().mean()
 
@@ -145,11 +137,14 @@ def train_decoder(folder: Path, *, steps: int, seed: int, compiled: bool = False
 
 
 def finished(folder: Path) -> VAE:
-    """The VAE of `folder` with the statistics of its latents, and the decoder of the second stage if that has begun."""
+    """The VAE of `folder`, with the statistics of its latents, taken once, and the decoder of the second stage if that has begun."""
+    first, second = folder / "vae" / "averaged.safetensors", folder / "decoder" / "averaged.safetensors"
     vae = VAE(TINY_VAE).requires_grad_(False)
-    vae.load_state_dict(load_file(folder / "vae" / "averaged.safetensors"))
-    vae = statistics(vae)
-    second = folder / "decoder" / "averaged.safetensors"
+    vae.load_state_dict(load_file(first))
+    known = folder / "vae" / "statistics.json"
+    if not known.exists():
+        write_json(known, statistics(vae))
+    vae.cfg = replace(vae.cfg, **{name: tuple(values) for name, values in read_json(known).items()})
     if second.exists():
         vae.load_state_dict(load_file(second))
     return vae

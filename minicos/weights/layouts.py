@@ -14,6 +14,7 @@ from pathlib import Path
 from minicos.config import DiTConfig, TextConfig, VAEConfig
 from minicos.errors import MinicosError
 from minicos.weights.header import Header, is_archive, read_header, weight_files
+from minicos.weights.names import lora_dialect
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ def official(folder: Path) -> Layout:
     experts = {"high": base}
     low = folder / "low_noise_model"
     if low.is_dir():
-        loras = sorted(low.glob("*lora*.safetensors"))
-        experts["low"] = Expert(base.files, base.config, loras[0]) if loras else _expert(low)
+        files = weight_files(low)
+        is_lora = len(files) == 1 and not is_archive(files[0]) and lora_dialect(read_header(files[0]).tensors)
+        experts["low"] = Expert(base.files, base.config, files[0]) if is_lora else _expert(low)
     return Layout(
         experts=experts,
         vae=_one(folder, "Wan2.1_VAE"),

@@ -1,4 +1,4 @@
-"""`python -m minicos.cli`, the same as `minicos`."""
+"""`python -m minicos`, the same as `minicos`."""
 
 import sys
 
