@@ -21,7 +21,7 @@ from minicos.sample import Step
 
 @dataclass(frozen=True)
 class Routes:
-    """Evidence for every valid route at every step: how much trail lies on its weakest edge, 0 to 1."""
+    """Evidence for every valid route at every step: how much trail lies on the edges that not all routes share, 0 to 1."""
 
     wan: Wan
     puzzle: Maze
@@ -43,13 +43,15 @@ class Routes:
                 for i, (route, line) in enumerate(zip(self.puzzle.candidates, lines, strict=True))
             },
             x="denoising step",
-            y="trail on the route's weakest edge",
+            y="trail on the route's own edges",
             title="Every valid route in the clean estimate",
         )
         return ["routes.png"]
 
 
 def evidence(puzzle: Maze, trail: np.ndarray) -> np.ndarray:
-    """Trail per edge (steps edges) -> evidence (route step): the weakest of the route's edges, for a route is there only whole."""
+    """Trail per edge (steps edges) -> evidence (route step): the mean over the edges that the routes do not all share."""
     index = {edge: k for k, edge in enumerate(grid_edges(puzzle.size))}
-    return np.stack([trail[:, [index[edge] for edge in edges_of(route)]].min(1) for route in puzzle.candidates])
+    routes = [{index[edge] for edge in edges_of(route)} for route in puzzle.candidates]
+    shared = set.intersection(*routes) if len(routes) > 1 else set()
+    return np.stack([trail[:, sorted(route - shared)].mean(1) for route in routes])
