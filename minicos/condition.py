@@ -30,7 +30,9 @@ class Condition:
     def branch(self, name: str) -> Tensor:
         """The text rows of "cond" or "uncond"."""
         if name == "uncond" and self.text_null is None:
-            raise MinicosError("this condition was made without guidance; make it again under the preset that guides")
+            raise MinicosError(
+                "guidance needs a negative prompt, and this condition has none: make it again under the preset that guides"
+            )
         return self.text if name == "cond" else self.text_null
 
     def impose(self, x: Tensor) -> Tensor:

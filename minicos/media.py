@@ -23,6 +23,7 @@ EXACT = 0x40000 | 0x2000 | 0x4000 | 2
 # Numbers of FFmpeg's enumerations. YUV is read by the matrix that a file names, and by BT.601 where it names none.
 BT709, BT601, MATRICES = 1, 5, (1, 4, 5, 6, 7, 9)
 LIMITED, FULL = 1, 2
+X264 = {"preset": "medium", "x264-params": "mbtree=0"}  # with mbtree, equal frames do not always make equal files
 IMAGES = {".png": ("png", "rgb24"), ".jpg": ("mjpeg", "yuvj444p"), ".jpeg": ("mjpeg", "yuvj444p")}
 
 
@@ -86,7 +87,7 @@ def _encode(temporary: Path, path: Path, frames: Iterable[np.ndarray], fps: floa
         for frame in _single(frames, path):
             if stream is None:
                 shape = frame.shape
-                stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
+                stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), **X264})
                 stream.height, stream.width, stream.pix_fmt = (
                     shape[0] + shape[0] % 2,
                     shape[1] + shape[1] % 2,

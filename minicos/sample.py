@@ -88,10 +88,11 @@ def sample(
         raise MinicosError(
             f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 {condition.shape}"
         )
-    if set(guidance) != {"high", "low"} or not 0 <= start <= len(schedule):
-        raise MinicosError(
-            f"guidance is {{'high': g, 'low': g}} and start is in 0..{len(schedule)}, not {dict(guidance)} and {start}"
-        )
+    experts = {model.expert(timestep)[0] for timestep in schedule.timesteps}
+    if not experts <= set(guidance):
+        raise MinicosError(f"this run needs guidance for {', '.join(sorted(experts))}; it was given {dict(guidance)}")
+    if not 0 <= start <= len(schedule):
+        raise MinicosError(f"a run of {len(schedule)} steps cannot start at step {start}")
     if any(g != 1 for g in guidance.values()):
         condition.branch("uncond")  # raises where there is no negative prompt
     return _steps(model, noise, condition, schedule, guidance, hooks, start, memory)

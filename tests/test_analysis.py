@@ -81,7 +81,7 @@ def test_pictures_of_the_clean_estimate(wan, condition, run, truth):
     names = analysis.draw(recorded(run, "x0", STEPS), run)
     assert names == ["x0_sheet.png", "x0/step_00.mp4", "x0/step_03.mp4"]
     for index in (0, 3):
-        video = wan.decode(truth[index].x0)[0]
+        video = wan.decode(truth[index].x0[:1])[0]
         strip = figures.pixels(load_image(run.path(f"x0/step_{index:02}.png")))
         assert np.array_equal(strip, np.concatenate([video[f] for f in (0, 3, 6, 9, 12)], axis=1))
         save_video(run.path("again.mp4"), video, fps=16)

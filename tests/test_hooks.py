@@ -318,7 +318,7 @@ def test_unknown_experts_and_branches_are_refused(limit):
 
 @pytest.mark.parametrize("name", ["embed", "blocks.0.self_attn.k", "blocks.1.ffn", "blocks.1", "velocity"])
 def test_a_tensor_of_another_shape_is_refused(name, run):
-    with pytest.raises(MinicosError, match=f"hook on {re.escape(name)} returned shape"):
+    with pytest.raises(MinicosError, match=f"hook on {re.escape(name)} returned torch"):
         run(Hooks().on(name, lambda x, site: x[..., :1]))
 
 

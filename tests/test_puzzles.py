@@ -21,7 +21,7 @@ GOLDEN = """[
   "mark/3/black circle@1,0 blue triangle@0,1 red square@1,1 blue cross@2,1",
   "goal/3/011101110111 start 1,2 red 0,1 blue 1,0",
   "memory/3/red square@1,0 to 1,2 block 1-2 others blue circle@0,2",
-  "turn/3/pink 2x3 stroke 8 quarter 2 at 28,24"
+  "turn/3/black 3x2 stroke 12 quarter 1 at 24,24"
 ]"""
 
 

@@ -118,8 +118,7 @@ def test_latents_of_training_are_those_of_the_pipeline(quick_shards, wan):
     latent = data.encode(wan.vae, [grey])
     assert latent.dtype == torch.float16
     image = torch.from_numpy(puzzle.first_frame()).permute(2, 0, 1)[None] / 127.5 - 1
-    print("MEAS", rel_max(latent.float(), image_channels(wan.vae, image, 13)[:, 4:]))
-    assert rel_max(latent.float(), image_channels(wan.vae, image, 13)[:, 4:]) < 0.03  # measured MEAS
+    assert rel_max(latent.float(), image_channels(wan.vae, image, 13)[:, 4:]) < 0.03  # measured 0.0052
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +322,7 @@ def trained(tmp_path_factory, student, words):
 def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_path, monkeypatch):
     folder, averaged, low = trained
     monkeypatch.setattr(
-        train_vae, "statistics", lambda vae: {"mean": [0.0] * 16, "std": [1.0] * 16}
+        train_vae, "statistics", lambda vae: {"mean": TINY_VAE.mean, "std": TINY_VAE.std}
     )  # a hundred clips otherwise
     path = tmp_path / "google/umt5-xxl/tokenizer.json"
     path.parent.mkdir(parents=True)
