@@ -67,7 +67,9 @@ def start(*argv: str) -> subprocess.Popen:
     """Run Python in a process of its own, on one thread as here, so that last bits agree."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *argv], env=environment, **pipes)
+    # A shell that runs the tests in the background ignores Ctrl-C, and children inherit that: listen again.
+    listen = None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([sys.executable, *argv], env=environment, preexec_fn=listen, **pipes)
 
 
 def wait_for(path, process, seconds: float = 120) -> None:
