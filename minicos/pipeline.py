@@ -108,13 +108,10 @@ class Wan:
         if image is not None:
             if size is not None:
                 raise MinicosError("with an image, its aspect ratio decides the size: change the preset's area instead")
-            image = (
-                _checked(image, len(prompts)).cpu().float() * 2 - 1
-            )  # resized on the host, as the official code does
+            image = _checked(image, len(prompts)).cpu().float() * 2 - 1
             height, width = frame_size(tuple(image.shape[-2:]), self.preset.area, stride[1])
-            y = image_channels(self.vae, resize(image, height, width).to(self.device), frames).expand(
-                len(prompts), -1, -1, -1, -1
-            )
+            image = resize(image, height, width).to(self.device)  # resized on the host, as the official code does
+            y = image_channels(self.vae, image, frames).expand(len(prompts), -1, -1, -1, -1)
         else:
             height, width = size or (480, 832)
             if height % (2 * stride[1]) or width % (2 * stride[2]):

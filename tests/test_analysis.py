@@ -1,5 +1,6 @@
 """What analyses keep of a run, how runs resume, and what the pictures show."""
 
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -115,6 +116,17 @@ def test_the_step_axis_of_energy_stays_whole(run):
     assert arrays["cond"].shape == arrays["uncond"].shape == (3, 2, 1, 2, 2)
     assert arrays["uncond"][:2].isnan().all()
     assert torch.equal(arrays["uncond"][2], saved[2]["uncond"])
+
+
+def test_energy_of_experts_with_and_without_guidance(wan, condition, run):
+    """Where the low-noise expert is not guided, nothing of an earlier pass stands in for the pass that is not made."""
+    one = wan.experts["high"]
+    two = replace(wan, experts={"high": one, "low": one}).with_preset(guidance={"high": 3.0, "low": 1.0})
+    observe(two, condition, run, [Energy(())], two.noise(condition, 0))
+    branches = [set(kept) for kept in recorded(run, "energy", STEPS)]
+    experts = [two.expert(t)[0] for t in two.schedule().timesteps]
+    assert branches == [{"cond", "uncond"} if name == "high" else {"cond"} for name in experts]
+    assert set(experts) == {"high", "low"}
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------

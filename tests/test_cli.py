@@ -23,6 +23,7 @@ from minicos.runs import PART
 
 PROMPT = ["--prompt", "solve the maze"]
 VERBS = ("demo", "generate", "steps", "energy", "points", "inspect")
+posix = pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
 PICTURE = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
 
 
@@ -166,6 +167,7 @@ def video(*argv: str) -> list[str]:
 
 MISTAKES = {
     "no image": (["steps", "--model", "toy", *PROMPT], "first frame: give an image"),
+    "nothing to generate from": (["generate", "--model", "toy", *PROMPT], "first frame: give an image"),
     "missing image": (video("--image", "none.png"), "none.png does not exist"),
     "image is a folder": (video("--image", "toy"), "toy does not exist or is not a file"),
     "image is text": (video("--image", "text.png"), "text.png cannot be read as an image"),
@@ -221,7 +223,7 @@ def assert_one_sentence(result: tuple[int, str, str], says: str) -> None:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_sentence_and_leaves_nothing(name, minicos, bad_files, work):
     argv, says = MISTAKES[name]
-    if argv[0] in ("steps", "demo") and "--out" not in argv:
+    if argv[0] in ("steps", "demo", "generate") and "--out" not in argv:
         argv = [*argv, "--out", "new/run"]
     before = sorted(work.rglob("*"))
     assert_one_sentence(minicos(*argv), says)
@@ -340,6 +342,7 @@ def undisturbed(toy, tmp_path_factory):
     return folder / "run"
 
 
+@posix
 def test_a_killed_run_continues_bit_for_bit(minicos, undisturbed, passes, work):
     """kill -9 at a moment that nothing fixes; UniPC, whose memory has to survive; guidance, so two passes a step."""
     chance = np.random.default_rng()
@@ -359,7 +362,7 @@ def test_a_killed_run_continues_bit_for_bit(minicos, undisturbed, passes, work):
         assert (work / "run" / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
+@posix
 def test_ctrl_c_keeps_what_is_finished(minicos, undisturbed, work):
     process = start("-m", "minicos", *RUN)
     wait_for(work / "run/steps/001.safetensors", process)

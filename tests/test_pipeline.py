@@ -251,6 +251,7 @@ BAD = [
     ({"frames": 12}, "4n [+] 1 frames"),
     ({"frames": 0}, "4n [+] 1 frames"),
     ({"frames": -3}, "4n [+] 1 frames"),
+    ({"size": (32, 32)}, "its aspect ratio decides the size"),
 ]
 
 
