@@ -1,6 +1,6 @@
-"""What a Wan model is, as data: architectures (`VARIANTS`) and ways of sampling (`PRESETS`).
+"""What a Wan model is, as data: architectures (`VARIANTS`), models that share one (`FINETUNES`), ways of sampling (`PRESETS`).
 
-A *variant* fixes tensor shapes and nothing else; a *preset* fixes how the loop is run and nothing else.
+A *variant* fixes tensor shapes and nothing else; a *preset* fixes how a condition is made and the loop is run, and nothing else.
 Sources: wan/configs/*.py of Wan2.2 (official), DiffSynth-Studio's WanVideoPipeline (the tools of the paper).
 This file imports no torch, so that `minicos inspect` can say what a checkpoint is in a fraction of a second.
 """
@@ -25,6 +25,10 @@ class DiTConfig:
     freq_dim: int = 256  # width of the time sinusoid
     eps: float = 1e-6
     patch_size: tuple[int, int, int] = (1, 2, 2)
+    image_tokens: int = (
+        0  # rows of CLIP features that cross-attention sees beside the text: 257, or 514 for two images (Wan2.1)
+    )
+    image_dim: int = 1280  # width of those features
 
     def __post_init__(self):
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
@@ -80,11 +84,22 @@ _14B = DiTConfig(in_dim=16, out_dim=16, dim=5120, ffn_dim=13824, num_heads=40, n
 VARIANTS: dict[str, DiTConfig] = {
     "Wan2.2-I2V-A14B": replace(_14B, in_dim=36),
     "Wan2.2-T2V-A14B": _14B,
-    "Wan2.1-T2V-14B": _14B,
+    "Wan2.2-TI2V-5B": replace(_14B, in_dim=48, out_dim=48, dim=3072, ffn_dim=14336, num_heads=24, num_layers=30),
     "Wan2.1-T2V-1.3B": replace(_14B, dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+    "Wan2.1-T2V-14B": _14B,
+    "Wan2.1-I2V-14B": replace(_14B, in_dim=36, image_tokens=257),
+    "Wan2.1-FLF2V-14B": replace(_14B, in_dim=36, image_tokens=514),
     "tiny": DiTConfig(
         in_dim=36, out_dim=16, dim=128, ffn_dim=512, num_heads=4, num_layers=12, text_dim=64, text_len=16
     ),
+}
+
+# Models that differ from a variant in nothing that a file shows: never guessed, taken when they are named (--variant).
+FINETUNES: dict[str, str] = {
+    "VBVR-Wan2.2": "Wan2.2-I2V-A14B",
+    "Wan2.2-I2V-A14B-4step": "Wan2.2-I2V-A14B",
+    "Wan2.2-T2V-A14B-4step": "Wan2.2-T2V-A14B",
+    "ChronoEdit-14B": "Wan2.1-I2V-14B",
 }
 
 TINY_VAE = VAEConfig(dim=16, dim_mult=(1, 1, 2, 4), num_res_blocks=1)  # mean and std come with its weights
@@ -100,38 +115,83 @@ NEGATIVE_PROMPT = (  # wan/configs/shared_config.py; the official code falls bac
 class Preset:
     """A way of sampling. Experts are named, never ordered: the official code and diffusers order their pairs differently."""
 
-    solver: str  # "euler" | "unipc"
+    solver: str  # "euler" | "unipc" | "dpmpp"
     steps: int
     shift: float  # sigma' = shift sigma / (1 + (shift - 1) sigma)
     guidance: dict[str, float] = field(hash=False)  # {"high": g, "low": g}; 1 skips the uncond pass
     boundary: float | None = None  # timesteps >= 1000 boundary go to the high-noise expert
     residual: str = "float32"  # dtype of the residual stream when the weights are bf16
     negative_prompt: str = NEGATIVE_PROMPT
+    image: str = "none"  # how a first frame is told, see `IMAGE`
+    resize: str = "bicubic"  # and how it is made to fit, see `RESIZE`
     area: int | None = 832 * 480  # pixels of a frame, in the image's aspect ratio; None keeps the image's size
+    size: tuple[int, int] = (480, 832)  # height and width where no image decides
     frames: int = 81  # 4n + 1
     fps: int = 16
+    time_skip: int | None = (
+        None  # ChronoEdit: the last of two latent frames stands this far along the time axis of RoPE
+    )
 
+
+IMAGE = {
+    "none": "text alone",
+    "channels": "mask and latent of [image, grey frames] beside x (required)",
+    "first and last": "the same with an image at either end (both required)",
+    "imposed": "the first latent frame is the image's at every step (optional)",
+}
+RESIZE = {
+    "bicubic": "official: torch's bicubic without antialiasing, no crop",
+    "pil": "DiffSynth: PIL's bicubic, antialiased, no crop",
+    "crop": "official TI2V-5B: PIL's Lanczos to cover, then a centre crop",
+}
 
 _OFFICIAL = Preset(solver="unipc", steps=40, shift=5.0, guidance={"high": 3.5, "low": 3.5}, boundary=0.900)
+_OFFICIAL21 = replace(_OFFICIAL, steps=50, guidance={"high": 5.0, "low": 5.0}, boundary=None)  # Wan2.1: one network
 _COS = Preset(solver="euler", steps=50, shift=5.0, guidance={"high": 5.0, "low": 5.0}, boundary=0.875,
-              residual="bfloat16", negative_prompt="")  # fmt: skip
-_TINY = {"negative_prompt": "", "area": None, "frames": 13}
+              residual="bfloat16", negative_prompt="", resize="pil")  # fmt: skip
+_COS_IMAGE = replace(_COS, image="channels", area=None)  # the benchmark's videos keep the size of their first frame
+_4STEP = replace(
+    _COS, steps=4, guidance={"high": 1.0, "low": 1.0}, boundary=0.900, residual="float32", resize="bicubic"
+)  # lightx2v
+_SHAKE, _CUT = (
+    "镜头晃动，",
+    "镜头切换，镜头晃动，",
+)  # Wan2.1: no shaking camera, no cut (wan/configs/wan_i2v_14B.py, __init__.py)
+_TINY = {"negative_prompt": "", "area": None, "frames": 13, "image": "channels"}
 
 PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
-    "Wan2.2-I2V-A14B": {"official": _OFFICIAL, "cos": _COS},
+    "Wan2.2-I2V-A14B": {"official": replace(_OFFICIAL, image="channels"), "cos": _COS_IMAGE},
     "Wan2.2-T2V-A14B": {
         "official": replace(_OFFICIAL, shift=12.0, guidance={"high": 4.0, "low": 3.0}, boundary=0.875),
         "cos": _COS,
     },
-    "Wan2.1-T2V-14B": {
-        "official": replace(_OFFICIAL, steps=50, guidance={"high": 5.0, "low": 5.0}, boundary=None),
-        "cos": replace(_COS, boundary=None),
+    "Wan2.2-TI2V-5B": {
+        "official": replace(
+            _OFFICIAL21, image="imposed", resize="crop", area=704 * 1280, size=(704, 1280), frames=121, fps=24
+        ),
+        "cos": replace(_COS, image="imposed", boundary=None, area=None, size=(704, 1280), frames=121, fps=24),
+    },
+    "Wan2.1-T2V-14B": {"official": _OFFICIAL21, "cos": replace(_COS, boundary=None)},
+    "Wan2.1-I2V-14B": {
+        "official": replace(
+            _OFFICIAL21, steps=40, image="channels", shift=3.0, negative_prompt=_SHAKE + NEGATIVE_PROMPT
+        ),
+        "cos": replace(_COS_IMAGE, boundary=None),
+    },
+    "Wan2.1-FLF2V-14B": {
+        "official": replace(
+            _OFFICIAL21, image="first and last", shift=16.0, area=720 * 1280, negative_prompt=_CUT + NEGATIVE_PROMPT
+        ),
     },
     "tiny": {
         "tiny": replace(_OFFICIAL, solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY),
         "official": replace(_OFFICIAL, **_TINY),
         "cos": replace(_COS, **_TINY),
     },
+    # Video-Reason/VBVR-Wan2.2: its tools run 50 Euler steps with 0.875, and it was trained with the hand-over at 0.8997.
+    "VBVR-Wan2.2": {"cos": _COS_IMAGE, "trained": replace(_COS_IMAGE, boundary=0.8997)},
+    "Wan2.2-I2V-A14B-4step": {"official": replace(_4STEP, image="channels")},
+    "Wan2.2-T2V-A14B-4step": {"official": _4STEP},
 }
 PRESETS["Wan2.1-T2V-1.3B"] = PRESETS["Wan2.1-T2V-14B"]
 

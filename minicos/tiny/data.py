@@ -39,9 +39,13 @@ MIXTURES = {
         ("maze", 3): 0.04, ("maze", 4): 0.14, ("goal", 3): 0.03, ("goal", 4): 0.06, ("mark", 3): 0.01, ("mark", 4): 0.03,
         ("memory", 3): 0.07, ("memory", 4): 0.22, ("turn", 4): 0.40,
     },
+    "fourth": {
+        ("maze", 3): 0.04, ("maze", 4): 0.14, ("goal", 3): 0.02, ("goal", 4): 0.06, ("mark", 3): 0.01, ("mark", 4): 0.03,
+        ("memory", 3): 0.04, ("memory", 4): 0.14, ("turn", 4): 0.52,
+    },
     "memory and turn": {("memory", 3): 0.12, ("memory", 4): 0.50, ("turn", 4): 0.38},  # for encoding more of these alone
 }  # fmt: skip
-PLAN = ((0, "first"), (2000, "second"), (3000, "third"))  # from which step which mixture is drawn
+PLAN = ((0, "first"), (2000, "second"), (3000, "third"), (4200, "fourth"))  # from which step which mixture is drawn
 Mixture = dict[tuple[str, int], float]
 PICTURES = 128  # per shard
 

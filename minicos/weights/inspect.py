@@ -26,13 +26,9 @@ EXPERT_FOLDERS = {
 }
 T2V_14B = "Wan2.2-T2V-A14B or Wan2.1-T2V-14B"  # equal names and shapes; two experts tell them apart
 
-_A14B, _SMALL = VARIANTS["Wan2.2-I2V-A14B"], VARIANTS["Wan2.1-T2V-1.3B"]
-ARCHITECTURES: dict[str, tuple[DiTConfig, str]] = {  # variant -> shapes, and what it does with an image besides
-    **{name: (cfg, "") for name, cfg in VARIANTS.items() if name not in ("Wan2.2-T2V-A14B", "Wan2.1-T2V-14B")},
-    T2V_14B: (VARIANTS["Wan2.2-T2V-A14B"], ""),
-    "Wan2.2-TI2V-5B": (DiTConfig(in_dim=48, out_dim=48, dim=3072, ffn_dim=14336, num_heads=24, num_layers=30), ""),
-    "Wan2.1-I2V-14B": (_A14B, "clip"),
-    "Wan2.1-FLF2V-14B": (_A14B, "clip, first and last frame"),
+ARCHITECTURES: dict[str, DiTConfig] = {  # variant -> shapes
+    **{name: cfg for name, cfg in VARIANTS.items() if name not in ("Wan2.2-T2V-A14B", "Wan2.1-T2V-14B")},
+    T2V_14B: VARIANTS["Wan2.2-T2V-A14B"],
 }
 OTHERS = (  # not diffusion transformers: variant, a name that only it has, and the first size of that tensor
     ("Wan2.1_VAE", "decoder.upsamples.14.residual.0.gamma", 96),
@@ -169,7 +165,7 @@ def _network(path: Path, name: str) -> _Part:
     if variant == "unknown" and re.search(r"-\d{5}-of-\d{5}", path.name):
         notes = (*notes, "this is one shard of several: give the folder")
     if variant in ARCHITECTURES:
-        architecture["num_heads"] = ARCHITECTURES[variant][0].num_heads
+        architecture["num_heads"] = ARCHITECTURES[variant].num_heads
         notes = (*notes, *_incomplete(official, architecture["num_layers"]))
     return _Part(variant, found.split()[0], expert, headers, architecture, notes)
 
@@ -189,14 +185,13 @@ def _architecture(official: Mapping[str, TensorInfo]) -> dict[str, int]:
         "num_layers": 1 + max(int(match[1]) for name in official if (match := re.match(r"blocks\.(\d{1,6})\.", name))),
         "text_dim": text[1],
         "freq_dim": time[1],
+        "image_tokens": 514 if "img_emb.emb_pos" in official else 257 * ("img_emb.proj.0.weight" in official),
     }
 
 
 def _variant(official: Mapping[str, TensorInfo], architecture: Mapping[str, int]) -> str:
-    image = "clip" if "img_emb.proj.0.weight" in official else ""
-    image += ", first and last frame" if "img_emb.emb_pos" in official else ""
-    for name, (cfg, extra) in ARCHITECTURES.items():
-        if architecture and image == extra and all(getattr(cfg, k) == v for k, v in architecture.items()):
+    for name, cfg in ARCHITECTURES.items():
+        if architecture and all(getattr(cfg, k) == v for k, v in architecture.items()):
             return name
     for name, marker, size in OTHERS:
         shape = official[marker].shape if marker in official and not architecture else None
