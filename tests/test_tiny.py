@@ -392,7 +392,7 @@ def test_evaluate_counts_what_is_solved(wan, monkeypatch):
 
 
 def test_solve_and_reconstruct(wan):
-    batch = evaluate.held_out("mark", 3, 2, "test")
+    batch = puzzles.distinct("mark", 2, 3)
     one = wan.with_preset(steps=1)
     videos = evaluate.solve(one, batch, seed=5)
     assert (videos.shape, videos.dtype) == ((2, 13, 48, 48, 3), np.uint8)

@@ -25,7 +25,20 @@ PUZZLES: dict[str, type[Puzzle]] = {cls.kind: cls for cls in (Maze, Mark, Goal, 
 KINDS = tuple(PUZZLES)
 SPLITS = ("train", "dev", "test")
 
-__all__ = ["CELL", "FRAMES", "KINDS", "PUZZLES", "SPLITS", "Puzzle", "Score", "export", "make", "split_of", "timeline"]
+__all__ = [
+    "CELL",
+    "FRAMES",
+    "KINDS",
+    "PUZZLES",
+    "SPLITS",
+    "Puzzle",
+    "Score",
+    "distinct",
+    "export",
+    "make",
+    "split_of",
+    "timeline",
+]
 
 
 def make(kind: str, seed: int, size: int = 4, split: str = "train") -> Puzzle:
@@ -42,6 +55,17 @@ def make(kind: str, seed: int, size: int = 4, split: str = "train") -> Puzzle:
         puzzle = cls.sample(rng, size)
         if split_of(puzzle.key) == split:
             return puzzle
+
+
+def distinct(kind: str, n: int, size: int = 4, split: str = "test") -> list[Puzzle]:
+    """The first n distinct (picture, prompt) pairs of a split. Raises ValueError where it does not hold so many."""
+    found: dict[str, Puzzle] = {}
+    for seed in range(100 * n):
+        puzzle = make(kind, seed, size, split)
+        found.setdefault(f"{puzzle.key}: {puzzle.prompt}", puzzle)
+        if len(found) == n:
+            return list(found.values())
+    raise ValueError(f"there are not {n} distinct {kind} puzzles of size {size} in the {split} split: ask for fewer")
 
 
 def split_of(key: str) -> str:

@@ -25,27 +25,12 @@ TASKS = {  # name in the report -> kind and grid sizes
 BATCH = 25
 
 
-def held_out(kind: str, size: int, n: int, split: str) -> list[puzzles.Puzzle]:
-    """The first n distinct puzzles of a split."""
-    found: dict[str, puzzles.Puzzle] = {}
-    for seed in range(100 * n):
-        puzzle = puzzles.make(kind, seed, size=size, split=split)
-        found.setdefault(f"{puzzle.key}: {puzzle.prompt}", puzzle)
-        if len(found) == n:
-            break
-    if len(found) < n:
-        raise MinicosError(
-            f"there are not {n} distinct {kind} puzzles of size {size} in the {split} split: take a smaller --n"
-        )
-    return list(found.values())
-
-
 def batches(n: int, split: str) -> Iterator[tuple[str, list[puzzles.Puzzle]]]:
     """(task, puzzles of one size), BATCH at a time; n puzzles of each task, shared evenly between its sizes."""
     for task, (kind, sizes) in TASKS.items():
         for k, size in enumerate(sizes):
             share = n * (k + 1) // len(sizes) - n * k // len(sizes)
-            chosen = held_out(kind, size, share, split)
+            chosen = puzzles.distinct(kind, share, size, split)
             for start in range(0, len(chosen), BATCH):
                 yield task, chosen[start : start + BATCH]
 
@@ -107,7 +92,7 @@ def main() -> None:
         parser.error(f"--n {args.n}: at least one puzzle of each kind")
     try:
         scores = evaluate(load(args.model), args.n, split=args.split, seed=args.seed)
-    except MinicosError as error:
+    except (MinicosError, ValueError) as error:
         parser.error(str(error))
     for name, value in scores.items():
         print(f"{name:12} {value}")

@@ -1,0 +1,125 @@
+"""The numbers behind every claim: how far apart two runs are, and how sure a mean is.
+
+Distances are between latents or hidden states, means are over puzzles. A headline is a paired difference with a bootstrap
+interval: both arms of a comparison see the same puzzles and the same noise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# -- how far apart ----------------------------------------------------------------------------------------------------
+
+
+def squared(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distance of two latents (b c f h w) in every latent frame: b f, float64."""
+    return (a.double() - b.double()).square().sum(dim=(1, 3, 4))
+
+
+def yardstick(estimates: Sequence[Tensor]) -> Tensor:
+    """Mean squared distance between runs of independent seeds, per frame: what "as different as another seed" means  (b f).
+
+    `estimates` are the clean estimates (b c f h w) of at least two seeds at one step.
+    """
+    if len(estimates) < 2:
+        raise ValueError("a yardstick needs the runs of two seeds or more")
+    return torch.stack([squared(a, b) for a, b in combinations(estimates, 2)]).mean(0)
+
+
+def distance(a: Tensor, b: Tensor, unit: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+    """D of two latents (b c f h w): 0 the same, 1 as different as another seed; `unit` is the `yardstick` (b f).
+
+    The primary measure between runs: latents share their coordinates, so nothing is gained by invariance to rotation.
+    `frames` limits it to some latent frames (imposed ones should be left out).  -> b
+    """
+    chosen = slice(None) if frames is None else list(frames)
+    return squared(a, b)[:, chosen].sum(1) / unit[:, chosen].sum(1)
+
+
+def cka(a: Tensor, b: Tensor) -> float:
+    """Debiased linear CKA of two sets of n paired rows, a (n p) and b (n q): 1 for equal geometry, about 0 for unrelated rows.
+
+    From the unbiased HSIC estimator (Song et al. 2012, eq. 5) in feature space, so that no n x n matrix is formed. The biased
+    estimator gives .65 for independent Gaussians at n = 64, p = 128. The paper's "CKA dissimilarity" is taken as 1 - CKA.
+    """
+    a, b = a.double(), b.double()
+    if len(a) != len(b) or len(a) < 4:
+        raise ValueError(f"CKA needs the same rows twice, four or more: {len(a)} and {len(b)}")
+    a, b = a - a.mean(0), b - b.mean(0)  # changes nothing in exact arithmetic, and keeps it accurate
+    return (_hsic(a, b) / (_hsic(a, a) * _hsic(b, b)).clamp_min(0).sqrt()).item()
+
+
+def _hsic(a: Tensor, b: Tensor) -> Tensor:
+    """Unbiased HSIC for the kernels a a^T and b b^T without their diagonals, up to the factor 1 / (n (n - 3))."""
+    n, na, nb = len(a), a.square().sum(1), b.square().sum(1)
+    rows_a, rows_b = a @ a.sum(0) - na, b @ b.sum(0) - nb  # row sums of the two kernels
+    trace = (a.T @ b).square().sum() - (na * nb).sum()
+    return trace + rows_a.sum() * rows_b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (rows_a * rows_b).sum()
+
+
+def auroc(values: np.ndarray, positive: np.ndarray) -> float:
+    """The chance that a positive has a larger value than a negative (ties count half); NaN where one kind is missing."""
+    values, positive = np.ravel(values), np.ravel(positive).astype(bool)
+    up, down = int(positive.sum()), int((~positive).sum())
+    if not up or not down:
+        return float("nan")
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # 1..n, ties sharing their mean rank
+    return float((ranks[positive].sum() - up * (up + 1) / 2) / (up * down))
+
+
+# -- how sure ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n puzzles with its 95 % bootstrap interval."""
+
+    effect: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.effect:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}"
+
+
+def bootstrap(values: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 10_000) -> Interval:
+    """The mean of `values` (one for each puzzle) with the percentile interval of its resampled means."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"one number for each puzzle, not {values.shape}")
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+    low, high = np.percentile(counts @ values / len(values), [2.5, 97.5])
+    return Interval(float(values.mean()), float(low), float(high), len(values))
+
+
+def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, seed: int = 0) -> Interval:
+    """The mean difference a - b on the same puzzles."""
+    return bootstrap(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), seed=seed)
+
+
+def p_value(differences: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 10_000) -> float:
+    """Two-sided sign-flip test of paired differences: how often chance signs give a mean at least this large."""
+    d = np.asarray(differences, dtype=np.float64)
+    signs = np.random.default_rng(seed).integers(0, 2, (resamples, len(d))) * 2 - 1
+    return float((1 + (np.abs(signs @ d) >= np.abs(d.sum()) - 1e-12).sum()) / (1 + resamples))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction: p values that may be held against one level although several hypotheses were tested."""
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(np.argsort(p, kind="stable")):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def resolvable(deviation: float, n: int) -> float:
+    """The smallest true mean difference that n puzzles find with 80 % power at the 5 % level, given the deviation of one difference."""
+    return 2.802 * deviation / n**0.5  # 1.960 + 0.842
