@@ -59,6 +59,11 @@ class Step:
         return self.x - self.sigma_map * self.velocity_cond
 
     @property
+    def x0_uncond(self) -> Tensor:
+        """The clean estimate of the unprompted branch; there is one only where guidance is not 1."""
+        return self.x - self.sigma_map * self.velocity_uncond
+
+    @property
     def noise(self) -> Tensor:
         """The estimate of the noise in x: x + (1 - sigma) v."""
         return self.x + (1 - self.sigma_map) * self.velocity

@@ -14,7 +14,7 @@ from minicos.analysis import figures
 from minicos.analysis.energy import Energy
 from minicos.analysis.observe import observe, recorded
 from minicos.analysis.routes import Routes, evidence
-from minicos.analysis.steps import Steps, spread
+from minicos.analysis.steps import Steps, convergence, spread
 from minicos.dit import DiT
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import load_image, save_video
@@ -59,8 +59,9 @@ def test_what_is_kept_of_a_run(wan, condition, run, truth):
     assert len(estimates) == len(energies) == STEPS
     for step, estimate, energy in zip(truth, estimates, energies, strict=True):
         assert torch.equal(run.load_tensors(f"steps/{step.index:03}.safetensors")["next"], step.next)
-        assert set(estimate) == {"latent"}
-        assert rel_max(estimate["latent"], step.x - step.sigma * step.velocity) < 1e-6
+        assert set(estimate) == {"guided", "cond", "uncond"}
+        assert rel_max(estimate["guided"], step.x - step.sigma * step.velocity) < 1e-6
+        assert rel_max(estimate["uncond"], step.x - step.sigma * step.velocity_uncond) < 1e-6
         assert set(energy) == {"cond", "uncond"}
         for branch, values in energy.items():
             assert values.shape == (12, 4, 2, 3)  # layer f h w
@@ -80,7 +81,9 @@ def test_pictures_of_the_clean_estimate(wan, condition, run, truth):
     analysis = Steps(wan, (0, 3), columns=5)
     observe(wan, condition, run, [analysis], wan.noise(condition, 0))
     names = analysis.draw(recorded(run, "x0", STEPS), run)
-    assert names == ["x0_sheet.png", "x0/step_00.mp4", "x0/step_03.mp4"]
+    sheets = ["x0_sheet.png", "x0_cond_sheet.png", "x0_uncond_sheet.png"]
+    assert names == [*sheets, "convergence.png", "x0/step_00.mp4", "x0/step_03.mp4"]
+    assert run.load_json("schedule.json")["sigmas"] == list(wan.schedule().sigmas)
     for index in (0, 3):
         video = wan.decode(truth[index].x0[:1])[0]
         strip = figures.pixels(load_image(run.path(f"x0/step_{index:02}.png")))
@@ -92,6 +95,21 @@ def test_pictures_of_the_clean_estimate(wan, condition, run, truth):
         path.unlink()
     analysis.draw(recorded(run, "x0", STEPS), run)
     assert {name: run.path(name).read_bytes() for name in names} == pictures
+
+
+def test_convergence_ends_at_zero_and_starts_at_its_unit():
+    one = torch.randn(5, 1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))  # steps b c f h w
+    moved = convergence(one)
+    assert torch.equal(moved[0], torch.ones(3, dtype=torch.float64))  # shares of the first step's
+    assert torch.equal(moved[-1], torch.zeros(3, dtype=torch.float64))
+
+
+def test_convergence_of_several_seeds_is_measured_by_their_difference():
+    many = torch.randn(4, 60, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    moved = convergence(many)  # every step as far from the last as another seed
+    torch.testing.assert_close(moved[:-1], torch.ones(3, 3, dtype=torch.float64), atol=0.1, rtol=0)  # measured 0.05
+    many[:, :, :, 0] = many[:1, :1, :, 0]  # a frame that is the same everywhere, such as an imposed one
+    assert convergence(many)[:, 0].isnan().all()
 
 
 def test_pictures_of_energy(wan, condition, run):

@@ -67,5 +67,23 @@ def curves(path: Path, lines: Mapping[str, np.ndarray], *, x: str, y: str, title
     save(figure, path)
 
 
+def grid(
+    path: Path, values: np.ndarray, *, x: str, y: str, title: str, limits: tuple[float, float] | None = None
+) -> None:
+    """A matrix as coloured cells with a scale (y down, x across, both counted from 0); NaN stays white."""
+    rows, columns = values.shape
+    figure = Figure(
+        figsize=(max(4.5, min(9, 0.3 * columns + 1.5)), max(2.2, min(7, 0.3 * rows + 1.2))), layout="constrained"
+    )
+    axes = figure.subplots()
+    low, high = limits or (0, np.nanmax(values) if np.isfinite(values).any() else 1)
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    axes.set(xlabel=x, ylabel=y, title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, ax=axes)
+    save(figure, path)
+
+
 def save(figure: Figure, path: Path) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -1,17 +1,22 @@
-"""What does the model believe at every step? The clean estimate x0 = x - sigma v, decoded (paper, Sec. 3 and Fig. 2).
+"""What does the model believe at every step? The clean estimate x0 = x - sigma v, decoded (paper, Sec. 3 and Figs 1-2).
 
 At high noise the estimate of a puzzle with several right answers shows them all, faintly; as sigma falls, one survives. Part of that is
-arithmetic: x0 approximates the mean of all videos that x may become, so an ideal observer would show the same.
+arithmetic: x0 approximates the mean of all videos that x may become, so an ideal observer would show the same (`posterior`).
+
+Does the model reason along the steps or along the frames? `convergence` puts both axes into one picture: the distance of every
+frame of every step's estimate to the final one. Along the steps, all frames settle together; along the frames, later ones settle later.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from minicos.analysis import figures
 from minicos.analysis.observe import Saved
+from minicos.analysis.stats import squared, yardstick
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import load_image, save_image, save_video
 from minicos.pipeline import Wan
@@ -27,7 +32,11 @@ def spread(count: int, steps: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Steps:
-    """Decode the guided clean estimate of the first sample at the chosen steps: one mp4 a step, one sheet for all."""
+    """Decode the clean estimate of the first sample at the chosen steps: one mp4 a step, one sheet for all; convergence of all steps.
+
+    Where the run is guided, the estimates of the prompted and the unprompted branch get sheets of their own. Further samples of the
+    same prompt are the yardstick of the convergence; without one, distances are shares of the first step's.
+    """
 
     wan: Wan
     chosen: Sequence[int]
@@ -38,35 +47,77 @@ class Steps:
         return NO_HOOKS
 
     def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        estimates = self._estimates(step)
         if step.index in self.chosen:
-            self._show(step.index, step.x0, run)
-        return {"latent": step.x0}
+            for branch, x0 in estimates.items():
+                self._show(branch, step.index, x0, run)
+        return estimates
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
+        schedule = self.wan.schedule()
+        run.save_json("schedule.json", {"sigmas": schedule.sigmas, "timesteps": schedule.timesteps})
+        sheets = [self._sheet(branch, saved, run) for branch in BRANCHES if any(branch in step for step in saved)]
+        moved = convergence(torch.stack([step["guided"] for step in saved]))
+        run.save_tensors("convergence.safetensors", {"moved": moved})
+        figures.grid(
+            run.path("convergence.png"), moved.T.numpy(), x="denoising step", y="latent frame",
+            title="How far each frame of the estimate still is from the final one",
+        )  # fmt: skip
         shown = [i for i in self.chosen if i < len(saved)]
+        return [*sheets, "convergence.png", *(f"{_folder('guided')}/step_{i:02d}.mp4" for i in shown)]
+
+    def _estimates(self, step: Step) -> dict[str, Tensor]:
+        """The guided estimate and, where there is guidance, those of the two branches  (b c f h w)."""
+        if step.velocity_uncond is None:
+            return {"guided": step.x0}
+        return {"guided": step.x0, "cond": step.x0_cond, "uncond": step.x0_uncond}
+
+    def _sheet(self, branch: str, saved: Saved, run: Run) -> str:
+        shown = [i for i in self.chosen if i < len(saved) and branch in saved[i]]
         for i in shown:
-            if not run.has(_strip(i)):
-                self._show(i, saved[i]["latent"], run)
+            if not run.has(_strip(branch, i)):
+                self._show(branch, i, saved[i][branch], run)
         sigmas, stride = self.wan.schedule().sigmas, self.wan.vae.cfg.stride[0]
-        frames = self._frames(stride * (saved[0]["latent"].shape[2] - 1) + 1)
+        frames = self._frames(stride * (saved[0]["guided"].shape[2] - 1) + 1)
+        name = f"{_folder(branch)}_sheet.png"
         figures.sheet(
-            run.path("x0_sheet.png"),
-            [np.split(figures.pixels(load_image(run.path(_strip(i)))), len(frames), axis=1) for i in shown],
+            run.path(name),
+            [np.split(figures.pixels(load_image(run.path(_strip(branch, i)))), len(frames), axis=1) for i in shown],
             rows=[f"step {i}\nσ {sigmas[i]:.2f}" for i in shown],
             columns=[f"frame {f}" for f in frames],
-            title="The clean estimate: denoising step (down), video frame (across)",
+            title=f"The clean estimate{BRANCHES[branch]}: denoising step (down), video frame (across)",
         )
-        return ["x0_sheet.png", *(f"x0/step_{i:02d}.mp4" for i in shown)]
+        return name
 
-    def _show(self, index: int, x0: Tensor, run: Run) -> None:
+    def _show(self, branch: str, index: int, x0: Tensor, run: Run) -> None:
         """Decode one estimate: a video to watch, and a strip of its frames for the sheet."""
         video = self.wan.decode(x0[:1])[0]  # f h w 3
-        save_video(run.path(f"x0/step_{index:02d}.mp4"), video, fps=self.wan.preset.fps)
-        save_image(run.path(_strip(index)), np.concatenate(list(video[self._frames(len(video))]), axis=1))
+        save_video(run.path(f"{_folder(branch)}/step_{index:02d}.mp4"), video, fps=self.wan.preset.fps)
+        save_image(run.path(_strip(branch, index)), np.concatenate(list(video[self._frames(len(video))]), axis=1))
 
     def _frames(self, count: int) -> list[int]:
         return figures.evenly(count, self.columns)
 
 
-def _strip(index: int) -> str:
-    return f"x0/step_{index:02d}.png"
+BRANCHES = {"guided": "", "cond": " of the prompted branch", "uncond": " of the unprompted branch"}
+
+
+def convergence(estimates: Tensor) -> Tensor:
+    """Distance of every step's estimate to the last one, per frame: steps b c f h w -> steps f, float64, mean over samples.
+
+    In units of the distance between two samples' final estimates where there are several (D of design: 0 settled, 1 as far as
+    another seed), else of the first step's. NaN on a frame that never moves by more than 1e-6 of the largest unit.
+    """
+    moved = torch.stack([squared(x0, estimates[-1]) for x0 in estimates])  # steps b f
+    several = estimates.shape[1] > 1
+    unit = yardstick([x0[None] for x0 in estimates[-1]])[0] if several else moved[0, 0]  # f
+    unit = torch.where(unit > 1e-6 * unit.max(), unit, torch.nan)
+    return moved.mean(1) / unit
+
+
+def _folder(branch: str) -> str:
+    return "x0" if branch == "guided" else f"x0_{branch}"
+
+
+def _strip(branch: str, index: int) -> str:
+    return f"{_folder(branch)}/step_{index:02d}.png"

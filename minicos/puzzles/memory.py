@@ -81,6 +81,11 @@ class Memory(Puzzle):
         across = slice(self.lanes[0] * CELL, (self.lanes[1] + 1) * CELL)
         return (across, along) if axis == 1 else (along, across)
 
+    def hidden_cells(self) -> tuple[Cell, ...]:
+        """The cells of the object's own lane that the block covers."""
+        (r0, c0), (r1, c1) = sorted((self.mover.cell, self.stop))
+        return tuple((r, c) for r in range(r0, r1 + 1) for c in range(c0, c1 + 1) if (r, c) not in ((r0, c0), (r1, c1)))
+
     def _read(self, frame: np.ndarray) -> tuple[int | None, str]:
         empty = self.backdrop()
         rows, cols = self._block()

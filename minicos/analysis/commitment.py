@@ -1,0 +1,75 @@
+"""When is the answer decided? Completions from a re-noised estimate (ours; the paper reads commitment off the pictures).
+
+A blurred estimate need not be an undecided one. So at step s the clean estimate x0 is thrown back to its own noise level with fresh
+noise, x = (1 - sigma) x0 + sigma noise', and completed, K times over. What the completions answer is what was decided at s:
+
+    commitment(s) = 1 - H(answers of the completions) / log(valid answers)         0 every answer alike, 1 always the same
+
+and the decision step is the first s with commitment >= 0.9 (`DECIDED`). Only the estimate survives the re-noising, so whatever the
+noise itself would have decided later is left open; that is the difference from the run's own future, where noise is not redrawn.
+Completions that answer nothing valid count beside (`valid`). Trivial by construction: at the last step there is nothing left to
+decide, and a puzzle with one answer is committed from the start, so it is refused.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minicos.analysis import cases
+from minicos.analysis.cases import Case
+from minicos.condition import Condition
+from minicos.pipeline import Wan
+from minicos.sample import Step
+
+DECIDED = 0.9
+
+
+def renoise(step: Step, seeds: Sequence[int]) -> Tensor:
+    """The step's estimate at its own noise level, once with the noise of each seed: k b c f h w."""
+    noises = [torch.randn(step.x.shape, generator=torch.Generator().manual_seed(s)).to(step.x) for s in seeds]
+    return torch.stack([(1 - step.sigma_map) * step.x0 + step.sigma_map * noise for noise in noises])
+
+
+def complete(wan: Wan, condition: Condition, x: Tensor, start: int) -> Tensor:
+    """Sample on from latents x (b c f h w) that enter step `start`, without a solver's memory; the final latents."""
+    for step in wan.sample(condition, noise=x, start=start):
+        x = step.next
+    return x
+
+
+def completions(wan: Wan, batch: Sequence[Case], at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
+    """Which valid answer each completion gives, -1 for none: b steps count, int64, steps in the order of `at`.
+
+    Network passes: for a run of N steps, N + count * sum(N - s for s in at), per case.
+    """
+    condition = cases.condition(wan, batch)
+    out = []
+    for step in wan.sample(condition, noise=cases.noise(wan, condition, batch)):
+        if step.index in at:
+            starts = renoise(step, [seed + k for k in range(count)])
+            out.append(torch.stack([_answers(wan, complete(wan, condition, x, step.index), batch) for x in starts], 1))
+    return torch.stack(out, dim=1)
+
+
+def _answers(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> Tensor:
+    return torch.tensor([s.answer if s.solved else -1 for s in cases.scores(wan, latent, batch)])
+
+
+def shares(answers: Tensor, candidates: int) -> Tensor:
+    """The share of each valid answer among the completions (..., count) that gave one: ... candidates, NaN where none did."""
+    counts = torch.stack([(answers == r).sum(-1) for r in range(candidates)], dim=-1).double()
+    return counts / counts.sum(-1, keepdim=True)
+
+
+def commitment(share: Tensor) -> Tensor:
+    """1 - H / log(candidates) of shares (... candidates): ...; needs two candidates or more."""
+    if share.shape[-1] < 2:
+        raise ValueError("a puzzle with one answer is committed from the start: take puzzles with several")
+    return 1 - torch.special.entr(share).sum(-1) / math.log(share.shape[-1])
+
+
+def decision(commitments: Sequence[float], at: Sequence[int]) -> int | None:
+    """The first step of `at` that is committed; None where none is."""
+    return next((s for s, c in zip(at, commitments, strict=True) if c >= DECIDED), None)
