@@ -196,7 +196,7 @@ def test_a_step_that_was_lost_is_made_again(wan, condition, run, truth):
 def test_an_analysis_keeps_to_its_own_name(wan, condition, run):
     energy = Energy(())
     observe(wan, condition, run, [energy, Steps(wan, ())], wan.noise(condition, 0))
-    assert all(set(kept) == {"latent"} for kept in recorded(run, "x0", STEPS))
+    assert all(set(kept) == {"guided", "cond", "uncond"} for kept in recorded(run, "x0", STEPS))
     assert recorded(run, "x", STEPS) == [{}] * STEPS
 
 
