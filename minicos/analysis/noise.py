@@ -30,6 +30,7 @@ which moves even an untouched run, so its edits are held against a run with the 
 The paper is silent on mode, level, CKA's rows and which frames: these readings are ours.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -74,6 +75,8 @@ class Noise:
     def __post_init__(self):
         if self.mode not in MODES:
             raise MinicosError(f"no noise mode {self.mode!r}: take one of {', '.join(MODES)}")
+        if not 0 < self.dose < math.inf:
+            raise MinicosError(f"a dose of {self.dose}: it is a squared norm, above 0")
 
     def __call__(self, x: Tensor, index: int, sigma: Tensor, x0: Tensor | None = None) -> Tensor:
         """The latent (b c f h w) that enters step `index` instead of x; x itself where there is nothing to do.
@@ -269,7 +272,9 @@ class Results:
 
     plan: Plan
     edits: Mapping[str, Noise]
-    runs: Mapping[str, Mapping[str, np.ndarray]]  # edit, or "clean" -> what `measure` and `_verdicts` gave
+    runs: Mapping[
+        str, Mapping[str, np.ndarray]
+    ]  # edit, or "clean" -> what `measure` and `_verdicts` gave; "final" of the first batch
     sigmas: tuple[float, ...]
     handover: int | None  # the first step of the low-noise expert, where there are two
     free: tuple[int, ...]  # latent frames that are not imposed
@@ -349,10 +354,16 @@ def study(wan: Wan, subjects: Sequence[Case], run: Run, plan: Plan, most: int = 
                     edit = replace(edits[name], seed=[edits[name].seed + case.seed for case in batch])
                     found = measure(wan, condition, noise, clean, edit, plan.layer)
                 run.save_tensors(file, found | _verdicts(wan, found["final"], batch))
-            parts.setdefault(name, []).append(run.load_tensors(file))
+            found = run.load_tensors(file)
+            if index:
+                del found["final"]  # one batch of videos is enough to show
+            parts.setdefault(name, []).append(found)
         x0 = [kept(clean, Clean.name, i)["x0"] for i in range(len(schedule))]
         estimates.append(torch.stack([stats.squared(x, x0[-1]) for x in x0], dim=1))  # b N f
-    runs = {name: {key: _joined([part[key] for part in some]) for key in some[0]} for name, some in parts.items()}
+    runs = {
+        name: {key: _joined([part[key] for part in some if key in part]) for key in some[0]}
+        for name, some in parts.items()
+    }
     low = [i for i, t in enumerate(schedule.timesteps) if wan.expert(t)[0] == "low"]
     free = tuple(f for f, fixed in enumerate(imposed) if not fixed)
     results = Results(plan, edits, runs, schedule.sigmas, low[0] if low and low[0] else None, free, np.empty(0))

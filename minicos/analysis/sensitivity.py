@@ -146,7 +146,8 @@ def curve(values: np.ndarray, x: np.ndarray) -> Curve:
 
 def draw(results: Results, wan: Wan, run: Run) -> list[str]:
     """Write the pictures and numbers of one study; their names, the one to open first in front."""
-    steps, hand = at(results), {"hand-over": results.handover} if results.handover else None
+    steps, change = at(results), results.handover and results.handover - 0.5
+    hand = change and {"hand-over": change}
     lines = {"D": curve(sensitivity(results), steps), "1 - CKA": curve(sensitivity(results, "cka"), steps)}
     figures.bands(
         run.path("sensitivity.png"), lines, x=f"step that is noised ({results.plan.mode})", y="distance to the clean video",
@@ -175,19 +176,19 @@ def draw(results: Results, wan: Wan, run: Run) -> list[str]:
         saved |= {f"{key}.{name}": torch.from_numpy(np.ascontiguousarray(of(name))) for name in results.edits}
         top = np.nanpercentile(matrix, 95) if np.isfinite(matrix).any() else 1.0
         figures.grid(
-            run.path(f"{key}.png"), matrix, x="later step", y="noised step", limits=(0, max(top, 1e-9)), mark=results.handover,
+            run.path(f"{key}.png"), matrix, x="later step", y="noised step", limits=(0, max(top, 1e-9)), mark=change,
             title=f"{titles[key]} of the clean estimate to the clean run's" if key != "hidden" else titles[key],
         )  # fmt: skip
         names.append(f"{key}.png")
     if frames := results.names("frame"):
         unit = results.unit[-1]
-        spread = np.stack([results.runs[name]["squared"][:, -1].mean(0) for name in frames]) / np.where(
-            unit, unit, np.nan
-        )
-        spread[:, unit < 1e-3 * unit.max()] = np.nan  # a frame that no seed changes has no yardstick
+        unit = np.where(unit > 1e-3 * unit.max(), unit, np.nan)  # a frame that no seed changes has no yardstick
+        spread = np.full((len(unit), len(unit)), np.nan)
+        for name in frames:
+            spread[results.edits[name].frames] = results.runs[name]["squared"][:, -1].mean(0) / unit
         figures.grid(
             run.path("frames.png"), spread, x="latent frame of the video", y="noised latent frame",
-            limits=(0, max(2.0, float(np.nanpercentile(spread, 60)))), title="D, frame by frame",
+            limits=(0, 2), title="D, frame by frame",
         )  # fmt: skip
         names.append("frames.png")
     run.save_tensors("noise.safetensors", saved)

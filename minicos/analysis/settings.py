@@ -11,7 +11,7 @@ distilled    Steps are no common axis between 4 and 50 of them; the noise level 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from minicos.analysis import figures
 from minicos.analysis.cases import Case
 from minicos.analysis.noise import Plan, Results, study
 from minicos.analysis.sensitivity import at, curve, draw, peak, sensitivity, to_json
-from minicos.analysis.stats import Interval, bootstrap, paired
+from minicos.analysis.stats import Interval, bootstrap
 from minicos.pipeline import Wan
 from minicos.runs import Run
 
@@ -118,12 +118,3 @@ def picture(found: Mapping[str, Results], run: Run, axis: str = "step") -> list[
         x=label, y="D of the estimate to the last one", title="Convergence of the clean estimate", marks=marks,
     )  # fmt: skip
     return ["settings.png", "convergence.png"]
-
-
-def summary(found: Sequence[Row]) -> list[dict]:
-    return [asdict(row) for row in found]
-
-
-def solved_against(found: Mapping[str, Results], first: str, second: str) -> Interval:
-    """Paired difference of the solved rate of two settings on the same cases."""
-    return paired(found[first].runs["clean"]["solved"], found[second].runs["clean"]["solved"])

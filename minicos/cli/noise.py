@@ -50,9 +50,7 @@ def add(verbs) -> None:
             "--mode", choices=("replace", "renoise", "erase", "add"), default="replace",
             help="what replaces the latent: N(0, 1); its belief under fresh noise; no belief; itself with noise added (default: replace)",
         )  # fmt: skip
-        how.add_argument(
-            "--dose", type=common.positive, help="of add: squared norm in all, in latent frames of unit variance"
-        )
+        how.add_argument("--dose", type=float, help="of add: squared norm in all, in latent frames of unit variance")
         how.add_argument("--layer", type=int, help="also compare this block's output by CKA")
         how.add_argument("--others", type=common.positive, default=2, help="other seeds for the yardstick (default: 2)")
         if name == "noise":
@@ -72,6 +70,8 @@ def add(verbs) -> None:
             parser.add_argument(
                 "--points", type=common.positive, default=5, help="steps to noise, evenly spread (default: 5)"
             )
+        if name != "frames":
+            parser.add_argument("--frames", type=common.positive, help="video frames, 4n + 1 (default: the preset's)")
         if name == "distilled":
             parser.add_argument(
                 "--models", type=listed(str), help="other weights, one for each count, instead of --model"
@@ -80,11 +80,11 @@ def add(verbs) -> None:
 
 
 def listed(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    """Of an option: values of a kind, separated by commas, each once."""
+    """Of an option: values of a kind, separated by commas."""
 
     def read(text: str) -> tuple[T, ...]:
         try:
-            return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
+            return tuple(kind(part) for part in text.split(","))
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0,5,19") from None
 
@@ -98,7 +98,7 @@ def noise(args: argparse.Namespace) -> None:
 
     cases, about = subjects.cases(args)
     wan = _load(args)
-    at = None if args.at is None else tuple(sorted(args.at))
+    at = None if args.at is None else tuple(sorted(set(args.at)))
     plan = Plan(args.mode, at, args.inside, args.match, args.dose, args.layer, args.others, args.seed)
     _check(plan, wan)
     if args.boundaries:
@@ -174,9 +174,11 @@ def _load(args: argparse.Namespace) -> "Wan":
 
 
 def _check(plan: "Plan", wan: "Wan") -> None:
-    layers = wan.experts["high"].cfg.num_layers
+    """Mistakes in the plan, before a folder is made for it."""
+    layers, stride = wan.experts["high"].cfg.num_layers, wan.vae.cfg.stride[0]
     if plan.layer is not None and not 0 <= plan.layer < layers:
         raise MinicosError(f"--layer {plan.layer}: the model has blocks 0 to {layers - 1}")
+    plan.edits(wan.preset.steps, [False] * ((wan.preset.frames - 1) // stride + 1))
 
 
 def _told(
@@ -195,7 +197,7 @@ def _told(
     named = {re.sub(r"[^\w.]+", "_", name): setting for name, setting in settings.items()}
     found = analysis.compare(named, cases, run)
     rows = analysis.rows(found)
-    run.save_json("settings.json", analysis.summary(rows))
+    run.save_json("settings.json", [asdict(row) for row in rows])
     print(analysis.table(rows, x))
     pictures = analysis.picture(found, run, axis)
     print(f"{run.path(pictures[0])}  (each setting has a folder beside it)")
