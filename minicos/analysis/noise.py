@@ -89,9 +89,8 @@ class Noise:
         if self.mode == "null":
             return x.clone()
         sigma = sigma.to(x.device)
-        return torch.where(
-            self._hit(x, sigma), self._noised(x, index, sigma, torch.zeros_like(x) if x0 is None else x0), x
-        )
+        x0 = torch.zeros_like(x) if x0 is None else x0
+        return torch.where(self._hit(x, sigma), self._noised(x, index, sigma, x0), x)
 
     def after(self, step: Step) -> Tensor:
         """The latent that enters the next step instead of `step.next`."""
@@ -120,7 +119,7 @@ class Noise:
     def _draw(self, x: Tensor, index: int) -> Tensor:
         """Fresh noise for each sample, depending on its seed and the step alone, and never the noise of another run's start."""
         seeds = range(self.seed, self.seed + len(x)) if isinstance(self.seed, int) else self.seed
-        each = [torch.Generator().manual_seed(2**50 + 1000 * seed + index) for seed in seeds]
+        each = [torch.Generator().manual_seed((2**50 + 1000 * seed + index) % 2**63) for seed in seeds]
         return torch.stack([torch.randn(x.shape[1:], generator=g) for g in each]).to(x)
 
 
@@ -272,9 +271,7 @@ class Results:
 
     plan: Plan
     edits: Mapping[str, Noise]
-    runs: Mapping[
-        str, Mapping[str, np.ndarray]
-    ]  # edit, or "clean" -> what `measure` and `_verdicts` gave; "final" of the first batch
+    runs: Mapping[str, Mapping[str, np.ndarray]]  # of each edit and of "clean"; "final" holds the first batch alone
     sigmas: tuple[float, ...]
     handover: int | None  # the first step of the low-noise expert, where there are two
     free: tuple[int, ...]  # latent frames that are not imposed
@@ -316,15 +313,13 @@ class Results:
     def shown(self, name: str, which: str) -> np.ndarray:
         """The video frames (bool F) that are "all", "untouched" by the edit, or show the whole "answer"."""
         count = self.runs["clean"]["right"].shape[1]
+        if which == "all":
+            return np.ones(count, bool)
         if which == "answer":
             return timeline(count) >= 1
         touched = self.edits[name].frames
         latent = (np.arange(count) + 3) // 4  # of the VAE: one frame, then four to a latent frame
-        return (
-            np.ones(count, bool)
-            if which == "all"
-            else np.isin(latent, self.free if touched is None else touched, invert=True)
-        )
+        return ~np.isin(latent, self.free if touched is None else touched)
 
     def passes(self, kind: str = "step") -> tuple[int, int]:
         """Network passes of the clean run and a sweep over the edits of a kind; and of as many full runs as there are edits."""
