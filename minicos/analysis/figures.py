@@ -52,14 +52,22 @@ def sheet(
     save(figure, path)
 
 
-def curves(path: Path, lines: Mapping[str, np.ndarray], *, x: str, y: str, title: str) -> None:
-    """One curve for each name, coloured in order from blue to red."""
+def curves(
+    path: Path, lines: Mapping[str, np.ndarray], *, x: str, y: str, title: str, at: Sequence[float] | None = None
+) -> None:
+    """One curve for each name, coloured in order from blue to red; `at` says where on the x axis (0, 1, 2 ... by default)."""
     figure = Figure(figsize=(7.2, 4), layout="constrained")
     axes = figure.subplots()
     for k, (name, values) in enumerate(lines.items()):
         shade = k / max(1, len(lines) - 1)
         color = (0.15 + 0.75 * shade, 0.25, 0.75 - 0.55 * shade)
-        axes.plot(np.arange(len(values)), values, label=name, color=color, marker="." if len(values) < 60 else None)
+        axes.plot(
+            np.arange(len(values)) if at is None else at,
+            values,
+            label=name,
+            color=color,
+            marker="." if len(values) < 60 else None,
+        )
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from minicos.cli import demo, generate, inspect, points, watch
+from minicos.cli import commitment, demo, generate, inspect, points, watch
 from minicos.cli.common import Parser
 from minicos.errors import MinicosError
 
@@ -23,7 +23,7 @@ Watch a video diffusion model reason, step by step.
 def parser() -> Parser:
     top = Parser(prog="minicos", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in (demo, generate, watch, points, inspect):
+    for verb in (demo, generate, watch, commitment, points, inspect):
         verb.add(verbs)
     return top
 

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from minicos.errors import MinicosError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -40,6 +42,20 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def indices(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of step numbers such as 0,5,19") from None
+
+
+def within(at: tuple[int, ...] | None, steps: int) -> tuple[int, ...] | None:
+    """The steps of --at, which the run must have."""
+    if at and (at[0] < 0 or at[-1] >= steps):
+        raise MinicosError(f"--at {','.join(map(str, at))}: the run has steps 0 to {steps - 1}.")
+    return at
 
 
 def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:

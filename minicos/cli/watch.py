@@ -31,32 +31,22 @@ def add(verbs) -> None:
         common.add_condition_options(parser)
         common.add_model_options(parser, out=f"runs/{name}")
         parser.add_argument(
-            "--at", type=indices, help="steps to show, e.g. 0,5,19 (default: eight, denser at the start)"
+            "--at", type=common.indices, help="steps to show, e.g. 0,5,19 (default: eight, denser at the start)"
         )
         parser.add_argument("--also", choices=[c for c in CHOICES if c != name], help="do this in the same pass")
-
-
-def indices(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of step numbers such as 0,5,19") from None
 
 
 def run(name: str, args: argparse.Namespace) -> None:
     from minicos.analysis.energy import Energy
     from minicos.analysis.observe import observe, recorded
     from minicos.analysis.steps import Steps, spread
-    from minicos.errors import MinicosError
 
     image = common.image(args)
     wan = common.load(args)
     condition = common.condition(args, wan, image)
     noise = wan.noise(condition, args.seed)
     total = wan.preset.steps
-    chosen = args.at or spread(8, total)
-    if chosen[0] < 0 or chosen[-1] >= total:
-        raise MinicosError(f"--at {','.join(map(str, chosen))}: the run has steps 0 to {total - 1}.")
+    chosen = common.within(args.at, total) or spread(8, total)
     asked = {name, args.also}
     analyses = [Steps(wan, chosen)] * ("steps" in asked) + [Energy(chosen)] * ("energy" in asked)
     folder = common.open_run(args, wan, analyses, **common.subject(args, image))

@@ -1,0 +1,47 @@
+"""What an experiment runs on, as options: held-out puzzles, which know their answers, or the user's own picture and prompt."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from minicos.cli import common
+from minicos.errors import MinicosError
+
+if TYPE_CHECKING:
+    from minicos.analysis.cases import Case
+    from minicos.puzzles import Puzzle
+
+KINDS = ("maze", "goal", "mark", "memory", "turn")
+
+
+def add_subject_options(parser: argparse.ArgumentParser, kind: str = "maze", n: int = 100) -> None:
+    """Puzzles by default; `--prompt` (and `--image`) turn to one case of the user's."""
+    puzzles = parser.add_argument_group("held-out puzzles (the embedded model; scored)")
+    puzzles.add_argument("--puzzle", choices=KINDS, default=kind, help=f"kind of puzzle (default: {kind})")
+    puzzles.add_argument("--size", type=int, default=4, choices=(3, 4, 5), help="cells along a side (default: 4)")
+    puzzles.add_argument("--n", type=common.positive, default=n, help=f"how many (default: {n})")
+    puzzles.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
+    own = parser.add_argument_group("or a case of your own (any model; no score)")
+    own.add_argument("--prompt", help="what should happen")
+    own.add_argument("--image", type=common.Path, help="first frame (png, jpg), for image-to-video models")
+
+
+def subjects(args: argparse.Namespace, keep: Callable[["Puzzle"], bool] = lambda puzzle: True) -> list["Case"]:
+    """The cases of the options, with noise seeds from --seed on. `keep` chooses among puzzles, e.g. those with several answers."""
+    from minicos.analysis.cases import Case, held_out
+
+    if args.prompt is not None:
+        return [Case(args.prompt, common.image(args), args.seed)]
+    if args.image is not None:
+        raise MinicosError("--image needs a --prompt beside it; without both, held-out puzzles are used")
+    try:
+        return held_out(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed, keep=keep)
+    except ValueError as error:
+        raise MinicosError(f"{error}.") from error
+
+
+def about(args: argparse.Namespace) -> dict[str, object]:
+    """The options of `subjects` among a run's settings."""
+    if args.prompt is not None:
+        return common.subject(args, common.image(args))
+    return {"puzzle": args.puzzle, "size": args.size, "n": args.n, "split": args.split}
