@@ -98,6 +98,24 @@ def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32, out=out)
 
 
+def attention_mass(q: Tensor, k: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Where attention goes, exactly, one frame of queries at a time: q b n l k, k b n t k -> (b n t, b n f f'), float32.
+
+    With p = softmax(q k^T / sqrt(k)), the first is the mass that every key receives, summed over queries (sums to l); the second
+    the share of each query frame's attention that goes to each key frame (rows sum to 1). Queries are cut into `frames` equal
+    frames and so are keys, if there are as many of them as queries; else (a text) all keys are one frame.
+    """
+    key_frames = frames if k.shape[2] == q.shape[2] else 1
+    received = k.new_zeros(k.shape[:3], dtype=torch.float32)
+    rows = []
+    for query in q.unflatten(2, (frames, -1)).unbind(2):  # b n l/f k
+        p = torch.softmax((query.float() @ k.float().mT) * q.shape[-1] ** -0.5, dim=-1)
+        mass = p.sum(2)  # b n t
+        received += mass
+        rows.append(mass.unflatten(2, (key_frames, -1)).sum(-1) / query.shape[2])
+    return received, torch.stack(rows, dim=2)
+
+
 @dataclass(frozen=True)
 class Ops:
     """The operations a model is built from. `REFERENCE` is this file; `with_kernels` swaps in every Triton twin that exists."""
