@@ -160,7 +160,7 @@ IMAGE = {
 }
 RESIZE = {
     "bicubic": "official: torch's bicubic without antialiasing, no crop",
-    "pil": "DiffSynth: PIL's bicubic, antialiased, no crop",
+    "pil": "DiffSynth: PIL's bicubic, antialiased, no crop; without an area, sides are rounded up",
     "crop": "official TI2V-5B: PIL's Lanczos to cover, then a centre crop",
 }
 
