@@ -73,12 +73,12 @@ def frame_size(
                 f"the image has {width}x{height} pixels; both sides must be multiples of {step}, e.g. {good[1]}x{good[0]}"
             )
         return height, width
-    ratio = height / width
-    rows, columns = math.sqrt(area * ratio), math.sqrt(area / ratio)
     if rule == "crop":
         size = _best_output_size(width, height, step, area)
     else:
-        size = round(rows // stride // patch * patch) * stride, round(columns // stride // patch * patch) * stride
+        ratio = height / width
+        sides = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        size = tuple(round(side // stride // patch * patch) * stride for side in sides)
     if not all(size):
         raise MinicosError(f"an image of {width}x{height} pixels is too long and thin for an area of {area} pixels")
     return size

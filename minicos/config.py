@@ -79,9 +79,9 @@ class VAEConfig:
         return 2 ** sum(self.temporal_downsample), space, space
 
 
-VAE22 = VAEConfig(
+VAE22 = VAEConfig(  # Wan2.2_VAE, of Wan2.2-TI2V-5B; stride 4 x 16 x 16
     dim=160, z_dim=48, dec_dim=256, patch_size=2, stage_shortcuts=True, mean=VAE22_MEAN, std=VAE22_STD
-)  # Wan2.2-TI2V-5B; stride 4 x 16 x 16
+)
 
 
 @dataclass(frozen=True)

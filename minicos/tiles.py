@@ -3,6 +3,9 @@
 Cut in space and never in time: every tile streams through the clip, chunk by chunk, with a memory of its own (`vae.Stream`).
 Neighbours share a quarter of a tile and fade into one another across it, so no seam is seen. To the network each tile is a
 frame of its own: attention of the middle block sees one tile only, so the result is close to that of whole frames, not equal.
+
+What it is for: the memory of a decoder takes 8.7 GB at 1280x720 (Wan2.1_VAE; 6.4 GB at 1280x704 with Wan2.2_VAE) in float32,
+that of one tile of 256 pixels 0.6 GB (0.5 GB), and activations shrink alike.
 """
 
 import math
@@ -21,6 +24,7 @@ class Tiles:
     """One pass of a clip through the encoder or the decoder, in tiles. A frame that fits into one tile is not cut, bit for bit.
 
     While a tile waits for its next chunk, its memory lies on the host: the device holds that of one tile, and one chunk.
+    That costs a copy there and back for every tile and chunk, fewer with longer chunks.
     """
 
     def __init__(self, size: tuple[int, int], side: int | None, stride: int):

@@ -43,7 +43,7 @@ class CausalConv3d(nn.Conv3d):
             b, c, _, h, w = x.shape
             past = stream[self] if self in stream else x.new_zeros(b, c, self.history, h, w)
             x = torch.cat([past, x], dim=2)
-            stream[self] = x[:, :, -self.history :]
+            stream[self] = x[:, :, -self.history :].clone()  # a view would keep the whole chunk alive
         return super().forward(x)
 
 
@@ -107,10 +107,10 @@ class Downsample(nn.Module):
         first = x[:, :, :0]
         if self not in stream:
             first, x = x[:, :, :1], x[:, :, 1:]
-            stream[self] = first
+            stream[self] = first.clone()
         if x.shape[2]:  # windows of three frames, two apart: the last remembered frame and the next two
             window = torch.cat([stream[self], x], dim=2)
-            stream[self] = x[:, :, -1:]
+            stream[self] = x[:, :, -1:].clone()
             x = nn.Conv3d.forward(self.time_conv, window)
         return torch.cat([first, x], dim=2)
 
@@ -132,7 +132,7 @@ class Upsample(nn.Module):
             first = x[:, :, :0]
             if self not in stream:  # the first frame enters neither this convolution nor its history
                 first, x = x[:, :, :1], x[:, :, 1:]
-                stream[self] = first[:, :0]
+                stream[self] = x.new_empty(0)
             if x.shape[2]:
                 x = rearrange(self.time_conv(x, stream), "b (s c) f h w -> b c (f s) h w", s=2)
             x = torch.cat([first, x], dim=2)

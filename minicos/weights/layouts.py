@@ -101,7 +101,8 @@ def dit_config(folder: Path, files: tuple[Path, ...]) -> DiTConfig:
 
 
 def _expert(folder: Path) -> Expert:
-    files = tuple(weight_files(folder))
+    single = folder / "diffusion_pytorch_model.safetensors"  # a lone expert may have other networks beside it
+    files = (single,) if single.exists() else tuple(weight_files(folder))
     return Expert(files, dit_config(folder, files))
 
 
