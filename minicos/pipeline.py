@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minicos import schedule
-from minicos.condition import Condition, check_frames, frame_size, image_channels, resize
+from minicos.condition import Condition, check_frames, fit, frame_size, image_channels
 from minicos.config import VARIANTS, Preset
 from minicos.config import preset as presets
 from minicos.dit import FLOAT32, DiT, points
@@ -61,9 +61,13 @@ class Wan:
 
     @property
     def takes_image(self) -> bool:
-        """Whether the first frame is given, by channel concatenation."""
-        cfg = self.experts["high"].cfg
-        return cfg.in_dim > cfg.out_dim
+        """Whether a first frame can be given."""
+        return self.preset.image != "none"
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether a first frame must be given: TI2V also makes a video from text alone."""
+        return self.preset.image not in ("none", "imposed")
 
     def with_preset(self, name: str | None = None, **changes: object) -> "Wan":
         """The same networks under another preset, or with some of its fields changed: `with_preset(steps=10)`."""
@@ -89,33 +93,37 @@ class Wan:
     ) -> Condition:  # fmt: skip
         """What to make: one prompt or several, and for image-to-video a first frame for each.
 
-        image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; resized as the preset's size rule says
+        image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; made to fit as the preset's `resize` says
         frames  4n + 1, the preset's by default
-        size    (height, width) in pixels for text-to-video, (480, 832) by default; with an image, its aspect ratio decides
+        size    (height, width) in pixels where there is no image, the preset's by default; with an image, its aspect ratio decides
         Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts that do not divide.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(p.strip() for p in prompts):
             raise MinicosError("the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'")
         frames = self.preset.frames if frames is None else frames
-        stride = self.vae.cfg.stride
+        stride, patch = self.vae.cfg.stride, self.experts["high"].cfg.patch_size
         check_frames(frames, stride[0])
-        if self.takes_image and image is None:
+        if self.needs_image and image is None:
             raise MinicosError(f"{self.variant} makes a video from a first frame: give an image")
         if image is not None and not self.takes_image:
             raise MinicosError(f"{self.variant} makes a video from text alone and takes no image")
-        y = None
+        y = first = None
         if image is not None:
             if size is not None:
                 raise MinicosError("with an image, its aspect ratio decides the size: change the preset's area instead")
-            image = _checked(image, len(prompts)).cpu().float() * 2 - 1
-            height, width = frame_size(tuple(image.shape[-2:]), self.preset.area, stride[1])
-            image = resize(image, height, width).to(self.device)  # resized on the host, as the official code does
-            y = image_channels(self.vae, image, frames).expand(len(prompts), -1, -1, -1, -1)
+            image, rule = _checked(image, len(prompts)), self.preset.resize
+            height, width = frame_size(tuple(image.shape[-2:]), self.preset.area, stride[1], patch[1], rule)
+            image = fit(image, (height, width), rule).to(self.device)
+            if self.preset.image == "imposed":
+                first = self.vae.encode(image.unsqueeze(2)).expand(len(prompts), -1, -1, -1, -1)
+            else:
+                y = image_channels(self.vae, image, frames).expand(len(prompts), -1, -1, -1, -1)
         else:
-            height, width = size or (480, 832)
-            if height % (2 * stride[1]) or width % (2 * stride[2]):
-                raise MinicosError(f"a size of {height}x{width}: both sides must be multiples of {2 * stride[1]}")
+            height, width = size or self.preset.size
+            step = stride[1] * patch[1]
+            if height % step or width % step:
+                raise MinicosError(f"a size of {height}x{width}: both sides must be multiples of {step}")
         shape = (
             len(prompts),
             self.vae.cfg.z_dim,
@@ -130,6 +138,7 @@ class Wan:
             text_null=encode(self.text, self.tokenizer, [negative] * len(prompts)) if guided else None,
             shape=shape,
             y=y,
+            first=first,
         )
 
     def noise(self, condition: Condition, seed: int | list[int]) -> Tensor:
@@ -161,16 +170,19 @@ class Wan:
         )
 
     @torch.no_grad()
-    def frames(self, latent: Tensor) -> Iterator[np.ndarray]:
-        """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3), so that a long video never stands in memory whole."""
-        for part in self.vae.stream(latent[None].to(self.device)):
+    def frames(self, latent: Tensor, tile: int | None = None) -> Iterator[np.ndarray]:
+        """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3), so that a long video never stands in memory whole.
+
+        tile  side in pixels of the tiles that large frames are cut into (see tiles.py); None: whole frames
+        """
+        for part in self.vae.stream(latent[None].to(self.device), tile=tile):
             yield to_uint8(part[0])
 
     @torch.no_grad()
-    def decode(self, latent: Tensor) -> np.ndarray:
+    def decode(self, latent: Tensor, tile: int | None = None) -> np.ndarray:
         """Latents (b c f h w) -> uint8 (b F H W 3)."""
-        pieces = [np.stack([to_uint8(video) for video in part]) for part in self.vae.stream(latent.to(self.device))]
-        return np.concatenate(pieces, axis=1)
+        stream = self.vae.stream(latent.to(self.device), tile=tile)
+        return np.concatenate([np.stack([to_uint8(video) for video in part]) for part in stream], axis=1)
 
     def generate(
         self, prompt: str, image: Tensor | None = None, *, seed: int = 0, negative: str | None = None, frames: int | None = None,
@@ -220,6 +232,11 @@ def load(
         lora = () if part.lora is None else (read_lora(part.lora),)
         load_into(experts[name], part.files, dtype=policy, device=device, lora=lora)
     text_cfg, vae_cfg = layouts.text_config(layout.text), layouts.vae_config(layout.vae)
+    if vae_cfg.z_dim != layout.experts["high"].config.out_dim:
+        raise MinicosError(
+            f"{layout.vae} makes latents of {vae_cfg.z_dim} channels, and {variant} needs"
+            f" {layout.experts['high'].config.out_dim}: Wan2.2-TI2V-5B comes with Wan2.2_VAE, all others with Wan2.1_VAE."
+        )
     with torch.device("meta"):
         vae, text = VAE(vae_cfg), TextEncoder(text_cfg)
     load_into(vae, layout.vae, dtype=torch.float32, device=device)
@@ -263,10 +280,11 @@ def _variant(layout: layouts.Layout, model: str | Path) -> str:
     config, two = layout.experts["high"].config, len(layout.experts) > 1
     alike = [name for name, known in VARIANTS.items() if known == config]
     for name in alike:
-        if name == "tiny" or ("2.2" in name) == two:
+        if name == "tiny" or (presets(name).boundary is not None) == two:
             return name
     if alike:
-        raise MinicosError(f"{model} has one expert, and {alike[0]} has two: high_noise_model/ and low_noise_model/.")
+        counts = ("two experts", "one") if two else ("one expert", "two: high_noise_model/ and low_noise_model/")
+        raise MinicosError(f"{model} has {counts[0]}, and {alike[0]} has {counts[1]}.")
     raise MinicosError(
         f"{model}: no variant has width {config.dim}, {config.num_layers} layers and {config.in_dim} input channels."
         " Try `minicos inspect`."

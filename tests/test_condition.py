@@ -3,14 +3,16 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
-from minicos.condition import Condition, check_frames, frame_size, image_channels, known_frames, resize
-from minicos.config import VAEConfig
+from minicos.condition import Condition, check_frames, cover, fit, frame_size, image_channels, known_frames, resize
+from minicos.config import RESIZE, VAE22, VAEConfig
 from minicos.errors import MinicosError
 from minicos.vae import VAE
 from tests import golden
@@ -18,7 +20,8 @@ from tests.golden import rel_max
 
 DATA = golden.read("conditioning")
 RULE = golden.info("conditioning")["config"]
-SIZES = json.loads((golden.FOLDER / "size_tables.json").read_text())["i2v_size_rule"]
+TABLES = json.loads((golden.FOLDER / "size_tables.json").read_text())
+SIZES = TABLES["i2v_size_rule"]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,87 @@ def test_suggested_frame_counts_are_good_ones(frames):
         check_frames(above)
     else:
         assert frames % 4 == 1
+
+
+# -- the imposed frame -------------------------------------------------------------------------------------------------
+
+
+def test_the_cropped_image_and_its_latent_are_the_official_ones():
+    picture = DATA["ti2v.image_u8"].permute(2, 0, 1)[None] / 255
+    size = frame_size(tuple(picture.shape[-2:]), RULE["ti2v_area"], 16, rule="crop")
+    assert size == DATA["ti2v.cropped_u8"].shape[:2]
+    frame = fit(picture, size, "crop")
+    levels = (frame[0] + 1) * 127.5
+    assert torch.equal(levels.round().to(torch.uint8).permute(1, 2, 0), DATA["ti2v.cropped_u8"])
+    assert (levels - levels.round()).abs().max() < 1e-4  # measured 7.6e-6: nothing but the levels
+    vae22 = VAE(replace(VAE22, dim=4, dec_dim=6)).requires_grad_(False)
+    vae22.load_state_dict(golden.read("vae22.weights"))
+    assert rel_max(vae22.encode(frame.unsqueeze(2))[0], DATA["ti2v.z"]) < 8e-7  # measured 2.1e-7
+
+
+@pytest.mark.parametrize(
+    "row", TABLES["ti2v_best_output_size"], ids=lambda r: "{}x{}@{}".format(*r["image"], r["max_area"])
+)
+def test_size_rule_of_the_crop(row):
+    width, height = row["image"]
+    if row["out"]:
+        size = frame_size((height, width), row["max_area"], 16, rule="crop")
+        assert size == tuple(row["out"][::-1])
+        assert cover((height, width), size) == (tuple(row["resized"][::-1]), tuple(row["crop_left_top"][::-1]))
+    else:  # the official code divides by zero
+        with pytest.raises(MinicosError, match="too long and thin"):
+            frame_size((height, width), row["max_area"], 16, rule="crop")
+
+
+# -- how an image is made to fit ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RESIZE)
+@pytest.mark.parametrize("size", [(64, 96), (40, 58), (32, 32)])
+def test_every_way_to_fit_gives_the_size_and_the_range(rule, size):
+    picture = DATA["i2v.image_u8"].permute(2, 0, 1)[None] / 255
+    frames = fit(torch.cat([picture, 1 - picture]), size, rule)
+    assert (frames.shape, frames.dtype) == ((2, 3, *size), torch.float32)
+    assert frames.abs().max() < (1.5 if rule == "bicubic" else 1.0001)  # without 8 bits, bicubic overshoots
+    same = fit(picture, tuple(picture.shape[-2:]), rule)
+    assert (same - (picture * 2 - 1)).abs().max() < 1e-6  # measured 6.0e-8: an image that fits is left alone
+
+
+def test_pil_is_antialiased_and_bicubic_is_not():
+    """Stripes of one pixel, at a third of the size: grey where they are averaged."""
+    stripes = (torch.arange(96) % 2).float().expand(1, 3, 96, 96)
+    assert fit(stripes, (32, 32), "pil").std() < 0.2 < 0.9 < fit(stripes, (32, 32), "bicubic").std()
+
+
+def test_the_pil_rule_is_that_of_diffsynth():
+    """image.resize((w, h)) with PIL's default, then to [-1, 1]; a side that does not divide is rounded up."""
+    assert frame_size((30, 45), None, rule="pil") == (32, 48)
+    assert frame_size((30, 45), None, 16, rule="pil") == (32, 64)
+    assert frame_size((32, 48), None, rule="pil") == (32, 48)
+    levels = DATA["flf2v.first_u8"]
+    expected = torch.from_numpy(np.array(Image.fromarray(levels.numpy()).resize((48, 32)), dtype=np.float32))
+    fitted = fit(levels.permute(2, 0, 1)[None] / 255, (32, 48), "pil")[0]
+    assert (fitted - (expected * (2 / 255) - 1).permute(2, 0, 1)).abs().max() < 1e-6  # measured 1.2e-7
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(MinicosError, match="called 'lanczos': take one of bicubic, pil, crop"):
+        fit(torch.zeros(1, 3, 8, 8), (16, 16), "lanczos")
+
+
+@given(st.integers(64, 3000), st.integers(64, 3000), st.integers(64 * 64, 1280 * 720))
+def test_crops_stay_within_the_area_and_inside_the_covering_image(height, width, area):
+    try:
+        size = frame_size((height, width), area, 16, rule="crop")
+    except MinicosError:
+        return
+    (rows, columns), (top, left) = cover((height, width), size)
+    assert not size[0] % 32
+    assert not size[1] % 32
+    assert size[0] * size[1] <= area
+    assert 0 <= top <= rows - size[0]
+    assert 0 <= left <= columns - size[1]
+    assert min(rows - size[0], columns - size[1]) <= 1  # one side fits, the other is cut
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """diffusers' networks with the same random weights, under the names that `minicos.weights.names` translates to."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from minicos.config import VAEConfig
+from minicos.config import VAE22, VAEConfig
 from minicos.dit import DiT
 from minicos.ops import sinusoid
 from minicos.vae import VAE
-from minicos.weights.names import DIT_DIFFUSERS, VAE_DIFFUSERS, translate
+from minicos.weights.names import DIT_DIFFUSERS, VAE22_DIFFUSERS, VAE_DIFFUSERS, renamer, translate
 from tests.golden import rel_max
 
 diffusers = pytest.importorskip("diffusers")
@@ -61,7 +63,12 @@ VAES = {
     "official topology": VAEConfig(dim=16),
     "other statistics": VAEConfig(dim=16, z_dim=2, dim_mult=(1, 2, 2, 4), mean=(0.5, -1.0), std=(3.0, 0.5)),
     "time first": VAEConfig(dim=16, dim_mult=(1, 1, 2, 2), temporal_downsample=(True, True, False)),
-}
+    "official topology, 2.2": replace(VAE22, dim=16, dec_dim=24),
+    "narrow and time first, 2.2": VAEConfig(
+        dim=8, z_dim=2, temporal_downsample=(True, True, False), dec_dim=12, patch_size=2, stage_shortcuts=True,
+        mean=(0.5, -1.0), std=(3.0, 0.5),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("cfg", VAES.values(), ids=VAES)
@@ -73,12 +80,17 @@ def test_vae(cfg):
     theirs = diffusers.AutoencoderKLWan(
         base_dim=cfg.dim, z_dim=cfg.z_dim, dim_mult=list(cfg.dim_mult), num_res_blocks=cfg.num_res_blocks,
         temperal_downsample=list(cfg.temporal_downsample), latents_mean=list(cfg.mean), latents_std=list(cfg.std),
+        decoder_base_dim=cfg.dec_dim, is_residual=cfg.stage_shortcuts, patch_size=cfg.patch_size if cfg.patch_size > 1 else None,
+        in_channels=3 * cfg.patch_size**2, out_channels=3 * cfg.patch_size**2,
     )  # fmt: skip
-    theirs.load_state_dict({translate(name, VAE_DIFFUSERS): p for name, p in ours.state_dict().items()})
+    table = VAE22_DIFFUSERS if cfg.stage_shortcuts else VAE_DIFFUSERS
+    theirs.load_state_dict({translate(name, table): p for name, p in ours.state_dict().items()})
+    assert set(map(renamer(theirs.state_dict()), theirs.state_dict())) == set(ours.state_dict())
     theirs.eval().requires_grad_(False)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (cfg.mean, cfg.std))
 
-    video = torch.rand(2, 3, 9, 16, 24, generator=draw) * 2 - 1
-    assert rel_max(ours.encode(video), (theirs.encode(video).latent_dist.mode() - mean) / std) < 1e-6  # measured 2.9e-7
+    _, height, width = (side * n for side, n in zip(cfg.stride, (1, 2, 3), strict=True))
+    video = torch.rand(2, 3, 9, height, width, generator=draw) * 2 - 1
+    assert rel_max(ours.encode(video), (theirs.encode(video).latent_dist.mode() - mean) / std) < 2e-6  # measured 6.3e-7
     z = torch.randn(2, cfg.z_dim, 3, 2, 3, generator=draw)
-    assert rel_max(ours.decode(z), theirs.decode(z * std + mean).sample) < 1e-5  # measured 3.1e-6
+    assert rel_max(ours.decode(z), theirs.decode(z * std + mean).sample) < 1e-5  # measured 3.4e-6

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 import numpy as np
@@ -21,8 +21,10 @@ from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.media import to_uint8
 from minicos.pipeline import EMBEDDED, load
-from minicos.weights import lora
+from minicos.text import TextEncoder
+from minicos.weights import layouts, lora
 from minicos.weights.inspect import inspect
+from tests import golden
 from tests.golden import rel_max
 
 DIT = "high_noise_model/diffusion_pytorch_model.safetensors"
@@ -261,14 +263,15 @@ def test_a_bad_condition_is_refused(change, says, wan):
         wan.condition(**{"prompt": "turn the l", "image": image(), **change})
 
 
-def test_text_to_video_takes_a_size_and_no_picture(wan, monkeypatch):
-    monkeypatch.setattr(pipeline.Wan, "takes_image", False)
-    assert wan.condition("turn the l", size=(32, 48)).shape == (1, 16, 4, 4, 6)
-    assert wan.condition("turn the l", frames=1).shape == (1, 16, 1, 60, 104)
+def test_text_to_video_takes_a_size_and_no_picture(wan):
+    text = wan.with_preset(image="none")
+    assert (text.takes_image, text.needs_image) == (False, False)
+    assert text.condition("turn the l", size=(32, 48)).shape == (1, 16, 4, 4, 6)
+    assert text.condition("turn the l", frames=1).shape == (1, 16, 1, 60, 104)
     with pytest.raises(MinicosError, match="takes no image"):
-        wan.condition("turn the l", image())
+        text.condition("turn the l", image())
     with pytest.raises(MinicosError, match="size of 32x40: both sides must be multiples of 16"):
-        wan.condition("turn the l", size=(32, 40))
+        text.condition("turn the l", size=(32, 40))
 
 
 @settings(max_examples=20)
@@ -329,3 +332,111 @@ def test_a_device_that_is_not_there(toy):
     for name in ("gpu", "meta", "cuda:99"):
         with pytest.raises(MinicosError, match=f"no device '{name}'"):
             load(toy, device=name)
+
+
+# -- Wan2.2-TI2V-5B ---------------------------------------------------------------------------------------------------
+
+LOOPS, TI2V = golden.read("loops"), golden.read("conditioning")
+TI2V_DIT = golden.config(config.DiTConfig, "dit_ti2v")
+TI2V_VAE = replace(config.VAE22, dim=4, dec_dim=6)
+
+
+@pytest.fixture(scope="module")
+def ti2v(toy, tmp_path_factory):
+    """The golden networks in a folder as the official repository has it, with a random text encoder."""
+    folder = tmp_path_factory.mktemp("ti2v")
+    (folder / "google").symlink_to(toy / "google")
+    save_file(golden.read("dit_ti2v.weights"), folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "ti2v"}')
+    torch.save(golden.read("vae22.weights"), folder / "Wan2.2_VAE.pth")
+    text = replace(config.TINY_TEXT, dim=TI2V_DIT.text_dim, text_len=512)
+    path = folder / "models_t5_umt5-xxl-enc-bf16.safetensors"
+    save_file(TextEncoder(text).state_dict(), path, {"config": json.dumps(asdict(text))})
+    return folder
+
+
+@pytest.fixture
+def small_ti2v(ti2v, monkeypatch):
+    """The folder opened where the variant has the golden networks' widths."""
+    monkeypatch.setitem(config.VARIANTS, "Wan2.2-TI2V-5B", TI2V_DIT)
+    monkeypatch.setattr(layouts, "VAE22", TI2V_VAE)
+    return load(ti2v, device="cpu").with_preset(area=6144, size=(64, 96), frames=9, steps=2)
+
+
+def test_ti2v_loads_from_an_official_folder(small_ti2v):
+    assert small_ti2v.variant == "Wan2.2-TI2V-5B"
+    assert set(small_ti2v.experts) == {"high"}
+    assert small_ti2v.vae.cfg == TI2V_VAE
+    assert small_ti2v.preset.image == "imposed"
+    assert (small_ti2v.takes_image, small_ti2v.needs_image) == (True, False)
+
+
+def test_ti2v_generates_from_text_and_from_an_image(small_ti2v):
+    wan, picture = small_ti2v, TI2V["ti2v.image_u8"].permute(2, 0, 1) / 255
+    condition = wan.condition("turn the l", picture)
+    assert condition.y is None
+    assert condition.shape == (1, 48, 3, 4, 6)
+    assert rel_max(condition.first[0], LOOPS["ti2v.z"]) < 8e-7  # measured 2.1e-7
+    told = []
+    time = Hooks().on("time", lambda x, site: told.append(x))
+    for step in wan.sample(condition, hooks=time):
+        assert torch.equal(step.next[:, :, :1], condition.first)
+    assert [x.shape[1] for x in told] == [3] * 4  # one timestep per frame, two branches, two steps
+    assert all(torch.equal(x[:, 0], told[0][:, 0]) and torch.equal(x[:, 1], x[:, 2]) for x in told)
+    assert not torch.equal(told[0][:, 1], told[0][:, 0])
+    video = wan.decode(step.next)
+    assert (video.shape, video.dtype) == ((1, 9, 64, 96, 3), np.uint8)
+    still = wan.vae.decode(condition.first)[0]
+    assert apart(video[0, :1], to_uint8(still)) <= 1  # the first frame is the image, as the VAE has it
+    assert np.array_equal(wan.generate("turn the l", picture), video[0])
+
+    silent = wan.condition("turn the l")
+    assert silent.first is None
+    assert silent.y is None
+    assert silent.shape == condition.shape
+    assert wan.condition("turn the l", size=(32, 64)).shape == (1, 48, 3, 2, 4)
+    with pytest.raises(MinicosError, match="size of 48x64: both sides must be multiples of 32"):
+        wan.condition("turn the l", size=(48, 64))
+    told.clear()
+    *_, step = wan.sample(silent, hooks=time)
+    assert {x.shape[1] for x in told} == {1}
+    assert wan.decode(step.next).shape == (1, 9, 64, 96, 3)
+
+
+def test_ti2v_makes_the_official_latents_of_an_image(small_ti2v, padded):
+    """From the picture to the last step; only the rows of text are given, since the golden loop has no text encoder."""
+    wan = small_ti2v.with_preset(steps=6)
+    assert (wan.preset.solver, wan.preset.shift, wan.preset.guidance["high"]) == ("unipc", 5.0, 5.0)
+    condition = wan.condition("turn the l", TI2V["ti2v.image_u8"].permute(2, 0, 1) / 255)
+    text, null = (padded(LOOPS[f"ti2v.context{end}"]) for end in ("", "_null"))
+    condition = replace(condition, text=text, text_null=null)
+    for step in wan.sample(condition, noise=LOOPS["ti2v.noise"][None]):
+        assert rel_max(step.next[0], LOOPS["ti2v.latents"][step.index]) < 8e-6  # measured 2.0e-6
+
+
+def test_ti2v_takes_a_batch_of_images(small_ti2v):
+    pictures = torch.rand(2, 3, 45, 70, generator=torch.Generator().manual_seed(0))
+    both = small_ti2v.condition(["turn the l", "solve the maze"], pictures)
+    assert both.first.shape == (2, 48, 1, 4, 6)
+    alone = small_ti2v.condition("solve the maze", pictures[1])
+    assert rel_max(both.first[1:], alone.first) < 2e-6  # measured 3.4e-7
+
+
+def test_large_frames_are_decoded_in_tiles(small_ti2v):
+    latent = small_ti2v.vae.encode(torch.rand(1, 3, 5, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    whole, one = small_ti2v.decode(latent), small_ti2v.decode(latent, tile=96)
+    assert np.array_equal(whole, one)
+    tiled = small_ti2v.decode(latent, tile=48)
+    assert tiled.shape == whole.shape
+    assert not np.array_equal(tiled, whole)
+    assert np.array_equal(tiled[0], np.concatenate(list(small_ti2v.frames(latent[0], tile=48))))
+
+
+def test_a_vae_of_the_other_generation_is_refused(toy, ti2v, tmp_path, monkeypatch):
+    monkeypatch.setitem(config.VARIANTS, "Wan2.2-TI2V-5B", TI2V_DIT)
+    for path in ti2v.iterdir():
+        if "VAE" not in path.name:
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "Wan2.1_VAE.safetensors").symlink_to(toy / "Wan2.1_VAE.safetensors")
+    with pytest.raises(MinicosError, match=r"Wan2\.1_VAE\.safetensors makes latents of 16 channels.* needs 48"):
+        load(tmp_path)
