@@ -49,9 +49,9 @@ def run(name: str, args: argparse.Namespace) -> None:
     from minicos.analysis.steps import Steps, spread
     from minicos.errors import MinicosError
 
-    image = common.image(args)
+    images = common.images(args)
     wan = common.load(args)
-    condition = common.condition(args, wan, image)
+    condition = common.condition(args, wan, images)
     noise = wan.noise(condition, args.seed)
     total = wan.preset.steps
     chosen = args.at or spread(8, total)
@@ -59,7 +59,7 @@ def run(name: str, args: argparse.Namespace) -> None:
         raise MinicosError(f"--at {','.join(map(str, chosen))}: the run has steps 0 to {total - 1}.")
     asked = {name, args.also}
     analyses = [Steps(wan, chosen)] * ("steps" in asked) + [Energy(chosen)] * ("energy" in asked)
-    folder = common.open_run(args, wan, analyses, **common.subject(args, image))
+    folder = common.open_run(args, wan, analyses, **common.subject(args, images))
     observe(wan, condition, folder, analyses, noise)
     for analysis in analyses:
         first, *rest = analysis.draw(recorded(folder, analysis.name, total), folder)
