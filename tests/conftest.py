@@ -32,8 +32,11 @@ def pytest_runtest_setup(item):
 
 @cache
 def _golden_dit(case: str) -> DiT:
-    network = DiT(golden.config(DiTConfig, case)).requires_grad_(False)
-    network.load_state_dict(golden.read(f"{case}.weights"))
+    info = golden.info(case)
+    tokens = {"i2v21": 257, "flf2v": 514}.get(info["config"]["model_type"], 0)
+    network = DiT(replace(golden.config(DiTConfig, case), image_tokens=tokens)).requires_grad_(False)
+    files = [file.removesuffix(".safetensors") for file in info["files"] if ".weights." in file]
+    network.load_state_dict({name: weight for file in files for name, weight in golden.read(file).items()})
     return network
 
 
