@@ -113,7 +113,10 @@ def test_an_archive_is_read_like_the_official_one(tmp_path, clip, image):
     [
         ({"visual.pre_norm.weight": None}, r"needs visual\.pre_norm\.weight, which is not there"),
         ({"visual.extra.weight": torch.zeros(1)}, r"visual\.extra\.weight is not part of this CLIP"),
-        ({"visual.pos_embedding": torch.zeros(1, 9, 48)}, r"pos_embedding is \[1, 9, 48\], and this CLIP needs \[1, 17"),
+        (
+            {"visual.pos_embedding": torch.zeros(1, 9, 48)},
+            r"pos_embedding is \[1, 9, 48\], and this CLIP needs \[1, 17",
+        ),
     ],
 )
 def test_wrong_files_are_refused(change, says, tmp_path):

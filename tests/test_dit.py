@@ -308,7 +308,18 @@ def test_points_are_what_a_forward_pass_calls(layers, image_tokens, per_frame, s
     seen = watch(network, x, t[:, None].expand(2, 3) if per_frame else t, text, None, clip)
     table = points(network.cfg)
     assert list(table) == list(seen)
-    sizes = {"b": 2, "c": 4, "l": 18, "d": 24, "n": 2, "k": 12, "t": 5, "6": 6, "g": 3 if per_frame else 1, "m": image_tokens}
+    sizes = {
+        "b": 2,
+        "c": 4,
+        "l": 18,
+        "d": 24,
+        "n": 2,
+        "k": 12,
+        "t": 5,
+        "6": 6,
+        "g": 3 if per_frame else 1,
+        "m": image_tokens,
+    }
     for name, shape in table.items():
         grid = {"f": 3, "h": 6, "w": 4} if name == "velocity" else {}  # of latents there, elsewhere of tokens
         assert seen[name].shape == tuple((sizes | grid)[letter] for letter in shape.split()), name
