@@ -5,8 +5,8 @@ through residual blocks of attention and feed-forward. The features are what ent
 what follows it are not built, though they are in the file (`CLIP.unused`), as is CLIP's text encoder.
 Module and attribute names are those of the official checkpoint.
 
-The official code runs it in float16 (weights and matrix products; norms in float32). Here it computes in the dtype of its weights:
-`minicos.load` takes float16 where the other networks are bfloat16, and float32 where they are.
+The official code runs it in float16 (weights, matrix products, residual stream; norms in float32). Here it computes in the dtype
+of its weights: `minicos.load` takes float16 beside networks in bfloat16, which is the default on a card, and float32 beside float32.
 """
 
 from pathlib import Path
@@ -22,10 +22,9 @@ from minicos.weights.header import is_archive, read_header
 from minicos.weights.load import load_into
 from minicos.weights.names import layout
 
-MEAN, STD = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # of the pictures it was trained on
+# Of the colours of the pictures that it was trained on.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class LayerNorm(nn.Module):
@@ -90,13 +89,8 @@ class CLIP(nn.Module):
     @property
     def unused(self) -> tuple[str, ...]:
         """How the names of tensors begin that are in its file and play no part."""
-        return (
-            "textual.",
-            "log_scale",
-            "visual.head",
-            "visual.post_norm.",
-            f"visual.transformer.{self.cfg.num_layers - 1}.",
-        )
+        last_block = f"visual.transformer.{self.cfg.num_layers - 1}."
+        return "textual.", "log_scale", "visual.head", "visual.post_norm.", last_block
 
     def forward(self, image: Tensor) -> Tensor:
         """Images (b 3 H W) in [-1, 1], of any size -> features (b m d) float32, the first row for the whole image."""
@@ -107,7 +101,7 @@ class CLIP(nn.Module):
 def pixels(image: Tensor, size: int) -> Tensor:
     """Images (b 3 H W) in [-1, 1] as CLIP is given them: bicubic to (b 3 size size) without antialiasing or crop, normalised.
 
-    wan/modules/clip.py, CLIPModel.visual. diffusers scales and crops with PIL instead, which gives other features.
+    wan/modules/clip.py, CLIPModel.visual. diffusers scales the shorter side and crops instead, which gives other features.
     """
     image = F.interpolate(image.float(), size=(size, size), mode="bicubic") * 0.5 + 0.5
     mean, std = (torch.tensor(x, device=image.device).view(3, 1, 1) for x in (MEAN, STD))
@@ -128,7 +122,7 @@ def load_clip(path: Path, cfg: CLIPConfig, *, dtype: torch.dtype, device: torch.
 
 
 def _take_apart(clip: CLIP) -> None:
-    """Give it the parameters that transformers' files hold: q, k and v by themselves, embeddings without axes of size 1."""
+    """Give a network on the meta device the parameters that transformers' files hold: q, k and v apart, embeddings flat."""
     visual, dim = clip.visual, clip.cfg.dim
     with torch.device("meta"):
         visual.cls_embedding = nn.Parameter(torch.empty(dim))
@@ -138,7 +132,7 @@ def _take_apart(clip: CLIP) -> None:
 
 
 def _put_together(clip: CLIP) -> None:
-    """The inverse of `_take_apart`, with weights."""
+    """The official parameters again, now with weights."""
 
     def frozen(x: Tensor) -> nn.Parameter:
         return nn.Parameter(x, requires_grad=False)

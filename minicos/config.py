@@ -203,8 +203,9 @@ PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the firs
             _OFFICIAL21, image="first and last", shift=16.0, area=720 * 1280, negative_prompt=_CUT + NEGATIVE_PROMPT
         ),
     },
-    # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes the way to it. From
-    # nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; rope_temporal_skip_len 8 of its network: frames stand at 0 and 7.
+    # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes the way there (and is published
+    # to decode latents 0 and 7 by themselves). From nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; rope_temporal_skip_len 8
+    # of its network: two frames stand at 0 and 7. CLIP sees the picture as in Wan; their diffusers pipeline crops it.
     "ChronoEdit-14B": {"official": _CHRONO, "reasoning": replace(_CHRONO, frames=29, fps=8)},
     "tiny": {
         "tiny": replace(_OFFICIAL, solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY),

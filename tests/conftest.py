@@ -115,8 +115,9 @@ def _write(folder: Path, dit: DiT, clip: CLIPConfig | None = None, expert: str =
         path.parent.mkdir(exist_ok=True)
         save_file(network.half().state_dict(), path, {"config": json.dumps(asdict(config))} if config else None)
     (folder / expert / "config.json").write_text('{"num_heads": 4, "text_len": 16}')
-    index = {"weight_map": dict.fromkeys(dit.state_dict(), "diffusion_pytorch_model.safetensors")}
-    (folder / expert / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    if expert == ".":  # beside the other networks an index tells which file is the transformer's
+        index = {"weight_map": dict.fromkeys(dit.state_dict(), "diffusion_pytorch_model.safetensors")}
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "google/umt5-xxl").mkdir(parents=True)
     tokenizer.build().save(str(folder / "google/umt5-xxl/tokenizer.json"))
     return folder
