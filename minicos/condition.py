@@ -1,10 +1,11 @@
-"""What a video is conditioned on: a prompt and, for image-to-video, a first frame.
+"""What a video is conditioned on: a prompt and, for image-to-video, a first frame and perhaps a last one.
 
 Wan tells the network about a first frame in one of two ways. Channel concatenation (I2V-A14B): the network's input is
-[latent, mask, latent of the image followed by grey frames], everything beside x on the channel axis. Imposition (TI2V-5B): the
-first latent frame *is* the image's latent at every step, and its tokens are told timestep 0.
-Sources: wan/image2video.py and wan/textimage2video.py. How an image is made to fit is the preset's choice, since the official
-procedures and DiffSynth differ (`config.RESIZE`): `frame_size` says to which size, `fit` does it.
+[latent, mask, latent of the image followed by grey frames], everything beside x on the channel axis; Wan2.1 adds what CLIP
+sees in the image, for cross-attention. Imposition (TI2V-5B): the first latent frame *is* the image's latent at every step, and
+its tokens are told timestep 0.
+Sources: wan/image2video.py, wan/first_last_frame2video.py (Wan2.1) and wan/textimage2video.py. How an image is made to fit is the
+preset's choice, since the official procedures and DiffSynth differ (`config.RESIZE`): `frame_size` says to which size, `fit` does it.
 """
 
 import math
@@ -30,6 +31,7 @@ class Condition:
     shape: tuple[int, int, int, int, int]  # b c f h w of the latents
     y: Tensor | None = None  # b 20 f h w  mask (4) and image latent (16), concatenated behind x
     first: Tensor | None = None  # b c 1 h w  latent imposed on frame 0
+    clip: Tensor | None = None  # b m d'  CLIP features of the image, or of first and last; the same in both branches
 
     def branch(self, name: str) -> Tensor:
         """The text rows of "cond" or "uncond"."""
@@ -147,20 +149,43 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(image, size=(height, width), mode="bicubic")
 
 
-def known_frames(shape: tuple[int, ...], known: tuple[int, ...] = (0,)) -> Tensor:
-    """The mask channels (1 4 f h w): ones on the latent frames in `known`, one channel for each of a latent's four video frames."""
+def crop_like(image: Tensor, other: Tensor) -> Tensor:
+    """The largest middle part of `image` (b 3 h w) with the aspect ratio of `other` (b 3 h' w').
+
+    This is what the comments of first_last_frame2video.py say of a last frame whose size is not the first one's. Its code skips
+    the resize and takes width for height, so that the picture arrives distorted; there minicos departs from it.
+    """
+    (height, width), (h, w) = image.shape[-2:], other.shape[-2:]
+    rows, columns = min(height, round(width * h / w)), min(width, round(height * w / h))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return image[..., top : top + max(rows, 1), left : left + max(columns, 1)]
+
+
+def known_frames(shape: tuple[int, ...], last: bool = False) -> Tensor:
+    """The mask channels (1 4 f h w): ones where a video frame is known, one channel for each of the four that make a latent.
+
+    The first latent stands for the first frame alone, and is known in all four; of the last one, if at all, only the last frame is.
+    """
     _, _, f, h, w = shape
     mask = torch.zeros(1, 4, f, h, w)
-    mask[:, :, list(known)] = 1
+    mask[:, :, 0] = 1
+    if last:
+        mask[:, 3, -1] = 1
     return mask
 
 
-def image_channels(vae: VAE, image: Tensor, frames: int) -> Tensor:
-    """y of channel concatenation: first frame (b 3 H W) in [-1, 1] -> (b 20 f H/8 W/8). Unknown frames are mid-grey pixels."""
+def image_channels(vae: VAE, image: Tensor, frames: int, last: Tensor | None = None) -> Tensor:
+    """y of channel concatenation: first frame, and perhaps last, (b 3 H W) in [-1, 1] -> (b 20 f H/8 W/8).
+
+    Unknown frames are mid-grey pixels. Raises MinicosError unless frames = 4n + 1, and 5 or more with a last one.
+    """
     check_frames(frames, vae.cfg.stride[0])
-    grey = image.new_zeros(*image.shape[:2], frames - 1, *image.shape[2:])
-    latent = vae.encode(torch.cat([image.unsqueeze(2), grey], dim=2))
-    mask = known_frames(latent.shape).to(latent)
+    if last is not None and frames == 1:
+        raise MinicosError("1 frame: a first and a last one need 5 or more")
+    ends = [part.unsqueeze(2) for part in (image, last) if part is not None]
+    grey = image.new_zeros(*image.shape[:2], frames - len(ends), *image.shape[2:])
+    latent = vae.encode(torch.cat([ends[0], grey, *ends[1:]], dim=2))
+    mask = known_frames(latent.shape, last is not None).to(latent)
     return torch.cat([mask.expand(len(latent), -1, -1, -1, -1), latent], dim=1)
 
 

@@ -25,9 +25,7 @@ class DiTConfig:
     freq_dim: int = 256  # width of the time sinusoid
     eps: float = 1e-6
     patch_size: tuple[int, int, int] = (1, 2, 2)
-    image_tokens: int = (
-        0  # rows of CLIP features that cross-attention sees beside the text: 257, or 514 for two images (Wan2.1)
-    )
+    image_tokens: int = 0  # m, rows of CLIP features that cross-attention sees beside the text: 257 an image (Wan2.1)
     image_dim: int = 1280  # width of those features
 
     def __post_init__(self):
@@ -37,6 +35,11 @@ class DiTConfig:
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
+
+    @property
+    def images(self) -> int:
+        """How many images cross-attention sees: none, 1 (the first frame) or 2 (first and last)."""
+        return self.image_tokens // CLIPConfig().tokens
 
 
 # Statistics of the latents of Wan2.1_VAE (wan/modules/vae2_1.py): the DiT sees (mu - mean) / std.
@@ -98,6 +101,22 @@ class TextConfig:
     text_len: int = 512
 
 
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Shapes of CLIP's image encoder (official `VisionTransformer`, a ViT-H/14)."""
+
+    image_size: int = 224  # pixels of either side
+    patch_size: int = 14
+    dim: int = 1280
+    num_heads: int = 16
+    num_layers: int = 32  # of its file; the features come from the last but one
+
+    @property
+    def tokens(self) -> int:
+        """m, rows of features: one for each patch, and one for the whole."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
 _14B = DiTConfig(in_dim=16, out_dim=16, dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 
 VARIANTS: dict[str, DiTConfig] = {
@@ -147,9 +166,7 @@ class Preset:
     size: tuple[int, int] = (480, 832)  # height and width where no image decides
     frames: int = 81  # 4n + 1
     fps: int = 16
-    time_skip: int | None = (
-        None  # ChronoEdit: the last of two latent frames stands this far along the time axis of RoPE
-    )
+    time_skip: int | None = None  # ChronoEdit: where the second of two latent frames stands on the time axis of RoPE
 
 
 IMAGE = {
@@ -176,6 +193,9 @@ _SHAKE, _CUT = (
     "镜头晃动，",
     "镜头切换，镜头晃动，",
 )  # Wan2.1: no shaking camera, no cut (wan/configs/wan_i2v_14B.py, __init__.py)
+_CHRONO = replace(
+    _OFFICIAL21, image="channels", resize="pil", area=720 * 1280, frames=5, negative_prompt="", time_skip=7
+)
 _TINY = {"negative_prompt": "", "area": None, "frames": 13, "image": "channels"}
 
 PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
@@ -202,6 +222,10 @@ PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the firs
             _OFFICIAL21, image="first and last", shift=16.0, area=720 * 1280, negative_prompt=_CUT + NEGATIVE_PROMPT
         ),
     },
+    # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes the way there (and is published
+    # to decode latents 0 and 7 by themselves). From nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; rope_temporal_skip_len 8
+    # of its network: two frames stand at 0 and 7. CLIP sees the picture as in Wan; their diffusers pipeline crops it.
+    "ChronoEdit-14B": {"official": _CHRONO, "reasoning": replace(_CHRONO, frames=29, fps=8)},
     "tiny": {
         "tiny": replace(_OFFICIAL, solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY),
         "official": replace(_OFFICIAL, **_TINY),

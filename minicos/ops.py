@@ -23,18 +23,25 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def rope(grid: tuple[int, int, int], head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rope(
+    grid: tuple[int, int, int], head_dim: int, theta: float = 10000.0, time_skip: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the 3D rotary embedding, each (l, k/2) float32, angles built in float64 on the host.
 
     The k/2 pairs of a head are shared out between frame, height and width as k/2 - 2(k/6), k/6, k/6; each axis has its own
     full range of frequencies. wan/modules/model.py, rope_params and rope_apply.
+
+    time_skip (ChronoEdit): where there are exactly two frames, the second stands at this position instead of 1.
     """
     pairs = head_dim // 2
     shares = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
     angles = []
     for axis, (size, share) in enumerate(zip(grid, shares, strict=True)):
         frequency = theta ** (-torch.arange(share, dtype=torch.float64) / share)
-        angle = torch.arange(size, dtype=torch.float64)[:, None] * frequency
+        position = torch.arange(size, dtype=torch.float64)
+        if axis == 0 and size == 2 and time_skip is not None:
+            position *= time_skip
+        angle = position[:, None] * frequency
         angles.append(angle.view([size if a == axis else 1 for a in range(3)] + [share]).expand(*grid, share))
     angle = torch.cat(angles, dim=-1).flatten(0, 2)
     return angle.cos().float(), angle.sin().float()

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from minicos import schedule
-from minicos.condition import Condition, check_frames, fit, frame_size, image_channels
+from minicos.clip import CLIP, load_clip
+from minicos.condition import Condition, check_frames, crop_like, fit, frame_size, image_channels
 from minicos.config import VARIANTS, Preset
 from minicos.config import preset as presets
 from minicos.dit import FLOAT32, DiT, points
@@ -44,6 +45,7 @@ class Wan:
     text: TextEncoder
     tokenizer: Tokenizer
     weights: str = ""  # fingerprint of the files, which runs remember
+    clip: CLIP | None = None  # where the network looks at the image through it (Wan2.1)
 
     @property
     def points(self) -> Mapping[str, str]:
@@ -72,6 +74,10 @@ class Wan:
     def with_preset(self, name: str | None = None, **changes: object) -> "Wan":
         """The same networks under another preset, or with some of its fields changed: `with_preset(steps=10)`."""
         chosen = replace(self.preset if name is None else presets(self.variant, name), **changes)
+        if chosen.time_skip != self.experts["high"].time_skip:
+            raise MinicosError(
+                f"this preset has time_skip {chosen.time_skip}, and these networks do not: load them with it"
+            )
         if _residual(chosen, self.dtype) != self.experts["high"].blocks[0].residual:
             raise MinicosError(
                 f"this preset keeps the residual stream in {chosen.residual}, and these networks do not: load them with it"
@@ -88,12 +94,13 @@ class Wan:
 
     @torch.no_grad()
     def condition(
-        self, prompt: str | list[str], image: Tensor | None = None, *, negative: str | None = None, frames: int | None = None,
-        size: tuple[int, int] | None = None,
+        self, prompt: str | list[str], image: Tensor | None = None, *, last: Tensor | None = None, negative: str | None = None,
+        frames: int | None = None, size: tuple[int, int] | None = None,
     ) -> Condition:  # fmt: skip
         """What to make: one prompt or several, and for image-to-video a first frame for each.
 
         image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; made to fit as the preset's `resize` says
+        last    a last frame, likewise, for models that lead from one to the other; its middle is cut to the shape of the first
         frames  4n + 1, the preset's by default
         size    (height, width) in pixels where there is no image, the preset's by default; with an image, its aspect ratio decides
         Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts that do not divide.
@@ -108,17 +115,25 @@ class Wan:
             raise MinicosError(f"{self.variant} makes a video from a first frame: give an image")
         if image is not None and not self.takes_image:
             raise MinicosError(f"{self.variant} makes a video from text alone and takes no image")
-        y = first = None
+        if (last is not None) != (self.preset.image == "first and last"):
+            what = "needs a last frame, too: give one" if last is None else "takes no last frame"
+            raise MinicosError(f"{self.variant} {what}")
+        y = first = clip = None
         if image is not None:
             if size is not None:
                 raise MinicosError("with an image, its aspect ratio decides the size: change the preset's area instead")
-            image, rule = _checked(image, len(prompts)), self.preset.resize
-            height, width = frame_size(tuple(image.shape[-2:]), self.preset.area, stride[1], patch[1], rule)
-            image = fit(image, (height, width), rule).to(self.device)
+            ends, rule = [_checked(end, len(prompts)) for end in (image, last) if end is not None], self.preset.resize
+            ends[1:] = [crop_like(end, ends[0]) for end in ends[1:]]
+            if len({len(end) for end in ends}) > 1:  # one frame for all prompts, and one for each
+                ends = [end.expand(len(prompts), -1, -1, -1) for end in ends]
+            height, width = frame_size(tuple(ends[0].shape[-2:]), self.preset.area, stride[1], patch[1], rule)
+            fitted = [fit(end, (height, width), rule).to(self.device) for end in ends]
             if self.preset.image == "imposed":
-                first = self.vae.encode(image.unsqueeze(2)).expand(len(prompts), -1, -1, -1, -1)
+                first = self.vae.encode(fitted[0].unsqueeze(2)).expand(len(prompts), -1, -1, -1, -1)
             else:
-                y = image_channels(self.vae, image, frames).expand(len(prompts), -1, -1, -1, -1)
+                y = image_channels(self.vae, fitted[0], frames, *fitted[1:]).expand(len(prompts), -1, -1, -1, -1)
+            if self.clip is not None:  # sees the image in its own size
+                clip = torch.cat([self.clip(2 * end - 1) for end in ends], dim=1).expand(len(prompts), -1, -1)
         else:
             height, width = size or self.preset.size
             step = stride[1] * patch[1]
@@ -139,6 +154,7 @@ class Wan:
             shape=shape,
             y=y,
             first=first,
+            clip=clip,
         )
 
     def noise(self, condition: Condition, seed: int | list[int]) -> Tensor:
@@ -185,13 +201,13 @@ class Wan:
         return np.concatenate([np.stack([to_uint8(video) for video in part]) for part in stream], axis=1)
 
     def generate(
-        self, prompt: str, image: Tensor | None = None, *, seed: int = 0, negative: str | None = None, frames: int | None = None,
-        size: tuple[int, int] | None = None,
+        self, prompt: str, image: Tensor | None = None, *, last: Tensor | None = None, seed: int = 0, negative: str | None = None,
+        frames: int | None = None, size: tuple[int, int] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """One video, start to end: uint8 (F H W 3). Arguments are those of `condition`."""
-        condition = self.condition(prompt, image, negative=negative, frames=frames, size=size)
-        (last,) = deque(self.sample(condition, seed=seed), maxlen=1)
-        return self.decode(last.next)[0]
+        condition = self.condition(prompt, image, last=last, negative=negative, frames=frames, size=size)
+        (step,) = deque(self.sample(condition, seed=seed), maxlen=1)
+        return self.decode(step.next)[0]
 
 
 _points = cache(points)  # all presets of a model share them
@@ -228,7 +244,7 @@ def load(
     experts = {}
     for name, part in layout.experts.items():
         with torch.device("meta"):
-            experts[name] = DiT(part.config, residual=_residual(chosen, dtype))
+            experts[name] = DiT(part.config, residual=_residual(chosen, dtype), time_skip=chosen.time_skip)
         lora = () if part.lora is None else (read_lora(part.lora),)
         load_into(experts[name], part.files, dtype=policy, device=device, lora=lora)
     text_cfg, vae_cfg = layouts.text_config(layout.text), layouts.vae_config(layout.vae)
@@ -242,7 +258,11 @@ def load(
     load_into(vae, layout.vae, dtype=torch.float32, device=device)
     load_into(text, layout.text, dtype=dtype, device=device)
     tokenizer = Tokenizer.load(layout.tokenizer, text_cfg.text_len)
-    return Wan(variant, chosen, experts, vae, text, tokenizer, layout.fingerprint())
+    clip = None
+    if layout.clip is not None:
+        narrow = torch.float32 if dtype == torch.float32 else torch.float16  # officially float16
+        clip = load_clip(layout.clip, layouts.clip_config(layout.clip), dtype=narrow, device=device)
+    return Wan(variant, chosen, experts, vae, text, tokenizer, layout.fingerprint(), clip)
 
 
 def _device(name: str | torch.device | None) -> torch.device:

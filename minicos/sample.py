@@ -131,4 +131,4 @@ def _steps(model, x, condition, schedule, guidance, hooks, start, memory) -> Ite
 @torch.no_grad()
 def _velocity(dit: DiT, x: Tensor, timestep: float, condition: Condition, hooks: Hooks, branch: str) -> Tensor:
     t = condition.per_frame(timestep)[0, :, :, 0, 0].expand(len(x), -1)  # b g, on the host, where the sinusoid is built
-    return dit(x, t, condition.branch(branch), condition.y, hooks.at(branch=branch))
+    return dit(x, t, condition.branch(branch), condition.y, condition.clip, hooks=hooks.at(branch=branch))

@@ -73,7 +73,7 @@ def norms(wan, condition, step, branch) -> torch.Tensor:
     out = []
     hooks = Hooks().on("blocks.*", lambda x, site: out.append(x[0].square().sum(-1).sqrt().view(site.grid)))
     timestep = torch.full((2, 1), float(step.timestep))
-    wan.experts["high"](step.x, timestep, condition.branch(branch), condition.y, hooks)
+    wan.experts["high"](step.x, timestep, condition.branch(branch), condition.y, hooks=hooks)
     return torch.stack(out)
 
 

@@ -472,3 +472,21 @@ def test_the_demo_says_what_to_open_first_and_does_not_run_twice(minicos, passes
     assert len(passes) == 2  # pictures alone are made again
     assert re.sub(r"\d+ s in", "", again) == re.sub(r"\d+ s in", "", out)
     assert {name: (work / name).read_bytes() for name in listed} == pictures
+
+
+@pytest.mark.parametrize("name", ["first frame", "first and last"])
+def test_a_video_from_pictures_that_clip_sees(name, minicos, toys21, work):
+    save_image("last.png", PICTURE[::-1])
+    argv = ["generate", "--model", str(toys21[name]), *PROMPT, "--image", "maze.png", "--device", "cpu", "--steps", "1"]
+    both = [*argv, "--last", "last.png"]
+    code, out, err = minicos(*(both if name == "first and last" else argv))
+    assert (code, err) == (0, ""), err
+    assert load_video(out.strip().splitlines()[-1]).shape == (9, 32, 32, 3)
+
+    code, _, err = minicos(*(argv if name == "first and last" else both), "--out", "other")
+    assert code == 2
+    assert "a last frame, too" in err if name == "first and last" else "takes no last frame" in err
+    if name == "first and last":
+        save_image("last.png", PICTURE[:, ::-1])
+        code, _, err = minicos(*both)
+        assert (code, "last = " in err) == (2, True), err  # the folder holds a run to another last frame

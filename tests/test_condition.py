@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from minicos.condition import Condition, check_frames, cover, fit, frame_size, image_channels, known_frames, resize
+from minicos.condition import (
+    Condition,
+    check_frames,
+    cover,
+    crop_like,
+    fit,
+    frame_size,
+    image_channels,
+    known_frames,
+    resize,
+)
 from minicos.config import RESIZE, VAE22, VAEConfig
 from minicos.errors import MinicosError
 from minicos.vae import VAE
@@ -62,10 +72,40 @@ def test_every_image_of_a_batch_has_its_own_channels(vae, image):
     assert not torch.equal(together[0, 4:], together[1, 4:])
 
 
-def test_known_frames_of_a_first_and_last_frame_are_the_official_ones():
-    """81 frames are 21 latents; the last frame's latent has one known video frame of four, which the official code marks in all."""
-    expected = DATA["flf2v.y"][:4]
-    assert torch.equal(known_frames((1, 16, *expected.shape[1:]), (0, -1))[0].amax(0), expected.amax(0))
+def test_mask_and_latents_of_a_first_and_last_frame_are_the_official_ones(vae):
+    """81 frames are 21 latents; of the last latent's four video frames only the last is known, and is marked."""
+    expected = DATA["flf2v.y"]
+    ends = [DATA[f"flf2v.{end}_u8"].permute(2, 0, 1)[None] / 127.5 - 1 for end in ("first", "last")]
+    size = frame_size(tuple(ends[0].shape[-2:]), RULE["max_area"])
+    assert size == tuple(8 * n for n in expected.shape[-2:])
+    y = image_channels(vae, *(resize(end, *size) for end in ends[:1]), 81, resize(ends[1], *size))[0]
+    assert torch.equal(y[:4], expected[:4])
+    assert torch.equal(known_frames((1, 16, *expected.shape[1:]), last=True)[0], expected[:4])
+    assert y[:4, -1].amax((1, 2)).tolist() == [0, 0, 0, 1]
+    assert rel_max(y[4:], expected[4:]) < 8e-7  # measured 2.5e-7
+
+
+def test_two_frames_are_the_least_between_which_to_lead(vae, image):
+    small = resize(image, 16, 16)
+    with pytest.raises(MinicosError, match="need 5 or more"):
+        image_channels(vae, small, 1, small)
+    assert image_channels(vae, small, 5, small).shape == (1, 20, 2, 2, 2)
+
+
+pixels = st.integers(1, 400)
+
+
+@given(pixels, pixels, pixels, pixels)
+def test_a_last_frame_keeps_its_middle_in_the_shape_of_the_first(height, width, h, w):
+    image = torch.arange(height)[:, None] * 1000.0 + torch.arange(width)
+    cut = crop_like(image[None, None], torch.empty(1, 1, h, w))[0, 0]
+    assert cut.shape[0] == height or cut.shape[1] == width  # as much of it as fits
+    assert abs(cut.shape[0] * w / h - cut.shape[1]) <= max(1, w / h) / 2 + 1e-6 or min(cut.shape) == 1
+    top, left = divmod(int(cut[0, 0]), 1000)
+    assert torch.equal(cut, image[top : top + cut.shape[0], left : left + cut.shape[1]])
+    assert abs(height - cut.shape[0] - 2 * top) <= 1
+    assert abs(width - cut.shape[1] - 2 * left) <= 1
+    assert torch.equal(crop_like(image[None, None], image[None, None])[0, 0], image)
 
 
 @pytest.mark.parametrize("frames", [0, -3, 2, 4, 80, 82])

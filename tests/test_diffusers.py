@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minicos.config import VAE22, VAEConfig
+from minicos.config import VAE22, VAEConfig, preset
 from minicos.dit import DiT
 from minicos.ops import sinusoid
 from minicos.vae import VAE
@@ -19,14 +19,18 @@ DIT = {  # changes of the small network
     "wide head": {"num_heads": 1, "dim": 128, "num_layers": 1},
     "image channels": {"in_dim": 9, "num_layers": 3},
     "long text": {"text_len": 40, "ffn_dim": 100},
+    "image branch": {"in_dim": 9, "image_tokens": 257, "image_dim": 12, "text_len": 512},  # they hard-code the 512
+    "two images": {"in_dim": 9, "image_tokens": 514, "image_dim": 12, "text_len": 512},
 }
 
 
-def their_dit(ours: DiT):
+def their_dit(ours: DiT, network=diffusers.WanTransformer3DModel):
     cfg = ours.cfg
-    theirs = diffusers.WanTransformer3DModel(
+    theirs = network(
         num_attention_heads=cfg.num_heads, attention_head_dim=cfg.head_dim, in_channels=cfg.in_dim, out_channels=cfg.out_dim,
         text_dim=cfg.text_dim, freq_dim=cfg.freq_dim, ffn_dim=cfg.ffn_dim, num_layers=cfg.num_layers, eps=cfg.eps, rope_max_seq_len=32,
+        image_dim=cfg.image_dim if cfg.images else None, added_kv_proj_dim=cfg.dim if cfg.images else None,
+        pos_embed_seq_len=cfg.image_tokens if cfg.images == 2 else None,
     )  # fmt: skip
     theirs.load_state_dict({translate(name, DIT_DIFFUSERS): p for name, p in ours.state_dict().items()})
     return theirs.eval().requires_grad_(False)
@@ -43,8 +47,10 @@ def test_velocity(changes, exact_time, small_dit):
     draw = torch.Generator().manual_seed(8)
     x, y = torch.randn(2, 4, 3, 6, 10, generator=draw), torch.randn(2, cfg.in_dim - 4, 3, 6, 10, generator=draw)
     text, t = torch.randn(2, cfg.text_len, 8, generator=draw), torch.tensor([937.25, 41.0])
-    velocity = ours(x, t, text, y if cfg.in_dim > 4 else None)
-    expected = theirs(torch.cat([x, y], dim=1), t, text).sample
+    clip = torch.randn(2, cfg.image_tokens, cfg.image_dim, generator=draw) if cfg.images else None
+    velocity = ours(x, t, text, y if cfg.in_dim > 4 else None, clip)
+    each = None if clip is None else clip.reshape(-1, 257, cfg.image_dim)  # they take one image after the other
+    expected = theirs(torch.cat([x, y], dim=1), t, text, each).sample
     assert rel_max(velocity, expected) < (1e-6 if exact_time else 2e-5)  # measured 0, 8.1e-6
 
 
@@ -57,6 +63,19 @@ def test_velocity_where_frames_have_their_own_timestep(small_dit):
     x, text = torch.randn(2, 4, 3, 4, 6, generator=draw), torch.randn(2, 5, 8, generator=draw)
     t = torch.tensor([[0.0, 500, 900], [0.0, 31.5, 31.5]])
     assert rel_max(ours(x, t, text), theirs(x, t.repeat_interleave(6, dim=1), text).sample) < 8e-7  # measured 2.0e-7
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_time_positions_of_chronoedit(frames, small_dit):
+    """Two latent frames stand at 0 and 7 (their `rope_temporal_skip_len` 8), other numbers at 0, 1, 2 ..."""
+    ours = small_dit(seed=7, image_tokens=257, image_dim=12, text_len=512)
+    ours.time_skip = preset("ChronoEdit-14B").time_skip
+    theirs = their_dit(ours, diffusers.ChronoEditTransformer3DModel)
+    theirs.condition_embedder.timesteps_proj.forward = lambda t: sinusoid(t, ours.cfg.freq_dim).float()
+    draw = torch.Generator().manual_seed(8)
+    x, clip = torch.randn(1, 4, frames, 4, 6, generator=draw), torch.randn(1, 257, 12, generator=draw)
+    text, t = torch.randn(1, 512, 8, generator=draw), torch.tensor([500.0])
+    assert rel_max(ours(x, t, text, None, clip), theirs(x, t, text, clip).sample) < 1e-6  # measured 0
 
 
 VAES = {

@@ -61,6 +61,15 @@ def test_rope_is_the_complex_rotation_of_the_official_code(grid, head_dim):
     assert torch.allclose(sin.double(), expected.imag, rtol=0, atol=1e-7)  # measured 3.0e-8
 
 
+def test_rope_with_a_time_skip_moves_the_second_of_two_frames():
+    far, near = ops.rope((2, 3, 2), 24, time_skip=7), ops.rope((8, 3, 2), 24)
+    for a, b in zip(far, near, strict=True):
+        assert torch.equal(a, torch.cat([b[:6], b[-6:]]))
+    for frames in (1, 3):
+        grid = (frames, 3, 2)
+        assert all(map(torch.equal, ops.rope(grid, 24, time_skip=7), ops.rope(grid, 24)))
+
+
 def test_rope_needs_float64_at_distant_frames():
     """Angles built in float32 are off by 4e-5 at frame 1000."""
     cos, _ = ops.rope((1001, 1, 1), 128)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import minicos
 from minicos import config, pipeline, schedule
+from minicos.condition import image_channels, resize
 from minicos.dit import FLOAT32
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
@@ -440,3 +442,108 @@ def test_a_vae_of_the_other_generation_is_refused(toy, ti2v, tmp_path, monkeypat
     (tmp_path / "Wan2.1_VAE.safetensors").symlink_to(toy / "Wan2.1_VAE.safetensors")
     with pytest.raises(MinicosError, match=r"Wan2\.1_VAE\.safetensors makes latents of 16 channels.* needs 48"):
         load(tmp_path)
+
+
+# -- the image branch of Wan2.1 -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["first frame", "first and last"])
+def looking(request, toys21):
+    """A model with an image branch and what it is given: a first frame, or first and last of different shapes."""
+    pictures = {"image": image(0, 40, 56), "last": image(1, 60, 48)}
+    two = request.param == "first and last"
+    return load(toys21[request.param], device="cpu"), pictures if two else {"image": pictures["image"]}
+
+
+def test_a_model_with_an_image_branch_is_recognised(looking):
+    wan, pictures = looking
+    cfg = wan.experts["high"].cfg
+    assert wan.variant == ("toy first and last" if "last" in pictures else "toy first frame")
+    assert wan.clip.cfg == config.CLIPConfig(dim=32, num_heads=2, num_layers=3)
+    assert (cfg.images, cfg.image_dim) == (len(pictures), 32)
+    assert len(wan.points) == 5 + 15 * cfg.num_layers
+    assert all(not p.requires_grad for p in wan.clip.parameters())
+
+
+def test_both_branches_look_at_the_pictures_in_their_own_size(looking):
+    wan, pictures = looking
+    condition = wan.condition("turn the l", **pictures)
+    first, *last = (2 * picture[None] - 1 for picture in pictures.values())
+    last = [end[..., 13:47, :] for end in last]  # 34 x 48 of 60 x 48 pixels, as 40 x 56
+    assert torch.equal(condition.clip, torch.cat([wan.clip(end) for end in (first, *last)], dim=1))
+    assert condition.clip.shape == (1, 257 * len(pictures), 32)
+    assert condition.shape == (1, 16, 3, 4, 4)  # 32 x 48 pixels at most, in multiples of 16
+    resized = [resize(end, 32, 32) for end in (first, *last)]
+    assert torch.equal(condition.y, image_channels(wan.vae, resized[0], 9, *resized[1:]))
+
+    seen = {}
+    hooks = Hooks().on("image", lambda x, site: seen.setdefault(site.branch, []).append(x))
+    step = next(wan.sample(condition, hooks=hooks))
+    embedded = wan.experts["high"].img_emb(condition.clip)
+    assert all(torch.equal(x, embedded) for branch in ("cond", "uncond") for x in seen[branch])
+    timestep = torch.tensor([step.timestep])
+    for branch, velocity in (("cond", step.velocity_cond), ("uncond", step.velocity_uncond)):
+        given = condition.branch(branch), condition.y, condition.clip
+        assert torch.equal(velocity, wan.experts["high"](step.x, timestep, *given))
+
+
+def test_a_video_from_pictures(looking):
+    wan, pictures = looking
+    video = wan.generate("turn the l", **pictures, seed=1)
+    assert (video.shape, video.dtype) == ((9, 32, 32, 3), np.uint8)
+    others = pictures | {"image": image(5, 40, 56)}
+    assert not np.array_equal(video, wan.generate("turn the l", **others, seed=1))
+    condition = wan.condition("turn the l", **pictures)
+    other = replace(condition, clip=wan.condition("turn the l", **others).clip)  # what CLIP sees counts by itself
+    assert rel_max(last(wan, other), last(wan, condition)) > 1e-4
+
+
+def test_prompts_and_pictures_of_a_batch(looking):
+    """One picture may serve all prompts, beside one for each."""
+    wan, pictures = looking
+    many = torch.stack([image(0, 40, 56), image(7, 40, 56)])
+    both = wan.condition(["turn the l", "solve the maze"], **pictures | {"image": many})
+    for i, prompt in enumerate(("turn the l", "solve the maze")):
+        alone = wan.condition(prompt, **pictures | {"image": many[i]})
+        assert rel_max(both.clip[i : i + 1], alone.clip) < 1e-6  # measured 0
+        assert rel_max(both.y[i : i + 1], alone.y) < 1e-6  # measured 2.8e-7
+
+
+def test_narrow_models_look_in_float16(toys21, looking):
+    wan, pictures = looking
+    narrow = load(toys21[wan.variant.removeprefix("toy ")], device="cpu", dtype=torch.bfloat16)
+    assert {p.dtype for p in narrow.clip.parameters()} == {torch.float16}
+    a, b = (w.condition("turn the l", **pictures).clip for w in (narrow, wan))
+    assert a.dtype == torch.float32
+    assert rel_max(a, b) < 1e-2  # measured 1.1e-3
+
+
+def test_pictures_that_are_missing_or_needless(looking, wan):
+    looks, pictures = looking
+    if "last" in pictures:
+        with pytest.raises(MinicosError, match="toy first and last needs a last frame"):
+            looks.condition("turn the l", pictures["image"])
+        with pytest.raises(MinicosError, match="give an image"):
+            looks.condition("turn the l", last=pictures["last"])
+    for model in (wan, *([] if "last" in pictures else [looks])):
+        with pytest.raises(MinicosError, match="takes no last frame"):
+            model.condition("turn the l", image(), last=image())
+
+
+def test_a_folder_without_clip(toys21, tmp_path):
+    folder = shutil.copytree(toys21["first frame"], tmp_path / "model", ignore=shutil.ignore_patterns("models_clip*"))
+    with pytest.raises(MinicosError, match="has no models_clip_open-clip-xlm-roberta-large-vit-huge-14"):
+        load(folder, device="cpu")
+
+
+def test_a_time_skip_is_what_networks_are_loaded_with(toys21, monkeypatch):
+    plain = load(toys21["first frame"], device="cpu")
+    with pytest.raises(MinicosError, match="time_skip 7, and these networks do not"):
+        plain.with_preset(time_skip=7)
+    edit = replace(config.PRESETS["ChronoEdit-14B"]["official"], steps=1, area=32 * 48)
+    monkeypatch.setitem(config.PRESETS, plain.variant, {"official": edit})
+    chrono = load(toys21["first frame"], device="cpu")
+    assert chrono.experts["high"].time_skip == 7
+    condition = chrono.condition("turn the l", image(0, 40, 56))
+    assert condition.shape[2] == 2
+    assert rel_max(last(plain.with_preset(steps=1), condition), last(chrono, condition)) > 1e-4

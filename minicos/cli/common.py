@@ -78,15 +78,17 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     """What to make a video of."""
     parser.add_argument("--prompt", required=True, help="what should happen")
     parser.add_argument("--image", type=Path, help="first frame (png, jpg), for image-to-video models")
+    parser.add_argument("--last", type=Path, help="last frame, for models that lead from one frame to another")
     parser.add_argument("--negative", dest="negative_prompt", help="what should not; used where guidance is not 1")
     parser.add_argument("--frames", type=positive, help="video frames, 4n + 1 (default: the preset's)")
 
 
-def image(args: argparse.Namespace) -> "Tensor | None":
-    """The first frame of the options. Read before the model, so that a wrong path is told at once."""
+def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
+    """First and last frame of the options. Read before the model, so that a wrong path is told at once."""
     from minicos.media import load_image
 
-    return None if args.image is None else load_image(args.image)
+    paths = {"image": args.image, "last": args.last}
+    return {name: None if path is None else load_image(path) for name, path in paths.items()}
 
 
 def load(args: argparse.Namespace) -> "Wan":
@@ -98,19 +100,20 @@ def load(args: argparse.Namespace) -> "Wan":
     return wan.with_preset(**{name: value for name, value in given.items() if value is not None})
 
 
-def condition(args: argparse.Namespace, wan: "Wan", image: "Tensor | None") -> "Condition":
+def condition(args: argparse.Namespace, wan: "Wan", images: "dict[str, Tensor | None]") -> "Condition":
     """The condition of the options; warns about words that the model's tokenizer does not know."""
     unknown = wan.tokenizer.unknown_words(args.prompt)
     if unknown:
         print(f"minicos: the model does not know the words {', '.join(unknown)}", file=sys.stderr)
-    return wan.condition(args.prompt, image)
+    return wan.condition(args.prompt, **images)
 
 
-def subject(args: argparse.Namespace, image: "Tensor | None") -> dict[str, str | None]:
+def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dict[str, str | None]:
     """What a run is about, among its settings: an image counts by its pixels, not by its name."""
     from hashlib import sha256
 
-    return {"prompt": args.prompt, "image": None if image is None else sha256(image.numpy().tobytes()).hexdigest()[:16]}
+    hashes = {k: sha256(x.numpy().tobytes()).hexdigest()[:16] for k, x in images.items() if x is not None}
+    return {"prompt": args.prompt, "image": None, **hashes}
 
 
 def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object) -> "Run":

@@ -41,15 +41,15 @@ def run(name: str, args: argparse.Namespace) -> None:
     from minicos.analysis.observe import observe, recorded
     from minicos.analysis.steps import Steps, spread
 
-    image = common.image(args)
+    images = common.images(args)
     wan = common.load(args)
-    condition = common.condition(args, wan, image)
+    condition = common.condition(args, wan, images)
     noise = wan.noise(condition, args.seed)
     total = wan.preset.steps
     chosen = common.within(args.at, total) or spread(8, total)
     asked = {name, args.also}
     analyses = [Steps(wan, chosen)] * ("steps" in asked) + [Energy(chosen)] * ("energy" in asked)
-    folder = common.open_run(args, wan, analyses, **common.subject(args, image))
+    folder = common.open_run(args, wan, analyses, **common.subject(args, images))
     observe(wan, condition, folder, analyses, noise)
     for analysis in analyses:
         first, *rest = analysis.draw(recorded(folder, analysis.name, total), folder)

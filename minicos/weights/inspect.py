@@ -38,6 +38,7 @@ OTHERS = (  # not diffusion transformers: variant, a name that only it has, and 
     ("UMT5-XXL encoder", "blocks.23.attn.q.weight", 4096),
     ("encoder like UMT5-XXL", "blocks.0.attn.q.weight", None),
     ("CLIP image encoder", "visual.transformer.0.attn.to_qkv.weight", None),
+    ("CLIP image encoder", "visual.transformer.0.attn.to_qkv.0.weight", None),
 )
 
 

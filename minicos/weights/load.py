@@ -49,6 +49,7 @@ def load_into(
     dtype: torch.dtype | Callable[[str], torch.dtype | None] | None = None,
     device: torch.device | str = "cpu",
     lora: Lora | Sequence[Lora] = (),
+    unused: tuple[str, ...] = (),
     check_finite: bool = False,
 ) -> Loaded:
     """Give every parameter and buffer of `module` (usually on the meta device) its tensor from `source`.
@@ -56,6 +57,7 @@ def load_into(
     `source` is a file (.safetensors, .pth), a folder of shards, or a list of files. `rename` maps a key to the module's
     name for it; by default the naming is recognised (official, ComfyUI, diffusers, transformers). `dtype` is one dtype,
     a function of the official name, or None to keep what is stored. LoRAs are merged in float32 before the cast.
+    `unused`: how the names begin of tensors that the source holds and the module knowingly does without.
     The module ends in eval mode, without gradients.
 
     Raises MinicosError where a key is missing, unknown, twice there or of another shape, where a file is damaged or a
@@ -67,7 +69,7 @@ def load_into(
     loras = (lora,) if isinstance(lora, Lora) else tuple(lora)
     for one in loras:
         one.check(expected)
-    plans = [_plan(file, rename) for file in files]
+    plans = [_plan(file, rename, unused) for file in files]
     _check(module, expected, files, plans)
 
     for file, plan in zip(files, plans, strict=True):
@@ -135,13 +137,14 @@ def _unpack(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _plan(file: _File, rename: Callable[[str], str]) -> dict[str, str]:
+def _plan(file: _File, rename: Callable[[str], str], unused: tuple[str, ...]) -> dict[str, str]:
     """Key -> name in the module, for the keys of a file that are weights."""
     aside = (*SCALES, *UNUSED)
     try:
-        return {key: rename(key) for key in file.shapes if key not in NO_WEIGHTS and not key.endswith(aside)}
+        names = {key: rename(key) for key in file.shapes if key not in NO_WEIGHTS and not key.endswith(aside)}
     except MinicosError as error:
         raise MinicosError(f"{file.path}: {error}") from error
+    return {key: name for key, name in names.items() if not name.startswith(unused)}
 
 
 def _scales(file: _File, rename: Callable[[str], str], plan: dict[str, str]) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 
 from minicos.errors import MinicosError
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")  # put before official names by ComfyUI and others
+# Put before the names of a network by ComfyUI and others; the last, in the files of transformers, before those of CLIP.
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "vision_model.")
 LEAVES = ("weight", "bias", "gamma")
 
 # The diffusion transformer: official WanModel -> diffusers WanTransformer3DModel.
@@ -121,12 +122,36 @@ UMT5_TRANSFORMERS = {
     "blocks.{}.ffn.fc2": f"{_BLOCK}.1.DenseReluDense.wo",
 }
 
+# The image encoder: official XLMRobertaCLIP (its tower) -> transformers CLIPVisionModel. There q, k and v are matrices of their
+# own; the official to_qkv holds their rows one after the other (`minicos.clip` puts them together).
+_LAYER = "encoder.layers.{}"
+CLIP_TRANSFORMERS = {
+    "visual.cls_embedding": "embeddings.class_embedding",
+    "visual.pos_embedding": "embeddings.position_embedding.weight",
+    "visual.patch_embedding": "embeddings.patch_embedding",
+    "visual.pre_norm": "pre_layrnorm",
+    **_under(
+        "visual.transformer.{}",
+        _LAYER,
+        {
+            "norm1": "layer_norm1",
+            **{f"attn.to_qkv.{i}": f"self_attn.{x}_proj" for i, x in enumerate("qkv")},
+            "attn.proj": "self_attn.out_proj",
+            "norm2": "layer_norm2",
+            "mlp.0": "mlp.fc1",
+            "mlp.2": "mlp.fc2",
+        },
+    ),
+    "visual.post_norm": "post_layernorm",
+}
+
 # layout -> (a key that no layout below it has, its table)
 FOREIGN = {
     "diffusers": ("condition_embedder.time_proj.weight", DIT_DIFFUSERS),
     "diffusers VAE 2.2": ("decoder.up_blocks.0.upsampler.resample.1.weight", VAE22_DIFFUSERS),
     "diffusers VAE": ("post_quant_conv.weight", VAE_DIFFUSERS),
     "transformers": ("encoder.final_layer_norm.weight", UMT5_TRANSFORMERS),
+    "transformers CLIP": ("pre_layrnorm.weight", CLIP_TRANSFORMERS),
 }
 # Keys that are no weights: a marker of ComfyUI, its copy of the tokenizer, and a second name of `shared.weight`.
 NO_WEIGHTS = ("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight")
