@@ -60,8 +60,23 @@ def _under(official: str, foreign: str, leaves: dict[str, str]) -> dict[str, str
     return {f"{official}.{a}": f"{foreign}.{b}" for a, b in leaves.items()}
 
 
+def decoder_layers(res_blocks: int) -> dict[str, str]:
+    """The table of a VAE's decoder: official, one flat list; diffusers, groups of residual blocks with an upsampler between."""
+    group = res_blocks + 2  # a decoder has one more than the encoder, and the upsampler
+    table: dict[str, str] = {}
+    for i in range(4 * group - 1):
+        foreign = f"decoder.up_blocks.{i // group}"
+        inside = (
+            (f"{foreign}.upsamplers.0", _RESAMPLE)
+            if i % group == group - 1
+            else (f"{foreign}.resnets.{i % group}", _RESIDUAL)
+        )
+        table |= _under(f"decoder.upsamples.{i}", *inside)
+    return table
+
+
 # The VAE of Wan2.1 and Wan2.2-A14B: official WanVAE_ -> diffusers AutoencoderKLWan. The encoder's flat list keeps its
-# numbers; the decoder's flat list of 15 becomes four groups of three residual blocks, with an upsampler between them.
+# numbers; the decoder's flat list of 15 becomes four groups of three residual blocks.
 VAE_DIFFUSERS = {
     "conv1": "quant_conv",
     "conv2": "post_quant_conv",
@@ -78,15 +93,7 @@ VAE_DIFFUSERS = {
         }.items()
     },
     **_under("encoder.downsamples.{}", "encoder.down_blocks.{}", _RESIDUAL | _RESAMPLE),
-    **{
-        a: b
-        for i in range(15)
-        for a, b in (
-            _under(f"decoder.upsamples.{i}", f"decoder.up_blocks.{i // 4}.resnets.{i % 4}", _RESIDUAL)
-            if i % 4 < 3
-            else _under(f"decoder.upsamples.{i}", f"decoder.up_blocks.{i // 4}.upsamplers.0", _RESAMPLE)
-        ).items()
-    },
+    **decoder_layers(res_blocks=2),
 }
 
 # The text encoder: official T5Encoder -> transformers UMT5EncoderModel.
