@@ -20,6 +20,7 @@ from functools import partial
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -33,8 +34,6 @@ from minicos.vae import VAE
 from minicos.weights.names import DIT_DIFFUSERS, UMT5_TRANSFORMERS, VAE_DIFFUSERS, decoder_layers, translate
 
 Pair = tuple[str, Tensor, Tensor]  # a point, our tensor there, and theirs
-
-
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 5e-2}  # of rel_l2, by dtype; the embedded model: 6e-7 and 2e-2
 AS_SHIPPED = 2e-5  # of what comes after a float32 time sinusoid; random weights, 30 layers of 1.3B: 9e-6 (rel_max)
 
@@ -75,6 +74,7 @@ def verify(
     grid        tokens along frames, height and width; small, since errors of code show at any size
     as_shipped  leave the float32 time sinusoid of diffusers in place, and allow for it
     tolerance   what rel_l2 may be, instead of `TOLERANCE` of the dtype
+    Beside the weights it needs room for the outputs of all layers of one network, twice: 4 GB or so for 14B in float32.
     Raises MinicosError where diffusers or transformers is not installed, before anything runs.
     """
     peers()
@@ -91,7 +91,8 @@ def _parts(wan: Wan, grid: tuple[int, int, int], as_shipped: bool, tolerance: fl
 
     _, ph, pw = wan.experts["high"].cfg.patch_size
     f, h, w = grid[0], grid[1] * ph, grid[2] * pw
-    text = wan.text(ids[:1], mask[:1]).masked_fill(mask[:1, :, None] == 0, 0)
+    rows = wan.text(ids[1:], mask[1:]).masked_fill(mask[1:, :, None] == 0, 0)
+    text = F.pad(rows, (0, 0, 0, wan.text.cfg.text_len - rows.shape[1]))  # b t d', as `text.encode` gives it
     for name, ours in wan.experts.items():
         cfg = ours.cfg
         if cfg.image_tokens:
@@ -116,11 +117,12 @@ def _parts(wan: Wan, grid: tuple[int, int, int], as_shipped: bool, tolerance: fl
 
 
 def _tokens(encoder: TextEncoder, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Ids and mask of two prompts, a long and a short one (2 t)."""
-    cfg = encoder.cfg
-    ids = torch.randint(2, cfg.vocab_size, (2, cfg.text_len), generator=draw)
-    mask = torch.arange(cfg.text_len) < torch.tensor([[cfg.text_len * 3 // 4], [cfg.text_len // 8 + 1]])
-    return tuple((a * mask).to(encoder.token_embedding.weight.device) for a in (ids, torch.ones_like(ids)))
+    """Ids and mask of two prompts (2 t), a short one and one that is longer than the longest distance told apart, 128."""
+    length = min(encoder.cfg.text_len, 140)
+    ids = torch.randint(2, encoder.cfg.vocab_size, (2, length), generator=draw)
+    mask = (torch.arange(length) < torch.tensor([[length], [9]])).long()
+    device = encoder.token_embedding.weight.device
+    return (ids * mask).to(device), mask.to(device)
 
 
 def _timestep(wan: Wan, expert: str, frames: int) -> Tensor:
@@ -147,14 +149,17 @@ def _distance(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 def peers() -> tuple[ModuleType, ModuleType]:
-    """diffusers and transformers. Raises MinicosError where one is not installed."""
+    """diffusers and transformers. Raises MinicosError where one is not installed, or too old to know Wan."""
     try:
         import diffusers
         import transformers
-    except ImportError as error:
+
+        _ = diffusers.WanTransformer3DModel, diffusers.AutoencoderKLWan, transformers.UMT5EncoderModel
+    except (ImportError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
         raise MinicosError(
-            f"verify compares with diffusers and transformers, and {error.name} is not installed:"
-            " `pip install diffusers transformers`"
+            f"verify compares with diffusers and transformers, which cannot be used here ({reason}):"
+            " `pip install -U diffusers transformers`"
         ) from error
     return diffusers, transformers
 
@@ -180,7 +185,8 @@ def diffusers_dit(ours: DiT, exact_time: bool = True) -> nn.Module:
             in_channels=cfg.in_dim, out_channels=cfg.out_dim, text_dim=cfg.text_dim, freq_dim=cfg.freq_dim,
             ffn_dim=cfg.ffn_dim, num_layers=cfg.num_layers, eps=cfg.eps,
         )  # fmt: skip
-    theirs.rope = type(theirs.rope)(cfg.head_dim, cfg.patch_size, max_seq_len=1024)  # its tables are no weights
+    rope = type(theirs.rope)(cfg.head_dim, cfg.patch_size, max_seq_len=1024)  # its tables are no weights
+    theirs.rope = rope.to(ours.patch_embedding.weight.device)
     if exact_time:
         theirs.condition_embedder.timesteps_proj = ExactTime(cfg.freq_dim)
     weights = {translate(name, DIT_DIFFUSERS): p for name, p in ours.state_dict().items()}
