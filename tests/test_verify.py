@@ -273,9 +273,9 @@ def test_without_a_peer(package, told, monkeypatch):
     [
         (["--grid", "3,4"], "'3,4' is not three positive numbers"),
         (["--grid", "0,4,6"], "'0,4,6' is not three positive numbers"),
-        (["--tolerance", "none"], "'none' is not a positive number"),
+        (["--tolerance", "none"], "'none' is not a number"),
         (["--tolerance", "-1"], "'-1' is not a positive number"),
-        (["--tolerance", "nan"], "'nan' is not a positive number"),
+        (["--tolerance", "nan"], "'nan' is not a number"),
         (["--dtype", "float16"], "invalid choice: 'float16'"),
         (["--model", "nonsense"], "nonsense is not a folder with a model"),
     ],

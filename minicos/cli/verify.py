@@ -39,7 +39,9 @@ def add(verbs) -> None:
         "--as-shipped", action="store_true", help="keep diffusers' float32 time sinusoid, which is less exact"
     )
     parser.add_argument(
-        "--tolerance", type=tolerance, help="of rel_l2 (default: 5e-6 in float32, 5e-2 in bfloat16; 2e-5 as shipped)"
+        "--tolerance",
+        type=common.positive_number,
+        help="of rel_l2 (default: 5e-6 in float32, 5e-2 in bfloat16; 2e-5 as shipped)",
     )
     parser.add_argument("--all", action="store_true", help="print every layer, not just the worst of its kind")
     parser.add_argument("--json", action="store_true", help="one object: ok, first, parts with a row for every layer")
@@ -50,16 +52,6 @@ def grid(text: str) -> tuple[int, int, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not three positive numbers such as 3,4,6")
     f, h, w = map(int, text.split(","))
     return f, h, w
-
-
-def tolerance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number such as 1e-5")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:
