@@ -74,7 +74,7 @@ def verify(
     grid        tokens along frames, height and width; small, since errors of code show at any size
     as_shipped  leave the float32 time sinusoid of diffusers in place, and allow for it
     tolerance   what rel_l2 may be, instead of `TOLERANCE` of the dtype
-    Beside the weights it needs room for the outputs of all layers of one network, twice: 4 GB or so for 14B in float32.
+    Beside the weights it needs room for the outputs of all layers of one network, twice: for 14B in float32 some 4 GB.
     Raises MinicosError where diffusers or transformers is not installed, before anything runs.
     """
     peers()
@@ -91,8 +91,8 @@ def _parts(wan: Wan, grid: tuple[int, int, int], as_shipped: bool, tolerance: fl
 
     _, ph, pw = wan.experts["high"].cfg.patch_size
     f, h, w = grid[0], grid[1] * ph, grid[2] * pw
-    rows = wan.text(ids[1:], mask[1:]).masked_fill(mask[1:, :, None] == 0, 0)
-    text = F.pad(rows, (0, 0, 0, wan.text.cfg.text_len - rows.shape[1]))  # b t d', as `text.encode` gives it
+    prompt = wan.text(ids[1:], mask[1:]).masked_fill(mask[1:, :, None] == 0, 0)
+    text = F.pad(prompt, (0, 0, 0, wan.text.cfg.text_len - prompt.shape[1]))  # b t d', as `text.encode` gives it
     for name, ours in wan.experts.items():
         cfg = ours.cfg
         if cfg.image_tokens:
@@ -190,11 +190,9 @@ def diffusers_dit(ours: DiT, exact_time: bool = True) -> nn.Module:
     if exact_time:
         theirs.condition_embedder.timesteps_proj = ExactTime(cfg.freq_dim)
     weights = {translate(name, DIT_DIFFUSERS): p for name, p in ours.state_dict().items()}
-    dtype, wide = ours.blocks[0].ffn[0].weight.dtype, set(theirs._keep_in_fp32_modules)
-    for name, p in weights.items():
-        weights[name] = (
-            p.float() if wide & set(name.split(".")) else p.to(dtype)
-        )  # the same tensor where nothing changes
+    wide, dtype = set(theirs._keep_in_fp32_modules), ours.blocks[0].ffn[0].weight.dtype
+    for name, p in weights.items():  # `to` returns the same tensor where nothing changes
+        weights[name] = p.to(torch.float32 if wide & set(name.split(".")) else dtype)
     return _filled(theirs, weights)
 
 

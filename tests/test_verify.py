@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import minicos
 from minicos import verify
 from minicos.cli import main
+from minicos.cli import verify as cli
 from minicos.errors import MinicosError
 from minicos.pipeline import Wan
 from minicos.verify import Part, Row, compare_dit, compare_text, compare_vae
@@ -195,9 +196,23 @@ def test_bfloat16_is_told_from_a_fault(toy):
 def test_an_image_branch_that_is_not_compared_says_so(wan):
     network = wan.experts["high"]
     network = type(network)(replace(network.cfg, image_tokens=257))
-    (high,) = (part for part in verify.verify(replace(wan, experts={"high": network})) if part.name == "high")
-    assert not high.rows
-    assert "CLIP" in high.skipped
+    parts = [part for part in verify.verify(replace(wan, experts={"high": network}), (1, 2, 2)) if part.name != "vae"]
+    assert not parts[1].rows
+    assert "CLIP" in parts[1].skipped
+    assert (
+        cli.verdict("it", "them", parts)
+        == f"it agrees with them at all of {len(parts[0].rows)} points. Not compared: high."
+    )
+
+
+def test_the_worst_of_a_kind_is_shown():
+    rows = [Row(f"blocks.{i}.ffn", x, x, 1e-3) for i, x in enumerate((1e-5, float("nan"), 1e-2, 0))]
+    assert cli.folded(rows) == {"blocks.*.ffn": rows[1]}
+    assert cli.folded(rows[2:]) == {"blocks.*.ffn": rows[2]}
+    found = cli.to_json([Part("high", tuple(rows))])
+    assert found["first"]["point"] == "blocks.1.ffn"
+    assert found["first"]["rel_l2"] is None
+    json.dumps(found, allow_nan=False)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from minicos.cli import common
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     return int(any(part.parted for part in parts))
 
 
-def told(parts: Iterable["Part"], everything: bool) -> Iterable["Part"]:
+def told(parts: Iterable["Part"], everything: bool) -> Iterator["Part"]:
     """Print each part as soon as it is done."""
     print(f"  {'':{WIDTH}} rel_l2   rel_max  allowed")
     for part in parts:
@@ -95,23 +95,27 @@ def folded(rows: Iterable["Row"]) -> dict[str, "Row"]:
     worst: dict[str, Row] = {}
     for row in rows:
         kind = re.sub(r"\.\d+(?=\.|$)", ".*", row.point)
-        if kind not in worst or not row.rel_l2 <= worst[kind].rel_l2:
+        if kind not in worst or badness(row) > badness(worst[kind]):
             worst[kind] = row
     return worst
 
 
-def verdict(model: str, peers: str, parts: Iterable["Part"]) -> str:
+def badness(row: "Row") -> float:
+    return math.inf if math.isnan(row.rel_l2) else row.rel_l2
+
+
+def verdict(model: str, peers: str, parts: list["Part"]) -> str:
+    skipped = "".join(f" Not compared: {part.name}." for part in parts if part.skipped)
     for part in parts:
-        if part.parted:
-            row = part.parted
+        if row := part.parted:
             return (
                 f"{model} parts from {peers}, first at {part.name} {row.point}:"
-                f" rel_l2 {row.rel_l2:.1e}, allowed {row.tolerance:.1e}."
+                f" rel_l2 {row.rel_l2:.1e}, allowed {row.tolerance:.1e}.{skipped}"
             )
-    return f"{model} agrees with {peers} at all of {sum(len(part.rows) for part in parts)} points."
+    return f"{model} agrees with {peers} at all of {sum(len(part.rows) for part in parts)} points.{skipped}"
 
 
-def to_json(parts: Iterable["Part"]) -> dict:
+def to_json(parts: list["Part"]) -> dict:
     """Numbers that JSON lacks (infinite, NaN) become null."""
 
     def number(x: float) -> float | None:
