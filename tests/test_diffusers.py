@@ -1,18 +1,19 @@
-"""diffusers' networks with the same random weights, under the names that `minicos.weights.names` translates to."""
+"""diffusers' networks with the same random weights, handed over as `minicos verify` does it."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from minicos.config import VAE22, VAEConfig, preset
+from minicos.config import VAE22, VARIANTS, VAEConfig, preset
 from minicos.dit import DiT
-from minicos.ops import sinusoid
 from minicos.vae import VAE
-from minicos.weights.names import DIT_DIFFUSERS, VAE22_DIFFUSERS, VAE_DIFFUSERS, renamer, translate
+from minicos.verify import diffusers_dit, diffusers_vae
+from minicos.weights.names import renamer
 from tests.golden import rel_max
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
 
 DIT = {  # changes of the small network
     "narrow heads": {"num_heads": 3, "dim": 48},
@@ -24,26 +25,12 @@ DIT = {  # changes of the small network
 }
 
 
-def their_dit(ours: DiT, network=diffusers.WanTransformer3DModel):
-    cfg = ours.cfg
-    theirs = network(
-        num_attention_heads=cfg.num_heads, attention_head_dim=cfg.head_dim, in_channels=cfg.in_dim, out_channels=cfg.out_dim,
-        text_dim=cfg.text_dim, freq_dim=cfg.freq_dim, ffn_dim=cfg.ffn_dim, num_layers=cfg.num_layers, eps=cfg.eps, rope_max_seq_len=32,
-        image_dim=cfg.image_dim if cfg.images else None, added_kv_proj_dim=cfg.dim if cfg.images else None,
-        pos_embed_seq_len=cfg.image_tokens if cfg.images == 2 else None,
-    )  # fmt: skip
-    theirs.load_state_dict({translate(name, DIT_DIFFUSERS): p for name, p in ours.state_dict().items()})
-    return theirs.eval().requires_grad_(False)
-
-
 @pytest.mark.parametrize("exact_time", [False, True])
 @pytest.mark.parametrize("changes", DIT.values(), ids=DIT)
 def test_velocity(changes, exact_time, small_dit):
     """The one systematic difference is their time sinusoid, which is built in float32."""
     ours = small_dit(seed=7, **changes)
-    theirs, cfg = their_dit(ours), ours.cfg
-    if exact_time:
-        theirs.condition_embedder.timesteps_proj.forward = lambda t: sinusoid(t, cfg.freq_dim).float()
+    theirs, cfg = diffusers_dit(ours, exact_time), ours.cfg
     draw = torch.Generator().manual_seed(8)
     x, y = torch.randn(2, 4, 3, 6, 10, generator=draw), torch.randn(2, cfg.in_dim - 4, 3, 6, 10, generator=draw)
     text, t = torch.randn(2, cfg.text_len, 8, generator=draw), torch.tensor([937.25, 41.0])
@@ -54,11 +41,37 @@ def test_velocity(changes, exact_time, small_dit):
     assert rel_max(velocity, expected) < (1e-6 if exact_time else 2e-5)  # measured 0, 8.1e-6
 
 
+@pytest.fixture(scope="module")
+def wide() -> DiT:
+    """Two blocks as wide as those of Wan2.1-T2V-1.3B: 118 million random weights, which the peer shares."""
+    with torch.device("meta"):
+        network = DiT(replace(VARIANTS["Wan2.1-T2V-1.3B"], num_layers=2)).requires_grad_(False)
+    network.to_empty(device="cpu")
+    draw = torch.Generator().manual_seed(10)
+    for name, p in network.named_parameters():
+        scale = (
+            0.3 if p.ndim == 1 or "modulation" in name else (3 / p[0].numel()) ** 0.5
+        )  # uniform with variance 1 / width
+        p.uniform_(-scale, scale, generator=draw)
+        if "norm" in name and name.endswith("weight"):
+            p.add_(1)
+    return network
+
+
+@pytest.mark.parametrize(("exact_time", "tolerance"), [(False, 2e-5), (True, 1e-6)])  # measured 4.5e-6, 0
+def test_velocity_at_real_width(exact_time, tolerance, wide):
+    draw = torch.Generator().manual_seed(11)
+    x, t = torch.randn(1, 16, 2, 6, 8, generator=draw), torch.tensor([873.0])
+    text = torch.randn(1, 512, 4096, generator=draw)
+    text[:, 40:] = 0
+    expected = diffusers_dit(wide, exact_time)(x, t, text).sample
+    assert rel_max(wide(x, t, text), expected) < tolerance
+
+
 def test_velocity_where_frames_have_their_own_timestep(small_dit):
     """They are told one timestep per token, we one per frame."""
     ours = small_dit(seed=7)
-    theirs = their_dit(ours)
-    theirs.condition_embedder.timesteps_proj.forward = lambda t: sinusoid(t, ours.cfg.freq_dim).float()
+    theirs = diffusers_dit(ours)
     draw = torch.Generator().manual_seed(8)
     x, text = torch.randn(2, 4, 3, 4, 6, generator=draw), torch.randn(2, 5, 8, generator=draw)
     t = torch.tensor([[0.0, 500, 900], [0.0, 31.5, 31.5]])
@@ -70,8 +83,7 @@ def test_time_positions_of_chronoedit(frames, small_dit):
     """Two latent frames stand at 0 and 7 (their `rope_temporal_skip_len` 8), other numbers at 0, 1, 2 ..."""
     ours = small_dit(seed=7, image_tokens=257, image_dim=12, text_len=512)
     ours.time_skip = preset("ChronoEdit-14B").time_skip
-    theirs = their_dit(ours, diffusers.ChronoEditTransformer3DModel)
-    theirs.condition_embedder.timesteps_proj.forward = lambda t: sinusoid(t, ours.cfg.freq_dim).float()
+    theirs = diffusers_dit(ours)
     draw = torch.Generator().manual_seed(8)
     x, clip = torch.randn(1, 4, frames, 4, 6, generator=draw), torch.randn(1, 257, 12, generator=draw)
     text, t = torch.randn(1, 512, 8, generator=draw), torch.tensor([500.0])
@@ -96,16 +108,8 @@ def test_vae(cfg):
     for name, p in ours.named_parameters():
         noise = torch.randn(p.shape, generator=draw)
         p.copy_(1 + 0.2 * noise if name.endswith("gamma") else noise * (0.1 if p.ndim == 1 else p[0].numel() ** -0.5))
-    theirs = diffusers.AutoencoderKLWan(
-        base_dim=cfg.dim, z_dim=cfg.z_dim, dim_mult=list(cfg.dim_mult), num_res_blocks=cfg.num_res_blocks,
-        temperal_downsample=list(cfg.temporal_downsample), latents_mean=list(cfg.mean), latents_std=list(cfg.std),
-        decoder_base_dim=cfg.dec_dim, is_residual=cfg.stage_shortcuts, patch_size=cfg.patch_size if cfg.patch_size > 1 else None,
-        in_channels=3 * cfg.patch_size**2, out_channels=3 * cfg.patch_size**2,
-    )  # fmt: skip
-    table = VAE22_DIFFUSERS if cfg.stage_shortcuts else VAE_DIFFUSERS
-    theirs.load_state_dict({translate(name, table): p for name, p in ours.state_dict().items()})
+    theirs = diffusers_vae(ours)
     assert set(map(renamer(theirs.state_dict()), theirs.state_dict())) == set(ours.state_dict())
-    theirs.eval().requires_grad_(False)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (cfg.mean, cfg.std))
 
     _, height, width = (side * n for side, n in zip(cfg.stride, (1, 2, 3), strict=True))

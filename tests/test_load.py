@@ -136,6 +136,17 @@ def test_fp8_scaled_is_unpacked_in_float32(tmp_path):
     assert inspect(tmp_path).layout == "comfy_fp8_scaled"
 
 
+def test_golden_fp8_scaled(padded):
+    """A file as ComfyUI writes it, through the loader to the official velocity."""
+    data, path = golden.read("fp8_scaled"), golden.FOLDER / "fp8_scaled.weights.safetensors"
+    with torch.device("meta"):
+        dit = DiT(golden.config(DiTConfig, "fp8_scaled"))
+    load_into(dit, path, dtype=torch.float32)
+    text = padded(data["in.context_0"], dit.cfg.text_len)
+    for t, expected in zip(data["in.t"], data["out.velocity"], strict=True):
+        assert golden.rel_max(dit(data["in.x"], t, text), expected) < 2.5e-6  # measured 6.9e-7
+
+
 # ----------------------------------------------------------------------------------------------------------------- lora
 
 DIALECTS = ["diffsynth", "lightx2v", "comfy", "peft", "musubi"]

@@ -1,6 +1,7 @@
 """Options that several verbs share, and what they are turned into."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from minicos.condition import Condition
     from minicos.pipeline import Wan
     from minicos.runs import Run
+
+
+SOLVERS = ("euler", "unipc", "dpmpp")  # as in `minicos.schedule`, which imports torch
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +62,38 @@ def within(at: tuple[int, ...] | None, steps: int) -> tuple[int, ...] | None:
     return at
 
 
+def number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def positive_number(text: str) -> float:
+    if (value := number(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def share(text: str) -> float:
+    if not 0 < (value := number(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1, e.g. 0.9")
+    return value
+
+
+def guidance(text: str) -> dict[str, float]:
+    """The guidance of each expert, from "5" or "high=4,low=3"."""
+    if "=" not in text:
+        return dict.fromkeys(("high", "low"), number(text))
+    pairs = [part.partition("=") for part in text.split(",")]
+    if sorted(name for name, _, _ in pairs) != ["high", "low"]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not guidance for both experts: a number, or e.g. high=4,low=3")
+    return {name: number(value) for name, _, value in pairs}
+
+
 def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
     """Model, way of sampling, output."""
     parser.add_argument(
@@ -66,7 +102,21 @@ def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument(
         "--preset", help="way of sampling, e.g. official (the authors' code) or cos (the paper's tools)"
     )
-    parser.add_argument("--steps", type=positive, help="denoising steps (default: the preset's)")
+    sampling = parser.add_argument_group("sampling", "the preset's, where not given")
+    sampling.add_argument("--steps", type=positive, help="denoising steps")
+    sampling.add_argument("--solver", choices=SOLVERS, help="how to go from one noise level to the next")
+    sampling.add_argument(
+        "--shift", type=positive_number, metavar="S", help="how far the levels lie towards noise; 1 spaces them evenly"
+    )
+    sampling.add_argument(
+        "--guidance",
+        type=guidance,
+        metavar="G",
+        help="strength of the prompt: 5, or high=4,low=3; 1 skips the second pass",
+    )
+    sampling.add_argument(
+        "--boundary", type=share, metavar="B", help="timesteps from 1000 B on go to the high-noise expert, e.g. 0.9"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise; the same on every machine (default: 0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)")
     parser.add_argument(
@@ -95,8 +145,11 @@ def load(args: argparse.Namespace) -> "Wan":
     """The model of the options, under their preset."""
     from minicos.pipeline import load
 
-    given = {name: getattr(args, name, None) for name in ("steps", "frames", "negative_prompt")}
+    names = ("steps", "solver", "shift", "guidance", "boundary", "frames", "negative_prompt")
+    given = {name: getattr(args, name, None) for name in names}  # fields of Preset
     wan = load(args.model, preset=args.preset, device=args.device)
+    if args.boundary is not None and len(wan.experts) == 1:
+        raise MinicosError(f"--boundary is between two experts, and {wan.variant} has one here.")
     return wan.with_preset(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -61,6 +61,18 @@ def _under(official: str, foreign: str, leaves: dict[str, str]) -> dict[str, str
     return {f"{official}.{a}": f"{foreign}.{b}" for a, b in leaves.items()}
 
 
+def decoder_layers(res_blocks: int) -> dict[str, str]:
+    """The table of the decoder of a VAE of Wan2.1: official, one flat list; diffusers, groups with an upsampler at their end."""
+    group = res_blocks + 2  # a decoder has one residual block more than the encoder, and the upsampler
+    table: dict[str, str] = {}
+    for i in range(4 * group - 1):
+        foreign = f"decoder.up_blocks.{i // group}"
+        last = i % group == group - 1
+        inside = (f"{foreign}.upsamplers.0", _RESAMPLE) if last else (f"{foreign}.resnets.{i % group}", _RESIDUAL)
+        table |= _under(f"decoder.upsamples.{i}", *inside)
+    return table
+
+
 # The VAEs: official WanVAE_ -> diffusers AutoencoderKLWan. What both generations share:
 _VAE = {
     "conv1": "quant_conv",
@@ -83,15 +95,7 @@ _VAE = {
 VAE_DIFFUSERS = {
     **_VAE,
     **_under("encoder.downsamples.{}", "encoder.down_blocks.{}", _RESIDUAL | _RESAMPLE),
-    **{
-        a: b
-        for i in range(15)
-        for a, b in (
-            _under(f"decoder.upsamples.{i}", f"decoder.up_blocks.{i // 4}.resnets.{i % 4}", _RESIDUAL)
-            if i % 4 < 3
-            else _under(f"decoder.upsamples.{i}", f"decoder.up_blocks.{i // 4}.upsamplers.0", _RESAMPLE)
-        ).items()
-    },
+    **decoder_layers(res_blocks=2),
 }
 # Wan2.2-TI2V-5B: stages of two residual blocks and a downsampler, and of three and an upsampler.
 VAE22_DIFFUSERS = {
