@@ -38,6 +38,7 @@ class Energy:
 
     chosen: Sequence[int]  # the steps drawn as sheets; numbers are kept of all
     stride: int = 4  # video frames to a latent frame, for labels
+    sheets: Sequence[str] = (*FORMS, "components")  # what is drawn as sheets
     name: str = "energy"
     _kept: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)  # branch -> form -> layers
     _last: dict[str, Tensor] = field(default_factory=dict)  # "stream": the residual stream before the block
@@ -58,7 +59,9 @@ class Energy:
         }
         if site.step in self.chosen:
             size, index = h.float().abs().mean(0).topk(min(CHANNELS, h.shape[1]))
-            values |= {"components": components(h).unflatten(0, site.grid), "size": size, "channel": index.int()}
+            values |= {"size": size, "channel": index.int()}
+            if "components" in self.sheets:
+                values["components"] = components(h).unflatten(0, site.grid)
         for form, value in values.items():
             self._kept[site.branch].setdefault(form, []).append(value.cpu())
         self._last["stream"] = h
@@ -98,7 +101,7 @@ class Energy:
     def _sheets(self, step: Mapping[str, Tensor], branch: str, index: int, run: Run) -> list[str]:
         """One sheet for each form and one for the components: video frames down, layers across."""
         names = []
-        for form in (*FORMS, "components"):
+        for form in self.sheets:
             values = step.get(f"{branch}.{form}")
             if values is None:
                 continue

@@ -153,12 +153,14 @@ def load(args: argparse.Namespace) -> "Wan":
     return wan.with_preset(**{name: value for name, value in given.items() if value is not None})
 
 
-def condition(args: argparse.Namespace, wan: "Wan", images: "dict[str, Tensor | None]") -> "Condition":
-    """The condition of the options; warns about words that the model's tokenizer does not know."""
+def condition(
+    args: argparse.Namespace, wan: "Wan", images: "dict[str, Tensor | None]", samples: int = 1
+) -> "Condition":
+    """The condition of the options, for one sample or several; warns about words that the model's tokenizer does not know."""
     unknown = wan.tokenizer.unknown_words(args.prompt)
     if unknown:
         print(f"minicos: the model does not know the words {', '.join(unknown)}", file=sys.stderr)
-    return wan.condition(args.prompt, **images)
+    return wan.condition([args.prompt] * samples, **images)
 
 
 def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dict[str, str | None]:
