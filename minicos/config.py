@@ -157,7 +157,7 @@ _SHAKE, _CUT = (
     "镜头晃动，",
     "镜头切换，镜头晃动，",
 )  # Wan2.1: no shaking camera, no cut (wan/configs/wan_i2v_14B.py, __init__.py)
-_TINY = {"negative_prompt": "", "area": None, "frames": 13, "image": "channels"}
+_TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "image": "channels"}
 
 PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
     "Wan2.2-I2V-A14B": {"official": replace(_OFFICIAL, image="channels"), "cos": _COS_IMAGE},

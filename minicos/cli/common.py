@@ -54,6 +54,14 @@ def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise; the same on every machine (default: 0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)")
     parser.add_argument(
+        "--residency", choices=("auto", "resident", "swap", "stream"), default="auto",
+        help="weights all on the device, one network at a time, or block by block (default: the first that fits)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--noise-device", choices=("cpu", "cuda"), default="cpu",
+        help="cpu: noise that is the same on every machine; cuda: that of the official code (default: cpu)",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path, default=Path(out), help=f"run folder; run again to continue (default: {out})"
     )
 
@@ -73,12 +81,24 @@ def image(args: argparse.Namespace) -> "Tensor | None":
     return None if args.image is None else load_image(args.image)
 
 
-def load(args: argparse.Namespace) -> "Wan":
-    """The model of the options, under their preset."""
+LARGE = 10**9  # bytes of weights from which the plan is printed: the embedded model starts without ado
+
+
+def load(args: argparse.Namespace, image: "Tensor | None" = None) -> "Wan":
+    """The model of the options, under their preset, with room for a video from this first frame. Prints the plan of a large one."""
+    from minicos import cost
     from minicos.pipeline import load
+    from minicos.residency import Plan, describe
+
+    def tell(plan: Plan) -> None:
+        if plan.weights >= LARGE:
+            print(describe(plan, cost.throughput(plan.device, plan.dtype)), file=sys.stderr)
 
     given = {name: getattr(args, name, None) for name in ("steps", "frames", "negative_prompt")}
-    wan = load(args.model, preset=args.preset, device=args.device)
+    wan = load(
+        args.model, preset=args.preset, device=args.device, residency=args.residency, frames=given["frames"],
+        size=None if image is None else tuple(image.shape[-2:]), tell=tell,
+    )  # fmt: skip
     return wan.with_preset(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -107,9 +127,11 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
         **asdict(wan.preset),
         "dtype": str(wan.dtype),
         "seed": args.seed,
+        "noise_device": args.noise_device,
     }
     facts = {
         "command": sys.argv, "model_path": str(args.model), "preset": args.preset or "default", "device": str(wan.device),
+        "residency": wan.residency.plan.residency,
         "attention": "scaled_dot_product_attention",
     }  # fmt: skip
     return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

@@ -21,9 +21,9 @@ def run(args: argparse.Namespace) -> None:
     from minicos.media import save_video
 
     image = common.image(args)
-    wan = common.load(args)
+    wan = common.load(args, image)
     condition = common.condition(args, wan, image)
-    noise = wan.noise(condition, args.seed)
+    noise = wan.noise(condition, args.seed, args.noise_device)
     folder = common.open_run(args, wan, [], **common.subject(args, image))
     latent = observe(wan, condition, folder, [], noise)
     save_video(folder.path("video.mp4"), wan.frames(latent[0]), fps=wan.preset.fps)

@@ -50,9 +50,9 @@ def run(name: str, args: argparse.Namespace) -> None:
     from minicos.errors import MinicosError
 
     image = common.image(args)
-    wan = common.load(args)
+    wan = common.load(args, image)
     condition = common.condition(args, wan, image)
-    noise = wan.noise(condition, args.seed)
+    noise = wan.noise(condition, args.seed, args.noise_device)
     total = wan.preset.steps
     chosen = args.at or spread(8, total)
     if chosen[0] < 0 or chosen[-1] >= total:
