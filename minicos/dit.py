@@ -144,7 +144,7 @@ class DiT(nn.Module):
         self.head = Head(cfg, ops)
         self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last run
         self.visit = (
-            iter  # hands out the blocks in order; residency.Streamer lends each its weights while it has its turn
+            iter  # blocks -> blocks in order; `residency.Streamer` lends each its weights while it has its turn
         )
 
     def forward(
