@@ -143,9 +143,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg, ops, residual) for _ in range(cfg.num_layers))
         self.head = Head(cfg, ops)
         self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last run
-        self.visit = (
-            iter  # blocks -> blocks in order; `residency.Streamer` lends each its weights while it has its turn
-        )
+        self.visit = iter  # the blocks in order; residency.Streamer lends each its weights for its turn
 
     def forward(
         self, x: Tensor, timestep: Tensor, text: Tensor, y: Tensor | None = None, hooks: Hooks = NO_HOOKS
