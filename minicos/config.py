@@ -196,7 +196,7 @@ _SHAKE, _CUT = (
 _CHRONO = replace(
     _OFFICIAL21, image="channels", resize="pil", area=720 * 1280, frames=5, negative_prompt="", time_skip=7
 )
-_TINY = {"negative_prompt": "", "area": None, "frames": 13, "image": "channels"}
+_TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "image": "channels"}
 
 PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
     "Wan2.2-I2V-A14B": {"official": replace(_OFFICIAL, image="channels"), "cos": _COS_IMAGE},

@@ -190,6 +190,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg, ops, residual) for _ in range(cfg.num_layers))
         self.head = Head(cfg, ops)
         self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last run
+        self.visit = iter  # the blocks in order; residency.Streamer lends each its weights for its turn
 
     def forward(
         self, x: Tensor, timestep: Tensor, text: Tensor, y: Tensor | None = None, clip: Tensor | None = None,
@@ -217,7 +218,7 @@ class DiT(nn.Module):
         time = hooks("time", self.time_projection(embedding).unflatten(-1, (6, -1)))  # b g 6 d
         angles = self._rope(grid, tokens.device)
 
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.visit(self.blocks)):
             inside = hooks.scope(f"blocks.{i}")
             tokens = hooks(f"blocks.{i}", watched(block, inside)(tokens, text, image, time, angles, inside))  # b l d
 

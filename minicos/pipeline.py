@@ -8,7 +8,7 @@ video = wan.decode(step.next)
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,20 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos import schedule
+from minicos import cost, schedule
 from minicos.clip import CLIP, load_clip
 from minicos.condition import Condition, check_frames, crop_like, fit, frame_size, image_channels
-from minicos.config import VARIANTS, Preset
+from minicos.config import VARIANTS, Preset, VAEConfig
 from minicos.config import preset as presets
 from minicos.dit import FLOAT32, DiT, points
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import to_uint8
+from minicos.ops import without_tf32
+from minicos.residency import Plan, Residency, available, choose, measure
 from minicos.sample import Step, sample
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.vae import VAE
 from minicos.weights import layouts
-from minicos.weights.load import load_into
+from minicos.weights.load import load_into, stored
 from minicos.weights.lora import read as read_lora
 
 
@@ -44,8 +46,12 @@ class Wan:
     vae: VAE
     text: TextEncoder
     tokenizer: Tokenizer
+    residency: Residency  # where the networks are: take one for use through `residency.fetch`
     weights: str = ""  # fingerprint of the files, which runs remember
     clip: CLIP | None = None  # where the network looks at the image through it (Wan2.1)
+    tile: int | None = (
+        None  # side in pixels of the tiles in which large frames are decoded (tiles.py); None: whole frames
+    )
 
     @property
     def points(self) -> Mapping[str, str]:
@@ -54,7 +60,7 @@ class Wan:
 
     @property
     def device(self) -> torch.device:
-        return next(self.experts["high"].parameters()).device
+        return self.residency.plan.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,12 +93,17 @@ class Wan:
     def schedule(self) -> schedule.Schedule:
         return schedule.make(self.preset.solver, self.preset.steps, self.preset.shift)
 
+    def serves(self, timestep: float) -> str:
+        """The name of the expert that serves a timestep: "high" | "low"."""
+        return schedule.expert(timestep, self.preset.boundary if len(self.experts) > 1 else None)
+
     def expert(self, timestep: float) -> tuple[str, DiT]:
-        """The expert that serves a timestep, with its name."""
-        name = schedule.expert(timestep, self.preset.boundary if len(self.experts) > 1 else None)
-        return name, self.experts[name]
+        """The expert that serves a timestep, with its name, ready to run on the device."""
+        name = self.serves(timestep)
+        return name, self.residency.fetch(self.experts[name])
 
     @torch.no_grad()
+    @without_tf32()
     def condition(
         self, prompt: str | list[str], image: Tensor | None = None, *, last: Tensor | None = None, negative: str | None = None,
         frames: int | None = None, size: tuple[int, int] | None = None,
@@ -128,10 +139,11 @@ class Wan:
                 ends = [end.expand(len(prompts), -1, -1, -1) for end in ends]
             height, width = frame_size(tuple(ends[0].shape[-2:]), self.preset.area, stride[1], patch[1], rule)
             fitted = [fit(end, (height, width), rule).to(self.device) for end in ends]
+            vae = self.residency.fetch(self.vae)
             if self.preset.image == "imposed":
-                first = self.vae.encode(fitted[0].unsqueeze(2)).expand(len(prompts), -1, -1, -1, -1)
+                first = vae.encode(fitted[0].unsqueeze(2)).expand(len(prompts), -1, -1, -1, -1)
             else:
-                y = image_channels(self.vae, fitted[0], frames, *fitted[1:]).expand(len(prompts), -1, -1, -1, -1)
+                y = image_channels(vae, fitted[0], frames, *fitted[1:]).expand(len(prompts), -1, -1, -1, -1)
             if self.clip is not None:  # sees the image in its own size
                 clip = torch.cat([self.clip(2 * end - 1) for end in ends], dim=1).expand(len(prompts), -1, -1)
         else:
@@ -148,24 +160,35 @@ class Wan:
         )
         guided = any(g != 1 for g in self.preset.guidance.values())
         negative = self.preset.negative_prompt if negative is None else negative
+        encoder = self.residency.fetch(self.text)
         return Condition(
-            text=encode(self.text, self.tokenizer, prompts),
-            text_null=encode(self.text, self.tokenizer, [negative] * len(prompts)) if guided else None,
+            text=encode(encoder, self.tokenizer, prompts),
+            text_null=encode(encoder, self.tokenizer, [negative] * len(prompts)) if guided else None,
             shape=shape,
             y=y,
             first=first,
             clip=clip,
         )
 
-    def noise(self, condition: Condition, seed: int | list[int]) -> Tensor:
-        """Gaussian noise of the latents' shape, one seed for each sample (a number n means n, n + 1, ...); the same on every machine."""
+    def noise(self, condition: Condition, seed: int | list[int], device: str = "cpu") -> Tensor:
+        """Gaussian noise of the latents' shape, one seed for each sample (a number n means n, n + 1, ...).
+
+        device  where it is drawn: "cpu" gives the same on every machine, "cuda" what the official code draws on a card
+        Raises MinicosError where the model is not on a CUDA card and the noise should be.
+        """
         count = condition.shape[0]
         seeds = range(seed, seed + count) if isinstance(seed, int) else seed
         if len(seeds) != count:
             raise MinicosError(f"{len(seeds)} seeds for {count} samples: give one for each")
         if not all(0 <= s < 2**63 for s in seeds):
             raise MinicosError(f"seed {seed}: take a number from 0 to 2^63 - 1")
-        each = [torch.randn(condition.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
+        if device not in ("cpu", "cuda"):
+            raise MinicosError(f"noise is drawn on 'cpu' or 'cuda', not on {device!r}")
+        if device == "cuda" and self.device.type != "cuda":
+            raise MinicosError(f"the official CUDA noise needs a CUDA card, and this model is on {self.device}")
+        source = self.device if device == "cuda" else torch.device("cpu")
+        drawn = [torch.Generator(source).manual_seed(s) for s in seeds]
+        each = [torch.randn(condition.shape[1:], generator=generator, device=source) for generator in drawn]
         return torch.stack(each).to(self.device)
 
     def sample(
@@ -186,19 +209,28 @@ class Wan:
         )
 
     @torch.no_grad()
-    def frames(self, latent: Tensor, tile: int | None = None) -> Iterator[np.ndarray]:
-        """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3), so that a long video never stands in memory whole.
-
-        tile  side in pixels of the tiles that large frames are cut into (see tiles.py); None: whole frames
-        """
-        for part in self.vae.stream(latent[None].to(self.device), tile=tile):
+    def frames(self, latent: Tensor) -> Iterator[np.ndarray]:
+        """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3), so that a long video never stands in memory whole."""
+        for part in self._pixels(latent[None]):
             yield to_uint8(part[0])
 
     @torch.no_grad()
-    def decode(self, latent: Tensor, tile: int | None = None) -> np.ndarray:
+    def decode(self, latent: Tensor) -> np.ndarray:
         """Latents (b c f h w) -> uint8 (b F H W 3)."""
-        stream = self.vae.stream(latent.to(self.device), tile=tile)
-        return np.concatenate([np.stack([to_uint8(video) for video in part]) for part in stream], axis=1)
+        pieces = [np.stack([to_uint8(video) for video in part]) for part in self._pixels(latent)]
+        return np.concatenate(pieces, axis=1)
+
+    def _pixels(self, latent: Tensor) -> Iterator[Tensor]:
+        """The pieces of `VAE.stream`, on the device. Between two of them another network may have taken the VAE's place."""
+        with without_tf32():
+            pieces = self.residency.fetch(self.vae).stream(latent.to(self.device), tile=self.tile)
+        while True:
+            self.residency.fetch(self.vae)
+            with without_tf32():
+                part = next(pieces, None)
+            if part is None:
+                return
+            yield part
 
     def generate(
         self, prompt: str, image: Tensor | None = None, *, last: Tensor | None = None, seed: int = 0, negative: str | None = None,
@@ -220,13 +252,22 @@ def load(
     preset: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    residency: str = "auto",
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    tile: int | None = None,
+    tell: Callable[[Plan], object] = lambda plan: None,
 ) -> Wan:
     """Open a model: "tiny", the one inside the package, or a folder in the official layout.
 
     device  a CUDA card if there is one, else the CPU
     dtype   of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
-    Raises MinicosError naming file and key when anything is missing, unknown or of another shape, and for a device that is not
-    there. Nothing is downloaded.
+    residency     where the weights live (see `residency`): "resident", "swap", "stream", or "auto", the first of these that fits
+    frames, size  of the largest video to make room for; the preset's by default. `size` is (height, width) or that of the first frame
+    tile          decode large frames in tiles of so many pixels a side, which need less memory (`tiles`); None: whole
+    tell          is called with the plan before any weight is read: `lambda plan: print(describe(plan))`
+    Raises MinicosError naming file and key when anything is missing, unknown or of another shape, for NaN among the weights, for
+    a device that is not there, and where memory does not suffice. Nothing is downloaded.
     """
     device = _device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" or model == "tiny" else torch.bfloat16)
@@ -241,12 +282,6 @@ def load(
     def policy(name: str) -> torch.dtype:
         return torch.float32 if any(part in name for part in FLOAT32) else dtype
 
-    experts = {}
-    for name, part in layout.experts.items():
-        with torch.device("meta"):
-            experts[name] = DiT(part.config, residual=_residual(chosen, dtype), time_skip=chosen.time_skip)
-        lora = () if part.lora is None else (read_lora(part.lora),)
-        load_into(experts[name], part.files, dtype=policy, device=device, lora=lora)
     text_cfg, vae_cfg = layouts.text_config(layout.text), layouts.vae_config(layout.vae)
     if vae_cfg.z_dim != layout.experts["high"].config.out_dim:
         raise MinicosError(
@@ -254,15 +289,72 @@ def load(
             f" {layout.experts['high'].config.out_dim}: Wan2.2-TI2V-5B comes with Wan2.2_VAE, all others with Wan2.1_VAE."
         )
     with torch.device("meta"):
+        experts = {
+            name: DiT(part.config, residual=_residual(chosen, dtype), time_skip=chosen.time_skip)
+            for name, part in layout.experts.items()
+        }
         vae, text = VAE(vae_cfg), TextEncoder(text_cfg)
-    load_into(vae, layout.vae, dtype=torch.float32, device=device)
-    load_into(text, layout.text, dtype=dtype, device=device)
+    sources = [
+        *((name, network, layout.experts[name].files, policy) for name, network in experts.items()),
+        ("vae", vae, layout.vae, lambda name: torch.float32),
+        ("text", text, layout.text, lambda name: dtype),
+    ]
+    video = _video(chosen, vae_cfg, frames, size)
+    plan = _plan(residency, device, dtype, sources, chosen, video, tile)
+    tell(plan)
+    home = Residency(plan)
+    for name, network, files, kind in sources:
+        lora = layout.experts[name].lora if name in experts else None
+        load_into(
+            network, files, dtype=kind, device=device, lora=() if lora is None else read_lora(lora), check_finite=True,
+            place=home.settle(name, network, kind), label=f"load {name}",
+        )  # fmt: skip
     tokenizer = Tokenizer.load(layout.tokenizer, text_cfg.text_len)
     clip = None
     if layout.clip is not None:
-        narrow = torch.float32 if dtype == torch.float32 else torch.float16  # officially float16
-        clip = load_clip(layout.clip, layouts.clip_config(layout.clip), dtype=narrow, device=device)
-    return Wan(variant, chosen, experts, vae, text, tokenizer, layout.fingerprint(), clip)
+        clip = load_clip(layout.clip, layouts.clip_config(layout.clip), dtype=_clip_dtype(dtype), device=device)
+    return Wan(variant, chosen, experts, vae, text, tokenizer, home, layout.fingerprint(), clip, tile)
+
+
+def _clip_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Officially float16."""
+    return torch.float32 if dtype == torch.float32 else torch.float16
+
+
+def _video(preset: Preset, cfg: VAEConfig, frames: int | None, size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """Frames, height and width to make room for."""
+    height, width = size or preset.size
+    if preset.image != "none" and preset.area is not None:
+        height, width = frame_size((height, width), preset.area, cfg.stride[1])
+    return frames or preset.frames, height, width
+
+
+def _plan(
+    residency: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    sources: list,
+    preset: Preset,
+    video: tuple[int, int, int],
+    tile: int | None,
+) -> Plan:
+    """Which network goes where, for videos of this size: see `residency.choose`."""
+    (_, high, _, _), vae = sources[0], next(network for name, network, *_ in sources if name == "vae")
+    frames, height, width = video
+    stride = vae.cfg.stride
+    shape = (1, vae.cfg.z_dim, (frames - 1) // stride[0] + 1, height // stride[1], width // stride[2])
+    work = cost.dit_memory(high.cfg, shape, dtype, _residual(preset, dtype))
+    decoded = (min(tile or height, height), min(tile or width, width))
+    works = {"high": work, "low": work, "vae": cost.vae_memory(vae.cfg, *decoded, device)}
+    parts = []
+    for name, network, files, kind in sources:
+        mapped = stored(files).get(kind("blocks.0.ffn.0.weight"), 0) if device.type == "cpu" else 0
+        parts.append(measure(name, network, kind, work=works.get(name, 0), mapped=mapped))
+    passes = 1 if all(g == 1 for g in preset.guidance.values()) else 2
+    return choose(
+        residency, parts, device, free=available(device), host=available(torch.device("cpu")),
+        operations=passes * cost.flops(high.cfg, shape), dtype=dtype,
+    )  # fmt: skip
 
 
 def _device(name: str | torch.device | None) -> torch.device:

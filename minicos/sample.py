@@ -16,6 +16,7 @@ from minicos.condition import Condition
 from minicos.dit import DiT
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
+from minicos.ops import without_tf32
 from minicos.schedule import SOLVERS, Schedule
 
 
@@ -25,7 +26,13 @@ class Model(Protocol):
     @property
     def points(self) -> Mapping[str, str]: ...
 
-    def expert(self, timestep: float) -> tuple[str, DiT]: ...
+    def serves(self, timestep: float) -> str:
+        """The name of the expert for a timestep: "high" | "low"."""
+        ...
+
+    def expert(self, timestep: float) -> tuple[str, DiT]:
+        """The same with its network, ready to run; another expert may have to leave the device for it."""
+        ...
 
 
 @dataclass
@@ -93,7 +100,7 @@ def sample(
         raise MinicosError(
             f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 {condition.shape}"
         )
-    experts = [model.expert(timestep)[0] for timestep in schedule.timesteps]
+    experts = [model.serves(timestep) for timestep in schedule.timesteps]
     if not set(experts) <= set(guidance):
         needs = ", ".join(sorted(set(experts)))
         raise MinicosError(f"this run needs guidance for {needs}; it was given {dict(guidance)}")
@@ -136,6 +143,7 @@ def _steps(model, x, condition, schedule, guidance, hooks, start, memory) -> Ite
 
 
 @torch.no_grad()
+@without_tf32()
 def _velocity(dit: DiT, x: Tensor, timestep: float, condition: Condition, hooks: Hooks, branch: str) -> Tensor:
     t = condition.per_frame(timestep)[0, :, :, 0, 0].expand(len(x), -1)  # b g, on the host, where the sinusoid is built
     return dit(x, t, condition.branch(branch), condition.y, condition.clip, hooks=hooks.at(branch=branch))

@@ -79,8 +79,11 @@ class Pair:
     def points(self) -> Mapping[str, str]:
         return points(self.high.cfg)
 
+    def serves(self, timestep: float) -> str:
+        return expert(timestep, self.boundary)
+
     def expert(self, timestep: float) -> tuple[str, DiT]:
-        name = expert(timestep, self.boundary)
+        name = self.serves(timestep)
         return name, getattr(self, name)
 
 

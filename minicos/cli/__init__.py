@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        return _stop(2, "out of memory. Take fewer --frames or a smaller --image.")
+        return _stop(2, "out of memory. Take fewer --frames, a smaller --image, or --residency swap or stream.")
     return code
 
 

@@ -120,6 +120,19 @@ def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise; the same on every machine (default: 0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)")
     parser.add_argument(
+        "--residency", choices=("auto", "resident", "swap", "stream"), default="auto",
+        help="weights all on the device, one network at a time, or block by block (default: the first that fits)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tile",
+        type=positive,
+        help="decode large frames in tiles of so many pixels a side, e.g. 256: less memory (default: whole)",
+    )
+    parser.add_argument(
+        "--noise-device", choices=("cpu", "cuda"), default="cpu",
+        help="cpu: noise that is the same on every machine; cuda: that of the official code (default: cpu)",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path, default=Path(out), help=f"run folder; run again to continue (default: {out})"
     )
 
@@ -141,13 +154,25 @@ def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
     return {name: None if path is None else load_image(path) for name, path in paths.items()}
 
 
-def load(args: argparse.Namespace) -> "Wan":
-    """The model of the options, under their preset."""
+LARGE = 10**9  # bytes of weights from which the plan is printed: the embedded model starts without ado
+
+
+def load(args: argparse.Namespace, image: "Tensor | None" = None) -> "Wan":
+    """The model of the options, under their preset, with room for a video from this first frame. Prints the plan of a large one."""
+    from minicos import cost
     from minicos.pipeline import load
+    from minicos.residency import Plan, describe
+
+    def tell(plan: Plan) -> None:
+        if plan.weights >= LARGE:
+            print(describe(plan, cost.throughput(plan.device, plan.dtype)), file=sys.stderr)
 
     names = ("steps", "solver", "shift", "guidance", "boundary", "frames", "negative_prompt")
     given = {name: getattr(args, name, None) for name in names}  # fields of Preset
-    wan = load(args.model, preset=args.preset, device=args.device)
+    wan = load(
+        args.model, preset=args.preset, device=args.device, residency=args.residency, frames=given["frames"],
+        size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell,
+    )  # fmt: skip
     if args.boundary is not None and len(wan.experts) == 1:
         raise MinicosError(f"--boundary is between two experts, and {wan.variant} has one here.")
     return wan.with_preset(**{name: value for name, value in given.items() if value is not None})
@@ -181,9 +206,11 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
         **asdict(wan.preset),
         "dtype": str(wan.dtype),
         "seed": args.seed,
+        "noise_device": args.noise_device,
     }
     facts = {
         "command": sys.argv, "model_path": str(args.model), "preset": args.preset or "default", "device": str(wan.device),
+        "residency": wan.residency.plan.residency,
         "attention": "scaled_dot_product_attention",
     }  # fmt: skip
     return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

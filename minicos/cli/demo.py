@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         raise MinicosError(f"the demo's puzzles are for the embedded model, not {wan.variant}: try `minicos steps`.")
     picture = puzzle.first_frame()  # uint8 h w 3
     condition = wan.condition(puzzle.prompt, torch.from_numpy(picture).permute(2, 0, 1) / 255)
-    noise = wan.noise(condition, args.seed)
+    noise = wan.noise(condition, args.seed, args.noise_device)
     chosen = spread(8, wan.preset.steps)
     analyses = [Steps(wan, chosen), Energy(chosen, sheets=("raw",)), Routes(wan, puzzle)]
     folder = common.open_run(args, wan, analyses, puzzle=puzzle.key)

@@ -22,9 +22,9 @@ def run(args: argparse.Namespace) -> None:
     from minicos.media import save_video
 
     images = common.images(args)
-    wan = common.load(args)
+    wan = common.load(args, images["image"])
     condition = common.condition(args, wan, images)
-    noise = wan.noise(condition, args.seed)
+    noise = wan.noise(condition, args.seed, args.noise_device)
     folder = common.open_run(args, wan, [], **common.subject(args, images))
     latent = observe(wan, condition, folder, [], noise)
     save_video(folder.path("video.mp4"), wan.frames(latent[0]), fps=wan.preset.fps)

@@ -53,7 +53,7 @@ def run(name: str, args: argparse.Namespace) -> None:
     from minicos.errors import MinicosError
 
     images = common.images(args)
-    wan = common.load(args)
+    wan = common.load(args, images["image"])
     condition = common.condition(args, wan, images, args.seeds)
     total, cfg = wan.preset.steps, wan.experts["high"].cfg
     chosen = common.within(args.at, total) or spread(8, total)
@@ -69,7 +69,7 @@ def run(name: str, args: argparse.Namespace) -> None:
         analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0]))
     if "attention" in asked:
         analyses.append(Attention(layers, chosen, args.heads, args.branch, words(condition, args.branch)))
-    noise = wan.noise(condition, args.seed)
+    noise = wan.noise(condition, args.seed, args.noise_device)
     watched = {"seeds": args.seeds}
     if "attention" in asked:
         watched |= {"layers": layers, "heads": args.heads, "branch": args.branch, "at": chosen}
