@@ -1,18 +1,23 @@
-"""What a video is conditioned on: a prompt and, for image-to-video, a first frame.
+"""What a video is conditioned on: a prompt and, for image-to-video, a first frame and perhaps a last one.
 
 Wan tells the network about a first frame in one of two ways. Channel concatenation (I2V-A14B): the network's input is
-[latent, mask, latent of the image followed by grey frames], everything beside x on the channel axis. Imposition (TI2V-5B): the
-first latent frame *is* the image's latent at every step, and its tokens are told timestep 0.
-Sources: wan/image2video.py and wan/textimage2video.py.
+[latent, mask, latent of the image followed by grey frames], everything beside x on the channel axis; Wan2.1 adds what CLIP
+sees in the image, for cross-attention. Imposition (TI2V-5B): the first latent frame *is* the image's latent at every step, and
+its tokens are told timestep 0.
+Sources: wan/image2video.py, wan/first_last_frame2video.py (Wan2.1) and wan/textimage2video.py. How an image is made to fit is the
+preset's choice, since the official procedures and DiffSynth differ (`config.RESIZE`): `frame_size` says to which size, `fit` does it.
 """
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from minicos.config import RESIZE
 from minicos.errors import MinicosError
 from minicos.vae import VAE
 
@@ -26,6 +31,7 @@ class Condition:
     shape: tuple[int, int, int, int, int]  # b c f h w of the latents
     y: Tensor | None = None  # b 20 f h w  mask (4) and image latent (16), concatenated behind x
     first: Tensor | None = None  # b c 1 h w  latent imposed on frame 0
+    clip: Tensor | None = None  # b m d'  CLIP features of the image, or of first and last; the same in both branches
 
     def branch(self, name: str) -> Tensor:
         """The text rows of "cond" or "uncond"."""
@@ -48,26 +54,94 @@ class Condition:
         return out
 
 
-def frame_size(image_hw: tuple[int, int], area: int | None, stride: int = 8, patch: int = 2) -> tuple[int, int]:
-    """Height and width in pixels for an image-to-video run: the image's aspect ratio at about `area` pixels (image2video.py).
+def frame_size(
+    image_hw: tuple[int, int], area: int | None, stride: int = 8, patch: int = 2, rule: str = "bicubic"
+) -> tuple[int, int]:
+    """Height and width in pixels of a video that begins with an image. Both are multiples of stride * patch.
 
-    `area` None keeps the image's own size, which must then divide by stride * patch; MinicosError otherwise.
+    With an area, the image's aspect ratio at about that many pixels: rounded down (image2video.py), or, where `rule` is
+    "crop", the multiples within the area whose ratio is nearest (best_output_size of wan/utils/utils.py).
+    `area` None keeps the image's own size, where `rule` is "pil" rounded up (DiffSynth), else as it is.
+    Raises MinicosError where such a size does not exist.
     """
     height, width = image_hw
+    step = stride * patch
+    if area is None and rule == "pil":
+        return math.ceil(height / step) * step, math.ceil(width / step) * step
     if area is None:
-        step = stride * patch
         if height % step or width % step:
             good = (max(1, round(height / step)) * step, max(1, round(width / step)) * step)
             raise MinicosError(
                 f"the image has {width}x{height} pixels; both sides must be multiples of {step}, e.g. {good[1]}x{good[0]}"
             )
         return height, width
-    ratio = height / width
-    rows = round(math.sqrt(area * ratio) // stride // patch * patch)
-    columns = round(math.sqrt(area / ratio) // stride // patch * patch)
-    if not rows or not columns:
+    if rule == "crop":
+        size = _best_output_size(width, height, step, area)
+    else:
+        ratio = height / width
+        sides = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        size = tuple(round(side // stride // patch * patch) * stride for side in sides)
+    if not all(size):
         raise MinicosError(f"an image of {width}x{height} pixels is too long and thin for an area of {area} pixels")
-    return rows * stride, columns * stride
+    return size
+
+
+def _best_output_size(width: int, height: int, step: int, area: int) -> tuple[int, int]:
+    """Round the width down and fit the height into the area, or the other way round: the one of the better ratio; 0, 0 if one fails.
+
+    Written as the official code writes it: its roundings decide.
+    """
+    ratio = width / height
+    columns = (area * ratio) ** 0.5
+    rows = area / columns
+    wide = int(columns // step * step)
+    high = int(rows // step * step)
+    if not wide or not high:
+        return 0, 0
+    by_width = int(area / wide // step * step), wide
+    by_height = high, int(area / high // step * step)
+    if not by_width[0] or not by_height[1]:
+        return 0, 0
+
+    def error(size: tuple[int, int]) -> float:
+        found = size[1] / size[0]
+        return max(ratio / found, found / ratio)
+
+    return by_width if error(by_width) < error(by_height) else by_height
+
+
+def fit(image: Tensor, size: tuple[int, int], rule: str = "bicubic") -> Tensor:
+    """An image (b 3 h w) in [0, 1] as a frame (b 3 *size) in [-1, 1], on the host, by a rule of `config.RESIZE`.
+
+    "pil" and "crop" work on 8 bits per colour, as the codes do that they reproduce: on the levels of the file that an image
+    was read from, and with a result of 256 levels. Raises MinicosError for another rule.
+    """
+    image = image.cpu().float()
+    if rule == "bicubic":
+        return resize(image * 2 - 1, *size)
+    if rule == "pil":
+        levels = [_pil(one, size, Image.Resampling.BICUBIC) for one in image]
+    elif rule == "crop":
+        (height, width), (top, left) = cover(tuple(image.shape[-2:]), size)
+        larger = [_pil(one, (height, width), Image.Resampling.LANCZOS) for one in image]
+        levels = [one[:, top : top + size[0], left : left + size[1]] for one in larger]
+    else:
+        raise MinicosError(f"there is no way to resize called {rule!r}: take one of {', '.join(RESIZE)}")
+    return torch.stack(levels).float().div(255).sub(0.5).div(0.5)
+
+
+def cover(image_hw: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The smallest size in the image's aspect ratio that covers `size`, and top and left of the centre crop (textimage2video.py)."""
+    scale = max(size[1] / image_hw[1], size[0] / image_hw[0])
+    height, width = (round(side * scale) for side in image_hw)
+    return (height, width), ((height - size[0]) // 2, (width - size[1]) // 2)
+
+
+def _pil(image: Tensor, size: tuple[int, int], resampling: Image.Resampling) -> Tensor:
+    """PIL's resize, antialiased, on 8 bits: (3 h w) in [0, 1] -> uint8 (3 *size)."""
+    levels = image.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    resized = Image.fromarray(levels).resize(size[::-1], resampling)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -75,20 +149,43 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(image, size=(height, width), mode="bicubic")
 
 
-def known_frames(shape: tuple[int, ...], known: tuple[int, ...] = (0,)) -> Tensor:
-    """The mask channels (1 4 f h w): ones on the latent frames in `known`, one channel for each of a latent's four video frames."""
+def crop_like(image: Tensor, other: Tensor) -> Tensor:
+    """The largest middle part of `image` (b 3 h w) with the aspect ratio of `other` (b 3 h' w').
+
+    This is what the comments of first_last_frame2video.py say of a last frame whose size is not the first one's. Its code skips
+    the resize and takes width for height, so that the picture arrives distorted; there minicos departs from it.
+    """
+    (height, width), (h, w) = image.shape[-2:], other.shape[-2:]
+    rows, columns = min(height, round(width * h / w)), min(width, round(height * w / h))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return image[..., top : top + max(rows, 1), left : left + max(columns, 1)]
+
+
+def known_frames(shape: tuple[int, ...], last: bool = False) -> Tensor:
+    """The mask channels (1 4 f h w): ones where a video frame is known, one channel for each of the four that make a latent.
+
+    The first latent stands for the first frame alone, and is known in all four; of the last one, if at all, only the last frame is.
+    """
     _, _, f, h, w = shape
     mask = torch.zeros(1, 4, f, h, w)
-    mask[:, :, list(known)] = 1
+    mask[:, :, 0] = 1
+    if last:
+        mask[:, 3, -1] = 1
     return mask
 
 
-def image_channels(vae: VAE, image: Tensor, frames: int) -> Tensor:
-    """y of channel concatenation: first frame (b 3 H W) in [-1, 1] -> (b 20 f H/8 W/8). Unknown frames are mid-grey pixels."""
+def image_channels(vae: VAE, image: Tensor, frames: int, last: Tensor | None = None) -> Tensor:
+    """y of channel concatenation: first frame, and perhaps last, (b 3 H W) in [-1, 1] -> (b 20 f H/8 W/8).
+
+    Unknown frames are mid-grey pixels. Raises MinicosError unless frames = 4n + 1, and 5 or more with a last one.
+    """
     check_frames(frames, vae.cfg.stride[0])
-    grey = image.new_zeros(*image.shape[:2], frames - 1, *image.shape[2:])
-    latent = vae.encode(torch.cat([image.unsqueeze(2), grey], dim=2))
-    mask = known_frames(latent.shape).to(latent)
+    if last is not None and frames == 1:
+        raise MinicosError("1 frame: a first and a last one need 5 or more")
+    ends = [part.unsqueeze(2) for part in (image, last) if part is not None]
+    grey = image.new_zeros(*image.shape[:2], frames - len(ends), *image.shape[2:])
+    latent = vae.encode(torch.cat([ends[0], grey, *ends[1:]], dim=2))
+    mask = known_frames(latent.shape, last is not None).to(latent)
     return torch.cat([mask.expand(len(latent), -1, -1, -1, -1), latent], dim=1)
 
 

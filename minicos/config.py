@@ -25,9 +25,7 @@ class DiTConfig:
     freq_dim: int = 256  # width of the time sinusoid
     eps: float = 1e-6
     patch_size: tuple[int, int, int] = (1, 2, 2)
-    image_tokens: int = (
-        0  # rows of CLIP features that cross-attention sees beside the text: 257, or 514 for two images (Wan2.1)
-    )
+    image_tokens: int = 0  # m, rows of CLIP features that cross-attention sees beside the text: 257 an image (Wan2.1)
     image_dim: int = 1280  # width of those features
 
     def __post_init__(self):
@@ -38,6 +36,11 @@ class DiTConfig:
     def head_dim(self) -> int:
         return self.dim // self.num_heads
 
+    @property
+    def images(self) -> int:
+        """How many images cross-attention sees: none, 1 (the first frame) or 2 (first and last)."""
+        return self.image_tokens // CLIPConfig().tokens
+
 
 # Statistics of the latents of Wan2.1_VAE (wan/modules/vae2_1.py): the DiT sees (mu - mean) / std.
 VAE21_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -46,23 +49,42 @@ VAE21_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
              3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
 
 
+# And of Wan2.2_VAE (wan/modules/vae2_2.py).
+VAE22_MEAN = (-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+              0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+              -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+              -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667)  # fmt: skip
+VAE22_STD = (0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+             0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+             0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+             0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class VAEConfig:
-    """Shapes of the causal 3D VAE (official `WanVAE_`), with the statistics of its latents."""
+    """Shapes of the causal 3D VAE (official `WanVAE_`), with the statistics of its latents. The defaults are Wan2.1_VAE."""
 
     dim: int = 96
     z_dim: int = 16
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temporal_downsample: tuple[bool, ...] = (False, True, True)
+    dec_dim: int | None = None  # width of the decoder where it is not that of the encoder
+    patch_size: int = 1  # pixels folded into channels, along height and width, before the encoder
+    stage_shortcuts: bool = False  # a shortcut around every stage that changes size
     mean: tuple[float, ...] = VAE21_MEAN
     std: tuple[float, ...] = VAE21_STD
 
     @property
     def stride(self) -> tuple[int, int, int]:
         """Pixels per latent along frames, height and width, e.g. (4, 8, 8)."""
-        space = 2 ** (len(self.dim_mult) - 1)
+        space = self.patch_size * 2 ** (len(self.dim_mult) - 1)
         return 2 ** sum(self.temporal_downsample), space, space
+
+
+VAE22 = VAEConfig(  # Wan2.2_VAE, of Wan2.2-TI2V-5B; stride 4 x 16 x 16
+    dim=160, z_dim=48, dec_dim=256, patch_size=2, stage_shortcuts=True, mean=VAE22_MEAN, std=VAE22_STD
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +99,22 @@ class TextConfig:
     num_layers: int = 24
     num_buckets: int = 32
     text_len: int = 512
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Shapes of CLIP's image encoder (official `VisionTransformer`, a ViT-H/14)."""
+
+    image_size: int = 224  # pixels of either side
+    patch_size: int = 14
+    dim: int = 1280
+    num_heads: int = 16
+    num_layers: int = 32  # of its file; the features come from the last but one
+
+    @property
+    def tokens(self) -> int:
+        """m, rows of features: one for each patch, and one for the whole."""
+        return (self.image_size // self.patch_size) ** 2 + 1
 
 
 _14B = DiTConfig(in_dim=16, out_dim=16, dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
@@ -128,9 +166,7 @@ class Preset:
     size: tuple[int, int] = (480, 832)  # height and width where no image decides
     frames: int = 81  # 4n + 1
     fps: int = 16
-    time_skip: int | None = (
-        None  # ChronoEdit: the last of two latent frames stands this far along the time axis of RoPE
-    )
+    time_skip: int | None = None  # ChronoEdit: where the second of two latent frames stands on the time axis of RoPE
 
 
 IMAGE = {
@@ -141,7 +177,7 @@ IMAGE = {
 }
 RESIZE = {
     "bicubic": "official: torch's bicubic without antialiasing, no crop",
-    "pil": "DiffSynth: PIL's bicubic, antialiased, no crop",
+    "pil": "DiffSynth: PIL's bicubic, antialiased, no crop; without an area, sides are rounded up",
     "crop": "official TI2V-5B: PIL's Lanczos to cover, then a centre crop",
 }
 
@@ -157,7 +193,10 @@ _SHAKE, _CUT = (
     "镜头晃动，",
     "镜头切换，镜头晃动，",
 )  # Wan2.1: no shaking camera, no cut (wan/configs/wan_i2v_14B.py, __init__.py)
-_TINY = {"negative_prompt": "", "area": None, "frames": 13, "image": "channels"}
+_CHRONO = replace(
+    _OFFICIAL21, image="channels", resize="pil", area=720 * 1280, frames=5, negative_prompt="", time_skip=7
+)
+_TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "image": "channels"}
 
 PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
     "Wan2.2-I2V-A14B": {"official": replace(_OFFICIAL, image="channels"), "cos": _COS_IMAGE},
@@ -183,6 +222,10 @@ PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the firs
             _OFFICIAL21, image="first and last", shift=16.0, area=720 * 1280, negative_prompt=_CUT + NEGATIVE_PROMPT
         ),
     },
+    # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes the way there (and is published
+    # to decode latents 0 and 7 by themselves). From nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; rope_temporal_skip_len 8
+    # of its network: two frames stand at 0 and 7. CLIP sees the picture as in Wan; their diffusers pipeline crops it.
+    "ChronoEdit-14B": {"official": _CHRONO, "reasoning": replace(_CHRONO, frames=29, fps=8)},
     "tiny": {
         "tiny": replace(_OFFICIAL, solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY),
         "official": replace(_OFFICIAL, **_TINY),

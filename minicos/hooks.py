@@ -11,7 +11,7 @@ before b's, and each sees what the one before it returned: that is the whole rul
 """
 
 import difflib
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -29,9 +29,8 @@ class Site:
     expert: str = ""  # "high" | "low"
     branch: str = ""  # "cond" | "uncond"
     grid: tuple[int, int, int] = (0, 0, 0)  # f, h, w
-    tokens: slice = field(
-        default_factory=lambda: slice(None)
-    )  # which of the f*h*w tokens the tensor holds (all of them, unless sharded)
+    # which of the f*h*w tokens the tensor holds: all of them, unless sharded (Python 3.11 cannot hash a slice)
+    tokens: slice = field(default_factory=lambda: slice(None), hash=False)
 
 
 Hook = Callable[[Tensor, Site], Tensor | None]
@@ -51,6 +50,12 @@ class Rule:
     def accepts(self, **where: object) -> bool:
         """Whether the rule can fire where step, expert or branch are as given."""
         return all(getattr(self, k) is None or v in getattr(self, k) for k, v in where.items() if k in WHEN)
+
+    def limits(self) -> str:
+        """In words: it is limited to step 99 and branch uncond."""
+        given = {k: getattr(self, k) for k in WHEN if getattr(self, k) is not None}
+        words = (f"{k} {v[0] if isinstance(v, tuple) and len(v) == 1 else v}" for k, v in given.items())
+        return f"it is limited to {' and '.join(words)}"
 
     def matches(self, name: tuple[str, ...]) -> bool:
         return len(name) == len(self.pattern) and self.inside(name)
@@ -118,19 +123,32 @@ class Hooks:
                     x = out
         return x
 
-    def check(self, points: Iterable[str]) -> None:
-        """Raise MinicosError, with near matches, if a pattern names no point. Called before any step runs."""
+    def check(self, points: Iterable[str], moments: Iterable[Mapping[str, object]] | None = None) -> None:
+        """Raise MinicosError if a rule can never fire: called before any step runs.
+
+        points   the names there are; a pattern that matches none is told with near matches
+        moments  {"step": i, "expert": e, "branch": b} of every forward pass of a run; each rule must accept one of them
+        """
         names = list(points)
         split = [tuple(n.split(".")) for n in names]
+        moments = None if moments is None else list(moments)
         for rule in self.rules:
+            wanted = ".".join(rule.pattern)
             if not any(rule.matches(name) for name in split):
-                wanted = ".".join(rule.pattern)
                 near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
                 hint = f"; did you mean {', '.join(near)}?" if near else ""
                 raise MinicosError(f"no hook point matches {wanted!r}{hint} (`minicos points` lists them all)")
+            if moments is not None and not any(rule.accepts(**moment) for moment in moments):
+                raise MinicosError(f"the hook on {wanted!r} can never run: {rule.limits()}, {_extent(moments)}")
 
     def _name(self, name: str) -> str:
         return f"{self.site.name}.{name}" if self.site.name else name
+
+
+def _extent(moments: list[Mapping[str, object]]) -> str:
+    """In words: this run has steps 0 to 19, expert high, branch cond."""
+    steps, experts, branches = ([*dict.fromkeys(moment[k] for moment in moments)] for k in WHEN)
+    return f"and this run has steps {steps[0]} to {steps[-1]}, expert {' and '.join(experts)}, branch {' and '.join(branches)}"
 
 
 def _what(x: Tensor) -> str:

@@ -6,13 +6,36 @@ Letters: b batch, l tokens (= f h w, the token grid), d width, n heads, k head w
 distinct timesteps of a sample, 1 or f (when frames have their own), each of which serves l / g consecutive tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let float32 convolutions compute in float32 (a context, or a decorator of a function that is no generator).
+
+    On CUDA torch computes them in TF32 by default, with 10 bits of mantissa, and the VAE is promised in float32. The
+    setting is the process's; whatever it was is put back. Matrix products are float32 unless the user has asked for TF32
+    (`torch.set_float32_matmul_precision`), and that choice is left alone.
+    """
+    cudnn = torch.backends.cudnn
+    switch = cudnn, "allow_tf32"
+    try:
+        before, exact = getattr(*switch), False
+    except RuntimeError:  # torch does not read its older switch once the newer ones have been used
+        switch = cudnn.conv, "fp32_precision"
+        before, exact = getattr(*switch), "ieee"
+    setattr(*switch, exact)
+    try:
+        yield
+    finally:
+        setattr(*switch, before)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
@@ -23,18 +46,25 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def rope(grid: tuple[int, int, int], head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rope(
+    grid: tuple[int, int, int], head_dim: int, theta: float = 10000.0, time_skip: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the 3D rotary embedding, each (l, k/2) float32, angles built in float64 on the host.
 
     The k/2 pairs of a head are shared out between frame, height and width as k/2 - 2(k/6), k/6, k/6; each axis has its own
     full range of frequencies. wan/modules/model.py, rope_params and rope_apply.
+
+    time_skip (ChronoEdit): where there are exactly two frames, the second stands at this position instead of 1.
     """
     pairs = head_dim // 2
     shares = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
     angles = []
     for axis, (size, share) in enumerate(zip(grid, shares, strict=True)):
         frequency = theta ** (-torch.arange(share, dtype=torch.float64) / share)
-        angle = torch.arange(size, dtype=torch.float64)[:, None] * frequency
+        position = torch.arange(size, dtype=torch.float64)
+        if axis == 0 and size == 2 and time_skip is not None:
+            position *= time_skip
+        angle = position[:, None] * frequency
         angles.append(angle.view([size if a == axis else 1 for a in range(3)] + [share]).expand(*grid, share))
     angle = torch.cat(angles, dim=-1).flatten(0, 2)
     return angle.cos().float(), angle.sin().float()
@@ -96,6 +126,24 @@ def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
     if out is not None and out.shape != x.shape[:-1]:  # torch would resize it, over the rows that follow
         raise ValueError(f"token_energy: out must be float32 {tuple(x.shape[:-1])}, not {tuple(out.shape)}")
     return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32, out=out)
+
+
+def attention_mass(q: Tensor, k: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Where attention goes, exactly, one frame of queries at a time: q b n l k, k b n t k -> (b n t, b n f f'), float32.
+
+    With p = softmax(q k^T / sqrt(k)), the first is the mass that every key receives, summed over queries (sums to l); the second
+    the share of each query frame's attention that goes to each key frame (rows sum to 1). Queries are cut into `frames` equal
+    frames and so are keys, if there are as many of them as queries; else (a text) all keys are one frame.
+    """
+    key_frames = frames if k.shape[2] == q.shape[2] else 1
+    received = k.new_zeros(k.shape[:3], dtype=torch.float32)
+    rows = []
+    for query in q.unflatten(2, (frames, -1)).unbind(2):  # b n l/f k
+        p = torch.softmax((query.float() @ k.float().mT) * q.shape[-1] ** -0.5, dim=-1)
+        mass = p.sum(2)  # b n t
+        received += mass
+        rows.append(mass.unflatten(2, (key_frames, -1)).sum(-1) / query.shape[2])
+    return received, torch.stack(rows, dim=2)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ video = wan.decode(step.next)
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,19 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos import schedule
-from minicos.condition import Condition, check_frames, frame_size, image_channels, resize
-from minicos.config import VARIANTS, Preset
+from minicos import cost, schedule
+from minicos.clip import CLIP, load_clip
+from minicos.condition import Condition, check_frames, crop_like, fit, frame_size, image_channels
+from minicos.config import VARIANTS, Preset, VAEConfig
 from minicos.config import preset as presets
 from minicos.dit import FLOAT32, DiT, points
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import to_uint8
+from minicos.ops import without_tf32
+from minicos.residency import Plan, Residency, available, choose, measure
 from minicos.sample import Step, sample
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.vae import VAE
 from minicos.weights import layouts
-from minicos.weights.load import load_into
+from minicos.weights.load import load_into, stored
 from minicos.weights.lora import read as read_lora
 
 
@@ -43,7 +46,12 @@ class Wan:
     vae: VAE
     text: TextEncoder
     tokenizer: Tokenizer
+    residency: Residency  # where the networks are: take one for use through `residency.fetch`
     weights: str = ""  # fingerprint of the files, which runs remember
+    clip: CLIP | None = None  # where the network looks at the image through it (Wan2.1)
+    tile: int | None = (
+        None  # side in pixels of the tiles in which large frames are decoded (tiles.py); None: whole frames
+    )
 
     @property
     def points(self) -> Mapping[str, str]:
@@ -52,7 +60,7 @@ class Wan:
 
     @property
     def device(self) -> torch.device:
-        return next(self.experts["high"].parameters()).device
+        return self.residency.plan.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,13 +69,21 @@ class Wan:
 
     @property
     def takes_image(self) -> bool:
-        """Whether the first frame is given, by channel concatenation."""
-        cfg = self.experts["high"].cfg
-        return cfg.in_dim > cfg.out_dim
+        """Whether a first frame can be given."""
+        return self.preset.image != "none"
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether a first frame must be given: TI2V also makes a video from text alone."""
+        return self.preset.image not in ("none", "imposed")
 
     def with_preset(self, name: str | None = None, **changes: object) -> "Wan":
         """The same networks under another preset, or with some of its fields changed: `with_preset(steps=10)`."""
         chosen = replace(self.preset if name is None else presets(self.variant, name), **changes)
+        if chosen.time_skip != self.experts["high"].time_skip:
+            raise MinicosError(
+                f"this preset has time_skip {chosen.time_skip}, and these networks do not: load them with it"
+            )
         if _residual(chosen, self.dtype) != self.experts["high"].blocks[0].residual:
             raise MinicosError(
                 f"this preset keeps the residual stream in {chosen.residual}, and these networks do not: load them with it"
@@ -77,45 +93,64 @@ class Wan:
     def schedule(self) -> schedule.Schedule:
         return schedule.make(self.preset.solver, self.preset.steps, self.preset.shift)
 
+    def serves(self, timestep: float) -> str:
+        """The name of the expert that serves a timestep: "high" | "low"."""
+        return schedule.expert(timestep, self.preset.boundary if len(self.experts) > 1 else None)
+
     def expert(self, timestep: float) -> tuple[str, DiT]:
-        """The expert that serves a timestep, with its name."""
-        name = schedule.expert(timestep, self.preset.boundary if len(self.experts) > 1 else None)
-        return name, self.experts[name]
+        """The expert that serves a timestep, with its name, ready to run on the device."""
+        name = self.serves(timestep)
+        return name, self.residency.fetch(self.experts[name])
 
     @torch.no_grad()
+    @without_tf32()
     def condition(
-        self, prompt: str | list[str], image: Tensor | None = None, *, negative: str | None = None, frames: int | None = None,
-        size: tuple[int, int] | None = None,
+        self, prompt: str | list[str], image: Tensor | None = None, *, last: Tensor | None = None, negative: str | None = None,
+        frames: int | None = None, size: tuple[int, int] | None = None,
     ) -> Condition:  # fmt: skip
         """What to make: one prompt or several, and for image-to-video a first frame for each.
 
-        image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; resized as the preset's size rule says
+        image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; made to fit as the preset's `resize` says
+        last    a last frame, likewise, for models that lead from one to the other; its middle is cut to the shape of the first
         frames  4n + 1, the preset's by default
-        size    (height, width) in pixels for text-to-video, (480, 832) by default; with an image, its aspect ratio decides
+        size    (height, width) in pixels where there is no image, the preset's by default; with an image, its aspect ratio decides
         Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts that do not divide.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(p.strip() for p in prompts):
             raise MinicosError("the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'")
         frames = self.preset.frames if frames is None else frames
-        stride = self.vae.cfg.stride
+        stride, patch = self.vae.cfg.stride, self.experts["high"].cfg.patch_size
         check_frames(frames, stride[0])
-        if self.takes_image and image is None:
+        if self.needs_image and image is None:
             raise MinicosError(f"{self.variant} makes a video from a first frame: give an image")
         if image is not None and not self.takes_image:
             raise MinicosError(f"{self.variant} makes a video from text alone and takes no image")
-        y = None
+        if (last is not None) != (self.preset.image == "first and last"):
+            what = "needs a last frame, too: give one" if last is None else "takes no last frame"
+            raise MinicosError(f"{self.variant} {what}")
+        y = first = clip = None
         if image is not None:
             if size is not None:
                 raise MinicosError("with an image, its aspect ratio decides the size: change the preset's area instead")
-            image = _checked(image, len(prompts)).cpu().float() * 2 - 1
-            height, width = frame_size(tuple(image.shape[-2:]), self.preset.area, stride[1])
-            image = resize(image, height, width).to(self.device)  # resized on the host, as the official code does
-            y = image_channels(self.vae, image, frames).expand(len(prompts), -1, -1, -1, -1)
+            ends, rule = [_checked(end, len(prompts)) for end in (image, last) if end is not None], self.preset.resize
+            ends[1:] = [crop_like(end, ends[0]) for end in ends[1:]]
+            if len({len(end) for end in ends}) > 1:  # one frame for all prompts, and one for each
+                ends = [end.expand(len(prompts), -1, -1, -1) for end in ends]
+            height, width = frame_size(tuple(ends[0].shape[-2:]), self.preset.area, stride[1], patch[1], rule)
+            fitted = [fit(end, (height, width), rule).to(self.device) for end in ends]
+            vae = self.residency.fetch(self.vae)
+            if self.preset.image == "imposed":
+                first = vae.encode(fitted[0].unsqueeze(2)).expand(len(prompts), -1, -1, -1, -1)
+            else:
+                y = image_channels(vae, fitted[0], frames, *fitted[1:]).expand(len(prompts), -1, -1, -1, -1)
+            if self.clip is not None:  # sees the image in its own size
+                clip = torch.cat([self.clip(2 * end - 1) for end in ends], dim=1).expand(len(prompts), -1, -1)
         else:
-            height, width = size or (480, 832)
-            if height % (2 * stride[1]) or width % (2 * stride[2]):
-                raise MinicosError(f"a size of {height}x{width}: both sides must be multiples of {2 * stride[1]}")
+            height, width = size or self.preset.size
+            step = stride[1] * patch[1]
+            if height % step or width % step:
+                raise MinicosError(f"a size of {height}x{width}: both sides must be multiples of {step}")
         shape = (
             len(prompts),
             self.vae.cfg.z_dim,
@@ -125,22 +160,35 @@ class Wan:
         )
         guided = any(g != 1 for g in self.preset.guidance.values())
         negative = self.preset.negative_prompt if negative is None else negative
+        encoder = self.residency.fetch(self.text)
         return Condition(
-            text=encode(self.text, self.tokenizer, prompts),
-            text_null=encode(self.text, self.tokenizer, [negative] * len(prompts)) if guided else None,
+            text=encode(encoder, self.tokenizer, prompts),
+            text_null=encode(encoder, self.tokenizer, [negative] * len(prompts)) if guided else None,
             shape=shape,
             y=y,
+            first=first,
+            clip=clip,
         )
 
-    def noise(self, condition: Condition, seed: int | list[int]) -> Tensor:
-        """Gaussian noise of the latents' shape, one seed for each sample (a number n means n, n + 1, ...); the same on every machine."""
+    def noise(self, condition: Condition, seed: int | list[int], device: str = "cpu") -> Tensor:
+        """Gaussian noise of the latents' shape, one seed for each sample (a number n means n, n + 1, ...).
+
+        device  where it is drawn: "cpu" gives the same on every machine, "cuda" what the official code draws on a card
+        Raises MinicosError where the model is not on a CUDA card and the noise should be.
+        """
         count = condition.shape[0]
         seeds = range(seed, seed + count) if isinstance(seed, int) else seed
         if len(seeds) != count:
             raise MinicosError(f"{len(seeds)} seeds for {count} samples: give one for each")
         if not all(0 <= s < 2**63 for s in seeds):
             raise MinicosError(f"seed {seed}: take a number from 0 to 2^63 - 1")
-        each = [torch.randn(condition.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
+        if device not in ("cpu", "cuda"):
+            raise MinicosError(f"noise is drawn on 'cpu' or 'cuda', not on {device!r}")
+        if device == "cuda" and self.device.type != "cuda":
+            raise MinicosError(f"the official CUDA noise needs a CUDA card, and this model is on {self.device}")
+        source = self.device if device == "cuda" else torch.device("cpu")
+        drawn = [torch.Generator(source).manual_seed(s) for s in seeds]
+        each = [torch.randn(condition.shape[1:], generator=generator, device=source) for generator in drawn]
         return torch.stack(each).to(self.device)
 
     def sample(
@@ -163,23 +211,35 @@ class Wan:
     @torch.no_grad()
     def frames(self, latent: Tensor) -> Iterator[np.ndarray]:
         """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3), so that a long video never stands in memory whole."""
-        for part in self.vae.stream(latent[None].to(self.device)):
+        for part in self._pixels(latent[None]):
             yield to_uint8(part[0])
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> np.ndarray:
         """Latents (b c f h w) -> uint8 (b F H W 3)."""
-        pieces = [np.stack([to_uint8(video) for video in part]) for part in self.vae.stream(latent.to(self.device))]
+        pieces = [np.stack([to_uint8(video) for video in part]) for part in self._pixels(latent)]
         return np.concatenate(pieces, axis=1)
 
+    def _pixels(self, latent: Tensor) -> Iterator[Tensor]:
+        """The pieces of `VAE.stream`, on the device. Between two of them another network may have taken the VAE's place."""
+        with without_tf32():
+            pieces = self.residency.fetch(self.vae).stream(latent.to(self.device), tile=self.tile)
+        while True:
+            self.residency.fetch(self.vae)
+            with without_tf32():
+                part = next(pieces, None)
+            if part is None:
+                return
+            yield part
+
     def generate(
-        self, prompt: str, image: Tensor | None = None, *, seed: int = 0, negative: str | None = None, frames: int | None = None,
-        size: tuple[int, int] | None = None,
+        self, prompt: str, image: Tensor | None = None, *, last: Tensor | None = None, seed: int = 0, negative: str | None = None,
+        frames: int | None = None, size: tuple[int, int] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """One video, start to end: uint8 (F H W 3). Arguments are those of `condition`."""
-        condition = self.condition(prompt, image, negative=negative, frames=frames, size=size)
-        (last,) = deque(self.sample(condition, seed=seed), maxlen=1)
-        return self.decode(last.next)[0]
+        condition = self.condition(prompt, image, last=last, negative=negative, frames=frames, size=size)
+        (step,) = deque(self.sample(condition, seed=seed), maxlen=1)
+        return self.decode(step.next)[0]
 
 
 _points = cache(points)  # all presets of a model share them
@@ -192,13 +252,22 @@ def load(
     preset: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    residency: str = "auto",
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    tile: int | None = None,
+    tell: Callable[[Plan], object] = lambda plan: None,
 ) -> Wan:
     """Open a model: "tiny", the one inside the package, or a folder in the official layout.
 
     device  a CUDA card if there is one, else the CPU
     dtype   of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
-    Raises MinicosError naming file and key when anything is missing, unknown or of another shape, and for a device that is not
-    there. Nothing is downloaded.
+    residency     where the weights live (see `residency`): "resident", "swap", "stream", or "auto", the first of these that fits
+    frames, size  of the largest video to make room for; the preset's by default. `size` is (height, width) or that of the first frame
+    tile          decode large frames in tiles of so many pixels a side, which need less memory (`tiles`); None: whole
+    tell          is called with the plan before any weight is read: `lambda plan: print(describe(plan))`
+    Raises MinicosError naming file and key when anything is missing, unknown or of another shape, for NaN among the weights, for
+    a device that is not there, and where memory does not suffice. Nothing is downloaded.
     """
     device = _device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" or model == "tiny" else torch.bfloat16)
@@ -213,19 +282,79 @@ def load(
     def policy(name: str) -> torch.dtype:
         return torch.float32 if any(part in name for part in FLOAT32) else dtype
 
-    experts = {}
-    for name, part in layout.experts.items():
-        with torch.device("meta"):
-            experts[name] = DiT(part.config, residual=_residual(chosen, dtype))
-        lora = () if part.lora is None else (read_lora(part.lora),)
-        load_into(experts[name], part.files, dtype=policy, device=device, lora=lora)
     text_cfg, vae_cfg = layouts.text_config(layout.text), layouts.vae_config(layout.vae)
+    if vae_cfg.z_dim != layout.experts["high"].config.out_dim:
+        raise MinicosError(
+            f"{layout.vae} makes latents of {vae_cfg.z_dim} channels, and {variant} needs"
+            f" {layout.experts['high'].config.out_dim}: Wan2.2-TI2V-5B comes with Wan2.2_VAE, all others with Wan2.1_VAE."
+        )
     with torch.device("meta"):
+        experts = {
+            name: DiT(part.config, residual=_residual(chosen, dtype), time_skip=chosen.time_skip)
+            for name, part in layout.experts.items()
+        }
         vae, text = VAE(vae_cfg), TextEncoder(text_cfg)
-    load_into(vae, layout.vae, dtype=torch.float32, device=device)
-    load_into(text, layout.text, dtype=dtype, device=device)
+    sources = [
+        *((name, network, layout.experts[name].files, policy) for name, network in experts.items()),
+        ("vae", vae, layout.vae, lambda name: torch.float32),
+        ("text", text, layout.text, lambda name: dtype),
+    ]
+    video = _video(chosen, vae_cfg, frames, size)
+    plan = _plan(residency, device, dtype, sources, chosen, video, tile)
+    tell(plan)
+    home = Residency(plan)
+    for name, network, files, kind in sources:
+        lora = layout.experts[name].lora if name in experts else None
+        load_into(
+            network, files, dtype=kind, device=device, lora=() if lora is None else read_lora(lora), check_finite=True,
+            place=home.settle(name, network, kind), label=f"load {name}",
+        )  # fmt: skip
     tokenizer = Tokenizer.load(layout.tokenizer, text_cfg.text_len)
-    return Wan(variant, chosen, experts, vae, text, tokenizer, layout.fingerprint())
+    clip = None
+    if layout.clip is not None:
+        clip = load_clip(layout.clip, layouts.clip_config(layout.clip), dtype=_clip_dtype(dtype), device=device)
+    return Wan(variant, chosen, experts, vae, text, tokenizer, home, layout.fingerprint(), clip, tile)
+
+
+def _clip_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Officially float16."""
+    return torch.float32 if dtype == torch.float32 else torch.float16
+
+
+def _video(preset: Preset, cfg: VAEConfig, frames: int | None, size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """Frames, height and width to make room for."""
+    height, width = size or preset.size
+    if preset.image != "none" and preset.area is not None:
+        height, width = frame_size((height, width), preset.area, cfg.stride[1])
+    return frames or preset.frames, height, width
+
+
+def _plan(
+    residency: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    sources: list,
+    preset: Preset,
+    video: tuple[int, int, int],
+    tile: int | None,
+) -> Plan:
+    """Which network goes where, for videos of this size: see `residency.choose`."""
+    (_, high, _, _), vae = sources[0], next(network for name, network, *_ in sources if name == "vae")
+    frames, height, width = video
+    stride = vae.cfg.stride
+    shape = (1, vae.cfg.z_dim, (frames - 1) // stride[0] + 1, height // stride[1], width // stride[2])
+    work = cost.dit_memory(high.cfg, shape, dtype, _residual(preset, dtype))
+    decoded = (min(tile or height, height), min(tile or width, width))
+    works = {"high": work, "low": work, "vae": cost.vae_memory(vae.cfg, *decoded, device)}
+    parts = []
+    for name, network, files, kind in sources:
+        mapped = stored(files).get(kind("blocks.0.ffn.0.weight"), 0) if device.type == "cpu" else 0
+        parts.append(measure(name, network, kind, work=works.get(name, 0), mapped=mapped))
+    passes = 1 if all(g == 1 for g in preset.guidance.values()) else 2
+    return choose(
+        residency, parts, device, free=available(device), host=available(torch.device("cpu")),
+        operations=passes * cost.flops(high.cfg, shape), dtype=dtype,
+    )  # fmt: skip
 
 
 def _device(name: str | torch.device | None) -> torch.device:
@@ -263,10 +392,11 @@ def _variant(layout: layouts.Layout, model: str | Path) -> str:
     config, two = layout.experts["high"].config, len(layout.experts) > 1
     alike = [name for name, known in VARIANTS.items() if known == config]
     for name in alike:
-        if name == "tiny" or ("2.2" in name) == two:
+        if name == "tiny" or (presets(name).boundary is not None) == two:
             return name
     if alike:
-        raise MinicosError(f"{model} has one expert, and {alike[0]} has two: high_noise_model/ and low_noise_model/.")
+        counts = ("two experts", "one") if two else ("one expert", "two: high_noise_model/ and low_noise_model/")
+        raise MinicosError(f"{model} has {counts[0]}, and {alike[0]} has {counts[1]}.")
     raise MinicosError(
         f"{model}: no variant has width {config.dim}, {config.num_layers} layers and {config.in_dim} input channels."
         " Try `minicos inspect`."

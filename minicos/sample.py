@@ -16,6 +16,7 @@ from minicos.condition import Condition
 from minicos.dit import DiT
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
+from minicos.ops import without_tf32
 from minicos.schedule import SOLVERS, Schedule
 
 
@@ -25,7 +26,13 @@ class Model(Protocol):
     @property
     def points(self) -> Mapping[str, str]: ...
 
-    def expert(self, timestep: float) -> tuple[str, DiT]: ...
+    def serves(self, timestep: float) -> str:
+        """The name of the expert for a timestep: "high" | "low"."""
+        ...
+
+    def expert(self, timestep: float) -> tuple[str, DiT]:
+        """The same with its network, ready to run; another expert may have to leave the device for it."""
+        ...
 
 
 @dataclass
@@ -83,19 +90,26 @@ def sample(
     """Denoise from `noise` (b c f h w, float32), one `Step` at a time.
 
     guidance   {"high": g, "low": g}; v = v_uncond + g (v_cond - v_uncond), and 1 skips the uncond pass
-    hooks      run inside every forward pass; a pattern that names no point raises MinicosError here, before anything runs
+    hooks      run inside every forward pass; one that names no point, or a moment that this run does not have, raises
+               MinicosError here, before anything runs
     start      resume: `noise` is then the latent entering step `start`, `memory` that of the step before. Indices stay absolute,
                and a resumed run continues the undisturbed one bit for bit
     Loop bodies run with gradients as the caller has them; the network itself runs without.
     """
-    hooks.check(model.points)
     if tuple(noise.shape) != tuple(condition.shape) or noise.dtype != torch.float32:
         raise MinicosError(
             f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 {condition.shape}"
         )
-    experts = {model.expert(timestep)[0] for timestep in schedule.timesteps}
-    if not experts <= set(guidance):
-        raise MinicosError(f"this run needs guidance for {', '.join(sorted(experts))}; it was given {dict(guidance)}")
+    experts = [model.serves(timestep) for timestep in schedule.timesteps]
+    if not set(experts) <= set(guidance):
+        needs = ", ".join(sorted(set(experts)))
+        raise MinicosError(f"this run needs guidance for {needs}; it was given {dict(guidance)}")
+    passes = [
+        {"step": i, "expert": name, "branch": branch}
+        for i, name in enumerate(experts)  # also those before `start`: a resumed run has the hooks of the whole one
+        for branch in (("cond",) if guidance[name] == 1 else ("cond", "uncond"))
+    ]
+    hooks.check(model.points, passes)
     if not 0 <= start <= len(schedule):
         raise MinicosError(f"a run of {len(schedule)} steps cannot start at step {start}")
     if any(g != 1 for g in guidance.values()):
@@ -129,6 +143,7 @@ def _steps(model, x, condition, schedule, guidance, hooks, start, memory) -> Ite
 
 
 @torch.no_grad()
+@without_tf32()
 def _velocity(dit: DiT, x: Tensor, timestep: float, condition: Condition, hooks: Hooks, branch: str) -> Tensor:
     t = condition.per_frame(timestep)[0, :, :, 0, 0].expand(len(x), -1)  # b g, on the host, where the sinusoid is built
-    return dit(x, t, condition.branch(branch), condition.y, hooks.at(branch=branch))
+    return dit(x, t, condition.branch(branch), condition.y, condition.clip, hooks=hooks.at(branch=branch))

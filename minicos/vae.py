@@ -1,10 +1,19 @@
-"""The causal 3D video VAE of Wan2.1 and Wan2.2-A14B: 16 channels, stride 4 x 8 x 8 (official wan/modules/vae2_1.py).
+"""The causal 3D video VAEs: of Wan2.1 and Wan2.2-A14B (16 channels, stride 4 x 8 x 8) and of Wan2.2-TI2V-5B (48, 4 x 16 x 16).
 
 A video of 4n + 1 frames becomes n + 1 latent frames: the first frame stands alone, then every four make one.
 Every convolution looks only back in time, so a latent frame never depends on a later picture. That allows the
 network to *stream*: clips are processed in chunks, and each layer remembers the last few frames that it has seen.
 Here the memory is a `Stream`, a dict keyed by module that is handed down the calls; whatever the chunks, the result
 is the same (a test says so). Module and attribute names are those of the official checkpoint.
+
+The second generation is the first one with three additions, all of them data in `VAEConfig`: pixels are folded two by two
+into channels before the encoder and unfolded after the decoder (`patch_size`), the decoder is wider than the encoder (`dec_dim`),
+and every stage that changes size has a shortcut without parameters around it (`stage_shortcuts`: `DownStage`, `UpStage`).
+
+Large frames can be cut into overlapping tiles (tiles.py), in space and never in time. Weights may be cast to bfloat16
+(`vae.to(torch.bfloat16)`): convolutions, attention and residual sums then round to it, while sums of squares in the norms, the
+statistics of the latents and what `encode` and `decode` return stay float32.
+Sources: wan/modules/vae2_1.py and vae2_2.py.
 """
 
 from collections.abc import Iterator
@@ -17,6 +26,7 @@ from torch import Tensor, nn
 
 from minicos.config import VAEConfig
 from minicos.errors import MinicosError
+from minicos.tiles import Tiles
 
 Stream = dict[nn.Module, Tensor]  # module -> the last input frames that its next chunk will need
 
@@ -33,12 +43,12 @@ class CausalConv3d(nn.Conv3d):
             b, c, _, h, w = x.shape
             past = stream[self] if self in stream else x.new_zeros(b, c, self.history, h, w)
             x = torch.cat([past, x], dim=2)
-            stream[self] = x[:, :, -self.history :]
+            stream[self] = x[:, :, -self.history :].clone()  # a view would keep the whole chunk alive
         return super().forward(x)
 
 
 class RMSNorm(nn.Module):
-    """x / ||x||_channels * sqrt(c) * gamma."""
+    """x / ||x||_channels * sqrt(c) * gamma, in float32 or wider."""
 
     def __init__(self, dim: int, spatial: int = 3):
         super().__init__()
@@ -46,7 +56,7 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * spatial))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1) * self.scale * self.gamma
+        return (F.normalize(wide(x), dim=1) * self.scale * self.gamma).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -97,21 +107,21 @@ class Downsample(nn.Module):
         first = x[:, :, :0]
         if self not in stream:
             first, x = x[:, :, :1], x[:, :, 1:]
-            stream[self] = first
+            stream[self] = first.clone()
         if x.shape[2]:  # windows of three frames, two apart: the last remembered frame and the next two
             window = torch.cat([stream[self], x], dim=2)
-            stream[self] = x[:, :, -1:]
+            stream[self] = x[:, :, -1:].clone()
             x = nn.Conv3d.forward(self.time_conv, window)
         return torch.cat([first, x], dim=2)
 
 
 class Upsample(nn.Module):
-    """Double height and width, halve channels and, if `temporal`, double all frames of a clip but the first."""
+    """Double height and width and, if `temporal`, double all frames of a clip but the first."""
 
-    def __init__(self, dim: int, temporal: bool):
+    def __init__(self, dim: int, out_dim: int, temporal: bool):
         super().__init__()
         self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
+            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, out_dim, 3, padding=1)
         )
         if temporal:
             self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1))
@@ -122,11 +132,54 @@ class Upsample(nn.Module):
             first = x[:, :, :0]
             if self not in stream:  # the first frame enters neither this convolution nor its history
                 first, x = x[:, :, :1], x[:, :, 1:]
-                stream[self] = first[:, :0]
+                stream[self] = x.new_empty(0)
             if x.shape[2]:
                 x = rearrange(self.time_conv(x, stream), "b (s c) f h w -> b c (f s) h w", s=2)
             x = torch.cat([first, x], dim=2)
         return per_frame(self.resample, x)
+
+
+class DownStage(nn.Module):
+    """A stage of the second generation: blocks, downsampling, and around them a shortcut that averages (official AvgDown3D)."""
+
+    def __init__(self, layers: list[nn.Module], out_dim: int, time: int, space: int):
+        super().__init__()
+        self.downsamples = nn.Sequential(*layers)
+        self.out_dim, self.time, self.space = out_dim, time, space
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        out = run(self.downsamples, x, stream)
+        return out + self.average(x, out.shape[2])
+
+    def average(self, x: Tensor, frames: int) -> Tensor:
+        """Fold pixels into channels, then take the mean of equal groups of channels. A clip's first frame pairs up with zeros."""
+        x = F.pad(x, (0, 0, 0, 0, self.time * frames - x.shape[2], 0))
+        x = rearrange(x, "b c (f t) (h p) (w q) -> b (c t p q) f h w", t=self.time, p=self.space, q=self.space)
+        return x.unflatten(1, (self.out_dim, -1)).mean(2)
+
+
+class UpStage(nn.Module):
+    """A stage of the second generation: blocks, upsampling, and around them a shortcut that repeats (official DupUp3D)."""
+
+    def __init__(self, layers: list[nn.Module], out_dim: int, time: int, space: int):
+        super().__init__()
+        self.upsamples = nn.Sequential(*layers)
+        self.out_dim, self.time, self.space = out_dim, time, space
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        out = run(self.upsamples, x, stream)
+        return out if self.space == 1 else out + self.repeat(x, out.shape[2])  # the last stage has no shortcut
+
+    def repeat(self, x: Tensor, frames: int) -> Tensor:
+        """Repeat channels and unfold them into pixels. A clip's first frame is not doubled: its first copy is dropped."""
+        x = x.repeat_interleave(self.out_dim * self.time * self.space**2 // x.shape[1], dim=1)
+        x = rearrange(x, "b (c t p q) f h w -> b c (f t) (h p) (w q)", t=self.time, p=self.space, q=self.space)
+        return x[:, :, -frames:]
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
@@ -134,30 +187,42 @@ def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
     return rearrange(layer(rearrange(x, "b c f h w -> (b f) c h w")), "(b f) c h w -> b c f h w", b=x.shape[0])
 
 
+REMEMBERING = (CausalConv3d, ResidualBlock, Downsample, Upsample, DownStage, UpStage)
+
+
 def run(layers: nn.Sequential, x: Tensor, stream: Stream) -> Tensor:
     """Apply layers in turn, handing the stream to those that remember."""
     for layer in layers:
-        x = layer(x, stream) if isinstance(layer, (CausalConv3d, ResidualBlock, Downsample, Upsample)) else layer(x)
+        x = layer(x, stream) if isinstance(layer, REMEMBERING) else layer(x)
     return x
 
 
+def residual_blocks(count: int, here: int, there: int) -> list[nn.Module]:
+    return [ResidualBlock(there if i else here, there) for i in range(count)]
+
+
 class Encoder3d(nn.Module):
+    """Pixels (b 3 f H W) -> moments of the latents (b 2c f h w)."""
+
     def __init__(self, cfg: VAEConfig):
         super().__init__()
+        self.patch_size = cfg.patch_size
         widths = [cfg.dim * m for m in (1, *cfg.dim_mult)]
-        self.conv1 = CausalConv3d(3, widths[0], 3, padding=1)
+        self.conv1 = CausalConv3d(3 * cfg.patch_size**2, widths[0], 3, padding=1)
         stages: list[nn.Module] = []
-        for i, (here, there) in enumerate(pairwise(widths)):
-            for _ in range(cfg.num_res_blocks):
-                stages.append(ResidualBlock(here, there))
-                here = there
-            if i < len(cfg.dim_mult) - 1:
-                stages.append(Downsample(there, cfg.temporal_downsample[i]))
+        for (here, there), temporal in zip(pairwise(widths), (*cfg.temporal_downsample, None), strict=True):
+            layers = residual_blocks(cfg.num_res_blocks, here, there)
+            if temporal is not None:  # every stage but the last ends in half the size
+                layers.append(Downsample(there, temporal))
+            if cfg.stage_shortcuts:
+                layers = [DownStage(layers, there, time=2 if temporal else 1, space=1 if temporal is None else 2)]
+            stages += layers
         self.downsamples = nn.Sequential(*stages)
         self.middle = nn.Sequential(ResidualBlock(there, there), Attention(there), ResidualBlock(there, there))
         self.head = nn.Sequential(RMSNorm(there), nn.SiLU(), CausalConv3d(there, 2 * cfg.z_dim, 3, padding=1))
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        x = rearrange(x, "b c f (h q) (w r) -> b (c r q) f h w", q=self.patch_size, r=self.patch_size)
         x = self.conv1(x, stream)
         for layers in (self.downsamples, self.middle, self.head):
             x = run(layers, x, stream)
@@ -165,31 +230,34 @@ class Encoder3d(nn.Module):
 
 
 class Decoder3d(nn.Module):
+    """Latents (b c f h w) -> pixels (b 3 F H W)."""
+
     def __init__(self, cfg: VAEConfig):
         super().__init__()
-        widths = [cfg.dim * m for m in (cfg.dim_mult[-1], *reversed(cfg.dim_mult))]
-        temporal = cfg.temporal_downsample[::-1]
+        self.patch_size = cfg.patch_size
+        widths = [(cfg.dec_dim or cfg.dim) * m for m in (cfg.dim_mult[-1], *reversed(cfg.dim_mult))]
         self.conv1 = CausalConv3d(cfg.z_dim, widths[0], 3, padding=1)
         self.middle = nn.Sequential(
             ResidualBlock(widths[0], widths[0]), Attention(widths[0]), ResidualBlock(widths[0], widths[0])
         )
         stages: list[nn.Module] = []
-        for i, (here, there) in enumerate(pairwise(widths)):
-            if i:
-                here //= 2  # the upsampling before this stage has halved the channels
-            for _ in range(cfg.num_res_blocks + 1):
-                stages.append(ResidualBlock(here, there))
-                here = there
-            if i < len(cfg.dim_mult) - 1:
-                stages.append(Upsample(there, temporal[i]))
+        channels = widths[0]
+        for there, temporal in zip(widths[1:], (*reversed(cfg.temporal_downsample), None), strict=True):
+            layers = residual_blocks(cfg.num_res_blocks + 1, channels, there)
+            channels = there if cfg.stage_shortcuts else there // 2  # the first generation halves them as it upsamples
+            if temporal is not None:
+                layers.append(Upsample(there, channels, temporal))
+            if cfg.stage_shortcuts:
+                layers = [UpStage(layers, there, time=2 if temporal else 1, space=1 if temporal is None else 2)]
+            stages += layers
         self.upsamples = nn.Sequential(*stages)
-        self.head = nn.Sequential(RMSNorm(there), nn.SiLU(), CausalConv3d(there, 3, 3, padding=1))
+        self.head = nn.Sequential(RMSNorm(there), nn.SiLU(), CausalConv3d(there, 3 * cfg.patch_size**2, 3, padding=1))
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         x = self.conv1(x, stream)
         for layers in (self.middle, self.upsamples, self.head):
             x = run(layers, x, stream)
-        return x
+        return rearrange(x, "b (c r q) f h w -> b c f (h q) (w r)", q=self.patch_size, r=self.patch_size)
 
 
 class VAE(nn.Module):
@@ -205,35 +273,49 @@ class VAE(nn.Module):
 
     def posterior(self, video: Tensor, stream: Stream | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latents before normalisation, each b c f h w. One call, one chunk."""
+        video = video.to(self.conv1.weight.dtype)
         moments = self.conv1(self.encoder(video, {} if stream is None else stream), {})
-        return moments.chunk(2, dim=1)
+        return wide(moments).chunk(2, dim=1)
 
-    def encode(self, video: Tensor, chunk: int = 4) -> Tensor:
-        """Video (b 3 F H W) in [-1, 1], F = 4n + 1 -> normalised latents (b c n+1 H/8 W/8): the posterior's mean.
+    def encode(self, video: Tensor, chunk: int = 4, tile: int | None = None) -> Tensor:
+        """Video (b 3 F H W) in [-1, 1], F = 4n + 1 -> normalised latents (b c n+1 H/8 W/8, or /16): the posterior's mean.
 
-        `chunk` is how many frames are taken at once after the first (a multiple of 4); it changes memory, not the result.
+        chunk  frames taken at once after the first, a multiple of 4; it changes memory, not the result
+        tile   side in pixels of the tiles that frames are cut into (see tiles.py), a multiple of the stride; None: whole frames
         Raises MinicosError when frames or sizes do not divide: the official code would silently drop frames.
         """
         check_video(video.shape, self.cfg)
-        if chunk % self.cfg.stride[0] or chunk < 1:
-            raise MinicosError(f"chunk must be a positive multiple of {self.cfg.stride[0]}, not {chunk}")
-        stream: Stream = {}
+        time, space, _ = self.cfg.stride
+        if chunk % time or chunk < 1:
+            raise MinicosError(f"chunk must be a positive multiple of {time}, not {chunk}")
+        tiles = Tiles((video.shape[-2] // space, video.shape[-1] // space), tile, space)
         chunks = [video[:, :, :1], *video[:, :, 1:].split(chunk, dim=2)] if video.shape[2] > 1 else [video]
-        mu = torch.cat([self.posterior(part, stream)[0] for part in chunks], dim=2)
+        parts = [tiles(lambda x, stream: self.posterior(x, stream)[0], part, before=space) for part in chunks]
+        mu = torch.cat(parts, dim=2)
         mean, scale = self._statistics(mu)
         return (mu - mean) * scale
 
-    def decode(self, latent: Tensor, chunk: int = 1) -> Tensor:
-        """Normalised latents (b c f h w) -> video (b 3 4f-3 8h 8w), clamped to [-1, 1]."""
-        return torch.cat(list(self.stream(latent, chunk)), dim=2)
+    def decode(self, latent: Tensor, chunk: int = 1, tile: int | None = None) -> Tensor:
+        """Normalised latents (b c f h w) -> video (b 3 4f-3 8h 8w, or 16h 16w), clamped to [-1, 1]."""
+        return torch.cat(list(self.stream(latent, chunk, tile)), dim=2)
 
-    def stream(self, latent: Tensor, chunk: int = 1) -> Iterator[Tensor]:
-        """Decode `chunk` latent frames at a time; yields pieces of the video of `decode` (first 1 + 4(chunk-1) frames, then 4 chunk)."""
+    def stream(self, latent: Tensor, chunk: int = 1, tile: int | None = None) -> Iterator[Tensor]:
+        """Decode `chunk` latent frames at a time; yields pieces of the video of `decode` (first 1 + 4(chunk-1) frames, then 4 chunk).
+
+        `tile` as in `encode`; raises MinicosError here, not at the first piece, where it does not divide.
+        """
+        if chunk < 1:
+            raise MinicosError(f"chunk must be 1 or more latent frames, not {chunk}")
+        space = self.cfg.stride[1]
+        tiles = Tiles((latent.shape[-2], latent.shape[-1]), tile, space)
+        latent = wide(latent)
         mean, scale = self._statistics(latent)
-        memory: Stream = {}
-        z = self.conv2(latent / scale + mean, memory)
-        for part in z.split(chunk, dim=2):
-            yield self.decoder(part, memory).clamp(-1, 1)
+        z = self.conv2((latent / scale + mean).to(self.conv2.weight.dtype), {})
+
+        def pixels(part: Tensor, stream: Stream) -> Tensor:
+            return wide(self.decoder(part, stream))
+
+        return (tiles(pixels, part, after=space).clamp(-1, 1) for part in z.split(chunk, dim=2))
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = torch.tensor(self.cfg.mean, dtype=like.dtype, device=like.device)

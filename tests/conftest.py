@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from hypothesis import settings
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minicos.config import TINY_TEXT, TINY_VAE, VARIANTS, DiTConfig
+from minicos.clip import CLIP
+from minicos.config import PRESETS, TINY_TEXT, TINY_VAE, VARIANTS, CLIPConfig, DiTConfig
 from minicos.dit import DiT, points
 from minicos.schedule import expert
 from minicos.text import TextEncoder
@@ -32,8 +34,11 @@ def pytest_runtest_setup(item):
 
 @cache
 def _golden_dit(case: str) -> DiT:
-    network = DiT(golden.config(DiTConfig, case)).requires_grad_(False)
-    network.load_state_dict(golden.read(f"{case}.weights"))
+    info = golden.info(case)
+    tokens = {"i2v21": 257, "flf2v": 514}.get(info["config"]["model_type"], 0)
+    network = DiT(replace(golden.config(DiTConfig, case), image_tokens=tokens)).requires_grad_(False)
+    files = [file.removesuffix(".safetensors") for file in info["files"] if ".weights." in file]
+    network.load_state_dict({name: weight for file in files for name, weight in golden.read(file).items()})
     return network
 
 
@@ -74,8 +79,11 @@ class Pair:
     def points(self) -> Mapping[str, str]:
         return points(self.high.cfg)
 
+    def serves(self, timestep: float) -> str:
+        return expert(timestep, self.boundary)
+
     def expert(self, timestep: float) -> tuple[str, DiT]:
-        name = expert(timestep, self.boundary)
+        name = self.serves(timestep)
         return name, getattr(self, name)
 
 
@@ -95,22 +103,49 @@ def padded():
     return pad
 
 
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """A folder in the official layout: the embedded model's shapes with random weights and a thin VAE, so that it is quick."""
-    folder = tmp_path_factory.mktemp("toy")
+def _write(folder: Path, dit: DiT, clip: CLIPConfig | None = None, expert: str = ".") -> Path:
+    """An official folder with random weights and a thin VAE, so that it is quick."""
     vae = replace(TINY_VAE, dim=4)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for name, network, config in (
-            ("high_noise_model/diffusion_pytorch_model", DiT(VARIANTS["tiny"]), None),
-            ("Wan2.1_VAE", VAE(vae), vae),
-            ("models_t5_umt5-xxl-enc-bf16", TextEncoder(TINY_TEXT), TINY_TEXT),
-        ):
-            path = folder / f"{name}.safetensors"
-            path.parent.mkdir(exist_ok=True)
-            save_file(network.half().state_dict(), path, {"config": json.dumps(asdict(config))} if config else None)
-    (folder / "high_noise_model/config.json").write_text('{"num_heads": 4, "text_len": 16}')
+    networks = [
+        (f"{expert}/diffusion_pytorch_model", dit, None),
+        ("Wan2.1_VAE", VAE(vae), vae),
+        ("models_t5_umt5-xxl-enc-bf16", TextEncoder(TINY_TEXT), TINY_TEXT),
+    ]
+    if clip:
+        networks += [("models_clip_open-clip-xlm-roberta-large-vit-huge-14", CLIP(clip), clip)]
+    for name, network, config in networks:
+        path = folder / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_file(network.half().state_dict(), path, {"config": json.dumps(asdict(config))} if config else None)
+    (folder / expert / "config.json").write_text('{"num_heads": 4, "text_len": 16}')
+    if expert == ".":  # beside the other networks an index tells which file is the transformer's
+        index = {"weight_map": dict.fromkeys(dit.state_dict(), "diffusion_pytorch_model.safetensors")}
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "google/umt5-xxl").mkdir(parents=True)
     tokenizer.build().save(str(folder / "google/umt5-xxl/tokenizer.json"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """A folder in the official layout with the embedded model's shapes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _write(tmp_path_factory.mktemp("toy"), DiT(VARIANTS["tiny"]), expert="high_noise_model")
+
+
+@pytest.fixture(scope="session")
+def toys21(tmp_path_factory):
+    """Folders like those of Wan2.1-I2V ("first frame") and FLF2V ("first and last"), whose variants are known while tests run."""
+    folders = {}
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, like in (("first frame", "Wan2.1-I2V-14B"), ("first and last", "Wan2.1-FLF2V-14B")):
+            tokens = VARIANTS[like].image_tokens
+            cfg = replace(VARIANTS["tiny"], num_layers=2, image_tokens=tokens, image_dim=32)
+            presets = {"official": replace(PRESETS[like]["official"], steps=2, area=32 * 48, frames=9)}
+            patch.setitem(VARIANTS, f"toy {name}", cfg)
+            patch.setitem(PRESETS, f"toy {name}", presets)
+            folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
+            folders[name] = _write(folder, DiT(cfg), CLIPConfig(dim=32, num_heads=2, num_layers=3))
+        yield folders

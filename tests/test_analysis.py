@@ -62,8 +62,8 @@ def test_what_is_kept_of_a_run(wan, condition, run, truth):
         assert set(estimate) == {"guided", "cond", "uncond"}
         assert rel_max(estimate["guided"], step.x - step.sigma * step.velocity) < 1e-6
         assert rel_max(estimate["uncond"], step.x - step.sigma * step.velocity_uncond) < 1e-6
-        assert set(energy) == {"cond", "uncond"}
-        for branch, values in energy.items():
+        for branch in ("cond", "uncond"):
+            values = energy[f"{branch}.raw"]
             assert values.shape == (12, 4, 2, 3)  # layer f h w
             assert rel_max(values, norms(wan, condition, step, branch)) < 1e-6
 
@@ -73,7 +73,7 @@ def norms(wan, condition, step, branch) -> torch.Tensor:
     out = []
     hooks = Hooks().on("blocks.*", lambda x, site: out.append(x[0].square().sum(-1).sqrt().view(site.grid)))
     timestep = torch.full((2, 1), float(step.timestep))
-    wan.experts["high"](step.x, timestep, condition.branch(branch), condition.y, hooks)
+    wan.experts["high"](step.x, timestep, condition.branch(branch), condition.y, hooks=hooks)
     return torch.stack(out)
 
 
@@ -117,23 +117,28 @@ def test_pictures_of_energy(wan, condition, run):
     observe(wan, condition, run, [analysis], wan.noise(condition, 0))
     saved = recorded(run, "energy", STEPS)
     first, *rest = analysis.draw(saved, run)
-    assert [first, *rest] == ["energy/step_00.png", "energy/step_03.png", "energy_layers.png", "energy.safetensors"]
+    forms = ("raw", "centred", "update", "components")
+    sheets = [f"energy/{form}_{b}_step_{i}.png" for b in ("cond", "uncond") for i in ("00", "03") for form in forms]
+    curves = [f"energy_{what}_{b}.png" for b in ("cond", "uncond") for what in ("layers", "steps", "frames")]
+    assert [first, *rest] == [*sheets, *curves, "energy.safetensors"]
     assert all(run.has(name) for name in [first, *rest])
     arrays = run.load_tensors("energy.safetensors")
-    for branch in ("cond", "uncond"):
-        assert torch.equal(arrays[branch], torch.stack([step[branch] for step in saved]))
+    assert set(arrays) == {f"{b}.{form}" for b in ("cond", "uncond") for form in forms[:3]}
+    for name, values in arrays.items():
+        assert torch.equal(values, torch.stack([step[name] for step in saved]))
 
 
 def test_the_step_axis_of_energy_stays_whole(run):
     """Guidance {"high": 1, "low": g}: the first steps have no uncond pass."""
     draw = torch.Generator().manual_seed(0)
-    saved = [{"cond": torch.rand(2, 1, 2, 2, generator=draw)} for _ in range(3)]
-    saved[2]["uncond"] = torch.rand(2, 1, 2, 2, generator=draw)
+    forms = ("raw", "centred", "update")
+    saved = [{f"cond.{form}": torch.rand(2, 1, 2, 2, generator=draw) for form in forms} for _ in range(3)]
+    saved[2] |= {f"uncond.{form}": torch.rand(2, 1, 2, 2, generator=draw) for form in forms}
     Energy((0,)).draw(saved, run)
     arrays = run.load_tensors("energy.safetensors")
-    assert arrays["cond"].shape == arrays["uncond"].shape == (3, 2, 1, 2, 2)
-    assert arrays["uncond"][:2].isnan().all()
-    assert torch.equal(arrays["uncond"][2], saved[2]["uncond"])
+    assert arrays["cond.raw"].shape == arrays["uncond.raw"].shape == (3, 2, 1, 2, 2)
+    assert arrays["uncond.raw"][:2].isnan().all()
+    assert torch.equal(arrays["uncond.raw"][2], saved[2]["uncond.raw"])
 
 
 def test_energy_of_experts_with_and_without_guidance(wan, condition, run):
@@ -141,7 +146,7 @@ def test_energy_of_experts_with_and_without_guidance(wan, condition, run):
     one = wan.experts["high"]
     two = replace(wan, experts={"high": one, "low": one}).with_preset(guidance={"high": 3.0, "low": 1.0})
     observe(two, condition, run, [Energy(())], two.noise(condition, 0))
-    branches = [set(kept) for kept in recorded(run, "energy", STEPS)]
+    branches = [{name.split(".")[0] for name in kept} for kept in recorded(run, "energy", STEPS)]
     experts = [two.expert(t)[0] for t in two.schedule().timesteps]
     assert branches == [{"cond", "uncond"} if name == "high" else {"cond"} for name in experts]
     assert set(experts) == {"high", "low"}
@@ -179,7 +184,7 @@ def test_an_interrupted_run_continues_bit_for_bit(solver, wan, condition, run, m
     assert torch.equal(final, truth[-1].next)
     for step, energy in zip(truth, recorded(run, "energy", STEPS), strict=True):
         assert torch.equal(run.load_tensors(f"steps/{step.index:03}.safetensors")["next"], step.next)
-        assert set(energy) == {"cond", "uncond"}
+        assert {name.split(".")[0] for name in energy} == {"cond", "uncond"}
 
     monkeypatch.setattr(DiT, "forward", None)  # all is there: no pass is needed
     assert torch.equal(observe(wan, condition, run, [Energy(())], noise), final)
@@ -293,8 +298,9 @@ def test_a_sheet_shows_every_picture_in_its_place(tmp_path):
 
 @pytest.mark.parametrize("shape", [(40, 21, 30, 52), (12, 4, 4, 4), (30, 13, 23, 40), (2, 1, 1, 1)])
 def test_energy_of_every_model_fits_a_screen(shape, run):
-    Energy((0,)).draw([{"cond": torch.rand(shape)}], run)
-    _, height, width = load_image(run.path("energy/step_00.png")).shape
+    saved = {f"cond.{form}": torch.rand(shape) for form in ("raw", "centred", "update")}
+    Energy((0,), sheets=("raw",)).draw([saved], run)
+    _, height, width = load_image(run.path("energy/raw_cond_step_00.png")).shape
     assert 100 < height < 1080
     assert 150 < width < 1500
 

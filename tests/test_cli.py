@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minicos.cli import main, points
+from minicos.cli import common, main, points
 from minicos.config import VARIANTS
 from minicos.dit import DiT
 from minicos.media import load_image, load_video, save_image
 from minicos.runs import PART
 
 PROMPT = ["--prompt", "solve the maze"]
-VERBS = ("demo", "generate", "steps", "energy", "points", "inspect")
+VERBS = ("demo", "generate", "steps", "energy", "points", "inspect", "verify")
 posix = pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
 PICTURE = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
 
@@ -180,6 +180,15 @@ MISTAKES = {
     "no frames": (video("--frames", "0"), "--frames: '0' is not a positive whole number"),
     "no steps": (video("--steps", "0"), "--steps: '0' is not a positive whole number"),
     "steps in words": (video("--steps", "few"), "--steps: 'few' is not"),
+    "solver": (video("--solver", "heun"), "--solver: invalid choice: 'heun' .choose from .*dpmpp"),
+    "shift": (video("--shift", "0"), "--shift: '0' is not a positive number"),
+    "shift in words": (video("--shift", "far"), "--shift: 'far' is not a number"),
+    "guidance": (video("--guidance", "strong"), "--guidance: 'strong' is not a number"),
+    "guidance of one": (video("--guidance", "high=4"), "'high=4' is not guidance for both experts"),
+    "guidance of another": (video("--guidance", "high=4,mid=3"), "'high=4,mid=3' is not guidance for both experts"),
+    "guidance without end": (video("--guidance", "high=4,low=inf"), "--guidance: 'inf' is not a number"),
+    "boundary": (video("--boundary", "900"), "--boundary: '900' is not a number between 0 and 1, e.g. 0.9"),
+    "boundary of one": (video("--boundary", "0.9"), "--boundary is between two experts, and tiny has one here"),
     "step beyond the end": (video("--at", "0,6"), "--at 0,6: the run has steps 0 to 5"),
     "step before the start": (video("--at", "-1"), "--at -1: the run has steps 0 to 5"),
     "step in words": (video("--at", "first"), "--at: 'first' is not a list of step numbers such as 0,5,19"),
@@ -394,6 +403,9 @@ def test_other_settings_are_refused_by_name(minicos, passes, work, toy):
         (["--seed", "1"], "seed = 0, and this one has seed = 1"),
         (["--prompt", "turn the l"], 'prompt = "solve the maze", and this one has prompt = "turn the l"'),
         (["--preset", "official"], "guidance = "),
+        (["--solver", "unipc"], 'solver = "euler", and this one has solver = "unipc"'),
+        (["--shift", "3"], "shift = 5.0, and this one has shift = 3.0"),
+        (["--guidance", "2"], r'guidance = ."high": 1.0, "low": 1.0.,'),
         (["--frames", "9"], "frames = 13, and this one has frames = 9"),
         (["--image", "other.png"], "image = "),
         (["--negative", "turn"], 'negative_prompt = "", and this one has negative_prompt = "turn"'),
@@ -428,6 +440,26 @@ def test_the_record_of_a_run(minicos, work):
     settings = record["settings"]
     assert (settings["model"], settings["dtype"]) == ("tiny", "torch.float32")
     assert (settings["seed"], settings["steps"], settings["prompt"]) == (3, 1, "solve the maze")
+
+
+def test_a_preset_can_be_changed_in_part(minicos, monkeypatch, work):
+    """What is given replaces the preset's, reaches the loop, and is written down."""
+    from minicos import pipeline, schedule
+
+    assert tuple(schedule.SOLVERS) == common.SOLVERS
+    seen, sample = [], pipeline.sample
+    monkeypatch.setattr(pipeline, "sample", lambda wan, *args, **kw: seen.append((wan, kw)) or sample(wan, *args, **kw))
+    argv = ["generate", "--image", "maze.png", *PROMPT, "--preset", "official", "--steps", "2", "--out", "run"]
+    changes = ["--solver", "dpmpp", "--shift", "3", "--guidance", "high=2,low=1.5", "--boundary", "0.7"]
+    assert minicos(*argv, *changes)[0] == 0
+    ((wan, options),) = seen
+    assert options["schedule"] == schedule.make("dpmpp", 2, 3.0)
+    assert options["guidance"] == {"high": 2.0, "low": 1.5}
+    assert [wan.expert(t)[0] for t in (700, 699)] == ["high", "low"]
+    settings = json.loads((work / "run/run.json").read_text())["settings"]
+    names = ("solver", "steps", "shift", "guidance", "boundary", "resize")
+    assert [settings[name] for name in names] == ["dpmpp", 2, 3.0, {"high": 2.0, "low": 1.5}, 0.7, "bicubic"]
+    assert_one_sentence(minicos(*argv), "run holds a run with boundary = 0.7, and this one has boundary = 0.9")
 
 
 def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
@@ -472,3 +504,21 @@ def test_the_demo_says_what_to_open_first_and_does_not_run_twice(minicos, passes
     assert len(passes) == 2  # pictures alone are made again
     assert re.sub(r"\d+ s in", "", again) == re.sub(r"\d+ s in", "", out)
     assert {name: (work / name).read_bytes() for name in listed} == pictures
+
+
+@pytest.mark.parametrize("name", ["first frame", "first and last"])
+def test_a_video_from_pictures_that_clip_sees(name, minicos, toys21, work):
+    save_image("last.png", PICTURE[::-1])
+    argv = ["generate", "--model", str(toys21[name]), *PROMPT, "--image", "maze.png", "--device", "cpu", "--steps", "1"]
+    both = [*argv, "--last", "last.png"]
+    code, out, err = minicos(*(both if name == "first and last" else argv))
+    assert (code, err) == (0, ""), err
+    assert load_video(out.strip().splitlines()[-1]).shape == (9, 32, 32, 3)
+
+    code, _, err = minicos(*(argv if name == "first and last" else both), "--out", "other")
+    assert code == 2
+    assert "a last frame, too" in err if name == "first and last" else "takes no last frame" in err
+    if name == "first and last":
+        save_image("last.png", PICTURE[:, ::-1])
+        code, _, err = minicos(*both)
+        assert (code, "last = " in err) == (2, True), err  # the folder holds a run to another last frame

@@ -3,14 +3,26 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
-from minicos.condition import Condition, check_frames, frame_size, image_channels, known_frames, resize
-from minicos.config import VAEConfig
+from minicos.condition import (
+    Condition,
+    check_frames,
+    cover,
+    crop_like,
+    fit,
+    frame_size,
+    image_channels,
+    known_frames,
+    resize,
+)
+from minicos.config import RESIZE, VAE22, VAEConfig
 from minicos.errors import MinicosError
 from minicos.vae import VAE
 from tests import golden
@@ -18,7 +30,8 @@ from tests.golden import rel_max
 
 DATA = golden.read("conditioning")
 RULE = golden.info("conditioning")["config"]
-SIZES = json.loads((golden.FOLDER / "size_tables.json").read_text())["i2v_size_rule"]
+TABLES = json.loads((golden.FOLDER / "size_tables.json").read_text())
+SIZES = TABLES["i2v_size_rule"]
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +72,40 @@ def test_every_image_of_a_batch_has_its_own_channels(vae, image):
     assert not torch.equal(together[0, 4:], together[1, 4:])
 
 
-def test_known_frames_of_a_first_and_last_frame_are_the_official_ones():
-    """81 frames are 21 latents; the last frame's latent has one known video frame of four, which the official code marks in all."""
-    expected = DATA["flf2v.y"][:4]
-    assert torch.equal(known_frames((1, 16, *expected.shape[1:]), (0, -1))[0].amax(0), expected.amax(0))
+def test_mask_and_latents_of_a_first_and_last_frame_are_the_official_ones(vae):
+    """81 frames are 21 latents; of the last latent's four video frames only the last is known, and is marked."""
+    expected = DATA["flf2v.y"]
+    ends = [DATA[f"flf2v.{end}_u8"].permute(2, 0, 1)[None] / 127.5 - 1 for end in ("first", "last")]
+    size = frame_size(tuple(ends[0].shape[-2:]), RULE["max_area"])
+    assert size == tuple(8 * n for n in expected.shape[-2:])
+    y = image_channels(vae, *(resize(end, *size) for end in ends[:1]), 81, resize(ends[1], *size))[0]
+    assert torch.equal(y[:4], expected[:4])
+    assert torch.equal(known_frames((1, 16, *expected.shape[1:]), last=True)[0], expected[:4])
+    assert y[:4, -1].amax((1, 2)).tolist() == [0, 0, 0, 1]
+    assert rel_max(y[4:], expected[4:]) < 8e-7  # measured 2.5e-7
+
+
+def test_two_frames_are_the_least_between_which_to_lead(vae, image):
+    small = resize(image, 16, 16)
+    with pytest.raises(MinicosError, match="need 5 or more"):
+        image_channels(vae, small, 1, small)
+    assert image_channels(vae, small, 5, small).shape == (1, 20, 2, 2, 2)
+
+
+pixels = st.integers(1, 400)
+
+
+@given(pixels, pixels, pixels, pixels)
+def test_a_last_frame_keeps_its_middle_in_the_shape_of_the_first(height, width, h, w):
+    image = torch.arange(height)[:, None] * 1000.0 + torch.arange(width)
+    cut = crop_like(image[None, None], torch.empty(1, 1, h, w))[0, 0]
+    assert cut.shape[0] == height or cut.shape[1] == width  # as much of it as fits
+    assert abs(cut.shape[0] * w / h - cut.shape[1]) <= max(1, w / h) / 2 + 1e-6 or min(cut.shape) == 1
+    top, left = divmod(int(cut[0, 0]), 1000)
+    assert torch.equal(cut, image[top : top + cut.shape[0], left : left + cut.shape[1]])
+    assert abs(height - cut.shape[0] - 2 * top) <= 1
+    assert abs(width - cut.shape[1] - 2 * left) <= 1
+    assert torch.equal(crop_like(image[None, None], image[None, None])[0, 0], image)
 
 
 @pytest.mark.parametrize("frames", [0, -3, 2, 4, 80, 82])
@@ -85,6 +128,87 @@ def test_suggested_frame_counts_are_good_ones(frames):
         check_frames(above)
     else:
         assert frames % 4 == 1
+
+
+# -- the imposed frame -------------------------------------------------------------------------------------------------
+
+
+def test_the_cropped_image_and_its_latent_are_the_official_ones():
+    picture = DATA["ti2v.image_u8"].permute(2, 0, 1)[None] / 255
+    size = frame_size(tuple(picture.shape[-2:]), RULE["ti2v_area"], 16, rule="crop")
+    assert size == DATA["ti2v.cropped_u8"].shape[:2]
+    frame = fit(picture, size, "crop")
+    levels = (frame[0] + 1) * 127.5
+    assert torch.equal(levels.round().to(torch.uint8).permute(1, 2, 0), DATA["ti2v.cropped_u8"])
+    assert (levels - levels.round()).abs().max() < 1e-4  # measured 7.6e-6: nothing but the levels
+    vae22 = VAE(replace(VAE22, dim=4, dec_dim=6)).requires_grad_(False)
+    vae22.load_state_dict(golden.read("vae22.weights"))
+    assert rel_max(vae22.encode(frame.unsqueeze(2))[0], DATA["ti2v.z"]) < 8e-7  # measured 2.1e-7
+
+
+@pytest.mark.parametrize(
+    "row", TABLES["ti2v_best_output_size"], ids=lambda r: "{}x{}@{}".format(*r["image"], r["max_area"])
+)
+def test_size_rule_of_the_crop(row):
+    width, height = row["image"]
+    if row["out"]:
+        size = frame_size((height, width), row["max_area"], 16, rule="crop")
+        assert size == tuple(row["out"][::-1])
+        assert cover((height, width), size) == (tuple(row["resized"][::-1]), tuple(row["crop_left_top"][::-1]))
+    else:  # the official code divides by zero
+        with pytest.raises(MinicosError, match="too long and thin"):
+            frame_size((height, width), row["max_area"], 16, rule="crop")
+
+
+# -- how an image is made to fit ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RESIZE)
+@pytest.mark.parametrize("size", [(64, 96), (40, 58), (32, 32)])
+def test_every_way_to_fit_gives_the_size_and_the_range(rule, size):
+    picture = DATA["i2v.image_u8"].permute(2, 0, 1)[None] / 255
+    frames = fit(torch.cat([picture, 1 - picture]), size, rule)
+    assert (frames.shape, frames.dtype) == ((2, 3, *size), torch.float32)
+    assert frames.abs().max() < (1.5 if rule == "bicubic" else 1.0001)  # without 8 bits, bicubic overshoots
+    same = fit(picture, tuple(picture.shape[-2:]), rule)
+    assert (same - (picture * 2 - 1)).abs().max() < 1e-6  # measured 6.0e-8: an image that fits is left alone
+
+
+def test_pil_is_antialiased_and_bicubic_is_not():
+    """Stripes of one pixel, at a third of the size: grey where they are averaged."""
+    stripes = (torch.arange(96) % 2).float().expand(1, 3, 96, 96)
+    assert fit(stripes, (32, 32), "pil").std() < 0.2 < 0.9 < fit(stripes, (32, 32), "bicubic").std()
+
+
+def test_the_pil_rule_is_that_of_diffsynth():
+    """image.resize((w, h)) with PIL's default, then to [-1, 1]; a side that does not divide is rounded up."""
+    assert frame_size((30, 45), None, rule="pil") == (32, 48)
+    assert frame_size((30, 45), None, 16, rule="pil") == (32, 64)
+    assert frame_size((32, 48), None, rule="pil") == (32, 48)
+    levels = DATA["flf2v.first_u8"]
+    expected = torch.from_numpy(np.array(Image.fromarray(levels.numpy()).resize((48, 32)), dtype=np.float32))
+    fitted = fit(levels.permute(2, 0, 1)[None] / 255, (32, 48), "pil")[0]
+    assert (fitted - (expected * (2 / 255) - 1).permute(2, 0, 1)).abs().max() < 1e-6  # measured 1.2e-7
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(MinicosError, match="called 'lanczos': take one of bicubic, pil, crop"):
+        fit(torch.zeros(1, 3, 8, 8), (16, 16), "lanczos")
+
+
+@given(st.integers(64, 3000), st.integers(64, 3000), st.integers(64 * 64, 1280 * 720))
+def test_crops_stay_within_the_area_and_inside_the_covering_image(height, width, area):
+    try:
+        size = frame_size((height, width), area, 16, rule="crop")
+    except MinicosError:
+        return
+    (rows, columns), (top, left) = cover((height, width), size)
+    assert not size[0] % 32
+    assert not size[1] % 32
+    assert size[0] * size[1] <= area
+    assert 0 <= top <= rows - size[0]
+    assert 0 <= left <= columns - size[1]
+    assert min(rows - size[0], columns - size[1]) <= 1  # one side fits, the other is cut
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------

@@ -18,22 +18,23 @@ from minicos.ops import REFERENCE, attention, gated_add, sinusoid
 from tests import golden
 from tests.golden import rel_l2, rel_max
 
-CASES = ("dit_i2v", "dit_t2v", "dit_ti2v")
-DATA = {case: golden.read(case) for case in CASES}
+CASES = ("dit_i2v", "dit_t2v", "dit_ti2v", "dit_i2v21")  # the last with an image branch
+DATA = {case: golden.read(case) for case in (*CASES, "dit_flf2v")}
 
 
 @pytest.fixture
 def given(padded):
-    """case, i -> x, timestep, text, y of the case's i-th forward pass."""
+    """case, i -> x, timestep, text, y, clip of the case's i-th forward pass."""
 
-    def inputs(case: str, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def inputs(case: str, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         data = DATA[case]
         timestep = data["in.t"][i]  # b
         if "in.t_tokens" in data:  # one timestep per token, the same within a frame -> b f
             frames = data["in.t_tokens"][i].unflatten(1, (data["in.x"].shape[2], -1))
             assert (frames == frames[..., :1]).all()
             timestep = frames[..., 0]
-        return data["in.x"], timestep, padded(data["in.context_0"]), data.get("in.y")
+        clip = data["in.clip_fea"][None] if "in.clip_fea" in data else None
+        return data["in.x"], timestep, padded(data["in.context_0"]), data.get("in.y"), clip
 
     return inputs
 
@@ -52,7 +53,7 @@ def watch(network: DiT, *inputs, pattern: tuple[str, ...] = ("*", "*.*", "*.*.*"
 
 
 @pytest.mark.parametrize("i", range(3))
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DATA)
 def test_velocity_is_the_official_one(case, i, golden_dit, given):
     actual, expected = golden_dit(case)(*given(case, i)), DATA[case]["out.velocity"][i]
     assert rel_max(actual, expected) < 2.5e-6  # measured 7.4e-7
@@ -70,6 +71,7 @@ MIDDLE = {
     "cross_attn_block0": ("blocks.0.cross_attn", lambda x: x),
     "block0": ("blocks.0", lambda x: x),
     "block1": ("blocks.1", lambda x: x),
+    "img_emb_rows": ("image", lambda x: x[::64]),
 }
 
 
@@ -77,6 +79,8 @@ MIDDLE = {
 def test_hook_points_show_the_official_tensors(case, golden_dit, given):
     seen = watch(golden_dit(case), *given(case, 0))
     for name, (point, rows) in MIDDLE.items():
+        if point == "image" and point not in seen:
+            continue
         actual, expected = rows(seen[point][0]), DATA[case][f"mid.{name}"]
         assert actual.shape == expected.shape, name
         assert rel_max(actual, expected) < 5e-6, name  # measured 1.5e-6 (cross-attention)
@@ -88,7 +92,7 @@ def test_time_embedding_is_the_official_one(case, golden_dit, given):
     network, data = golden_dit(case), DATA[case]
     features = sinusoid(data["in.t"].flatten(), network.cfg.freq_dim)
     assert (features - data["mid.time_sinusoid"]).abs().max() < 1e-7  # measured 3.0e-8, half a unit of float32
-    _, timestep, _, _ = given(case, 0)
+    _, timestep, *_ = given(case, 0)
     embedding = network.time_embedding(sinusoid(timestep.flatten(), network.cfg.freq_dim).float())
     rows = embedding[[0, -1]] if len(embedding) > 1 else embedding  # first and last frame
     assert rel_max(rows, data["mid.time_e"]) < 2e-6  # measured 5.7e-7
@@ -110,6 +114,11 @@ def test_the_points_without_a_golden_tensor_fit_those_with_one(case, golden_dit,
             name = "self_attn" if module is block.self_attn else "cross_attn"
             heads = attention(at(f"{name}.q"), at(f"{name}.k"), at(f"{name}.v"))
             assert torch.equal(at(f"{name}.heads"), heads)
+            if f"blocks.{i}.{name}.heads_img" in seen:
+                looks = attention(at(f"{name}.q"), at(f"{name}.k_img"), at(f"{name}.v_img"))
+                assert torch.equal(at(f"{name}.heads_img"), looks)
+                assert torch.equal(at(f"{name}.v_img"), module.heads(module.v_img(seen["image"])))
+                heads = heads + looks
             assert torch.equal(at(name), module.o(heads.transpose(1, 2).flatten(2)))
         assert torch.equal(at("cross_attn.v"), block.cross_attn.heads(block.cross_attn.v(seen["text"])))
         x = gated_add(x, at("self_attn"), gate) + at("cross_attn")
@@ -117,16 +126,19 @@ def test_the_points_without_a_golden_tensor_fit_those_with_one(case, golden_dit,
         assert torch.equal(seen[f"blocks.{i}"], x)
 
 
-def test_epsilons_are_the_official_ones(given):
-    """Weights scaled down until the epsilon of each norm shows: a wrong one is off by 2 % or more."""
-    factors = golden.info("eps")["config"]["scaling"]["dit_i2v"]
-    weights = golden.read("dit_i2v.weights")
-    for pattern, factor in factors:
+@pytest.mark.parametrize("case", ["dit_i2v", "dit_i2v21"])
+def test_epsilons_are_the_official_ones(case, golden_dit, given):
+    """Weights, and CLIP features, scaled down until the epsilon of each norm shows: a wrong one is off by 0.5 % or more."""
+    weights = golden_dit(case).state_dict() | {"in.clip_fea": torch.ones(())}
+    for pattern, factor in golden.info("eps")["config"]["scaling"][case]:
         base, exponent = factor.split("**")
         weights = {k: v * int(base) ** int(exponent) if re.search(pattern, k) else v for k, v in weights.items()}
-    network = DiT(golden.config(DiTConfig, "dit_i2v")).requires_grad_(False)
+    smaller = weights.pop("in.clip_fea")
+    network = DiT(golden_dit(case).cfg).requires_grad_(False)
     network.load_state_dict(weights)
-    assert rel_max(network(*given("dit_i2v", 0)), golden.read("eps")["dit_i2v.velocity"]) < 2e-6  # measured 4.7e-7
+    *others, clip = given(case, 0)
+    velocity = network(*others, None if clip is None else clip * smaller)
+    assert rel_max(velocity, golden.read("eps")[f"{case}.velocity"]) < 2e-6  # measured 5.3e-7
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------
@@ -154,6 +166,22 @@ def test_bfloat16_is_as_close_to_the_official_autocast_as_expected(
         assert velocity.dtype == torch.float32
         assert rel_l2(velocity, data["out.velocity.autocast"][i]) < to_autocast
         assert rel_l2(velocity, expected[i]) < to_float32
+    stream = watch(network, *given("dit_i2v", 0), pattern=("blocks.*",))["blocks.1"][0].float()
+    assert rel_l2(stream, data["mid.autocast.block1"]) < to_autocast  # measured 1.6e-4 and 4.5e-3
+
+
+def test_the_image_branch_in_bfloat16(golden_dit, given):
+    network = copy.deepcopy(golden_dit("dit_i2v21"))
+    for name, p in network.named_parameters():
+        if not any(part in name for part in FLOAT32):
+            p.data = p.data.bfloat16()
+    kept = {n for n, p in network.named_parameters() if p.dtype == torch.float32 and "img" in n}
+    assert kept == {f"img_emb.proj.{i}.{leaf}" for i in (0, 4) for leaf in ("weight", "bias")} | {
+        f"blocks.{i}.cross_attn.norm_k_img.weight" for i in range(2)
+    }
+    seen = watch(network, *given("dit_i2v21", 0))
+    assert seen["blocks.0.cross_attn.heads_img"].dtype == torch.bfloat16
+    assert rel_l2(seen["velocity"], DATA["dit_i2v21"]["out.velocity"][0]) < 8e-3  # measured 2.7e-3
 
 
 @pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
@@ -193,7 +221,7 @@ def test_integer_timesteps_are_exact(small_dit, batch):
 
 
 def test_padding_rows_take_part_in_attention(golden_dit, given):
-    x, t, text, y = given("dit_i2v", 0)
+    x, t, text, y, _ = given("dit_i2v", 0)
     network = golden_dit("dit_i2v")
     assert rel_max(network(x, t, text[:, :7], y), network(x, t, text, y)) > 1e-2
 
@@ -215,6 +243,34 @@ def test_wrong_inputs_are_named(channels, extra, size, message, golden_dit):
     y = None if extra is None else torch.zeros(1, extra, 1, *size)
     with pytest.raises(MinicosError, match=message):
         golden_dit("dit_i2v")(torch.zeros(1, channels, 1, *size), torch.zeros(1), torch.zeros(1, 512, 48), y)
+
+
+def test_clip_features_are_checked(golden_dit, small_dit, given, batch):
+    *inputs, clip = given("dit_i2v21", 0)
+    for wrong, says in ((None, "was given no CLIP"), (clip[:, :256], r"was given CLIP features of \(b, 256, 1280\)")):
+        with pytest.raises(MinicosError, match=r"takes CLIP features of \(b, 257, 1280\), and " + says):
+            golden_dit("dit_i2v21")(*inputs, wrong)
+    with pytest.raises(MinicosError, match="takes no CLIP features, and was given"):
+        small_dit()(*batch, clip=clip)
+
+
+def test_first_and_last_image_are_told_apart(golden_dit, given):
+    *inputs, clip = given("dit_flf2v", 0)
+    network = golden_dit("dit_flf2v")
+    assert rel_max(network(*inputs, clip.roll(257, dims=1)), network(*inputs, clip)) > 1e-2
+    network = golden_dit("dit_i2v21")  # attention itself does not mind the order of rows
+    *inputs, clip = given("dit_i2v21", 0)
+    assert rel_max(network(*inputs, clip.flip(1)), network(*inputs, clip)) < 1.5e-6  # measured 5.1e-7
+
+
+def test_two_frames_stand_apart_under_a_time_skip(small_dit, batch):
+    network, (x, t, text) = small_dit(), batch
+    three, two = network(x, t, text), network(x[:, :, :2], t, text)
+    skipping = small_dit()
+    skipping.time_skip = 7
+    assert torch.equal(skipping(x, t, text), three)
+    assert rel_max(skipping(x[:, :, :2], t, text), two) > 1e-3
+    assert torch.equal(skipping(x[:, :, :1], t, text), network(x[:, :, :1], t, text))
 
 
 def test_every_op_is_taken_from_the_bundle(small_dit, batch):
@@ -246,22 +302,37 @@ def test_a_network_can_be_copied_and_pickled(duplicate, small_dit, batch):
 
 @pytest.mark.parametrize("per_frame", [False, True])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_points_are_what_a_forward_pass_calls(layers, per_frame, small_dit, batch):
+@pytest.mark.parametrize("image_tokens", [0, 257, 514])
+def test_points_are_what_a_forward_pass_calls(layers, image_tokens, per_frame, small_dit, batch):
     """The same names in the same order, and every letter stands for one size throughout."""
-    network, (x, t, text) = small_dit(num_layers=layers), batch
-    seen = watch(network, x, t[:, None].expand(2, 3) if per_frame else t, text)
+    network, (x, t, text) = small_dit(num_layers=layers, image_tokens=image_tokens, image_dim=6), batch
+    clip = torch.ones(2, image_tokens, 6) if image_tokens else None
+    seen = watch(network, x, t[:, None].expand(2, 3) if per_frame else t, text, None, clip)
     table = points(network.cfg)
     assert list(table) == list(seen)
-    sizes = {"b": 2, "c": 4, "l": 18, "d": 24, "n": 2, "k": 12, "t": 5, "6": 6, "g": 3 if per_frame else 1}
+    sizes = {
+        "b": 2,
+        "c": 4,
+        "l": 18,
+        "d": 24,
+        "n": 2,
+        "k": 12,
+        "t": 5,
+        "6": 6,
+        "g": 3 if per_frame else 1,
+        "m": image_tokens,
+    }
     for name, shape in table.items():
         grid = {"f": 3, "h": 6, "w": 4} if name == "velocity" else {}  # of latents there, elsewhere of tokens
         assert seen[name].shape == tuple((sizes | grid)[letter] for letter in shape.split()), name
 
 
-@pytest.mark.parametrize(("variant", "count"), [("tiny", 148), ("Wan2.2-I2V-A14B", 484)])
+@pytest.mark.parametrize(("variant", "count"), [("tiny", 148), ("Wan2.2-I2V-A14B", 484), ("Wan2.1-FLF2V-14B", 605)])
 def test_number_of_points(variant, count):
-    table = points(VARIANTS[variant])
-    assert len(table) == count == 4 + 12 * VARIANTS[variant].num_layers
+    table, branch = points(VARIANTS[variant]), VARIANTS[variant].images > 0
+    assert len(table) == count == 4 + branch + (12 + 3 * branch) * VARIANTS[variant].num_layers
+    assert table.get("image") == ("b m d" if branch else None)
+    assert table.get("blocks.2.cross_attn.k_img") == ("b n m k" if branch else None)
     assert table["blocks.2.cross_attn.k"] == "b n t k"
     assert table["velocity"] == "b c f h w"
     assert table["time"] == "b g 6 d"

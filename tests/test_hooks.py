@@ -93,6 +93,12 @@ def test_a_site_says_where_and_when(run):
     assert [shape for _, shape in record.entries] == [(1, 2, 12, 12), (1, 4, 2, 4, 6)]
 
 
+def test_sites_are_keys():
+    """Of a dict, say, on every Python."""
+    assert len({Site("velocity", 3), Site("velocity", 3), Site("velocity", 4)}) == 2
+    assert Site(tokens=slice(0, 4)) != Site()
+
+
 def test_record_keeps_what_is_reduced_and_no_graph(network, inputs):
     record, x = Record(token_energy), inputs[0].clone().requires_grad_()
     velocity = network(x, *inputs[1:], hooks=Hooks().on("blocks.*", record))
@@ -170,16 +176,23 @@ def test_at_and_scope_drop_exactly_the_rules_that_cannot_fire(sayings, name, dat
     assert hooks is NO_HOOKS or hooks
 
 
-@settings(max_examples=12)
+@settings(max_examples=16)
 @given(st.lists(valid, min_size=1, max_size=4))
 def test_rules_fire_in_a_loop_as_a_naive_reading_has_it(loop, sayings):
+    """Those that can fire do, exactly there; one among them that never can is refused before anything runs."""
     events, entries = [], []
     for _ in loop(everywhere(Log("event", events))):
         pass
     assert len(events) == 3 * 2 * len(NAMES)  # steps, branches, points
-    for _ in loop(rules(entries, sayings)):
+    possible = [s for s in sayings if any(s.means(*event[2:]) for event in events)]
+    if possible != sayings:
+        impossible = next(s for s in sayings if s not in possible)
+        with pytest.raises(MinicosError, match=re.escape(f"the hook on {impossible.pattern!r} can never run")):
+            loop(rules(entries, sayings))
+        assert not entries
+    for _ in loop(rules(entries, possible)):
         pass
-    assert entries == [(i, *e[1:]) for e in events for i, s in enumerate(sayings) if s.names(e[1]) and s.means(*e[2:])]
+    assert entries == [(i, *e[1:]) for e in events for i, s in enumerate(possible) if s.names(e[1]) and s.means(*e[2:])]
 
 
 def test_a_star_is_exactly_one_segment():
@@ -314,6 +327,52 @@ def test_every_point_and_every_starred_point_is_known():
 def test_unknown_experts_and_branches_are_refused(limit):
     with pytest.raises(MinicosError, match=next(iter(limit.values()))):
         Hooks().on("velocity", ignore, **limit)
+
+
+@pytest.fixture(scope="module")
+def high_only(pair, small_dit):
+    """hooks, start -> a loop of 20 steps of one expert, with guidance 1: no uncond pass."""
+    model, noise = pair(small_dit(), small_dit(), None), torch.zeros(1, 4, 1, 4, 4)
+    condition = Condition(torch.zeros(1, 5, 8), None, (1, 4, 1, 4, 4))
+    options = {"schedule": make("euler", 20, 5.0), "guidance": {"high": 1, "low": 1}}
+    return lambda hooks, start=0: sample(model, noise, condition, **options, hooks=hooks, start=start)
+
+
+EXTENT = "and this run has steps 0 to 19, expert high, branch cond"
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ({"step": 99}, "step 99"),
+        ({"step": -1}, "step -1"),
+        ({"step": range(20, 50)}, "step range(20, 50)"),
+        ({"step": ()}, "step ()"),
+        ({"branch": "uncond"}, "branch uncond"),
+        ({"expert": "low"}, "expert low"),
+        ({"step": 3, "expert": "high", "branch": "uncond"}, "step 3 and expert high and branch uncond"),
+    ],
+)
+def test_a_moment_that_the_run_does_not_have_is_refused(limit, says, high_only):
+    """At the call of sample, also behind a rule that is fine."""
+    with pytest.raises(MinicosError) as error:
+        high_only(Hooks().on("blocks.*", ignore).on("blocks.1.ffn", ignore, **limit))
+    assert str(error.value) == f"the hook on 'blocks.1.ffn' can never run: it is limited to {says}, {EXTENT}"
+
+
+def test_moments_that_exist_but_not_together_are_refused(loop):
+    """The loop of three has its low expert at step 2 alone."""
+    assert [step.expert for step in loop()] == ["high", "high", "low"]
+    for step, expert in ((1, "low"), (2, "high")):
+        with pytest.raises(MinicosError, match=f"it is limited to step {step} and expert {expert}, and this run has"):
+            loop(Hooks().on("velocity", ignore, step=step, expert=expert))
+
+
+@pytest.mark.parametrize("limit", [{"step": range(50)}, {"step": {19, 99}}, {"step": 0}, {"branch": "cond"}])
+def test_a_moment_that_the_run_has_is_fine(limit, high_only):
+    """Also where it lies before the step from which a run is resumed: the hooks are those of the whole run."""
+    high_only(Hooks().on("velocity", ignore, **limit))
+    high_only(Hooks().on("velocity", ignore, **limit), start=5)
 
 
 @pytest.mark.parametrize("name", ["embed", "blocks.0.self_attn.k", "blocks.1.ffn", "blocks.1", "velocity"])

@@ -36,6 +36,8 @@ SINGLE = [
     ("official.models_t5_umt5-xxl-enc-bf16", "UMT5-XXL encoder", "official"),
     ("diffusers.umt5-xxl.text_encoder", "UMT5-XXL encoder", "transformers"),
     ("official.models_clip_open-clip-xlm-roberta-large-vit-huge-14.visual", "CLIP image encoder", "official"),
+    ("official.models_clip_open-clip-xlm-roberta-large-vit-huge-14.full", "CLIP image encoder", "official"),
+    ("diffusers.Wan2.1-I2V.image_encoder.CLIPVisionModel", "CLIP image encoder", "transformers"),
     ("lora.diffsynth.Wan2.2-I2V-A14B.rank32.derived", "LoRA", "lora:diffsynth"),
     ("lora.lightx2v_4step.Wan2.2-I2V-A14B.rank64.derived", "LoRA", "lora:lightx2v"),
     ("lora.peft_diffusers.Wan2.2-I2V-A14B.rank32.derived", "LoRA", "lora:peft"),

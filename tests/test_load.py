@@ -2,6 +2,11 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +17,11 @@ from minicos.config import DiTConfig, VAEConfig
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.vae import VAE
+from minicos.weights import load as loading
 from minicos.weights import lora
 from minicos.weights.header import read_header
 from minicos.weights.inspect import inspect
-from minicos.weights.load import load_into
+from minicos.weights.load import PIECE, load_into
 from minicos.weights.names import VAE_DIFFUSERS, translate
 from tests import golden
 
@@ -134,6 +140,17 @@ def test_fp8_scaled_is_unpacked_in_float32(tmp_path):
     load_into(module := network(), tmp_path)
     assert torch.equal(module[0].weight, small.float() * 0.01)
     assert inspect(tmp_path).layout == "comfy_fp8_scaled"
+
+
+def test_golden_fp8_scaled(padded):
+    """A file as ComfyUI writes it, through the loader to the official velocity."""
+    data, path = golden.read("fp8_scaled"), golden.FOLDER / "fp8_scaled.weights.safetensors"
+    with torch.device("meta"):
+        dit = DiT(golden.config(DiTConfig, "fp8_scaled"))
+    load_into(dit, path, dtype=torch.float32)
+    text = padded(data["in.context_0"], dit.cfg.text_len)
+    for t, expected in zip(data["in.t"], data["out.velocity"], strict=True):
+        assert golden.rel_max(dit(data["in.x"], t, text), expected) < 2.5e-6  # measured 6.9e-7
 
 
 # ----------------------------------------------------------------------------------------------------------------- lora
@@ -280,3 +297,131 @@ def test_alpha_in_the_metadata_of_diffusers(tmp_path):
     for about in ("{", "[]", '{"lora_alpha": 1}', '{"lora_alpha": 1, "r": 0}'):
         with pytest.raises(MinicosError, match="adapter metadata"):
             read(about)
+
+
+# -------------------------------------------------------------------------------------------------------- threads, memory
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Shards with tensors of every kind: float32, bfloat16, scaled fp8, a number, nothing at all; and what they should become."""
+    folder, draw = tmp_path_factory.mktemp("mixed"), torch.Generator().manual_seed(0)
+    tensors = {f"{i}.weight": torch.randn(70 + i, 64, generator=draw) for i in range(12)}
+    tensors |= {"1.weight": tensors["1.weight"].bfloat16(), "2.weight": tensors["2.weight"].to(torch.float8_e4m3fn)}
+    factors = {"2.scale_weight": torch.tensor(0.5)}
+    names = list(tensors)
+    for file, part in (("a", names[:5]), ("b", names[5:])):
+        save_file({k: tensors[k] for k in part} | (factors if file == "a" else {}), folder / f"{file}.safetensors")
+    deltas = {
+        f"{i}.weight": lora.LowRank(torch.randn(70 + i, 4, generator=draw), torch.randn(4, 64, generator=draw))
+        for i in (2, 7)
+    }
+    lora.save(folder / "lora", deltas)
+    return folder, lora.read(folder / "lora")
+
+
+def stack() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(*(nn.Linear(64, 70 + i, bias=False) for i in range(12)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, None], ids=str)
+def test_the_result_does_not_depend_on_threads_or_pieces(mixed, dtype, monkeypatch):
+    folder, changes = mixed
+    files = [folder / "a.safetensors", folder / "b.safetensors"]
+    load_into(expected := stack(), files, dtype=dtype, lora=changes, readers=1)
+    monkeypatch.setattr("minicos.weights.load.PIECE", 1024)  # less than any tensor, so that each is read in pieces
+    for readers in (1, 2, 5, 20):
+        load_into(module := stack(), files, dtype=dtype, lora=changes, readers=readers)
+        for (name, a), b in zip(module.state_dict().items(), expected.state_dict().values(), strict=True):
+            assert a.dtype == (dtype or {"1.weight": torch.bfloat16}.get(name, torch.float32))
+            assert torch.equal(a, b), name
+    stored = load_file(files[0])
+    whole = stored["2.weight"].float() * 0.5
+    merged = changes.merge("2.weight", whole).to(dtype or torch.float32)  # unpacked, merged, cast, in this order
+    assert torch.equal(expected[2].weight, merged)
+    assert torch.equal(expected[0].weight, stored["0.weight"].to(dtype or torch.float32))
+
+
+def test_a_place_of_ones_own(mixed):
+    folder, _ = mixed
+    places = {}
+
+    def place(name, shape, dtype):
+        return places.setdefault(name, torch.full(shape, torch.nan, dtype=dtype))
+
+    load_into(module := stack(), [folder / "a.safetensors", folder / "b.safetensors"], place=place)
+    assert all(p.data_ptr() == places[name].data_ptr() for name, p in module.named_parameters())
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+def test_unchanged_tensors_stay_in_their_file(mixed):
+    """On a CPU they are views of it: writing to the file shows."""
+    folder, _ = mixed
+    save_file({f"{i}.weight": torch.zeros(70 + i, 64) for i in range(12)}, file := folder / "c.safetensors")
+    load_into(module := stack(), file, dtype=torch.float32)
+    with file.open("r+b") as f:
+        f.seek(-4, 2)
+        f.write(b"\0\0\x80\x3f")  # 1.0, the very last number
+    assert sum(p.sum().item() for p in module.parameters()) == 1
+
+
+def test_errors_and_ctrl_c_leave_no_thread_behind(mixed, monkeypatch):
+    folder, _ = mixed
+    files, alive = [folder / "a.safetensors", folder / "b.safetensors"], threading.active_count()
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minicos.weights.load._assign", stop)
+    with pytest.raises(KeyboardInterrupt):
+        load_into(stack(), files, dtype=torch.bfloat16)
+    assert threading.active_count() == alive
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
+    save_file({f"{i}.weight": torch.zeros(70 + i, 64) for i in range(12)}, path := tmp_path / "a.safetensors")
+    check = loading._check
+
+    def shrink(*args):
+        check(*args)
+        os.truncate(path, 100_000)
+
+    monkeypatch.setattr(loading, "_check", shrink)
+    with pytest.raises(MinicosError, match=r"a\.safetensors has become shorter"):
+        load_into(stack(), path, dtype=torch.bfloat16)
+
+
+def test_not_a_number_is_found_wherever_it_is():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = torch.full((4, 5), 6e4, dtype=dtype)  # finite, though a float16 sum of them is not
+        assert loading._finite(x)
+        for bad in (math.nan, math.inf, -math.inf):
+            y = x.clone()
+            y[3, 2] = bad
+            assert not loading._finite(y)
+    assert loading._finite(torch.full((3,), 3e38))  # finite, though its sum is not
+    assert loading._finite(torch.zeros(0))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells how much memory is anonymous")
+def test_loading_takes_little_memory_beyond_the_weights(tmp_path):
+    """289 MB of float32 in eight shards, cast to bfloat16. The full measurement is `python -m tests.measure_load`."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.measure_load",
+        "--variant",
+        "Wan2.1-T2V-1.3B",
+        "--layers",
+        "1",
+        "--shard",
+        "50000000",
+    ]
+    root = Path(__file__).parents[1]
+    done = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["shards"] > 4
+    assert not list(tmp_path.iterdir())
+    assert found["over"] < 3 * PIECE + 40e6  # measured 120 MB; the weights take 179 MB, the files 289 MB

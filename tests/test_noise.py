@@ -339,9 +339,8 @@ def test_a_picture_of_ones_own(wan, toy, tmp_path, capsys):
     ("options", "says"),
     [
         (["--image", "x.png"], "--image needs a --prompt"),
-        (["--puzzle", "chess"], "no chess puzzles"),
-        (["--puzzle", "turn", "--size", "5"], "no turn puzzles of size 5"),
-        (["--puzzle", "maze", "--prompt", "solve the maze"], "give one of the two"),
+        (["--model", "elsewhere"], "for the embedded model"),
+        (["--puzzle", "turn", "--size", "5"], "no turn of size 5"),
         (["--at", "25"], "the run has steps 0 to 19"),
         (["--layer", "12"], "blocks 0 to 11"),
     ],

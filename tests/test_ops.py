@@ -1,6 +1,9 @@
 """The reference mathematics against independent formulations, most of them in complex or float64 arithmetic."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -59,6 +62,15 @@ def test_rope_is_the_complex_rotation_of_the_official_code(grid, head_dim):
     assert cos.dtype == sin.dtype == torch.float32
     assert torch.allclose(cos.double(), expected.real, rtol=0, atol=1e-7)  # measured 3.0e-8: half a unit of float32
     assert torch.allclose(sin.double(), expected.imag, rtol=0, atol=1e-7)  # measured 3.0e-8
+
+
+def test_rope_with_a_time_skip_moves_the_second_of_two_frames():
+    far, near = ops.rope((2, 3, 2), 24, time_skip=7), ops.rope((8, 3, 2), 24)
+    for a, b in zip(far, near, strict=True):
+        assert torch.equal(a, torch.cat([b[:6], b[-6:]]))
+    for frames in (1, 3):
+        grid = (frames, 3, 2)
+        assert all(map(torch.equal, ops.rope(grid, 24, time_skip=7), ops.rope(grid, 24)))
 
 
 def test_rope_needs_float64_at_distant_frames():
@@ -183,3 +195,36 @@ def test_ops_are_values_that_a_model_can_be_given():
     assert ops.Ops() == ops.REFERENCE
     assert other.attention is not ops.attention
     assert other.self_attention is ops.self_attention
+
+
+@ops.without_tf32()
+def convolutions(fail: bool = False) -> str:
+    if fail:
+        raise ValueError(torch.backends.cudnn.allow_tf32)
+    return torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_without_tf32_and_as_it_was_before(before, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    assert convolutions() is False
+    assert torch.backends.cudnn.allow_tf32 is before
+    with pytest.raises(ValueError, match="False"):
+        convolutions(fail=True)
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
+def test_without_tf32_where_the_newer_switch_is_used():
+    """In a process of its own: torch does not go back to its older switch."""
+    code = (
+        "import torch, contextlib; from minicos.ops import without_tf32; conv = torch.backends.cudnn.conv\n"
+        "for kind in ('ieee', 'tf32'):\n"
+        "    conv.fp32_precision = kind\n"
+        "    with without_tf32(): inside = conv.fp32_precision\n"
+        "    print(inside, conv.fp32_precision)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    lines = done.stdout.split("\n")
+    assert lines[0] == "ieee ieee", done.stderr
+    assert lines[1] in ("ieee tf32", "none tf32"), done.stderr

@@ -2,9 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 import numpy as np
@@ -16,13 +17,16 @@ from safetensors.torch import load_file, save_file
 
 import minicos
 from minicos import config, pipeline, schedule
+from minicos.condition import image_channels, resize
 from minicos.dit import FLOAT32
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.media import to_uint8
 from minicos.pipeline import EMBEDDED, load
-from minicos.weights import lora
+from minicos.text import TextEncoder
+from minicos.weights import layouts, lora
 from minicos.weights.inspect import inspect
+from tests import golden
 from tests.golden import rel_max
 
 DIT = "high_noise_model/diffusion_pytorch_model.safetensors"
@@ -261,14 +265,15 @@ def test_a_bad_condition_is_refused(change, says, wan):
         wan.condition(**{"prompt": "turn the l", "image": image(), **change})
 
 
-def test_text_to_video_takes_a_size_and_no_picture(wan, monkeypatch):
-    monkeypatch.setattr(pipeline.Wan, "takes_image", False)
-    assert wan.condition("turn the l", size=(32, 48)).shape == (1, 16, 4, 4, 6)
-    assert wan.condition("turn the l", frames=1).shape == (1, 16, 1, 60, 104)
+def test_text_to_video_takes_a_size_and_no_picture(wan):
+    text = wan.with_preset(image="none")
+    assert (text.takes_image, text.needs_image) == (False, False)
+    assert text.condition("turn the l", size=(32, 48)).shape == (1, 16, 4, 4, 6)
+    assert text.condition("turn the l", frames=1).shape == (1, 16, 1, 8, 8)
     with pytest.raises(MinicosError, match="takes no image"):
-        wan.condition("turn the l", image())
+        text.condition("turn the l", image())
     with pytest.raises(MinicosError, match="size of 32x40: both sides must be multiples of 16"):
-        wan.condition("turn the l", size=(32, 40))
+        text.condition("turn the l", size=(32, 40))
 
 
 @settings(max_examples=20)
@@ -329,3 +334,217 @@ def test_a_device_that_is_not_there(toy):
     for name in ("gpu", "meta", "cuda:99"):
         with pytest.raises(MinicosError, match=f"no device '{name}'"):
             load(toy, device=name)
+
+
+# -- Wan2.2-TI2V-5B ---------------------------------------------------------------------------------------------------
+
+LOOPS, TI2V = golden.read("loops"), golden.read("conditioning")
+TI2V_DIT = golden.config(config.DiTConfig, "dit_ti2v")
+TI2V_VAE = replace(config.VAE22, dim=4, dec_dim=6)
+
+
+@pytest.fixture(scope="module")
+def ti2v(toy, tmp_path_factory):
+    """The golden networks in a folder as the official repository has it, with a random text encoder."""
+    folder = tmp_path_factory.mktemp("ti2v")
+    (folder / "google").symlink_to(toy / "google")
+    save_file(golden.read("dit_ti2v.weights"), folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "ti2v"}')
+    torch.save(golden.read("vae22.weights"), folder / "Wan2.2_VAE.pth")
+    text = replace(config.TINY_TEXT, dim=TI2V_DIT.text_dim, text_len=512)
+    path = folder / "models_t5_umt5-xxl-enc-bf16.safetensors"
+    save_file(TextEncoder(text).state_dict(), path, {"config": json.dumps(asdict(text))})
+    return folder
+
+
+@pytest.fixture
+def small_ti2v(ti2v, monkeypatch):
+    """The folder opened where the variant has the golden networks' widths."""
+    monkeypatch.setitem(config.VARIANTS, "Wan2.2-TI2V-5B", TI2V_DIT)
+    monkeypatch.setattr(layouts, "VAE22", TI2V_VAE)
+    return load(ti2v, device="cpu").with_preset(area=6144, size=(64, 96), frames=9, steps=2)
+
+
+def test_ti2v_loads_from_an_official_folder(small_ti2v):
+    assert small_ti2v.variant == "Wan2.2-TI2V-5B"
+    assert set(small_ti2v.experts) == {"high"}
+    assert small_ti2v.vae.cfg == TI2V_VAE
+    assert small_ti2v.preset.image == "imposed"
+    assert (small_ti2v.takes_image, small_ti2v.needs_image) == (True, False)
+
+
+def test_ti2v_generates_from_text_and_from_an_image(small_ti2v):
+    wan, picture = small_ti2v, TI2V["ti2v.image_u8"].permute(2, 0, 1) / 255
+    condition = wan.condition("turn the l", picture)
+    assert condition.y is None
+    assert condition.shape == (1, 48, 3, 4, 6)
+    assert rel_max(condition.first[0], LOOPS["ti2v.z"]) < 8e-7  # measured 2.1e-7
+    told = []
+    time = Hooks().on("time", lambda x, site: told.append(x))
+    for step in wan.sample(condition, hooks=time):
+        assert torch.equal(step.next[:, :, :1], condition.first)
+    assert [x.shape[1] for x in told] == [3] * 4  # one timestep per frame, two branches, two steps
+    assert all(torch.equal(x[:, 0], told[0][:, 0]) and torch.equal(x[:, 1], x[:, 2]) for x in told)
+    assert not torch.equal(told[0][:, 1], told[0][:, 0])
+    video = wan.decode(step.next)
+    assert (video.shape, video.dtype) == ((1, 9, 64, 96, 3), np.uint8)
+    still = wan.vae.decode(condition.first)[0]
+    assert apart(video[0, :1], to_uint8(still)) <= 1  # the first frame is the image, as the VAE has it
+    assert np.array_equal(wan.generate("turn the l", picture), video[0])
+
+    silent = wan.condition("turn the l")
+    assert silent.first is None
+    assert silent.y is None
+    assert silent.shape == condition.shape
+    assert wan.condition("turn the l", size=(32, 64)).shape == (1, 48, 3, 2, 4)
+    with pytest.raises(MinicosError, match="size of 48x64: both sides must be multiples of 32"):
+        wan.condition("turn the l", size=(48, 64))
+    told.clear()
+    *_, step = wan.sample(silent, hooks=time)
+    assert {x.shape[1] for x in told} == {1}
+    assert wan.decode(step.next).shape == (1, 9, 64, 96, 3)
+
+
+def test_ti2v_makes_the_official_latents_of_an_image(small_ti2v, padded):
+    """From the picture to the last step; only the rows of text are given, since the golden loop has no text encoder."""
+    wan = small_ti2v.with_preset(steps=6)
+    assert (wan.preset.solver, wan.preset.shift, wan.preset.guidance["high"]) == ("unipc", 5.0, 5.0)
+    condition = wan.condition("turn the l", TI2V["ti2v.image_u8"].permute(2, 0, 1) / 255)
+    text, null = (padded(LOOPS[f"ti2v.context{end}"]) for end in ("", "_null"))
+    condition = replace(condition, text=text, text_null=null)
+    for step in wan.sample(condition, noise=LOOPS["ti2v.noise"][None]):
+        assert rel_max(step.next[0], LOOPS["ti2v.latents"][step.index]) < 8e-6  # measured 2.0e-6
+
+
+def test_ti2v_takes_a_batch_of_images(small_ti2v):
+    pictures = torch.rand(2, 3, 45, 70, generator=torch.Generator().manual_seed(0))
+    both = small_ti2v.condition(["turn the l", "solve the maze"], pictures)
+    assert both.first.shape == (2, 48, 1, 4, 6)
+    alone = small_ti2v.condition("solve the maze", pictures[1])
+    assert rel_max(both.first[1:], alone.first) < 2e-6  # measured 3.4e-7
+
+
+def test_large_frames_are_decoded_in_tiles(small_ti2v):
+    latent = small_ti2v.vae.encode(torch.rand(1, 3, 5, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    whole, one = small_ti2v.decode(latent), replace(small_ti2v, tile=96).decode(latent)
+    assert np.array_equal(whole, one)
+    cut = replace(small_ti2v, tile=48)
+    tiled = cut.decode(latent)
+    assert tiled.shape == whole.shape
+    assert not np.array_equal(tiled, whole)
+    assert np.array_equal(tiled[0], np.concatenate(list(cut.frames(latent[0]))))
+
+
+def test_a_vae_of_the_other_generation_is_refused(toy, ti2v, tmp_path, monkeypatch):
+    monkeypatch.setitem(config.VARIANTS, "Wan2.2-TI2V-5B", TI2V_DIT)
+    for path in ti2v.iterdir():
+        if "VAE" not in path.name:
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "Wan2.1_VAE.safetensors").symlink_to(toy / "Wan2.1_VAE.safetensors")
+    with pytest.raises(MinicosError, match=r"Wan2\.1_VAE\.safetensors makes latents of 16 channels.* needs 48"):
+        load(tmp_path)
+
+
+# -- the image branch of Wan2.1 -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["first frame", "first and last"])
+def looking(request, toys21):
+    """A model with an image branch and what it is given: a first frame, or first and last of different shapes."""
+    pictures = {"image": image(0, 40, 56), "last": image(1, 60, 48)}
+    two = request.param == "first and last"
+    return load(toys21[request.param], device="cpu"), pictures if two else {"image": pictures["image"]}
+
+
+def test_a_model_with_an_image_branch_is_recognised(looking):
+    wan, pictures = looking
+    cfg = wan.experts["high"].cfg
+    assert wan.variant == ("toy first and last" if "last" in pictures else "toy first frame")
+    assert wan.clip.cfg == config.CLIPConfig(dim=32, num_heads=2, num_layers=3)
+    assert (cfg.images, cfg.image_dim) == (len(pictures), 32)
+    assert len(wan.points) == 5 + 15 * cfg.num_layers
+    assert all(not p.requires_grad for p in wan.clip.parameters())
+
+
+def test_both_branches_look_at_the_pictures_in_their_own_size(looking):
+    wan, pictures = looking
+    condition = wan.condition("turn the l", **pictures)
+    first, *last = (2 * picture[None] - 1 for picture in pictures.values())
+    last = [end[..., 13:47, :] for end in last]  # 34 x 48 of 60 x 48 pixels, as 40 x 56
+    assert torch.equal(condition.clip, torch.cat([wan.clip(end) for end in (first, *last)], dim=1))
+    assert condition.clip.shape == (1, 257 * len(pictures), 32)
+    assert condition.shape == (1, 16, 3, 4, 4)  # 32 x 48 pixels at most, in multiples of 16
+    resized = [resize(end, 32, 32) for end in (first, *last)]
+    assert torch.equal(condition.y, image_channels(wan.vae, resized[0], 9, *resized[1:]))
+
+    seen = {}
+    hooks = Hooks().on("image", lambda x, site: seen.setdefault(site.branch, []).append(x))
+    step = next(wan.sample(condition, hooks=hooks))
+    embedded = wan.experts["high"].img_emb(condition.clip)
+    assert all(torch.equal(x, embedded) for branch in ("cond", "uncond") for x in seen[branch])
+    timestep = torch.tensor([step.timestep])
+    for branch, velocity in (("cond", step.velocity_cond), ("uncond", step.velocity_uncond)):
+        given = condition.branch(branch), condition.y, condition.clip
+        assert torch.equal(velocity, wan.experts["high"](step.x, timestep, *given))
+
+
+def test_a_video_from_pictures(looking):
+    wan, pictures = looking
+    video = wan.generate("turn the l", **pictures, seed=1)
+    assert (video.shape, video.dtype) == ((9, 32, 32, 3), np.uint8)
+    others = pictures | {"image": image(5, 40, 56)}
+    assert not np.array_equal(video, wan.generate("turn the l", **others, seed=1))
+    condition = wan.condition("turn the l", **pictures)
+    other = replace(condition, clip=wan.condition("turn the l", **others).clip)  # what CLIP sees counts by itself
+    assert rel_max(last(wan, other), last(wan, condition)) > 1e-4
+
+
+def test_prompts_and_pictures_of_a_batch(looking):
+    """One picture may serve all prompts, beside one for each."""
+    wan, pictures = looking
+    many = torch.stack([image(0, 40, 56), image(7, 40, 56)])
+    both = wan.condition(["turn the l", "solve the maze"], **pictures | {"image": many})
+    for i, prompt in enumerate(("turn the l", "solve the maze")):
+        alone = wan.condition(prompt, **pictures | {"image": many[i]})
+        assert rel_max(both.clip[i : i + 1], alone.clip) < 1e-6  # measured 0
+        assert rel_max(both.y[i : i + 1], alone.y) < 1e-6  # measured 2.8e-7
+
+
+def test_narrow_models_look_in_float16(toys21, looking):
+    wan, pictures = looking
+    narrow = load(toys21[wan.variant.removeprefix("toy ")], device="cpu", dtype=torch.bfloat16)
+    assert {p.dtype for p in narrow.clip.parameters()} == {torch.float16}
+    a, b = (w.condition("turn the l", **pictures).clip for w in (narrow, wan))
+    assert a.dtype == torch.float32
+    assert rel_max(a, b) < 1e-2  # measured 1.1e-3
+
+
+def test_pictures_that_are_missing_or_needless(looking, wan):
+    looks, pictures = looking
+    if "last" in pictures:
+        with pytest.raises(MinicosError, match="toy first and last needs a last frame"):
+            looks.condition("turn the l", pictures["image"])
+        with pytest.raises(MinicosError, match="give an image"):
+            looks.condition("turn the l", last=pictures["last"])
+    for model in (wan, *([] if "last" in pictures else [looks])):
+        with pytest.raises(MinicosError, match="takes no last frame"):
+            model.condition("turn the l", image(), last=image())
+
+
+def test_a_folder_without_clip(toys21, tmp_path):
+    folder = shutil.copytree(toys21["first frame"], tmp_path / "model", ignore=shutil.ignore_patterns("models_clip*"))
+    with pytest.raises(MinicosError, match="has no models_clip_open-clip-xlm-roberta-large-vit-huge-14"):
+        load(folder, device="cpu")
+
+
+def test_a_time_skip_is_what_networks_are_loaded_with(toys21, monkeypatch):
+    plain = load(toys21["first frame"], device="cpu")
+    with pytest.raises(MinicosError, match="time_skip 7, and these networks do not"):
+        plain.with_preset(time_skip=7)
+    edit = replace(config.PRESETS["ChronoEdit-14B"]["official"], steps=1, area=32 * 48)
+    monkeypatch.setitem(config.PRESETS, plain.variant, {"official": edit})
+    chrono = load(toys21["first frame"], device="cpu")
+    assert chrono.experts["high"].time_skip == 7
+    condition = chrono.condition("turn the l", image(0, 40, 56))
+    assert condition.shape[2] == 2
+    assert rel_max(last(plain.with_preset(steps=1), condition), last(chrono, condition)) > 1e-4

@@ -37,6 +37,7 @@ OFFICIAL_AND_FOREIGN = [
     ("official.Wan2.1-I2V-14B", "diffusers.Wan2.1-I2V-14B.transformer"),
     ("official.Wan2.1-FLF2V-14B-720P", "diffusers.Wan2.1-FLF2V-14B-720P.transformer"),
     ("official.Wan2.1_VAE", "diffusers.Wan2.1.vae"),
+    ("official.Wan2.2_VAE", "diffusers.Wan2.2-TI2V-5B.vae"),
     ("official.models_t5_umt5-xxl-enc-bf16", "diffusers.umt5-xxl.text_encoder"),
 ]
 

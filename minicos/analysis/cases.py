@@ -33,9 +33,22 @@ class Case:
         return cls(puzzle.prompt, image, seed, puzzle)
 
 
-def held_out(kind: str, n: int, *, size: int = 4, split: str = "test", seed: int = 0) -> list[Case]:
-    """The first n distinct puzzles of a split, with the noise seeds seed, seed + 1, ..."""
-    return [Case.of(puzzle, seed + i) for i, puzzle in enumerate(puzzles.distinct(kind, n, size=size, split=split))]
+def held_out(
+    kind: str,
+    n: int,
+    *,
+    size: int = 4,
+    split: str = "test",
+    seed: int = 0,
+    keep: Callable[[puzzles.Puzzle], bool] = lambda puzzle: True,
+) -> list[Case]:
+    """The first n distinct puzzles of a split that `keep` accepts, with the noise seeds seed, seed + 1, ..."""
+    return [Case.of(puzzle, seed + i) for i, puzzle in enumerate(puzzles.distinct(kind, n, size, split, keep))]
+
+
+def ambiguous(puzzle: puzzles.Puzzle) -> bool:
+    """Whether several answers are right: the puzzles in which there is something to decide."""
+    return len(puzzle.candidates) > 1
 
 
 def batches(cases: Sequence[Case], most: int = 25) -> list[list[Case]]:

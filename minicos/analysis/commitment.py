@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minicos.analysis import cases
 from minicos.analysis.cases import Case
+from minicos.analysis.stats import yardstick
 from minicos.condition import Condition
 from minicos.pipeline import Wan
 from minicos.sample import Step
@@ -73,3 +74,19 @@ def commitment(share: Tensor) -> Tensor:
 def decision(commitments: Sequence[float], at: Sequence[int]) -> int | None:
     """The first step of `at` that is committed; None where none is."""
     return next((s for s, c in zip(at, commitments, strict=True) if c >= DECIDED), None)
+
+
+def spread(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
+    """The same for a case without a scorer: how far apart the completions of each step end, 1 as far as other seeds do  (steps).
+
+    The yardstick are `count` plain runs, so that N + count * (N + sum(N - s for s in at)) passes are made.
+    """
+    condition = cases.condition(wan, [case])
+    ends = {}
+    for step in wan.sample(condition, noise=cases.noise(wan, condition, [case])):
+        if step.index in at:
+            starts = renoise(step, [seed + k for k in range(count)])
+            ends[step.index] = [complete(wan, condition, x, step.index) for x in starts]
+    others = [complete(wan, condition, wan.noise(condition, [seed + k]), 0) for k in range(count)]
+    unit = yardstick(others).sum()
+    return torch.stack([yardstick(ends[s]).sum() / unit for s in at])

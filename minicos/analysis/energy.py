@@ -1,71 +1,162 @@
 """Where is each layer busy? The L2 norm of every token after every block (paper, Sec. 5.1 and Fig. 6a).
 
 The paper's reading: early layers attend to the whole picture and its background, later ones to the objects that the task is about.
-The norm is taken on the spot by a hook on `blocks.*`, so that watching a layer costs one number per token.
+Everything is taken on the spot by a hook on `blocks.*`, so that watching a layer costs a number or three per token:
+
+    raw       || h_k ||, the paper's. Dominated by a few massive channels, which are the same on every token
+    centred   the same without the mean token and without channels above 100 times the median one, over the median token
+    update    || h_k - h_(k-1) ||, what the block wrote; h_(-1) is the patch embedding
+
+and at the chosen steps the first three principal components over tokens, and the largest channels. Where a puzzle says which pixels
+matter, `separation` turns the picture into a number: the AUROC of energy against a mask, .5 where layers are blind to it.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minicos.analysis import figures
 from minicos.analysis.observe import Saved
+from minicos.analysis.stats import auroc
 from minicos.hooks import Hooks, Site
 from minicos.ops import token_energy
 from minicos.runs import Run
 from minicos.sample import Step
 
+FORMS = ("raw", "centred", "update")
+MASSIVE = 100.0  # times the median channel
+CHANNELS = 8  # largest ones kept
+
 
 @dataclass(frozen=True)
 class Energy:
-    """Token energy of every block, step and branch of the first sample: arrays, a sheet (frames x layers) and curves."""
+    """Token energy of every block, step and branch of the first sample: arrays, sheets (frames x layers), curves, components."""
 
     chosen: Sequence[int]  # the steps drawn as sheets; numbers are kept of all
+    stride: int = 4  # video frames to a latent frame, for labels
+    sheets: Sequence[str] = (*FORMS, "components")  # what is drawn as sheets
     name: str = "energy"
-    _pass: dict[str, dict[int, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    _kept: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)  # branch -> form -> layers
+    _last: dict[str, Tensor] = field(default_factory=dict)  # "stream": the residual stream before the block
 
     def hooks(self) -> Hooks:
-        return Hooks().on("blocks.*", self._record)
+        return Hooks().on("embed", self._begin).on("blocks.*", self._record)
+
+    def _begin(self, x: Tensor, site: Site) -> None:
+        self._kept[site.branch] = {}
+        self._last["stream"] = x[0].detach()
 
     def _record(self, x: Tensor, site: Site) -> None:
-        layer = int(site.name.split(".")[1])
-        self._pass[site.branch][layer] = token_energy(x[0].detach()).view(site.grid)  # f h w
+        h, before = x[0].detach(), self._last["stream"]
+        values = {
+            "raw": token_energy(h).view(site.grid),
+            "centred": centred(h).view(site.grid),
+            "update": token_energy(h.float() - before.float()).view(site.grid),
+        }
+        if site.step in self.chosen:
+            size, index = h.float().abs().mean(0).topk(min(CHANNELS, h.shape[1]))
+            values |= {"size": size, "channel": index.int()}
+            if "components" in self.sheets:
+                values["components"] = components(h).unflatten(0, site.grid)
+        for form, value in values.items():
+            self._kept[site.branch].setdefault(form, []).append(value.cpu())
+        self._last["stream"] = h
 
     def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        out = {branch: torch.stack([layers[i] for i in sorted(layers)]) for branch, layers in self._pass.items()}
-        self._pass.clear()
-        return out  # "cond", "uncond": layer f h w
+        kept = {f"{b}.{form}": torch.stack(layers) for b, forms in self._kept.items() for form, layers in forms.items()}
+        self._kept.clear()
+        self._last.clear()
+        return (
+            kept  # "cond.raw" ...: layer f h w; "cond.components": layer f h w 3; "cond.size", "cond.channel": layer 8
+        )
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
-        branches = sorted({branch for step in saved for branch in step})
-        run.save_tensors("energy.safetensors", {b: torch.stack([_branch(step, b) for step in saved]) for b in branches})
+        branches = [b for b in ("cond", "uncond") if any(f"{b}.raw" in step for step in saved)]
+        whole = {f"{b}.{form}": _whole(saved, f"{b}.{form}") for b in branches for form in FORMS}
+        run.save_tensors("energy.safetensors", whole)
         chosen = [i for i in self.chosen if i < len(saved)]
-        names = [f"energy/step_{index:02d}.png" for index in chosen]
-        for index, name in zip(chosen, names, strict=True):
-            energy = saved[index]["cond"].numpy()  # layer f h w
-            layers = figures.evenly(len(energy), 12)
-            heat = np.stack([figures.heat(energy[i]) for i in layers], axis=1)  # f layer h w 4
+        sheets = [self._sheets(saved[i], b, i, run) for b in branches for i in chosen if f"{b}.raw" in saved[i]]
+        for b in branches:
+            raw = whole[f"{b}.raw"]  # step layer f h w
+            figures.curves(
+                run.path(f"energy_layers_{b}.png"), {f"step {i}": raw[i].flatten(1).mean(1).numpy() for i in chosen},
+                x="layer", y="mean token energy", title=f"Energy across layers, {b} branch",
+            )  # fmt: skip
+            figures.grid(
+                run.path(f"energy_steps_{b}.png"), raw.mean((2, 3, 4)).T.numpy(), x="denoising step", y="layer",
+                title=f"Mean token energy, {b} branch",
+            )  # fmt: skip
+            figures.curves(
+                run.path(f"energy_frames_{b}.png"),
+                {f"layer {k}": raw[:, k].mean((0, 2, 3)).numpy() for k in figures.evenly(raw.shape[1], 8)},
+                x="latent frame", y="mean token energy over all steps", title=f"Temporal energy, {b} branch",
+            )  # fmt: skip
+        drawn = [f"energy_{what}_{b}.png" for b in branches for what in ("layers", "steps", "frames")]
+        return [*(name for names in sheets for name in names), *drawn, "energy.safetensors"]
+
+    def _sheets(self, step: Mapping[str, Tensor], branch: str, index: int, run: Run) -> list[str]:
+        """One sheet for each form and one for the components: video frames down, layers across."""
+        names = []
+        for form in self.sheets:
+            values = step.get(f"{branch}.{form}")
+            if values is None:
+                continue
+            layers = figures.evenly(len(values), 12)
+            paint = figures.colours if form == "components" else figures.heat
+            images = np.stack([paint(values[k].numpy()) for k in layers], axis=1)  # f layer h w colour
+            names.append(f"energy/{form}_{branch}_step_{index:02d}.png")
             figures.sheet(
-                run.path(name),
-                heat,
-                rows=["frame 0", *(f"{4 * f - 3}-{4 * f}" for f in range(1, len(heat)))],
-                columns=[f"layer {i}" for i in layers],
-                title=f"Token energy at step {index}: video frames (down), layer (across); colours span each layer",
-            )
-        figures.curves(
-            run.path("energy_layers.png"),
-            {f"step {i}": saved[i]["cond"].flatten(1).mean(1).numpy() for i in chosen},
-            x="layer",
-            y="mean token energy",
-            title="Energy across layers, conditional branch",
-        )
-        return [*names, "energy_layers.png", "energy.safetensors"]
+                run.path(names[-1]), images, columns=[f"layer {k}" for k in layers],
+                rows=["frame 0", *(f"{self.stride * (f - 1) + 1}-{self.stride * f}" for f in range(1, len(images)))],
+                title=f"{TITLES[form]}, step {index}, {branch} branch: video frames (down), layers (across)",
+            )  # fmt: skip
+        return names
 
 
-def _branch(step: Mapping[str, Tensor], branch: str) -> Tensor:
-    """Energies of a branch; NaN where guidance 1 has skipped it, so that the step axis stays whole."""
-    return step.get(branch, torch.full_like(step["cond"], torch.nan))
+TITLES = {
+    "raw": "Token energy", "centred": "Centred token energy", "update": "What each block writes",
+    "components": "Three principal components as colours",
+}  # fmt: skip
+
+
+def centred(h: Tensor) -> Tensor:
+    """Norms of tokens h (l d) without the mean token and the massive channels, over the median norm: l float32."""
+    h = h.float()
+    size = h.abs().mean(0)
+    h = (h - h.mean(0))[:, size <= MASSIVE * size.median()]
+    energy = token_energy(h)
+    return energy / energy.median().clamp_min(1e-12)
+
+
+def components(h: Tensor) -> Tensor:
+    """Tokens h (l d) on their first three principal axes, the largest entry of each axis positive: l 3 float32."""
+    h = h.float() - h.float().mean(0)
+    _, axes = torch.linalg.eigh(h.T @ h)
+    axes = axes[:, -3:].flip(1)
+    sign = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    return h @ (axes * sign)
+
+
+def separation(energy: Tensor, mask: Tensor) -> list[float]:
+    """AUROC of every layer's energy (layer f h w) against a mask of tokens (bool f h w)."""
+    return [auroc(layer.numpy(), mask.numpy()) for layer in energy]
+
+
+def on_tokens(mask: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
+    """A mask of pixels, bool (13 H W) or of one picture (H W), on the token grid: bool f h w, true where any pixel of a token is."""
+    f, h, w = grid
+    mask = torch.from_numpy(np.ascontiguousarray(mask))
+    mask = mask.expand(4 * f - 3, -1, -1) if mask.ndim == 2 else mask
+    stride = (len(mask) - 1) // max(1, f - 1)
+    cells = F.adaptive_max_pool2d(mask[:, None].float(), (h, w))[:, 0] > 0
+    return torch.stack([cells[0], *(cells[1 + stride * i : 1 + stride * (i + 1)].any(0) for i in range(f - 1))])
+
+
+def _whole(saved: Saved, name: str) -> Tensor:
+    """An array over all steps; NaN where guidance 1 has skipped the branch, so that the step axis stays whole."""
+    some = next(step[name] for step in saved if name in step)
+    return torch.stack([step.get(name, torch.full_like(some, torch.nan)) for step in saved])

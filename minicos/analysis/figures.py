@@ -25,10 +25,16 @@ def evenly(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
 
 
-def heat(values: np.ndarray) -> np.ndarray:
-    """Values of any shape as colours (... 4), from their 1st percentile (black) to their 99th (pale yellow)."""
-    low, high = np.percentile(values, [1, 99])
+def heat(values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Values of any shape as colours (... 4), from `low` (black) to `high` (pale yellow): by default their 1st and 99th percentile."""
+    low, high = (np.percentile(values, p) if v is None else v for v, p in ((low, 1), (high, 99)))
     return colormaps["magma"]((values - low) / max(high - low, 1e-12))
+
+
+def colours(values: np.ndarray) -> np.ndarray:
+    """Three numbers a pixel (... 3) as red, green and blue in [0, 1], each channel from its 1st to its 99th percentile."""
+    low, high = np.percentile(values.reshape(-1, 3), [1, 99], axis=0)
+    return np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
 
 
 def sheet(
@@ -52,14 +58,22 @@ def sheet(
     save(figure, path)
 
 
-def curves(path: Path, lines: Mapping[str, np.ndarray], *, x: str, y: str, title: str) -> None:
-    """One curve for each name, coloured in order from blue to red."""
+def curves(
+    path: Path, lines: Mapping[str, np.ndarray], *, x: str, y: str, title: str, at: Sequence[float] | None = None
+) -> None:
+    """One curve for each name, coloured in order from blue to red; `at` says where on the x axis (0, 1, 2 ... by default)."""
     figure = Figure(figsize=(7.2, 4), layout="constrained")
     axes = figure.subplots()
     for k, (name, values) in enumerate(lines.items()):
         shade = k / max(1, len(lines) - 1)
         color = (0.15 + 0.75 * shade, 0.25, 0.75 - 0.55 * shade)
-        axes.plot(np.arange(len(values)), values, label=name, color=color, marker="." if len(values) < 60 else None)
+        axes.plot(
+            np.arange(len(values)) if at is None else at,
+            values,
+            label=name,
+            color=color,
+            marker="." if len(values) < 60 else None,
+        )
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)

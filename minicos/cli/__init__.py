@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from minicos.cli import demo, generate, inspect, noise, points, watch
+from minicos.cli import commitment, demo, generate, inspect, noise, points, verify, watch
 from minicos.cli.common import Parser
 from minicos.errors import MinicosError
 
@@ -17,22 +17,24 @@ Watch a video diffusion model reason, step by step.
   minicos generate --image maze.png --prompt "solve the maze"      just the video
   minicos points                                                   every hook point of a model
   minicos inspect PATH                                             what a checkpoint is
+  minicos verify                                                   does it compute what diffusers computes?
 """
 
 
 def parser() -> Parser:
     top = Parser(prog="minicos", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in (demo, generate, watch, noise, points, inspect):
+    for verb in (demo, generate, watch, commitment, noise, points, inspect, verify):
         verb.add(verbs)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 2 for a mistake that one sentence explains, 130 after Ctrl-C."""
+    """Run the command; returns its exit code: 0 (or what the verb says), 2 for a mistake that one sentence explains, 130 after Ctrl-C."""
     args = parser().parse_args((sys.argv[1:] if argv is None else argv) or ["--help"])
+    code = 0
     try:
-        args.run(args)
+        code = args.run(args) or 0
         sys.stdout.flush()
     except MinicosError as error:
         return _stop(2, str(error))
@@ -46,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        return _stop(2, "out of memory. Take fewer --frames or a smaller --image.")
-    return 0
+        return _stop(2, "out of memory. Take fewer --frames, a smaller --image, or --residency swap or stream.")
+    return code
 
 
 def _stop(code: int, sentence: str) -> int:

@@ -1,11 +1,14 @@
 """Options that several verbs share, and what they are turned into."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     from minicos.condition import Condition
     from minicos.pipeline import Wan
     from minicos.runs import Run
+
+
+SOLVERS = ("euler", "unipc", "dpmpp")  # as in `minicos.schedule`, which imports torch
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +48,52 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def indices(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of step numbers such as 0,5,19") from None
+
+
+def within(at: tuple[int, ...] | None, steps: int) -> tuple[int, ...] | None:
+    """The steps of --at, which the run must have."""
+    if at and (at[0] < 0 or at[-1] >= steps):
+        raise MinicosError(f"--at {','.join(map(str, at))}: the run has steps 0 to {steps - 1}.")
+    return at
+
+
+def number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def positive_number(text: str) -> float:
+    if (value := number(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def share(text: str) -> float:
+    if not 0 < (value := number(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1, e.g. 0.9")
+    return value
+
+
+def guidance(text: str) -> dict[str, float]:
+    """The guidance of each expert, from "5" or "high=4,low=3"."""
+    if "=" not in text:
+        return dict.fromkeys(("high", "low"), number(text))
+    pairs = [part.partition("=") for part in text.split(",")]
+    if sorted(name for name, _, _ in pairs) != ["high", "low"]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not guidance for both experts: a number, or e.g. high=4,low=3")
+    return {name: number(value) for name, _, value in pairs}
+
+
 def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
     """Model, way of sampling, output."""
     parser.add_argument(
@@ -50,9 +102,36 @@ def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument(
         "--preset", help="way of sampling, e.g. official (the authors' code) or cos (the paper's tools)"
     )
-    parser.add_argument("--steps", type=positive, help="denoising steps (default: the preset's)")
+    sampling = parser.add_argument_group("sampling", "the preset's, where not given")
+    sampling.add_argument("--steps", type=positive, help="denoising steps")
+    sampling.add_argument("--solver", choices=SOLVERS, help="how to go from one noise level to the next")
+    sampling.add_argument(
+        "--shift", type=positive_number, metavar="S", help="how far the levels lie towards noise; 1 spaces them evenly"
+    )
+    sampling.add_argument(
+        "--guidance",
+        type=guidance,
+        metavar="G",
+        help="strength of the prompt: 5, or high=4,low=3; 1 skips the second pass",
+    )
+    sampling.add_argument(
+        "--boundary", type=share, metavar="B", help="timesteps from 1000 B on go to the high-noise expert, e.g. 0.9"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise; the same on every machine (default: 0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)")
+    parser.add_argument(
+        "--residency", choices=("auto", "resident", "swap", "stream"), default="auto",
+        help="weights all on the device, one network at a time, or block by block (default: the first that fits)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tile",
+        type=positive,
+        help="decode large frames in tiles of so many pixels a side, e.g. 256: less memory (default: whole)",
+    )
+    parser.add_argument(
+        "--noise-device", choices=("cpu", "cuda"), default="cpu",
+        help="cpu: noise that is the same on every machine; cuda: that of the official code (default: cpu)",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=Path(out), help=f"run folder; run again to continue (default: {out})"
     )
@@ -62,39 +141,59 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     """What to make a video of."""
     parser.add_argument("--prompt", required=True, help="what should happen")
     parser.add_argument("--image", type=Path, help="first frame (png, jpg), for image-to-video models")
+    parser.add_argument("--last", type=Path, help="last frame, for models that lead from one frame to another")
     parser.add_argument("--negative", dest="negative_prompt", help="what should not; used where guidance is not 1")
     parser.add_argument("--frames", type=positive, help="video frames, 4n + 1 (default: the preset's)")
 
 
-def image(args: argparse.Namespace) -> "Tensor | None":
-    """The first frame of the options. Read before the model, so that a wrong path is told at once."""
+def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
+    """First and last frame of the options. Read before the model, so that a wrong path is told at once."""
     from minicos.media import load_image
 
-    return None if args.image is None else load_image(args.image)
+    paths = {"image": args.image, "last": args.last}
+    return {name: None if path is None else load_image(path) for name, path in paths.items()}
 
 
-def load(args: argparse.Namespace) -> "Wan":
-    """The model of the options, under their preset."""
+LARGE = 10**9  # bytes of weights from which the plan is printed: the embedded model starts without ado
+
+
+def load(args: argparse.Namespace, image: "Tensor | None" = None) -> "Wan":
+    """The model of the options, under their preset, with room for a video from this first frame. Prints the plan of a large one."""
+    from minicos import cost
     from minicos.pipeline import load
+    from minicos.residency import Plan, describe
 
-    given = {name: getattr(args, name, None) for name in ("steps", "frames", "negative_prompt")}
-    wan = load(args.model, preset=args.preset, device=args.device)
+    def tell(plan: Plan) -> None:
+        if plan.weights >= LARGE:
+            print(describe(plan, cost.throughput(plan.device, plan.dtype)), file=sys.stderr)
+
+    names = ("steps", "solver", "shift", "guidance", "boundary", "frames", "negative_prompt")
+    given = {name: getattr(args, name, None) for name in names}  # fields of Preset
+    wan = load(
+        args.model, preset=args.preset, device=args.device, residency=args.residency, frames=given["frames"],
+        size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell,
+    )  # fmt: skip
+    if args.boundary is not None and len(wan.experts) == 1:
+        raise MinicosError(f"--boundary is between two experts, and {wan.variant} has one here.")
     return wan.with_preset(**{name: value for name, value in given.items() if value is not None})
 
 
-def condition(args: argparse.Namespace, wan: "Wan", image: "Tensor | None") -> "Condition":
-    """The condition of the options; warns about words that the model's tokenizer does not know."""
+def condition(
+    args: argparse.Namespace, wan: "Wan", images: "dict[str, Tensor | None]", samples: int = 1
+) -> "Condition":
+    """The condition of the options, for one sample or several; warns about words that the model's tokenizer does not know."""
     unknown = wan.tokenizer.unknown_words(args.prompt)
     if unknown:
         print(f"minicos: the model does not know the words {', '.join(unknown)}", file=sys.stderr)
-    return wan.condition(args.prompt, image)
+    return wan.condition([args.prompt] * samples, **images)
 
 
-def subject(args: argparse.Namespace, image: "Tensor | None") -> dict[str, str | None]:
+def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dict[str, str | None]:
     """What a run is about, among its settings: an image counts by its pixels, not by its name."""
     from hashlib import sha256
 
-    return {"prompt": args.prompt, "image": None if image is None else sha256(image.numpy().tobytes()).hexdigest()[:16]}
+    hashes = {k: sha256(x.numpy().tobytes()).hexdigest()[:16] for k, x in images.items() if x is not None}
+    return {"prompt": args.prompt, "image": None, **hashes}
 
 
 def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object) -> "Run":
@@ -107,9 +206,11 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
         **asdict(wan.preset),
         "dtype": str(wan.dtype),
         "seed": args.seed,
+        "noise_device": args.noise_device,
     }
     facts = {
         "command": sys.argv, "model_path": str(args.model), "preset": args.preset or "default", "device": str(wan.device),
+        "residency": wan.residency.plan.residency,
         "attention": "scaled_dot_product_attention",
     }  # fmt: skip
     return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> None:
         raise MinicosError(f"the demo's puzzles are for the embedded model, not {wan.variant}: try `minicos steps`.")
     picture = puzzle.first_frame()  # uint8 h w 3
     condition = wan.condition(puzzle.prompt, torch.from_numpy(picture).permute(2, 0, 1) / 255)
-    noise = wan.noise(condition, args.seed)
+    noise = wan.noise(condition, args.seed, args.noise_device)
     chosen = spread(8, wan.preset.steps)
-    analyses = [Steps(wan, chosen), Energy(chosen), Routes(wan, puzzle)]
+    analyses = [Steps(wan, chosen), Energy(chosen, sheets=("raw",)), Routes(wan, puzzle)]
     folder = common.open_run(args, wan, analyses, puzzle=puzzle.key)
     save_image(folder.path("first_frame.png"), picture)
     latent = observe(wan, condition, folder, analyses, noise)
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> None:
         ("x0_sheet.png", "what the model believes at each step: routes coexist in the top rows, one survives"),
         ("routes.png", "the same as numbers, a curve for each valid route"),
         ("video.mp4", "the result"),
-        (f"energy/step_{chosen[-1]:02d}.png", "token energy of every layer"),
-        ("energy_layers.png", "energy across layers"),
+        (f"energy/raw_cond_step_{chosen[-1]:02d}.png", "token energy of every layer"),
+        ("energy_layers_cond.png", "energy across layers"),
     ):
         print(f"  {folder.path(name)}  {what}")
 

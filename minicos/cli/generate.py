@@ -7,6 +7,7 @@ from minicos.cli import common
 EXAMPLES = """\
   minicos generate --image maze.png --prompt "solve the maze" --out solved
   minicos generate --model Wan2.2-I2V-A14B --image cat.png --prompt "the cat jumps" --preset official
+  minicos generate --model Wan2.1-FLF2V-14B --image first.png --last last.png --prompt "the cat jumps"
 """
 
 
@@ -20,11 +21,11 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.observe import observe
     from minicos.media import save_video
 
-    image = common.image(args)
-    wan = common.load(args)
-    condition = common.condition(args, wan, image)
-    noise = wan.noise(condition, args.seed)
-    folder = common.open_run(args, wan, [], **common.subject(args, image))
+    images = common.images(args)
+    wan = common.load(args, images["image"])
+    condition = common.condition(args, wan, images)
+    noise = wan.noise(condition, args.seed, args.noise_device)
+    folder = common.open_run(args, wan, [], **common.subject(args, images))
     latent = observe(wan, condition, folder, [], noise)
     save_video(folder.path("video.mp4"), wan.frames(latent[0]), fps=wan.preset.fps)
     print(folder.path("video.mp4"))

@@ -3,7 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,7 +23,7 @@ NOISE = """\
   minicos noise --n 100 --at 0,4,8,12,16                           mazes of the embedded model, the paper's noise
   minicos noise --mode add                                         step and frame noise at exactly equal dose
   minicos noise --preset cos --mode renoise --boundaries 0.8,0.875,0.9,0.95   does the peak follow the hand-over?
-  minicos noise --image maze.png --prompt "solve the maze" --n 4   a picture of your own under four seeds
+  minicos noise --image maze.png --prompt "solve the maze" --seeds 4   a picture of your own under four seeds
 prints a table with intervals; open sensitivity.png (dashed: where the experts change), D.png and videos.png
 """
 FRAMES = """\
@@ -44,7 +44,9 @@ def add(verbs) -> None:
         ("distilled", "Convergence and sensitivity to noise over few-step sampling or weights.", DISTILLED, partial(several, distilled)),
     ):  # fmt: skip
         parser = common.add_parser(verbs, name, help, examples, run)
-        subjects.add_options(parser)
+        subjects.add_subject_options(parser, n=25)
+        parser.add_argument("--seeds", type=common.positive, default=1, help="of a case of your own (default: 1)")
+        parser.add_argument("--negative", dest="negative_prompt", help="what should not; used where guidance is not 1")
         how = parser.add_argument_group("noise")
         how.add_argument(
             "--mode", choices=("replace", "renoise", "erase", "add"), default="replace",
@@ -54,8 +56,8 @@ def add(verbs) -> None:
         how.add_argument("--layer", type=int, help="also compare this block's output by CKA")
         how.add_argument("--others", type=common.positive, default=2, help="other seeds for the yardstick (default: 2)")
         if name == "noise":
-            how.add_argument("--at", type=listed(int), help="steps to noise, e.g. 0,5,19 (default: all)")
-            how.add_argument("--in", dest="inside", type=listed(int), help="latent frames to noise (default: all)")
+            how.add_argument("--at", type=common.indices, help="steps to noise, e.g. 0,5,19 (default: all)")
+            how.add_argument("--in", dest="inside", type=common.indices, help="latent frames to noise (default: all)")
             how.add_argument(
                 "--match", choices=("cells", "none"), default="cells",
                 help="noise a frame at as many steps as there are frames, or (none, as the paper) at all (default: cells)",
@@ -65,13 +67,16 @@ def add(verbs) -> None:
             what = "video frames, 4n + 1" if name == "frames" else "denoising steps"
             default = (5, 9, 13, 17) if name == "frames" else (4, 8, 20, 50)
             parser.add_argument(
-                "--counts", type=listed(int), default=default, help=f"{what} (default: {','.join(map(str, default))})"
+                "--counts",
+                type=common.indices,
+                default=default,
+                help=f"{what} (default: {','.join(map(str, default))})",
             )
             parser.add_argument(
                 "--points", type=common.positive, default=5, help="steps to noise, evenly spread (default: 5)"
             )
         if name != "frames":
-            parser.add_argument("--frames", type=common.positive, help="video frames, 4n + 1 (default: the preset's)")
+            parser.add_argument("--frames", type=common.positive, help="4n + 1 (default: the preset's)")
         if name == "distilled":
             parser.add_argument(
                 "--models", type=listed(str), help="other weights, one for each count, instead of --model"
@@ -96,8 +101,7 @@ def noise(args: argparse.Namespace) -> None:
     from minicos.analysis.noise import Plan, study
     from minicos.analysis.settings import Setting
 
-    cases, about = subjects.cases(args)
-    wan = _load(args)
+    cases, about, wan = _subject(args)
     at = None if args.at is None else tuple(sorted(set(args.at)))
     plan = Plan(args.mode, at, args.inside, args.match, args.dose, args.layer, args.others, args.seed)
     _check(plan, wan)
@@ -127,8 +131,7 @@ def noise(args: argparse.Namespace) -> None:
 
 
 def several(settings: Callable, args: argparse.Namespace) -> None:
-    cases, about = subjects.cases(args)
-    wan = _load(args)
+    cases, about, wan = _subject(args)
     chosen = settings(args, wan)
     _told(args, wan, cases, chosen, about, args.verb, "share" if args.verb == "frames" else "sigma")
 
@@ -167,10 +170,22 @@ def _plan(args: argparse.Namespace, steps: int) -> "Plan":
     return Plan(args.mode, at, (), "cells", args.dose, args.layer, args.others, args.seed)
 
 
+def _subject(args: argparse.Namespace) -> "tuple[list[Case], dict, Wan]":
+    """The cases, what to remember of them, and the model. A case of the user's own is run under `--seeds` seeds."""
+    cases = subjects.subjects(args)
+    if args.prompt is not None:
+        cases = [replace(cases[0], seed=args.seed + i) for i in range(args.seeds)]
+    elif args.model != "tiny":
+        raise MinicosError(
+            "the puzzles are for the embedded model: give a --prompt, and an --image if the model takes one"
+        )
+    return cases, subjects.about(args) | {"seeds": args.seeds}, _load(args)
+
+
 def _load(args: argparse.Namespace) -> "Wan":
     """The model; under Euler unless a solver is asked for, since an edit makes a multistep solver start afresh."""
-    wan = common.load(args)
-    return wan if getattr(args, "solver", None) else wan.with_preset(solver="euler")
+    wan = common.load(args, subjects.image(args))
+    return wan if args.solver else wan.with_preset(solver="euler")
 
 
 def _check(plan: "Plan", wan: "Wan") -> None:

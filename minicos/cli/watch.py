@@ -1,65 +1,79 @@
-"""`minicos steps` and `minicos energy`: run a model once and look inside. `--also` does both in one pass."""
+"""`minicos steps`, `energy`, `attention`: run a model once and look inside. `--also` does several in the same pass."""
 
 import argparse
 from functools import partial
 
 from minicos.cli import common
 
-STEPS_EXAMPLES = """\
+STEPS = """\
   minicos steps --image maze.png --prompt "solve the maze" --out seen
   minicos steps --image maze.png --prompt "solve the maze" --preset cos --at 0,1,2,5,10,20,49 --also energy
-writes x0_sheet.png (steps x frames), x0/step_NN.mp4, and every latent as safetensors
+  minicos steps --image maze.png --prompt "solve the maze" --seeds 4    other seeds, by whose difference convergence is measured
+writes x0_sheet.png (steps x frames), convergence.png, x0/step_NN.mp4, and every latent as safetensors
 """
-ENERGY_EXAMPLES = """\
+ENERGY = """\
   minicos energy --image maze.png --prompt "solve the maze" --out busy
   minicos energy --image maze.png --prompt "solve the maze" --also steps --at 0,5,19
-writes energy/step_NN.png (latent frames x layers), energy_layers.png, energy.safetensors (step layer f h w, by branch)
+writes energy/FORM_BRANCH_step_NN.png (latent frames x layers), energy_layers_BRANCH.png ..., energy.safetensors (step layer f h w)
 """
-CHOICES = ("steps", "energy")
+ATTENTION = """\
+  minicos attention --image maze.png --prompt "solve the maze" --layers 0,6,11 --at 0,10
+  minicos attention --image maze.png --prompt "solve the maze" --heads 0 --branch uncond
+writes attention/received_step_NN.png, attention_frames.png (from which frame to which), attention_padding.png, attention.safetensors
+"""
+VERBS = {
+    "steps": ("Decode the clean estimate at every step: what the model believes, as it makes up its mind.", STEPS),
+    "energy": ("Token energy of every layer: where the network is busy.", ENERGY),
+    "attention": ("Where attention goes: to which tokens, from frame to frame, and to padding.", ATTENTION),
+}
 
 
 def add(verbs) -> None:
-    for name, help, examples in (
-        (
-            "steps",
-            "Decode the clean estimate at every step: what the model believes, as it makes up its mind.",
-            STEPS_EXAMPLES,
-        ),
-        ("energy", "Token energy of every layer: where the network is busy.", ENERGY_EXAMPLES),
-    ):
+    for name, (help, examples) in VERBS.items():
         parser = common.add_parser(verbs, name, help, examples, partial(run, name))
         common.add_condition_options(parser)
         common.add_model_options(parser, out=f"runs/{name}")
         parser.add_argument(
-            "--at", type=indices, help="steps to show, e.g. 0,5,19 (default: eight, denser at the start)"
+            "--at", type=common.indices, help="steps to show, e.g. 0,5,19 (default: eight, denser at the start)"
         )
-        parser.add_argument("--also", choices=[c for c in CHOICES if c != name], help="do this in the same pass")
-
-
-def indices(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of step numbers such as 0,5,19") from None
+        others = [verb for verb in VERBS if verb != name]
+        parser.add_argument("--also", nargs="+", choices=others, default=[], help="do these in the same pass")
+        parser.add_argument("--seeds", type=common.positive, default=1, help="samples; the first is shown (default: 1)")
+        parser.add_argument("--layers", type=common.indices, help="of attention (default: eight, evenly)")
+        parser.add_argument("--heads", type=common.indices, help="of attention, e.g. 0,3 (default: the mean of all)")
+        parser.add_argument("--branch", choices=("cond", "uncond"), default="cond", help="of attention (default: cond)")
 
 
 def run(name: str, args: argparse.Namespace) -> None:
+    from minicos.analysis.attention import Attention, words
     from minicos.analysis.energy import Energy
+    from minicos.analysis.figures import evenly
     from minicos.analysis.observe import observe, recorded
     from minicos.analysis.steps import Steps, spread
     from minicos.errors import MinicosError
 
-    image = common.image(args)
-    wan = common.load(args)
-    condition = common.condition(args, wan, image)
-    noise = wan.noise(condition, args.seed)
-    total = wan.preset.steps
-    chosen = args.at or spread(8, total)
-    if chosen[0] < 0 or chosen[-1] >= total:
-        raise MinicosError(f"--at {','.join(map(str, chosen))}: the run has steps 0 to {total - 1}.")
-    asked = {name, args.also}
-    analyses = [Steps(wan, chosen)] * ("steps" in asked) + [Energy(chosen)] * ("energy" in asked)
-    folder = common.open_run(args, wan, analyses, **common.subject(args, image))
+    images = common.images(args)
+    wan = common.load(args, images["image"])
+    condition = common.condition(args, wan, images, args.seeds)
+    total, cfg = wan.preset.steps, wan.experts["high"].cfg
+    chosen = common.within(args.at, total) or spread(8, total)
+    layers = args.layers or tuple(evenly(cfg.num_layers, 8))
+    for option, given, count in (("--layers", layers, cfg.num_layers), ("--heads", args.heads or (0,), cfg.num_heads)):
+        if given[0] < 0 or given[-1] >= count:
+            raise MinicosError(f"{option}: this model has them from 0 to {count - 1}.")
+    asked = {name, *args.also}
+    analyses = []
+    if "steps" in asked:
+        analyses.append(Steps(wan, chosen))
+    if "energy" in asked:
+        analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0]))
+    if "attention" in asked:
+        analyses.append(Attention(layers, chosen, args.heads, args.branch, words(condition, args.branch)))
+    noise = wan.noise(condition, args.seed, args.noise_device)
+    watched = {"seeds": args.seeds}
+    if "attention" in asked:
+        watched |= {"layers": layers, "heads": args.heads, "branch": args.branch, "at": chosen}
+    folder = common.open_run(args, wan, analyses, **common.subject(args, images), **watched)
     observe(wan, condition, folder, analyses, noise)
     for analysis in analyses:
         first, *rest = analysis.draw(recorded(folder, analysis.name, total), folder)

@@ -10,6 +10,7 @@ Pure numpy; `export` alone needs `av`. Sizes: 3, 4 or 5 cells for `maze` and `go
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from random import Random
 
@@ -57,12 +58,15 @@ def make(kind: str, seed: int, size: int = 4, split: str = "train") -> Puzzle:
             return puzzle
 
 
-def distinct(kind: str, n: int, size: int = 4, split: str = "test") -> list[Puzzle]:
-    """The first n distinct (picture, prompt) pairs of a split. Raises ValueError where it does not hold so many."""
+def distinct(
+    kind: str, n: int, size: int = 4, split: str = "test", keep: Callable[[Puzzle], bool] = lambda puzzle: True
+) -> list[Puzzle]:
+    """The first n distinct (picture, prompt) pairs of a split that `keep` accepts. Raises ValueError where there are not so many."""
     found: dict[str, Puzzle] = {}
     for seed in range(100 * n):
         puzzle = make(kind, seed, size, split)
-        found.setdefault(f"{puzzle.key}: {puzzle.prompt}", puzzle)
+        if keep(puzzle):
+            found.setdefault(f"{puzzle.key}: {puzzle.prompt}", puzzle)
         if len(found) == n:
             return list(found.values())
     raise ValueError(f"there are not {n} distinct {kind} puzzles of size {size} in the {split} split: ask for fewer")

@@ -34,11 +34,11 @@ OTHERS = (  # not diffusion transformers: variant, a name that only it has, and 
     ("Wan2.1_VAE", "decoder.upsamples.14.residual.0.gamma", 96),
     ("VAE like Wan2.1_VAE", "decoder.upsamples.0.residual.0.gamma", None),
     ("Wan2.2_VAE", "decoder.upsamples.0.upsamples.0.residual.0.gamma", 1024),
-    ("Wan2.2_VAE", "decoder.up_blocks.0.upsampler.resample.1.weight", 1024),
     ("VAE like Wan2.2_VAE", "decoder.upsamples.0.upsamples.0.residual.0.gamma", None),
     ("UMT5-XXL encoder", "blocks.23.attn.q.weight", 4096),
     ("encoder like UMT5-XXL", "blocks.0.attn.q.weight", None),
     ("CLIP image encoder", "visual.transformer.0.attn.to_qkv.weight", None),
+    ("CLIP image encoder", "visual.transformer.0.attn.to_qkv.0.weight", None),
 )
 
 

@@ -2,7 +2,8 @@
 
 high_noise_model/   config.json, diffusion_pytorch_model*.safetensors          the expert for timesteps at and above the boundary
 low_noise_model/    the same, or a LoRA on the high-noise expert (*lora*.safetensors)
-Wan2.1_VAE.pth      models_t5_umt5-xxl-enc-bf16.pth      google/umt5-xxl/tokenizer.json
+Wan2.1_VAE.pth, or for TI2V-5B Wan2.2_VAE.pth      models_t5_umt5-xxl-enc-bf16.pth      google/umt5-xxl/tokenizer.json
+models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth                        where the network has an image branch (Wan2.1)
 """
 
 import json
@@ -11,7 +12,7 @@ from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 
-from minicos.config import DiTConfig, TextConfig, VAEConfig
+from minicos.config import VAE22, CLIPConfig, DiTConfig, TextConfig, VAEConfig
 from minicos.errors import MinicosError
 from minicos.weights.header import Header, is_archive, read_header, weight_files
 from minicos.weights.names import lora_dialect
@@ -34,12 +35,14 @@ class Layout:
     vae: Path
     text: Path
     tokenizer: Path
+    clip: Path | None = None
 
     def fingerprint(self) -> str:
         """Tells these weights from others: a hash of the size and the last megabyte of every file."""
         digest = sha256()
         loras = [expert.lora for expert in self.experts.values() if expert.lora]
-        for path in (*(p for e in self.experts.values() for p in e.files), *loras, self.vae, self.text, self.tokenizer):
+        others = [self.vae, self.text, self.tokenizer, *([self.clip] if self.clip else [])]
+        for path in (*(p for e in self.experts.values() for p in e.files), *loras, *others):
             with path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - 2**20))
@@ -61,26 +64,34 @@ def official(folder: Path) -> Layout:
         experts["low"] = Expert(base.files, base.config, files[0]) if is_lora else _expert(low)
     return Layout(
         experts=experts,
-        vae=_one(folder, "Wan2.1_VAE"),
+        vae=_one(folder, "Wan2.1_VAE", "Wan2.2_VAE"),
         text=_one(folder, "models_t5_umt5-xxl-enc-bf16"),
         tokenizer=_found(folder / "google" / "umt5-xxl" / "tokenizer.json"),
+        clip=_one(folder, "models_clip_open-clip-xlm-roberta-large-vit-huge-14") if base.config.image_tokens else None,
     )
 
 
 def vae_config(path: Path) -> VAEConfig:
-    """The configuration that a VAE file carries in its metadata, or the official one."""
-    return _from_metadata(path, VAEConfig)
+    """The configuration that a VAE file carries in its metadata, or the official one of its name."""
+    return _from_metadata(path, VAEConfig, VAE22 if path.name.startswith("Wan2.2") else VAEConfig())
 
 
 def text_config(path: Path) -> TextConfig:
     """The configuration that a text encoder's file carries in its metadata, or the official one."""
-    return _from_metadata(path, TextConfig)
+    return _from_metadata(path, TextConfig, TextConfig())
+
+
+def clip_config(path: Path) -> CLIPConfig:
+    """The configuration that CLIP's file carries in its metadata, or the official one."""
+    return _from_metadata(path, CLIPConfig, CLIPConfig())
 
 
 def dit_config(folder: Path, files: tuple[Path, ...]) -> DiTConfig:
     """The architecture of a network: widths from the shapes of its tensors, the number of heads and text rows from config.json."""
     shapes = {name: info.shape for path in files for name, info in read_header(path).tensors.items()}
     given = _config_json(folder)
+    looks = shapes.get("img_emb.proj.0.weight")  # the image branch of Wan2.1
+    image = {"image_dim": looks[0], "image_tokens": shapes.get("img_emb.emb_pos", (1, 257))[1]} if looks else {}
     try:
         width, inputs, *patch = shapes["patch_embedding.weight"]
         return DiTConfig(
@@ -88,7 +99,7 @@ def dit_config(folder: Path, files: tuple[Path, ...]) -> DiTConfig:
             ffn_dim=shapes["blocks.0.ffn.0.weight"][0], num_heads=given.get("num_heads", width // 128),
             num_layers=1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
             text_dim=shapes["text_embedding.0.weight"][1], text_len=given.get("text_len", 512),
-            freq_dim=shapes["time_embedding.0.weight"][1], eps=given.get("eps", 1e-6), patch_size=tuple(patch),
+            freq_dim=shapes["time_embedding.0.weight"][1], eps=given.get("eps", 1e-6), patch_size=tuple(patch), **image,
         )  # fmt: skip
     except KeyError as error:
         raise MinicosError(
@@ -101,7 +112,8 @@ def dit_config(folder: Path, files: tuple[Path, ...]) -> DiTConfig:
 
 
 def _expert(folder: Path) -> Expert:
-    files = tuple(weight_files(folder))
+    single = folder / "diffusion_pytorch_model.safetensors"  # a lone expert may have other networks beside it
+    files = (single,) if single.exists() else tuple(weight_files(folder))
     return Expert(files, dit_config(folder, files))
 
 
@@ -115,11 +127,11 @@ def _config_json(folder: Path) -> dict:
         raise MinicosError(f"{path} is not a table in JSON: {error}. Download it again.") from error
 
 
-def _from_metadata(path: Path, cls: type):
+def _from_metadata(path: Path, cls: type, official: VAEConfig | TextConfig):
     header: Header | None = None if is_archive(path) else read_header(path)
     text = header.metadata.get("config") if header else None
     if text is None:
-        return cls()
+        return official
     try:
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
         known = {f.name for f in fields(cls)}
@@ -130,13 +142,14 @@ def _from_metadata(path: Path, cls: type):
         ) from error
 
 
-def _one(folder: Path, stem: str) -> Path:
-    for ending in (".safetensors", ".pth"):
-        path = folder / f"{stem}{ending}"
-        if path.exists():
-            return path
+def _one(folder: Path, *stems: str) -> Path:
+    for stem in stems:
+        for ending in (".safetensors", ".pth"):
+            path = folder / f"{stem}{ending}"
+            if path.exists():
+                return path
     raise MinicosError(
-        f"{folder} has no {stem}.safetensors or {stem}.pth; it is part of every official Wan repository."
+        f"{folder} has no {stems[0]}.safetensors or {stems[0]}.pth; it is part of every official Wan repository."
     )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 
 from minicos.errors import MinicosError
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")  # put before official names by ComfyUI and others
+# Put before the names of a network by ComfyUI and others; the last, in the files of transformers, before those of CLIP.
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "vision_model.")
 LEAVES = ("weight", "bias", "gamma")
 
 # The diffusion transformer: official WanModel -> diffusers WanTransformer3DModel.
@@ -60,9 +61,20 @@ def _under(official: str, foreign: str, leaves: dict[str, str]) -> dict[str, str
     return {f"{official}.{a}": f"{foreign}.{b}" for a, b in leaves.items()}
 
 
-# The VAE of Wan2.1 and Wan2.2-A14B: official WanVAE_ -> diffusers AutoencoderKLWan. The encoder's flat list keeps its
-# numbers; the decoder's flat list of 15 becomes four groups of three residual blocks, with an upsampler between them.
-VAE_DIFFUSERS = {
+def decoder_layers(res_blocks: int) -> dict[str, str]:
+    """The table of the decoder of a VAE of Wan2.1: official, one flat list; diffusers, groups with an upsampler at their end."""
+    group = res_blocks + 2  # a decoder has one residual block more than the encoder, and the upsampler
+    table: dict[str, str] = {}
+    for i in range(4 * group - 1):
+        foreign = f"decoder.up_blocks.{i // group}"
+        last = i % group == group - 1
+        inside = (f"{foreign}.upsamplers.0", _RESAMPLE) if last else (f"{foreign}.resnets.{i % group}", _RESIDUAL)
+        table |= _under(f"decoder.upsamples.{i}", *inside)
+    return table
+
+
+# The VAEs: official WanVAE_ -> diffusers AutoencoderKLWan. What both generations share:
+_VAE = {
     "conv1": "quant_conv",
     "conv2": "post_quant_conv",
     **{
@@ -77,14 +89,25 @@ VAE_DIFFUSERS = {
             f"{side}.head.2": f"{side}.conv_out",
         }.items()
     },
+}
+# Wan2.1 and Wan2.2-A14B. The encoder's flat list keeps its numbers; the decoder's flat list of 15 becomes four groups of
+# three residual blocks, with an upsampler between them.
+VAE_DIFFUSERS = {
+    **_VAE,
     **_under("encoder.downsamples.{}", "encoder.down_blocks.{}", _RESIDUAL | _RESAMPLE),
+    **decoder_layers(res_blocks=2),
+}
+# Wan2.2-TI2V-5B: stages of two residual blocks and a downsampler, and of three and an upsampler.
+VAE22_DIFFUSERS = {
+    **_VAE,
     **{
         a: b
-        for i in range(15)
-        for a, b in (
-            _under(f"decoder.upsamples.{i}", f"decoder.up_blocks.{i // 4}.resnets.{i % 4}", _RESIDUAL)
-            if i % 4 < 3
-            else _under(f"decoder.upsamples.{i}", f"decoder.up_blocks.{i // 4}.upsamplers.0", _RESAMPLE)
+        for side, way, blocks in (("encoder", "down", 2), ("decoder", "up", 3))
+        for i in range(blocks + 1)
+        for a, b in _under(
+            f"{side}.{way}samples.{{}}.{way}samples.{i}",
+            f"{side}.{way}_blocks.{{}}." + (f"resnets.{i}" if i < blocks else f"{way}sampler"),
+            _RESIDUAL if i < blocks else _RESAMPLE,
         ).items()
     },
 }
@@ -103,11 +126,36 @@ UMT5_TRANSFORMERS = {
     "blocks.{}.ffn.fc2": f"{_BLOCK}.1.DenseReluDense.wo",
 }
 
-# layout -> (a key that only this layout has, its table)
+# The image encoder: official XLMRobertaCLIP (its tower) -> transformers CLIPVisionModel. There q, k and v are matrices of their
+# own; the official to_qkv holds their rows one after the other (`minicos.clip` puts them together).
+_LAYER = "encoder.layers.{}"
+CLIP_TRANSFORMERS = {
+    "visual.cls_embedding": "embeddings.class_embedding",
+    "visual.pos_embedding": "embeddings.position_embedding.weight",
+    "visual.patch_embedding": "embeddings.patch_embedding",
+    "visual.pre_norm": "pre_layrnorm",
+    **_under(
+        "visual.transformer.{}",
+        _LAYER,
+        {
+            "norm1": "layer_norm1",
+            **{f"attn.to_qkv.{i}": f"self_attn.{x}_proj" for i, x in enumerate("qkv")},
+            "attn.proj": "self_attn.out_proj",
+            "norm2": "layer_norm2",
+            "mlp.0": "mlp.fc1",
+            "mlp.2": "mlp.fc2",
+        },
+    ),
+    "visual.post_norm": "post_layernorm",
+}
+
+# layout -> (a key that no layout below it has, its table)
 FOREIGN = {
     "diffusers": ("condition_embedder.time_proj.weight", DIT_DIFFUSERS),
+    "diffusers VAE 2.2": ("decoder.up_blocks.0.upsampler.resample.1.weight", VAE22_DIFFUSERS),
     "diffusers VAE": ("post_quant_conv.weight", VAE_DIFFUSERS),
     "transformers": ("encoder.final_layer_norm.weight", UMT5_TRANSFORMERS),
+    "transformers CLIP": ("pre_layrnorm.weight", CLIP_TRANSFORMERS),
 }
 # Keys that are no weights: a marker of ComfyUI, its copy of the tokenizer, and a second name of `shared.weight`.
 NO_WEIGHTS = ("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight")

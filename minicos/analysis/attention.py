@@ -1,0 +1,100 @@
+"""Where does attention go? The mass that every token receives, and from which frame to which it flows (ours).
+
+With p = softmax(q k^T / sqrt(k)): a key's received mass is the sum of p over queries (the mean token gets 1), and the frame-by-frame
+matrix M[a, b] is the share of frame a's attention that goes to frame b (rows sum to 1). Both are exact and need no l x l matrix
+(`ops.attention_mass`). Cross-attention is watched as well: prompts shorter than the text length are padded with zero rows, the
+network attends to them like to any other, and the mass that they receive is shown beside that of the words.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from minicos.analysis import figures
+from minicos.analysis.observe import Saved
+from minicos.condition import Condition
+from minicos.hooks import Hooks, Site
+from minicos.ops import attention_mass
+from minicos.runs import Run
+from minicos.sample import Step
+
+
+def words(condition: Condition, branch: str) -> int:
+    """How many rows of the first sample's text are a prompt's; the rest are zero."""
+    return int(condition.branch(branch)[0].any(-1).sum())
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Mass received by tokens, between frames and on text rows, of the first sample at the chosen layers and steps."""
+
+    layers: Sequence[int]
+    chosen: Sequence[int]  # steps
+    heads: Sequence[int] | None = None  # their mean is kept; all by default
+    branch: str = "cond"
+    words: int | None = None  # rows of the prompt; the others are padding
+    name: str = "attention"
+    _query: dict[str, Tensor] = field(default_factory=dict)
+    _kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def hooks(self) -> Hooks:
+        hooks = Hooks()
+        when = {"step": tuple(self.chosen), "branch": self.branch}
+        for layer in self.layers:
+            for part in ("self_attn", "cross_attn"):
+                hooks = hooks.on(f"blocks.{layer}.{part}.q", self._hold, **when)
+                hooks = hooks.on(f"blocks.{layer}.{part}.k", self._weigh, **when)
+        return hooks
+
+    def _hold(self, q: Tensor, site: Site) -> None:
+        self._query["q"] = q[:1].detach()
+
+    def _weigh(self, k: Tensor, site: Site) -> None:
+        heads = slice(None) if self.heads is None else list(self.heads)
+        q, k = self._query.pop("q")[:, heads], k[:1, heads].detach()
+        _, layer, part, _ = site.name.split(".")
+        if part == "self_attn":
+            received, between = attention_mass(q, k, frames=site.grid[0])
+            self._kept[f"received.{layer}"] = received[0].mean(0).view(site.grid)
+            self._kept[f"between.{layer}"] = between[0].mean(0)
+        else:
+            received, _ = attention_mass(q, k, frames=1)
+            self._kept[f"text.{layer}"] = received[0].mean(0) / q.shape[2]  # of one query: sums to 1
+
+    def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        kept = dict(self._kept)
+        self._kept.clear()
+        return kept  # "received.3": f h w; "between.3": f f; "text.3": t
+
+    def draw(self, saved: Saved, run: Run) -> list[str]:
+        names = []
+        shown = [i for i in self.chosen if i < len(saved)]
+        for i in shown:
+            received = np.stack([figures.heat(saved[i][f"received.{k}"].numpy()) for k in self.layers], axis=1)
+            names.append(f"attention/received_step_{i:02d}.png")
+            figures.sheet(
+                run.path(names[-1]), received, rows=[f"latent {f}" for f in range(len(received))],
+                columns=[f"layer {k}" for k in self.layers],
+                title=f"Attention received, step {i}: latent frames (down), layers (across); colours span each layer",
+            )  # fmt: skip
+        if shown:
+            flows = [[figures.heat(saved[i][f"between.{k}"].numpy(), 0, 1) for k in self.layers] for i in shown]
+            figures.sheet(
+                run.path("attention_frames.png"), flows, rows=[f"step {i}" for i in shown],
+                columns=[f"layer {k}" for k in self.layers],
+                title="From which latent frame (down) to which (across) attention flows; black 0, pale yellow 1",
+            )  # fmt: skip
+            names.append("attention_frames.png")
+        if shown and self.words is not None:
+            padded = {
+                f"step {i}": np.array([saved[i][f"text.{k}"][self.words :].sum() for k in self.layers]) for i in shown
+            }
+            figures.curves(
+                run.path("attention_padding.png"), padded, x="layer", y="share of cross-attention", at=self.layers,
+                title=f"Mass on the zero-padded text rows ({self.words} rows are words)",
+            )  # fmt: skip
+            names.append("attention_padding.png")
+        run.save_tensors("attention.safetensors", {f"step{i}.{k}": v for i in shown for k, v in saved[i].items()})
+        return [*names, "attention.safetensors"]

@@ -1,0 +1,148 @@
+"""CLIP's image encoder, which tells the image-to-video networks of Wan2.1 what is in a picture (official wan/modules/clip.py).
+
+A ViT-H/14: the picture, squeezed into 224 x 224 pixels, is cut into 16 x 16 patches; these and one row for the whole go
+through residual blocks of attention and feed-forward. The features are what enters the last of its 32 blocks, so that block and
+what follows it are not built, though they are in the file (`CLIP.unused`), as is CLIP's text encoder.
+Module and attribute names are those of the official checkpoint.
+
+The official code runs it in float16 (weights, matrix products, residual stream; norms in float32). Here it computes in the dtype
+of its weights: `minicos.load` takes float16 beside networks in bfloat16, which is the default on a card, and float32 beside float32.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minicos.config import CLIPConfig
+from minicos.ops import attention, layer_norm
+from minicos.weights.header import is_archive, read_header
+from minicos.weights.load import load_into
+from minicos.weights.names import layout
+
+# Of the colours of the pictures that it was trained on.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class LayerNorm(nn.Module):
+    """Computed in float32, rounded to x's dtype."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, 1e-5, self.weight.float(), self.bias.float())
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg: CLIPConfig):
+        super().__init__()
+        self.num_heads = cfg.num_heads
+        self.to_qkv = nn.Linear(cfg.dim, 3 * cfg.dim)
+        self.proj = nn.Linear(cfg.dim, cfg.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.to_qkv(x), "b m (s n k) -> s b n m k", s=3, n=self.num_heads)
+        return self.proj(rearrange(attention(q, k, v), "b n m k -> b m (n k)"))
+
+
+class Block(nn.Module):
+    def __init__(self, cfg: CLIPConfig):
+        super().__init__()
+        self.norm1, self.norm2 = LayerNorm(cfg.dim), LayerNorm(cfg.dim)
+        self.attn = Attention(cfg)
+        self.mlp = nn.Sequential(nn.Linear(cfg.dim, 4 * cfg.dim), nn.GELU(), nn.Linear(4 * cfg.dim, cfg.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, cfg: CLIPConfig):
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(3, cfg.dim, cfg.patch_size, stride=cfg.patch_size, bias=False)
+        self.cls_embedding = nn.Parameter(torch.randn(1, 1, cfg.dim) / cfg.dim**0.5)
+        self.pos_embedding = nn.Parameter(torch.randn(1, cfg.tokens, cfg.dim) / cfg.dim**0.5)
+        self.pre_norm = LayerNorm(cfg.dim)
+        self.transformer = nn.Sequential(*(Block(cfg) for _ in range(cfg.num_layers - 1)))
+
+    def forward(self, pixels: Tensor) -> Tensor:  # b 3 h w -> b m d
+        patches = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")
+        x = torch.cat([self.cls_embedding.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embedding
+        return self.transformer(self.pre_norm(x))
+
+
+class CLIP(nn.Module):
+    """features = clip(image)."""
+
+    def __init__(self, cfg: CLIPConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.visual = VisionTransformer(cfg)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """How the names of tensors begin that are in its file and play no part."""
+        last_block = f"visual.transformer.{self.cfg.num_layers - 1}."
+        return "textual.", "log_scale", "visual.head", "visual.post_norm.", last_block
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images (b 3 H W) in [-1, 1], of any size -> features (b m d) float32, the first row for the whole image."""
+        weight = self.visual.patch_embedding.weight
+        return self.visual(pixels(image, self.cfg.image_size).to(weight)).float()
+
+
+def pixels(image: Tensor, size: int) -> Tensor:
+    """Images (b 3 H W) in [-1, 1] as CLIP is given them: bicubic to (b 3 size size) without antialiasing or crop, normalised.
+
+    wan/modules/clip.py, CLIPModel.visual. diffusers scales the shorter side and crops instead, which gives other features.
+    """
+    image = F.interpolate(image.float(), size=(size, size), mode="bicubic") * 0.5 + 0.5
+    mean, std = (torch.tensor(x, device=image.device).view(3, 1, 1) for x in (MEAN, STD))
+    return (image - mean) / std
+
+
+def load_clip(path: Path, cfg: CLIPConfig, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> CLIP:
+    """The encoder of an official file, or of transformers' `CLIPVisionModel`. Raises MinicosError as `load_into` does."""
+    with torch.device("meta"):
+        clip = CLIP(cfg)
+    foreign = not is_archive(path) and layout(read_header(path).tensors) != "official"
+    if foreign:
+        _take_apart(clip)
+    load_into(clip, path, dtype=dtype, device=device, unused=clip.unused)
+    if foreign:
+        _put_together(clip)
+    return clip
+
+
+def _take_apart(clip: CLIP) -> None:
+    """Give a network on the meta device the parameters that transformers' files hold: q, k and v apart, embeddings flat."""
+    visual, dim = clip.visual, clip.cfg.dim
+    with torch.device("meta"):
+        visual.cls_embedding = nn.Parameter(torch.empty(dim))
+        visual.pos_embedding = nn.Parameter(torch.empty(clip.cfg.tokens, dim))
+        for block in visual.transformer:
+            block.attn.to_qkv = nn.ModuleList(nn.Linear(dim, dim) for _ in range(3))
+
+
+def _put_together(clip: CLIP) -> None:
+    """The official parameters again, now with weights."""
+
+    def frozen(x: Tensor) -> nn.Parameter:
+        return nn.Parameter(x, requires_grad=False)
+
+    visual, dim = clip.visual, clip.cfg.dim
+    visual.cls_embedding = frozen(visual.cls_embedding.view(1, 1, -1))
+    visual.pos_embedding = frozen(visual.pos_embedding[None])
+    for block in visual.transformer:
+        parts = block.attn.to_qkv
+        with torch.device("meta"):
+            block.attn.to_qkv = nn.Linear(dim, 3 * dim)
+        block.attn.to_qkv.weight = frozen(torch.cat([part.weight for part in parts]))
+        block.attn.to_qkv.bias = frozen(torch.cat([part.bias for part in parts]))

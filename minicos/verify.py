@@ -1,0 +1,462 @@
+"""Does minicos compute what diffusers and transformers compute? The same weights and inputs in both, compared layer by layer.
+
+    for part in verify(minicos.load("Wan2.2-I2V-A14B")):
+        print(part.name, part.parted)
+
+Their networks are built around our tensors, so a second copy of the weights is never made (but of the few that they keep in
+another dtype). Layers are compared in the order in which they run: where two networks differ in one place, the first row
+beyond its tolerance is that place, and the rows below it merely inherit the difference.
+
+One difference is known and systematic. diffusers builds the time sinusoid in float32, the official code in float64: up to
+5.6e-5 in a table of numbers between -1 and 1, and 4e-6 to 9e-6 in the velocity. By default their sinusoid is exchanged for
+the exact one, so that everything else can be held to a much smaller tolerance, and the velocity of diffusers as shipped
+makes one more row. `as_shipped` leaves it alone throughout.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minicos.clip import CLIP, pixels
+from minicos.dit import DiT
+from minicos.errors import MinicosError
+from minicos.hooks import Hooks
+from minicos.ops import sinusoid
+from minicos.pipeline import Wan
+from minicos.text import TextEncoder
+from minicos.vae import VAE
+from minicos.weights.names import (
+    CLIP_TRANSFORMERS,
+    DIT_DIFFUSERS,
+    UMT5_TRANSFORMERS,
+    VAE22_DIFFUSERS,
+    VAE_DIFFUSERS,
+    decoder_layers,
+    translate,
+)
+
+Pair = tuple[str, Tensor, Tensor]  # a point, our tensor there, and theirs
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 5e-2}  # of rel_l2, by dtype; the embedded model: 6e-7 and 2e-2
+AS_SHIPPED = 2e-5  # of what comes after a float32 time sinusoid; random weights, 30 layers of 1.3B: 9e-6 (rel_max)
+
+
+@dataclass(frozen=True)
+class Row:
+    """How far apart the two are at one point, measured against the size of their tensor."""
+
+    point: str
+    rel_max: float  # max |a - b| / max |b|
+    rel_l2: float  # ||a - b|| / ||b||
+    tolerance: float  # what rel_l2 may be
+
+    @property
+    def ok(self) -> bool:
+        return self.rel_l2 <= self.tolerance  # NaN is not
+
+
+@dataclass(frozen=True)
+class Part:
+    """The comparison of one network: an expert, the VAE, the text or the image encoder."""
+
+    name: str  # "high" | "low" | "vae" | "text" | "clip"
+    rows: tuple[Row, ...]
+    skipped: str = ""  # why there are no rows
+
+    @property
+    def parted(self) -> Row | None:
+        """The first row beyond its tolerance, in the order in which layers run."""
+        return next((row for row in self.rows if not row.ok), None)
+
+
+def verify(
+    wan: Wan, grid: tuple[int, int, int] = (3, 4, 6), *, as_shipped: bool = False, tolerance: float | None = None
+) -> Iterator[Part]:
+    """Compare every network of a model with its peer, on random inputs; one `Part` as soon as it is done.
+
+    grid        tokens along frames, height and width; small, since errors of code show at any size
+    as_shipped  leave the float32 time sinusoid of diffusers in place, and allow for it
+    tolerance   what rel_l2 may be, instead of `TOLERANCE` of the dtype
+    Beside the weights it needs room for the outputs of all layers of one network, twice: for 14B in float32 some 4 GB.
+    Raises MinicosError where diffusers or transformers is not installed, before anything runs.
+    """
+    peers()
+    return _parts(wan, grid, as_shipped, tolerance)
+
+
+def _parts(wan: Wan, grid: tuple[int, int, int], as_shipped: bool, tolerance: float | None) -> Iterator[Part]:
+    draw = torch.Generator().manual_seed(0)
+    allowed = tolerance or TOLERANCE[wan.dtype]
+    shipped = max(allowed, AS_SHIPPED)
+
+    ids, mask = _tokens(wan.text, draw)
+    yield Part("text", _rows(compare_text(wan.text, transformers_umt5(wan.text), ids, mask), allowed))
+
+    _, ph, pw = wan.experts["high"].cfg.patch_size
+    f, h, w = grid[0], grid[1] * ph, grid[2] * pw
+    prompt = wan.text(ids[1:], mask[1:]).masked_fill(mask[1:, :, None] == 0, 0)
+    text = F.pad(prompt, (0, 0, 0, wan.text.cfg.text_len - prompt.shape[1]))  # b t d', as `text.encode` gives it
+    for name, ours in wan.experts.items():
+        cfg = ours.cfg
+        if cfg.images and cfg.text_len != 512:
+            yield Part(
+                name, (), "diffusers tells image rows from text by a text length of 512, and this network has another"
+            )
+            continue
+        x = torch.randn(1, cfg.in_dim, f, h, w, generator=draw).to(wan.device)
+        y = x[:, cfg.out_dim :] if cfg.in_dim > cfg.out_dim else None
+        clip = torch.randn(1, cfg.image_tokens, cfg.image_dim, generator=draw).to(wan.device) if cfg.images else None
+        given = x[:, : cfg.out_dim], _timestep(wan, name, f), text, y, clip
+        pairs = compare_dit(ours, diffusers_dit(ours, exact_time=not as_shipped), *given)
+        rows = _rows(pairs, shipped if as_shipped else allowed)
+        if not as_shipped:
+            _, velocity, _ = pairs[-1]
+            theirs = their_velocity(diffusers_dit(ours, exact_time=False), *given)
+            rows += _rows([("velocity, diffusers as shipped", velocity, theirs)], shipped)
+        yield Part(name, rows)
+
+    stride = wan.vae.cfg.stride
+    latent = torch.randn(1, wan.vae.cfg.z_dim, f, h, w, generator=draw).to(wan.device)
+    video = torch.rand(1, 3, (f - 1) * stride[0] + 1, h * stride[1], w * stride[2], generator=draw) * 2 - 1
+    pairs = compare_vae(wan.vae, diffusers_vae(wan.vae), video.to(wan.device), latent)
+    yield Part("vae", _rows(pairs, tolerance or TOLERANCE[torch.float32]))  # which is float32 always
+
+    if wan.clip is not None:
+        image = torch.rand(1, 3, 90, 120, generator=draw) * 2 - 1
+        pairs = compare_clip(wan.clip, transformers_clip(wan.clip), image.to(wan.device))
+        yield Part("clip", _rows(pairs, tolerance or TOLERANCE[torch.float32]))
+
+
+def _tokens(encoder: TextEncoder, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Ids and mask of two prompts (2 t), a short one and one that is longer than the longest distance told apart, 128."""
+    length = min(encoder.cfg.text_len, 140)
+    ids = torch.randint(2, encoder.cfg.vocab_size, (2, length), generator=draw)
+    mask = (torch.arange(length) < torch.tensor([[length], [9]])).long()
+    device = encoder.token_embedding.weight.device
+    return (ids * mask).to(device), mask.to(device)
+
+
+def _timestep(wan: Wan, expert: str, frames: int) -> Tensor:
+    """A timestep that the expert serves (1 g): one for all frames, or 0 for an imposed first frame and one for the rest."""
+    value = 937.0 if expert == "high" else 412.0
+    return torch.tensor([[0.0] + [value] * (frames - 1) if wan.preset.image == "imposed" else [value]])
+
+
+def _rows(pairs: Iterable[Pair], tolerance: float) -> tuple[Row, ...]:
+    return tuple(Row(point, *_distance(ours, theirs), tolerance) for point, ours, theirs in pairs)
+
+
+def _distance(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """rel_max and rel_l2; infinite for tensors of different shapes or of zeros where the other has something else."""
+    if a.shape != b.shape:
+        return float("inf"), float("inf")
+    a, b = a.float(), b.float()
+    if torch.equal(a, b):
+        return 0.0, 0.0
+    return ((a - b).abs().max() / b.abs().max()).item(), ((a - b).norm() / b.norm()).item()
+
+
+# -- the peers, built around our tensors -------------------------------------------------------------------------------
+
+
+def peers() -> tuple[ModuleType, ModuleType]:
+    """diffusers and transformers. Raises MinicosError where one is not installed, or too old to know Wan."""
+    try:
+        import diffusers
+        import transformers
+
+        _ = diffusers.WanTransformer3DModel, diffusers.AutoencoderKLWan, transformers.UMT5EncoderModel
+    except (ImportError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise MinicosError(
+            f"verify compares with diffusers and transformers, which cannot be used here ({reason}):"
+            " `pip install -U diffusers transformers`"
+        ) from error
+    return diffusers, transformers
+
+
+class ExactTime(nn.Module):
+    """The time sinusoid of the official code, in place of diffusers' `Timesteps`."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, timestep: Tensor) -> Tensor:  # ... -> ... dim
+        return sinusoid(timestep.cpu(), self.dim).float().to(timestep.device)
+
+
+def diffusers_dit(ours: DiT, exact_time: bool = True) -> nn.Module:
+    """A WanTransformer3DModel (or ChronoEdit's) with the weights of `ours`; where it is not `exact_time`, with its own float32 time."""
+    diffusers, _ = peers()
+    cfg = ours.cfg
+    chrono = {} if ours.time_skip is None else {"temporal_skip_len": ours.time_skip + 1}
+    with torch.device("meta"):
+        theirs = (diffusers.ChronoEditTransformer3DModel if chrono else diffusers.WanTransformer3DModel)(
+            patch_size=cfg.patch_size, num_attention_heads=cfg.num_heads, attention_head_dim=cfg.head_dim,
+            in_channels=cfg.in_dim, out_channels=cfg.out_dim, text_dim=cfg.text_dim, freq_dim=cfg.freq_dim,
+            ffn_dim=cfg.ffn_dim, num_layers=cfg.num_layers, eps=cfg.eps,
+            image_dim=cfg.image_dim if cfg.images else None, added_kv_proj_dim=cfg.dim if cfg.images else None,
+            pos_embed_seq_len=cfg.image_tokens if cfg.images == 2 else None,
+        )  # fmt: skip
+    rope = type(theirs.rope)(cfg.head_dim, cfg.patch_size, max_seq_len=1024, **chrono)  # its tables are no weights
+    theirs.rope = rope.to(ours.patch_embedding.weight.device)
+    if exact_time:
+        theirs.condition_embedder.timesteps_proj = ExactTime(cfg.freq_dim)
+    weights = {translate(name, DIT_DIFFUSERS): p for name, p in ours.state_dict().items()}
+    wide, dtype = set(theirs._keep_in_fp32_modules), ours.blocks[0].ffn[0].weight.dtype
+    for name, p in weights.items():  # `to` returns the same tensor where nothing changes
+        weights[name] = p.to(torch.float32 if wide & set(name.split(".")) else dtype)
+    return _filled(theirs, weights)
+
+
+def diffusers_vae(ours: VAE) -> nn.Module:
+    """An AutoencoderKLWan with the weights of `ours`."""
+    diffusers, _ = peers()
+    cfg = ours.cfg
+    with torch.device("meta"):
+        theirs = diffusers.AutoencoderKLWan(
+            base_dim=cfg.dim, z_dim=cfg.z_dim, dim_mult=list(cfg.dim_mult), num_res_blocks=cfg.num_res_blocks,
+            temperal_downsample=list(cfg.temporal_downsample), latents_mean=list(cfg.mean), latents_std=list(cfg.std),
+            decoder_base_dim=cfg.dec_dim, is_residual=cfg.stage_shortcuts, patch_size=cfg.patch_size if cfg.patch_size > 1 else None,
+            in_channels=3 * cfg.patch_size**2, out_channels=3 * cfg.patch_size**2,
+        )  # fmt: skip
+    return _filled(theirs, {translate(name, _vae_table(ours)): p for name, p in ours.state_dict().items()})
+
+
+def _vae_table(ours: VAE) -> dict[str, str]:
+    return VAE22_DIFFUSERS if ours.cfg.stage_shortcuts else VAE_DIFFUSERS | decoder_layers(ours.cfg.num_res_blocks)
+
+
+def transformers_umt5(ours: TextEncoder) -> nn.Module:
+    """A UMT5EncoderModel with the weights of `ours` and eager attention, which is how the official code computes."""
+    _, transformers = peers()
+    cfg = ours.cfg
+    config = transformers.UMT5Config(
+        vocab_size=cfg.vocab_size, d_model=cfg.dim, d_kv=cfg.dim_attn // cfg.num_heads, d_ff=cfg.dim_ffn,
+        num_layers=cfg.num_layers, num_heads=cfg.num_heads, relative_attention_num_buckets=cfg.num_buckets,
+        feed_forward_proj="gated-gelu", dropout_rate=0.0, attn_implementation="eager",
+    )  # fmt: skip
+    with torch.device("meta"):
+        theirs = transformers.UMT5EncoderModel(config)
+    weights = {translate(name, UMT5_TRANSFORMERS): p for name, p in ours.state_dict().items()}
+    return _filled(theirs, weights | {"encoder.embed_tokens.weight": weights["shared.weight"]})
+
+
+def transformers_clip(ours: CLIP) -> nn.Module:
+    """A CLIPVisionModel with the blocks of `ours` (one fewer than its file holds) and eager attention, in float32."""
+    _, transformers = peers()
+    cfg = ours.cfg
+    config = transformers.CLIPVisionConfig(
+        hidden_size=cfg.dim, intermediate_size=4 * cfg.dim, num_hidden_layers=cfg.num_layers - 1, num_attention_heads=cfg.num_heads,
+        image_size=cfg.image_size, patch_size=cfg.patch_size, hidden_act="gelu", layer_norm_eps=1e-5, attn_implementation="eager",
+    )  # fmt: skip
+    with torch.device("meta"):
+        theirs = transformers.CLIPVisionModel(config)
+    device, tower = ours.visual.cls_embedding.device, getattr(theirs, "vision_model", theirs)
+    tower.embeddings.position_ids = torch.arange(cfg.tokens, device=device)[
+        None
+    ]  # no weight, and nor is the norm behind it all
+    weights = {"post_layernorm.weight": torch.ones(cfg.dim), "post_layernorm.bias": torch.zeros(cfg.dim)}
+    for name, p in ours.state_dict().items():
+        if "to_qkv" in name:
+            for i, part in enumerate(p.chunk(3)):
+                weights[translate(name.replace("to_qkv", f"to_qkv.{i}"), CLIP_TRANSFORMERS)] = part
+        else:
+            table_name = translate(name, CLIP_TRANSFORMERS)
+            weights[table_name] = (
+                p.flatten() if "class_embedding" in table_name else p[0] if "position" in table_name else p
+            )
+    _filled(tower, {name: p.to(device, torch.float32) for name, p in weights.items()})
+    return theirs.eval().requires_grad_(False)
+
+
+def _filled(theirs: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network with these very tensors as its parameters."""
+    theirs.load_state_dict(weights, assign=True)
+    return theirs.eval().requires_grad_(False)
+
+
+# -- both sides of a comparison, in the order in which our layers run --------------------------------------------------
+
+
+def same(x: Tensor, like: Tensor) -> Tensor:
+    return x
+
+
+def patches(x: Tensor, like: Tensor) -> Tensor:
+    return rearrange(x, "b d f h w -> b (f h w) d")
+
+
+def heads(x: Tensor, like: Tensor) -> Tensor:
+    return rearrange(x, "b l (n k) -> b n l k", n=like.shape[1])
+
+
+def joined(x: Tensor, like: Tensor) -> Tensor:
+    """Rows of two images one after the other, or already together -> b m d."""
+    return x.reshape(like.shape)
+
+
+def times(x: Tensor, like: Tensor) -> Tensor:
+    """b 6d or, where every token has a timestep, b l 6d -> b g 6 d."""
+    rows = rearrange(x, "b ... (six d) -> b (...) six d", six=6)
+    return rows[:, :: rows.shape[1] // like.shape[1]]
+
+
+# Hook point -> where diffusers shows the same tensor: a module, its output or its input, and the shape there. q and k of
+# self-attention have no counterpart, since diffusers rotates them inside; what is wrong with them shows in "heads".
+NETWORK_POINTS = {
+    "embed": ("patch_embedding", "out", patches),
+    "text": ("condition_embedder.text_embedder", "out", same),
+    "time": ("condition_embedder.time_proj", "out", times),
+}
+BLOCK_POINTS = {
+    ".self_attn.v": (".attn1.to_v", "out", heads),
+    ".self_attn.heads": (".attn1.to_out.0", "in", heads),
+    ".self_attn": (".attn1", "out", same),
+    ".cross_attn.q": (".attn2.norm_q", "out", heads),
+    ".cross_attn.k": (".attn2.norm_k", "out", heads),
+    ".cross_attn.v": (".attn2.to_v", "out", heads),
+    ".cross_attn.heads": (".attn2.to_out.0", "in", heads),
+    ".cross_attn": (".attn2", "out", same),
+    ".ffn": (".ffn", "out", same),
+    "": ("", "out", same),
+}
+# Where there is an image branch; what attention makes of text and of image cannot be seen apart in diffusers.
+IMAGE_POINTS = {"image": ("condition_embedder.image_embedder", "out", joined)}
+IMAGE_BLOCK_POINTS = {
+    ".cross_attn.k_img": (".attn2.norm_added_k", "out", heads),
+    ".cross_attn.v_img": (".attn2.add_v_proj", "out", heads),
+}
+
+
+def compare_dit(
+    ours: DiT,
+    theirs: nn.Module,
+    x: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    y: Tensor | None = None,
+    clip: Tensor | None = None,
+) -> list[Pair]:
+    """Every hook point that has a counterpart in diffusers, the velocity last; arguments as of `DiT.forward`, timestep b g."""
+    seen: dict[str, Tensor] = {}
+    hooks = Hooks()
+    for depth in range(1, 5):
+        hooks = hooks.on(".".join("*" * depth), lambda tensor, site: seen.update({site.name: tensor}))
+    ours(x, timestep, text, y, clip, hooks=hooks)
+
+    inside = BLOCK_POINTS
+    if ours.cfg.images:
+        inside = {name: where for name, where in inside.items() if name != ".cross_attn.heads"} | IMAGE_BLOCK_POINTS
+    blocks = range(ours.cfg.num_layers)
+    points = NETWORK_POINTS | (IMAGE_POINTS if ours.cfg.images else {})
+    points |= {f"blocks.{i}{a}": (f"blocks.{i}{b}", *how) for i in blocks for a, (b, *how) in inside.items()}
+    taps = {name: (theirs.get_submodule(module), side) for name, (module, side, _) in points.items()}
+    with tapped(taps) as calls:
+        velocity = their_velocity(theirs, x, timestep, text, y, clip)
+    pairs = [(name, seen[name], points[name][-1](calls[name][0], seen[name])) for name in seen if name in points]
+    return [*pairs, ("velocity", seen["velocity"], velocity)]
+
+
+def their_velocity(
+    theirs: nn.Module, x: Tensor, timestep: Tensor, text: Tensor, y: Tensor | None = None, clip: Tensor | None = None
+) -> Tensor:
+    """A pass of diffusers' network on our arguments: it is told one timestep per sample, or one per token."""
+    dtype = theirs.patch_embedding.weight.dtype
+    x = x if y is None else torch.cat([x, y], dim=1)
+    if timestep.shape[1] > 1:
+        _, ph, pw = theirs.config.patch_size
+        timestep = timestep.repeat_interleave(x.shape[3] // ph * (x.shape[4] // pw), dim=1)
+    else:
+        timestep = timestep[:, 0]
+    each = None if clip is None else clip.reshape(-1, 257, clip.shape[-1]).to(dtype)  # one image after the other
+    return theirs(x.to(dtype), timestep.to(x.device), text.to(dtype), each).sample
+
+
+def compare_vae(ours: VAE, theirs: nn.Module, video: Tensor, latent: Tensor) -> list[Pair]:
+    """Every layer that has weights, in encoding and in decoding; then the latents and the video."""
+    mean, std = (latent.new_tensor(v).view(1, -1, 1, 1, 1) for v in (ours.cfg.mean, ours.cfg.std))
+    return [
+        *compare_layers(
+            (ours, lambda: ours.encode(video)),
+            (theirs, lambda: (theirs.encode(video).latent_dist.mode() - mean) / std),
+            _vae_table(ours),
+            "encode",
+        ),
+        *compare_layers(
+            (ours, lambda: ours.decode(latent)),
+            (theirs, lambda: theirs.decode(latent * std + mean).sample),
+            _vae_table(ours),
+            "decode",
+        ),
+    ]
+
+
+def compare_text(ours: TextEncoder, theirs: nn.Module, ids: Tensor, mask: Tensor) -> list[Pair]:
+    """Every layer that has weights; then the rows of the prompts, without those of padding."""
+    *layers, (name, a, b) = compare_layers(
+        (ours, lambda: ours(ids, mask)),
+        (theirs, lambda: theirs(ids, attention_mask=mask).last_hidden_state),
+        UMT5_TRANSFORMERS,
+        "rows",
+    )
+    return [*layers, (name, a[mask == 1], b[mask == 1])]
+
+
+def compare_clip(ours: CLIP, theirs: nn.Module, image: Tensor) -> list[Pair]:
+    """Every block; then the features of images (b 3 H W) in [-1, 1]."""
+    tower = getattr(theirs, "vision_model", theirs)
+    blocks = [f"visual.transformer.{i}" for i in range(len(ours.visual.transformer))]
+    with tapped({name: (ours.get_submodule(name), "out") for name in blocks}) as here:
+        a = ours(image)
+    layers = zip(blocks, tower.encoder.layers, strict=True)
+    with tapped({name: (layer, "out") for name, layer in layers}) as there:
+        b = theirs(pixels(image, ours.cfg.image_size), output_hidden_states=True).hidden_states[-1]
+    return [*((name, _joined(here[name]), _joined(there[name])) for name in blocks), ("features", a, b)]
+
+
+def compare_layers(
+    ours: tuple[nn.Module, Callable[[], Tensor]],
+    theirs: tuple[nn.Module, Callable[[], Tensor]],
+    table: Mapping[str, str],
+    result: str,
+) -> list[Pair]:
+    """Run both networks; the output of every layer with weights, over all its calls, and the result."""
+    (network, run), (peer, run_peer) = ours, theirs
+    layers = {name: module for name, module in network.named_modules() if module._parameters}
+    peers = {name: translate(f"{name}.weight", table).removesuffix(".weight") for name in layers}
+    with tapped({name: (module, "out") for name, module in layers.items()}) as here:
+        a = run()
+    with tapped({name: (peer.get_submodule(path), "out") for name, path in peers.items()}) as there:
+        b = run_peer()
+    return [*((name, _joined(here[name]), _joined(there[name])) for name in here if name in there), (result, a, b)]
+
+
+def _joined(calls: list[Tensor]) -> Tensor:
+    """The calls of a layer as one tensor: pieces of a video follow each other in time."""
+    return torch.cat(calls, dim=2 if calls[0].ndim == 5 else 0)
+
+
+@contextmanager
+def tapped(taps: Mapping[str, tuple[nn.Module, str]]) -> Iterator[dict[str, list[Tensor]]]:
+    """What each of these modules gives ("out") or gets ("in"), call by call; in the order of their last calls, since the first
+    piece of a video skips some layers."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(name: str, side: str, module: nn.Module, given: tuple, out: Tensor | tuple) -> None:
+        found = given if side == "in" else out
+        seen[name] = [*seen.pop(name, []), found[0] if isinstance(found, tuple) else found]
+
+    handles = [module.register_forward_hook(partial(note, name, side)) for name, (module, side) in taps.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

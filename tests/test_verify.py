@@ -1,0 +1,336 @@
+"""`minicos verify`: it is silent where two networks agree, and names the layer where they do not."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import minicos
+from minicos import verify
+from minicos.cli import main
+from minicos.cli import verify as cli
+from minicos.clip import CLIP
+from minicos.config import CLIPConfig
+from minicos.errors import MinicosError
+from minicos.pipeline import Wan
+from minicos.verify import Part, Row, compare_dit, compare_text, compare_vae
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def wan(toy) -> Wan:
+    """The embedded model's shapes with random weights."""
+    return minicos.load(toy)
+
+
+@pytest.fixture(scope="module")
+def given() -> tuple[Tensor, ...]:
+    """x, timestep, text of the small network, 2 x 2 x 3 tokens."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(1, 4, 2, 4, 6, generator=draw), torch.tensor([[700.0]]), torch.randn(1, 5, 8, generator=draw)
+
+
+def first(pairs: list, tolerance: float = 5e-6) -> str | None:
+    """Where two networks part first."""
+    row = Part("", verify._rows(pairs, tolerance)).parted
+    return row and row.point
+
+
+def scaled(module: nn.Module, leaf: str = "weight") -> None:
+    """A parameter a hundredth larger, in place of the one that is shared with our network."""
+    setattr(module, leaf, nn.Parameter(1.01 * getattr(module, leaf), requires_grad=False))
+
+
+# -- the peers share our weights ---------------------------------------------------------------------------------------
+
+
+def pointers(network: nn.Module) -> set[int]:
+    return {p.data_ptr() for p in network.parameters()}
+
+
+def test_a_peer_is_built_around_our_tensors(wan):
+    for ours, theirs in (
+        (wan.experts["high"], verify.diffusers_dit(wan.experts["high"])),
+        (wan.vae, verify.diffusers_vae(wan.vae)),
+        (wan.text, verify.transformers_umt5(wan.text)),
+    ):
+        assert pointers(theirs) == pointers(ours)
+        assert not any(p.is_meta or p.requires_grad for p in (*theirs.parameters(), *theirs.buffers()))
+
+
+def test_only_what_a_peer_keeps_in_another_dtype_is_copied(small_dit):
+    ours = small_dit().bfloat16()
+    theirs = verify.diffusers_dit(ours)
+    copies = [name for name, p in theirs.named_parameters() if p.data_ptr() not in pointers(ours)]
+    assert copies
+    assert all(any(part in name for part in theirs._keep_in_fp32_modules) for name in copies)
+
+
+# -- every point is compared, and each fault is told by its layer ------------------------------------------------------
+
+
+def test_every_hook_point_but_two_has_a_counterpart(small_dit, given):
+    ours = small_dit()
+    compared = [point for point, _, _ in compare_dit(ours, verify.diffusers_dit(ours), *given)]
+    missing = [f"blocks.{i}.self_attn.{x}" for i in range(2) for x in "qk"]
+    assert sorted([*compared, *missing]) == sorted(minicos.dit.points(ours.cfg))
+    assert compared[-1] == "velocity"
+
+
+def shipped_time() -> nn.Module:
+    """The time sinusoid of diffusers."""
+    from diffusers.models.embeddings import Timesteps
+
+    return Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+
+
+FAULTS: dict[str, tuple[Callable[[nn.Module], None], str | None]] = {
+    "none": (lambda net: None, None),
+    "patches": (lambda net: scaled(net.patch_embedding), "embed"),
+    "text": (lambda net: scaled(net.condition_embedder.text_embedder.linear_1), "text"),
+    "time": (lambda net: scaled(net.condition_embedder.time_embedder.linear_2), "time"),
+    "time in float32": (lambda net: setattr(net.condition_embedder, "timesteps_proj", shipped_time()), "time"),
+    "modulation": (lambda net: scaled(net.blocks[1], "scale_shift_table"), "blocks.1.self_attn.v"),
+    "self-attention's q": (lambda net: scaled(net.blocks[0].attn1.norm_q), "blocks.0.self_attn.heads"),
+    "self-attention's o": (lambda net: scaled(net.blocks[1].attn1.to_out[0]), "blocks.1.self_attn"),
+    "rotation": (lambda net: net.rope.freqs_cos.mul_(1.01), "blocks.0.self_attn.heads"),
+    "norm before cross-attention": (lambda net: scaled(net.blocks[1].norm2), "blocks.1.cross_attn.q"),
+    "cross-attention's k": (lambda net: scaled(net.blocks[1].attn2.norm_k), "blocks.1.cross_attn.k"),
+    "epsilon": (lambda net: setattr(net.blocks[1].attn2.norm_q, "eps", 1e-4), "blocks.1.cross_attn.q"),
+    "feed-forward": (lambda net: scaled(net.blocks[0].ffn.net[2]), "blocks.0.ffn"),
+    "epsilon of a norm": (lambda net: setattr(net.blocks[0].norm3, "eps", 1e-4), "blocks.0.ffn"),
+    "head": (lambda net: scaled(net.proj_out), "velocity"),
+    "NaN": (lambda net: setattr(net.blocks[1].attn2.to_v, "bias", nn.Parameter(torch.full((24,), float("nan")), False)),
+            "blocks.1.cross_attn.v"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_transformer_is_told_by_its_layer(fault, small_dit, given):
+    ours = small_dit()
+    theirs = verify.diffusers_dit(ours)
+    spoil, where = FAULTS[fault]
+    spoil(theirs)
+    assert first(compare_dit(ours, theirs, *given)) == where
+
+
+@pytest.mark.parametrize("exact_time", [True, False])
+def test_one_timestep_for_each_frame(exact_time, small_dit, given):
+    """As TI2V-5B has it, where a first frame is imposed."""
+    x, _, text = given
+    ours, t = small_dit(), torch.tensor([[0.0, 873.0]])
+    pairs = compare_dit(ours, verify.diffusers_dit(ours, exact_time), x, t, text)
+    assert first(pairs, verify.TOLERANCE[torch.float32] if exact_time else verify.AS_SHIPPED) is None
+    ((time, theirs),) = ((a, b) for point, a, b in pairs if point == "time")
+    assert time.shape == theirs.shape == (1, 2, 6, 24)
+    other = compare_dit(ours, verify.diffusers_dit(ours, exact_time), x, t.flip(1), text)
+    assert first([("velocity", pairs[-1][1], other[-1][2])]) == "velocity"
+
+
+def test_faults_of_the_vae(wan):
+    draw = torch.Generator().manual_seed(1)
+    given = torch.rand(1, 3, 9, 16, 32, generator=draw) * 2 - 1, torch.randn(1, 16, 3, 2, 4, generator=draw)
+    for spoil, where in (
+        (lambda net: None, None),
+        (lambda net: scaled(net.encoder.down_blocks[2].conv1), "encoder.downsamples.2.residual.2"),
+        (lambda net: scaled(net.encoder.down_blocks[3].time_conv), "encoder.downsamples.4.shortcut"),  # seen behind it
+        (lambda net: scaled(net.decoder.up_blocks[0].upsamplers[0].time_conv), "decoder.upsamples.2.time_conv"),
+        (lambda net: scaled(net.decoder.conv_out), "decoder.head.2"),
+        (lambda net: scaled(net.post_quant_conv), "conv2"),
+    ):
+        theirs = verify.diffusers_vae(wan.vae)
+        spoil(theirs)
+        assert first(compare_vae(wan.vae, theirs, *given)) == where
+
+
+def test_faults_of_the_text_encoder(wan):
+    ids = torch.randint(2, 30, (2, 16), generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(16) < torch.tensor([[16], [5]])).long()
+    for spoil, where in (
+        (lambda net: None, None),
+        (lambda net: scaled(net.encoder.block[1].layer[0].SelfAttention.k), "blocks.1.attn.k"),
+        (lambda net: scaled(net.encoder.block[0].layer[0].SelfAttention.relative_attention_bias),
+         "blocks.0.pos_embedding.embedding"),
+        (lambda net: setattr(net.encoder.block[1].layer[1].layer_norm, "variance_epsilon", 1e-2), "blocks.1.norm2"),
+        (lambda net: scaled(net.encoder.final_layer_norm), "norm"),
+    ):  # fmt: skip
+        theirs = verify.transformers_umt5(wan.text)
+        spoil(theirs)
+        assert first(compare_text(wan.text, theirs, ids, mask)) == where
+
+
+def test_a_row_without_a_number_is_not_fine():
+    assert Row("", 0, 0, 1e-9).ok
+    assert not Row("", 0, float("nan"), 1e-9).ok
+    assert verify._distance(torch.zeros(2), torch.zeros(2)) == (0, 0)
+    assert verify._distance(torch.ones(2), torch.zeros(2))[1] == float("inf")
+    assert verify._distance(torch.ones(2), torch.ones(3))[1] == float("inf")
+
+
+# -- a model -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_model_agrees_with_its_peers():
+    """With room to spare: its worst layer of all, of the VAE's decoder, is 5.4e-7 apart."""
+    parts = list(verify.verify(minicos.load("tiny"), (2, 2, 3), tolerance=2e-6))
+    assert [part.name for part in parts] == ["text", "high", "low", "vae"]
+    assert not any(part.parted for part in parts)
+    for part in parts[1:3]:
+        *_, velocity, shipped = part.rows
+        assert velocity.rel_max < 5e-7  # measured 0
+        assert shipped.point == "velocity, diffusers as shipped"
+        assert 0 < shipped.rel_l2 < shipped.tolerance == verify.AS_SHIPPED  # measured 4.3e-7
+
+
+def test_bfloat16_is_told_from_a_fault(toy):
+    wan = minicos.load(toy, dtype=torch.bfloat16)
+    high = {part.name: part for part in verify.verify(wan, (2, 2, 3))}["high"]
+    assert high.parted is None
+    assert 1e-4 < max(row.rel_l2 for row in high.rows) < 2e-2  # measured
+
+
+def test_an_image_branch_that_is_not_compared_says_so(wan):
+    network = wan.experts["high"]
+    network = type(network)(replace(network.cfg, image_tokens=257))
+    parts = [part for part in verify.verify(replace(wan, experts={"high": network}), (1, 2, 2)) if part.name != "vae"]
+    assert not parts[1].rows
+    assert "text length of 512" in parts[1].skipped
+    assert (
+        cli.verdict("it", "them", parts)
+        == f"it agrees with them at all of {len(parts[0].rows)} points. Not compared: high."
+    )
+
+
+def test_the_worst_of_a_kind_is_shown():
+    rows = [Row(f"blocks.{i}.ffn", x, x, 1e-3) for i, x in enumerate((1e-5, float("nan"), 1e-2, 0))]
+    assert cli.folded(rows) == {"blocks.*.ffn": rows[1]}
+    assert cli.folded(rows[2:]) == {"blocks.*.ffn": rows[2]}
+    found = cli.to_json([Part("high", tuple(rows))])
+    assert found["first"]["point"] == "blocks.1.ffn"
+    assert found["first"]["rel_l2"] is None
+    json.dumps(found, allow_nan=False)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(toy, capsys):
+    """Options -> exit code, stdout, stderr."""
+
+    def run(*options: str) -> tuple[int, str, str]:
+        try:
+            code = main(["verify", "--model", str(toy), "--grid", "2,2,2", *options])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_agreement_is_exit_code_0(told):
+    code, out, err = told()
+    *table, last = out.splitlines()
+    assert (code, err) == (0, "")
+    assert last.startswith("tiny (float32 on cpu) agrees with diffusers ")
+    assert sum("blocks.*.self_attn.heads" in line for line in table) == 1
+    assert "parted" not in out
+    assert len(told("--all")[1].splitlines()) > len(table) + 100
+
+
+def test_a_fault_is_exit_code_1_and_told_by_its_layer(told, monkeypatch):
+    build = verify.diffusers_dit
+
+    def spoiled(ours, exact_time=True):
+        theirs = build(ours, exact_time)
+        scaled(theirs.blocks[7].attn2.to_k)
+        return theirs
+
+    monkeypatch.setattr(verify, "diffusers_dit", spoiled)
+    code, out, _ = told()
+    assert code == 1
+    assert ", first at high blocks.7.cross_attn.k: rel_l2 " in out.splitlines()[-1]
+    assert "  blocks.*.cross_attn.k " in out
+    code, out, _ = told("--json")
+    found = json.loads(out)
+    assert (code, found["ok"], found["model"], found["dtype"]) == (1, False, "tiny", "float32")
+    assert (found["first"]["part"], found["first"]["point"]) == ("high", "blocks.7.cross_attn.k")
+    assert [part["name"] for part in found["parts"]] == ["text", "high", "vae"]
+    wrong = {row["point"] for part in found["parts"] for row in part["rows"] if not row["ok"]}
+    assert "blocks.6" not in wrong
+    assert {"blocks.7", "velocity", "velocity, diffusers as shipped"} < wrong
+
+
+def test_as_shipped_is_told_apart(told):
+    shipped, exact = (json.loads(told("--json", *options)[1]) for options in (["--as-shipped"], []))
+    rows = [{row["point"]: row for row in found["parts"][1]["rows"]} for found in (shipped, exact)]
+    assert rows[0]["time"]["rel_l2"] > 1e-7 > rows[1]["time"]["rel_l2"]
+    assert rows[0]["velocity"]["rel_l2"] == rows[1]["velocity, diffusers as shipped"]["rel_l2"]
+
+
+@pytest.mark.parametrize("package", ["diffusers", "transformers"])
+def test_without_a_peer(package, told, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, out, err = told()
+    assert (code, out) == (2, "")
+    assert f"{package}" in err
+    assert err.endswith("`pip install -U diffusers transformers`\n")
+    with pytest.raises(MinicosError, match=package):
+        verify.verify(None)  # at the call, before anything runs
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--grid", "3,4"], "'3,4' is not three positive numbers"),
+        (["--grid", "0,4,6"], "'0,4,6' is not three positive numbers"),
+        (["--tolerance", "none"], "'none' is not a number"),
+        (["--tolerance", "-1"], "'-1' is not a positive number"),
+        (["--tolerance", "nan"], "'nan' is not a number"),
+        (["--dtype", "float16"], "invalid choice: 'float16'"),
+        (["--model", "nonsense"], "nonsense is not a folder with a model"),
+    ],
+)
+def test_mistakes(options, says, told):
+    code, out, err = told(*options)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+# -- the image branch of Wan2.1 ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [257, 514])
+def test_a_fault_of_the_image_branch_is_told_by_its_layer(tokens, small_dit):
+    ours = small_dit(in_dim=9, image_tokens=tokens, image_dim=12, text_len=512)
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(1, 4, 2, 4, 6, generator=draw), torch.randn(1, 5, 2, 4, 6, generator=draw)
+    text, clip = torch.randn(1, 512, 8, generator=draw), torch.randn(1, tokens, 12, generator=draw)
+    theirs = verify.diffusers_dit(ours)
+
+    def pairs():
+        return compare_dit(ours, theirs, x, torch.tensor([[700.0]]), text, y, clip)
+
+    points = {name for name, _, _ in pairs()}
+    assert {"image", "blocks.1.cross_attn.k_img", "blocks.1.cross_attn.v_img", "velocity"} <= points
+    assert first(pairs()) is None
+    scaled(theirs.blocks[1].attn2.add_v_proj)
+    assert first(pairs()) == "blocks.1.cross_attn.v_img"
+
+
+def test_clip_block_by_block():
+    ours = CLIP(CLIPConfig(image_size=28, patch_size=14, dim=24, num_heads=2, num_layers=4)).requires_grad_(False)
+    theirs = verify.transformers_clip(ours)
+    image = torch.rand(1, 3, 30, 50, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    names = [name for name, _, _ in verify.compare_clip(ours, theirs, image)]
+    assert names == [*(f"visual.transformer.{i}" for i in range(3)), "features"]
+    assert first(verify.compare_clip(ours, theirs, image)) is None
+    scaled(getattr(theirs, "vision_model", theirs).encoder.layers[1].mlp.fc1)
+    assert first(verify.compare_clip(ours, theirs, image)) == "visual.transformer.1"
