@@ -102,8 +102,7 @@ def noise(args: argparse.Namespace) -> None:
     from minicos.analysis.settings import Setting
 
     cases, about, wan = _subject(args)
-    at = None if args.at is None else tuple(sorted(set(args.at)))
-    plan = Plan(args.mode, at, args.inside, args.match, args.dose, args.layer, args.others, args.seed)
+    plan = Plan(args.mode, args.at, args.inside, args.match, args.dose, args.layer, args.others, args.seed)
     _check(plan, wan)
     if args.boundaries:
         if len(wan.experts) == 1:
