@@ -147,7 +147,7 @@ def curve(values: np.ndarray, x: np.ndarray) -> Curve:
 def draw(results: Results, wan: Wan, run: Run) -> list[str]:
     """Write the pictures and numbers of one study; their names, the one to open first in front."""
     steps, change = at(results), results.handover and results.handover - 0.5
-    hand = change and {"hand-over": change}
+    hand = change and {"the low-noise\nexpert begins": results.handover}
     lines = {"D": curve(sensitivity(results), steps), "1 - CKA": curve(sensitivity(results, "cka"), steps)}
     figures.bands(
         run.path("sensitivity.png"), lines, x=f"step that is noised ({results.plan.mode})", y="distance to the clean video",
@@ -177,7 +177,7 @@ def draw(results: Results, wan: Wan, run: Run) -> list[str]:
         top = np.nanpercentile(matrix, 95) if np.isfinite(matrix).any() else 1.0
         figures.grid(
             run.path(f"{key}.png"), matrix, x="later step", y="noised step", limits=(0, max(top, 1e-9)), mark=change,
-            title=f"{titles[key]} of the clean estimate to the clean run's" if key != "hidden" else titles[key],
+            title=f"{titles[key]}, to the clean run" if key == "hidden" else f"{titles[key]} of the clean estimate, to the clean run's",
         )  # fmt: skip
         names.append(f"{key}.png")
     if frames := results.names("frame"):

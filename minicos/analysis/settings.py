@@ -5,7 +5,8 @@ step's estimate to the last one, in units of another seed) and how sensitive the
 the same resamples of the same cases, so that their difference has an interval of its own.
 
 boundary     The paper's sensitivity peaks at steps 20-30 of 50, and at 50 steps the experts change at step 21 under its tools' 0.875,
-             at step 18 under the 0.8997 that VBVR was trained with. A peak that follows the boundary is the hand-over's.
+             at step 18 under the 0.8997 that VBVR was trained with. A peak that follows the boundary is the hand-over's. A flat curve
+             has no peak to follow (its interval is wide), so the steps that two boundaries give to different experts are compared too.
 frames       Counts that a model was not trained at are out of distribution; read its success first.
 distilled    Steps are no common axis between 4 and 50 of them; the noise level is, and the share of the run is the other.
 """
@@ -19,7 +20,7 @@ from minicos.analysis import figures
 from minicos.analysis.cases import Case
 from minicos.analysis.noise import Plan, Results, study
 from minicos.analysis.sensitivity import at, curve, draw, peak, sensitivity, to_json
-from minicos.analysis.stats import Interval, bootstrap
+from minicos.analysis.stats import Interval, bootstrap, paired
 from minicos.pipeline import Wan
 from minicos.runs import Run
 
@@ -46,6 +47,9 @@ class Row:
     peak: Interval  # the noised step that changes the video most
     shift: Interval  # of the peak, against the first setting's
     largest: Interval  # D there
+    between: (
+        Interval | None
+    )  # mean D, minus the first setting's, for noise at steps that the two give to different experts
 
 
 def compare(settings: Mapping[str, Setting], subjects: Sequence[Case], run: Run, most: int = 25) -> dict[str, Results]:
@@ -67,27 +71,58 @@ def settled(results: Results) -> np.ndarray:
 
 
 def rows(found: Mapping[str, Results]) -> list[Row]:
-    out, base = [], None
+    """Every setting, the first one being what the others are held against."""
+    first = next(iter(found.values()))
+    top_first, peaks_first = peak(sensitivity(first), at(first))
+    out = []
     for name, results in found.items():
         steps, values = at(results), sensitivity(results)
         top, peaks = peak(values, steps)
-        base = (top.effect, peaks) if base is None else base
-        low, high = np.percentile(peaks - base[1], [2.5, 97.5])
+        low, high = np.percentile(peaks - peaks_first, [2.5, 97.5])
         out.append(
             Row(
-                name, len(results.sigmas) - 1, results.handover,
-                bootstrap(results.runs["clean"]["solved"]) if results.puzzles else None, bootstrap(settled(results)), top,
-                Interval(top.effect - base[0], float(low), float(high), top.n), bootstrap(values[:, list(steps).index(top.effect)]),
+                name,
+                steps=len(results.sigmas) - 1,
+                handover=results.handover,
+                solved=bootstrap(results.runs["clean"]["solved"]) if results.puzzles else None,
+                settled=bootstrap(settled(results)),
+                peak=top,
+                shift=Interval(top.effect - top_first.effect, float(low), float(high), top.n),
+                largest=bootstrap(values[:, list(steps).index(top.effect)]),
+                between=_between(results, first),
             )
-        )  # fmt: skip
+        )
     return out
 
 
+def _between(ours: Results, first: Results) -> Interval | None:
+    steps = at(ours)
+    if ours.sigmas != first.sigmas or not np.array_equal(steps, at(first)):
+        return None
+    low, high = sorted(len(r.sigmas) if r.handover is None else r.handover for r in (ours, first))
+    chosen = (steps >= low) & (steps < high)
+    if not chosen.any():
+        return None
+    return paired(*(sensitivity(r)[:, chosen].mean(1) for r in (ours, first)))
+
+
 def table(found: Sequence[Row], x: str) -> str:
-    lines = [[x, "steps", "hand-over", "solved", "settled after", "peak at step", "against the first", "D at the peak"]]
+    lines = [
+        [
+            x,
+            "steps",
+            "hand-over",
+            "solved",
+            "settled after",
+            "peak at step",
+            "against the first",
+            "D at the peak",
+            "D between",
+        ]
+    ]
     for row in found:
         handover = "-" if row.handover is None else str(row.handover)
-        numbers = (row.solved, row.settled, row.peak, row.shift, row.largest)
+        numbers = (row.solved, row.settled, row.peak, row.shift, row.largest, row.between)
         brief = ["-" if v is None else f"{v.effect:.2f} [{v.low:.2f}, {v.high:.2f}]" for v in numbers]
         lines.append([row.name, str(row.steps), handover, *brief])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
