@@ -46,23 +46,42 @@ VAE21_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
              3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
 
 
+# And of Wan2.2_VAE (wan/modules/vae2_2.py).
+VAE22_MEAN = (-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+              0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+              -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+              -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667)  # fmt: skip
+VAE22_STD = (0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+             0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+             0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+             0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class VAEConfig:
-    """Shapes of the causal 3D VAE (official `WanVAE_`), with the statistics of its latents."""
+    """Shapes of the causal 3D VAE (official `WanVAE_`), with the statistics of its latents. The defaults are Wan2.1_VAE."""
 
     dim: int = 96
     z_dim: int = 16
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temporal_downsample: tuple[bool, ...] = (False, True, True)
+    dec_dim: int | None = None  # width of the decoder where it is not that of the encoder
+    patch_size: int = 1  # pixels folded into channels, along height and width, before the encoder
+    stage_shortcuts: bool = False  # a shortcut around every stage that changes size
     mean: tuple[float, ...] = VAE21_MEAN
     std: tuple[float, ...] = VAE21_STD
 
     @property
     def stride(self) -> tuple[int, int, int]:
         """Pixels per latent along frames, height and width, e.g. (4, 8, 8)."""
-        space = 2 ** (len(self.dim_mult) - 1)
+        space = self.patch_size * 2 ** (len(self.dim_mult) - 1)
         return 2 ** sum(self.temporal_downsample), space, space
+
+
+VAE22 = VAEConfig(
+    dim=160, z_dim=48, dec_dim=256, patch_size=2, stage_shortcuts=True, mean=VAE22_MEAN, std=VAE22_STD
+)  # Wan2.2-TI2V-5B; stride 4 x 16 x 16
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,9 @@ VARIANTS: dict[str, DiTConfig] = {
         in_dim=36, out_dim=16, dim=128, ffn_dim=512, num_heads=4, num_layers=12, text_dim=64, text_len=16
     ),
 }
+
+# How many networks a variant has, where it is not one. The embedded model has one until its second stage is trained.
+EXPERTS: dict[str, tuple[int, ...]] = {"Wan2.2-I2V-A14B": (2,), "Wan2.2-T2V-A14B": (2,), "tiny": (1, 2)}
 
 # Models that differ from a variant in nothing that a file shows: never guessed, taken when they are named (--variant).
 FINETUNES: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""`Wan`: a model ready to run: experts, VAE, text encoder and a preset, from one folder.
+"""`Wan`: a model ready to run: experts, VAE, text encoder and a preset.
 
 wan = minicos.load("tiny")
 condition = wan.condition("solve the maze", image)
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minicos import schedule
 from minicos.condition import Condition, check_frames, frame_size, image_channels, resize
-from minicos.config import VARIANTS, Preset
+from minicos.config import Preset
 from minicos.config import preset as presets
 from minicos.dit import FLOAT32, DiT, points
 from minicos.errors import MinicosError
@@ -29,7 +29,9 @@ from minicos.sample import Step, sample
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.vae import VAE
 from minicos.weights import layouts
+from minicos.weights.layouts import LoraFiles
 from minicos.weights.load import load_into
+from minicos.weights.lora import Applied
 from minicos.weights.lora import read as read_lora
 
 
@@ -43,7 +45,9 @@ class Wan:
     vae: VAE
     text: TextEncoder
     tokenizer: Tokenizer
-    weights: str = ""  # fingerprint of the files, which runs remember
+    weights: str = ""  # fingerprint of the files, LoRAs included, which runs remember
+    loras: tuple[Applied, ...] = ()  # what was merged into the experts
+    notes: tuple[str, ...] = ()  # what else the files could be
 
     @property
     def points(self) -> Mapping[str, str]:
@@ -183,49 +187,69 @@ class Wan:
 
 
 _points = cache(points)  # all presets of a model share them
-EMBEDDED = Path(__file__).parent / "tiny" / "weights"
 
 
 def load(
     model: str | Path = "tiny",
     *,
+    variant: str | None = None,
     preset: str | None = None,
+    parts: Mapping[str, str | Path] | None = None,
+    lora: LoraFiles | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    download: bool = False,
 ) -> Wan:
-    """Open a model: "tiny", the one inside the package, or a folder in the official layout.
+    """Open a model.
 
-    device  a CUDA card if there is one, else the CPU
-    dtype   of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
-    Raises MinicosError naming file and key when anything is missing, unknown or of another shape, and for a device that is not
-    there. Nothing is downloaded.
+    model     "tiny" (the one inside the package), a folder in the official or the diffusers layout, a single file, or the id
+              of a repository on the Hub, which is looked for in the local cache
+    variant   its name where shapes cannot tell it: "VBVR-Wan2.2", "Wan2.1-T2V-14B", ... (`config.VARIANTS`, `config.FINETUNES`)
+    preset    a way of sampling it, by default the first of `config.PRESETS`
+    parts     files that lie elsewhere, by name: {"low": ..., "vae": ..., "text": ..., "tokenizer": ..., "clip": ...}
+    lora      expert -> LoRA files, each with a strength if you like: {"high": ["a.safetensors"], "low": [("b.safetensors", 0.5)]};
+              a model of one network has only "high". They are merged in float32, in this order
+    device    a CUDA card if there is one, else the CPU
+    dtype     of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
+    download  fetch a repository that is not in the cache, after telling its size; without it, nothing is ever downloaded
+    Raises MinicosError naming file and key when anything is missing, unknown, of another shape or not finite, when the files
+    do not tell which variant they are, and for a device that is not there. What headers tell is refused before anything is read.
     """
+    layout = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
+    chosen = presets(layout.variant, preset)
     device = _device(device)
-    dtype = dtype or (torch.float32 if device.type == "cpu" or model == "tiny" else torch.bfloat16)
+    dtype = dtype or (torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16)
     if dtype not in (torch.float32, torch.bfloat16):
         raise MinicosError(
             f"dtype is torch.float32 or torch.bfloat16, not {dtype}: the official networks overflow in others"
         )
-    layout = layouts.official(EMBEDDED if model == "tiny" else Path(model))
-    variant = _variant(layout, model)
-    chosen = presets(variant, preset)
+    tokenizer = Tokenizer.load(layout.tokenizer, layout.text.config.text_len)
+    if tokenizer.vocabulary.get_vocab_size() > layout.text.config.vocab_size:
+        raise MinicosError(
+            f"{layout.tokenizer} has more tokens than {layout.text.files[0]} knows ({layout.text.config.vocab_size}). "
+            "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
+        )
+    with torch.device("meta"):
+        experts = {name: DiT(part.config, residual=_residual(chosen, dtype)) for name, part in layout.experts.items()}
+        vae, text = VAE(layout.vae.config), TextEncoder(layout.text.config)
+    loras = {name: [read_lora(*one) for one in part.loras] for name, part in layout.experts.items()}
+    for name, network in experts.items():
+        shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+        for one in loras[name]:
+            one.check(shapes)
 
     def policy(name: str) -> torch.dtype:
         return torch.float32 if any(part in name for part in FLOAT32) else dtype
 
-    experts = {}
-    for name, part in layout.experts.items():
-        with torch.device("meta"):
-            experts[name] = DiT(part.config, residual=_residual(chosen, dtype))
-        lora = () if part.lora is None else (read_lora(part.lora),)
-        load_into(experts[name], part.files, dtype=policy, device=device, lora=lora)
-    text_cfg, vae_cfg = layouts.text_config(layout.text), layouts.vae_config(layout.vae)
-    with torch.device("meta"):
-        vae, text = VAE(vae_cfg), TextEncoder(text_cfg)
-    load_into(vae, layout.vae, dtype=torch.float32, device=device)
-    load_into(text, layout.text, dtype=dtype, device=device)
-    tokenizer = Tokenizer.load(layout.tokenizer, text_cfg.text_len)
-    return Wan(variant, chosen, experts, vae, text, tokenizer, layout.fingerprint())
+    for name, network in experts.items():
+        files = layout.experts[name].files
+        load_into(network, files, dtype=policy, device=device, lora=loras[name], check_finite=True)
+    load_into(vae, layout.vae.files, dtype=torch.float32, device=device, check_finite=True)
+    load_into(text, layout.text.files, dtype=dtype, device=device, check_finite=True)
+    applied = tuple(Applied.of(name, one) for name in experts for one in loras[name])
+    return Wan(
+        layout.variant, chosen, experts, vae, text, tokenizer, layout.fingerprint(), loras=applied, notes=layout.notes
+    )
 
 
 def _device(name: str | torch.device | None) -> torch.device:
@@ -256,18 +280,3 @@ def _checked(image: Tensor, count: int) -> Tensor:
     if not (low >= 0 and high <= 1):
         raise MinicosError(f"the image's values are {low:.3g} to {high:.3g}: scale them to 0..1")
     return batch
-
-
-def _variant(layout: layouts.Layout, model: str | Path) -> str:
-    """The variant that the shapes and the number of experts name."""
-    config, two = layout.experts["high"].config, len(layout.experts) > 1
-    alike = [name for name, known in VARIANTS.items() if known == config]
-    for name in alike:
-        if name == "tiny" or ("2.2" in name) == two:
-            return name
-    if alike:
-        raise MinicosError(f"{model} has one expert, and {alike[0]} has two: high_noise_model/ and low_noise_model/.")
-    raise MinicosError(
-        f"{model}: no variant has width {config.dim}, {config.num_layers} layers and {config.in_dim} input channels."
-        " Try `minicos inspect`."
-    )

@@ -20,9 +20,10 @@ from minicos.dit import FLOAT32
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.media import to_uint8
-from minicos.pipeline import EMBEDDED, load
+from minicos.pipeline import load
 from minicos.weights import lora
 from minicos.weights.inspect import inspect
+from minicos.weights.layouts import EMBEDDED
 from tests.golden import rel_max
 
 DIT = "high_noise_model/diffusion_pytorch_model.safetensors"

@@ -60,9 +60,8 @@ def _under(official: str, foreign: str, leaves: dict[str, str]) -> dict[str, str
     return {f"{official}.{a}": f"{foreign}.{b}" for a, b in leaves.items()}
 
 
-# The VAE of Wan2.1 and Wan2.2-A14B: official WanVAE_ -> diffusers AutoencoderKLWan. The encoder's flat list keeps its
-# numbers; the decoder's flat list of 15 becomes four groups of three residual blocks, with an upsampler between them.
-VAE_DIFFUSERS = {
+# The VAEs: official WanVAE_ -> diffusers AutoencoderKLWan. What both generations share:
+_VAE = {
     "conv1": "quant_conv",
     "conv2": "post_quant_conv",
     **{
@@ -77,6 +76,11 @@ VAE_DIFFUSERS = {
             f"{side}.head.2": f"{side}.conv_out",
         }.items()
     },
+}
+# Wan2.1 and Wan2.2-A14B. The encoder's flat list keeps its numbers; the decoder's flat list of 15 becomes four groups of
+# three residual blocks, with an upsampler between them.
+VAE_DIFFUSERS = {
+    **_VAE,
     **_under("encoder.downsamples.{}", "encoder.down_blocks.{}", _RESIDUAL | _RESAMPLE),
     **{
         a: b
@@ -85,6 +89,20 @@ VAE_DIFFUSERS = {
             _under(f"decoder.upsamples.{i}", f"decoder.up_blocks.{i // 4}.resnets.{i % 4}", _RESIDUAL)
             if i % 4 < 3
             else _under(f"decoder.upsamples.{i}", f"decoder.up_blocks.{i // 4}.upsamplers.0", _RESAMPLE)
+        ).items()
+    },
+}
+# Wan2.2-TI2V-5B: stages of two residual blocks and a downsampler, and of three and an upsampler.
+VAE22_DIFFUSERS = {
+    **_VAE,
+    **{
+        a: b
+        for side, way, blocks in (("encoder", "down", 2), ("decoder", "up", 3))
+        for i in range(blocks + 1)
+        for a, b in _under(
+            f"{side}.{way}samples.{{}}.{way}samples.{i}",
+            f"{side}.{way}_blocks.{{}}." + (f"resnets.{i}" if i < blocks else f"{way}sampler"),
+            _RESIDUAL if i < blocks else _RESAMPLE,
         ).items()
     },
 }
@@ -103,14 +121,21 @@ UMT5_TRANSFORMERS = {
     "blocks.{}.ffn.fc2": f"{_BLOCK}.1.DenseReluDense.wo",
 }
 
-# layout -> (a key that only this layout has, its table)
+# layout -> (a key that no layout below it has, its table)
 FOREIGN = {
     "diffusers": ("condition_embedder.time_proj.weight", DIT_DIFFUSERS),
+    "diffusers VAE 2.2": ("decoder.up_blocks.0.upsampler.resample.1.weight", VAE22_DIFFUSERS),
     "diffusers VAE": ("post_quant_conv.weight", VAE_DIFFUSERS),
     "transformers": ("encoder.final_layer_norm.weight", UMT5_TRANSFORMERS),
 }
 # Keys that are no weights: a marker of ComfyUI, its copy of the tokenizer, and a second name of `shared.weight`.
 NO_WEIGHTS = ("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight")
+FP8_FACTORS = (
+    ".scale_weight",
+    ".weight_scale",
+    ".scale_input",
+    ".input_scale",
+)  # beside each matrix of a fp8_scaled file
 
 
 def inverse(table: dict[str, str]) -> dict[str, str]:
@@ -136,6 +161,11 @@ def strip(key: str) -> str:
         if key.startswith(prefix):
             return key.removeprefix(prefix)
     return key
+
+
+def is_weight(key: str) -> bool:
+    """Is this key a tensor of the network, and not something that stands beside it?"""
+    return key not in NO_WEIGHTS and not key.endswith(FP8_FACTORS)
 
 
 def layout(keys: Iterable[str]) -> str:
