@@ -29,7 +29,7 @@ from minicos.sample import Step, sample
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.vae import VAE
 from minicos.weights import layouts
-from minicos.weights.layouts import LoraFiles
+from minicos.weights.layouts import Layout, LoraFiles
 from minicos.weights.load import load_into
 from minicos.weights.lora import Applied
 from minicos.weights.lora import read as read_lora
@@ -190,7 +190,7 @@ _points = cache(points)  # all presets of a model share them
 
 
 def load(
-    model: str | Path = "tiny",
+    model: str | Path | Layout = "tiny",
     *,
     variant: str | None = None,
     preset: str | None = None,
@@ -203,7 +203,7 @@ def load(
     """Open a model.
 
     model     "tiny" (the one inside the package), a folder in the official or the diffusers layout, a single file, or the id
-              of a repository on the Hub, which is looked for in the local cache
+              of a repository on the Hub, which is looked for in the local cache; or what `layouts.find` made of these
     variant   its name where shapes cannot tell it: "VBVR-Wan2.2", "Wan2.1-T2V-14B", ... (`config.VARIANTS`, `config.FINETUNES`)
     preset    a way of sampling it, by default the first of `config.PRESETS`
     parts     files that lie elsewhere, by name: {"low": ..., "vae": ..., "text": ..., "tokenizer": ..., "clip": ...}
@@ -215,7 +215,11 @@ def load(
     Raises MinicosError naming file and key when anything is missing, unknown, of another shape or not finite, when the files
     do not tell which variant they are, and for a device that is not there. What headers tell is refused before anything is read.
     """
-    layout = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
+    layout = (
+        model
+        if isinstance(model, Layout)
+        else layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
+    )
     chosen = presets(layout.variant, preset)
     device = _device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16)

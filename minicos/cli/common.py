@@ -1,19 +1,25 @@
 """Options that several verbs share, and what they are turned into."""
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from minicos.analysis.observe import Analysis
     from minicos.condition import Condition
+    from minicos.config import Preset
     from minicos.pipeline import Wan
     from minicos.runs import Run
+    from minicos.weights.layouts import Layout
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,11 +48,50 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def part(text: str) -> tuple[str, str]:
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, e.g. vae=Wan2.1_VAE.safetensors")
+    return name, file
+
+
+def lora(text: str) -> tuple[str, tuple[str, float]]:
+    expert, file = part(text)
+    path, _, strength = file.rpartition(":")
+    if not path or not re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", strength):  # C:\a.safetensors has a colon, too
+        return expert, (file, 1.0)
+    return expert, (path, float(strength))
+
+
+MODEL_HELP = """\
+--model takes
+  tiny                        the model inside the package (default)
+  a folder                    in the official layout (high_noise_model/ ...) or that of diffusers (transformer/ ...)
+  a file                      of ComfyUI or DiffSynth, e.g. --model wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors
+                                --part low=wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors --part vae=wan_2.1_vae.safetensors
+                                --part text=umt5_xxl_fp8_e4m3fn_scaled.safetensors --part tokenizer=tokenizer.json
+  a repository's id           on the Hub, e.g. --model Wan-AI/Wan2.2-I2V-A14B: from the local cache, or fetched with --download
+LoRA files go to one expert each (a model of one network is its own high one), with a strength if not 1:
+  --model Wan2.2-I2V-A14B --variant VBVR-Wan2.2 --lora high=high_noise_lora.safetensors --lora low=low_noise_lora.safetensors:0.5
+"""
+
+
 def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
     """Model, way of sampling, output."""
+    parser.epilog = f"{parser.epilog}\n{MODEL_HELP}"
     parser.add_argument(
-        "--model", default="tiny", help="'tiny', the model inside the package, or a folder (default: tiny)"
+        "--model", default="tiny", help="'tiny', a folder, a file or a Hub id, see below (default: tiny)"
     )
+    parser.add_argument("--variant", help="what it is where its files cannot tell, e.g. VBVR-Wan2.2 or Wan2.1-T2V-14B")
+    parser.add_argument(
+        "--part", type=part, action="append", default=[], metavar="NAME=FILE",
+        help="a file that lies elsewhere; NAME is high, low, vae, text, tokenizer or clip",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lora", type=lora, action="append", default=[], metavar="EXPERT=FILE[:STRENGTH]",
+        help="merge a LoRA into an expert, high or low",
+    )  # fmt: skip
+    parser.add_argument("--download", action="store_true", help="fetch a Hub id, after telling its size")
     parser.add_argument(
         "--preset", help="way of sampling, e.g. official (the authors' code) or cos (the paper's tools)"
     )
@@ -73,13 +118,53 @@ def image(args: argparse.Namespace) -> "Tensor | None":
     return None if args.image is None else load_image(args.image)
 
 
-def load(args: argparse.Namespace) -> "Wan":
-    """The model of the options, under their preset."""
+def layout(args: argparse.Namespace) -> "Layout":
+    """The files of the options' model and what it is, from headers alone; torch is not needed."""
+    from minicos.weights.layouts import find
+
+    files: dict[str, list[tuple[str, float]]] = {}
+    for expert, one in args.lora:
+        files.setdefault(expert, []).append(one)
+    return find(args.model, variant=args.variant, parts=dict(args.part), lora=files, download=args.download)
+
+
+def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
+    """The way of sampling that the options name. Whatever can be refused without reading a weight is refused here."""
+    from minicos.config import preset
+
+    if not getattr(args, "prompt", "-").strip():
+        raise MinicosError("the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'")
+    above = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise MinicosError(f"{above} is a file, not a folder. Choose another --out.")
+    if not os.access(above, os.W_OK):
+        raise MinicosError(f"cannot write into {above}. Choose another --out.")
+    variant = files.variant
+    chosen = replace(preset(variant, args.preset), **_changes(args))
+    if "image" in args:
+        if args.image is None and chosen.image in ("channels", "first and last"):
+            raise MinicosError(f"{variant} makes a video from a first frame: give an image")
+        if args.image is not None and chosen.image == "none":
+            raise MinicosError(f"{variant} makes a video from text alone and takes no image")
+    return chosen
+
+
+def load(args: argparse.Namespace, files: "Layout | None" = None) -> "Wan":
+    """The model of the options, under their preset. Tells what was merged into it, and what else its files could be."""
     from minicos.pipeline import load
 
+    files = files or layout(args)
+    plan(args, files)
+    wan = load(files, preset=args.preset, device=args.device).with_preset(**_changes(args))
+    for line in (*wan.notes, *map(str, wan.loras)):
+        print(f"minicos: {line}", file=sys.stderr)
+    return wan
+
+
+def _changes(args: argparse.Namespace) -> dict[str, object]:
+    """The fields of the preset that options change."""
     given = {name: getattr(args, name, None) for name in ("steps", "frames", "negative_prompt")}
-    wan = load(args.model, preset=args.preset, device=args.device)
-    return wan.with_preset(**{name: value for name, value in given.items() if value is not None})
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def condition(args: argparse.Namespace, wan: "Wan", image: "Tensor | None") -> "Condition":
@@ -110,6 +195,6 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
     }
     facts = {
         "command": sys.argv, "model_path": str(args.model), "preset": args.preset or "default", "device": str(wan.device),
-        "attention": "scaled_dot_product_attention",
+        "attention": "scaled_dot_product_attention", "loras": [asdict(one) for one in wan.loras],
     }  # fmt: skip
     return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

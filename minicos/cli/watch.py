@@ -50,13 +50,14 @@ def run(name: str, args: argparse.Namespace) -> None:
     from minicos.errors import MinicosError
 
     image = common.image(args)
-    wan = common.load(args)
-    condition = common.condition(args, wan, image)
-    noise = wan.noise(condition, args.seed)
-    total = wan.preset.steps
+    files = common.layout(args)
+    total = common.plan(args, files).steps
     chosen = args.at or spread(8, total)
     if chosen[0] < 0 or chosen[-1] >= total:
         raise MinicosError(f"--at {','.join(map(str, chosen))}: the run has steps 0 to {total - 1}.")
+    wan = common.load(args, files)
+    condition = common.condition(args, wan, image)
+    noise = wan.noise(condition, args.seed)
     asked = {name, args.also}
     analyses = [Steps(wan, chosen)] * ("steps" in asked) + [Energy(chosen)] * ("energy" in asked)
     folder = common.open_run(args, wan, analyses, **common.subject(args, image))
