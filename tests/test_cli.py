@@ -20,7 +20,7 @@ from minicos.config import VARIANTS
 from minicos.dit import DiT
 from minicos.media import load_image, load_video, save_image
 from minicos.runs import PART
-from minicos.weights import layouts
+from minicos.weights import layouts, lora
 
 PROMPT = ["--prompt", "solve the maze"]
 VERBS = ("demo", "generate", "steps", "energy", "points", "inspect")
@@ -362,6 +362,27 @@ def test_unknown_words_are_named(minicos):
     assert out == "run/video.mp4\n"
     assert "minicos: the model does not know the words riddle, now\n" in err
     assert load_video("run/video.mp4").shape == (13, 32, 32, 3)
+
+
+def test_what_a_lora_changed_is_told_and_recorded(minicos, work):
+    draw = torch.Generator().manual_seed(0)
+    delta = lora.LowRank(torch.randn(128, 2, generator=draw), torch.randn(2, 128, generator=draw))
+    lora.save(
+        work / "a.safetensors",
+        {"blocks.0.self_attn.q.weight": delta, "blocks.1.ffn.0.bias": lora.Whole(torch.ones(512))},
+    )
+    argv = ["generate", "--model", "toy", "--image", "maze.png", *PROMPT, "--steps", "1"]
+    code, _, err = minicos(*argv, "--lora", "high=a.safetensors:0.5", "--out", "run")
+    assert code == 0
+    assert "minicos: high: a.safetensors: 2 tensors changed (diffsynth, rank 2, strength 0.5)\n" in err
+    record = json.loads((work / "run/run.json").read_text())
+    assert record["loras"] == [
+        {"expert": "high", "file": "a.safetensors", "dialect": "diffsynth", "ranks": [2], "strength": 0.5, "tensors": 2}
+    ]
+    assert record["settings"]["weights"] != layouts.find("toy").fingerprint()
+    code, _, err = minicos(*argv, "--lora", "high=a.safetensors", "--out", "run")  # another strength is another model
+    assert code == 2
+    assert "minicos: run holds a run with weights =" in err
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_a_model_in_the_cache_is_opened_without_a_connection(cache, toy, monkeyp
 def test_a_model_that_is_not_in_the_cache(cache):
     for action in (load, layouts.find, layouts.dit_config, hub.cached):
         with pytest.raises(
-            MinicosError, match="`minicos inspect Wan-AI/Wan2.2-I2V-A14B --download` fetches it"
+            MinicosError, match=r"`minicos inspect Wan-AI/Wan2.2-I2V-A14B --download` fetches it"
         ) as error:
             action("Wan-AI/Wan2.2-I2V-A14B")
         assert str(error.value).count("\n") == 0
@@ -82,7 +82,7 @@ def test_a_model_that_is_not_in_the_cache(cache):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x/y", "a/../b", "a/..", "/etc/passwd", "a/b/c", "a--b/c", "a\\b/c", "a/b\0", "", "a/", "~/b", "a/ b"]
+    "name", ["../x/y", "a/../b", "a/..", "/etc/none/x", "a/b/c", "a--b/c", "a\\b/c", "a/b\0", "", "a/", "~/b", "a/ b"]
 )
 def test_names_that_lead_elsewhere_are_no_ids(name, cache):
     assert not hub.is_id(name)
@@ -123,7 +123,9 @@ def test_only_what_a_model_needs_is_fetched():
     ]
     both = ("diffusion_pytorch_model.safetensors", "Wan2.1_VAE.pth", "Wan2.1_VAE.safetensors", "t5.pth")
     assert names(*both) == sorted(set(both) - {"Wan2.1_VAE.pth"})
-    assert names("transformer/a.fp16.safetensors") == ["transformer/a.fp16.safetensors"]  # there is no other
+    assert names("model_index.json", "transformer/a.fp16.safetensors")[1:] == [
+        "transformer/a.fp16.safetensors"
+    ]  # there is no other
     with pytest.raises(
         MinicosError, match=r"a/b is not one whole model .* \(2 files of weights\).*`hf download a/b FILE`"
     ):
@@ -159,7 +161,7 @@ def test_fetching_tells_first_what_and_how_much(cache, listed, monkeypatch, caps
     assert not any(name.startswith(("assets", "examples", "README")) for name in patterns)
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    with pytest.raises(MinicosError, match="needs 45,886,561,825 bytes more, and .* has 1,000,000,000 free"):
+    with pytest.raises(MinicosError, match=r"needs 45,886,561,825 bytes more, and .* has 1,000,000,000 free"):
         hub.fetch("Wan-AI/Wan2.2-I2V-A14B")
     assert len(asked) == 1
 
@@ -193,5 +195,5 @@ def test_what_can_go_wrong_is_one_sentence(error, says, cache, monkeypatch):
 
 def test_offline_mode_is_told_by_the_library_itself(cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(MinicosError, match="no/body (cannot|could not) be fetched"):
+    with pytest.raises(MinicosError, match=r"no/body (cannot|could not) be fetched"):
         hub.fetch("no/body")

@@ -66,9 +66,9 @@ def test_inspect_imports_neither_torch_nor_numpy():
 def test_single_files_of_true_size(tmp_path, name, variant, found_layout):
     shapes = manifest(name)
     path = write_sparse(tmp_path / "x.safetensors", shapes, fp8_rule if "fp8" in name else "F32")
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = inspect(path)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     assert (found.variant, found.layout, found.expert) == (variant, found_layout, None)
     assert (found.tensors, found.parameters) == (len(shapes), sum(map(math.prod, shapes.values())))
     assert found.bytes == path.stat().st_size
@@ -105,9 +105,9 @@ def test_folders_of_two_experts_of_true_size(tmp_path, folders, names, kind):
     for folder, name in zip(folders, names, strict=True):
         write_shards(tmp_path / folder, manifest(name.format(kind)), 6)
         (tmp_path / folder / "config.json").write_text("{}")
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = inspect(tmp_path)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     assert (found.variant, found.expert, found.tensors) == (f"Wan2.2-{kind}-A14B", "high and low", 2190)
     assert found.parameters == 2 * {"I2V": 14_288_901_184, "T2V": 14_288_491_584}[kind]
     assert [len(found.parts[expert]) for expert in ("high", "low")] == [6, 6]

@@ -163,9 +163,10 @@ def test_shards_are_found_by_their_index(toy, wan, tmp_path):
 
 
 def test_a_lone_expert_of_a_pair_is_refused(toy, monkeypatch):
-    pair = {"Wan2.2-I2V-A14B": config.VARIANTS["tiny"]}
-    monkeypatch.setattr(pipeline, "VARIANTS", pair)
-    with pytest.raises(MinicosError, match=r"has one expert, and Wan2\.2-I2V-A14B has two"):
+    monkeypatch.setitem(config.EXPERTS, "tiny", (2,))
+    with pytest.raises(
+        MinicosError, match=r"tiny has two experts, and only one is here \(the high-noise one\).*--part low=FILE"
+    ):
         load(toy)
 
 

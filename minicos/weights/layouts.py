@@ -234,7 +234,8 @@ class _Survey:
 
 
 def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
-    kind, found = places(model)
+    kind, own = places(model)
+    found = dict(own)
     for name, path in parts.items():
         if name not in PARTS:
             raise MinicosError(f"there is no part {name!r}: take one of {', '.join(PARTS)}.")
@@ -260,7 +261,8 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
             f"{model}: its experts are of two models ({differ} {first[differ]} and {shapes['low'].get(differ)}). "
             "Give the two experts of one."
         )
-    return _Survey(model, kind, found, networks, evidence(model, kind, found, first))
+    given = {name: found[name] for name in networks}
+    return _Survey(model, kind, found, networks, evidence(model, kind, own | given, first))
 
 
 def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part]:

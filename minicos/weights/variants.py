@@ -84,7 +84,7 @@ def resolve(evidence: Evidence, asked: str | None = None) -> tuple[str, tuple[st
             raise MinicosError(f"{where} has not the shapes of {asked}: it can be {' or '.join(fits)}.")
         variant = asked
     elif len(open_) > 1:
-        raise MinicosError(f"{where} can be {_choices(open_)}: nothing in the file tells them apart.")
+        raise MinicosError(f"{where} can be {_choices(open_)}: nothing in its files tells them apart.")
     else:
         variant = open_[0]
         others = finetunes(variant)
