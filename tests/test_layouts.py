@@ -360,8 +360,12 @@ def test_parts_of_another_model_are_refused(tmp_path):
         layouts.find(tmp_path, parts={"vae": tmp_path / f"{T5}.safetensors"})
     with pytest.raises(MinicosError, match=r"VAE.* is not a UMT5 encoder"):
         layouts.find(tmp_path, parts={"text": tmp_path / f"{VAE}.safetensors"})
-    with pytest.raises(MinicosError, match="not a Wan network"):
-        layouts.find(tmp_path, parts={"high": tmp_path / f"{VAE}.safetensors"})
+    for part in ("high", "low"):
+        with pytest.raises(MinicosError, match=r"VAE\.safetensors is not a Wan network"):
+            layouts.find(tmp_path, parts={part: tmp_path / f"{VAE}.safetensors"})
+    other = {k: tuple(2 * n if n == 1536 else n for n in s) for k, s in manifest("official.Wan2.1-T2V-1.3B").items()}
+    with pytest.raises(MinicosError, match="no variant has width 3072, 30 layers and 16 input channels"):
+        layouts.find(tmp_path, parts={"high": write_sparse(tmp_path / "x.safetensors", other)})
 
 
 def test_an_index_that_does_not_agree_with_its_shards(networks, tmp_path):

@@ -21,10 +21,7 @@ BITS = {
     "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 ARCHIVES = ("pth", "pt", "bin")
-USUAL = (
-    "diffusion_pytorch_model",
-    "model",
-)  # what diffusers, transformers and the official folders call a network's file
+USUAL = ("diffusion_pytorch_model", "model")  # how official, diffusers and transformers folders call a network's file
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 FOREIGN = {
     b"PK\x03\x04": "a zip archive (PyTorch?), not safetensors. Give it the ending .pth if it is one",

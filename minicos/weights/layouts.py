@@ -254,6 +254,9 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
             f"{found['high' if 'high' in networks else 'low']} is a LoRA: give the model it is for, and it by --lora."
         )
     shapes = {name: variants.architecture(official(headers)) for name, headers in bases.items()}
+    for name, told in shapes.items():
+        if not told:
+            raise MinicosError(f"{found[name]} is not a Wan network in any layout known here. Try `minicos inspect`.")
     first = next(iter(shapes.values()))
     if any(other != first for other in shapes.values()):
         differ = next(k for k in first if first[k] != shapes["low"].get(k))

@@ -13,7 +13,7 @@ from typing import Any
 from minicos.config import EXPERTS, FINETUNES, VARIANTS, DiTConfig
 from minicos.errors import MinicosError
 
-Architecture = Mapping[str, Any]  # those fields of DiTConfig that shapes tell; empty where this is no Wan transformer
+Architecture = Mapping[str, Any]  # those fields of DiTConfig that shapes tell
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Evidence:
 
 
 def architecture(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The fields of DiTConfig that the shapes of official names tell: all but heads, text length and eps."""
+    """The fields of DiTConfig that the shapes of official names tell: all but heads, text length and eps. Empty where this is no DiT."""
     modules = ("patch_embedding", "text_embedding.0", "time_embedding.0", "blocks.0.ffn.0", "head.head")
     found = [shapes[f"{name}.weight"] for name in modules if f"{name}.weight" in shapes]
     if [len(shape) for shape in found] != [5, 2, 2, 2, 2]:
@@ -74,7 +74,8 @@ def resolve(evidence: Evidence, asked: str | None = None) -> tuple[str, tuple[st
     where, shapes = evidence.where, evidence.shapes
     open_, notes = likely(evidence), ()
     if not open_:
-        raise MinicosError(f"{where}: {_unknown(shapes)} Try `minicos inspect`.")
+        told = "width {dim}, {num_layers} layers and {in_dim} input channels".format(**shapes)
+        raise MinicosError(f"{where}: no variant has {told}. Try `minicos inspect`.")
     asked = asked or evidence.family
     if asked is not None:
         if asked not in VARIANTS and asked not in FINETUNES:
@@ -108,12 +109,6 @@ def configure(variant: str, given: Mapping[str, Any], where: str) -> DiTConfig:
                     f"{variant}, which has {getattr(cfg, name)}. Download the config.json again."
                 )
     return cfg
-
-
-def _unknown(shapes: Architecture) -> str:
-    if not shapes:
-        return "this is not a Wan network in any layout known here."
-    return "no variant has width {dim}, {num_layers} layers and {in_dim} input channels.".format(**shapes)
 
 
 def _choices(names: list[str]) -> str:
