@@ -59,12 +59,14 @@ class Ensemble:
     keep_norm: bool = False
     branches: Sequence[str] = ("cond",)
     carrier: int | None = 0  # the seed whose trajectory is finished; None: all of them
-    donors: str = "own"  # controls: "others" averages with other cases' seeds, "random" moves as far, in a random direction
+    donors: str = (
+        "own"  # controls: "others" averages with other cases' seeds, "random" moves as far, in a random direction
+    )
 
     def __post_init__(self):
         if self.mode not in MODES or self.donors not in DONORS:
             raise MinicosError(f"an ensemble has a mode of {', '.join(MODES)} and donors of {', '.join(DONORS)}")
-        if self.seeds < 1 or self.carrier is not None and not 0 <= self.carrier < self.seeds:
+        if self.seeds < 1 or (self.carrier is not None and not 0 <= self.carrier < self.seeds):
             raise MinicosError(f"{self.seeds} seeds have no carrier {self.carrier}: count from 0")
         if bool(self.layers) == (self.mode in BETWEEN_STEPS) or not self.steps or min(self.steps) < 0:
             raise MinicosError(f"mode {self.mode} at steps {list(self.steps)} cannot share layers {list(self.layers)}")
@@ -208,7 +210,7 @@ def edit(step: Step, e: Ensemble, ops: Ops = REFERENCE) -> Tensor:
 def run(
     wan: Wan, condition: Condition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS, ops: Ops = REFERENCE
 ) -> Tensor:
-    """Denoise rows (case seed) c f h w and return the final latents: the carriers', one for each case, or all rows where there is no carrier.
+    """Denoise rows (case seed) c f h w; returns the final latents, one for each case, or all rows where there is no carrier.
 
     `watch` runs in every pass, before the ensemble's own hooks. Raises MinicosError where the run has no such step or block.
     """
@@ -268,7 +270,9 @@ class Passes:
 # -- the experiment ---------------------------------------------------------------------------------------------------
 
 
-def ablation(depth: int, windows: Sequence[tuple[int, int]], modes: Sequence[str], like: Ensemble) -> dict[str, Ensemble]:
+def ablation(
+    depth: int, windows: Sequence[tuple[int, int]], modes: Sequence[str], like: Ensemble
+) -> dict[str, Ensemble]:
     """An arm for each mode and window (in blocks of 40), otherwise `like`; by name, e.g. "override 20-29 @0"."""
     return {
         f"{mode} {a}-{b} @{span(like.steps)}": replace(
@@ -289,10 +293,10 @@ def controls(name: str, e: Ensemble) -> dict[str, Ensemble]:
 
 def rivals(like: Ensemble) -> dict[str, Ensemble]:
     """What could be averaged instead, at the same steps: clean estimates, and latents at their own norm."""
-    plain = replace(like, layers=(), alpha=1.0, donors="own")
+    common = {"layers": (), "alpha": 1.0, "donors": "own"}
     return {
-        f"clean estimate @{span(like.steps)}": replace(plain, mode="x0", keep_norm=False),
-        f"latent, norm kept @{span(like.steps)}": replace(plain, mode="latent", keep_norm=True),
+        f"clean estimate @{span(like.steps)}": replace(like, **common, mode="x0", keep_norm=False),
+        f"latent, norm kept @{span(like.steps)}": replace(like, **common, mode="latent", keep_norm=True),
     }
 
 
@@ -370,7 +374,11 @@ def result(data: Mapping, arms: Mapping[str, Ensemble], family: Sequence[str]) -
     solved = {
         "plain (T = 1)": (base, passes / seeds, None),
         **{
-            name: (data[f"{name}.solved"].mean(1), float(data[f"{name}.passes"].mean()), _mean(data, f"{name}.distance"))
+            name: (
+                data[f"{name}.solved"].mean(1),
+                float(data[f"{name}.passes"].mean()),
+                _mean(data, f"{name}.distance"),
+            )
             for name in arms
         },
         f"vote among {seeds} plain runs": (vote, passes, None),
