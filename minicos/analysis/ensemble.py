@@ -358,7 +358,9 @@ class Row:
     gain: stats.Interval  # paired difference to the plain carrier
     p: float  # sign-flip test
     p_holm: float | None  # corrected over the arms of the ablation; None for rivals and controls
-    resolvable: float  # the smallest gain that this many puzzles would find, given how much the differences scatter
+    resolvable: (
+        float  # the smallest gain that this many puzzles find, by the scatter seen, of one changed puzzle at least
+    )
     distance: float | None  # mean D to the plain run: 0 the same video, 1 as different as another seed
     passes: float  # through the network, per puzzle
 
@@ -389,7 +391,7 @@ def result(data: Mapping, arms: Mapping[str, Ensemble], family: Sequence[str]) -
     return [
         Row(
             name, stats.bootstrap(values), stats.paired(values, base), p[name], corrected.get(name),
-            stats.resolvable(float((values - base).std(ddof=1)) if len(base) > 1 else float("nan"), len(base)), distance, cost,
+            stats.resolvable(max(float((values - base).std()), len(base) ** -0.5), len(base)), distance, cost,
         )
         for name, (values, cost, distance) in solved.items()
     ]  # fmt: skip
