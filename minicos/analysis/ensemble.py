@@ -310,9 +310,12 @@ def span(steps: Sequence[int]) -> str:
 def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> dict[str, Tensor]:
     """T plain runs of each case and every arm from the same noise. First axis: cases.
 
-    "plain.*" has a second axis of T seeds; an arm's second axis is its carriers (1, or T). Keys: `latent` for cases without a
-    puzzle, otherwise `solved` (0 or 1); `distance`, D of the arm's final latent to the plain one of the same seed; `passes` per case;
-    "plain.vote", the run nearest to the others (with three runs of which two agree, one of those: a vote without a scorer).
+    "plain.*" has a second axis of T seeds; an arm's second axis is its carriers (1, or T). Keys, each behind the name of its arm:
+    latent   of cases without a puzzle
+    solved   of puzzles, 0 or 1
+    moved    squared distance of the final latent to the plain one of the same seed; "plain.apart" is that of two plain runs
+    passes   through the network, per case
+    "plain.vote" is the run nearest to the others: of three runs of which two agree, one of those. A vote without a scorer.
     """
     (seeds,) = {e.seeds for e in arms.values()}
     single = cases.condition(wan, batch)
@@ -335,17 +338,15 @@ def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> di
         final = step.next
     note("plain", final, counter)
     plain = final.unflatten(0, (len(batch), seeds))
-    unit = stats.yardstick(list(plain.unbind(1))) if seeds > 1 else None
-    apart = (plain[:, :, None].double() - plain[:, None].double()).square().sum(dim=(3, 4, 5, 6))  # case seed seed
-    out["plain.vote"] = apart.sum(2).argmin(1)
+    pairs = (plain[:, :, None].double() - plain[:, None].double()).square().sum(dim=(3, 4, 5, 6))  # case seed seed
+    out["plain.vote"] = pairs.sum(2).argmin(1)
+    out["plain.apart"] = pairs.sum(dim=(1, 2)) / max(1, seeds * (seeds - 1))
     for name, e in arms.items():
         counter = Passes()
         latent = run(wan, condition, noise, e, watch=counter.hooks)
         note(name, latent, counter)
-        if unit is not None:
-            own = plain if e.carrier is None else plain[:, e.carrier : e.carrier + 1]
-            pairs = zip(latent.unflatten(0, (len(batch), -1)).unbind(1), own.unbind(1), strict=True)
-            out[f"{name}.distance"] = torch.stack([stats.distance(a, b, unit) for a, b in pairs], dim=1)
+        own = plain if e.carrier is None else plain[:, e.carrier : e.carrier + 1]
+        out[f"{name}.moved"] = stats.squared(latent, own.flatten(0, 1)).sum(1).view(own.shape[:2])
     return out
 
 
@@ -379,7 +380,7 @@ def result(data: Mapping, arms: Mapping[str, Ensemble], family: Sequence[str]) -
             name: (
                 data[f"{name}.solved"].mean(1),
                 float(data[f"{name}.passes"].mean()),
-                _mean(data, f"{name}.distance"),
+                moved(data, name),
             )
             for name in arms
         },
@@ -397,8 +398,10 @@ def result(data: Mapping, arms: Mapping[str, Ensemble], family: Sequence[str]) -
     ]  # fmt: skip
 
 
-def _mean(data: Mapping, key: str) -> float | None:
-    return float(data[key].mean()) if key in data else None
+def moved(data: Mapping, name: str) -> float | None:
+    """D of an arm's final latents to the plain ones, pooled: the seeds of a case with one answer alone are no yardstick. None for T = 1."""
+    unit = float(data["plain.apart"].mean())
+    return float(data[f"{name}.moved"].mean()) / unit if unit else None
 
 
 def choose(data: Mapping, arms: Mapping[str, Ensemble]) -> str:

@@ -173,7 +173,7 @@ def own(args: argparse.Namespace, wan: "Wan", image: object, arms: dict[str, "En
     from functools import partial
 
     from minicos.analysis import cases
-    from minicos.analysis.ensemble import compare, controls
+    from minicos.analysis.ensemble import compare, controls, moved
 
     first = next(iter(arms))
     (_, control) = controls(first, arms[first]).items()
@@ -190,7 +190,7 @@ def own(args: argparse.Namespace, wan: "Wan", image: object, arms: dict[str, "En
     print("D: 0 the plain run's video, 1 as different as another seed. Passes: samples through the network.")
     print(f"  {'plain, each':40}          {float(data['plain.passes'][0]) / args.seeds:7.0f} passes")
     for name in arms:
-        distance = f"D {data[f'{name}.distance'].mean():.3f}" if f"{name}.distance" in data else ""
+        distance = "" if args.seeds == 1 else f"D {moved(data, name):.3f}"
         print(f"  {name:40}  {distance}  {float(data[f'{name}.passes'][0]):7.0f} passes")
     print(
         f"{folder.path('side_by_side.mp4')}  {folder.path('ensemble_sheet.png')}  (and one video for each run in {folder.path('videos')})"
