@@ -318,6 +318,8 @@ def test_steps_and_blocks_that_are_not_there(wan, start):
         run(wan, *start, Ensemble(WINDOW, steps=(2,)))
     with pytest.raises(MinicosError, match=r"no hook point matches 'blocks\.12'"):
         run(wan, *start, Ensemble((11, 12), "lockstep"))
+    with pytest.raises(MinicosError, match="no unconditional pass"):
+        run(wan, *start, Ensemble(WINDOW, branches=("cond", "uncond")))
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def test_steps_and_blocks_that_are_not_there(wan, start):
 def test_puzzles_chosen_on_dev_reported_on_test(toy, tmp_path, capsys):
     out = tmp_path / "out"
     command = [
-        "ensemble", "--model", str(toy), "--device", "cpu", "--steps", "2", "--puzzle", "mark", "--size", "3", "--n", "3",
+        "ensemble", "--model", str(toy), "--device", "cpu", "--steps", "2", "--frames", "5", "--puzzle", "mark", "--size", "3", "--n", "3",
         "--choose", "3", "--windows", "20-29", "--modes", "lockstep", "--at", "0,0-1", "--out", str(out),
     ]  # fmt: skip
     assert main(command) == 0
@@ -365,6 +367,7 @@ def test_a_picture_of_ones_own(toy, tmp_path, capsys):
         ([], "give --puzzle, or --prompt"),
         (["--puzzle", "chess"], "unknown kind 'chess'"),
         (["--puzzle", "maze", "--carrier", "x"], "--carrier x"),
+        (["--puzzle", "maze", "--n", "2"], "--n 2: the wrong donors of 3 seeds"),
         (["--puzzle", "maze", "--modes", "median"], "a mode of override"),
     ],
 )

@@ -59,9 +59,7 @@ class Ensemble:
     keep_norm: bool = False
     branches: Sequence[str] = ("cond",)
     carrier: int | None = 0  # the seed whose trajectory is finished; None: all of them
-    donors: str = (
-        "own"  # controls: "others" averages with other cases' seeds, "random" moves as far, in a random direction
-    )
+    donors: str = "own"  # the controls of `share`: "others", "random"
 
     def __post_init__(self):
         if self.mode not in MODES or self.donors not in DONORS:
@@ -217,10 +215,14 @@ def run(
     last = max(e.steps)
     if last >= wan.preset.steps:
         raise MinicosError(f"sharing at step {last}: the run has steps 0 to {wan.preset.steps - 1}")
+    guidance, guided = wan.preset.guidance, "uncond" in e.branches
+    if guided and all(g == 1 for g in guidance.values()):
+        raise MinicosError(
+            "at guidance 1 there is no unconditional pass to share states in: share in the conditional one"
+        )
     chosen = torch.arange(len(noise)) if e.carrier is None else torch.arange(e.carrier, len(noise), e.seeds)
     inside = hooks(e, ops) if e.mode in ONE_PASS else NO_HOOKS
-    guided = any(branch == "uncond" for branch in e.branches)
-    first = wan if guided else wan.with_preset(guidance=dict.fromkeys(wan.preset.guidance, 1.0))  # cond alone
+    first = wan if guided else wan.with_preset(guidance=dict.fromkeys(guidance, 1.0))  # where cond alone shares
     x, memory = noise, None
     for i in range(last + 1):
         if i in e.steps and e.mode in TWO_PASS:
@@ -359,10 +361,8 @@ class Row:
     gain: stats.Interval  # paired difference to the plain carrier
     p: float  # sign-flip test
     p_holm: float | None  # corrected over the arms of the ablation; None for rivals and controls
-    resolvable: (
-        float  # the smallest gain that this many puzzles find, by the scatter seen, of one changed puzzle at least
-    )
-    distance: float | None  # mean D to the plain run: 0 the same video, 1 as different as another seed
+    resolvable: float  # the gain that so many puzzles find, given the scatter (of one changed puzzle at least)
+    distance: float | None  # D to the plain run: 0 the same video, 1 as different as another seed
     passes: float  # through the network, per puzzle
 
 
@@ -377,11 +377,7 @@ def result(data: Mapping, arms: Mapping[str, Ensemble], family: Sequence[str]) -
     solved = {
         "plain (T = 1)": (base, passes / seeds, None),
         **{
-            name: (
-                data[f"{name}.solved"].mean(1),
-                float(data[f"{name}.passes"].mean()),
-                moved(data, name),
-            )
+            name: (data[f"{name}.solved"].mean(1), float(data[f"{name}.passes"].mean()), moved(data, name))
             for name in arms
         },
         f"vote among {seeds} plain runs": (vote, passes, None),
@@ -399,7 +395,10 @@ def result(data: Mapping, arms: Mapping[str, Ensemble], family: Sequence[str]) -
 
 
 def moved(data: Mapping, name: str) -> float | None:
-    """D of an arm's final latents to the plain ones, pooled: the seeds of a case with one answer alone are no yardstick. None for T = 1."""
+    """D of an arm's final latents to the plain ones; None for T = 1.
+
+    Pooled over cases: three seeds that give one answer are no yardstick of their own.
+    """
     unit = float(data["plain.apart"].mean())
     return float(data[f"{name}.moved"].mean()) / unit if unit else None
 

@@ -112,24 +112,27 @@ def puzzles(args: argparse.Namespace, wan: "Wan", arms: list[dict[str, "Ensemble
     from dataclasses import asdict
     from functools import partial
 
-    from minicos.analysis import cases, figures
+    from minicos.analysis import figures
+    from minicos.analysis.cases import collect
     from minicos.analysis.ensemble import choose, compare, controls, result, rivals
     from minicos.errors import MinicosError
 
+    if args.n < args.seeds:
+        raise MinicosError(f"--n {args.n}: the wrong donors of {args.seeds} seeds take as many puzzles")
     settings |= {"puzzle": args.puzzle, "size": args.size, "n": args.n, "choose": args.choose}
     try:
-        test = even(cases.held_out(args.puzzle, args.n, size=args.size, seed=args.seed))
-        dev = even(cases.held_out(args.puzzle, args.choose, size=args.size, split="dev", seed=args.seed))
+        test = held_out(args, "test", args.n)
+        dev = held_out(args, "dev", args.choose) if args.choose else []
     except ValueError as error:
         raise MinicosError(str(error)) from error
     folder = common.open_run(args, wan, [], **settings)
     candidates = {name: e for some in arms for name, e in some.items()}
     chosen = next(iter(candidates))
     if dev and len(candidates) > 1:
-        chosen = choose(cases.collect(folder, "dev", dev, partial(compare, wan, candidates)), candidates)
+        chosen = choose(collect(folder, "dev", dev, partial(compare, wan, candidates)), candidates)
     family = {**arms[0], chosen: candidates[chosen]}
     all_arms = {**family, **controls(chosen, candidates[chosen]), **rivals(candidates[chosen])}
-    data = cases.collect(folder, "test", test, partial(compare, wan, all_arms))
+    data = collect(folder, "test", test, partial(compare, wan, all_arms))
     table = result(data, all_arms, list(family))
     folder.save_json("result.json", {"chosen": chosen, "rows": [asdict(row) for row in table]})
     figures.intervals(
@@ -149,22 +152,26 @@ def puzzles(args: argparse.Namespace, wan: "Wan", arms: list[dict[str, "Ensemble
     )
 
 
-def even(made: list) -> list[list]:
-    """Batches of about BATCH cases, none much smaller than the others: wrong donors need company."""
+def held_out(args: argparse.Namespace, split: str, n: int) -> list[list]:
+    """Puzzles in even batches of BATCH or more: wrong donors need company."""
     from minicos.analysis import cases
 
-    return cases.batches(made, most=-(-len(made) // max(1, -(-len(made) // BATCH)))) if made else []
+    made = cases.held_out(args.puzzle, n, size=args.size, split=split, seed=args.seed)
+    count = max(1, n // max(BATCH, args.seeds))
+    return [made[n * i // count : n * (i + 1) // count] for i in range(count)]
 
 
 def show(table: list["Row"]) -> None:
     width = max(len(row.name) for row in table)
-    print(f"{'':{width}}  solved   gain   95 % interval    p     Holm   D to plain  passes")
-    for row in table:
+    print(f"{'':{width}}  solved  gain    95 % interval     p      Holm    D to plain  passes")
+    first, *others = table
+    print(f"{first.name:{width}}  {first.rate.effect:6.3f}  {first.passes:58.1f}")
+    for row in others:
         holm = "" if row.p_holm is None else f"{row.p_holm:.2g}"
         distance = "" if row.distance is None else f"{row.distance:.3f}"
         print(
             f"{row.name:{width}}  {row.rate.effect:6.3f}  {row.gain.effect:+.3f}  [{row.gain.low:+.3f}, {row.gain.high:+.3f}]"
-            f"  {row.p:<5.2g}  {holm:5}  {distance:>8}  {row.passes:8.1f}"
+            f"  {row.p:<6.2g} {holm:6}  {distance:>8}  {row.passes:6.1f}"
         )
 
 
@@ -176,8 +183,8 @@ def own(args: argparse.Namespace, wan: "Wan", image: object, arms: dict[str, "En
     from minicos.analysis.ensemble import compare, controls, moved
 
     first = next(iter(arms))
-    (_, control) = controls(first, arms[first]).items()
-    arms = {**arms, control[0]: control[1]}
+    *_, random = controls(first, arms[first]).items()
+    arms = {**arms, random[0]: random[1]}
     unknown = wan.tokenizer.unknown_words(args.prompt)
     if unknown:
         import sys
