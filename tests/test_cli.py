@@ -22,7 +22,7 @@ from minicos.media import load_image, load_video, save_image
 from minicos.runs import PART
 
 PROMPT = ["--prompt", "solve the maze"]
-VERBS = ("demo", "generate", "steps", "energy", "points", "inspect")
+VERBS = ("demo", "generate", "steps", "energy", "ensemble", "points", "inspect")
 posix = pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
 PICTURE = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
 

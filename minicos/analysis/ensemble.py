@@ -27,6 +27,7 @@ finished: T N, and T (N + 1). Measured by `Passes`. A plain run takes N; best of
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.ops import REFERENCE, Ops
 from minicos.pipeline import Wan
+from minicos.runs import Run
 from minicos.sample import Step
 from minicos.schedule import Memory
 
@@ -403,6 +405,24 @@ def moved(data: Mapping, name: str) -> float | None:
     return float(data[f"{name}.moved"].mean()) / unit if unit else None
 
 
-def choose(data: Mapping, arms: Mapping[str, Ensemble]) -> str:
-    """The arm with the most solved puzzles; the earlier of equal ones."""
-    return max(arms, key=lambda name: data[f"{name}.solved"].mean())  # max keeps the first of equals
+def experiment(
+    wan: Wan,
+    folder: Run,
+    arms: Sequence[Mapping[str, Ensemble]],
+    dev: Sequence[Sequence[Case]],
+    test: Sequence[Sequence[Case]],
+) -> tuple[str, list[Row]]:
+    """Choose an arm on batches of dev puzzles, report on batches of test puzzles; its name, and the table.
+
+    `arms` holds an `ablation` for each set of steps, the paper's in front. On dev all are tried, and most puzzles solved decides
+    (of equals the first; without dev puzzles the very first is taken). On test: the first ablation, the chosen arm, its controls
+    and its rivals. Batches are kept in `folder` as they are finished.
+    """
+    candidates = {name: e for some in arms for name, e in some.items()}
+    chosen = next(iter(candidates))
+    if dev:
+        data = cases.collect(folder, "dev", dev, partial(compare, wan, candidates))
+        chosen = max(candidates, key=lambda name: data[f"{name}.solved"].mean())
+    family = {**arms[0], chosen: candidates[chosen]}
+    tried = {**family, **controls(chosen, candidates[chosen]), **rivals(candidates[chosen])}
+    return chosen, result(cases.collect(folder, "test", test, partial(compare, wan, tried)), tried, list(family))

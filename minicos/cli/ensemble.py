@@ -16,7 +16,7 @@ EXAMPLES = """\
   minicos ensemble --puzzle maze --size 5 --steps 8 --at 0,0-3 --modes lockstep,update --windows 20-29
   minicos ensemble --image maze.png --prompt "solve the maze"         your own picture: videos side by side, and how far apart
 puzzles: ensemble.png and result.json (rates, gains, intervals); the arm and its steps are chosen on the dev split, reported on test.
-Mazes of 4x4 and smaller leave the embedded model little to gain; 5x5 is larger than most it was trained on.
+Mazes of 4x4 and smaller leave the embedded model little to gain; 5x5 is larger than any it was trained on.
 """
 WINDOWS = ((20, 29), (0, 9), (0, 39))  # the paper's first
 FRAMES = 7  # columns of the sheet
@@ -69,6 +69,8 @@ def spans(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def run(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from minicos.analysis.ensemble import Ensemble, ablation
     from minicos.errors import MinicosError
 
@@ -88,9 +90,7 @@ def run(args: argparse.Namespace) -> None:
     windows = args.windows or (WINDOWS if scored else WINDOWS[:1])
     at = args.at or (((0, 0), (0, max(1, wan.preset.steps // 4) - 1)) if scored else ((0, 0),))
     depth = len(wan.experts["high"].blocks)
-    arms = [
-        ablation(depth, windows, modes, with_steps(like, tuple(range(a, b + 1)))) for a, b in dict.fromkeys(at)
-    ]  # for each set of steps, windows by modes
+    arms = [ablation(depth, windows, modes, replace(like, steps=tuple(range(a, b + 1)))) for a, b in dict.fromkeys(at)]
     settings = {
         "windows": windows, "modes": modes, "at": at, "seeds": args.seeds, "alpha": args.alpha, "keep_norm": args.keep_norm,
         "branch": args.branch, "carrier": args.carrier,
@@ -101,20 +101,12 @@ def run(args: argparse.Namespace) -> None:
         own(args, wan, image, {name: e for some in arms for name, e in some.items()}, settings)
 
 
-def with_steps(e: "Ensemble", steps: tuple[int, ...]) -> "Ensemble":
-    from dataclasses import replace
-
-    return replace(e, steps=steps)
-
-
 def puzzles(args: argparse.Namespace, wan: "Wan", arms: list[dict[str, "Ensemble"]], settings: dict) -> None:
     """Choose an arm on the dev split, report it with the ablation, its controls and its rivals on the test split."""
     from dataclasses import asdict
-    from functools import partial
 
     from minicos.analysis import figures
-    from minicos.analysis.cases import collect
-    from minicos.analysis.ensemble import choose, compare, controls, result, rivals
+    from minicos.analysis.ensemble import experiment
     from minicos.errors import MinicosError
 
     if args.n < args.seeds:
@@ -122,31 +114,25 @@ def puzzles(args: argparse.Namespace, wan: "Wan", arms: list[dict[str, "Ensemble
     settings |= {"puzzle": args.puzzle, "size": args.size, "n": args.n, "choose": args.choose}
     try:
         test = held_out(args, "test", args.n)
-        dev = held_out(args, "dev", args.choose) if args.choose else []
+        dev = held_out(args, "dev", args.choose) if args.choose and sum(map(len, arms)) > 1 else []
     except ValueError as error:
         raise MinicosError(str(error)) from error
     folder = common.open_run(args, wan, [], **settings)
-    candidates = {name: e for some in arms for name, e in some.items()}
-    chosen = next(iter(candidates))
-    if dev and len(candidates) > 1:
-        chosen = choose(collect(folder, "dev", dev, partial(compare, wan, candidates)), candidates)
-    family = {**arms[0], chosen: candidates[chosen]}
-    all_arms = {**family, **controls(chosen, candidates[chosen]), **rivals(candidates[chosen])}
-    data = collect(folder, "test", test, partial(compare, wan, all_arms))
-    table = result(data, all_arms, list(family))
+    chosen, table = experiment(wan, folder, arms, dev, test)
+    how = f"chosen on {args.choose} dev puzzles" if dev else "fixed beforehand"
     folder.save_json("result.json", {"chosen": chosen, "rows": [asdict(row) for row in table]})
     figures.intervals(
         folder.path("ensemble.png"),
         {row.name: (row.gain.effect, row.gain.low, row.gain.high) for row in table[1:]},
         x=f"gain in puzzles solved over one plain run ({table[0].rate.effect:.2f}), n = {args.n}",
-        title=f"{args.seeds} seeds, {args.puzzle} {args.size}x{args.size}, {wan.preset.steps} steps; red: chosen on the dev split",
+        title=f"{args.seeds} seeds, {args.puzzle} {args.size}x{args.size}, {wan.preset.steps} steps; red: {how}",
         strong=chosen,
     )
     show(table)
     (row,) = (row for row in table if row.name == chosen)
-    how = f"chosen on {args.choose} dev puzzles" if dev and len(candidates) > 1 else "fixed beforehand"
+    tested = sum(row.p_holm is not None for row in table)
     print(
-        f"\n{chosen}, {how}: gain {row.gain}; p = {row.p_holm:.2g} after Holm over {len(family)} arms."
+        f"\n{chosen}, {how}: gain {row.gain}; p = {row.p_holm:.2g} after Holm over {tested} arms."
         f"\n{args.n} puzzles find a gain of {row.resolvable:.3f} or more in four of five experiments (5 % level)."
         f"\n{folder.path('ensemble.png')}  {folder.path('result.json')}"
     )
@@ -223,7 +209,7 @@ def draw(folder: "Run", wan: "Wan", data: dict, arms: dict[str, "Ensemble"]) -> 
     figures.sheet(
         folder.path("ensemble_sheet.png"),
         [[video[f] for f in columns] for video in videos.values()],
-        rows=list(videos),
+        rows=[label.replace(", ", "\n") for label in videos],
         columns=[f"frame {f}" for f in columns],
         title="Plain runs and ensembles of the same seeds",
     )
