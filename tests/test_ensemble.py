@@ -17,7 +17,7 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import save_image
 from minicos.pipeline import load
-from minicos.runs import read_json
+from minicos.runs import Run, read_json
 
 CASES, T, DEPTH = 3, 3, 12
 WINDOW = (6, 7, 8)  # 20..29 of 40
@@ -322,6 +322,58 @@ def test_steps_and_blocks_that_are_not_there(wan, start):
         run(wan, *start, Ensemble(WINDOW, branches=("cond", "uncond")))
 
 
+# -- the experiment ---------------------------------------------------------------------------------------------------
+
+
+def kept(arms, solved: dict[str, list[int]]) -> dict[str, Tensor]:
+    """What `compare` could have made of four cases: an arm solves what `solved` says, otherwise nothing, and moves by 1 of 4."""
+    zero = [0, 0, 0, 0]
+    out = {"plain.solved": torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 0], [1, 1, 1]], dtype=torch.uint8)}
+    out |= {
+        "plain.passes": torch.full((4,), 12.0),
+        "plain.vote": torch.tensor([0, 2, 0, 1]),
+        "plain.apart": torch.full((4,), 4.0),
+    }
+    for name in arms:
+        out[f"{name}.solved"] = torch.tensor(solved.get(name, zero), dtype=torch.uint8)[:, None]
+        out |= {f"{name}.passes": torch.full((4,), 6.0), f"{name}.moved": torch.ones(4, 1)}
+    return out
+
+
+def test_chosen_on_dev_tested_on_test(tmp_path):
+    """From kept batches, so that no network is asked."""
+    folder = Run.open(tmp_path / "run", {})
+    first, second = (
+        ensemble.ablation(12, [(20, 29), (0, 9)], ["lockstep"], Ensemble((0,), "lockstep", steps=steps))
+        for steps in ((0,), (0, 1))
+    )
+    best = "lockstep 0-9 @0-1"
+    folder.save_tensors(
+        "dev/000.safetensors", kept({**first, **second}, {"lockstep 20-29 @0": [1, 0, 0, 0], best: [1, 1, 0, 0]})
+    )
+    tried = {**first, best: second[best], **ensemble.controls(best, second[best]), **ensemble.rivals(second[best])}
+    folder.save_tensors("test/000.safetensors", kept(tried, {best: [1, 1, 0, 1]}))
+    batch = [cases.held_out("mark", 4, size=3)]
+    chosen, table = ensemble.experiment(None, folder, [first, second], batch, batch)
+    by_name = {row.name: row for row in table}
+    assert chosen == best
+    assert [row.name for row in table] == [
+        "plain (T = 1)", "lockstep 20-29 @0", "lockstep 0-9 @0", best, f"{best}, other cases", f"{best}, random direction",
+        "clean estimate @0-1", "latent, norm kept @0-1", "vote among 3 plain runs", "best of 3 plain runs (oracle)",
+    ]  # fmt: skip
+    assert by_name["plain (T = 1)"].rate.effect == 0.5
+    assert (by_name[best].rate.effect, by_name[best].gain.effect, by_name[best].distance) == (0.75, 0.25, 0.25)
+    assert (
+        by_name["vote among 3 plain runs"].rate.effect == by_name["best of 3 plain runs (oracle)"].rate.effect == 0.75
+    )
+    assert by_name["lockstep 0-9 @0"].gain.effect == -0.5
+    assert {row.name for row in table if row.p_holm is not None} == {*first, best}  # the three that were tested
+    assert by_name["lockstep 0-9 @0"].p_holm == pytest.approx(min(1, 3 * by_name["lockstep 0-9 @0"].p))
+    assert by_name["plain (T = 1)"].resolvable == pytest.approx(
+        2.802 * 0.5 / 2
+    )  # of four, one puzzle may always change
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -335,7 +387,7 @@ def test_puzzles_chosen_on_dev_reported_on_test(toy, tmp_path, capsys):
     text = capsys.readouterr().out
     table = read_json(out / "result.json")
     named = [row["name"] for row in table["rows"]]
-    assert table["chosen"] == "lockstep 20-29 @0"  # a random network solves nothing: of equals the first, the paper's
+    assert table["chosen"] == "lockstep 20-29 @0"  # a random network solves nothing; of equals, the first
     assert named[:2] == ["plain (T = 1)", "lockstep 20-29 @0"]
     assert {"lockstep 20-29 @0, other cases", "clean estimate @0", "best of 3 plain runs (oracle)"} < set(named)
     assert [row["passes"] for row in table["rows"][:2]] == [2, 4]  # N; T + N - 1

@@ -12,7 +12,7 @@ latents of layers 20-29" replaces, so each reading is a mode:
     mix             h_k := (1 - alpha) h_k + alpha mean: from the plain run (0) to lockstep (1)
     x0, latent      rivals without a layer, between steps: the clean estimates, or the latents that leave the step, averaged
 
-Trivial by construction (and tests): `override` and `input_override` discard what stood before, so only the window's last layer counts,
+Trivial by construction (each a test): `override` and `input_override` discard what stood before, so only the window's last layer counts,
 and a window that ends with the network averages velocities; after `lockstep`'s first layer all seeds carry one stream, so only that
 one counts: override over a..b is lockstep at b alone. Under both the seeds share one cond velocity for that step and differ through x
 and the uncond pass. Only `update` and `mix` use the whole window. At step 0 of 50 an Euler step moves the latent by 0.4 % of
