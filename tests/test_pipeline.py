@@ -443,7 +443,9 @@ def test_a_vae_of_the_other_generation_is_refused(toy, ti2v, tmp_path, monkeypat
         if "VAE" not in path.name:
             (tmp_path / path.name).symlink_to(path)
     (tmp_path / "Wan2.1_VAE.safetensors").symlink_to(toy / "Wan2.1_VAE.safetensors")
-    with pytest.raises(MinicosError, match=r"Wan2\.1_VAE\.safetensors has 16 latent channels, and Wan2\.2-TI2V-5B has 48"):
+    with pytest.raises(
+        MinicosError, match=r"Wan2\.1_VAE\.safetensors has 16 latent channels, and Wan2\.2-TI2V-5B has 48"
+    ):
         load(tmp_path)
 
 
@@ -535,7 +537,9 @@ def test_pictures_that_are_missing_or_needless(looking, wan):
 
 def test_a_folder_without_clip(toys21, tmp_path):
     folder = shutil.copytree(toys21["first frame"], tmp_path / "model", ignore=shutil.ignore_patterns("models_clip*"))
-    with pytest.raises(MinicosError, match="comes without the image encoder.*models_clip_open-clip-xlm-roberta-large-vit-huge-14"):
+    with pytest.raises(
+        MinicosError, match="comes without the image encoder.*models_clip_open-clip-xlm-roberta-large-vit-huge-14"
+    ):
         load(folder, device="cpu")
 
 

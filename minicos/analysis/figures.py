@@ -99,5 +99,23 @@ def grid(
     save(figure, path)
 
 
+def intervals(
+    path: Path, rows: Mapping[str, tuple[float, float, float]], *, x: str, title: str, strong: str = ""
+) -> None:
+    """One line for each name: a dot at the effect and a bar from low to high, with zero marked; `strong` is drawn in red."""
+    figure = Figure(figsize=(7.2, 0.7 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    for place, (name, (effect, low, high)) in enumerate(rows.items()):
+        color = (0.9, 0.25, 0.2) if name == strong else (0.15, 0.25, 0.75)
+        axes.plot([low, high], [place, place], color=color, linewidth=1.6)
+        axes.plot(effect, place, "o", color=color, markersize=4.5)
+    axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.grid(axis="x", alpha=0.25)
+    figure.suptitle(title, fontsize=9)
+    save(figure, path)
+
+
 def save(figure: Figure, path: Path) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
