@@ -26,6 +26,7 @@ Where the paper is silent each reading is an option: what is swapped (`WHAT`), b
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from random import Random
 from zlib import crc32
 
 import numpy as np
@@ -33,17 +34,25 @@ import torch
 from torch import Tensor
 
 from minicos import puzzles
-from minicos.analysis import cases
+from minicos.analysis import cases, figures
 from minicos.analysis.cases import Case
-from minicos.analysis.stats import Interval
+from minicos.analysis.probe import Probe
+from minicos.analysis.stats import Interval, bootstrap
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
+from minicos.media import save_video
 from minicos.pipeline import Wan
 from minicos.runs import Run
 from minicos.sample import Step
 
-WHAT = ("stream", "update", "self_attn", "cross_attn", "ffn")  # h_k, h_k - h_{k-1}, or a sub-layer's output before its gate
+WHAT = (
+    "stream",
+    "update",
+    "self_attn",
+    "cross_attn",
+    "ffn",
+)  # h_k, h_k - h_{k-1}, or a sub-layer's output before its gate
 DONORS = ("own", "same_x")  # A on its own trajectory, or prompt A at B's latent
 REGIONS = ("all", "objects", "background")  # which tokens, by the objects of the first frame
 CONTROLS = ("null", "wrong", "shuffled", "random")
@@ -157,9 +166,7 @@ def lockstep(
         gives = [
             wan.sample(give, noise=x, start=start, hooks=swap.record(s)) for swap, s in zip(swaps, stores, strict=True)
         ]
-    takes = [
-        wan.sample(take, noise=x, start=start, hooks=swap.hooks(s)) for swap, s in zip(swaps, stores, strict=True)
-    ]
+    takes = [wan.sample(take, noise=x, start=start, hooks=swap.hooks(s)) for swap, s in zip(swaps, stores, strict=True)]
     for index in range(start, total):
         given = [next(run) for run in gives] if index < steps.stop else []
         taken = [next(run) for run in takes]
@@ -193,7 +200,9 @@ def tokens(mask: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
     return pooled.flatten().repeat(f)
 
 
-def crossing(layers: Sequence[int], curves: np.ndarray, level: float, *, seed: int = 0, resamples: int = 10_000) -> Interval:
+def crossing(
+    layers: Sequence[int], curves: np.ndarray, level: float, *, seed: int = 0, resamples: int = 10_000
+) -> Interval:
     """The layer at which the mean of curves (n layers) first reaches `level`, between layers by a straight line; inf where never.
 
     The interval is that of the mean curve over resampled rows, one row for each puzzle.
@@ -255,6 +264,24 @@ def pairs(kind: str, n: int, *, size: int = 4, split: str = "test", seed: int = 
             raise MinicosError(f"a swap needs two prompts for one picture, and {kind} has one: take mark or goal")
         other = Case.of(others[i % len(others)], case.seed)
         made.append(Pair(other, case, case.puzzle.foreground(), (_answers(other.puzzle), _answers(case.puzzle))))
+    return made
+
+
+def probes(n: int, height: int, width: int, *, seed: int = 0) -> list[Pair]:
+    """n drawn pictures with a prompt for each of their two classes, for any image-to-video model."""
+    made = []
+    for i in range(n):
+        probe = Probe.sample(Random(f"probe/{height}/{width}/{i}"), height, width)
+        image = torch.from_numpy(probe.image()).permute(2, 0, 1).float() / 255
+        a, b = probe.kinds if i % 2 else probe.kinds[::-1]
+        made.append(
+            Pair(
+                Case(probe.prompt(a), image, seed + i),
+                Case(probe.prompt(b), image, seed + i),
+                probe.mask(),
+                (probe.shows(a), probe.shows(b)),
+            )
+        )
     return made
 
 
@@ -367,6 +394,22 @@ class Plan:
             for control in (None, *self.controls)
         ]
 
+    def check(self, made: Sequence[Pair]) -> None:
+        """Raise MinicosError for what cannot be done with these pairs, before anything runs."""
+        for arm in self.arms:
+            self.swaps(arm, None)
+            donors(made, arm.control)
+            if arm.donor not in DONORS:
+                raise MinicosError(f"no donor {arm.donor!r}: one of {', '.join(DONORS)}")
+        if self.region not in REGIONS:
+            raise MinicosError(f"no region {self.region!r}: one of {', '.join(REGIONS)}")
+        if self.region != "all" and any(pair.objects is None for pair in made):
+            raise MinicosError(
+                f"the region {self.region!r} needs pictures that know their objects: a puzzle or a probe"
+            )
+        if len({None if pair.image is None else tuple(pair.image.shape) for pair in made}) > 1:
+            raise MinicosError("the pictures of a sweep must have one size")
+
     def swaps(self, arm: "Arm", region: Tensor | None) -> list[Swap]:
         """One for each layer of an arm."""
         rest = (self.what, self.at, self.branch, region, arm.control == "random")
@@ -386,17 +429,20 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """ "steps 0-19, own" or "step 0, own, null"."""
+        """ "steps 0-19 own" or "step 0 own null"."""
         steps = f"step {self.steps[0]}" if len(self.steps) == 1 else f"steps {self.steps[0]}-{self.steps[-1]}"
-        return ", ".join([steps, self.donor, *([self.control] if self.control else [])])
+        return " ".join([steps, self.donor, *([self.control] if self.control else [])])
+
+    @property
+    def file(self) -> str:
+        return self.name.replace(" ", "_")
 
 
 def sweep(wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = 25) -> dict[Arm, dict[str, np.ndarray]]:
     """Measure every arm of a plan: {"flip", "off_axis", "leverage", "changed", "answer"}, each (pairs layers); under Arm's key None
     the `undisturbed` runs. Batches that `run` holds are not computed again. Of the first pair all videos are kept to look at.
     """
-    if len({None if pair.image is None else tuple(pair.image.shape) for pair in made}) > 1:
-        raise MinicosError("the pictures of a sweep must have one size")
+    plan.check(made)
     work = [range(i, min(i + most, len(made))) for i in range(0, len(made), most)]
     starts = sorted({steps.start for steps in plan.ranges})
 
@@ -422,8 +468,124 @@ def sweep(wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = 25) 
             out, ends = measure(wan, batch, chosen(given, rows), before, swaps, donor=arm.donor, index=index)
             if 0 in rows and not arm.control:
                 layers = plan.layers_of(arm)
-                _keep(wan, run, arm.name, {f"layer {k}": y for k, y in zip(layers, ends, strict=True)})
+                _keep(wan, run, arm.file, {f"layer_{_layer(k)}": y for k, y in zip(layers, ends, strict=True)})
             return out
 
-        results[arm] = cases.collect(run, arm.name, work, compute)
+        results[arm] = cases.collect(run, arm.file, work, compute)
     return results
+
+
+def _region(wan: Wan, name: str, made: Sequence[Pair]) -> Tensor | None:
+    """The tokens that are swapped in each pair, bool (b, l); None for all."""
+    if name == "all":
+        return None
+    shape, patch = cases.condition(wan, [pair.b for pair in made]).shape, wan.experts["high"].cfg.patch_size
+    grid = tuple(size // p for size, p in zip(shape[2:], patch, strict=True))
+    inside = torch.stack([tokens(pair.objects, grid) for pair in made])
+    return inside if name == "objects" else ~inside
+
+
+def _keep(wan: Wan, run: Run, name: str, latents: Mapping[str, Tensor]) -> None:
+    """The first sample of each latent as a video, and all their last frames for the picture of `draw`."""
+    last = {}
+    for label, latent in latents.items():
+        video = wan.decode(latent[:1])[0]
+        save_video(run.path(f"videos/{name}/{label}.mp4"), video, fps=wan.preset.fps)
+        last[label] = torch.from_numpy(video[-1])
+    run.save_tensors(f"last/{name}.safetensors", last)
+
+
+# -- telling ----------------------------------------------------------------------------------------------------------
+
+
+def table(plan: Plan, results: Mapping[Arm | None, Mapping[str, np.ndarray]], pictures: int) -> list[dict]:
+    """A line for each arm and layer: means with intervals over pictures (rows beyond `pictures` are the same ones turned)."""
+
+    def over(values: np.ndarray) -> Interval:
+        return bootstrap(by_picture(values, pictures))
+
+    lines = []
+    for arm in plan.arms:
+        found = results[arm]
+        scored = bool((found["answer"] != UNREAD).all())
+        for j, layer in enumerate(plan.layers_of(arm)):
+            line = {"arm": arm.name, "layer": layer, "flip": over(found["flip"][:, j])}
+            line |= {name: float(np.mean(found[name][:, j])) for name in ("off_axis", "leverage")}
+            line["changed"] = float(found["changed"][:, j].max())
+            if scored:
+                line |= {
+                    name: over(found["answer"][:, j] == k) for name, k in (("A", A), ("B", B), ("neither", NEITHER))
+                }
+            lines.append(line)
+    return lines
+
+
+def turns(plan: Plan, results: Mapping[Arm | None, Mapping[str, np.ndarray]], pictures: int) -> list[dict]:
+    """For each arm without a control, the layer at which the answer turns: by `flip` and, where pictures are read, by the rate of A."""
+    lines = []
+    for arm in plan.arms:
+        if arm.control is None:
+            found, line = results[arm], {"arm": arm.name}
+            line["flip"] = crossing(plan.layers, by_picture(found["flip"], pictures), 0.0)
+            if (found["answer"] != UNREAD).all():
+                line["A"] = crossing(plan.layers, by_picture(found["answer"] == A, pictures), 0.5)
+            lines.append(line)
+    return lines
+
+
+def by_picture(values: np.ndarray, pictures: int) -> np.ndarray:
+    """Rows (pictures, or twice as many: both directions) averaged over directions, so that a picture counts once."""
+    return np.asarray(values, dtype=np.float64).reshape(-1, pictures, *values.shape[1:]).mean(0)
+
+
+def draw(plan: Plan, results: Mapping[Arm | None, Mapping[str, np.ndarray]], pictures: int, run: Run) -> list[str]:
+    """The pictures: flip (and rates) over layers with controls, layers x ranges as a map, the first pair's last frames."""
+    lines, names = table(plan, results, pictures), []
+    measures = [("flip", "flip: −1 stays B, +1 becomes A")]
+    measures += [("A", "rate of A's answer")] * ("A" in lines[0])
+    for arm in plan.arms:
+        if arm.control is None:
+            mine = [arm, *(replace(arm, control=control) for control in plan.controls)]
+            for measure_, label in measures:
+                curves = {
+                    a.control or plan.what: [(x["layer"], x[measure_]) for x in lines if x["arm"] == a.name]
+                    for a in mine
+                }
+                names.append(f"{measure_}_{arm.file}.png")
+                figures.intervals(
+                    run.path(names[-1]),
+                    {
+                        name: [(layer, i.effect, i.low, i.high) for layer, i in points]
+                        for name, points in curves.items()
+                    },
+                    x="layer (−1: patch embedding)" if EMBED in plan.layers else "layer",
+                    y=label,
+                    level={"flip": 0.0, "A": 0.5}[measure_],
+                    title=f"{plan.what} of A put into B, {arm.name}; 95 % over {pictures} pictures",
+                )
+    effects = [arm for arm in plan.arms if arm.control is None]
+    layers = [_layer(k) for k in plan.layers]
+    if len(effects) > 1:
+        for measure_, label in measures:
+            values = [[x[measure_].effect for x in lines if x["arm"] == arm.name] for arm in effects]
+            names.append(f"{measure_}_map.png")
+            figures.matrix(
+                run.path(names[-1]), np.array(values), rows=[arm.name for arm in effects], columns=layers,
+                limits={"flip": (-1, 1), "A": (0, 1)}[measure_], title=f"{plan.what} of A put into B at a layer (across): {label}",
+            )  # fmt: skip
+    plain = run.load_tensors("last/undisturbed.safetensors")
+    shown = figures.evenly(len(plan.layers), 12)
+    images = []
+    for arm in effects:
+        last = run.load_tensors(f"last/{arm.file}.safetensors")
+        images.append([plain["b"], *(last[f"layer_{layers[i]}"] for i in shown), plain["a"]])
+    figures.sheet(
+        run.path("last_frames.png"), [[image.numpy() for image in row] for row in images],
+        rows=[arm.name for arm in effects], columns=["B", *(layers[i] for i in shown), "A"],
+        title="Last frames: B undisturbed, B with A's state at a layer, A undisturbed",
+    )  # fmt: skip
+    return ["last_frames.png", *names]
+
+
+def _layer(k: int) -> str:
+    return "embed" if k == EMBED else str(k)
