@@ -76,7 +76,7 @@ def intervals(
     title: str,
     level: float,
 ) -> None:
-    """Curves of (x, mean, low, high), the interval as a band; the first is the effect, the others (dashed) its controls.
+    """Curves of (x, mean, low, high), the interval as a bar; the first is the effect, the others (dashed) its controls.
 
     `level` is a height worth a line, such as chance.
     """
@@ -85,8 +85,9 @@ def intervals(
     axes.axhline(level, color="0.6", linewidth=0.8)
     for k, (name, points) in enumerate(lines.items()):
         at, mean, low, high = np.array(points, dtype=np.float64).T
-        axes.plot(at, mean, label=name, color=f"C{k}", marker=".", linestyle="--" if k else "-")
-        axes.fill_between(at, low, high, color=f"C{k}", alpha=0.2, linewidth=0)
+        bars = np.clip([mean - low, high - mean], 0, None)
+        style = {"color": f"C{k}", "marker": ".", "linestyle": "--" if k else "-", "capsize": 2, "elinewidth": 1}
+        axes.errorbar(at + 0.08 * k, mean, bars, label=name, **style)  # beside each other where they agree
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

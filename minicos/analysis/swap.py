@@ -16,7 +16,8 @@ What is true by construction, so no finding:
 - Whole streams of several layers: only the last of them counts.
 - Donor `own` hands over A's latent together with A's reading of the prompt. From the second step on they differ, so that a swap of the
   patch embedding, before any prompt is read, can already turn the answer. At step 0 the two donors are one, since the noise is shared.
-- Donor `same_x` at block k, whole stream, is B with the prompt of A in blocks 0..k: what it measures is where the prompt is *read*.
+- Donor `same_x` at block k, whole stream, is B with the prompt of A in blocks 0..k, bit for bit: what it measures is where the prompt is
+  *read*. (It is computed that way: keys and values of the text depend on no latent, so one run of A serves all layers.)
 - One Euler step of 50 at high noise moves the latent by well under 1 %, at every layer: look at `leverage` before reading step 0 alone.
 
 Where the paper is silent each reading is an option: what is swapped (`WHAT`), block output or input, donor (`DONORS`), branch, which tokens
@@ -67,22 +68,26 @@ class Swap:
 
     layers: tuple[int, ...]  # blocks from 0; EMBED is allowed for a stream
     steps: range
-    what: str = "stream"  # of WHAT
+    what: str = "stream"  # of WHAT; or "prompt": keys and values of the text in blocks 0..k, see `lockstep`
     at: str = "output"  # of the block, or its "input", which is the output of the one before
     branch: str | None = "cond"  # None: both
     region: Tensor | None = None  # tokens that are swapped, bool l or b l; None: all
     random: bool = False  # control: B's own state, moved as far as A's is away but in a random direction
 
     def __post_init__(self):
-        if self.what not in WHAT or self.at not in ("output", "input"):
+        if self.what not in (*WHAT, "prompt") or self.at not in ("output", "input"):
             raise MinicosError(f"a swap is of {', '.join(WHAT)}, at output or input; not {self.what!r} at {self.at!r}")
         if self.at == "input" and self.what != "stream":
             raise MinicosError(f"only a stream can be swapped at a block's input, not {self.what}")
-        lowest = EMBED if self.what == "stream" and self.at == "output" else 0
+        lowest = 0 if self.at == "input" or self.what not in ("stream", "prompt") else EMBED
         if not self.layers or min(self.layers) < lowest:
             raise MinicosError(f"a swap of {self.what} needs layers from {lowest} on, not {list(self.layers)}")
         if not self.steps or self.steps.step != 1:
             raise MinicosError(f"a swap needs a range of steps, not {self.steps}")
+
+    @property
+    def whole_stream(self) -> bool:
+        return self.what == "stream" and self.region is None and not self.random
 
     def record(self, states: States) -> Hooks:
         """Hooks for run A: keep what will be swapped in `states`, where each step overwrites the one before."""
@@ -111,14 +116,21 @@ class Swap:
             return put
 
         for layer in sorted(self.layers):
-            *before, point = self._points(layer)
-            for name in before:  # added in order of layers, so that it sees what an earlier layer's swap has left
-                hooks = hooks.on(name, remember, step=self.steps, branch=self.branch)
-            hooks = hooks.on(point, put_update(*before) if before else put, step=self.steps, branch=self.branch)
+            if (
+                self.what == "update"
+            ):  # rules in order of layers, so that `own` holds what an earlier layer's swap has left
+                before, point = self._points(layer)
+                rules = {before: remember, point: put_update(before)}
+            else:
+                rules = dict.fromkeys(self._points(layer), put)
+            for point, hook in rules.items():
+                hooks = hooks.on(point, hook, step=self.steps, branch=self.branch)
         return hooks
 
     def _points(self, layer: int) -> tuple[str, ...]:
-        """The hook point that is replaced, for an update after the one that it starts from."""
+        """The hook points that a swap at a layer replaces; for an update, the one that it starts from and the one it replaces."""
+        if self.what == "prompt":
+            return tuple(f"blocks.{i}.cross_attn.{name}" for i in range(layer + 1) for name in "kv")
         if self.what in ("self_attn", "cross_attn", "ffn"):
             return (f"blocks.{layer}.{self.what}",)
         if self.what == "update":
@@ -148,6 +160,7 @@ def lockstep(
 
     give, take  the conditions of A and B; both start from `noise`
     swaps       over the same steps. Under donor `own` they share one run of A, under `same_x` each has a pass of A at its own latent
+                (whole streams excepted: see the top)
     x, start    B's undisturbed latent entering step `start` (at most the first swapped step), so that nothing is computed twice
     No more than one step's states of A are kept.
     """
@@ -157,6 +170,11 @@ def lockstep(
     if steps.start < start or steps.stop > total:
         raise MinicosError(f"steps {steps.start} to {steps.stop - 1} are not among the steps {start} to {total - 1}")
     x = noise if x is None else x
+    if donor == "same_x" and _same_but_text(give, take) and all(swap.whole_stream for swap in swaps):
+        # A and B part only in the text: its keys and values, which no latent enters, carry all of A into a block's stream.
+        outputs = [max(swap.layers) - (swap.at == "input") for swap in swaps]
+        swaps = [Swap((k,), steps, "prompt", branch=s.branch) for k, s in zip(outputs, swaps, strict=True)]
+        donor = "own"
     if donor == "own":
         stores = [{}] * len(swaps)
         record = sum((swap.record(stores[0]) for swap in swaps), NO_HOOKS)
@@ -174,6 +192,15 @@ def lockstep(
             for a, b in zip(given, taken, strict=False):
                 a.next = b.next
         yield taken
+
+
+def _same_but_text(a: Condition, b: Condition) -> bool:
+    """Whether two conditions agree in everything but the prompt."""
+    fields = {name: (value, vars(b)[name]) for name, value in vars(a).items() if name != "text"}
+    return all(
+        torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x is y or x == y
+        for x, y in fields.values()
+    )
 
 
 def flip(y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from minicos.analysis.stats import Interval
     from minicos.analysis.swap import Pair
-    from minicos.pipeline import Wan
 
 HELP = "Put hidden states of one prompt's run into another's: where the answer turns."
 EXAMPLES = """\
@@ -91,7 +90,11 @@ def run(args: argparse.Namespace) -> None:
     from minicos.errors import MinicosError
 
     image = common.image(args)
+    made = subjects(args, image)
     wan = common.load(args)
+    words = {word for pair in made for case in (pair.a, pair.b) for word in wan.tokenizer.unknown_words(case.prompt)}
+    if words:
+        print(f"minicos: the model does not know the words {', '.join(sorted(words))}", file=sys.stderr)
     depth = len(wan.experts["high"].blocks)
     whole_stream = args.what == "stream" and args.side == "output"
     chosen = args.at or tuple(range(swap.EMBED if whole_stream else 0, depth))
@@ -111,7 +114,6 @@ def run(args: argparse.Namespace) -> None:
         controls=controls,
         control_layers=args.controls_at or tuple(three),
     )
-    made = subjects(args, wan, image)
     pictures = len(made)
     made += [] if args.one_way else [pair.turned() for pair in made]
     plan.check(made)
@@ -128,28 +130,25 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{folder.path(first)}  (and {len(rest)} more)")
 
 
-def subjects(args: argparse.Namespace, wan: "Wan", image: "Tensor | None") -> list["Pair"]:
+def subjects(args: argparse.Namespace, image: "Tensor | None") -> list["Pair"]:
     """The pairs of the options; exactly one subject must be given."""
     from minicos.analysis import swap
     from minicos.analysis.cases import Case
     from minicos.errors import MinicosError
 
-    if sum(x is not None for x in (args.puzzle, args.probe, args.prompt)) != 1 or (args.prompt is None) != (
-        args.other is None
-    ):
-        raise MinicosError(
-            "give one subject: --puzzle KIND, or --probe N, or --prompt and --other with the picture's --image"
-        )
-    if args.puzzle:
-        return swap.pairs(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed)
+    chosen = [x for x in (args.puzzle, args.probe, args.prompt) if x is not None]
+    if len(chosen) != 1 or (args.prompt is None) != (args.other is None):
+        raise MinicosError("give one subject: --puzzle KIND, or --probe N, or --prompt and --other with an --image")
     if args.probe:
         height, cross, width = args.pixels.partition("x")
         if not (cross and height.isdecimal() and width.isdecimal()):
             raise MinicosError(f"--pixels {args.pixels}: give height x width, such as 480x832")
         return swap.probes(args.probe, int(height), int(width), seed=args.seed)
-    for prompt in (args.prompt, args.other):
-        if unknown := wan.tokenizer.unknown_words(prompt):
-            print(f"minicos: the model does not know the words {', '.join(unknown)}", file=sys.stderr)
+    if args.puzzle:
+        try:
+            return swap.pairs(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed)
+        except ValueError as error:  # a size that the kind does not have, a split that does not hold so many
+            raise MinicosError(str(error)) from error
     return [swap.Pair(Case(args.other, image, args.seed), Case(args.prompt, image, args.seed))]
 
 
