@@ -269,8 +269,13 @@ def test_who_gives_in_a_control():
     for pair, case in zip(made, swap.donors(made, "shuffled"), strict=True):
         assert torch.equal(case.image, pair.b.image)
         assert case.prompt not in (pair.a.prompt, pair.b.prompt)
-    with pytest.raises(MinicosError, match="'wrong' takes its donor from another case"):
-        swap.donors(made[:1], "wrong")
+    both = [*made, *(pair.turned() for pair in made)]
+    for pair, case in zip(both, swap.donors(both, "wrong"), strict=True):
+        assert case is not pair.a
+        assert case is not pair.b
+    for one in (made[:1], [made[0], made[0].turned()]):
+        with pytest.raises(MinicosError, match="'wrong' takes its donor from another picture"):
+            swap.donors(one, "wrong")
 
 
 def test_a_mask_of_tokens():
@@ -406,9 +411,11 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "steps 0-1 same_x null" in out
     found = json.loads((tmp_path / "run/swap.json").read_text())
-    assert {line["arm"] for line in found} == {
+    assert {line["arm"] for line in found["lines"]} == {
         f"{arm}{c}" for arm in ("step 0 same_x", "steps 0-1 same_x") for c in ("", " null", " wrong")
     }
+    assert [line["flip"]["n"] for line in found["turns"]] == [2, 2]
+    assert found["turns"][0]["flip"]["effect"] is None  # a random network does not turn at step 0
     assert (tmp_path / "run/last_frames.png").exists()
     assert (tmp_path / "run/videos/steps_0-1_same_x/layer_embed.mp4").exists()
     assert main(argv) == 0
@@ -436,6 +443,7 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
         ([], "give one subject"),
         (["--puzzle", "mark", "--at", "12"], "this model has layers 0 to 11"),
         (["--puzzle", "mark", "--during", "0-20"], "give steps 0 to 19"),
+        (["--puzzle", "mark", "--during", "0-2-4"], "give steps 0 to 19"),
         (["--puzzle", "mark", "--size", "5"], "no mark of size 5"),
         (["--puzzle", "mark", "--donor", "mine"], "no donor 'mine'"),
         (["--puzzle", "mark", "--n", "1", "--one-way", "--controls", "wrong"], "there is only one"),
@@ -445,11 +453,11 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
 
 
 def test_the_embedded_model_reads_its_prompt_in_the_middle():
-    wan = load("tiny", device="cpu").with_preset(steps=8)
+    wan = load("tiny", device="cpu").with_preset(steps=6)
     made = swap.pairs("mark", 2)
     plain = swap.undisturbed(wan, made, [0])
     out, _ = swap.measure(
-        wan, made, swap.donors(made, None), plain, [Swap((k,), range(8)) for k in (2, 9)], donor="same_x"
+        wan, made, swap.donors(made, None), plain, [Swap((k,), range(6)) for k in (2, 9)], donor="same_x"
     )
     assert plain["a.answer"].tolist() == [swap.A] * 2
     assert out["answer"].tolist() == [[swap.B, swap.A]] * 2

@@ -14,8 +14,8 @@ What is true by construction, so no finding:
 - The whole stream after the last block *is* A's velocity: over all steps the run ends at A, flip = 1, whatever the model. A curve over
   layers ends there; the finding is where it turns.
 - Whole streams of several layers: only the last of them counts.
-- Donor `own` hands over A's latent together with A's reading of the prompt. From the second step on they differ, so that a swap of the
-  patch embedding, before any prompt is read, can already turn the answer. At step 0 the two donors are one, since the noise is shared.
+- Donor `own` hands over A's latent together with A's reading of the prompt. From the second step on the two latents differ, so that even
+  a swap of the patch embedding, which no prompt has touched, disturbs B. At step 0 the two donors are one, since the noise is shared.
 - Donor `same_x` at block k, whole stream, is B with the prompt of A in blocks 0..k, bit for bit: what it measures is where the prompt is
   *read*. (It is computed that way: keys and values of the text depend on no latent, so one run of A serves all layers.)
 - One Euler step of 50 at high noise moves the latent by well under 1 %, at every layer: look at `leverage` before reading step 0 alone.
@@ -53,7 +53,7 @@ WHAT = (
     "self_attn",
     "cross_attn",
     "ffn",
-)  # h_k, h_k - h_{k-1}, or a sub-layer's output before its gate
+)  # h_k, h_k - h_{k-1}, a sub-layer's output (before its gate)
 DONORS = ("own", "same_x")  # A on its own trajectory, or prompt A at B's latent
 REGIONS = ("all", "objects", "background")  # which tokens, by the objects of the first frame
 CONTROLS = ("null", "wrong", "shuffled", "random")
@@ -115,14 +115,11 @@ class Swap:
 
             return put
 
-        for layer in sorted(self.layers):
-            if (
-                self.what == "update"
-            ):  # rules in order of layers, so that `own` holds what an earlier layer's swap has left
-                before, point = self._points(layer)
-                rules = {before: remember, point: put_update(before)}
-            else:
-                rules = dict.fromkeys(self._points(layer), put)
+        for layer in sorted(self.layers):  # in this order `own` holds what an earlier layer's swap has left
+            points = self._points(layer)
+            rules = dict.fromkeys(points, put)
+            if self.what == "update":
+                rules = {points[0]: remember, points[1]: put_update(points[0])}
             for point, hook in rules.items():
                 hooks = hooks.on(point, hook, step=self.steps, branch=self.branch)
         return hooks
@@ -330,9 +327,14 @@ def donors(made: Sequence[Pair], control: str | None) -> list[Case]:
         return [pair.a for pair in made]
     if control not in CONTROLS:
         raise MinicosError(f"no control {control!r}: one of {', '.join(CONTROLS)}")
-    if len(made) < 2:
-        raise MinicosError(f"the control {control!r} takes its donor from another case, and there is only one")
-    following = [[*made[i + 1 :], *made[:i]] for i in range(len(made))]
+    following = [
+        [
+            other for other in (*made[i + 1 :], *made[:i]) if other.b is not pair.b and other.b is not pair.a
+        ]  # nor turned
+        for i, pair in enumerate(made)
+    ]
+    if not all(following):
+        raise MinicosError(f"the control {control!r} takes its donor from another picture, and there is only one")
     if control == "wrong":
         return [others[0].a for others in following]
     third = [
@@ -409,7 +411,7 @@ class Plan:
     branch: str | None = "cond"
     region: str = "all"  # of REGIONS
     controls: tuple[str, ...] = ()
-    control_layers: tuple[int, ...] = ()
+    control_layers: tuple[int, ...] = ()  # (): all of them
 
     @property
     def arms(self) -> list["Arm"]:
@@ -443,7 +445,7 @@ class Plan:
         return [Swap((layer,), arm.steps, *rest) for layer in self.layers_of(arm)]
 
     def layers_of(self, arm: "Arm") -> tuple[int, ...]:
-        return self.control_layers if arm.control else self.layers
+        return (self.control_layers or self.layers) if arm.control else self.layers
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,8 +77,9 @@ def ranges(text: str, total: int) -> tuple[range, ...]:
     from minicos.errors import MinicosError
 
     try:
-        ends = [(0, total - 1) if part == "all" else [int(x) for x in part.split("-")] for part in text.split(",")]
-        found = tuple(range(end[0], end[-1] + 1) for end in ends)
+        parts = (f"0-{total - 1}" if part == "all" else part for part in text.split(","))
+        ends = [(first, last if dash else first) for first, dash, last in (part.partition("-") for part in parts)]
+        found = tuple(range(int(first), int(last) + 1) for first, last in ends)
     except ValueError:
         found = ()
     if not found or any(not steps or steps.stop > total for steps in found):
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
     folder = common.open_run(args, wan, [], **settings)
     results = swap.sweep(wan, folder, plan, made)
     lines, turns = swap.table(plan, results, pictures), swap.turns(plan, results, pictures)
-    folder.save_json("swap.json", [*({**t, "turns": True} for t in turns), *lines])
+    folder.save_json("swap.json", {"turns": plain_numbers(turns), "lines": plain_numbers(lines)})
     tell(lines, turns, results[None])
     first, *rest = swap.draw(plan, results, pictures, folder)
     print(f"\n{folder.path(first)}  (and {len(rest)} more)")
@@ -185,6 +187,17 @@ def tell(lines: list[dict], turns: list[dict], plain: dict) -> None:
             f"  {layer:>5}  {f.effect:+.3f} [{f.low:+.3f}, {f.high:+.3f}]  {line['off_axis']:8.3f}  {line['leverage']:8.5f}  "
             f"{line['changed']:14.2g}{rates}"
         )
+
+
+def plain_numbers(lines: list[dict]) -> list[dict]:
+    """Lines as JSON: an interval is an object; never and not a number are null."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, float):
+            return value if isfinite(value) else None
+        return {k: plain(v) for k, v in asdict(value).items()} if is_dataclass(value) else value
+
+    return [{name: plain(value) for name, value in line.items()} for line in lines]
 
 
 def place(at: "Interval") -> str:
