@@ -17,6 +17,7 @@ from minicos.analysis.swap import EMBED, Plan, Swap
 from minicos.cli import main
 from minicos.errors import MinicosError
 from minicos.hooks import Site
+from minicos.media import save_image
 from minicos.pipeline import load
 from minicos.puzzles import draw
 from minicos.runs import Run
@@ -420,25 +421,14 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "run/videos/steps_0-1_same_x/layer_embed.mp4").exists()
     assert main(argv) == 0
     assert capsys.readouterr().out == out
-    argv = [
-        "swap",
-        "--model",
-        str(toy),
-        "--steps",
-        "2",
-        "--probe",
-        "1",
-        "--pixels",
-        "32x64",
-        "--at",
-        "3",
-        "--out",
-        "probe",
-        "--what",
-        "ffn",
-    ]
-    assert main(argv) == 0
-    assert "layer" in capsys.readouterr().out
+    save_image("shapes.png", np.full((32, 64, 3), 200, np.uint8))
+    own = ["--image", "shapes.png", "--prompt", "mark the circle", "--other", "mark the square"]
+    for subject in (["--probe", "1", "--pixels", "32x64"], own):
+        more = ["--steps", "1", "--frames", "5", "--at", "3", "--what", "ffn", "--out", subject[0][2:]]
+        assert main(["swap", "--model", str(toy), *subject, *more]) == 0
+        out, err = capsys.readouterr()
+        assert "step 0 same_x" in out
+        assert ("rate of A" in out) == ("does not know the words ., bicycle, cat" in err) == (subject is not own)
     for wrong, says in (
         ([], "give one subject"),
         (["--puzzle", "mark", "--at", "12"], "this model has layers 0 to 11"),

@@ -327,12 +327,7 @@ def donors(made: Sequence[Pair], control: str | None) -> list[Case]:
         return [pair.a for pair in made]
     if control not in CONTROLS:
         raise MinicosError(f"no control {control!r}: one of {', '.join(CONTROLS)}")
-    following = [
-        [
-            other for other in (*made[i + 1 :], *made[:i]) if other.b is not pair.b and other.b is not pair.a
-        ]  # nor turned
-        for i, pair in enumerate(made)
-    ]
+    following = [_others(made, i) for i in range(len(made))]
     if not all(following):
         raise MinicosError(f"the control {control!r} takes its donor from another picture, and there is only one")
     if control == "wrong":
@@ -342,6 +337,12 @@ def donors(made: Sequence[Pair], control: str | None) -> list[Case]:
         for pair, others in zip(made, following, strict=True)
     ]
     return [replace(pair.b, prompt=prompt, puzzle=None) for pair, prompt in zip(made, third, strict=True)]
+
+
+def _others(made: Sequence[Pair], i: int) -> list[Pair]:
+    """The pairs behind pair i, then those before it, without pair i turned around."""
+    pair = made[i]
+    return [other for other in (*made[i + 1 :], *made[:i]) if other.b is not pair.b and other.b is not pair.a]
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
