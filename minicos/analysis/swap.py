@@ -5,7 +5,7 @@ computes with A's state instead of its own and goes on from there, later layers 
 
 Definition. y is the latent B ends at, A and B are those of the undisturbed runs, t = <y - B, A - B> / ||A - B||^2. Reported are
     flip        2t - 1: -1 where B stays B, +1 where it became A
-    off_axis    ||y - B - t (A - B)|| / ||A - B||: what became neither
+    off_axis    ||y - B - t (A - B)|| / ||A - B||: what became neither; flip means little where this is not small
     leverage    |dsigma| ||dv|| / ||x|| at the first swapped step, dv the change of the guided velocity (g times that of the prompted
                 branch): how far one step can move the latent at all
 and, where pictures can be read, the rates of A, B and neither, with the layer at which `flip` crosses 0 and the rate of A crosses 1/2.
