@@ -538,7 +538,7 @@ def test_pictures_that_are_missing_or_needless(looking, wan):
 def test_a_folder_without_clip(toys21, tmp_path):
     folder = shutil.copytree(toys21["first frame"], tmp_path / "model", ignore=shutil.ignore_patterns("models_clip*"))
     with pytest.raises(
-        MinicosError, match="comes without the image encoder.*models_clip_open-clip-xlm-roberta-large-vit-huge-14"
+        MinicosError, match=r"comes without the image encoder.*models_clip_open-clip-xlm-roberta-large-vit-huge-14"
     ):
         load(folder, device="cpu")
 

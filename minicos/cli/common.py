@@ -193,7 +193,7 @@ def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
     """First and last frame of the options. Read before the model, so that a wrong path is told at once."""
     from minicos.media import load_image
 
-    paths = {"image": args.image, "last": args.last}
+    paths = {"image": args.image, "last": getattr(args, "last", None)}
     return {name: None if path is None else load_image(path) for name, path in paths.items()}
 
 

@@ -31,7 +31,7 @@ def subjects(args: argparse.Namespace, keep: Callable[["Puzzle"], bool] = lambda
     from minicos.analysis.cases import Case, held_out
 
     if args.prompt is not None:
-        return [Case(args.prompt, common.image(args), args.seed)]
+        return [Case(args.prompt, common.images(args)["image"], args.seed)]
     if args.image is not None:
         raise MinicosError("--image needs a --prompt beside it; without both, held-out puzzles are used")
     try:
@@ -43,5 +43,5 @@ def subjects(args: argparse.Namespace, keep: Callable[["Puzzle"], bool] = lambda
 def about(args: argparse.Namespace) -> dict[str, object]:
     """The options of `subjects` among a run's settings."""
     if args.prompt is not None:
-        return common.subject(args, common.image(args))
+        return common.subject(args, common.images(args))
     return {"puzzle": args.puzzle, "size": args.size, "n": args.n, "split": args.split}
