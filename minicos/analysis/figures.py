@@ -81,10 +81,37 @@ def curves(
     save(figure, path)
 
 
+def bands(
+    path: Path, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], *, x: str, y: str, title: str,
+    marks: Mapping[str, float] | None = None, levels: Mapping[str, float] | None = None, log: bool = False,
+) -> None:  # fmt: skip
+    """Curves with their intervals: name -> (x, rows of middle, low, high). `marks` are upright lines, in the colour of the curve
+    of the same name where there is one; `levels` are level lines."""
+    figure = Figure(figsize=(7.6, 4), layout="constrained")
+    axes = figure.subplots()
+    colours = {name: colormaps["viridis"](0.9 * k / max(1, len(lines) - 1)) for k, name in enumerate(lines)}
+    for name, (at, (middle, low, high)) in lines.items():
+        axes.plot(at, middle, label=name, color=colours[name], marker=".")
+        axes.fill_between(at, low, high, color=colours[name], alpha=0.18, linewidth=0)
+    for name, at in (marks or {}).items():
+        label = None if name in colours else name
+        axes.axvline(at, color=colours.get(name, "0.35"), linestyle="--", linewidth=1, label=label)
+    for name, at in (levels or {}).items():
+        axes.axhline(at, color="0.35", linestyle=":", linewidth=1, label=name)
+    axes.set(xlabel=x, ylabel=y, title=title)
+    if log:
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+    save(figure, path)
+
+
 def grid(
-    path: Path, values: np.ndarray, *, x: str, y: str, title: str, limits: tuple[float, float] | None = None
-) -> None:
-    """A matrix as coloured cells with a scale (y down, x across, both counted from 0); NaN stays white."""
+    path: Path, values: np.ndarray, *, x: str, y: str, title: str, limits: tuple[float, float] | None = None,
+    mark: float | None = None,
+) -> None:  # fmt: skip
+    """A matrix as coloured cells with a scale (y down, x across, both counted from 0); NaN stays white; `mark` lines both axes."""
     rows, columns = values.shape
     figure = Figure(
         figsize=(max(4.5, min(9, 0.3 * columns + 1.5)), max(2.2, min(7, 0.3 * rows + 1.2))), layout="constrained"
@@ -92,6 +119,9 @@ def grid(
     axes = figure.subplots()
     low, high = limits or (0, np.nanmax(values) if np.isfinite(values).any() else 1)
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    if mark is not None:
+        axes.axvline(mark, color="red", linestyle="--", linewidth=1)
+        axes.axhline(mark, color="red", linestyle="--", linewidth=1)
     axes.set(xlabel=x, ylabel=y, title=title)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))

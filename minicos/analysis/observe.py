@@ -46,10 +46,7 @@ def observe(wan: Wan, condition: Condition, run: Run, analyses: Sequence[Analysi
     done = 0
     while done < len(schedule) and run.has(_file(done)):
         done += 1
-    x, memory = noise, None
-    if done:
-        tensors = run.load_tensors(_file(done - 1))
-        x, memory = tensors["next"].to(noise.device), _memory(tensors, noise)
+    x, memory = entering(run, done, noise)
     steps = wan.sample(condition, noise=x, hooks=hooks, start=done, memory=memory)
     for step in progress(steps, len(schedule) - done, "denoise"):
         tensors = {"next": step.next}
@@ -62,11 +59,23 @@ def observe(wan: Wan, condition: Condition, run: Run, analyses: Sequence[Analysi
     return x
 
 
+def entering(run: Run, index: int, noise: Tensor) -> tuple[Tensor, Memory | None]:
+    """The latent that enters step `index` of a run saved by `observe` from `noise`, and the solver's memory: where to resume."""
+    if not index:
+        return noise, None
+    tensors = run.load_tensors(_file(index - 1))
+    return tensors["next"].to(noise.device), _memory(tensors, noise)
+
+
 def recorded(run: Run, name: str, steps: int) -> list[dict[str, Tensor]]:
     """What the analysis `name` kept of each finished step."""
+    return [kept(run, name, i) for i in range(steps) if run.has(_file(i))]
+
+
+def kept(run: Run, name: str, index: int) -> dict[str, Tensor]:
+    """What the analysis `name` kept of one finished step."""
     prefix = f"{name}."
-    files = [run.load_tensors(_file(i)) for i in range(steps) if run.has(_file(i))]
-    return [{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} for tensors in files]
+    return {k.removeprefix(prefix): v for k, v in run.load_tensors(_file(index)).items() if k.startswith(prefix)}
 
 
 def _file(index: int) -> str:

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from minicos.cli import commitment, demo, ensemble, generate, inspect, points, swap, verify, watch
+from minicos.cli import commitment, demo, ensemble, generate, inspect, noise, points, swap, verify, watch
 from minicos.cli.common import Parser
 from minicos.errors import MinicosError
 
@@ -26,7 +26,7 @@ Watch a video diffusion model reason, step by step.
 def parser() -> Parser:
     top = Parser(prog="minicos", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in (demo, generate, watch, commitment, swap, ensemble, points, inspect, verify):
+    for verb in (demo, generate, watch, commitment, noise, swap, ensemble, points, inspect, verify):
         verb.add(verbs)
     return top
 

@@ -79,8 +79,7 @@ def run(args: argparse.Namespace) -> None:
     if args.carrier != "all" and not args.carrier.isdecimal():
         raise MinicosError(f"--carrier {args.carrier}: a number from 0, or all")
     scored = args.puzzle is not None
-    images = common.images(args)
-    image = images["image"]
+    image = common.images(args)["image"]
     wan = common.load(args)
     like = Ensemble(
         (0,), seeds=args.seeds, alpha=args.alpha, mode="mix", keep_norm=args.keep_norm,
@@ -177,7 +176,7 @@ def own(args: argparse.Namespace, wan: "Wan", image: object, arms: dict[str, "En
         import sys
 
         print(f"minicos: the model does not know the words {', '.join(unknown)}", file=sys.stderr)
-    folder = common.open_run(args, wan, [], **settings, **common.subject(args, images))
+    folder = common.open_run(args, wan, [], **settings, **common.subject(args, {"image": image}))
     case = cases.Case(args.prompt, image, args.seed)
     data = cases.collect(folder, "latents", [[case]], partial(compare, wan, arms))
     draw(folder, wan, data, arms)

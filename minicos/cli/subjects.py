@@ -8,6 +8,8 @@ from minicos.cli import common
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from minicos.analysis.cases import Case
     from minicos.puzzles import Puzzle
 
@@ -31,7 +33,7 @@ def subjects(args: argparse.Namespace, keep: Callable[["Puzzle"], bool] = lambda
     from minicos.analysis.cases import Case, held_out
 
     if args.prompt is not None:
-        return [Case(args.prompt, common.images(args)["image"], args.seed)]
+        return [Case(args.prompt, image(args), args.seed)]
     if args.image is not None:
         raise MinicosError("--image needs a --prompt beside it; without both, held-out puzzles are used")
     try:
@@ -40,8 +42,15 @@ def subjects(args: argparse.Namespace, keep: Callable[["Puzzle"], bool] = lambda
         raise MinicosError(f"{error}.") from error
 
 
+def image(args: argparse.Namespace) -> "Tensor | None":
+    """The user's own first frame."""
+    from minicos.media import load_image
+
+    return None if args.image is None else load_image(args.image)
+
+
 def about(args: argparse.Namespace) -> dict[str, object]:
     """The options of `subjects` among a run's settings."""
     if args.prompt is not None:
-        return common.subject(args, common.images(args))
+        return common.subject(args, {"image": image(args)})
     return {"puzzle": args.puzzle, "size": args.size, "n": args.n, "split": args.split}

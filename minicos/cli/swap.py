@@ -91,8 +91,7 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis import swap
     from minicos.errors import MinicosError
 
-    images = common.images(args)
-    image = images["image"]
+    image = common.images(args)["image"]
     made = subjects(args, image)
     wan = common.load(args)
     words = {word for pair in made for case in (pair.a, pair.b) for word in wan.tokenizer.unknown_words(case.prompt)}
@@ -122,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     plan.check(made)
     settings = {
         "puzzle": args.puzzle, "size": args.size, "n": args.n, "split": args.split, "probe": args.probe, "other": args.other,
-        "one_way": args.one_way, **common.subject(args, images), **asdict(plan), "ranges": [str(r) for r in plan.ranges],
+        "one_way": args.one_way, **common.subject(args, {"image": image}), **asdict(plan), "ranges": [str(r) for r in plan.ranges],
     }  # fmt: skip
     folder = common.open_run(args, wan, [], **settings)
     results = swap.sweep(wan, folder, plan, made)

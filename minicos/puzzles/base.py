@@ -116,6 +116,16 @@ class Puzzle:
             return Score(False, answer, f"frame {middle}: {detail}")
         return Score(True, answer)
 
+    def matches(self, video: np.ndarray) -> np.ndarray:
+        """Which candidates every frame of a video uint8 (f, h, w, 3) could come from: bool (f, candidates).
+
+        A frame matches where it looks, up to blur and noise, like the candidate's video at the same time. Stricter than `score`,
+        which leaves the pace of some answers open, and looser: frames need not agree with each other.
+        """
+        times = timeline(len(video))
+        truth = [draw.to_uint8(self.render(i, times)) for i in range(len(self.candidates))]
+        return np.stack([draw.deviation(video, t).max(axis=(1, 2)) < LIMIT for t in truth], axis=1)
+
     # -- what subclasses may sharpen --
 
     def _read(self, frame: np.ndarray) -> tuple[int | None, str]:

@@ -1,0 +1,120 @@
+"""The same measurement under several settings: hand-over of the experts, frame counts (App. B), few steps or other weights (App. C).
+
+A setting is a model under a preset with its cases; the measurement is `noise.study`: how fast the clean estimate converges (D of each
+step's estimate to the last one, in units of another seed) and how sensitive the run is to noise at one step. Peaks are compared on
+the same resamples of the same cases, so that their difference has an interval of its own.
+
+boundary     The paper's sensitivity peaks at steps 20-30 of 50, and at 50 steps the experts change at step 21 under its tools' 0.875,
+             at step 18 under the 0.8997 that VBVR was trained with. A peak that follows the boundary is the hand-over's.
+frames       Counts that a model was not trained at are out of distribution; read its success first.
+distilled    Steps are no common axis between 4 and 50 of them; the noise level is, and the share of the run is the other.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicos.analysis import figures
+from minicos.analysis.cases import Case
+from minicos.analysis.noise import Plan, Results, study
+from minicos.analysis.sensitivity import at, curve, draw, peak, sensitivity, to_json
+from minicos.analysis.stats import Interval, bootstrap
+from minicos.pipeline import Wan
+from minicos.runs import Run
+
+SETTLED = 0.1  # D of an estimate to the last one, below which it counts as settled
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One model under one preset, with its own plan: 20 steps and 4 steps are not noised at the same ones."""
+
+    wan: Wan
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting over all cases."""
+
+    name: str
+    steps: int
+    handover: int | None
+    solved: Interval | None
+    settled: Interval  # when the estimate comes within SETTLED of the last one, as a share of the run
+    peak: Interval  # the noised step that changes the video most
+    shift: Interval  # of the peak, against the first setting's
+    largest: Interval  # D there
+
+
+def compare(settings: Mapping[str, Setting], subjects: Sequence[Case], run: Run, most: int = 25) -> dict[str, Results]:
+    """Study every setting in a folder of its own, with its pictures."""
+    found = {}
+    for name, setting in settings.items():
+        inside = Run(run.path(name), run.settings)
+        found[name] = study(setting.wan, subjects, inside, setting.plan, most)
+        draw(found[name], setting.wan, inside)
+        inside.save_json("results.json", to_json(found[name]))
+    return found
+
+
+def settled(results: Results) -> np.ndarray:
+    """For each case, the share of the run after which the estimate stays within SETTLED of the last one: n, 0 to 1."""
+    far = results.estimates > SETTLED  # n N
+    last = np.where(far.any(1), far.shape[1] - 1 - far[:, ::-1].argmax(1), -1)
+    return (last + 1) / far.shape[1]
+
+
+def rows(found: Mapping[str, Results]) -> list[Row]:
+    out, base = [], None
+    for name, results in found.items():
+        steps, values = at(results), sensitivity(results)
+        top, peaks = peak(values, steps)
+        base = (top.effect, peaks) if base is None else base
+        low, high = np.percentile(peaks - base[1], [2.5, 97.5])
+        out.append(
+            Row(
+                name, len(results.sigmas) - 1, results.handover,
+                bootstrap(results.runs["clean"]["solved"]) if results.puzzles else None, bootstrap(settled(results)), top,
+                Interval(top.effect - base[0], float(low), float(high), top.n), bootstrap(values[:, list(steps).index(top.effect)]),
+            )
+        )  # fmt: skip
+    return out
+
+
+def table(found: Sequence[Row], x: str) -> str:
+    lines = [[x, "steps", "hand-over", "solved", "settled after", "peak at step", "against the first", "D at the peak"]]
+    for row in found:
+        handover = "-" if row.handover is None else str(row.handover)
+        numbers = (row.solved, row.settled, row.peak, row.shift, row.largest)
+        brief = ["-" if v is None else f"{v.effect:.2f} [{v.low:.2f}, {v.high:.2f}]" for v in numbers]
+        lines.append([row.name, str(row.steps), handover, *brief])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def picture(found: Mapping[str, Results], run: Run, axis: str = "step") -> list[str]:
+    """Sensitivity and convergence of all settings in two figures, over the step, the noise level ("sigma") or the "share" of the run."""
+    place: dict[str, Callable[[Results, np.ndarray], np.ndarray]] = {
+        "step": lambda results, steps: steps,
+        "sigma": lambda results, steps: 1 - np.array(results.sigmas)[steps],
+        "share": lambda results, steps: steps / (len(results.sigmas) - 1),
+    }
+    label = {"step": "step", "sigma": "1 - sigma on entering", "share": "share of the run"}[axis]
+    marks = {
+        name: float(place[axis](results, np.array([results.handover]))[0])
+        for name, results in found.items()
+        if results.handover
+    }
+    figures.bands(
+        run.path("settings.png"), {n: curve(sensitivity(r), place[axis](r, at(r))) for n, r in found.items()}, log=True,
+        x=f"{label} that is noised", y="D of the video", title="Sensitivity to noise at one step (dashed: hand-over)",
+        marks=marks, levels={"another seed": 1.0},
+    )  # fmt: skip
+    everywhere = {n: place[axis](r, np.arange(len(r.sigmas) - 1)) for n, r in found.items()}
+    figures.bands(
+        run.path("convergence.png"), {n: curve(r.estimates, everywhere[n]) for n, r in found.items()}, log=True,
+        x=label, y="D of the estimate to the last one", title="Convergence of the clean estimate", marks=marks,
+    )  # fmt: skip
+    return ["settings.png", "convergence.png"]
