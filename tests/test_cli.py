@@ -24,8 +24,21 @@ from minicos.weights import layouts, lora
 
 PROMPT = ["--prompt", "solve the maze"]
 VERBS = (
-    "demo", "generate", "steps", "energy", "attention", "commitment", "noise", "frames", "distilled", "swap", "ensemble", "points", "inspect", "verify",
-)  # fmt: skip
+    *(
+        "demo",
+        "generate",
+        "steps",
+        "energy",
+        "attention",
+        "commitment",
+        "noise",
+        "frames",
+        "distilled",
+        "swap",
+        "ensemble",
+    ),
+    *("points", "inspect", "verify"),
+)
 posix = pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
 PICTURE = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
 
