@@ -9,6 +9,7 @@ The official code runs it in float16 (weights, matrix products, residual stream;
 of its weights: `minicos.load` takes float16 beside networks in bfloat16, which is the default on a card, and float32 beside float32.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -108,14 +109,17 @@ def pixels(image: Tensor, size: int) -> Tensor:
     return (image - mean) / std
 
 
-def load_clip(path: Path, cfg: CLIPConfig, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> CLIP:
+def load_clip(
+    source: Path | Sequence[Path], cfg: CLIPConfig, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> CLIP:
     """The encoder of an official file, or of transformers' `CLIPVisionModel`. Raises MinicosError as `load_into` does."""
+    files = [source] if isinstance(source, Path) else list(source)
     with torch.device("meta"):
         clip = CLIP(cfg)
-    foreign = not is_archive(path) and layout(read_header(path).tensors) != "official"
+    foreign = not is_archive(files[0]) and layout(read_header(files[0]).tensors) != "official"
     if foreign:
         _take_apart(clip)
-    load_into(clip, path, dtype=dtype, device=device, unused=clip.unused)
+    load_into(clip, files, dtype=dtype, device=device, unused=clip.unused)
     if foreign:
         _put_together(clip)
     return clip

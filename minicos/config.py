@@ -132,6 +132,9 @@ VARIANTS: dict[str, DiTConfig] = {
     ),
 }
 
+# How many networks a variant has, where it is not one. The embedded model has one until its second stage is trained.
+EXPERTS: dict[str, tuple[int, ...]] = {"Wan2.2-I2V-A14B": (2,), "Wan2.2-T2V-A14B": (2,), "tiny": (1, 2)}
+
 # Models that differ from a variant in nothing that a file shows: never guessed, taken when they are named (--variant).
 FINETUNES: dict[str, str] = {
     "VBVR-Wan2.2": "Wan2.2-I2V-A14B",

@@ -128,6 +128,25 @@ def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32, out=out)
 
 
+def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """h <- (1 - alpha) h + alpha mean(h), the mean taken over the seeds of each case: (case seed) ... -> the same shape and dtype.
+
+    The batch axis holds the `seeds` rows of the first case, then those of the second, and so on. Rows are added in their order,
+    divided and blended in float32; rounded once, to x's dtype, at the end. alpha = 0 and seeds = 1 give x, bit for bit. `out`,
+    where given, receives the result and is returned; it may be x itself.
+    """
+    if seeds < 1 or len(x) % seeds:
+        raise ValueError(f"latent_mean: {len(x)} rows are not whole cases of {seeds} seeds")
+    if out is not None and (out.shape, out.dtype) != (x.shape, x.dtype):
+        raise ValueError(f"latent_mean: out must be {x.dtype} {tuple(x.shape)}, not {out.dtype} {tuple(out.shape)}")
+    y = x
+    if seeds > 1 and alpha != 0:
+        h = x.unflatten(0, (-1, seeds)).float()
+        mean = sum(h.unbind(1)) / seeds
+        y = ((1 - alpha) * h + alpha * mean.unsqueeze(1)).flatten(0, 1).to(x.dtype)
+    return y if out is None or out is y else out.copy_(y)
+
+
 def attention_mass(q: Tensor, k: Tensor, frames: int) -> tuple[Tensor, Tensor]:
     """Where attention goes, exactly, one frame of queries at a time: q b n l k, k b n t k -> (b n t, b n f f'), float32.
 
@@ -156,6 +175,7 @@ class Ops:
     self_attention: Callable[..., Tensor] = self_attention
     attention: Callable[..., Tensor] = attention
     token_energy: Callable[..., Tensor] = token_energy
+    latent_mean: Callable[..., Tensor] = latent_mean
 
     def with_kernels(self) -> "Ops":
         """The same bundle with Triton kernels in place. Raises ImportError where Triton is missing: the caller chose them."""

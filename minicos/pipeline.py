@@ -1,4 +1,4 @@
-"""`Wan`: a model ready to run: experts, VAE, text encoder and a preset, from one folder.
+"""`Wan`: a model ready to run: experts, VAE, text encoder and a preset.
 
 wan = minicos.load("tiny")
 condition = wan.condition("solve the maze", image)
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minicos import cost, schedule
 from minicos.clip import CLIP, load_clip
 from minicos.condition import Condition, check_frames, crop_like, fit, frame_size, image_channels
-from minicos.config import VARIANTS, Preset, VAEConfig
+from minicos.config import Preset, VAEConfig
 from minicos.config import preset as presets
 from minicos.dit import FLOAT32, DiT, points
 from minicos.errors import MinicosError
@@ -32,7 +32,9 @@ from minicos.sample import Step, sample
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.vae import VAE
 from minicos.weights import layouts
+from minicos.weights.layouts import Layout, LoraFiles
 from minicos.weights.load import load_into, stored
+from minicos.weights.lora import Applied, Lora
 from minicos.weights.lora import read as read_lora
 
 
@@ -47,11 +49,11 @@ class Wan:
     text: TextEncoder
     tokenizer: Tokenizer
     residency: Residency  # where the networks are: take one for use through `residency.fetch`
-    weights: str = ""  # fingerprint of the files, which runs remember
+    weights: str = ""  # fingerprint of the files, LoRAs included, which runs remember
     clip: CLIP | None = None  # where the network looks at the image through it (Wan2.1)
-    tile: int | None = (
-        None  # side in pixels of the tiles in which large frames are decoded (tiles.py); None: whole frames
-    )
+    tile: int | None = None  # side in pixels of the tiles in which frames are decoded (`tiles`); None: whole
+    loras: tuple[Applied, ...] = ()  # what was merged into the experts
+    notes: tuple[str, ...] = ()  # what else the files could be
 
     @property
     def points(self) -> Mapping[str, str]:
@@ -243,113 +245,138 @@ class Wan:
 
 
 _points = cache(points)  # all presets of a model share them
-EMBEDDED = Path(__file__).parent / "tiny" / "weights"
 
 
 def load(
-    model: str | Path = "tiny",
+    model: str | Path | Layout = "tiny",
     *,
+    variant: str | None = None,
     preset: str | None = None,
+    parts: Mapping[str, str | Path] | None = None,
+    lora: LoraFiles | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    download: bool = False,
     residency: str = "auto",
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     tile: int | None = None,
     tell: Callable[[Plan], object] = lambda plan: None,
 ) -> Wan:
-    """Open a model: "tiny", the one inside the package, or a folder in the official layout.
+    """Open a model.
 
-    device  a CUDA card if there is one, else the CPU
-    dtype   of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
+    model     "tiny" (the one inside the package), a folder in the official or the diffusers layout, a single file, or the id
+              of a repository on the Hub, which is looked for in the local cache; or what `layouts.find` made of these
+    variant   its name where shapes cannot tell it: "VBVR-Wan2.2", "Wan2.1-T2V-14B", ... (`config.VARIANTS`, `config.FINETUNES`)
+    preset    a way of sampling it, by default the first of `config.PRESETS`
+    parts     files that lie elsewhere, by name: {"low": ..., "vae": ..., "text": ..., "tokenizer": ..., "clip": ...}
+    lora      expert -> LoRA files, each with a strength if you like: {"high": ["a.safetensors"], "low": [("b.safetensors", 0.5)]};
+              a model of one network has only "high". They are merged in float32, in this order
+    device    a CUDA card if there is one, else the CPU
+    dtype     of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
+    download  fetch a repository that is not in the cache, after telling its size; without it, nothing is ever downloaded
     residency     where the weights live (see `residency`): "resident", "swap", "stream", or "auto", the first of these that fits
     frames, size  of the largest video to make room for; the preset's by default. `size` is (height, width) or that of the first frame
-    tile          decode large frames in tiles of so many pixels a side, which need less memory (`tiles`); None: whole
+    tile          decode frames in tiles of so many pixels a side, which takes less memory and changes values a little; None: whole
     tell          is called with the plan before any weight is read: `lambda plan: print(describe(plan))`
-    Raises MinicosError naming file and key when anything is missing, unknown or of another shape, for NaN among the weights, for
-    a device that is not there, and where memory does not suffice. Nothing is downloaded.
+    Raises MinicosError naming file and key when anything is missing, unknown, of another shape or not finite, when the files
+    do not tell which variant they are, for a device that is not there, and where memory does not suffice. What headers tell is
+    refused before anything is read.
     """
+    layout = model
+    if not isinstance(model, Layout):
+        layout = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
+    chosen = presets(layout.variant, preset)
     device = _device(device)
-    dtype = dtype or (torch.float32 if device.type == "cpu" or model == "tiny" else torch.bfloat16)
+    dtype = dtype or (torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16)
     if dtype not in (torch.float32, torch.bfloat16):
         raise MinicosError(
             f"dtype is torch.float32 or torch.bfloat16, not {dtype}: the official networks overflow in others"
         )
-    layout = layouts.official(EMBEDDED if model == "tiny" else Path(model))
-    variant = _variant(layout, model)
-    chosen = presets(variant, preset)
+    tokenizer = Tokenizer.load(layout.tokenizer, layout.text.config.text_len)
+    if tokenizer.vocabulary.get_vocab_size() > layout.text.config.vocab_size:
+        raise MinicosError(
+            f"{layout.tokenizer} has more tokens than {layout.text.files[0]} knows ({layout.text.config.vocab_size}). "
+            "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
+        )
+    networks = _networks(layout, chosen, dtype)
+    plan = _plan(networks, chosen, device, dtype, residency, _video(chosen, layout.vae.config, frames, size), tile)
+    tell(plan)
+    home, clip = Residency(plan), None
+    for one in networks:
+        if one.name == "clip":  # small, and its files need a hand: it stays on the device
+            clip = load_clip(one.files, layout.clip.config, dtype=one.dtype(""), device=device)
+            continue
+        load_into(
+            one.network, one.files, dtype=one.dtype, device=device, lora=one.loras, check_finite=True,
+            place=home.settle(one.name, one.network, one.dtype), label=f"load {one.name}",
+        )  # fmt: skip
+    filled = {one.name: one.network for one in networks}
+    return Wan(
+        layout.variant, chosen, {name: filled[name] for name in layout.experts}, filled["vae"], filled["text"], tokenizer,
+        home, layout.fingerprint(), clip, tile, notes=layout.notes,
+        loras=tuple(Applied.of(one.name, lora) for one in networks for lora in one.loras),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network on the meta device, and what will fill it."""
+
+    name: str  # "high" | "low" | "vae" | "text" | "clip"
+    network: nn.Module
+    files: tuple[Path, ...]
+    dtype: Callable[[str], torch.dtype]  # of each parameter
+    loras: tuple[Lora, ...] = ()
+
+
+def _networks(layout: Layout, preset: Preset, dtype: torch.dtype) -> list[_Network]:
+    """The networks of a model in the order in which they are loaded. Raises MinicosError where a LoRA does not fit its expert."""
 
     def policy(name: str) -> torch.dtype:
         return torch.float32 if any(part in name for part in FLOAT32) else dtype
 
-    text_cfg, vae_cfg = layouts.text_config(layout.text), layouts.vae_config(layout.vae)
-    if vae_cfg.z_dim != layout.experts["high"].config.out_dim:
-        raise MinicosError(
-            f"{layout.vae} makes latents of {vae_cfg.z_dim} channels, and {variant} needs"
-            f" {layout.experts['high'].config.out_dim}: Wan2.2-TI2V-5B comes with Wan2.2_VAE, all others with Wan2.1_VAE."
-        )
+    narrow = torch.float32 if dtype == torch.float32 else torch.float16  # CLIP is run in float16, officially
+    loras = {name: tuple(read_lora(*one) for one in part.loras) for name, part in layout.experts.items()}
+    out = []
     with torch.device("meta"):
-        experts = {
-            name: DiT(part.config, residual=_residual(chosen, dtype), time_skip=chosen.time_skip)
-            for name, part in layout.experts.items()
-        }
-        vae, text = VAE(vae_cfg), TextEncoder(text_cfg)
-    sources = [
-        *((name, network, layout.experts[name].files, policy) for name, network in experts.items()),
-        ("vae", vae, layout.vae, lambda name: torch.float32),
-        ("text", text, layout.text, lambda name: dtype),
-    ]
-    video = _video(chosen, vae_cfg, frames, size)
-    plan = _plan(residency, device, dtype, sources, chosen, video, tile)
-    tell(plan)
-    home = Residency(plan)
-    for name, network, files, kind in sources:
-        lora = layout.experts[name].lora if name in experts else None
-        load_into(
-            network, files, dtype=kind, device=device, lora=() if lora is None else read_lora(lora), check_finite=True,
-            place=home.settle(name, network, kind), label=f"load {name}",
-        )  # fmt: skip
-    tokenizer = Tokenizer.load(layout.tokenizer, text_cfg.text_len)
-    clip = None
-    if layout.clip is not None:
-        clip = load_clip(layout.clip, layouts.clip_config(layout.clip), dtype=_clip_dtype(dtype), device=device)
-    return Wan(variant, chosen, experts, vae, text, tokenizer, home, layout.fingerprint(), clip, tile)
-
-
-def _clip_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Officially float16."""
-    return torch.float32 if dtype == torch.float32 else torch.float16
+        for name, part in layout.experts.items():
+            dit = DiT(part.config, residual=_residual(preset, dtype), time_skip=preset.time_skip)
+            out.append(_Network(name, dit, part.files, policy, loras[name]))
+        out.append(_Network("vae", VAE(layout.vae.config), layout.vae.files, lambda name: torch.float32))
+        out.append(_Network("text", TextEncoder(layout.text.config), layout.text.files, lambda name: dtype))
+        if layout.clip is not None:
+            out.append(_Network("clip", CLIP(layout.clip.config), layout.clip.files, lambda name: narrow))
+    for one in out:
+        shapes = {key: tuple(tensor.shape) for key, tensor in one.network.state_dict().items()}
+        for lora in one.loras:
+            lora.check(shapes)
+    return out
 
 
 def _video(preset: Preset, cfg: VAEConfig, frames: int | None, size: tuple[int, int] | None) -> tuple[int, int, int]:
     """Frames, height and width to make room for."""
     height, width = size or preset.size
     if preset.image != "none" and preset.area is not None:
-        height, width = frame_size((height, width), preset.area, cfg.stride[1])
+        height, width = frame_size((height, width), preset.area, cfg.stride[1], rule=preset.resize)
     return frames or preset.frames, height, width
 
 
 def _plan(
-    residency: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    sources: list,
-    preset: Preset,
-    video: tuple[int, int, int],
-    tile: int | None,
-) -> Plan:
+    networks: list[_Network], preset: Preset, device: torch.device, dtype: torch.dtype, residency: str,
+    video: tuple[int, int, int], tile: int | None,
+) -> Plan:  # fmt: skip
     """Which network goes where, for videos of this size: see `residency.choose`."""
-    (_, high, _, _), vae = sources[0], next(network for name, network, *_ in sources if name == "vae")
-    frames, height, width = video
-    stride = vae.cfg.stride
+    high, vae = networks[0].network, next(one.network for one in networks if one.name == "vae")
+    (frames, height, width), stride = video, vae.cfg.stride
     shape = (1, vae.cfg.z_dim, (frames - 1) // stride[0] + 1, height // stride[1], width // stride[2])
     work = cost.dit_memory(high.cfg, shape, dtype, _residual(preset, dtype))
-    decoded = (min(tile or height, height), min(tile or width, width))
+    decoded = min(tile or height, height), min(tile or width, width)
     works = {"high": work, "low": work, "vae": cost.vae_memory(vae.cfg, *decoded, device)}
     parts = []
-    for name, network, files, kind in sources:
-        mapped = stored(files).get(kind("blocks.0.ffn.0.weight"), 0) if device.type == "cpu" else 0
-        parts.append(measure(name, network, kind, work=works.get(name, 0), mapped=mapped))
+    for one in networks:
+        mapped = stored(one.files).get(one.dtype("blocks.0.ffn.0.weight"), 0) if device.type == "cpu" else 0
+        parts.append(measure(one.name, one.network, one.dtype, work=works.get(one.name, 0), mapped=mapped))
     passes = 1 if all(g == 1 for g in preset.guidance.values()) else 2
     return choose(
         residency, parts, device, free=available(device), host=available(torch.device("cpu")),
@@ -385,19 +412,3 @@ def _checked(image: Tensor, count: int) -> Tensor:
     if not (low >= 0 and high <= 1):
         raise MinicosError(f"the image's values are {low:.3g} to {high:.3g}: scale them to 0..1")
     return batch
-
-
-def _variant(layout: layouts.Layout, model: str | Path) -> str:
-    """The variant that the shapes and the number of experts name."""
-    config, two = layout.experts["high"].config, len(layout.experts) > 1
-    alike = [name for name, known in VARIANTS.items() if known == config]
-    for name in alike:
-        if name == "tiny" or (presets(name).boundary is not None) == two:
-            return name
-    if alike:
-        counts = ("two experts", "one") if two else ("one expert", "two: high_noise_model/ and low_noise_model/")
-        raise MinicosError(f"{model} has {counts[0]}, and {alike[0]} has {counts[1]}.")
-    raise MinicosError(
-        f"{model}: no variant has width {config.dim}, {config.num_layers} layers and {config.in_dim} input channels."
-        " Try `minicos inspect`."
-    )

@@ -21,8 +21,9 @@ def manifest(name: str) -> dict[str, tuple[int, ...]]:
     return {p if i is None else p.replace("{}", str(i), 1): tuple(s) for p, s, layers in rows for i in layers or [None]}
 
 
-def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], dtype="F32") -> Path:
-    """A safetensors file of true size whose tensors are one hole; `dtype` is a name or a function of key and shape."""
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], dtype="F32", last: bytes = b"") -> Path:
+    """A safetensors file of true size whose tensors are one hole, but for its `last` bytes; `dtype` is a name or a function
+    of key and shape."""
     header, end = {}, 0
     for key, shape in shapes.items():
         kind = dtype(key, shape) if callable(dtype) else dtype
@@ -33,16 +34,18 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], dtype="F32") ->
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
+        file.seek(-len(last), 2)
+        file.write(last)
     return path
 
 
-def write_shards(folder: Path, shapes: dict[str, tuple[int, ...]], count: int) -> Path:
+def write_shards(folder: Path, shapes: dict[str, tuple[int, ...]], count: int, last: bytes = b"") -> Path:
     """A folder of true-size shards with their index, named as diffusers and the official repositories name them."""
     keys, weight_map = list(shapes), {}
     for i in range(count):
         name = f"diffusion_pytorch_model-{i + 1:05}-of-{count:05}.safetensors"
         part = keys[i * len(keys) // count : (i + 1) * len(keys) // count]
-        write_sparse(folder / name, {key: shapes[key] for key in part})
+        write_sparse(folder / name, {key: shapes[key] for key in part}, last=last)
         weight_map |= dict.fromkeys(part, name)
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))

@@ -20,9 +20,25 @@ from minicos.config import VARIANTS
 from minicos.dit import DiT
 from minicos.media import load_image, load_video, save_image
 from minicos.runs import PART
+from minicos.weights import layouts, lora
 
 PROMPT = ["--prompt", "solve the maze"]
-VERBS = ("demo", "generate", "steps", "energy", "points", "inspect", "verify")
+VERBS = (
+    *(
+        "demo",
+        "generate",
+        "steps",
+        "energy",
+        "attention",
+        "commitment",
+        "noise",
+        "frames",
+        "distilled",
+        "swap",
+        "ensemble",
+    ),
+    *("points", "inspect", "verify"),
+)
 posix = pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
 PICTURE = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
 
@@ -200,12 +216,25 @@ MISTAKES = {
     "model": (video("--model", "nonsense"), "nonsense is not a folder with a model"),
     "also": (video("--also", "steps"), "--also: invalid choice: 'steps'"),
     "out is a file": (video("--out", "maze.png"), "maze.png is a file, not a folder"),
-    "out below a file": (video("--out", "maze.png/run"), "cannot write maze.png/run/run.json"),
+    "out below a file": (video("--out", "maze.png/run"), "maze.png is a file, not a folder"),
     "out is no run": (video("--out", "foreign"), "foreign/run.json is not the record of a run"),
     "verb": (["dance"], "invalid choice: 'dance'"),
     "option": (video("--colour", "red"), "unrecognized arguments: --colour red"),
-    "points of nothing": (["points", "--model", "nonsense"], "neither a folder nor a variant.*Wan2.2-I2V-A14B.*tiny"),
-    "points of a picture": (["points", "--model", "maze.png"], "'maze.png' is neither a folder nor a variant"),
+    "points of nothing": (["points", "--model", "nonsense"], "neither a model's files nor a variant.*Wan2.2-I2V.*tiny"),
+    "points of a picture": (["points", "--model", "maze.png"], "maze.png is not a safetensors file"),
+    "a part of no name": (video("--part", "vae"), "--part: 'vae' is not NAME=FILE"),
+    "an unknown part": (video("--part", "eyes=maze.png"), "no part 'eyes': take one of high, low, vae, text"),
+    "a part that is not there": (video("--part", "vae=none.pth"), "none.pth does not exist: --part vae=none.pth"),
+    "a LoRA for nobody": (video("--lora", "maze.png"), "--lora: 'maze.png' is not NAME=FILE"),
+    "a LoRA for an expert that is not there": (
+        video("--lora", "low=maze.png"),
+        "tiny has one network: --lora high=FILE",
+    ),
+    "a LoRA that is not there": (video("--lora", "high=none.safetensors"), "none.safetensors does not exist"),
+    "a LoRA that is none": (video("--lora", "high=maze.png:0.5"), "maze.png is not a safetensors file"),
+    "an unknown variant": (video("--variant", "Wan3"), "no variant 'Wan3': take one of .*VBVR-Wan2.2"),
+    "another variant": (video("--variant", "VBVR-Wan2.2"), "has not the shapes of VBVR-Wan2.2: it can be tiny"),
+    "a model of the Hub": (video("--model", "no/body"), "no/body is neither .* `minicos inspect no/body --download`"),
     "inspect nothing": (["inspect", "nonsense"], "nonsense does not exist"),
     "inspect a picture": (["inspect", "maze.png"], "maze.png is not a safetensors file"),
     "puzzle": (["demo", "--model", "toy", "--puzzle", "-1"], "--puzzle -1: count from 0"),
@@ -277,12 +306,27 @@ def test_a_fault_of_minicos_is_not_dressed_up_as_yours(minicos, monkeypatch):
 
 
 def test_the_demo_is_for_the_embedded_model(minicos, monkeypatch, work):
-    from minicos import pipeline
-
-    load = pipeline.load
-    monkeypatch.setattr(pipeline, "load", lambda *args, **kw: replace(load(*args, **kw), variant="Wan2.2-I2V-A14B"))
+    find = layouts.find
+    monkeypatch.setattr(layouts, "find", lambda *args, **kw: replace(find(*args, **kw), variant="Wan2.2-I2V-A14B"))
+    monkeypatch.setattr("minicos.pipeline.load", None)  # told before anything is loaded
     assert_one_sentence(minicos("demo", "--model", "toy", "--out", "run"), "embedded model, not Wan2.2-I2V-A14B")
     assert not (work / "run").exists()
+
+
+CHEAP = {
+    "preset": ("--preset", "best"),
+    "step beyond the end": ("--at", "0,6"),
+    "empty prompt": ("--prompt", " "),
+    "out is a file": ("--out", "maze.png"),
+    "out below a file": ("--out", "maze.png/run"),
+    "a LoRA that is not there": ("--lora", "high=none.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_what_needs_no_weights_is_refused_before_any_are_read(name, minicos, monkeypatch):
+    monkeypatch.setattr("minicos.pipeline.load", None)
+    assert_one_sentence(minicos(*video("--out", "new/run", *CHEAP[name])), MISTAKES[name][1])
 
 
 DIT = "high_noise_model/diffusion_pytorch_model.safetensors"
@@ -293,16 +337,24 @@ DAMAGES = {
     "a web page": ("Wan2.1_VAE.safetensors", lambda data: b"<html>" + data, "Wan2.1_VAE.safetensors is a web page"),
     "a pointer": (DIT, lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     "no network": (DIT, None, "high_noise_model holds no weights"),
-    "no VAE": ("Wan2.1_VAE.safetensors", None, "has no Wan2.1_VAE.safetensors or Wan2.1_VAE.pth"),
-    "no text encoder": ("models_t5_umt5-xxl-enc-bf16.safetensors", None, "has no models_t5_umt5-xxl-enc-bf16"),
-    "no tokenizer": (TOKENIZER, None, f"{TOKENIZER} is missing"),
+    "no VAE": ("Wan2.1_VAE.safetensors", None, "comes without the VAE .*Wan2.1_VAE.pth.*--part vae=FILE"),
+    "no text encoder": (
+        "models_t5_umt5-xxl-enc-bf16.safetensors",
+        None,
+        "comes without the text encoder .*models_t5_umt5",
+    ),
+    "no tokenizer": (TOKENIZER, None, "(comes without a tokenizer.json|has more tokens)"),
     "broken tokenizer": (TOKENIZER, lambda data: data[:100], f"cannot read damaged/{TOKENIZER}"),
     "broken config": ("high_noise_model/config.json", lambda data: b"{", "config.json is not a table in JSON"),
     "config is a list": ("high_noise_model/config.json", lambda data: b"[1]", "config.json is not a table in JSON"),
-    "odd heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": 7}', "does not divide into 7 heads"),
-    "no heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": 0}', "config.json and tensors make no"),
-    "worded heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": "x"}', "config.json and tensors"),
-    "other heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": 8}', "no variant has width 128"),
+    "odd heads": (
+        "high_noise_model/config.json",
+        lambda data: b'{"num_heads": 7}',
+        "says num_heads 7, and its shapes are those of tiny",
+    ),
+    "no heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": 0}', "says num_heads 0"),
+    "worded heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": "x"}', "says num_heads 'x'"),
+    "a NaN": (DIT, lambda data: data[:-2] + b"\0\x7e", f"{DIT}: .* holds NaN"),  # float16
 }
 
 
@@ -334,6 +386,27 @@ def test_unknown_words_are_named(minicos):
     assert out == "run/video.mp4\n"
     assert "minicos: the model does not know the words riddle, now\n" in err
     assert load_video("run/video.mp4").shape == (13, 32, 32, 3)
+
+
+def test_what_a_lora_changed_is_told_and_recorded(minicos, work):
+    draw = torch.Generator().manual_seed(0)
+    delta = lora.LowRank(torch.randn(128, 2, generator=draw), torch.randn(2, 128, generator=draw))
+    lora.save(
+        work / "a.safetensors",
+        {"blocks.0.self_attn.q.weight": delta, "blocks.1.ffn.0.bias": lora.Whole(torch.ones(512))},
+    )
+    argv = ["generate", "--model", "toy", "--image", "maze.png", *PROMPT, "--steps", "1"]
+    code, _, err = minicos(*argv, "--lora", "high=a.safetensors:0.5", "--out", "run")
+    assert code == 0
+    assert "minicos: high: a.safetensors: 2 tensors changed (diffsynth, rank 2, strength 0.5)\n" in err
+    record = json.loads((work / "run/run.json").read_text())
+    assert record["loras"] == [
+        {"expert": "high", "file": "a.safetensors", "dialect": "diffsynth", "ranks": [2], "strength": 0.5, "tensors": 2}
+    ]
+    assert record["settings"]["weights"] != layouts.find("toy").fingerprint()
+    code, _, err = minicos(*argv, "--lora", "high=a.safetensors", "--out", "run")  # another strength is another model
+    assert code == 2
+    assert "minicos: run holds a run with weights =" in err
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def velocity(network: DiT, seed: int = 0, hooks: Hooks = NO_HOOKS) -> torch.Tens
     draw = torch.Generator().manual_seed(seed)
     x, text = torch.randn(1, 4, 2, 6, 6, generator=draw), torch.randn(1, 5, 8, generator=draw)
     with torch.no_grad():
-        return network(x, torch.tensor([500.0]), text, None, hooks)
+        return network(x, torch.tensor([500.0]), text, hooks=hooks)
 
 
 # -- streaming ----------------------------------------------------------------------------------------------------------

@@ -17,10 +17,11 @@ from minicos.condition import image_channels
 from minicos.config import TINY_TEXT, TINY_VAE, VARIANTS
 from minicos.dit import DiT
 from minicos.media import to_uint8
-from minicos.pipeline import EMBEDDED, load
+from minicos.pipeline import load
 from minicos.text import TextEncoder, Tokenizer
 from minicos.tiny import data, evaluate, export, optim, tokenizer, train_dit, train_vae
 from minicos.vae import VAE
+from minicos.weights.layouts import EMBEDDED
 from minicos.weights.load import load_into
 from tests.golden import rel_max
 

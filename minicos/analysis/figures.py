@@ -131,5 +131,76 @@ def grid(
     save(figure, path)
 
 
+def intervals(
+    path: Path, rows: Mapping[str, tuple[float, float, float]], *, x: str, title: str, strong: str = ""
+) -> None:
+    """One line for each name: a dot at the effect and a bar from low to high, with zero marked; `strong` is drawn in red."""
+    figure = Figure(figsize=(7.2, 0.7 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    for place, (name, (effect, low, high)) in enumerate(rows.items()):
+        color = (0.9, 0.25, 0.2) if name == strong else (0.15, 0.25, 0.75)
+        axes.plot([low, high], [place, place], color=color, linewidth=1.6)
+        axes.plot(effect, place, "o", color=color, markersize=4.5)
+    axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.grid(axis="x", alpha=0.25)
+    figure.suptitle(title, fontsize=9)
+    save(figure, path)
+
+
+def errorbars(
+    path: Path,
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    level: float,
+) -> None:
+    """Curves of (x, mean, low, high), the interval as a bar; the first is the effect, the others (dashed) its controls.
+
+    `level` is a height worth a line, such as chance.
+    """
+    figure = Figure(figsize=(7.2, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(level, color="0.6", linewidth=0.8)
+    for k, (name, points) in enumerate(lines.items()):
+        at, mean, low, high = np.array(points, dtype=np.float64).T
+        bars = np.clip([mean - low, high - mean], 0, None)
+        style = {"color": f"C{k}", "marker": ".", "linestyle": "--" if k else "-", "capsize": 2, "elinewidth": 1}
+        axes.errorbar(at + 0.08 * k, mean, bars, label=name, **style)  # beside each other where they agree
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+    save(figure, path)
+
+
+def matrix(
+    path: Path,
+    values: np.ndarray,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    limits: tuple[float, float],
+    title: str,
+) -> None:
+    """A table of numbers (rows columns) as colours between `limits`, each number written in its cell."""
+    figure = Figure(figsize=(0.55 * len(columns) + 2.2, 0.42 * len(rows) + 1), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(values, cmap="coolwarm", vmin=limits[0], vmax=limits[1], aspect="auto")
+    middle, half = sum(limits) / 2, (limits[1] - limits[0]) / 2
+    for (r, c), value in np.ndenumerate(values):
+        color = "white" if abs(value - middle) > 0.75 * half else "black"
+        axes.text(c, r, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0, labelsize=8)
+    figure.suptitle(title, fontsize=9)
+    save(figure, path)
+
+
 def save(figure: Figure, path: Path) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from minicos.cli import commitment, demo, generate, inspect, noise, points, verify, watch
+from minicos.cli import commitment, demo, ensemble, generate, inspect, noise, points, swap, verify, watch
 from minicos.cli.common import Parser
 from minicos.errors import MinicosError
 
@@ -14,6 +14,8 @@ Watch a video diffusion model reason, step by step.
   minicos demo                                                     solve a maze and show how: start here
   minicos steps --image maze.png --prompt "solve the maze"         the clean estimate at every denoising step
   minicos energy --image maze.png --prompt "solve the maze"        which tokens each layer works on
+  minicos ensemble --puzzle maze --size 5                          do seeds that share states solve more?
+  minicos swap --puzzle mark                                       at which layer a prompt becomes an answer
   minicos generate --image maze.png --prompt "solve the maze"      just the video
   minicos points                                                   every hook point of a model
   minicos inspect PATH                                             what a checkpoint is
@@ -24,7 +26,7 @@ Watch a video diffusion model reason, step by step.
 def parser() -> Parser:
     top = Parser(prog="minicos", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in (demo, generate, watch, commitment, noise, points, inspect, verify):
+    for verb in (demo, generate, watch, commitment, noise, swap, ensemble, points, inspect, verify):
         verb.add(verbs)
     return top
 

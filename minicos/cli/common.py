@@ -2,9 +2,11 @@
 
 import argparse
 import math
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
 
     from minicos.analysis.observe import Analysis
     from minicos.condition import Condition
+    from minicos.config import Preset
     from minicos.pipeline import Wan
     from minicos.runs import Run
+    from minicos.weights.layouts import Layout
 
 
 SOLVERS = ("euler", "unipc", "dpmpp")  # as in `minicos.schedule`, which imports torch
@@ -94,11 +98,50 @@ def guidance(text: str) -> dict[str, float]:
     return {name: number(value) for name, _, value in pairs}
 
 
+def part(text: str) -> tuple[str, str]:
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, e.g. vae=Wan2.1_VAE.safetensors")
+    return name, file
+
+
+def lora(text: str) -> tuple[str, tuple[str, float]]:
+    expert, file = part(text)
+    path, _, strength = file.rpartition(":")
+    if not path or not re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", strength):  # C:\a.safetensors has a colon, too
+        return expert, (file, 1.0)
+    return expert, (path, float(strength))
+
+
+MODEL_HELP = """\
+--model takes
+  tiny                        the model inside the package (default)
+  a folder                    in the official layout (high_noise_model/ ...) or that of diffusers (transformer/ ...)
+  a file                      of ComfyUI or DiffSynth, e.g. --model wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors
+                                --part low=wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors --part vae=wan_2.1_vae.safetensors
+                                --part text=umt5_xxl_fp8_e4m3fn_scaled.safetensors --part tokenizer=tokenizer.json
+  a repository's id           on the Hub, e.g. --model Wan-AI/Wan2.2-I2V-A14B: from the local cache, or fetched with --download
+LoRA files go to one expert each (a model of one network is its own high one), with a strength if not 1:
+  --model Wan2.2-I2V-A14B --variant VBVR-Wan2.2 --lora high=high_noise_lora.safetensors --lora low=low_noise_lora.safetensors:0.5
+"""
+
+
 def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
     """Model, way of sampling, output."""
+    parser.epilog = f"{parser.epilog}\n{MODEL_HELP}"
     parser.add_argument(
-        "--model", default="tiny", help="'tiny', the model inside the package, or a folder (default: tiny)"
+        "--model", default="tiny", help="'tiny', a folder, a file or a Hub id, see below (default: tiny)"
     )
+    parser.add_argument("--variant", help="what it is where its files cannot tell, e.g. VBVR-Wan2.2 or Wan2.1-T2V-14B")
+    parser.add_argument(
+        "--part", type=part, action="append", default=[], metavar="NAME=FILE",
+        help="a file that lies elsewhere; NAME is high, low, vae, text, tokenizer or clip",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lora", type=lora, action="append", default=[], metavar="EXPERT=FILE[:STRENGTH]",
+        help="merge a LoRA into an expert, high or low",
+    )  # fmt: skip
+    parser.add_argument("--download", action="store_true", help="fetch a Hub id, after telling its size")
     parser.add_argument(
         "--preset", help="way of sampling, e.g. official (the authors' code) or cos (the paper's tools)"
     )
@@ -150,15 +193,54 @@ def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
     """First and last frame of the options. Read before the model, so that a wrong path is told at once."""
     from minicos.media import load_image
 
-    paths = {"image": args.image, "last": args.last}
+    paths = {"image": args.image, "last": getattr(args, "last", None)}
     return {name: None if path is None else load_image(path) for name, path in paths.items()}
+
+
+def layout(args: argparse.Namespace) -> "Layout":
+    """The files of the options' model and what it is, from headers alone; torch is not needed."""
+    from minicos.weights.layouts import find
+
+    files: dict[str, list[tuple[str, float]]] = {}
+    for expert, one in args.lora:
+        files.setdefault(expert, []).append(one)
+    return find(args.model, variant=args.variant, parts=dict(args.part), lora=files, download=args.download)
+
+
+def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
+    """The way of sampling that the options name. Whatever can be refused without reading a weight is refused here."""
+    from minicos.config import preset
+
+    if not (getattr(args, "prompt", None) or "-").strip():
+        raise MinicosError("the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'")
+    above = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise MinicosError(f"{above} is a file, not a folder. Choose another --out.")
+    if not os.access(above, os.W_OK):
+        raise MinicosError(f"cannot write into {above}. Choose another --out.")
+    variant = files.variant
+    chosen = replace(preset(variant, args.preset), **_changes(args))
+    if args.boundary is not None and len(files.experts) == 1:
+        raise MinicosError(f"--boundary is between two experts, and {variant} has one here.")
+    if "last" in args:
+        if args.image is None and chosen.image in ("channels", "first and last"):
+            raise MinicosError(f"{variant} makes a video from a first frame: give an image")
+        if args.image is not None and chosen.image == "none":
+            raise MinicosError(f"{variant} makes a video from text alone and takes no image")
+        if (args.last is not None) != (chosen.image == "first and last"):
+            what = "needs a last frame, too: give one" if args.last is None else "takes no last frame"
+            raise MinicosError(f"{variant} {what}")
+    return chosen
 
 
 LARGE = 10**9  # bytes of weights from which the plan is printed: the embedded model starts without ado
 
 
-def load(args: argparse.Namespace, image: "Tensor | None" = None) -> "Wan":
-    """The model of the options, under their preset, with room for a video from this first frame. Prints the plan of a large one."""
+def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor | None" = None) -> "Wan":
+    """The model of the options, under their preset, with room for a video from this first frame.
+
+    Tells what was merged into it and what else its files could be and, of a large one, the plan: which weights go where.
+    """
     from minicos import cost
     from minicos.pipeline import load
     from minicos.residency import Plan, describe
@@ -167,15 +249,22 @@ def load(args: argparse.Namespace, image: "Tensor | None" = None) -> "Wan":
         if plan.weights >= LARGE:
             print(describe(plan, cost.throughput(plan.device, plan.dtype)), file=sys.stderr)
 
-    names = ("steps", "solver", "shift", "guidance", "boundary", "frames", "negative_prompt")
-    given = {name: getattr(args, name, None) for name in names}  # fields of Preset
+    files = files or layout(args)
+    chosen = plan(args, files)
     wan = load(
-        args.model, preset=args.preset, device=args.device, residency=args.residency, frames=given["frames"],
+        files, preset=args.preset, device=args.device, residency=args.residency, frames=chosen.frames,
         size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell,
-    )  # fmt: skip
-    if args.boundary is not None and len(wan.experts) == 1:
-        raise MinicosError(f"--boundary is between two experts, and {wan.variant} has one here.")
-    return wan.with_preset(**{name: value for name, value in given.items() if value is not None})
+    ).with_preset(**_changes(args))  # fmt: skip
+    for line in (*wan.notes, *map(str, wan.loras)):
+        print(f"minicos: {line}", file=sys.stderr)
+    return wan
+
+
+def _changes(args: argparse.Namespace) -> dict[str, object]:
+    """The fields of the preset that options change."""
+    names = ("steps", "solver", "shift", "guidance", "boundary", "frames", "negative_prompt")
+    given = {name: getattr(args, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def condition(
@@ -210,7 +299,7 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
     }
     facts = {
         "command": sys.argv, "model_path": str(args.model), "preset": args.preset or "default", "device": str(wan.device),
-        "residency": wan.residency.plan.residency,
-        "attention": "scaled_dot_product_attention",
+        "residency": wan.residency.plan.residency, "attention": "scaled_dot_product_attention",
+        "loras": [asdict(one) for one in wan.loras],
     }  # fmt: skip
     return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

@@ -33,9 +33,10 @@ def run(args: argparse.Namespace) -> None:
     from minicos.media import save_image, save_video
 
     puzzle = ambiguous_maze(args.puzzle)
-    wan = common.load(args)
-    if wan.variant != "tiny":
-        raise MinicosError(f"the demo's puzzles are for the embedded model, not {wan.variant}: try `minicos steps`.")
+    files = common.layout(args)
+    if files.variant != "tiny":
+        raise MinicosError(f"the demo's puzzles are for the embedded model, not {files.variant}: try `minicos steps`.")
+    wan = common.load(args, files)
     picture = puzzle.first_frame()  # uint8 h w 3
     condition = wan.condition(puzzle.prompt, torch.from_numpy(picture).permute(2, 0, 1) / 255)
     noise = wan.noise(condition, args.seed, args.noise_device)

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
     from minicos.media import save_video
 
     images = common.images(args)
-    wan = common.load(args, images["image"])
+    wan = common.load(args, image=images["image"])
     condition = common.condition(args, wan, images)
     noise = wan.noise(condition, args.seed, args.noise_device)
     folder = common.open_run(args, wan, [], **common.subject(args, images))

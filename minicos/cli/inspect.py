@@ -9,19 +9,27 @@ from minicos.cli import common
 EXAMPLES = """\
   minicos inspect Wan2.2-I2V-A14B/
   minicos inspect wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors --json
+  minicos inspect Wan-AI/Wan2.1-T2V-1.3B --download      fetch a repository of the Hub, after telling its size
 """
 
 
 def add(verbs) -> None:
     parser = common.add_parser(verbs, "inspect", "Say what a checkpoint is, without loading it.", EXAMPLES, run)
-    parser.add_argument("path", type=Path, help="a file or a folder")
+    parser.add_argument(
+        "path", help="a file, a folder, or the id of a repository on the Hub, which is looked for in its cache"
+    )
+    parser.add_argument("--download", action="store_true", help="fetch a Hub id first, after telling its size")
     parser.add_argument(
         "--json", action="store_true", help="one object: variant, layout, tensors, parameters, dtypes ..."
     )
 
 
 def run(args: argparse.Namespace) -> None:
+    from minicos.weights import hub
     from minicos.weights.inspect import describe, inspect
 
-    checkpoint = inspect(args.path)
+    path = Path(args.path)
+    if not path.exists() and hub.is_id(args.path):
+        path = hub.fetch(args.path) if args.download else hub.cached(args.path)
+    checkpoint = inspect(path)
     print(json.dumps(checkpoint.to_json(), indent=1) if args.json else describe(checkpoint))

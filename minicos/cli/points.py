@@ -17,7 +17,9 @@ letters: b batch, l tokens (f*h*w), d width, n heads, k head width, t text rows,
 def add(verbs) -> None:
     parser = common.add_parser(verbs, "points", "List every hook point with its shape.", EXAMPLES, run)
     parser.add_argument(
-        "--model", default="tiny", help="a variant (tiny, Wan2.2-I2V-A14B ...) or a folder (default: tiny)"
+        "--model",
+        default="tiny",
+        help="a variant (tiny, Wan2.2-I2V-A14B ...), a folder, a file or a Hub id (default: tiny)",
     )
     parser.add_argument("--all", action="store_true", help="print every block, not just the pattern")
     parser.add_argument("--json", action="store_true", help='a list of {"name", "shape"}, one entry per point')
@@ -26,13 +28,17 @@ def add(verbs) -> None:
 def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from minicos.config import VARIANTS
+    from minicos.config import FINETUNES, VARIANTS
     from minicos.errors import MinicosError
-    from minicos.weights.layouts import official
+    from minicos.weights import hub
+    from minicos.weights.layouts import dit_config
 
-    if args.model not in VARIANTS and not Path(args.model).is_dir():
-        raise MinicosError(f"{args.model!r} is neither a folder nor a variant: take one of {', '.join(VARIANTS)}.")
-    cfg = VARIANTS.get(args.model) or official(Path(args.model)).experts["high"].config
+    name = FINETUNES.get(args.model, args.model)
+    if name not in VARIANTS and not Path(args.model).exists() and not hub.is_id(args.model):
+        raise MinicosError(
+            f"{args.model!r} is neither a model's files nor a variant: take one of {', '.join(VARIANTS)}."
+        )
+    cfg = VARIANTS.get(name) or dit_config(args.model)
 
     from minicos.dit import points
 

@@ -53,14 +53,15 @@ def run(name: str, args: argparse.Namespace) -> None:
     from minicos.errors import MinicosError
 
     images = common.images(args)
-    wan = common.load(args, images["image"])
-    condition = common.condition(args, wan, images, args.seeds)
-    total, cfg = wan.preset.steps, wan.experts["high"].cfg
+    files = common.layout(args)
+    total, cfg = common.plan(args, files).steps, files.experts["high"].config
     chosen = common.within(args.at, total) or spread(8, total)
     layers = args.layers or tuple(evenly(cfg.num_layers, 8))
     for option, given, count in (("--layers", layers, cfg.num_layers), ("--heads", args.heads or (0,), cfg.num_heads)):
         if given[0] < 0 or given[-1] >= count:
             raise MinicosError(f"{option}: this model has them from 0 to {count - 1}.")
+    wan = common.load(args, files, images["image"])
+    condition = common.condition(args, wan, images, args.seeds)
     asked = {name, *args.also}
     analyses = []
     if "steps" in asked:

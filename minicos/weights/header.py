@@ -1,4 +1,4 @@
-"""Safetensors headers and folders of shards, read with the standard library alone.
+"""Headers of weight files and folders of shards, read with the standard library alone (PyTorch files: see archive.py).
 
 A safetensors file is eight bytes (the length of a header), the header (JSON: name -> dtype, shape, byte range), and the
 tensors' bytes. Everything that a checkpoint says about itself therefore stands in its first few kilobytes; here it is
@@ -7,6 +7,7 @@ can make the program reserve more memory than the file is long.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,6 +20,8 @@ BITS = {
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
     "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
+ARCHIVES = ("pth", "pt", "bin")
+USUAL = ("diffusion_pytorch_model", "model")  # how official, diffusers and transformers folders call a network's file
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 FOREIGN = {
     b"PK\x03\x04": "a zip archive (PyTorch?), not safetensors. Give it the ending .pth if it is one",
@@ -89,29 +92,71 @@ def weight_files(path: str | Path) -> list[Path]:
     Raises MinicosError where nothing or more than one candidate is there, a shard is missing, or an index names a file
     outside its folder.
     """
-    path = Path(path)
+    return list(_shards(Path(path)))
+
+
+def read_headers(path: str | Path) -> tuple[Header, ...]:
+    """The headers of one network's files, held against the index of its shards, if there is one.
+
+    Raises MinicosError as `weight_files` and `read_header` do, where a tensor stands in two shards, and where the index
+    and the shards disagree.
+    """
+    from minicos.weights.archive import read_archive  # which reads its Header from here
+
+    shards = _shards(Path(path))
+    headers = tuple(read_archive(file) if is_archive(file) else read_header(file) for file in shards)
+    seen: dict[str, Path] = {}
+    for header, promised in zip(headers, shards.values(), strict=True):
+        for key in header.tensors:
+            if key in seen:
+                raise MinicosError(f"{header.path}: {key} stands in another shard too. Download the shards again.")
+            seen[key] = header.path
+        wrong = sorted(promised ^ set(header.tensors)) if promised is not None else []
+        if wrong:
+            where = "the index" if wrong[0] in promised else "the file"
+            raise MinicosError(
+                f"{header.path} and its index disagree: only {where} has {wrong[0]}. Download both again."
+            )
+    return headers
+
+
+def tensors(headers: Iterable[Header]) -> dict[str, TensorInfo]:
+    """All tensors of a network's files."""
+    return {key: info for header in headers for key, info in header.tensors.items()}
+
+
+def _shards(path: Path) -> dict[Path, set[str] | None]:
+    """The files of `weight_files`, with the keys that an index promises in each."""
     if path.is_file():
-        return [path]
+        return {path: None}
     if not path.is_dir():
         raise MinicosError(f"{path} does not exist. Check the path.")
-    indices = sorted(path.glob("*.safetensors.index.json"))
-    if len(indices) == 1:
-        return _shards(indices[0])
-    found = indices or sorted(path.glob("*.safetensors")) or sorted(p for p in path.iterdir() if is_archive(p))
+    for endings in (("safetensors.index.json",), ("safetensors",), ARCHIVES):
+        found = sorted(p for ending in endings for p in path.glob(f"*.{ending}"))
+        usual = [p for p in found if p.name.split(".")[0] in USUAL and p.name.count(".") == endings[0].count(".") + 1]
+        found = usual if len(usual) == 1 else found
+        if found:
+            break
     if not found:
         raise MinicosError(f"{path} holds no weights (*.safetensors, *.pth). Check the path.")
     if len(found) > 1:
         names = ", ".join(p.name for p in found[:4]) + (" ..." if len(found) > 4 else "")
         raise MinicosError(f"{path} holds several files of weights: {names}. Name the one you mean.")
-    return found
+    return _indexed(found[0]) if found[0].suffix == ".json" else {found[0]: None}
 
 
 def is_archive(path: Path) -> bool:
     """Is this one of PyTorch's own files, by its name?"""
-    return path.suffix in (".pth", ".pt", ".bin")
+    return path.suffix[1:] in ARCHIVES
 
 
-def _shards(index: Path) -> list[Path]:
+def is_pointer(head: bytes) -> bool:
+    """Do these first bytes belong to a Git LFS pointer?"""
+    return head.startswith(b"version https://git-lfs")
+
+
+def _indexed(index: Path) -> dict[Path, set[str] | None]:
+    """The shards that an index names, and the keys of each."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
@@ -119,7 +164,7 @@ def _shards(index: Path) -> list[Path]:
         raise MinicosError(f"{index} is not an index of shards: {error!r}. Download it again.") from error
     if not names or not all(isinstance(name, str) for name in names):
         raise MinicosError(f"{index} names no files. Download it again.")
-    return [_shard(index, name) for name in names]
+    return {_shard(index, name): {key for key, file in weight_map.items() if file == name} for name in names}
 
 
 def _shard(index: Path, name: str) -> Path:

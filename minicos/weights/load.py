@@ -28,13 +28,12 @@ from minicos.errors import MinicosError
 from minicos.runs import progress
 from minicos.weights.header import BITS, Header, is_archive, read_header, weight_files
 from minicos.weights.lora import Lora
-from minicos.weights.names import NO_WEIGHTS, renamer
+from minicos.weights.names import is_weight, renamer
 
 J, R = TypeVar("J"), TypeVar("R")
 Source = str | Path | Sequence[str | Path]
 Place = Callable[[str, torch.Size, torch.dtype], Tensor]  # name, shape, dtype -> the contiguous tensor to fill
-SCALES = (".scale_weight", ".weight_scale")  # one factor per fp8 matrix; the two after them concern fp8 activations
-UNUSED = (".scale_input", ".input_scale")
+SCALES = (".scale_weight", ".weight_scale")  # of the FP8_FACTORS, those of matrices; the others concern activations
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -309,9 +308,8 @@ def _unpack(path: Path) -> dict[str, Tensor]:
 
 def _plan(file: _File, rename: Callable[[str], str], unused: tuple[str, ...]) -> dict[str, str]:
     """Key -> name in the module, for the keys of a file that are weights."""
-    aside = (*SCALES, *UNUSED)
     try:
-        names = {key: rename(key) for key in file.shapes if key not in NO_WEIGHTS and not key.endswith(aside)}
+        names = {key: rename(key) for key in file.shapes if is_weight(key)}
     except MinicosError as error:
         raise MinicosError(f"{file.path}: {error}") from error
     return {key: name for key, name in names.items() if not name.startswith(unused)}

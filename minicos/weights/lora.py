@@ -94,6 +94,28 @@ class Lora:
         return tensor if delta is None else delta.add(tensor, self.strength)
 
 
+@dataclass(frozen=True)
+class Applied:
+    """The record of a LoRA that was merged."""
+
+    expert: str
+    file: str
+    dialect: str
+    ranks: tuple[int, ...]  # of its thin matrices, each once; empty where there are only whole differences
+    strength: float
+    tensors: int  # parameters changed
+
+    @classmethod
+    def of(cls, expert: str, lora: Lora) -> "Applied":
+        ranks = {delta.down.shape[0] for delta in lora.deltas.values() if isinstance(delta, LowRank)}
+        return cls(expert, str(lora.path), lora.dialect, tuple(sorted(ranks)), lora.strength, len(lora.deltas))
+
+    def __str__(self) -> str:
+        rank = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else "whole differences"
+        changes = f"{self.tensors} tensors changed ({self.dialect}, {rank}, strength {self.strength:g})"
+        return f"{self.expert}: {Path(self.file).name}: {changes}"
+
+
 def read(path: str | Path, strength: float = 1.0) -> Lora:
     """Read a LoRA file of any of the five dialects. Raises MinicosError naming the file and the key that does not fit."""
     header = read_header(path)

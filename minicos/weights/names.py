@@ -111,6 +111,20 @@ VAE22_DIFFUSERS = {
         ).items()
     },
 }
+# Wan2.2-TI2V-5B: stages of two residual blocks and a downsampler, and of three and an upsampler.
+VAE22_DIFFUSERS = {
+    **_VAE,
+    **{
+        a: b
+        for side, way, blocks in (("encoder", "down", 2), ("decoder", "up", 3))
+        for i in range(blocks + 1)
+        for a, b in _under(
+            f"{side}.{way}samples.{{}}.{way}samples.{i}",
+            f"{side}.{way}_blocks.{{}}." + (f"resnets.{i}" if i < blocks else f"{way}sampler"),
+            _RESIDUAL if i < blocks else _RESAMPLE,
+        ).items()
+    },
+}
 
 # The text encoder: official T5Encoder -> transformers UMT5EncoderModel.
 _BLOCK = "encoder.block.{}.layer"
@@ -159,6 +173,12 @@ FOREIGN = {
 }
 # Keys that are no weights: a marker of ComfyUI, its copy of the tokenizer, and a second name of `shared.weight`.
 NO_WEIGHTS = ("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight")
+FP8_FACTORS = (
+    ".scale_weight",
+    ".weight_scale",
+    ".scale_input",
+    ".input_scale",
+)  # beside each matrix of a fp8_scaled file
 
 
 def inverse(table: dict[str, str]) -> dict[str, str]:
@@ -184,6 +204,11 @@ def strip(key: str) -> str:
         if key.startswith(prefix):
             return key.removeprefix(prefix)
     return key
+
+
+def is_weight(key: str) -> bool:
+    """Is this key a tensor of the network, and not something that stands beside it?"""
+    return key not in NO_WEIGHTS and not key.endswith(FP8_FACTORS)
 
 
 def layout(keys: Iterable[str]) -> str:

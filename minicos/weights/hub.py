@@ -1,0 +1,136 @@
+"""Models on the Hugging Face Hub: in the local cache, or fetched into it when, and only when, the user says so.
+
+`--model Wan-AI/Wan2.2-I2V-A14B` reads the cache and opens no connection. `--download` prints what it is about to fetch and
+how large that is, and fetches only what a model needs; stopped halfway and started again, it continues.
+"""
+
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from minicos.errors import MinicosError
+
+# Repositories of models that no file tells from another one (config.FINETUNES): here the id is what names them.
+KNOWN: Mapping[str, str] = {
+    "Video-Reason/VBVR-Wan2.2": "VBVR-Wan2.2",
+    "nvidia/ChronoEdit-14B-Diffusers": "ChronoEdit-14B",
+}
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+WEIGHTS = (".safetensors", ".pth")
+FOLDERS = {  # the folders that a model is read from; "" is the repository itself
+    "official": ("", "high_noise_model", "low_noise_model", "google/umt5-xxl"),
+    "diffusers": ("", "transformer", "transformer_2", "vae", "text_encoder", "image_encoder", "tokenizer"),
+}
+TABLES = ("model_index.json", "config.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    name: str
+    bytes: int
+
+
+def is_id(name: str) -> bool:
+    """Is this the id of a repository, owner/name? Nothing that could lead out of the cache is one."""
+    return ID.fullmatch(name) is not None and ".." not in name and "--" not in name and len(name) <= 96
+
+
+def cached(repo: str) -> Path:
+    """The folder of a repository in the local cache. Opens no connection. Raises MinicosError saying how to fetch it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise MinicosError(
+            f"{repo} is neither a file or folder here nor in the Hub's cache: `minicos inspect {repo} --download` fetches it."
+        ) from error
+
+
+def fetch(repo: str) -> Path:
+    """Fetch what a model needs of a repository into the cache and return its folder there.
+
+    Prints repository, revision, files and bytes to stderr first. Raises MinicosError where the repository does not exist or
+    is gated, where there is no network or not enough disk, and where it is not one whole model.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        info = HfApi().model_info(repo, files_metadata=True)
+        wanted = needed(repo, {file.rfilename: file.size or 0 for file in info.siblings or ()})
+        total = sum(file.bytes for file in wanted)
+        print(f"fetching {repo}, revision {info.sha}:", file=sys.stderr)
+        for file in wanted:
+            print(f"  {file.bytes:>16,}  {file.name}", file=sys.stderr)
+        print(f"  {total:>16,}  bytes in all, to {constants.HF_HUB_CACHE}", file=sys.stderr, flush=True)
+        _room(Path(constants.HF_HUB_CACHE), repo, total)
+        return Path(snapshot_download(repo, allow_patterns=[re.sub(r"([*?[])", r"[\1]", f.name) for f in wanted]))
+    except MinicosError:
+        raise
+    except GatedRepoError as error:
+        raise MinicosError(
+            f"{repo} is gated: accept its terms at https://huggingface.co/{repo} and log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise MinicosError(
+            f"the Hub has no repository {repo}, or it is private: check the id, or log in with `hf auth login`."
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise MinicosError(
+            f"{repo} cannot be fetched: HF_HUB_OFFLINE is set. Unset it, or leave --download out."
+        ) from error
+    except Exception as error:  # whatever the network or the disk raises; the library's HTTP client differs by version
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MinicosError(
+            f"{repo} could not be fetched ({reason}). Check network and disk and run this again: it continues."
+        ) from error
+
+
+def needed(repo: str, files: Mapping[str, int]) -> list[RemoteFile]:
+    """What of a repository's files (name -> bytes) makes up the model; the rest (pictures, copies in half precision) stays away.
+
+    Raises MinicosError where a name leads out of the repository, and where the repository is not one whole model.
+    """
+    for name in files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name or "\0" in name:
+            raise MinicosError(f"{repo} has a file named {name!r}, outside its folder. Do not use this repository.")
+    kind = "diffusers" if "model_index.json" in files else "official"
+    inside: dict[str, list[str]] = {folder: [] for folder in FOLDERS[kind]}
+    for name in sorted(files):
+        folder, _, leaf = name.rpartition("/")
+        if folder in inside and (leaf.endswith((*WEIGHTS, ".safetensors.index.json")) or leaf in TABLES):
+            inside[folder].append(name)
+    chosen = [name for names in inside.values() for name in _once(names)]
+    transformers = ("high_noise_model/", "low_noise_model/", "transformer/", "diffusion_pytorch_model")
+    if not any(name.startswith(transformers) and name.endswith(WEIGHTS) for name in chosen):
+        count = sum(name.endswith(WEIGHTS) for name in files)
+        raise MinicosError(
+            f"{repo} is not one whole model in the official or the diffusers layout ({count} files of weights). "
+            f"Take the files you want: `hf download {repo} FILE`, then --model FILE and --part vae=FILE and so on."
+        )
+    return [RemoteFile(name, files[name]) for name in chosen]
+
+
+def _once(names: Sequence[str]) -> list[str]:
+    """The files of a folder without those that say the same again: .pth beside .safetensors, fp16 beside the plain ones."""
+    stems = {name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors")}
+    kept = [name for name in names if not (name.endswith(".pth") and name.removesuffix(".pth") in stems)]
+    plain = [name for name in kept if not re.search(r"\.(fp16|bf16|fp8\w*)[.-]", name.rpartition("/")[2])]
+    return plain if any(name.endswith(WEIGHTS) for name in plain) else kept
+
+
+def _room(cache: Path, repo: str, total: int) -> None:
+    """Raise MinicosError where the disk has no room for what is not there yet."""
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    blobs = cache / f"models--{repo.replace('/', '--')}" / "blobs"
+    have = sum(file.stat().st_size for file in blobs.iterdir()) if blobs.is_dir() else 0
+    free = shutil.disk_usage(there).free
+    if total - have > free:
+        raise MinicosError(
+            f"{repo} needs {total - have:,} bytes more, and {there} has {free:,} free. Make room, or set HF_HOME to another disk."
+        )
