@@ -183,7 +183,7 @@ def _subject(args: argparse.Namespace) -> "tuple[list[Case], dict, Wan]":
 
 def _load(args: argparse.Namespace) -> "Wan":
     """The model; under Euler unless a solver is asked for, since an edit makes a multistep solver start afresh."""
-    wan = common.load(args, subjects.image(args))
+    wan = common.load(args, image=subjects.image(args))
     return wan if args.solver else wan.with_preset(solver="euler")
 
 
