@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minicos.analysis.energy import FORMS
 from minicos.cli import common, main, points
 from minicos.config import VARIANTS
 from minicos.dit import DiT
@@ -440,7 +441,7 @@ def test_a_killed_run_continues_bit_for_bit(minicos, undisturbed, passes, work):
     assert len(passes) == 2 * left
     assert same(work / "run", undisturbed)
     assert not list((work / "run").rglob(f"{PART}*"))
-    for name in ("x0_sheet.png", "energy_layers.png", "x0/step_00.mp4", "energy/step_00.png"):
+    for name in ("x0_sheet.png", "energy_layers_cond.png", "x0/step_00.mp4", "energy/raw_cond_step_00.png"):
         assert (work / "run" / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
@@ -540,17 +541,21 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
     code, out, _ = minicos(*argv)
     assert code == 0
     assert len(passes) == 4 * 2  # one pass over the steps, two branches
-    assert out.splitlines() == ["run/x0_sheet.png  (and 2 more)", "run/energy/step_00.png  (and 3 more)"]
+    assert out.splitlines() == ["run/x0_sheet.png  (and 5 more)", "run/energy/raw_cond_step_00.png  (and 22 more)"]
     made = {str(path.relative_to(work / "run")) for path in (work / "run").rglob("*") if path.is_file()}
+    both, shown = ("cond", "uncond"), ("00", "03")
     assert made == {
-        *("run.json", "x0_sheet.png", "energy_layers.png", "energy.safetensors"),
+        *("run.json", "schedule.json", "x0_sheet.png", "x0_cond_sheet.png", "x0_uncond_sheet.png"),
+        *("convergence.png", "convergence.safetensors", "energy.safetensors"),
         *(f"steps/{i:03}.safetensors" for i in range(4)),
-        *(f"{name}.{end}" for name in ("x0/step_00", "x0/step_03") for end in ("mp4", "png")),
-        *("energy/step_00.png", "energy/step_03.png"),
+        *(f"x0{b}/step_{i}.{end}" for b in ("", "_cond", "_uncond") for i in shown for end in ("mp4", "png")),
+        *(f"energy/{form}_{b}_step_{i}.png" for form in (*FORMS, "components") for b in both for i in shown),
+        *(f"energy_{what}_{b}.png" for what in ("layers", "steps", "frames") for b in both),
     }
     energy = load_file(work / "run/energy.safetensors")
-    assert {k: v.shape for k, v in energy.items()} == dict.fromkeys(("cond", "uncond"), (4, 12, 4, 2, 2))
-    assert not torch.equal(energy["cond"], energy["uncond"])
+    names = [f"{b}.{form}" for b in both for form in FORMS]
+    assert {k: v.shape for k, v in energy.items()} == dict.fromkeys(names, (4, 12, 4, 2, 2))
+    assert not torch.equal(energy["cond.raw"], energy["uncond.raw"])
     assert load_video("run/x0/step_03.mp4").shape == (13, 32, 32, 3)
 
 

@@ -122,7 +122,7 @@ MODEL_HELP = """\
                                 --part text=umt5_xxl_fp8_e4m3fn_scaled.safetensors --part tokenizer=tokenizer.json
   a repository's id           on the Hub, e.g. --model Wan-AI/Wan2.2-I2V-A14B: from the local cache, or fetched with --download
 LoRA files go to one expert each (a model of one network is its own high one), with a strength if not 1:
-  --model Wan2.2-I2V-A14B --variant VBVR-Wan2.2 --lora high=high_noise_lora.safetensors --lora low=low_noise_lora.safetensors:0.5
+  --model Wan2.2-I2V-A14B --variant VBVR-Wan2.2 --lora high=high_noise_lora.safetensors low=low_noise_lora.safetensors:0.5
 """
 
 
@@ -134,11 +134,11 @@ def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
     )
     parser.add_argument("--variant", help="what it is where its files cannot tell, e.g. VBVR-Wan2.2 or Wan2.1-T2V-14B")
     parser.add_argument(
-        "--part", type=part, action="append", default=[], metavar="NAME=FILE",
-        help="a file that lies elsewhere; NAME is high, low, vae, text, tokenizer or clip",
+        "--part", type=part, nargs="+", action="extend", default=[], metavar="NAME=FILE",
+        help="files that lie elsewhere; NAME is high, low, vae, text, tokenizer or clip",
     )  # fmt: skip
     parser.add_argument(
-        "--lora", type=lora, action="append", default=[], metavar="EXPERT=FILE[:STRENGTH]",
+        "--lora", type=lora, nargs="+", action="extend", default=[], metavar="EXPERT=FILE[:STRENGTH]",
         help="merge a LoRA into an expert, high or low",
     )  # fmt: skip
     parser.add_argument("--download", action="store_true", help="fetch a Hub id, after telling its size")
@@ -255,7 +255,7 @@ def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor
         files, preset=args.preset, device=args.device, residency=args.residency, frames=chosen.frames,
         size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell,
     ).with_preset(**_changes(args))  # fmt: skip
-    for line in (*wan.notes, *map(str, wan.loras)):
+    for line in (*wan.notes, *(map(str, wan.loras) if args.lora else ())):  # one of the model's own is no news
         print(f"minicos: {line}", file=sys.stderr)
     return wan
 
