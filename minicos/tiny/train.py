@@ -17,7 +17,7 @@ from minicos.text import Tokenizer
 from minicos.tiny import data, train_dit, train_vae
 
 WEIGHTS = Path(__file__).parent / "weights"
-STEPS = {"vae": 2400, "latents": 150, "decoder": 7600, "dit": 12600, "low": 500, "export": 0}
+STEPS = {"vae": 2400, "latents": 150, "decoder": 7600, "dit": 12600, "low": 700, "export": 0}
 
 
 def main() -> None:
