@@ -127,6 +127,30 @@ def settling(steps: Sequence[Step], k: int, puzzle: Puzzle, answer: int, stride:
     ]
 
 
+def watch(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
+    """Run a batch and keep its courses and what settles when; first axis cases.
+
+    leaders, ideal   b N  leading hypotheses: the network's, the ideal observer's
+    valid, final     b    how many hypotheses are valid; the finished video's answer, -1 where it is not right
+    settled          b 2  `settling` at that answer; NaN where there is none
+    """
+    condition = cases.condition(wan, batch)
+    steps = list(wan.sample(condition, noise=cases.noise(wan, condition, batch)))
+    found = courses(wan, batch, steps)
+    finals = [own.final for own, _ in found]
+    settled = [
+        [math.nan] * 2 if final is None else settling(steps, k, case.puzzle, final, wan.vae.cfg.stride)
+        for k, (case, final) in enumerate(zip(batch, finals, strict=True))
+    ]
+    return {
+        "leaders": torch.tensor([own.leaders for own, _ in found]),
+        "ideal": torch.tensor([ideal.leaders for _, ideal in found]),
+        "valid": torch.tensor([own.valid for own, _ in found]),
+        "final": torch.tensor([-1 if final is None else final for final in finals]),
+        "settled": torch.tensor(settled, dtype=torch.float64),
+    }
+
+
 # -- working memory ---------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,20 @@ import argparse
 import os
 import sys
 
-from minicos.cli import commitment, demo, ensemble, generate, inspect, noise, points, swap, verify, watch
+from minicos.cli import (
+    behaviours,
+    belief,
+    commitment,
+    demo,
+    ensemble,
+    generate,
+    inspect,
+    noise,
+    points,
+    swap,
+    verify,
+    watch,
+)
 from minicos.cli.common import Parser
 from minicos.errors import MinicosError
 
@@ -26,7 +39,7 @@ Watch a video diffusion model reason, step by step.
 def parser() -> Parser:
     top = Parser(prog="minicos", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in (demo, generate, watch, commitment, noise, swap, ensemble, points, inspect, verify):
+    for verb in (demo, generate, watch, belief, commitment, behaviours, noise, swap, ensemble, points, inspect, verify):
         verb.add(verbs)
     return top
 
