@@ -38,6 +38,7 @@ VERBS = (
         "distilled",
         "swap",
         "ensemble",
+        "run",
     ),
     *("points", "inspect", "verify"),
 )

@@ -59,10 +59,10 @@ def indices(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of step numbers such as 0,5,19") from None
 
 
-def within(at: tuple[int, ...] | None, steps: int) -> tuple[int, ...] | None:
-    """The steps of --at, which the run must have."""
+def within(at: tuple[int, ...] | None, steps: int, option: str = "--at ") -> tuple[int, ...] | None:
+    """The steps of an option, which the run must have."""
     if at and (at[0] < 0 or at[-1] >= steps):
-        raise MinicosError(f"--at {','.join(map(str, at))}: the run has steps 0 to {steps - 1}.")
+        raise MinicosError(f"{option}{','.join(map(str, at))}: the run has steps 0 to {steps - 1}.")
     return at
 
 
