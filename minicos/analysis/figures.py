@@ -99,6 +99,8 @@ def bands(
     for name, at in (levels or {}).items():
         axes.axhline(at, color="0.35", linestyle=":", linewidth=1, label=name)
     axes.set(xlabel=x, ylabel=y, title=title)
+    if all(np.asarray(at).dtype.kind == "i" for at, _ in lines.values()):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if log:
         axes.set_yscale("symlog", linthresh=0.01)
         axes.set_ylim(bottom=0)

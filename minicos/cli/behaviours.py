@@ -131,7 +131,7 @@ def _memory(wan: "Wan", folder: "Run", at: tuple[int, ...], args: argparse.Names
     figures.bands(
         folder.path("memory.png"), lines, x="layer (-1: patch embedding)", y="share read rightly",
         title=f"What the tokens behind the wall hold: {args.rows} rows to learn from, n = {args.n}",
-        levels={"chance, shape": 1 / len(SHAPES), "chance, colour": 1 / len(COLOURS)},
+        levels={f"chance, {what}: {1 / len(n):.2f}": 1 / len(n) for what, n in (("shape", SHAPES), ("colour", COLOURS))},
     )  # fmt: skip
     print("\nmemory: share of hidden objects read rightly (95 % intervals; the layer is chosen on the training rows)")
     _tell(out)

@@ -78,6 +78,9 @@ def run(args: argparse.Namespace) -> None:
     if edits and args.solver is None:  # an edit makes a multistep solver start afresh
         wan = wan.with_preset(solver="euler")
     condition = common.condition(args, wan, images, seeds)
+    frames = range(condition.shape[2])
+    if outside := [f for edit in edits for f in edit.frames or () if f not in frames]:
+        raise MinicosError(f"--noise frame:{outside[0]}: this run has latent frames 0 to {frames[-1]}.")
     changes = compose.NO_CHANGES
     for edit in edits:
         changes += compose.noised(edit)
@@ -91,10 +94,10 @@ def run(args: argparse.Namespace) -> None:
             raise MinicosError(f"--ensemble {args.ensemble}: one window of blocks, such as 20-29.") from None
         alpha = args.alpha if args.how == "mix" else 1.0
         e = Ensemble(window(first, last, depth), args.how, args.share_at, seeds, alpha, carrier=None)
-        changes += compose.shared(e)
+        changes += compose.shared(e, wan.ops)
     analyses = [Steps(wan, chosen)] if args.x0 else []
     if args.energy:
-        analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0]))
+        analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops))
     if args.attention:
         analyses.append(Attention(args.attention, chosen, words=words(condition, "cond")))
     settings = {
