@@ -26,7 +26,7 @@ from minicos.dit import FLOAT32, DiT, points
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import to_uint8
-from minicos.ops import without_tf32
+from minicos.ops import REFERENCE, Ops, without_tf32
 from minicos.residency import Plan, Residency, available, choose, measure
 from minicos.sample import Step, sample
 from minicos.text import TextEncoder, Tokenizer, encode
@@ -68,6 +68,11 @@ class Wan:
     def dtype(self) -> torch.dtype:
         """Of the matrices; what `dit.FLOAT32` names is float32."""
         return self.experts["high"].blocks[0].ffn[0].weight.dtype
+
+    @property
+    def ops(self) -> Ops:
+        """The operations that the experts are built from; analyses compute with the same."""
+        return self.experts["high"].blocks[0].ops
 
     @property
     def takes_image(self) -> bool:
@@ -262,6 +267,7 @@ def load(
     size: tuple[int, int] | None = None,
     tile: int | None = None,
     tell: Callable[[Plan], object] = lambda plan: None,
+    ops: Ops = REFERENCE,
 ) -> Wan:
     """Open a model.
 
@@ -279,6 +285,7 @@ def load(
     frames, size  of the largest video to make room for; the preset's by default. `size` is (height, width) or that of the first frame
     tile          decode frames in tiles of so many pixels a side, which takes less memory and changes values a little; None: whole
     tell          is called with the plan before any weight is read: `lambda plan: print(describe(plan))`
+    ops           what the experts and analyses compute with: `REFERENCE.with_kernels()` takes the Triton kernels, which need a CUDA card
     Raises MinicosError naming file and key when anything is missing, unknown, of another shape or not finite, when the files
     do not tell which variant they are, for a device that is not there, and where memory does not suffice. What headers tell is
     refused before anything is read.
@@ -299,7 +306,7 @@ def load(
             f"{layout.tokenizer} has more tokens than {layout.text.files[0]} knows ({layout.text.config.vocab_size}). "
             "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
         )
-    networks = _networks(layout, chosen, dtype)
+    networks = _networks(layout, chosen, dtype, ops)
     plan = _plan(networks, chosen, device, dtype, residency, _video(chosen, layout.vae.config, frames, size), tile)
     tell(plan)
     home, clip = Residency(plan), None
@@ -330,7 +337,7 @@ class _Network:
     loras: tuple[Lora, ...] = ()
 
 
-def _networks(layout: Layout, preset: Preset, dtype: torch.dtype) -> list[_Network]:
+def _networks(layout: Layout, preset: Preset, dtype: torch.dtype, ops: Ops) -> list[_Network]:
     """The networks of a model in the order in which they are loaded. Raises MinicosError where a LoRA does not fit its expert."""
 
     def policy(name: str) -> torch.dtype:
@@ -341,7 +348,7 @@ def _networks(layout: Layout, preset: Preset, dtype: torch.dtype) -> list[_Netwo
     out = []
     with torch.device("meta"):
         for name, part in layout.experts.items():
-            dit = DiT(part.config, residual=_residual(preset, dtype), time_skip=preset.time_skip)
+            dit = DiT(part.config, ops, residual=_residual(preset, dtype), time_skip=preset.time_skip)
             out.append(_Network(name, dit, part.files, policy, loras[name]))
         out.append(_Network("vae", VAE(layout.vae.config), layout.vae.files, lambda name: torch.float32))
         out.append(_Network("text", TextEncoder(layout.text.config), layout.text.files, lambda name: dtype))

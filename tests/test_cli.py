@@ -31,12 +31,15 @@ VERBS = (
         "steps",
         "energy",
         "attention",
+        "belief",
         "commitment",
+        "behaviours",
         "noise",
         "frames",
         "distilled",
         "swap",
         "ensemble",
+        "run",
     ),
     *("points", "inspect", "verify"),
 )
@@ -182,6 +185,10 @@ def video(*argv: str) -> list[str]:
     return ["steps", "--model", "toy", *PROMPT, "--image", "maze.png", "--steps", "6", *argv]
 
 
+def both(*argv: str) -> list[str]:
+    return ["run", *video()[1:], *argv]
+
+
 MISTAKES = {
     "no image": (["steps", "--model", "toy", *PROMPT], "first frame: give an image"),
     "nothing to generate from": (["generate", "--model", "toy", *PROMPT], "first frame: give an image"),
@@ -213,6 +220,15 @@ MISTAKES = {
     "huge seed": (video("--seed", str(2**63)), "seed 9223372036854775808: take"),
     "preset": (video("--preset", "best"), "'best': take one of tiny, official, cos"),
     "device": (video("--device", "gpu"), "no device 'gpu'"),
+    "kernels": (video("--kernels", "--device", "cpu"), "--kernels needs a CUDA card"),
+    "swap without another prompt": (both("--swap", "3"), "a swap needs both: --swap LAYERS, and --other"),
+    "swap of no layer": (both("--swap", "12", "--other", "mark the circle"), "--swap: this model has layers 0 to 11"),
+    "noise of no step": (both("--noise", "step:99"), "--noise step:99: the run has steps 0 to"),
+    "noise of what": (both("--noise", "10"), "--noise 10: give step:10, or frame:1"),
+    "noise of no frame": (both("--noise", "frame:9"), "--noise frame:9: this run has latent frames 0 to 3"),
+    "sharing with oneself": (both("--ensemble", "20-29", "--seeds", "1"), "--seeds 2 or more"),
+    "sharing of no window": (both("--ensemble", "20-29,30-39"), "--ensemble 20-29,30-39: one window of blocks"),
+    "belief of one's own": (["belief", "--prompt", "solve"], "unrecognized arguments: --prompt solve"),
     "meta device": (video("--device", "meta"), "no device 'meta'"),
     "model": (video("--model", "nonsense"), "nonsense is not a folder with a model"),
     "also": (video("--also", "steps"), "--also: invalid choice: 'steps'"),
@@ -242,6 +258,33 @@ MISTAKES = {
 }
 
 
+def test_run_composes_and_continues(minicos, passes, work):
+    argv = both(
+        "--swap",
+        "3",
+        "--other",
+        "mark the circle",
+        "--noise",
+        "step:4",
+        "--noise",
+        "step:2",
+        "frame:1",
+        "--ensemble",
+        "20-29",
+    )
+    shown = ["--x0", "--energy", "--attention", "0,6", "--at", "0,4"]
+    code, out, err = minicos(*argv, *shown, "--out", "new")
+    assert code == 0, err
+    assert len(passes) == 12  # six steps of a run and of its donor, without guidance
+    assert all(os.path.exists(line.split("  (")[0]) for line in out.splitlines())
+    os.unlink("new/steps/005.safetensors")
+    assert minicos(*argv, *shown, "--out", "new")[0] == 0
+    assert len(passes) == 14
+    assert minicos(*argv, "--out", "plain")[0] == 0
+    ours, plain = (load_file(f"{name}/steps/005.safetensors") for name in ("new", "plain"))
+    assert torch.equal(ours["next"], plain["next"])  # looking changes nothing
+
+
 @pytest.fixture
 def bad_files(work):
     (work / "text.png").write_text("not an image")
@@ -262,7 +305,7 @@ def assert_one_sentence(result: tuple[int, str, str], says: str) -> None:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_sentence_and_leaves_nothing(name, minicos, bad_files, work):
     argv, says = MISTAKES[name]
-    if argv[0] in ("steps", "demo", "generate") and "--out" not in argv:
+    if argv[0] in ("steps", "demo", "generate", "run") and "--out" not in argv:
         argv = [*argv, "--out", "new/run"]
     before = sorted(work.rglob("*"))
     assert_one_sentence(minicos(*argv), says)

@@ -1,5 +1,7 @@
 """What energy and attention are: their numbers against plain definitions, on random networks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,18 @@ def test_centred_energy_ignores_what_all_tokens_share_and_massive_channels():
     assert rel_max(centred(7 * h + torch.randn(40)), plain) < 1e-5  # neither scale nor the mean token counts
     massive = torch.cat([h, 1e4 * torch.randn(50, 1)], dim=1)
     assert rel_max(centred(massive), plain) < 1e-6
+
+
+def test_energy_computes_with_the_models_operations(toy, condition, run):
+    seen = []
+
+    def counted(x):
+        seen.append(x.shape)
+        return ops.token_energy(x)
+
+    wan = load(toy, device="cpu", ops=replace(ops.REFERENCE, token_energy=counted)).with_preset("cos", steps=1)
+    observe(wan, condition, run, [Energy((), ops=wan.ops)], wan.noise(condition, 0))
+    assert len(seen) == 2 * 12 * 3  # branches, layers, forms
 
 
 def test_components_are_principal_and_sorted():

@@ -46,12 +46,12 @@ def completions(wan: Wan, batch: Sequence[Case], at: Sequence[int], count: int, 
     Network passes: for a run of N steps, N + count * sum(N - s for s in at), per case.
     """
     condition = cases.condition(wan, batch)
-    out = []
+    out = {}
     for step in wan.sample(condition, noise=cases.noise(wan, condition, batch)):
         if step.index in at:
-            starts = renoise(step, [seed + k for k in range(count)])
-            out.append(torch.stack([_answers(wan, complete(wan, condition, x, step.index), batch) for x in starts], 1))
-    return torch.stack(out, dim=1)
+            ends = (complete(wan, condition, x, step.index) for x in renoise(step, [seed + k for k in range(count)]))
+            out[step.index] = torch.stack([_answers(wan, end, batch) for end in ends], dim=1)
+    return torch.stack([out[s] for s in at], dim=1)
 
 
 def _answers(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> Tensor:
@@ -79,7 +79,7 @@ def decision(commitments: Sequence[float], at: Sequence[int]) -> int | None:
 def spread(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
     """The same for a case without a scorer: how far apart the completions of each step end, 1 as far as other seeds do  (steps).
 
-    The yardstick are `count` plain runs, so that N + count * (N + sum(N - s for s in at)) passes are made.
+    `count` is 2 or more. The yardstick are `count` plain runs, so that N + count * (N + sum(N - s for s in at)) passes are made.
     """
     condition = cases.condition(wan, [case])
     ends = {}

@@ -23,7 +23,7 @@ from minicos.analysis import figures
 from minicos.analysis.observe import Saved
 from minicos.analysis.stats import auroc
 from minicos.hooks import Hooks, Site
-from minicos.ops import token_energy
+from minicos.ops import REFERENCE, Ops
 from minicos.runs import Run
 from minicos.sample import Step
 
@@ -39,6 +39,7 @@ class Energy:
     chosen: Sequence[int]  # the steps drawn as sheets; numbers are kept of all
     stride: int = 4  # video frames to a latent frame, for labels
     sheets: Sequence[str] = (*FORMS, "components")  # what is drawn as sheets
+    ops: Ops = REFERENCE  # those of the model: `wan.ops`
     name: str = "energy"
     _kept: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)  # branch -> form -> layers
     _last: dict[str, Tensor] = field(default_factory=dict)  # "stream": the residual stream before the block
@@ -53,9 +54,9 @@ class Energy:
     def _record(self, x: Tensor, site: Site) -> None:
         h, before = x[0].detach(), self._last["stream"]
         values = {
-            "raw": token_energy(h).view(site.grid),
-            "centred": centred(h).view(site.grid),
-            "update": token_energy(h.float() - before.float()).view(site.grid),
+            "raw": self.ops.token_energy(h).view(site.grid),
+            "centred": centred(h, self.ops).view(site.grid),
+            "update": self.ops.token_energy(h.float() - before.float()).view(site.grid),
         }
         if site.step in self.chosen:
             size, index = h.float().abs().mean(0).topk(min(CHANNELS, h.shape[1]))
@@ -123,12 +124,12 @@ TITLES = {
 }  # fmt: skip
 
 
-def centred(h: Tensor) -> Tensor:
+def centred(h: Tensor, ops: Ops = REFERENCE) -> Tensor:
     """Norms of tokens h (l d) without the mean token and the massive channels, over the median norm: l float32."""
     h = h.float()
     size = h.abs().mean(0)
     h = (h - h.mean(0))[:, size <= MASSIVE * size.median()]
-    energy = token_energy(h)
+    energy = ops.token_energy(h)
     return energy / energy.median().clamp_min(1e-12)
 
 

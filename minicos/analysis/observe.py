@@ -10,8 +10,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from minicos.analysis.compose import NO_CHANGES, Changes, remembered, state
 from minicos.condition import Condition
-from minicos.hooks import NO_HOOKS, Hooks
+from minicos.hooks import Hooks
 from minicos.pipeline import Wan
 from minicos.runs import Run, progress
 from minicos.sample import Step
@@ -36,22 +37,29 @@ class Analysis(Protocol):
         ...
 
 
-def observe(wan: Wan, condition: Condition, run: Run, analyses: Sequence[Analysis], noise: Tensor) -> Tensor:
-    """Denoise under the eyes of `analyses`, saving every step in `run`; returns the final latent (b c f h w).
+def observe(
+    wan: Wan, condition: Condition, run: Run, analyses: Sequence[Analysis], noise: Tensor, changes: Changes = NO_CHANGES
+) -> Tensor:
+    """Denoise under `changes` and the eyes of `analyses`, saving every step in `run`; returns the final latent (b c f h w).
 
-    Steps that `run` already holds are not computed again.
+    Steps that `run` already holds are not computed again. Raises MinicosError for changes that this run can never make.
     """
-    hooks = sum((a.hooks() for a in analyses), NO_HOOKS)
+    hooks = sum((a.hooks() for a in analyses), changes.hooks)
     schedule = wan.schedule()
     done = 0
     while done < len(schedule) and run.has(_file(done)):
         done += 1
     x, memory = entering(run, done, noise)
+    if not done:
+        x = changes.enter(x, 0, condition.per_frame(schedule.sigmas[0]), None)
+    before = run.load_tensors(_file(done - 1)) if done else {}
     steps = wan.sample(condition, noise=x, hooks=hooks, start=done, memory=memory)
-    for step in progress(steps, len(schedule) - done, "denoise"):
-        tensors = {"next": step.next}
-        if isinstance(step.memory, Memory):
-            tensors |= {f"memory.{k}": v for k, v in step.memory.state().items()}
+    steps = changes.beside(wan, steps, noise, x, done, before)
+    for step, kept in progress(steps, len(schedule) - done, "denoise"):
+        entered = changes.enter(step.next, step.index + 1, (step.sigma_map > 0) * step.sigma_next, step.x0)
+        if entered is not step.next:  # as `sample` does: a history would undo the edit
+            step.next, step.memory = entered, None
+        tensors = {"next": step.next, **state(step.memory), **kept}
         for a in analyses:
             tensors |= {f"{a.name}.{k}": v for k, v in a.see(step, run).items()}
         run.save_tensors(_file(step.index), tensors)
@@ -64,7 +72,7 @@ def entering(run: Run, index: int, noise: Tensor) -> tuple[Tensor, Memory | None
     if not index:
         return noise, None
     tensors = run.load_tensors(_file(index - 1))
-    return tensors["next"].to(noise.device), _memory(tensors, noise)
+    return tensors["next"].to(noise.device), remembered(tensors, noise)
 
 
 def recorded(run: Run, name: str, steps: int) -> list[dict[str, Tensor]]:
@@ -80,8 +88,3 @@ def kept(run: Run, name: str, index: int) -> dict[str, Tensor]:
 
 def _file(index: int) -> str:
     return f"steps/{index:03d}.safetensors"
-
-
-def _memory(tensors: Mapping[str, Tensor], like: Tensor) -> Memory | None:
-    state = {k.removeprefix("memory."): v.to(like.device) for k, v in tensors.items() if k.startswith("memory.")}
-    return Memory.from_state(state) if state else None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from minicos.analysis.observe import Analysis
     from minicos.condition import Condition
     from minicos.config import Preset
+    from minicos.ops import Ops
     from minicos.pipeline import Wan
     from minicos.runs import Run
     from minicos.weights.layouts import Layout
@@ -59,10 +60,10 @@ def indices(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of step numbers such as 0,5,19") from None
 
 
-def within(at: tuple[int, ...] | None, steps: int) -> tuple[int, ...] | None:
-    """The steps of --at, which the run must have."""
+def within(at: tuple[int, ...] | None, steps: int, option: str = "--at ") -> tuple[int, ...] | None:
+    """The steps of an option, which the run must have."""
     if at and (at[0] < 0 or at[-1] >= steps):
-        raise MinicosError(f"--at {','.join(map(str, at))}: the run has steps 0 to {steps - 1}.")
+        raise MinicosError(f"{option}{','.join(map(str, at))}: the run has steps 0 to {steps - 1}.")
     return at
 
 
@@ -166,6 +167,7 @@ def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
         "--residency", choices=("auto", "resident", "swap", "stream"), default="auto",
         help="weights all on the device, one network at a time, or block by block (default: the first that fits)",
     )  # fmt: skip
+    parser.add_argument("--kernels", action="store_true", help="compute with the Triton kernels; needs a CUDA card")
     parser.add_argument(
         "--tile",
         type=positive,
@@ -253,11 +255,27 @@ def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor
     chosen = plan(args, files)
     wan = load(
         files, preset=args.preset, device=args.device, residency=args.residency, frames=chosen.frames,
-        size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell,
+        size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell, ops=_ops(args),
     ).with_preset(**_changes(args))  # fmt: skip
     for line in (*wan.notes, *(map(str, wan.loras) if args.lora else ())):  # one of the model's own is no news
         print(f"minicos: {line}", file=sys.stderr)
     return wan
+
+
+def _ops(args: argparse.Namespace) -> "Ops":
+    """The operations of the options."""
+    import torch
+
+    from minicos.ops import REFERENCE
+
+    if not args.kernels:
+        return REFERENCE
+    if not torch.cuda.is_available() or not (args.device or "cuda").startswith("cuda"):
+        raise MinicosError("--kernels needs a CUDA card: the Triton kernels run nowhere else. Leave it out.")
+    try:
+        return REFERENCE.with_kernels()
+    except ImportError as error:
+        raise MinicosError(f"--kernels needs Triton ({error}). Install it, or leave --kernels out.") from error
 
 
 def _changes(args: argparse.Namespace) -> dict[str, object]:
@@ -300,6 +318,6 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
     facts = {
         "command": sys.argv, "model_path": str(args.model), "preset": args.preset or "default", "device": str(wan.device),
         "residency": wan.residency.plan.residency, "attention": "scaled_dot_product_attention",
-        "loras": [asdict(one) for one in wan.loras],
+        "kernels": args.kernels, "loras": [asdict(one) for one in wan.loras],
     }  # fmt: skip
     return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     condition = wan.condition(puzzle.prompt, torch.from_numpy(picture).permute(2, 0, 1) / 255)
     noise = wan.noise(condition, args.seed, args.noise_device)
     chosen = spread(8, wan.preset.steps)
-    analyses = [Steps(wan, chosen), Energy(chosen, sheets=("raw",)), Routes(wan, puzzle)]
+    analyses = [Steps(wan, chosen), Energy(chosen, sheets=("raw",), ops=wan.ops), Routes(wan, puzzle)]
     folder = common.open_run(args, wan, analyses, puzzle=puzzle.key)
     save_image(folder.path("first_frame.png"), picture)
     latent = observe(wan, condition, folder, analyses, noise)

@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 KINDS = ("maze", "goal", "mark", "memory", "turn")
 
 
-def add_subject_options(parser: argparse.ArgumentParser, kind: str = "maze", n: int = 100) -> None:
-    """Puzzles by default; `--prompt` (and `--image`) turn to one case of the user's."""
+def add_subject_options(parser: argparse.ArgumentParser, kind: str = "maze", n: int = 100, own: bool = True) -> None:
+    """Puzzles by default; where `own`, `--prompt` (and `--image`) turn to one case of the user's."""
     puzzles = parser.add_argument_group("held-out puzzles (the embedded model; scored)")
     puzzles.add_argument("--puzzle", choices=KINDS, default=kind, help=f"kind of puzzle (default: {kind})")
     puzzles.add_argument("--size", type=int, default=4, choices=(3, 4, 5), help="cells along a side (default: 4)")
     puzzles.add_argument("--n", type=common.positive, default=n, help=f"how many (default: {n})")
     puzzles.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
-    own = parser.add_argument_group("or a case of your own (any model; no score)")
-    own.add_argument("--prompt", help="what should happen")
-    own.add_argument("--image", type=common.Path, help="first frame (png, jpg), for image-to-video models")
+    if not own:
+        parser.set_defaults(prompt=None, image=None)
+        return
+    case = parser.add_argument_group("or a case of your own (any model; no score)")
+    case.add_argument("--prompt", help="what should happen")
+    case.add_argument("--image", type=common.Path, help="first frame (png, jpg), for image-to-video models")
 
 
 def subjects(args: argparse.Namespace, keep: Callable[["Puzzle"], bool] = lambda puzzle: True) -> list["Case"]:

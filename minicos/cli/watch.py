@@ -67,7 +67,7 @@ def run(name: str, args: argparse.Namespace) -> None:
     if "steps" in asked:
         analyses.append(Steps(wan, chosen))
     if "energy" in asked:
-        analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0]))
+        analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops))
     if "attention" in asked:
         analyses.append(Attention(layers, chosen, args.heads, args.branch, words(condition, args.branch)))
     noise = wan.noise(condition, args.seed, args.noise_device)

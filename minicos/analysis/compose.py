@@ -1,0 +1,125 @@
+"""One pass with several interventions and several analyses at once.
+
+The rule: edits change the latent that enters a step, in the order of `+`; inside the pass interventions act in the same order, each on
+what the one before it left; analyses look last, and so see what the interventions did.
+
+    changes = noised(Noise("replace", (10,))) + swapped(give, Swap((6,), range(20))) + shared(Ensemble((6, 7, 8), "update"))
+    observe(wan, condition, run, [Steps(wan, (0, 10)), Energy((0, 10))], noise, changes)
+
+A donor's run is never edited and starts from the noise that was given, so a swap hands over what an undisturbed run would have held.
+The states of one that goes its own way are saved with each step: a killed run continues to the last bit.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from minicos.analysis import ensemble
+from minicos.analysis.ensemble import Ensemble
+from minicos.analysis.swap import DONORS, States, Swap
+from minicos.condition import Condition
+from minicos.errors import MinicosError
+from minicos.hooks import NO_HOOKS, Hooks
+from minicos.ops import REFERENCE, Ops
+from minicos.pipeline import Wan
+from minicos.sample import Step
+from minicos.schedule import Memory
+
+
+class Edit(Protocol):
+    def __call__(self, x: Tensor, index: int, sigma: Tensor, x0: Tensor | None) -> Tensor:
+        """The latent that enters step `index` instead of x, x itself where nothing is to change; see `noise.Noise`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Donor:
+    """Another run that goes beside, one step ahead, and gives its states away."""
+
+    condition: Condition
+    steps: range  # in which it gives
+    hooks: Hooks  # keep what it gives
+    own: bool = True  # on its own trajectory; False: at the latents of the run that it gives to
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Interventions in one run; `a + b` makes those of a, then those of b."""
+
+    hooks: Hooks = NO_HOOKS
+    edits: tuple[Edit, ...] = ()
+    donors: tuple[Donor, ...] = ()
+
+    def __add__(self, other: "Changes") -> "Changes":
+        return Changes(self.hooks + other.hooks, self.edits + other.edits, self.donors + other.donors)
+
+    def enter(self, x: Tensor, index: int, sigma: Tensor, x0: Tensor | None) -> Tensor:
+        """The latent that enters step `index` instead of x; x itself where nothing changes."""
+        for edit in self.edits:
+            x = edit(x, index, sigma, x0)
+        return x
+
+    def beside(
+        self, wan: Wan, steps: Iterator[Step], noise: Tensor, x: Tensor, start: int, before: Mapping[str, Tensor]
+    ) -> Iterator[tuple[Step, dict[str, Tensor]]]:
+        """The run's `steps` from `start` on, at latent x, each preceded by its donors' and with what the donors need to go on from it.
+
+        noise    where donors started
+        before   what this gave with the step before `start`; {} at the beginning
+        """
+        own = {name: d for name, d in self._named() if d.own and start < d.steps.stop}
+        runs = {
+            name: wan.sample(
+                d.condition, noise=before[f"{name}.next"].to(noise) if start else noise, hooks=d.hooks, start=start,
+                memory=remembered(before, noise, f"{name}.memory."),
+            )
+            for name, d in own.items()
+        }  # fmt: skip
+        for index in range(start, len(wan.schedule())):
+            kept = {}
+            for name, d in self._named():
+                if d.own and index < d.steps.stop:
+                    given = next(runs[name])
+                    kept |= {f"{name}.next": given.next, **state(given.memory, f"{name}.memory.")}
+                elif not d.own and index in d.steps:
+                    next(wan.sample(d.condition, noise=x, hooks=d.hooks, start=index))
+            step = next(steps)
+            yield step, kept
+            x = step.next
+
+    def _named(self) -> Iterator[tuple[str, Donor]]:
+        return ((f"donor{i}", donor) for i, donor in enumerate(self.donors))
+
+
+NO_CHANGES = Changes()
+
+
+def noised(edit: Edit) -> Changes:
+    """Noise (`noise.Noise`), or any other edit of the latent that enters a step."""
+    return Changes(edits=(edit,))
+
+
+def swapped(give: Condition, swap: Swap, donor: str = "own") -> Changes:
+    """States of a run under the condition `give`, put into this one (`swap.Swap`); donor of `swap.DONORS`."""
+    if donor not in DONORS:
+        raise MinicosError(f"no donor {donor!r}: take one of {', '.join(DONORS)}")
+    states: States = {}
+    return Changes(swap.hooks(states), donors=(Donor(give, swap.steps, swap.record(states), donor == "own"),))
+
+
+def shared(e: Ensemble, ops: Ops = REFERENCE) -> Changes:
+    """States shared between the seeds of a batch (case seed), in the modes of one pass (`ensemble.ONE_PASS`)."""
+    return Changes(ensemble.hooks(e, ops))
+
+
+def state(memory: object, prefix: str = "memory.") -> dict[str, Tensor]:
+    """A solver's memory as tensors whose names begin with `prefix`; none where it remembers nothing."""
+    return {f"{prefix}{k}": v for k, v in memory.state().items()} if isinstance(memory, Memory) else {}
+
+
+def remembered(tensors: Mapping[str, Tensor], like: Tensor, prefix: str = "memory.") -> Memory | None:
+    """The inverse of `state`, on the device of `like`."""
+    found = {k.removeprefix(prefix): v.to(like.device) for k, v in tensors.items() if k.startswith(prefix)}
+    return Memory.from_state(found) if found else None

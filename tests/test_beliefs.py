@@ -1,0 +1,278 @@
+"""What the ideal observer believes, when an answer is decided, and the three behaviours: identities, and what readouts can find."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicos import puzzles
+from minicos.analysis import behaviours, cases, commitment, posterior
+from minicos.analysis.behaviours import Course
+from minicos.pipeline import load
+from minicos.puzzles.draw import BLOCK, CELL
+
+STRIDE = (4, 8, 8)
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def wan(toy):
+    return load(toy, device="cpu").with_preset("cos", steps=3, guidance={"high": 1.0, "low": 1.0})
+
+
+# -- the ideal observer -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(r=st.integers(1, 5), sigma=st.floats(0.02, 1), seed=st.integers(0, 99))
+def test_weights_are_bayes_rule(r, sigma, seed):
+    z = rand(r, 2, 3, 2, 2, seed=seed)
+    x = (1 - sigma) * z[0] + sigma * rand(2, 3, 2, 2, seed=seed + 100)
+    w = posterior.weights(x, sigma, z)
+    likelihood = torch.distributions.Normal((1 - sigma) * z.double(), sigma).log_prob(x.double()).flatten(1).sum(1)
+    assert w.sum().item() == pytest.approx(1, abs=1e-12)
+    assert torch.allclose(w, likelihood.softmax(0), atol=1e-12)  # measured 3e-16
+
+
+def test_weights_at_the_ends_of_the_schedule():
+    z = rand(4, 2, 3, 2, 2)
+    assert torch.equal(posterior.weights(rand(2, 3, 2, 2, seed=1), 1.0, z), torch.full((4,), 0.25).double())
+    sure = posterior.weights((1 - 1e-3) * z[2] + 1e-3 * rand(2, 3, 2, 2, seed=1), 1e-3, z)
+    assert torch.equal(sure, torch.tensor([0, 0, 1, 0]).double())
+
+
+@settings(max_examples=30)
+@given(r=st.integers(1, 5), seed=st.integers(0, 99))
+def test_coefficients_of_a_mixture_are_the_mixtures(r, seed):
+    z, a = rand(r, 2, 3, 2, 2, seed=seed).double(), rand(r, seed=seed + 100).double()
+    a = a - a.mean() + 1 / r  # sums to 1; some are negative
+    assert torch.allclose(posterior.coefficients(posterior.mean(a, z), z), a, atol=1e-12)  # measured 2e-14
+
+
+def test_outside_is_what_no_mixture_shows():
+    z, x = rand(3, 2, 3, 2, 2), rand(2, 3, 2, 2, seed=1)
+    mixture = posterior.mean(torch.tensor([0.2, 0.5, 0.3]).double(), z)
+    found = posterior.belief(x, mixture, 0.8, z)
+    assert found.outside < 1e-12
+    assert found.departure > 0
+    beside = posterior.belief(x, x, 0.8, z)
+    inside = (posterior.mean(beside.shown, z) - posterior.mean(beside.ideal, z)).square().sum()
+    unit = torch.pdist(z.double().flatten(1)).square().mean()
+    assert beside.departure == pytest.approx(beside.outside + (inside / unit).item())  # Pythagoras
+    ideal = posterior.belief(x, posterior.mean(beside.ideal, z), 0.8, z)
+    assert ideal.departure < 1e-12
+    even = posterior.belief(x, z.mean(0), 0.8, z)
+    assert even.departure == pytest.approx(even.prior, rel=1e-5)  # z.mean in float32 on one side
+    assert posterior.belief(0.2 * z[0] + 0.8 * x, z[1], 1e-6, z).departure > 0.3
+    with pytest.raises(ValueError, match="one answer"):
+        posterior.belief(x, x, 0.8, z[:1])
+
+
+def test_a_distance_of_one_is_another_answer():
+    z = rand(2, 2, 3, 2, 2)
+    assert posterior.belief(z[0], z[1], 1e-3, z).departure == pytest.approx(1)
+
+
+def test_answers_alive():
+    assert posterior.effective(torch.full((3,), 1 / 3)) == pytest.approx(3)
+    assert posterior.effective(torch.tensor([1.0, 0.0])) == 1
+    assert posterior.effective(torch.tensor([1.5, -0.5])) == 1  # of coefficients, what is negative is not alive
+
+
+def test_beliefs_of_a_run(wan):
+    batch = cases.held_out("maze", 2, size=3, keep=cases.ambiguous)
+    found = posterior.beliefs(wan, batch)
+    assert {tuple(v.shape) for v in found.values()} == {(2, 3)}
+    several = [len(case.puzzle.candidates) for case in batch]
+    assert found["ideal"][:, 0].tolist() == pytest.approx(several)  # pure noise tells nothing
+    assert found["prior"][:, 0].abs().max() < 1e-12
+    assert (found["departure"] >= found["outside"] - 1e-9).all()
+    assert found["final"].isnan().all()  # random weights answer nothing
+
+
+# -- commitment -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("several", [2, 3, 5])
+def test_commitment_of_even_and_of_unanimous_completions(several):
+    even, one = torch.arange(2 * several) % several, torch.full((4,), several - 1)
+    assert commitment.commitment(commitment.shares(even, several)).item() == pytest.approx(0, abs=1e-12)
+    assert commitment.commitment(commitment.shares(one, several)).item() == 1
+    invalid = torch.cat([one, torch.tensor([-1, -1])])  # these count beside
+    assert commitment.commitment(commitment.shares(invalid, several)).item() == 1
+    assert commitment.shares(torch.tensor([-1, -1]), several).isnan().all()
+
+
+def test_a_single_answer_is_refused():
+    with pytest.raises(ValueError, match="committed from the start"):
+        commitment.commitment(torch.ones(4, 1))
+
+
+def test_the_decision_step_is_the_first_that_is_committed():
+    assert commitment.decision([0.1, 0.95, 0.5, 1.0], (0, 4, 8, 12)) == 4
+    assert commitment.decision([0.9], (7,)) == 7
+    assert commitment.decision([math.nan, 0.89], (0, 4)) is None
+
+
+def test_renoising_keeps_the_estimate_alone(wan):
+    """A network that answers noise - x0 gives x0 back: x0 = x - sigma v."""
+    condition = wan.condition("solve the maze", torch.rand(3, 32, 48))
+    _, step = (s for _, s in zip(range(2), wan.sample(condition, seed=0), strict=False))
+    first, second = commitment.renoise(step, [5, 6])
+    assert not torch.equal(first, second)
+    eps = torch.randn(step.x.shape, generator=torch.Generator().manual_seed(5))
+    again = first - step.sigma_map * (eps - step.x0)
+    assert (again - step.x0).abs().max() < 1e-5 * step.x0.abs().max()
+    same = commitment.renoise(SimpleNamespace(x=step.x, x0=step.x0, sigma_map=0 * step.sigma_map), [5])[0]
+    assert torch.equal(same, step.x0)  # an imposed frame stays
+
+
+def test_completions_of_a_network_that_knows_nothing(wan):
+    batch = cases.held_out("maze", 1, size=3, keep=cases.ambiguous)
+    found = commitment.completions(wan, batch, (2, 0), count=2)
+    assert found.shape == (1, 2, 2)
+    assert (found == -1).all()
+    condition = wan.condition("solve the maze", torch.rand(3, 32, 32))
+    noise = wan.noise(condition, 0)
+    *_, last = wan.sample(condition, noise=noise)
+    assert torch.equal(commitment.complete(wan, condition, noise, 0), last.next)
+
+
+# -- self-correction and perception -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("leaders", "final", "wrong", "corrected", "settled"),
+    [
+        ((3, 3, 1, 1), 1, 2, 2, 2),
+        ((1, 1, 1, 1), 1, 0, None, 0),  # never wrong
+        ((3, 1, 1, 1), None, 1, None, 1),  # the video is not right
+        ((1, 0, 3, 1), 1, 1, 3, 3),
+        ((0, 1, 1, 3), 1, 1, None, 3),  # wrong to the end
+    ],
+)
+def test_courses_by_hand(leaders, final, wrong, corrected, settled):
+    course = Course(leaders, 2, final)
+    assert (len(course.wrong), course.corrected, course.settled) == (wrong, corrected, settled)
+
+
+def test_the_leading_hypothesis_is_the_nearest():
+    z = rand(4, 2, 3, 2, 2)
+    assert [behaviours.leading(z[i] + 0.1 * rand(2, 3, 2, 2, seed=9), z) for i in range(4)] == [0, 1, 2, 3]
+
+
+def test_hypotheses_are_valid_answers_and_then_other_prompts(wan):
+    puzzle = puzzles.make("mark", 0, size=3)
+    z = behaviours.hypotheses(wan, puzzle)
+    assert len(z) == len(puzzle.items)
+    assert torch.equal(z[:1], posterior.answers(wan, puzzle))
+
+
+def test_the_ideal_observer_is_never_wrong_where_one_answer_is_right(wan):
+    batch = cases.held_out("mark", 2, size=3)
+    steps = list(wan.sample(cases.condition(wan, batch), noise=rand(2, 16, 4, 6, 6)))
+    for own, ideal in behaviours.courses(wan, batch, steps):
+        assert len(own.leaders) == 3
+        assert ideal.leaders == (0, 0, 0)
+        assert own.final is None
+
+
+@pytest.mark.parametrize("kind", ["mark", "goal", "maze", "memory", "turn"])
+def test_masks_are_disjoint_and_moving_things_move(kind):
+    puzzle = puzzles.make(kind, 0, size=4)
+    still, moving = behaviours.masks(puzzle, 0, STRIDE)
+    assert still.shape == moving.shape == (3, 8, 8)
+    assert moving.any()
+    assert not (still & moving).any()
+    pixels = puzzle.answer_mask(0)[1:]
+    inside = moving.repeat_interleave(4, 0).repeat_interleave(8, 1).repeat_interleave(8, 2).numpy()
+    assert not (pixels & ~inside).any()
+
+
+def test_settling():
+    assert behaviours.first_below(np.array([1, 0.2, 0.01, 0.2, 0.01])) == 4
+    assert behaviours.first_below(np.array([0.01, 0.01])) == 0
+    assert behaviours.first_below(np.array([1.0, 1.0])) == 2
+    puzzle = puzzles.make("mark", 0, size=3)
+    end = rand(1, 16, 4, 6, 6)
+    still, moving = behaviours.masks(puzzle, 0, STRIDE)
+    early = end.clone()
+    early[0, :, 1:][:, moving] = 0  # an estimate in which all that moves is missing
+    steps = [SimpleNamespace(x0=early, next=None), SimpleNamespace(x0=end, next=end)]
+    assert behaviours.unsettled(steps, 0, moving).tolist() == [1, 0]
+    assert behaviours.settling(steps, 0, puzzle, 0, STRIDE) == [0, 1]
+    with pytest.raises(ValueError, match="nothing is there"):
+        behaviours.unsettled(steps, 0, still & moving)
+
+
+# -- working memory ---------------------------------------------------------------------------------------------------
+
+
+def test_a_readout_finds_a_linear_code_and_no_shuffled_one():
+    draw = np.random.default_rng(0)
+    told = torch.from_numpy(draw.integers(0, 4, 400))
+    x = rand(4, 128)[told] * 0.5 + rand(400, 128, seed=1)
+    found, left_out = behaviours.readout(x[:300], told[:300], x[300:], 4)
+    right = (found == told[300:]).double().mean().item()
+    assert right > 0.9  # measured 1.00, and 0.997 left out
+    assert abs(left_out - right) < 0.1  # what the training rows promise holds
+    shuffled = torch.from_numpy(draw.permutation(told[:300].numpy()))
+    found, left_out = behaviours.readout(x[:300], shuffled, x[300:], 4)
+    assert (found == told[300:]).double().mean() < 0.4  # measured 0.25, which is chance; its deviation is 0.04
+    assert left_out < 0.4  # measured 0.30
+
+
+def test_rows_left_out_are_left_out():
+    x, told = rand(12, 5), torch.arange(12) % 3
+    _, promised = behaviours.readout(x, told, x, 3)
+    pinned = behaviours.RIDGES
+    rates = []
+    for ridge in pinned:  # the closed form leaves centre and scale as they are, and so does this loop
+        z = ((x - x.mean(0)) / x.std(0)).double()
+        z = torch.cat([z, torch.ones(12, 1)], 1)
+        penalty = torch.diag(torch.tensor([ridge] * 5 + [0.0])).double()
+        y = torch.nn.functional.one_hot(told, 3).double()
+        out = []
+        for i in range(12):
+            rest = torch.arange(12) != i
+            out.append(z[i] @ torch.linalg.solve(z[rest].T @ z[rest] + penalty, z[rest].T @ y[rest]))
+        out = torch.stack(out)
+        rates.append(((out - y).square().sum().item(), (out.argmax(1) == told).double().mean().item()))
+    assert promised == min(rates)[1]
+
+
+def test_what_the_tokens_behind_the_wall_hold(wan):
+    batch = cases.held_out("memory", 3, size=4)
+    found = behaviours.memories(wan, batch, (1, 0))
+    assert found["states"].shape == (3, 2, 13, 128)
+    assert found["drawn"].shape == (3, 64)
+    single = behaviours.memories(wan, batch[1:2], (0,))
+    assert torch.allclose(found["states"][1, 1], single["states"][0, 0], atol=1e-4)
+    assert found["labels"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_hidden_cells_are_the_movers_lane_under_the_block(size):
+    directions = set()
+    for seed in range(60):
+        puzzle = puzzles.make("memory", seed, size=size)
+        (r0, c0), (r1, c1) = puzzle.mover.cell, puzzle.stop
+        directions.add((np.sign(r1 - r0), np.sign(c1 - c0)))
+        block = (puzzle.first_frame() == BLOCK).all(-1)
+        covered = {
+            (r, c)
+            for r in range(size)
+            for c in range(size)
+            if block[r * CELL + 2 : (r + 1) * CELL - 2, c * CELL + 2 : (c + 1) * CELL - 2].all()
+        }
+        lane = {cell for cell in covered if (cell[0] == r0 if r0 == r1 else cell[1] == c0)}
+        assert set(puzzle.hidden_cells()) == lane
+        assert lane
+    assert len(directions) == 4

@@ -1,0 +1,154 @@
+"""Several interventions and analyses in one pass: what changes nothing, what does not depend on the order, killed and continued."""
+
+from itertools import permutations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minicos.analysis import ensemble
+from minicos.analysis.compose import NO_CHANGES, noised, shared, swapped
+from minicos.analysis.energy import Energy
+from minicos.analysis.ensemble import Ensemble
+from minicos.analysis.noise import Noise, follow
+from minicos.analysis.observe import observe, recorded
+from minicos.analysis.steps import Steps
+from minicos.analysis.swap import Swap, lockstep
+from minicos.errors import MinicosError
+from minicos.hooks import NO_HOOKS
+from minicos.pipeline import load
+from minicos.runs import Run
+
+STEPS, SEEDS = 3, 3
+LAYERS = (2, 3)
+
+
+@pytest.fixture(scope="module")
+def wan(toy):
+    return load(toy, device="cpu").with_preset("cos", steps=STEPS, guidance={"high": 1.0, "low": 1.0}, frames=5)
+
+
+@pytest.fixture(scope="module")
+def made(wan):
+    """Conditions of B and A, and the noise."""
+    image = torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(0))
+    take, give = (wan.condition([prompt] * SEEDS, image) for prompt in ("solve the maze", "mark the circle"))
+    return take, give, wan.noise(take, 0)
+
+
+def watched(wan, condition, noise, folder, changes=NO_CHANGES) -> list[dict[str, torch.Tensor]]:
+    """All that is saved of a run's steps."""
+    run = Run.open(folder, {})
+    observe(wan, condition, run, [Steps(wan, ()), Energy((0,), sheets=("raw",))], noise, changes)
+    return [run.load_tensors(f"steps/{i:03d}.safetensors") for i in range(len(wan.schedule()))]
+
+
+def same(ours, theirs) -> bool:
+    """Equal to the last bit; what is kept of donors aside."""
+    seen = [[{k: v for k, v in step.items() if not k.startswith("donor")} for step in run] for run in (ours, theirs)]
+    assert all(a.keys() == b.keys() for a, b in zip(*seen, strict=True))
+    return all(torch.equal(a[k], b[k]) for a, b in zip(*seen, strict=True) for k in a)
+
+
+@pytest.fixture(scope="module")
+def plain(wan, made, tmp_path_factory):
+    return watched(wan, made[0], made[2], tmp_path_factory.mktemp("plain"))
+
+
+NULLS = {
+    "noise": lambda take: noised(Noise("null", (0, 2))),
+    "own": lambda take: swapped(take, Swap(LAYERS, range(STEPS))),
+    "same_x": lambda take: swapped(take, Swap((5,), range(1, 2)), "same_x"),
+    "update": lambda take: swapped(take, Swap((4,), range(STEPS), what="ffn")),
+    "seeds": lambda take: shared(Ensemble(LAYERS, "mix", seeds=SEEDS, alpha=0.0)),
+    "nothing": lambda take: NO_CHANGES,
+}
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chosen=st.lists(st.sampled_from(sorted(NULLS)), min_size=1, max_size=3, unique=True))
+def test_null_interventions_change_nothing(wan, made, plain, tmp_path_factory, chosen):
+    changes = sum((NULLS[name](made[0]) for name in chosen), NO_CHANGES)
+    assert same(watched(wan, made[0], made[2], tmp_path_factory.mktemp("null"), changes), plain)
+
+
+def independent(give) -> list:
+    """Interventions at different steps and layers: none sees what another has changed in the same place."""
+    return [
+        noised(Noise("replace", (2,), seed=5)),
+        swapped(give, Swap((1,), range(1))),
+        shared(Ensemble((6,), "lockstep", steps=(1,), seeds=SEEDS)),
+    ]
+
+
+def test_the_order_of_independent_interventions_does_not_matter(wan, made, plain, tmp_path):
+    take, give, noise = made
+    runs = [
+        watched(wan, take, noise, tmp_path / str(i), sum(order, NO_CHANGES))
+        for i, order in enumerate(permutations(independent(give)))
+    ]
+    assert all(same(run, runs[0]) for run in runs[1:])
+    assert not same(runs[0], plain)
+
+
+def test_edits_are_made_in_order(wan, made, tmp_path):
+    take, _, noise = made
+    reseed, add = noised(Noise("replace", (1,), seed=5)), noised(Noise("add", (1,), seed=6, dose=2.0))
+    first, second = (watched(wan, take, noise, tmp_path / n, c) for n, c in (("a", reseed + add), ("b", add + reseed)))
+    only = watched(wan, take, noise, tmp_path / "c", reseed)
+    assert same(second, only)  # what is replaced later is lost
+    assert not same(first, only)
+
+
+def test_each_alone_is_its_own_experiment(wan, made, tmp_path):
+    take, give, noise = made
+    edit, swap, e = Noise("replace", (1,), seed=5), Swap((3,), range(2)), Ensemble(LAYERS, "update", seeds=SEEDS)
+    *_, (step, _) = follow(wan, take, noise, edit)
+    assert torch.equal(watched(wan, take, noise, tmp_path / "noise", noised(edit))[-1]["next"], step.next)
+    for donor in ("own", "same_x"):
+        *_, (step,) = lockstep(wan, give, take, noise, [swap], donor=donor)
+        ours = watched(wan, take, noise, tmp_path / donor, swapped(give, swap, donor))
+        assert torch.equal(ours[-1]["next"], step.next)
+    alone = ensemble.run(wan, take, noise, Ensemble(LAYERS, "update", seeds=SEEDS, carrier=None))
+    assert torch.equal(watched(wan, take, noise, tmp_path / "share", shared(e))[-1]["next"], alone)
+
+
+def test_analyses_see_what_interventions_did(wan, made, tmp_path):
+    take, give, noise = made
+    run = Run.open(tmp_path, {})
+    observe(wan, take, run, [Energy((0,))], noise, swapped(give, Swap((3,), range(1))))
+    a, b = Run.open(tmp_path / "a", {}), Run.open(tmp_path / "b", {})
+    observe(wan, give, a, [Energy((0,))], noise)
+    observe(wan, take, b, [Energy((0,))], noise)
+    swapped_raw, a_raw, b_raw = (recorded(r, "energy", 1)[0]["cond.raw"] for r in (run, a, b))
+    assert torch.equal(swapped_raw[:3], b_raw[:3])
+    assert torch.equal(swapped_raw[3], a_raw[3])
+    assert not torch.equal(swapped_raw[4], b_raw[4])
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
+@pytest.mark.parametrize("donor", ["own", "same_x"])
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_killed_run_continues_to_the_last_bit(wan, made, tmp_path, solver, donor, killed):
+    take, give, noise = made
+    wan = wan.with_preset(solver=solver)
+
+    def changes():
+        return noised(Noise("renoise", (0, 1), seed=5)) + swapped(give, Swap((3,), range(STEPS)), donor)
+
+    whole = watched(wan, take, noise, tmp_path / "whole", changes())
+    watched(wan, take, noise, tmp_path / "killed", changes())
+    for i in range(killed, STEPS):
+        (tmp_path / f"killed/steps/{i:03d}.safetensors").unlink()
+    again = watched(wan, take, noise, tmp_path / "killed", changes())
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(again, whole, strict=True) for k in b)
+
+
+def test_mistakes(wan, made):
+    give = made[1]
+    with pytest.raises(MinicosError, match="no donor 'mine'"):
+        swapped(give, Swap((3,), range(1)), "mine")
+    with pytest.raises(MinicosError, match="not made of hooks alone"):
+        shared(Ensemble(LAYERS, "override", seeds=SEEDS))
+    assert shared(Ensemble(LAYERS, "lockstep", seeds=1)).hooks is NO_HOOKS
