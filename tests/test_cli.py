@@ -36,6 +36,7 @@ VERBS = (
         "distilled",
         "swap",
         "ensemble",
+        "reproduce",
     ),
     *("points", "inspect", "verify"),
 )

@@ -110,11 +110,11 @@ class Hidden:
     def __call__(self, x: Tensor, site: Site) -> None:
         grid = x.unflatten(1, site.grid)  # b f h w d
         self.states[int(site.name.split(".")[1])] = torch.stack(
-            [_behind(row, case.puzzle) for row, case in zip(grid, self.batch, strict=True)]
+            [behind(row, case.puzzle) for row, case in zip(grid, self.batch, strict=True)]
         )
 
 
-def _behind(grid: Tensor, puzzle: Memory) -> Tensor:
+def behind(grid: Tensor, puzzle: Memory) -> Tensor:
     """Mean over the cells behind the wall, in the latent frames in which the object is out of sight (f h w d -> d)."""
     rows, columns = zip(*puzzle.hidden_cells(), strict=True)
     middle = grid.shape[0] // 2  # of 4 latent frames this is the third, video frames 5 to 8: the object is hidden at 6

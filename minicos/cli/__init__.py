@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from minicos.cli import commitment, demo, ensemble, generate, inspect, noise, points, swap, verify, watch
+from minicos.cli import commitment, demo, ensemble, generate, inspect, noise, points, reproduce, swap, verify, watch
 from minicos.cli.common import Parser
 from minicos.errors import MinicosError
 
@@ -16,6 +16,7 @@ Watch a video diffusion model reason, step by step.
   minicos energy --image maze.png --prompt "solve the maze"        which tokens each layer works on
   minicos ensemble --puzzle maze --size 5                          do seeds that share states solve more?
   minicos swap --puzzle mark                                       at which layer a prompt becomes an answer
+  minicos reproduce                                                every experiment, one report
   minicos generate --image maze.png --prompt "solve the maze"      just the video
   minicos points                                                   every hook point of a model
   minicos inspect PATH                                             what a checkpoint is
@@ -26,7 +27,7 @@ Watch a video diffusion model reason, step by step.
 def parser() -> Parser:
     top = Parser(prog="minicos", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in (demo, generate, watch, commitment, noise, swap, ensemble, points, inspect, verify):
+    for verb in (demo, generate, watch, commitment, noise, swap, ensemble, reproduce, points, inspect, verify):
         verb.add(verbs)
     return top
 
