@@ -11,7 +11,6 @@ Interventions are run at fewer denoising steps than the preset's 20, which costs
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from math import inf
 from time import process_time
 
 import numpy as np
@@ -100,7 +99,8 @@ def step_section(wan: Wan, run: Run, n: int) -> Section:
     random = cases.collect(run, "untrained", groups(mazes, 25), partial(strangers, untrained(wan)))
     sigmas, middle = wan.schedule().sigmas, many["ideal"].shape[1] // 2
     chance = np.array([1 / len(case.puzzle.candidates) for case in mazes])
-    settled = {name: _settled(data["moved"]) for name, data in (("several", many), ("one", one))}  # n f
+    unit = many["moved"][:, 0, 1:].mean(0)  # how far the first estimate is from the last one where there is a choice
+    settled = {name: _settled(data["moved"], unit) for name, data in (("several", many), ("one", one))}  # n f
     ideal, shown = many["ideal"], many["shown"]
     claims = (
         difference("answers alive, network: first minus last step", shown[:, 0], shown[:, -1], "the last step"),
@@ -118,7 +118,7 @@ def step_section(wan: Wan, run: Run, n: int) -> Section:
             "step at which it settles: several minus one route",
             stats.unpaired(settled["several"].max(1), settled["one"].max(1)), "mazes with one route (other mazes: unpaired)",
         ),
-        difference("step at which it settles: last minus second latent frame", *settled["several"][:, [-1, 1]].T, "the same video's frames"),
+        difference("step at which it settles: last minus second latent frame", *settled["several"][:, [-1, 0]].T, "the same video's frames"),
     )  # fmt: skip
     at = np.arange(len(sigmas) - 1)
     lines = {"network": sensitivity.curve(shown, at), "ideal observer": sensitivity.curve(ideal, at)}
@@ -152,15 +152,12 @@ departure is measured against the answers' own distance. With one route nothing 
     ))  # fmt: skip
 
 
-def _settled(moved: np.ndarray, level: float = 0.1) -> np.ndarray:
-    """The step from which on an estimate's distance to the last one (n N f) stays below a share of the first step's: n f.
+def _settled(moved: np.ndarray, unit: np.ndarray, level: float = 0.1) -> np.ndarray:
+    """The step from which on an estimate's distance to the last one (n N f) stays below a share of `unit` (f - 1): n (f - 1).
 
-    The given first frame moves little at any step, and its steps mean nothing: 0.
+    The given first frame is left out. One unit for all mazes: where there is no choice, even the first estimate may be near.
     """
-    first = np.array(
-        [[behaviours.first_below(row[:, f] / row[0, f], level) for f in range(1, row.shape[1])] for row in moved]
-    )
-    return np.pad(first, ((0, 0), (1, 0)))
+    return np.array([[behaviours.first_below(curve, level) for curve in (row[:, 1:] / unit).T] for row in moved])
 
 
 def _belief_sheet(wan: Wan, run: Run, case: Case) -> str:
@@ -183,7 +180,7 @@ def _belief_sheet(wan: Wan, run: Run, case: Case) -> str:
 
 def commitment_section(wan: Wan, run: Run, n: int) -> Section:
     wan, mazes, count = wan.with_preset(steps=SHORT), several(n), 6
-    at = steps.spread(5, SHORT)[:-1] + (SHORT - 2,)
+    at = (*steps.spread(5, SHORT)[:-1], SHORT - 2)
 
     def compute(batch: Sequence[Case]) -> dict[str, Tensor]:
         return {"answers": commitment.completions(wan, batch, at, count)}
@@ -202,7 +199,7 @@ def commitment_section(wan: Wan, run: Run, n: int) -> Section:
         difference("valid completions: first minus last of these steps", valid[:, 0], valid[:, -1], f"step {at[-1]}"),
     )  # fmt: skip
     lines = {
-        "commitment": sensitivity.curve(np.nan_to_num(committed), np.array(at)),
+        "commitment": sensitivity.curve(committed[np.isfinite(committed).all(1)], np.array(at)),
         "valid completions": sensitivity.curve(valid, np.array(at)),
     }
     figures.bands(
@@ -275,14 +272,15 @@ def behaviour_section(wan: Wan, run: Run, n: int) -> Section:
         mean("wrong early and right late (self-correction): rate", goal["corrected"], "0"),
         difference("step at which what moves settles minus what stands still", goal["moving"], goal["still"], "what stands still (is given)"),
     ]  # fmt: skip
-    lines = {}
+    lines, blocks = {}, []
     for i, (name, classes) in enumerate((("shape", len(SHAPES)), ("colour", len(COLOURS)))):
         right = _readouts(told, test, i, classes)
         layer = right["layer"]
+        blocks.append(layer)
         lines[name] = right["states"].mean(0)
         claims += [
-            difference(f"hidden object's {name} read from block {layer}: minus shuffled labels", right["states"][:, layer], right["shuffled"], "labels of another object"),
-            difference(f"hidden object's {name} read from block {layer}: minus the drawn picture", right["states"][:, layer], right["drawn"], "latents of the drawn video, same tokens"),
+            difference(f"hidden object's {name} read from hidden states: minus shuffled labels", right["states"][:, layer], right["shuffled"], "labels of another object"),
+            difference(f"hidden object's {name} read from hidden states: minus the drawn picture", right["states"][:, layer], right["drawn"], "latents of the drawn video, same tokens"),
         ]  # fmt: skip
     figures.curves(
         run.path("memory.png"), lines, x="layer", y="share read out right",
@@ -294,7 +292,7 @@ valid routes and those to the other goal, step by step. It is wrong at step 0 in
 are wrong early and right late, {goal["changed"].mean():.2f} change their mind among valid answers, {goal["solved"].mean():.2f} end right. Perception before action: what
 moves settles {claims[2]} steps after what stands still, which is the easier job, being copied from the given frame. Working memory: while an object is behind
 a wall, its shape and colour are read from the hidden states at the tokens that hide it by a linear classifier (told by puzzles of the dev split,
-the layer chosen there by two-fold validation, judged on test puzzles). Against shuffled labels: {claims[3]} (shape) and {claims[5]} (colour). The latents
+the layer chosen there by two-fold validation, {blocks[0]} for shape and {blocks[1]} for colour, judged on test puzzles). Against shuffled labels: {claims[3]} (shape) and {claims[5]} (colour). The latents
 of a drawn video are the harder control, since four video frames share a latent frame and the object is visible in some of them: {claims[4]} and {claims[6]}."""
     return Section("Self-correction, perception before action, working memory", text, tuple(claims), ("memory.png",))
 
@@ -328,47 +326,49 @@ def _readouts(told: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray], la
 
 
 def noise_section(wan: Wan, run: Run, n: int) -> Section:
-    wan = wan.with_preset(steps=SHORT)
-    plan = noise.Plan("replace", at=tuple(SHORT * k // 4 for k in range(4)), others=1)
-    results = noise.study(wan, held_out("maze", n), run, plan)
-    names, found = sensitivity.draw(results, wan, run), sensitivity.headline(results)
-    at, frames = sensitivity.at(results), results.names("frame")
-    damage, clean = sensitivity.sensitivity(results), results.runs["clean"]["solved"].astype(float)
-    step_d, frame_d = (
-        np.mean([results.final(name) for name in kind], axis=0) for kind in (results.names("step"), frames)
-    )
-    lost = [
-        np.mean([clean - results.runs[name]["solved"] for name in kind], axis=0)
-        for kind in (results.names("step"), frames)
-    ]
-    doses = [np.mean([results.dose(name) for name in kind], axis=0) for kind in (results.names("step"), frames)]
-    beside = np.mean([results.untouched(name) for name in frames], axis=0)
-    same = "the same noised cells (steps x frames), by frame"
-    claims = (
-        difference("D of the video: step noise minus frame noise", step_d, frame_d, same),
-        difference("puzzles lost: step noise minus frame noise", *lost, same),
-        difference("dose (latent frames of unit variance): step minus frame noise", *doses, "0: matched"),
-        difference(
-            f"D of the video: noise at step {at[0]} minus step {at[-1]}", damage[:, 0], damage[:, -1], f"step {at[-1]}"
-        ),
-        mean("D of the frames that frame noise leaves alone", beside, "0: independent frames"),
+    wan, at = wan.with_preset(steps=SHORT), tuple(SHORT * k // 4 for k in range(4))
+    claims, told, shown = [], {}, []
+    for mode in ("renoise", "replace"):
+        inside = Run(run.path(mode), run.settings)
+        results = noise.study(wan, several(n), inside, noise.Plan(mode, at=at, others=1))
+        names = sensitivity.draw(results, wan, inside)
+        shown += [f"{mode}/{name}" for name in names if name in ("sensitivity.png", "frames.png", "videos.png")]
+        clean, kinds = results.runs["clean"]["solved"].astype(float), (results.names("step"), results.names("frame"))
+        moved = [np.mean([results.final(name) for name in kind], axis=0) for kind in kinds]
+        lost = [np.mean([clean - results.runs[name]["solved"] for name in kind], axis=0) for kind in kinds]
+        doses = [np.mean([results.dose(name) for name in kind], axis=0) for kind in kinds]
+        beside = np.mean([results.untouched(name) for name in kinds[1]], axis=0)
+        damage, same = sensitivity.sensitivity(results), "the same cells (steps x frames), frame by frame"
+        claims += [
+            difference(f"{mode}: D of the video, step noise minus frame noise", *moved, same),
+            difference(f"{mode}: mazes lost, step noise minus frame noise", *lost, same),
+            difference(
+                f"{mode}: dose, step minus frame noise, share of the latter", doses[0] / doses[1], 1, "0: matched"
+            ),
+            difference(
+                f"{mode}: D, noise at step {at[0]} minus step {at[-1]}", damage[:, 0], damage[:, -1], f"step {at[-1]}"
+            ),
+            mean(f"{mode}: D of the frames beside the noised one", beside, "0: frames do not depend on each other"),
+        ]
+        told[mode] = [f"{v.mean():.2f}" for v in (*moved, *lost)]
+    claims += [
         mean("D of the null intervention", results.final("null"), "exactly 0"),
         mean("D of another seed", results.final("seed 1"), "1 by definition: the yardstick"),
-    )
+    ]
+    steps_named = ", ".join(map(str, at))
     text = f"""\
-Latents entering a step are replaced by Gaussian noise, in all frames at one of the steps {", ".join(map(str, at))} of {SHORT}, or in one latent frame at all of them: the
-same noised cells, once by row and once by column, so that the mean doses agree (`minicos noise`). D is 0 for the same video and 1 for another seed's. By construction the null
-intervention gives 0, step 0 is a reseed, and a frame that is noised late is lost in any model, since the steps after cannot remove what they are not told of.
+Latents entering a step get Gaussian noise, in all frames at one of the steps {steps_named} of {SHORT}, or in one latent
+frame at all of these steps: the same noised cells, once by step and once by frame, so that doses agree (`minicos noise`).
+`renoise` keeps the clean estimate and draws its noise again, on the schedule; `replace`, the paper's, puts noise alone. D is
+0 for the same video and 1 for another seed's. By construction the null intervention gives 0, and step 0 is a reseed. After
+`replace` at a late step the video *is* noise in any model: every frame that is noised at all steps is lost, and so are all
+frames of the late step, which leaves a positive difference for step noise even in a model that treats frames alone.
 
-Step noise moves the video by D = {step_d.mean():.2f} and frame noise by {frame_d.mean():.2f}: {claims[0]}. It costs {lost[0].mean():.2f} of the puzzles against {lost[1].mean():.2f}
-(of {clean.mean():.2f} solved clean): {claims[1]}. The paper finds a step fragile and a frame robust, at doses that differ."""
-    assert found or not frames
-    return Section(
-        "Noise at a step, noise in a frame",
-        text,
-        claims,
-        tuple(name for name in names if name in ("sensitivity.png", "frames.png", "videos.png")),
-    )
+`renoise`: step noise moves the video by D = {told["renoise"][0]}, frame noise by {told["renoise"][1]}: {claims[0]}. They
+lose {told["renoise"][2]} and {told["renoise"][3]} of the mazes (solved clean: {clean.mean():.2f}): {claims[1]}.
+`replace`: D = {told["replace"][0]} and {told["replace"][1]}: {claims[5]}; lost {told["replace"][2]} and
+{told["replace"][3]}: {claims[6]}. The paper finds a step fragile and a frame robust, at doses that differ."""
+    return Section("Noise at a step, noise in a frame", text, tuple(claims), tuple(shown))
 
 
 # -- energy and attention ---------------------------------------------------------------------------------------------
@@ -569,7 +569,7 @@ def ensemble_section(wan: Wan, run: Run, n: int) -> Section:
     paper, base = next(iter(arms[0])), rows[0].rate
     claims = tuple(
         replace(
-            report.of(f"puzzles solved: {row.name} minus plain{_corrected(row)}", row.gain, _role(row.name, chosen, paper)),
+            report.of(f"mazes solved: {row.name}, minus plain", row.gain, _role(row, chosen, paper)),
             resolvable=row.resolvable,
         )
         for row in sorted(rows[1:], key=lambda row: row.name != paper)
@@ -591,17 +591,18 @@ The paper's window gains {claims[0]}; {n} puzzles find a gain of {by[paper].reso
     return Section("Seeds that share states", text, claims, ("ensemble.png",))
 
 
-def _corrected(row: ensemble.Row) -> str:
-    return "" if row.p_holm is None else f" (p = {row.p_holm:.2g})"
-
-
-def _role(name: str, chosen: str, paper: str) -> str:
+def _role(row: ensemble.Row, chosen: str, paper: str) -> str:
+    """What a row is held against, or is a control of."""
     roles = {
         "other cases": "wrong donors", "random direction": "random direction of equal norm", "clean estimate": "rival without a layer",
         "latent": "rival without a layer", "vote": "rival at equal compute", "best of": "upper bound at equal compute",
     }  # fmt: skip
-    what = next((role for key, role in roles.items() if key in name), None)
-    return what or f"plain run, T = 1{'; chosen on dev' if name == chosen else ''}{'; paper' if name == paper else ''}"
+    for key, role in roles.items():
+        if key in row.name:
+            return role
+    facts = [f"p = {row.p_holm:.2g} after Holm"] * (row.p_holm is not None)
+    facts += ["the paper's window"] * (row.name == paper) + ["chosen on dev"] * (row.name == chosen)
+    return "; ".join(["plain run, T = 1", *facts])
 
 
 # -- counts of steps and frames ---------------------------------------------------------------------------------------
@@ -657,7 +658,7 @@ EXPERIMENTS = {  # in the order of the report
     "steps": Experiment(step_section, 100, 0.8),
     "commitment": Experiment(commitment_section, 16, 6.0),
     "behaviours": Experiment(behaviour_section, 100, 0.9),
-    "noise": Experiment(noise_section, 100, 2.0),
+    "noise": Experiment(noise_section, 50, 4.0),
     "energy": Experiment(energy_section, 100, 0.3),
     "attention": Experiment(attention_section, 100, 0.3),
     "swap": Experiment(swap_section, 40, 3.6),

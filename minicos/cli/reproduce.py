@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,8 +52,6 @@ def sections(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
-    import sys
-
     from minicos.analysis import report, reproduce
     from minicos.pipeline import load
     from minicos.runs import Run
@@ -68,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     settings = {"model": wan.variant, "weights": wan.weights, "n": n or "each its own"}
     folder = Run.open(args.out, settings, {"command": sys.argv, "model_path": args.model})
     begin, spent = time.monotonic(), 0.0
+    print(f"minicos: {', '.join(args.only)}: a line for each as it is done", file=sys.stderr, flush=True)
     for name, seconds in compute(args, folder, n):
         spent += seconds
         print(f"{name:12} {seconds:6.0f} s of a core", file=sys.stderr, flush=True)
@@ -120,6 +120,7 @@ def _live_with_parent() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    sys.stderr = open(os.devnull, "w")  # several progress bars in one terminal; mistakes come back as exceptions
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow, daemon=True).start()
 
