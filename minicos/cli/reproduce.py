@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,12 +54,13 @@ def sections(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> None:
     from minicos.analysis import report, reproduce
+    from minicos.analysis.reproduce.subjects import AT_LEAST
     from minicos.pipeline import load
     from minicos.runs import Run
 
     n = FULL if args.full else args.n
-    if n is not None and n < reproduce.AT_LEAST:
-        raise MinicosError(f"--n {n}: the controls need {reproduce.AT_LEAST} puzzles or more")
+    if n is not None and n < AT_LEAST:
+        raise MinicosError(f"--n {n}: the controls need {AT_LEAST} puzzles or more")
     wan = load(args.model, device="cpu")
     if wan.variant != "tiny":
         raise MinicosError(
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def compute(args: argparse.Namespace, folder: "Run", n: int | None):
+def compute(args: argparse.Namespace, folder: "Run", n: int | None) -> Iterator[tuple[str, float]]:
     """Make the sections in processes of one thread each, the longest first; yields (name, seconds) as they are done."""
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -90,12 +92,13 @@ def compute(args: argparse.Namespace, folder: "Run", n: int | None):
     sizes = {name: n or EXPERIMENTS[name].n for name in args.only}
     order = sorted(sizes, key=lambda name: -sizes[name] * EXPERIMENTS[name].seconds)
     workers = min(len(order), args.workers or cores())
+    tasks = [(args.model, folder, name, sizes[name], _command(args, (name,), sizes[name])) for name in order]
+    if workers == 1:
+        yield from (work(*task) for task in tasks)
+        return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_live_with_parent) as pool:
-        jobs = [
-            pool.submit(work, args.model, folder, name, sizes[name], _command(args, (name,), sizes[name]))
-            for name in order
-        ]
+        jobs = [pool.submit(work, *task) for task in tasks]
         try:
             for job in as_completed(jobs):
                 yield job.result()
@@ -120,7 +123,7 @@ def _live_with_parent() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    sys.stderr = open(os.devnull, "w")  # several progress bars in one terminal; mistakes come back as exceptions
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  several progress bars in one terminal; mistakes come back as exceptions
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow, daemon=True).start()
 
