@@ -40,7 +40,7 @@ class Claim:
         if self.resolvable is None:
             return self.brief
         sign = "above zero" if self.low > 0 else "below zero" if self.high < 0 else "not told from zero"
-        return f"{self.brief}, {sign}"
+        return f"{self.brief} ({sign})"
 
 
 @dataclass(frozen=True)

@@ -105,10 +105,11 @@ construction it holds all routes alike at step 0, where the latent is noise alon
 early are Bayes' rule. The question is where the network departs from it.
 
 The network's estimate holds {alive[0]} answers at step 0 and {alive[1]} at the last step, the ideal observer's {alive[2]} and
-{alive[3]}. At step 0, where nothing can be known, the network holds {claims[2]} more answers than the ideal observer. The
-answer that it shows most there is the final one in {many["leads"][:, 0].mean():.2f} of the mazes, which is more than chance
-by {claims[4]}: an untold preference that the final answer follows. Mazes with several routes settle later than mazes with one
-by {claims[9].brief} steps. The last latent frame settles after the second by {claims[10]}, in steps of {len(at)}."""
+{alive[3]}. At step 0, where nothing can be known, network minus ideal observer is {claims[2]}, and the answer that the
+network shows most is the final one in {many["leads"][:, 0].mean():.2f} of the mazes, beyond chance by {claims[4]}: above
+zero, the network leans before anything is decided, and ends where it leans. Mazes with several routes settle
+{claims[9].brief} steps later than mazes with one. The last latent frame settles {claims[10]} steps after the second: were
+the answer found along the frames, later frames would settle later."""
     return Section("Several candidates early, one late", text, claims, (
         _belief_sheet(wan, run, pictured), "alive.png", "departure.png", "convergence.png",
     ))  # fmt: skip

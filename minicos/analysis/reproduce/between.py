@@ -50,10 +50,11 @@ def noise_section(wan: Wan, run: Run, n: int) -> Section:
     text = f"""\
 Latents entering a step get Gaussian noise, in all frames at one of the steps {steps_named} of {SHORT}, or in one latent
 frame at all of these steps: the same noised cells, once by step and once by frame, so that doses agree (`minicos noise`).
-`renoise` keeps the clean estimate and draws its noise again, on the schedule; `replace`, the paper's, puts noise alone. D is
-0 for the same video and 1 for another seed's. By construction the null intervention gives 0, and step 0 is a reseed. After
-`replace` at a late step the video *is* noise in any model: every frame that is noised at all steps is lost, and so are all
-frames of the late step, which leaves a positive difference for step noise even in a model that treats frames alone.
+`renoise` keeps the clean estimate and draws its noise again, on the schedule; `replace`, the paper's, puts noise alone. D =
+0 is the same video and 1 another seed's. By construction the null intervention gives 0, and step 0 is a reseed. A late
+`replace` leaves noise that the later steps are not told of and cannot remove in any model, in all frames or in one; a model
+that treated frames alone would lose as much by either, and still by the early steps of step noise, which frame noise
+overwrites: part of a positive difference under `replace` is no finding.
 
 `renoise`: step noise moves the video by D = {told["renoise"][0]}, frame noise by {told["renoise"][1]}: {claims[0]}. They
 lose {told["renoise"][2]} and {told["renoise"][3]} of the mazes (solved clean: {clean.mean():.2f}): {claims[1]}.
@@ -96,7 +97,7 @@ States of the middle blocks are averaged over three seeds, early, and one trajec
 {size}x{size} mazes, larger than any that the model was trained on, at {short} steps: one plain run solves {base.effect:.2f}. Three
 windows and a rival mode were tried on {dev} dev mazes, where "{chosen}" did best; on test it stands beside the paper's windows,
 with p values corrected after Holm. By construction only the last layer of an override counts, and step 0 of {short} moves the
-latent further than step 0 of 50: D of the paper's window to the plain run is {by[paper].distance or 0:.3f}.
+latent further than step 0 of 50: D of the paper's window to the plain run is {by[paper].distance or 0:.1g}.
 
 The paper's window gains {claims[0]}; {n} mazes find a gain of {by[paper].resolvable:.2f} or more. The arm chosen on dev gains
 {by[chosen].gain}, at {by[chosen].passes:.0f} network passes where a plain run takes {short}. At {best.passes:.0f} passes a vote among
