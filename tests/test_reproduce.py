@@ -50,7 +50,7 @@ def test_claims_are_complete_and_paths_are_relative(undisturbed, toy):
 
 @posix
 def test_a_killed_run_ends_at_the_same_bytes(undisturbed, toy, tmp_path):
-    """kill -9 at a moment that nothing fixes, two workers being busy; the rerun is in one process. Workers do not outlive the process that started them."""
+    """kill -9 at a moment that nothing fixes, two workers being busy; the rerun is in one process. Workers end with their parent."""
     process = start("-m", "minicos", *arguments(toy, tmp_path, workers=2))
     wait_for(tmp_path / "energy/trained/000.safetensors", process)
     process.send_signal(signal.SIGKILL)
