@@ -40,6 +40,7 @@ VERBS = (
         "swap",
         "ensemble",
         "run",
+        "reproduce",
     ),
     *("points", "inspect", "verify"),
 )

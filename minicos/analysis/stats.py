@@ -104,6 +104,17 @@ def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, 
     return bootstrap(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), seed=seed)
 
 
+def unpaired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, seed: int = 0) -> Interval:
+    """The mean of a less that of b, which are of different puzzles; n is the smaller number of them."""
+    rng, resamples = np.random.default_rng(seed), 10_000
+    means = []
+    for values in (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)):
+        counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+        means.append(counts @ values / len(values))
+    low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
+    return Interval(float(np.mean(a) - np.mean(b)), float(low), float(high), min(len(a), len(b)))
+
+
 def p_value(differences: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 10_000) -> float:
     """Two-sided sign-flip test of paired differences: how often chance signs give a mean at least this large."""
     d = np.asarray(differences, dtype=np.float64)

@@ -14,14 +14,18 @@ from minicos.cli import (
     inspect,
     noise,
     points,
+    reproduce,
     run,
     swap,
     verify,
     watch,
-)
+)  # fmt: skip
 from minicos.cli.common import Parser
 from minicos.errors import MinicosError
 
+VERBS = (
+    demo, generate, watch, belief, commitment, behaviours, noise, swap, ensemble, run, reproduce, points, inspect, verify,
+)  # fmt: skip
 DESCRIPTION = """\
 Watch a video diffusion model reason, step by step.
 
@@ -31,6 +35,7 @@ Watch a video diffusion model reason, step by step.
   minicos ensemble --puzzle maze --size 5                          do seeds that share states solve more?
   minicos swap --puzzle mark                                       at which layer a prompt becomes an answer
   minicos run --image maze.png --prompt "solve the maze" --noise step:10 --x0 --energy    several of these in one pass
+  minicos reproduce                                                every experiment, one report
   minicos generate --image maze.png --prompt "solve the maze"      just the video
   minicos points                                                   every hook point of a model
   minicos inspect PATH                                             what a checkpoint is
@@ -41,21 +46,7 @@ Watch a video diffusion model reason, step by step.
 def parser() -> Parser:
     top = Parser(prog="minicos", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in (
-        demo,
-        generate,
-        watch,
-        belief,
-        commitment,
-        behaviours,
-        noise,
-        swap,
-        ensemble,
-        run,
-        points,
-        inspect,
-        verify,
-    ):
+    for verb in VERBS:
         verb.add(verbs)
     return top
 

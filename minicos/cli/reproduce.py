@@ -1,0 +1,137 @@
+"""`minicos reproduce`: every experiment on the embedded model, and one report."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minicos.cli import common
+from minicos.errors import MinicosError
+
+if TYPE_CHECKING:
+    from minicos.runs import Run
+
+EXAMPLES = """\
+  minicos reproduce                                  all experiments, under 10 minutes on 2 cores
+  minicos reproduce --only noise,swap --n 20         some of them, with few puzzles
+  minicos reproduce --full --out runs/full           1,000 puzzles each: many hours
+writes report.md with its figures, and claims.json: effect, 95 % interval, n, control and command of every claim.
+Sections run beside each other, one core each; killed and started again, the same command continues.
+"""
+FULL = 1000
+SECTIONS = ("steps", "commitment", "behaviours", "noise", "energy", "attention", "swap", "ensemble", "counts")
+
+
+def add(verbs) -> None:
+    parser = common.add_parser(verbs, "reproduce", "Run every experiment and write one report.", EXAMPLES, run)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--n", type=common.positive, help="puzzles of every experiment (default: each its own, 16 to 100)"
+    )
+    size.add_argument("--full", action="store_true", help=f"{FULL} puzzles each")
+    parser.add_argument("--only", type=sections, default=SECTIONS, help=f"some of {','.join(SECTIONS)} (default: all)")
+    parser.add_argument(
+        "--model", default="tiny", help="the embedded model (default), or a folder with one trained like it"
+    )
+    parser.add_argument("--workers", type=common.positive, help="sections at a time (default: one for each core)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/reproduce"),
+        help="run folder; run again to continue (default: runs/reproduce)",
+    )
+
+
+def sections(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in SECTIONS]:
+        raise argparse.ArgumentTypeError(f"no experiment {unknown[0]!r}: take some of {', '.join(SECTIONS)}")
+    return names
+
+
+def run(args: argparse.Namespace) -> None:
+    from minicos.analysis import report, reproduce
+    from minicos.analysis.reproduce.subjects import AT_LEAST
+    from minicos.pipeline import load
+    from minicos.runs import Run
+
+    n = FULL if args.full else args.n
+    if n is not None and n < AT_LEAST:
+        raise MinicosError(f"--n {n}: the controls need {AT_LEAST} puzzles or more")
+    wan = load(args.model, device="cpu")
+    if wan.variant != "tiny":
+        raise MinicosError(
+            f"the puzzles are for the embedded model, not {wan.variant}; the other commands take it with --model"
+        )
+    settings = {"model": wan.variant, "weights": wan.weights, "n": n or "each its own"}
+    folder = Run.open(args.out, settings, {"command": sys.argv, "model_path": args.model})
+    begin, spent = time.monotonic(), 0.0
+    print(f"minicos: {', '.join(args.only)}: a line for each as it is done", file=sys.stderr, flush=True)
+    for name, seconds in compute(args, folder, n):
+        spent += seconds
+        print(f"{name:12} {seconds:6.0f} s of a core", file=sys.stderr, flush=True)
+    found = reproduce.finished(folder, args.only)
+    about = f"Made by `{_command(args, args.only, n)}` with minicos's `{wan.variant}` model, weights `{wan.weights}`."
+    report.write(folder.folder, found, about)
+    print(report.table([claim for section in found.values() for claim in section.claims]))
+    print(
+        f"\n{time.monotonic() - begin:.0f} s, {spent:.0f} s of cores: {folder.path('report.md')}  {folder.path('claims.json')}"
+    )
+
+
+def compute(args: argparse.Namespace, folder: "Run", n: int | None) -> Iterator[tuple[str, float]]:
+    """Make the sections in processes of one thread each, the longest first; yields (name, seconds) as they are done."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    from minicos.analysis.reproduce import EXPERIMENTS, work
+
+    sizes = {name: n or EXPERIMENTS[name].n for name in args.only}
+    order = sorted(sizes, key=lambda name: -sizes[name] * EXPERIMENTS[name].seconds)
+    workers = min(len(order), args.workers or cores())
+    tasks = [(args.model, folder, name, sizes[name], _command(args, (name,), sizes[name])) for name in order]
+    if workers == 1:
+        yield from (work(*task) for task in tasks)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_live_with_parent) as pool:
+        jobs = [pool.submit(work, *task) for task in tasks]
+        try:
+            for job in as_completed(jobs):
+                yield job.result()
+        except BaseException:  # Ctrl-C, or a section that failed: do not wait for the others
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _live_with_parent() -> None:
+    """A worker ends with the process that started it, however that ends, and leaves Ctrl-C to it."""
+    import multiprocessing
+    import signal
+    import threading
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  several progress bars in one terminal; mistakes come back as exceptions
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _command(args: argparse.Namespace, names: tuple[str, ...], n: int | None) -> str:
+    options = {
+        "--model": args.model * (args.model != "tiny"),
+        "--only": ",".join(names) * (names != SECTIONS),
+        "--n": n,
+    }
+    return " ".join(["minicos reproduce", *(f"{name} {value}" for name, value in options.items() if value)])

@@ -1,0 +1,147 @@
+"""All experiments in one report: what a claim is, how a report is written, and that a killed run ends at the same bytes."""
+
+import json
+import os
+import signal
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minicos.analysis import report, stats
+from minicos.analysis.reproduce import EXPERIMENTS, subjects
+from minicos.cli import main, reproduce
+from minicos.pipeline import load
+from tests.test_cli import posix, start, wait_for
+
+ONLY = "attention,energy"  # the two that take least
+
+
+def arguments(toy, out, workers: int) -> list[str]:
+    return ["reproduce", "--model", str(toy), "--only", ONLY, "--n", "4", "--workers", str(workers), "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert main(arguments(toy, out, workers=1)) == 0
+    return out
+
+
+# -- the report ---------------------------------------------------------------------------------------------------------
+
+
+def test_claims_are_complete_and_paths_are_relative(undisturbed, toy):
+    claims = json.loads((undisturbed / "claims.json").read_text())
+    text = (undisturbed / "report.md").read_text()
+    assert [set(claim) for claim in claims] == [set(report.FIELDS)] * len(claims)
+    for claim in claims:
+        assert claim["low"] <= claim["effect"] <= claim["high"] and claim["n"] == 4
+        assert claim["control"] and claim["claim"] in text
+        assert claim["command"].startswith(f"minicos reproduce --model {toy} --only ")
+    links = [line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")]
+    assert links and all((undisturbed / link).stat().st_size > 1000 for link in links)
+    assert text.index(report.CAVEAT) < text.index("## ")
+    assert str(undisturbed) not in text
+
+
+@posix
+def test_a_killed_run_ends_at_the_same_bytes(undisturbed, toy, tmp_path):
+    """kill -9 at a moment that nothing fixes, two workers being busy; the rerun is in one process. Workers end with their parent."""
+    process = start("-m", "minicos", *arguments(toy, tmp_path, workers=2))
+    wait_for(tmp_path / "energy/trained/000.safetensors", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()  # ends when the last of them has closed its end of the pipe
+    kept = os.stat(tmp_path / "energy/trained/000.safetensors").st_mtime_ns
+    assert main(arguments(toy, tmp_path, workers=1)) == 0
+    assert os.stat(tmp_path / "energy/trained/000.safetensors").st_mtime_ns == kept
+    names = sorted(p.relative_to(undisturbed) for p in undisturbed.rglob("*") if p.suffix in (".md", ".png", ".json"))
+    for name in names:
+        if name.name != "run.json":  # date and command
+            assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def test_a_finished_run_only_writes_the_report(undisturbed, toy, capsys):
+    before = (undisturbed / "report.md").read_bytes()
+    (undisturbed / "report.md").unlink()
+    assert main(arguments(toy, undisturbed, workers=1)) == 0
+    assert (undisturbed / "report.md").read_bytes() == before
+    assert "cross-attention on padding rows: minus uniform" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [(["--n", "3"], "--n 3"), (["--n", "5", "--full"], "not allowed"), (["--only", "swaps"], "no experiment 'swaps'")],
+)
+def test_mistakes_in_one_sentence(argv, words, tmp_path, capsys):
+    try:
+        code = main(["reproduce", "--out", str(tmp_path / "new"), *argv])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_knows_every_section():
+    assert tuple(EXPERIMENTS) == reproduce.SECTIONS
+
+
+# -- claims -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_leaves_out_what_has_no_value_and_tells_its_power():
+    a, b = np.array([1.0, 2.0, np.nan, 4.0]), np.array([0.0, 0.0, 0.0, 1.0])
+    claim = report.difference("more", a, b, "b")
+    assert claim.n == 3 and claim.effect == 2.0
+    assert claim.resolvable == stats.resolvable(np.std([1, 2, 3]), 3)
+    assert str(claim).endswith("(above zero)")
+    assert str(report.difference("less", b[:2], a[:2], "a")).endswith("(below zero)")
+    assert str(report.difference("same", b, b, "b")).endswith("(not told from zero)")
+
+
+def test_claims_without_a_value_are_null_in_json_and_said_in_the_report(tmp_path):
+    claims = (
+        report.of("turns", stats.Interval(float("inf"), 3.0, float("inf"), 5), "the last layer"),
+        report.mean("decided", np.array([np.nan]), "nothing"),
+    )
+    section = report.Section("Title", "Text.", claims)
+    report.write(tmp_path, {"swap": section}, "About.")
+    first, second = json.loads((tmp_path / "claims.json").read_text())
+    assert first["effect"] is None and first["low"] == 3.0 and second["n"] == 0 and second["low"] is None
+    assert "| turns | never | +3.000 … never | 5 |" in (tmp_path / "report.md").read_text()
+    assert report.from_json(json.loads(json.dumps(asdict(section)))).claims[0] == claims[0]  # infinity included
+
+
+def test_unpaired_means():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 1, 400), rng.normal(0, 1, 300)
+    found = stats.unpaired(a, b)
+    width = 1.96 * (a.var() / 400 + b.var() / 300) ** 0.5
+    assert found.effect == a.mean() - b.mean() and found.n == 300
+    assert found.high - found.effect == pytest.approx(width, rel=0.05)  # measured: 1 %
+
+
+# -- subjects -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(4, 400), st.sampled_from([4, 10, 25]))
+def test_groups_keep_order_and_leave_no_small_rest(n, most):
+    made = subjects.groups(range(n), most)
+    assert [i for group in made for i in group] == list(range(n))
+    sizes = {len(group) for group in made}
+    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1 and len(made) == -(-n // most)
+
+
+def test_the_untrained_network_has_the_same_shape_and_other_weights(toy):
+    wan = load(toy, device="cpu")
+    torch.manual_seed(7)
+    random, state = subjects.untrained(wan), torch.get_rng_state()
+    again = subjects.untrained(wan)
+    assert torch.equal(state, torch.get_rng_state())  # nobody's random numbers are touched
+    ours, theirs, same = (w.experts["high"].state_dict() for w in (wan, random, again))
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    assert all(torch.equal(theirs[k], same[k]) for k in theirs)
+    assert not torch.equal(ours["blocks.0.self_attn.q.weight"], theirs["blocks.0.self_attn.q.weight"])
