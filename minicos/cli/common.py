@@ -127,7 +127,7 @@ LoRA files go to one expert each (a model of one network is its own high one), w
 """
 
 
-def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
+def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) -> None:
     """Model, way of sampling, output."""
     parser.epilog = f"{parser.epilog}\n{MODEL_HELP}"
     parser.add_argument(
@@ -161,7 +161,9 @@ def add_model_options(parser: argparse.ArgumentParser, out: str) -> None:
     sampling.add_argument(
         "--boundary", type=share, metavar="B", help="timesteps from 1000 B on go to the high-noise expert, e.g. 0.9"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise; the same on every machine (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=seed, help=f"of the noise; the same on every machine (default: {seed})"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)")
     parser.add_argument(
         "--residency", choices=("auto", "resident", "swap", "stream"), default="auto",
