@@ -80,7 +80,7 @@ def test_a_swap_of_b_into_itself_changes_no_bit(name, donor, request):
     swaps = [Swap((5,), ALL, what, branch=branch) for what in ("stream", "cross_attn")]
     assert all(torch.equal(y, s.to_b[-1].next) for y in s.swapped(*swaps, give=s.b, donor=donor))
     (y,) = s.swapped(Swap((5,), ALL, "update"), give=s.b, donor=donor)
-    assert rel_max(y, s.to_b[-1].next) < 1e-5  # h + (h' - h) rounds; measured 2e-7
+    assert rel_max(y, s.to_b[-1].next) < 1e-5  # h + (h' - h) rounds
 
 
 @pytest.mark.parametrize("donor", swap.DONORS)
@@ -138,9 +138,9 @@ def test_the_input_of_a_block_is_the_output_of_the_one_before(scene):
 def test_all_updates_together_are_the_stream(scene):
     """With one embedding (step 0), A's updates added up in B are A's stream, and the first update is the first stream."""
     updates, stream = scene.swapped(Swap(tuple(range(LAYERS)), range(1), "update"), Swap((LAYERS - 1,), range(1)))
-    assert rel_max(updates, stream) < 1e-5  # measured 2e-7
+    assert rel_max(updates, stream) < 1e-5
     first, output = scene.swapped(Swap((0,), range(1), "update"), Swap((0,), range(1)))
-    assert rel_max(first, output) < 1e-5  # measured 1e-7
+    assert rel_max(first, output) < 1e-5
     one, other = scene.swapped(Swap((5,), range(1), "update"), Swap((5,), range(1)))
     assert rel_max(one, other) > 1e-4  # of a later block it is not
 
@@ -165,7 +165,7 @@ def test_a_random_direction_is_as_long(scene):
     site = Site("blocks.3")
     put = Swap((3,), ALL, random=True)._put(own, donated, site)
     assert torch.equal(put, Swap((3,), ALL, random=True)._put(own, donated, site))
-    assert torch.allclose((put - own).norm(dim=-1), (donated - own).norm(dim=-1), rtol=1e-5)  # measured 4e-7
+    assert torch.allclose((put - own).norm(dim=-1), (donated - own).norm(dim=-1), rtol=1e-5)
     cosine = torch.cosine_similarity(put - own, donated - own, dim=-1)
     assert cosine.abs().mean() < 0.2  # about 0.1 = sqrt(2 / pi / 64)
     assert not torch.equal(scene.swapped(Swap((3,), ALL, random=True))[0], scene.to_b[-1].next)
@@ -208,7 +208,7 @@ def test_leverage_is_that_of_the_guided_step(guided):
     a, b = guided.to_a[0], guided.to_b[0]
     dv = (a.velocity_cond - b.velocity_cond).flatten(1).norm(dim=1)
     expected = 5 * abs(b.sigma_next - b.sigma) * dv / guided.noise.flatten(1).norm(dim=1)
-    assert torch.allclose(swap.leverage(steps[0], b.velocity), expected, rtol=1e-4)  # measured 1e-6
+    assert torch.allclose(swap.leverage(steps[0], b.velocity), expected, rtol=1e-4)
 
 
 def test_crossing_is_where_the_mean_curve_gets_there():

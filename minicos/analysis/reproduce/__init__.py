@@ -36,11 +36,11 @@ EXPERIMENTS = {  # in the order of the report
     "steps": Experiment(step_section, 100, 0.8),
     "commitment": Experiment(commitment_section, 16, 6.0),
     "behaviours": Experiment(behaviour_section, 100, 0.9),
-    "noise": Experiment(noise_section, 50, 4.0),
+    "noise": Experiment(noise_section, 40, 5.0),
     "energy": Experiment(energy_section, 100, 0.3),
     "attention": Experiment(attention_section, 100, 0.3),
     "swap": Experiment(swap_section, 40, 3.6),
-    "ensemble": Experiment(ensemble_section, 60, 4.0),
+    "ensemble": Experiment(ensemble_section, 45, 5.0),
     "counts": Experiment(count_section, 40, 1.5),
 }
 
