@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import minicos.sample
 from minicos import puzzles
-from minicos.analysis import cases, noise, sensitivity, settings
+from minicos.analysis import cases, noise, sensitivity, settings, stats
 from minicos.analysis.cases import Case
 from minicos.analysis.noise import Noise, Plan, follow, measure, study
 from minicos.analysis.observe import observe
@@ -180,7 +180,7 @@ def test_a_multistep_solver_is_held_against_the_same_restarts(wan, clean):
 def test_massive_channels_are_found():
     h = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
     h[:, 5] += 300
-    assert noise.massive(h).nonzero().flatten().tolist() == [5]
+    assert stats.massive(h).nonzero().flatten().tolist() == [5]
 
 
 # -- studies ----------------------------------------------------------------------------------------------------------

@@ -79,7 +79,8 @@ def decision(commitments: Sequence[float], at: Sequence[int]) -> int | None:
 def spread(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
     """The same for a case without a scorer: how far apart the completions of each step end, 1 as far as other seeds do  (steps).
 
-    `count` is 2 or more. The yardstick are `count` plain runs, so that N + count * (N + sum(N - s for s in at)) passes are made.
+    `count` is 2 or more. The yardstick are `count` plain runs, from the same seeds: at a step 0 of pure
+    noise the completions *are* these runs, and it is 1 by construction. Passes: N + count * (N + sum(N - s for s in at)).
     """
     condition = cases.condition(wan, [case])
     ends = {}

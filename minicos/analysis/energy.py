@@ -21,14 +21,13 @@ from torch import Tensor
 
 from minicos.analysis import figures
 from minicos.analysis.observe import Saved
-from minicos.analysis.stats import auroc
+from minicos.analysis.stats import auroc, massive
 from minicos.hooks import Hooks, Site
 from minicos.ops import REFERENCE, Ops
 from minicos.runs import Run
 from minicos.sample import Step
 
 FORMS = ("raw", "centred", "update")
-MASSIVE = 100.0  # times the median channel
 CHANNELS = 8  # largest ones kept
 
 
@@ -127,8 +126,7 @@ TITLES = {
 def centred(h: Tensor, ops: Ops = REFERENCE) -> Tensor:
     """Norms of tokens h (l d) without the mean token and the massive channels, over the median norm: l float32."""
     h = h.float()
-    size = h.abs().mean(0)
-    h = (h - h.mean(0))[:, size <= MASSIVE * size.median()]
+    h = (h - h.mean(0))[:, ~massive(h)]
     energy = ops.token_energy(h)
     return energy / energy.median().clamp_min(1e-12)
 

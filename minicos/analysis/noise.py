@@ -246,14 +246,8 @@ def _tokens(wan: Wan, x0: Tensor) -> Tensor:
     return rearrange(x0, "c (f pf) (h ph) (w pw) -> (f h w) (c pf ph pw)", pf=pf, ph=ph, pw=pw)
 
 
-def massive(h: Tensor) -> Tensor:
-    """Channels of h (l d) whose mean size is above 100 times the median channel's: bool d. They would be all that CKA sees."""
-    size = h.abs().mean(0)
-    return size > 100 * size.median()
-
-
 def _hidden(ours: Tensor, theirs: Tensor) -> float:
-    keep = ~massive(theirs)
+    keep = ~stats.massive(theirs)  # they would be all that CKA sees
     return _apart(ours[:, keep], theirs[:, keep])
 
 

@@ -61,6 +61,12 @@ def _hsic(a: Tensor, b: Tensor) -> Tensor:
     return trace + rows_a.sum() * rows_b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (rows_a * rows_b).sum()
 
 
+def massive(h: Tensor) -> Tensor:
+    """Channels of tokens h (l d) whose mean size is above 100 times the median channel's: bool d. Few, and alike on every token."""
+    size = h.abs().mean(0)
+    return size > 100 * size.median()
+
+
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
     """The chance that a positive has a larger value than a negative (ties count half); NaN where one kind is missing."""
     values, positive = np.ravel(values), np.ravel(positive).astype(bool)

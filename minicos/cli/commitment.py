@@ -3,6 +3,7 @@
 import argparse
 
 from minicos.cli import common, subjects
+from minicos.errors import MinicosError
 
 EXAMPLES = """\
   minicos commitment                                          20 held-out mazes with several right answers
@@ -28,12 +29,17 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis import cases, commitment, figures, stats
     from minicos.analysis.steps import spread
 
+    if args.prompt is not None and args.count < 2:
+        raise MinicosError("--count 1: without a scorer, completions are held against each other: take 2 or more")
     chosen = subjects.subjects(args, keep=cases.ambiguous)
     wan = common.load(args)
     at = common.within(args.at, wan.preset.steps) or spread(6, wan.preset.steps)
     folder = common.open_run(args, wan, [], **subjects.about(args), at=at, count=args.count)
     if args.prompt is not None:
-        apart = commitment.spread(wan, chosen[0], at, args.count).numpy()
+        kept = cases.collect(
+            folder, "spread", [chosen], lambda batch: {"apart": commitment.spread(wan, batch[0], at, args.count)[None]}
+        )
+        apart = kept["apart"][0]
         figures.curves(
             folder.path("spread.png"), {"completions": apart}, x="step", y="distance of completions, 1: another seed",
             title="How far apart the completions of each step end", at=at,
