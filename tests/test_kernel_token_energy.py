@@ -1,9 +1,4 @@
-"""Triton twins against their references: compiled on a GPU where there is one, and everywhere in Triton's interpreter.
-
-Whether Triton interprets is settled when it is imported (`TRITON_INTERPRET=1`), for its own library too, and by now another
-test may have imported it. So `test_everything_here_in_the_interpreter` runs this file again in a process of its own;
-in this process the tests marked `on_device` are for a GPU.
-"""
+"""The energy of tokens: the Triton twin against its reference, see `tests/on_device.py`."""
 
 import inspect
 import math
@@ -11,8 +6,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,33 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import minicos
 from minicos import ops
 
-triton = pytest.importorskip("triton", reason="needs Triton, which exists for Linux only")
-if find_spec("minicos.kernels") is None:  # a checkout that is not installed: this folder's parent holds `kernels`
-    minicos.__path__.append(str(Path(__file__).parents[1]))
+from tests.on_device import DEVICE, DTYPES, compiled, interpret, nan, on_device, ptx, randn, triton  # isort: skip  finds minicos.kernels
+from minicos.kernels import token_energy as module
+from minicos.kernels.token_energy import token_energy
 
-from minicos.kernels import token_energy as module  # noqa: E402
-from minicos.kernels.token_energy import token_energy  # noqa: E402
-
-INTERPRETED = not isinstance(module._token_energy, triton.JITFunction)
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 seeds = st.integers(0, 2**31 - 1)
-compiled = pytest.mark.skipif(INTERPRETED, reason="about the compiled kernel")
-
-
-def on_device(test):
-    return test if INTERPRETED else pytest.mark.gpu(test)
-
-
-def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
-
-
-def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.full(shape, math.nan, device=DEVICE, dtype=dtype)
 
 
 def energy(x: Tensor) -> Tensor:
@@ -69,11 +42,7 @@ def error(actual: Tensor, x: Tensor) -> float:
 
 @compiled
 def test_everything_here_in_the_interpreter():
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    interpret(__file__)
 
 
 @compiled
@@ -104,23 +73,16 @@ def test_it_compiles_for_hopper_without_a_card(width, pointer, tmp_path, monkeyp
     """One load of 16 bytes per thread for every 8 (4) channels of an aligned row, and a correctly rounded root."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     chunk = module._chunk(width)
-    constants = {"width": width, "chunk": chunk, "out_token": 1}
-    aligned = (0, 1, 3, 4) if width % 16 == 0 else (0, 1)  # x, out, and the strides of x
-    types = {"x": pointer, "out": "*fp32"} | dict.fromkeys(constants, "constexpr")
-    source = triton.compiler.ASTSource(
-        fn=module._token_energy,
-        signature={name: types.get(name, "i32") for name in module._token_energy.arg_names},
-        constexprs=constants,
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
-    )
-    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    options = {"num_warps": max(1, chunk // module.WARP), "enable_fp_fusion": False}
-    ptx = triton.compile(source, target=target, options=options).asm["ptx"]
-    assert "sqrt.rn.f32" in ptx
-    assert "fma" not in ptx
+    aligned = ("x", "out", "x_batch", "x_token") if width % 16 == 0 else ("x", "out")
+    asm = ptx(
+        module._token_energy, {"x": pointer, "out": "*fp32"}, {"width": width, "chunk": chunk, "out_token": 1}, aligned,
+        num_warps=max(1, chunk // module.WARP), enable_fp_fusion=False,
+    )  # fmt: skip
+    assert "sqrt.rn.f32" in asm
+    assert "fma" not in asm
     if width % 16 == 0:
         per_chunk = 1 if pointer == "*bf16" else 2
-        assert ptx.count("ld.global.v4.b32") == ptx.count("ld.global") == width // chunk * per_chunk
+        assert asm.count("ld.global.v4.b32") == asm.count("ld.global") == width // chunk * per_chunk
 
 
 @compiled
