@@ -40,10 +40,12 @@ class CausalConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:  # b c f h w
         if self.history:
-            b, c, _, h, w = x.shape
-            past = stream[self] if self in stream else x.new_zeros(b, c, self.history, h, w)
-            x = torch.cat([past, x], dim=2)
+            x = torch.cat([stream[self], x], dim=2) if self in stream else F.pad(x, (0, 0, 0, 0, self.history, 0))
             stream[self] = x[:, :, -self.history :].clone()  # a view would keep the whole chunk alive
+        x = channels_last(x)
+        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            # what torch calls by itself but for a single small clip, where it takes a plain loop, four times as slow
+            return torch.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, 1)
         return super().forward(x)
 
 
@@ -180,6 +182,11 @@ class UpStage(nn.Module):
 def wide(x: Tensor) -> Tensor:
     """x in float32, or in float64 if it is that."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x b c f h w with its channels side by side in a CPU's memory, where norms and convolutions read them: twice as fast."""
+    return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" else x
 
 
 def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
