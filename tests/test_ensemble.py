@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minicos import ops
-from minicos.analysis import cases, ensemble
+from minicos.analysis import cases, ensemble, ensemble_study
 from minicos.analysis.ensemble import Ensemble, Passes, rows, run, share, window
 from minicos.cli import main
 from minicos.errors import MinicosError
@@ -342,17 +342,22 @@ def test_chosen_on_dev_tested_on_test(tmp_path):
     """From kept batches, so that no network is asked."""
     folder = Run.open(tmp_path / "run", {})
     first, second = (
-        ensemble.ablation(12, [(20, 29), (0, 9)], ["lockstep"], Ensemble((0,), "lockstep", steps=steps))
+        ensemble_study.ablation(12, [(20, 29), (0, 9)], ["lockstep"], Ensemble((0,), "lockstep", steps=steps))
         for steps in ((0,), (0, 1))
     )
     best = "lockstep 0-9 @0-1"
     folder.save_tensors(
         "dev/000.safetensors", kept({**first, **second}, {"lockstep 20-29 @0": [1, 0, 0, 0], best: [1, 1, 0, 0]})
     )
-    tried = {**first, best: second[best], **ensemble.controls(best, second[best]), **ensemble.rivals(second[best])}
+    tried = {
+        **first,
+        best: second[best],
+        **ensemble_study.controls(best, second[best]),
+        **ensemble_study.rivals(second[best]),
+    }
     folder.save_tensors("test/000.safetensors", kept(tried, {best: [1, 1, 0, 1]}))
     batch = [cases.held_out("mark", 4, size=3)]
-    chosen, table = ensemble.experiment(None, folder, [first, second], batch, batch)
+    chosen, table = ensemble_study.experiment(None, folder, [first, second], batch, batch)
     by_name = {row.name: row for row in table}
     assert chosen == best
     assert [row.name for row in table] == [
@@ -429,8 +434,8 @@ def test_mistakes_are_one_sentence(toy, tmp_path, capsys, options, sentence):
 def test_wrong_donors_do_more_than_own_seeds_on_the_embedded_model():
     wan = load("tiny", device="cpu").with_preset(steps=4)
     batch = cases.held_out("maze", 3, size=3)
-    out = ensemble.compare(wan, {"own": Ensemble(WINDOW), "others": Ensemble(WINDOW, donors="others")}, batch)
-    own, others = ensemble.moved(out, "own"), ensemble.moved(out, "others")
+    out = ensemble_study.compare(wan, {"own": Ensemble(WINDOW), "others": Ensemble(WINDOW, donors="others")}, batch)
+    own, others = ensemble_study.moved(out, "own"), ensemble_study.moved(out, "others")
     assert 0 < own < 0.7  # measured 0.007: another video, much nearer than another seed's
     assert others > 2 * own
     assert out["plain.passes"].tolist() == [12] * 3

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import minicos.sample
 from minicos import puzzles
-from minicos.analysis import cases, noise, sensitivity, settings, stats
+from minicos.analysis import cases, noise, noise_study, sensitivity, settings, stats
 from minicos.analysis.cases import Case
-from minicos.analysis.noise import Noise, Plan, follow, measure, study
+from minicos.analysis.noise import Noise, follow, measure
+from minicos.analysis.noise_study import Plan, study
 from minicos.analysis.observe import observe
 from minicos.cli import main
 from minicos.errors import MinicosError
@@ -212,7 +213,7 @@ def test_a_sweep_over_all_steps_costs_little_more_than_half(wan, subjects, tmp_p
 def test_killed_and_rerun_gives_the_same(wan, subjects, tmp_path, monkeypatch):
     plan = Plan(at=(1, 3), others=1, layer=2)
     whole = study(wan, subjects, Run.open(tmp_path / "whole", {}), plan, most=1)
-    real, calls = noise.measure, []
+    real, calls = noise_study.measure, []
 
     def dying(*args):
         calls.append(None)
@@ -220,7 +221,7 @@ def test_killed_and_rerun_gives_the_same(wan, subjects, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(noise, "measure", dying)
+    monkeypatch.setattr(noise_study, "measure", dying)
     run = Run.open(tmp_path / "torn", {})
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicos.analysis import cases, swap
+from minicos.analysis import cases, swap, swap_pairs, swap_results, swap_study
 from minicos.analysis.probe import Probe
-from minicos.analysis.swap import EMBED, Plan, Swap
+from minicos.analysis.swap import EMBED, Swap
+from minicos.analysis.swap_study import Plan
 from minicos.cli import main
 from minicos.errors import MinicosError
 from minicos.hooks import Site
@@ -35,7 +36,7 @@ def toy_wan(toy):
 
 @pytest.fixture(scope="module")
 def made():
-    return swap.pairs("mark", 2, size=3)
+    return swap_pairs.pairs("mark", 2, size=3)
 
 
 class Scene:
@@ -213,20 +214,20 @@ def test_leverage_is_that_of_the_guided_step(guided):
 
 def test_crossing_is_where_the_mean_curve_gets_there():
     rising = np.tile([-1.0, -1.0, 1.0, 1.0], (20, 1))
-    at = swap.crossing([0, 2, 4, 6], rising, 0.0)
+    at = swap_results.crossing([0, 2, 4, 6], rising, 0.0)
     assert (at.effect, at.low, at.high, at.n) == (3, 3, 3, 20)
-    never = swap.crossing([0, 1], np.zeros((5, 2)), 0.5)
+    never = swap_results.crossing([0, 1], np.zeros((5, 2)), 0.5)
     assert (never.effect, never.low, never.high) == (np.inf, np.inf, np.inf)
-    assert swap.crossing([4, 5], np.ones((5, 2)), 0.5).effect == 4  # there already
+    assert swap_results.crossing([4, 5], np.ones((5, 2)), 0.5).effect == 4  # there already
     mixed = np.repeat([[0.0, 1, 1, 1], [0, 0, 0, 1]], 10, axis=0)
-    at = swap.crossing([0, 1, 2, 3], mixed, 0.6)
+    at = swap_results.crossing([0, 1, 2, 3], mixed, 0.6)
     assert 2 < at.effect < 3
     assert at.low < 1 < 2 < at.high <= 3  # resampled, either half may win
 
 
 def test_a_picture_counts_once():
-    assert np.array_equal(swap.by_picture(np.array([1.0, 2, 3, 4]), 2), [2, 3])
-    assert np.array_equal(swap.by_picture(np.array([1.0, 2, 3, 4]), 4), [1, 2, 3, 4])
+    assert np.array_equal(swap_results.by_picture(np.array([1.0, 2, 3, 4]), 2), [2, 3])
+    assert np.array_equal(swap_results.by_picture(np.array([1.0, 2, 3, 4]), 4), [1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("preset", ["tiny", "official"])
@@ -234,13 +235,13 @@ def test_measuring_b_into_itself(toy, made, preset):
     """Euler takes up B's run behind its last undisturbed step; UniPC, which has a history, starts over. Neither is seen."""
     wan = load(toy, device="cpu").with_preset(preset, steps=STEPS, frames=5)
     unread = [replace(pair, shows=()) for pair in made]
-    plain = swap.undisturbed(wan, unread, [0, 1])
+    plain = swap_study.undisturbed(wan, unread, [0, 1])
     swaps = [Swap((k,), range(1, 3)) for k in (0, 6)]
-    out, ends = swap.measure(wan, unread, swap.donors(made, "null"), plain, swaps, index=1)
+    out, ends = swap_study.measure(wan, unread, swap_pairs.donors(made, "null"), plain, swaps, index=1)
     assert all(out[name].shape == (2, 2) for name in out)
     assert torch.equal(out["flip"], torch.full((2, 2), -1.0).double())
     assert not any(out[name].any() for name in ("off_axis", "leverage", "changed"))
-    assert (out["answer"] == swap.UNREAD).all()
+    assert (out["answer"] == swap_pairs.UNREAD).all()
     assert all(torch.equal(y, plain["b"]) for y in ends)
 
 
@@ -249,34 +250,34 @@ def test_measuring_b_into_itself(toy, made, preset):
 
 def test_pairs_are_prompts_of_one_picture():
     for kind in ("mark", "goal"):
-        for pair in swap.pairs(kind, 5, size=3, seed=7):
+        for pair in swap_pairs.pairs(kind, 5, size=3, seed=7):
             assert pair.a.prompt != pair.b.prompt
             assert torch.equal(pair.a.image, pair.b.image)
             assert pair.a.seed == pair.b.seed
             videos = [case.puzzle.draw(0) for case in (pair.a, pair.b)]
-            assert [pair.read(video) for video in videos] == [swap.A, swap.B]
-            assert [pair.turned().read(video) for video in videos] == [swap.B, swap.A]
-            assert pair.read(np.repeat(videos[0][:1], 13, axis=0)) == swap.NEITHER
+            assert [pair.read(video) for video in videos] == [swap_pairs.A, swap_pairs.B]
+            assert [pair.turned().read(video) for video in videos] == [swap_pairs.B, swap_pairs.A]
+            assert pair.read(np.repeat(videos[0][:1], 13, axis=0)) == swap_pairs.NEITHER
             assert pair.objects.any()
     with pytest.raises(MinicosError, match="maze has one: take mark or goal"):
-        swap.pairs("maze", 1)
+        swap_pairs.pairs("maze", 1)
 
 
 def test_who_gives_in_a_control():
-    made = swap.pairs("mark", 12, size=3)
-    assert swap.donors(made, None) == swap.donors(made, "random") == [p.a for p in made]
-    assert swap.donors(made, "null") == [p.b for p in made]
-    assert swap.donors(made, "wrong") == [p.a for p in made[1:] + made[:1]]
-    for pair, case in zip(made, swap.donors(made, "shuffled"), strict=True):
+    made = swap_pairs.pairs("mark", 12, size=3)
+    assert swap_pairs.donors(made, None) == swap_pairs.donors(made, "random") == [p.a for p in made]
+    assert swap_pairs.donors(made, "null") == [p.b for p in made]
+    assert swap_pairs.donors(made, "wrong") == [p.a for p in made[1:] + made[:1]]
+    for pair, case in zip(made, swap_pairs.donors(made, "shuffled"), strict=True):
         assert torch.equal(case.image, pair.b.image)
         assert case.prompt not in (pair.a.prompt, pair.b.prompt)
     both = [*made, *(pair.turned() for pair in made)]
-    for pair, case in zip(both, swap.donors(both, "wrong"), strict=True):
+    for pair, case in zip(both, swap_pairs.donors(both, "wrong"), strict=True):
         assert case is not pair.a
         assert case is not pair.b
     for one in (made[:1], [made[0], made[0].turned()]):
         with pytest.raises(MinicosError, match="'wrong' takes its donor from another picture"):
-            swap.donors(one, "wrong")
+            swap_pairs.donors(one, "wrong")
 
 
 def test_a_mask_of_tokens():
@@ -340,7 +341,7 @@ def test_probes_can_be_read(seed, size):
 def test_prompts_of_probes_count():
     texts = {Probe.sample(Random(i)).prompt("bicycle") for i in range(8)}
     assert texts == {"Circle the bicycle.", "Circle the bicycles."}
-    one, two = swap.probes(2, 96, 160, seed=3)
+    one, two = swap_pairs.probes(2, 96, 160, seed=3)
     assert {one.a.prompt[11:14], one.b.prompt[11:14]} == {"cat", "bic"}
     assert (one.b.seed, two.b.seed) == (3, 4)
 
@@ -351,13 +352,13 @@ def test_prompts_of_probes_count():
 def test_a_killed_sweep_continues_with_the_same_result(toy, tmp_path, monkeypatch):
     wan = load(toy, device="cpu").with_preset(steps=2, frames=5)
     made = [
-        replace(pair, shows=()) for pair in swap.pairs("mark", 3, size=3)
+        replace(pair, shows=()) for pair in swap_pairs.pairs("mark", 3, size=3)
     ]  # unread: nothing but the first is decoded
     plan = Plan((4, 11), (range(1), range(2)), ("own", "same_x"), controls=("null",), control_layers=(4,))
-    whole = swap.sweep(wan, Run.open(tmp_path / "whole", {}), plan, made, most=2)
+    whole = swap_study.sweep(wan, Run.open(tmp_path / "whole", {}), plan, made, most=2)
     assert set(whole) == {None, *plan.arms}
     assert len(plan.arms) == 3 * 2  # step 0 has one donor
-    real, calls = swap.measure, []
+    real, calls = swap_study.measure, []
 
     def dies(*args, **kwargs):
         calls.append(1)
@@ -366,14 +367,14 @@ def test_a_killed_sweep_continues_with_the_same_result(toy, tmp_path, monkeypatc
         return real(*args, **kwargs)
 
     run = Run.open(tmp_path / "killed", {})
-    monkeypatch.setattr(swap, "measure", dies)
+    monkeypatch.setattr(swap_study, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
-        swap.sweep(wan, run, plan, made, most=2)
-    again = swap.sweep(wan, run, plan, made, most=2)
+        swap_study.sweep(wan, run, plan, made, most=2)
+    again = swap_study.sweep(wan, run, plan, made, most=2)
     assert len(calls) == 2 * 6 + 1  # the four finished batches were kept
     for arm in whole:
         assert all(np.array_equal(whole[arm][key], again[arm][key], equal_nan=True) for key in whole[arm])
-    lines = swap.table(plan, whole, 3)
+    lines = swap_results.table(plan, whole, 3)
     assert [line["changed"] for line in lines if line["arm"].endswith("null")] == [0, 0, 0]
     assert [line["flip"].effect for line in lines if line["layer"] == 11 and line["arm"].startswith("steps")] == [1, 1]
 
@@ -444,12 +445,12 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
 
 def test_the_embedded_model_reads_its_prompt_in_the_middle():
     wan = load("tiny", device="cpu").with_preset(steps=6)
-    made = swap.pairs("mark", 2)
-    plain = swap.undisturbed(wan, made, [0])
-    out, _ = swap.measure(
-        wan, made, swap.donors(made, None), plain, [Swap((k,), range(6)) for k in (2, 9)], donor="same_x"
+    made = swap_pairs.pairs("mark", 2)
+    plain = swap_study.undisturbed(wan, made, [0])
+    out, _ = swap_study.measure(
+        wan, made, swap_pairs.donors(made, None), plain, [Swap((k,), range(6)) for k in (2, 9)], donor="same_x"
     )
-    assert plain["a.answer"].tolist() == [swap.A] * 2
-    assert out["answer"].tolist() == [[swap.B, swap.A]] * 2
+    assert plain["a.answer"].tolist() == [swap_pairs.A] * 2
+    assert out["answer"].tolist() == [[swap_pairs.B, swap_pairs.A]] * 2
     assert (out["flip"][:, 0] < -0.9).all()
     assert (out["flip"][:, 1] > 0.8).all()

@@ -1,4 +1,4 @@
-"""What a noise study says (`noise.study`): a table with intervals, the headline, the peak, pictures; and several studies side by side.
+"""What a noise study says (`noise_study.study`): a table with intervals, the headline, the peak, and pictures.
 
 Sensitivity at step s is D of the video after noise at s. Its peak is the step where the mean over cases is largest; the interval is
 that of the peaks of resampled cases. Step against frame noise is a paired difference: for each case, the mean over the noised steps
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from minicos.analysis import figures
-from minicos.analysis.noise import Results
+from minicos.analysis.noise_study import Results
 from minicos.analysis.stats import Interval, bootstrap, paired
 from minicos.pipeline import Wan
 from minicos.runs import Run

@@ -18,7 +18,7 @@ import numpy as np
 
 from minicos.analysis import figures
 from minicos.analysis.cases import Case
-from minicos.analysis.noise import Plan, Results, study
+from minicos.analysis.noise_study import Plan, Results, study
 from minicos.analysis.sensitivity import at, curve, draw, peak, sensitivity, to_json
 from minicos.analysis.stats import Interval, bootstrap, paired
 from minicos.pipeline import Wan

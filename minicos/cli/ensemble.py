@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from minicos.cli import common
 
 if TYPE_CHECKING:
-    from minicos.analysis.ensemble import Ensemble, Row
+    from minicos.analysis.ensemble import Ensemble
+    from minicos.analysis.ensemble_study import Row
     from minicos.pipeline import Wan
     from minicos.runs import Run
 
@@ -71,7 +72,8 @@ def spans(text: str) -> tuple[tuple[int, int], ...]:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from minicos.analysis.ensemble import Ensemble, ablation
+    from minicos.analysis.ensemble import Ensemble
+    from minicos.analysis.ensemble_study import ablation
     from minicos.errors import MinicosError
 
     if (args.puzzle is None) == (args.prompt is None):
@@ -106,7 +108,7 @@ def puzzles(args: argparse.Namespace, wan: "Wan", arms: list[dict[str, "Ensemble
     from dataclasses import asdict
 
     from minicos.analysis import figures
-    from minicos.analysis.ensemble import experiment
+    from minicos.analysis.ensemble_study import experiment
     from minicos.errors import MinicosError
 
     if args.n < args.seeds:
@@ -166,7 +168,7 @@ def own(args: argparse.Namespace, wan: "Wan", image: object, arms: dict[str, "En
     from functools import partial
 
     from minicos.analysis import cases
-    from minicos.analysis.ensemble import compare, controls, moved
+    from minicos.analysis.ensemble_study import compare, controls, moved
 
     first = next(iter(arms))
     *_, random = controls(first, arms[first]).items()

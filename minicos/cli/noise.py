@@ -13,7 +13,7 @@ from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
     from minicos.analysis.cases import Case
-    from minicos.analysis.noise import Plan
+    from minicos.analysis.noise_study import Plan
     from minicos.analysis.settings import Setting
     from minicos.pipeline import Wan
 
@@ -98,7 +98,7 @@ def listed(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 def noise(args: argparse.Namespace) -> None:
     from minicos.analysis import sensitivity
-    from minicos.analysis.noise import Plan, study
+    from minicos.analysis.noise_study import Plan, study
     from minicos.analysis.settings import Setting
 
     cases, about, wan = _subject(args)
@@ -162,7 +162,7 @@ def distilled(args: argparse.Namespace, wan: "Wan") -> dict[str, "Setting"]:
 
 def _plan(args: argparse.Namespace, steps: int) -> "Plan":
     """Noise at `--points` steps spread over the run, the first included and the last not; frame noise is left to `minicos noise`."""
-    from minicos.analysis.noise import Plan
+    from minicos.analysis.noise_study import Plan
 
     points = min(args.points, steps)
     at = tuple(sorted({i * steps // points for i in range(points)}))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minicos.analysis.stats import Interval
-    from minicos.analysis.swap import Pair
+    from minicos.analysis.swap_pairs import Pair
 
 HELP = "Put hidden states of one prompt's run into another's: where the answer turns."
 EXAMPLES = """\
@@ -88,7 +88,7 @@ def ranges(text: str, total: int) -> tuple[range, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from minicos.analysis import swap
+    from minicos.analysis import swap, swap_pairs, swap_results, swap_study
     from minicos.errors import MinicosError
 
     image = common.images(args)["image"]
@@ -103,9 +103,9 @@ def run(args: argparse.Namespace) -> None:
     for option, given in (("--at", chosen), ("--controls-at", args.controls_at or chosen)):
         if given[0] < (swap.EMBED if whole_stream else 0) or given[-1] >= depth:
             raise MinicosError(f"{option}: this model has layers 0 to {depth - 1}, and `embed` for a stream's output.")
-    controls = swap.CONTROLS if args.controls == "all" else tuple(c for c in args.controls.split(",") if c)
+    controls = swap_pairs.CONTROLS if args.controls == "all" else tuple(c for c in args.controls.split(",") if c)
     three = sorted({chosen[len(chosen) // 4], chosen[len(chosen) // 2], chosen[-1 - len(chosen) // 8]})
-    plan = swap.Plan(
+    plan = swap_study.Plan(
         layers=chosen,
         ranges=ranges(args.during, wan.preset.steps),
         donors=swap.DONORS if args.donor == "both" else (args.donor,),
@@ -124,17 +124,17 @@ def run(args: argparse.Namespace) -> None:
         "one_way": args.one_way, **common.subject(args, {"image": image}), **asdict(plan), "ranges": [str(r) for r in plan.ranges],
     }  # fmt: skip
     folder = common.open_run(args, wan, [], **settings)
-    results = swap.sweep(wan, folder, plan, made)
-    lines, turns = swap.table(plan, results, pictures), swap.turns(plan, results, pictures)
+    results = swap_study.sweep(wan, folder, plan, made)
+    lines, turns = swap_results.table(plan, results, pictures), swap_results.turns(plan, results, pictures)
     folder.save_json("swap.json", {"turns": plain_numbers(turns), "lines": plain_numbers(lines)})
     tell(lines, turns, results[None])
-    first, *rest = swap.draw(plan, results, pictures, folder)
+    first, *rest = swap_results.draw(plan, results, pictures, folder)
     print(f"\n{folder.path(first)}  (and {len(rest)} more)")
 
 
 def subjects(args: argparse.Namespace, image: "Tensor | None") -> list["Pair"]:
     """The pairs of the options; exactly one subject must be given."""
-    from minicos.analysis import swap
+    from minicos.analysis import swap_pairs
     from minicos.analysis.cases import Case
     from minicos.errors import MinicosError
 
@@ -145,18 +145,18 @@ def subjects(args: argparse.Namespace, image: "Tensor | None") -> list["Pair"]:
         height, cross, width = args.pixels.partition("x")
         if not (cross and height.isdecimal() and width.isdecimal()):
             raise MinicosError(f"--pixels {args.pixels}: give height x width, such as 480x832")
-        return swap.probes(args.probe, int(height), int(width), seed=args.seed)
+        return swap_pairs.probes(args.probe, int(height), int(width), seed=args.seed)
     if args.puzzle:
         try:
-            return swap.pairs(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed)
+            return swap_pairs.pairs(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed)
         except ValueError as error:  # a size that the kind does not have, a split that does not hold so many
             raise MinicosError(str(error)) from error
-    return [swap.Pair(Case(args.other, image, args.seed), Case(args.prompt, image, args.seed))]
+    return [swap_pairs.Pair(Case(args.other, image, args.seed), Case(args.prompt, image, args.seed))]
 
 
 def tell(lines: list[dict], turns: list[dict], plain: dict) -> None:
     """The table, each arm under its headline."""
-    from minicos.analysis.swap import UNREAD, A, B
+    from minicos.analysis.swap_pairs import UNREAD, A, B
 
     if (plain["a.answer"] != UNREAD).all():
         right = (plain["a.answer"] == A).mean(), (plain["b.answer"] == B).mean()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import cases, ensemble, figures, noise, report, sensitivity, stats
+from minicos.analysis import cases, ensemble, ensemble_study, figures, noise_study, report, sensitivity, stats
 from minicos.analysis.cases import Case, held_out
 from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import AT_LEAST, SHORT, groups, several
@@ -21,7 +21,7 @@ def noise_section(wan: Wan, run: Run, n: int) -> Section:
     claims, told, shown = [], {}, []
     for mode in ("renoise", "replace"):
         inside = Run(run.path(mode), run.settings)
-        results = noise.study(wan, several(n), inside, noise.Plan(mode, at=at, others=1))
+        results = noise_study.study(wan, several(n), inside, noise_study.Plan(mode, at=at, others=1))
         names = sensitivity.draw(results, wan, inside)
         shown += [f"{mode}/{name}" for name in names if name in ("sensitivity.png", "frames.png", "videos.png")]
         clean, kinds = results.runs["clean"]["solved"].astype(float), (results.names("step"), results.names("frame"))
@@ -70,13 +70,13 @@ def ensemble_section(wan: Wan, run: Run, n: int) -> Section:
     like = ensemble.Ensemble((0,))
     early = replace(like, steps=tuple(range(short // 4)))
     arms = [
-        ensemble.ablation(depth, ((20, 29), (0, 9), (0, 39)), ("override",), like),
-        ensemble.ablation(depth, ((20, 29),), ("update",), early),
+        ensemble_study.ablation(depth, ((20, 29), (0, 9), (0, 39)), ("override",), like),
+        ensemble_study.ablation(depth, ((20, 29),), ("update",), early),
     ]
     subjects = {
         split: groups(held_out("maze", k, size=size, split=split), 10) for split, k in (("dev", dev), ("test", n))
     }
-    chosen, rows = ensemble.experiment(wan, run, arms, subjects["dev"], subjects["test"])
+    chosen, rows = ensemble_study.experiment(wan, run, arms, subjects["dev"], subjects["test"])
     paper, base = next(iter(arms[0])), rows[0].rate
     claims = tuple(
         replace(
@@ -106,7 +106,7 @@ to be gained."""
     return Section("Seeds that share states", text, claims, ("ensemble.png",))
 
 
-def _role(row: ensemble.Row, chosen: str, paper: str) -> str:
+def _role(row: ensemble_study.Row, chosen: str, paper: str) -> str:
     """What a row is held against, or is a control of."""
     roles = {
         "other cases": "wrong donors", "random direction": "random direction of equal norm", "clean estimate": "rival without a layer",

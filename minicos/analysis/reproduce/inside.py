@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import cases, energy, figures, report, sensitivity, swap
+from minicos.analysis import cases, energy, figures, report, sensitivity, swap_results, swap_study
 from minicos.analysis.cases import Case, held_out
 from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import SHORT, groups, untrained
+from minicos.analysis.swap_pairs import CONTROLS, A, B, pairs
 from minicos.hooks import Hooks, Site
 from minicos.ops import attention_mass
 from minicos.pipeline import Wan
@@ -163,22 +164,22 @@ def swap_section(wan: Wan, run: Run, n: int) -> Section:
     wan = wan.with_preset(steps=SHORT)
     depth = len(wan.experts["high"].blocks)
     site = 3 * depth // 4
-    plan = swap.Plan(
+    plan = swap_study.Plan(
         layers=tuple(range(depth)),
         ranges=(range(SHORT),),
         donors=("same_x",),
-        controls=swap.CONTROLS,
+        controls=CONTROLS,
         control_layers=(site,),
     )
-    results = swap.sweep(wan, run, plan, swap.pairs("mark", n))
-    names = swap.draw(plan, results, n, run)
+    results = swap_study.sweep(wan, run, plan, pairs("mark", n))
+    names = swap_results.draw(plan, results, n, run)
     by = {arm.control: results[arm] for arm in plan.arms}
-    own, became = by[None], by[None]["answer"] == swap.A
-    (turn,) = swap.turns(plan, results, n)
+    own, became = by[None], by[None]["answer"] == A
+    (turn,) = swap_results.turns(plan, results, n)
     never = "before the first layer: 0 by construction of B"
 
     def control(name: str) -> np.ndarray:
-        return by[name]["answer"][:, 0] == swap.A
+        return by[name]["answer"][:, 0] == A
 
     claims = (
         report.of("layer at which half of the swapped runs show A's answer", turn["A"], "the last layer turns all by construction"),
@@ -191,7 +192,7 @@ def swap_section(wan: Wan, run: Run, n: int) -> Section:
         mean(f"largest change by the null swap at layer {site}", by["null"]["changed"][:, 0], "exactly 0"),
         mean(f"off-axis share at layer {site}", own["off_axis"][:, site], "0: between A and B"),
     )  # fmt: skip
-    right = [f"{(results[None][f'{run_}.answer'] == code).mean():.2f}" for run_, code in (("a", swap.A), ("b", swap.B))]
+    right = [f"{(results[None][f'{run_}.answer'] == code).mean():.2f}" for run_, code in (("a", A), ("b", B))]
     wrong, shuffled, random = (f"{control(name).mean():.2f}" for name in ("wrong", "shuffled", "random"))
     text = f"""\
 "Mark the circle" (A) and "mark the square" (B) of one picture: at every step the residual stream behind one layer of run B is

@@ -1,0 +1,202 @@
+"""Swaps over layers, ranges of steps, donors and controls (`Plan`), measured on pairs in batches that a killed sweep does not repeat.
+
+What is swapped and what is measured is in `swap`, on what in `swap_pairs`, and what comes of it in `swap_results`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minicos.analysis import cases
+from minicos.analysis.cases import Case
+from minicos.analysis.swap import DONORS, EMBED, REGIONS, Swap, flip, leverage, lockstep, tokens
+from minicos.analysis.swap_pairs import UNREAD, Pair, donors
+from minicos.errors import MinicosError
+from minicos.media import save_video
+from minicos.pipeline import Wan
+from minicos.runs import Run
+
+
+def undisturbed(wan: Wan, made: Sequence[Pair], starts: Sequence[int]) -> dict[str, Tensor]:
+    """Both runs of each pair, first axis pairs: where they end, what that shows, and B's latent and velocity at `starts`."""
+    out, ends = {}, {}
+    for name in ("a", "b"):
+        condition = cases.condition(wan, [getattr(pair, name) for pair in made])
+        noise = cases.noise(wan, condition, [pair.b for pair in made])
+        kept = {}
+        for step in wan.sample(condition, noise=noise):
+            if step.index in starts:
+                kept[step.index] = step.x, step.velocity
+        ends[name] = step.next
+    out["x"], out["velocity"] = (torch.stack([kept[i][k] for i in starts], dim=1) for k in (0, 1))
+    return out | ends | {f"{name}.answer": read(wan, ends[name], made) for name in ends}
+
+
+def measure(
+    wan: Wan, made: Sequence[Pair], given: Sequence[Case], plain: Mapping[str, Tensor], swaps: Sequence[Swap], *,
+    donor: str = "own", index: int = 0,
+) -> tuple[dict[str, Tensor], list[Tensor]]:  # fmt: skip
+    """Everything reported of some swaps in some pairs, each (pairs swaps), and B's final latents, one for each swap.
+
+    given         the donors' cases (`donors`)
+    plain, index  the pairs' `undisturbed` runs, and which of its starts is the swaps' first step
+    """
+    take = cases.condition(wan, [pair.b for pair in made])
+    give = cases.condition(wan, given)
+    noise = cases.noise(wan, take, [pair.b for pair in made])
+    first = swaps[0].steps.start
+    resumed = wan.preset.solver == "euler"  # others have a history, and dropping it is a change of its own
+    x, start = (plain["x"][:, index].to(noise), first) if resumed else (noise, 0)
+    for steps in lockstep(wan, give, take, noise, swaps, donor=donor, x=x, start=start):
+        if steps[0].index == first:
+            moved = [leverage(step, plain["velocity"][:, index].to(noise)) for step in steps]
+    ends = [step.next for step in steps]
+    flips, off_axis = zip(*(flip(y, plain["a"].to(y), plain["b"].to(y)) for y in ends), strict=True)
+    out = {
+        "flip": torch.stack(flips, 1),
+        "off_axis": torch.stack(off_axis, 1),
+        "leverage": torch.stack(moved, 1),
+        "changed": torch.stack([(y - plain["b"].to(y)).abs().flatten(1).amax(1) for y in ends], 1),
+        "answer": torch.stack([read(wan, y, made) for y in ends], 1),
+    }
+    return out, ends
+
+
+def read(wan: Wan, latent: Tensor, made: Sequence[Pair]) -> Tensor:
+    """What each pair's final latent shows, int64 (b,); nothing is decoded where nobody can tell."""
+    if not any(pair.shows for pair in made):
+        return torch.full((len(made),), UNREAD)
+    return torch.tensor([pair.read(video) for pair, video in zip(made, wan.decode(latent), strict=True)])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep: every layer by itself, over every range of steps, from every donor, and some layers again for each control."""
+
+    layers: tuple[int, ...]
+    ranges: tuple[range, ...]
+    donors: tuple[str, ...] = ("own",)
+    what: str = "stream"
+    at: str = "output"
+    branch: str | None = "cond"
+    region: str = "all"  # of REGIONS
+    controls: tuple[str, ...] = ()
+    control_layers: tuple[int, ...] = ()  # (): all of them
+
+    @property
+    def arms(self) -> list["Arm"]:
+        """At step 0 alone both donors are one (equal noise, equal latent): it is measured once."""
+        return [
+            Arm(steps, donor, control)
+            for steps in self.ranges
+            for donor in (self.donors[:1] if steps == range(1) else self.donors)
+            for control in (None, *self.controls)
+        ]
+
+    def check(self, made: Sequence[Pair]) -> None:
+        """Raise MinicosError for what cannot be done with these pairs, before anything runs."""
+        for arm in self.arms:
+            self.swaps(arm, None)
+            donors(made, arm.control)
+            if arm.donor not in DONORS:
+                raise MinicosError(f"no donor {arm.donor!r}: one of {', '.join(DONORS)}")
+        if self.region not in REGIONS:
+            raise MinicosError(f"no region {self.region!r}: one of {', '.join(REGIONS)}")
+        if self.region != "all" and any(pair.objects is None for pair in made):
+            raise MinicosError(
+                f"the region {self.region!r} needs pictures that know their objects: a puzzle or a probe"
+            )
+        if len({None if pair.image is None else tuple(pair.image.shape) for pair in made}) > 1:
+            raise MinicosError("the pictures of a sweep must have one size")
+
+    def swaps(self, arm: "Arm", region: Tensor | None) -> list[Swap]:
+        """One for each layer of an arm."""
+        rest = (self.what, self.at, self.branch, region, arm.control == "random")
+        return [Swap((layer,), arm.steps, *rest) for layer in self.layers_of(arm)]
+
+    def layers_of(self, arm: "Arm") -> tuple[int, ...]:
+        return (self.control_layers or self.layers) if arm.control else self.layers
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One curve over layers."""
+
+    steps: range
+    donor: str
+    control: str | None = None
+
+    @property
+    def name(self) -> str:
+        """ "steps 0-19 own" or "step 0 own null"."""
+        steps = f"step {self.steps[0]}" if len(self.steps) == 1 else f"steps {self.steps[0]}-{self.steps[-1]}"
+        return " ".join([steps, self.donor, *([self.control] if self.control else [])])
+
+    @property
+    def file(self) -> str:
+        return self.name.replace(" ", "_")
+
+
+def sweep(wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = 25) -> dict[Arm, dict[str, np.ndarray]]:
+    """Measure every arm of a plan: {"flip", "off_axis", "leverage", "changed", "answer"}, each (pairs layers); under Arm's key None
+    the `undisturbed` runs. Batches that `run` holds are not computed again. Of the first pair all videos are kept to look at.
+    """
+    plan.check(made)
+    work = [range(i, min(i + most, len(made))) for i in range(0, len(made), most)]
+    starts = sorted({steps.start for steps in plan.ranges})
+
+    def chosen(of: Sequence, rows: Sequence[int]) -> list:
+        return [of[i] for i in rows]
+
+    def compute_plain(rows: range) -> dict[str, Tensor]:
+        out = undisturbed(wan, chosen(made, rows), starts)
+        if 0 in rows:
+            _keep(wan, run, "undisturbed", {name: out[name] for name in ("b", "a")})
+        return out
+
+    plain = cases.collect(run, "undisturbed", work, compute_plain)
+    results: dict[Arm | None, dict[str, np.ndarray]] = {None: plain}
+    for arm in plan.arms:
+        given = donors(made, arm.control)
+
+        def compute(rows: range, arm: Arm = arm, given: Sequence[Case] = given) -> dict[str, Tensor]:
+            batch = chosen(made, rows)
+            swaps = plan.swaps(arm, _region(wan, plan.region, batch))
+            before = {name: torch.from_numpy(values[rows.start : rows.stop]) for name, values in plain.items()}
+            index = starts.index(arm.steps.start)
+            out, ends = measure(wan, batch, chosen(given, rows), before, swaps, donor=arm.donor, index=index)
+            if 0 in rows and not arm.control:
+                layers = plan.layers_of(arm)
+                _keep(wan, run, arm.file, {f"layer_{named(k)}": y for k, y in zip(layers, ends, strict=True)})
+            return out
+
+        results[arm] = cases.collect(run, arm.file, work, compute)
+    return results
+
+
+def _region(wan: Wan, name: str, made: Sequence[Pair]) -> Tensor | None:
+    """The tokens that are swapped in each pair, bool (b, l); None for all."""
+    if name == "all":
+        return None
+    shape, patch = cases.condition(wan, [pair.b for pair in made]).shape, wan.experts["high"].cfg.patch_size
+    grid = tuple(size // p for size, p in zip(shape[2:], patch, strict=True))
+    inside = torch.stack([tokens(pair.objects, grid) for pair in made])
+    return inside if name == "objects" else ~inside
+
+
+def _keep(wan: Wan, run: Run, name: str, latents: Mapping[str, Tensor]) -> None:
+    """The first sample of each latent as a video, and all their last frames for the picture of `draw`."""
+    last = {}
+    for label, latent in latents.items():
+        video = wan.decode(latent[:1])[0]
+        save_video(run.path(f"videos/{name}/{label}.mp4"), video, fps=wan.preset.fps)
+        last[label] = torch.from_numpy(video[-1])
+    run.save_tensors(f"last/{name}.safetensors", last)
+
+
+def named(k: int) -> str:
+    """A layer in words."""
+    return "embed" if k == EMBED else str(k)
