@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         for name in ("noise", "mode", "swap", "other", "what", "donor", "during", "ensemble", "how", "alpha", "share_at", "attention")
     }  # fmt: skip
     folder = common.open_run(args, wan, analyses, **common.subject(args, images), **settings, seeds=seeds, at=chosen)
-    noise = wan.noise(condition, args.seed, args.noise_device)
+    noise = wan.noise(condition, args.seed)
     latent = observe(wan, condition, folder, analyses, noise, changes)
     save_video(folder.path("video.mp4"), wan.decode(latent[:1])[0], fps=wan.preset.fps)
     print(folder.path("video.mp4"))
