@@ -245,8 +245,7 @@ def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor
 
     Tells what was merged into it and what else its files could be and, of a large one, the plan: which weights go where.
     """
-    from minicos import cost
-    from minicos.pipeline import load
+    from minicos import cost, pipeline
     from minicos.residency import Plan, describe
 
     def tell(plan: Plan) -> None:
@@ -255,7 +254,7 @@ def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor
 
     files = files or layout(args)
     chosen = plan(args, files)
-    wan = load(
+    wan = pipeline.load(
         files, preset=args.preset, device=args.device, residency=args.residency, frames=chosen.frames,
         size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell, ops=_ops(args),
     ).with_preset(**_changes(args))  # fmt: skip
@@ -311,6 +310,7 @@ def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dic
 
 def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object) -> "Run":
     """The run folder of the options: entered again if it holds the same run, refused if it holds another."""
+    from minicos.config import PRESETS
     from minicos.runs import Run
 
     model = {
@@ -321,7 +321,8 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
         "seed": args.seed,
     }
     facts = {
-        "command": sys.argv, "model_path": str(args.model), "preset": args.preset or "default", "device": str(wan.device),
+        "command": args.command, "model_path": str(args.model), "device": str(wan.device),
+        "preset": args.preset or next(iter(PRESETS[wan.variant])),
         "residency": wan.residency.plan.residency, "attention": "scaled_dot_product_attention",
         "kernels": args.kernels, "loras": [asdict(one) for one in wan.loras],
     }  # fmt: skip
