@@ -170,6 +170,7 @@ class Preset:
     frames: int = 81  # 4n + 1
     fps: int = 16
     time_skip: int | None = None  # ChronoEdit: where the second of two latent frames stands on the time axis of RoPE
+    noise_device: str = "cpu"  # where noise is drawn: "cpu" alike on every machine, "cuda" as the official code does
 
 
 IMAGE = {

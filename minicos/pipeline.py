@@ -85,8 +85,15 @@ class Wan:
         return self.preset.image not in ("none", "imposed")
 
     def with_preset(self, name: str | None = None, **changes: object) -> "Wan":
-        """The same networks under another preset, or with some of its fields changed: `with_preset(steps=10)`."""
+        """The same networks under another preset, or with some of its fields changed: `with_preset(steps=10)`.
+
+        Raises MinicosError for a preset that these networks, or the device that they are on, cannot serve.
+        """
         chosen = replace(self.preset if name is None else presets(self.variant, name), **changes)
+        if chosen.noise_device not in ("cpu", "cuda"):
+            raise MinicosError(f"noise is drawn on 'cpu' or 'cuda', not on {chosen.noise_device!r}")
+        if chosen.noise_device == "cuda" and self.device.type != "cuda":
+            raise MinicosError(f"the official CUDA noise needs a CUDA card, and this model is on {self.device}")
         if chosen.time_skip != self.experts["high"].time_skip:
             raise MinicosError(
                 f"this preset has time_skip {chosen.time_skip}, and these networks do not: load them with it"
@@ -177,11 +184,10 @@ class Wan:
             clip=clip,
         )
 
-    def noise(self, condition: Condition, seed: int | list[int], device: str = "cpu") -> Tensor:
+    def noise(self, condition: Condition, seed: int | list[int]) -> Tensor:
         """Gaussian noise of the latents' shape, one seed for each sample (a number n means n, n + 1, ...).
 
-        device  where it is drawn: "cpu" gives the same on every machine, "cuda" what the official code draws on a card
-        Raises MinicosError where the model is not on a CUDA card and the noise should be.
+        It is drawn on the preset's `noise_device`. Raises MinicosError for seeds that are too few, too many or out of range.
         """
         count = condition.shape[0]
         seeds = range(seed, seed + count) if isinstance(seed, int) else seed
@@ -189,11 +195,7 @@ class Wan:
             raise MinicosError(f"{len(seeds)} seeds for {count} samples: give one for each")
         if not all(0 <= s < 2**63 for s in seeds):
             raise MinicosError(f"seed {seed}: take a number from 0 to 2^63 - 1")
-        if device not in ("cpu", "cuda"):
-            raise MinicosError(f"noise is drawn on 'cpu' or 'cuda', not on {device!r}")
-        if device == "cuda" and self.device.type != "cuda":
-            raise MinicosError(f"the official CUDA noise needs a CUDA card, and this model is on {self.device}")
-        source = self.device if device == "cuda" else torch.device("cpu")
+        source = self.device if self.preset.noise_device == "cuda" else torch.device("cpu")
         drawn = [torch.Generator(source).manual_seed(s) for s in seeds]
         each = [torch.randn(condition.shape[1:], generator=generator, device=source) for generator in drawn]
         return torch.stack(each).to(self.device)

@@ -558,6 +558,9 @@ def test_the_record_of_a_run(minicos, work):
     settings = record["settings"]
     assert (settings["model"], settings["dtype"]) == ("tiny", "torch.float32")
     assert (settings["seed"], settings["steps"], settings["prompt"]) == (3, 1, "solve the maze")
+    assert record["preset"] == "tiny"
+    written = "minicos steps --model toy --prompt 'solve the maze' --image maze.png"
+    assert record["command"] == f"{written} --steps 6 --steps 1 --seed 3 --out run"
 
 
 def test_a_preset_can_be_changed_in_part(minicos, monkeypatch, work):

@@ -1,5 +1,6 @@
 """Several interventions and analyses in one pass: what changes nothing, what does not depend on the order, killed and continued."""
 
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -62,6 +63,7 @@ NULLS = {
     "same_x": lambda take: swapped(take, Swap((5,), range(1, 2)), "same_x"),
     "update": lambda take: swapped(take, Swap((4,), range(STEPS), what="ffn")),
     "seeds": lambda take: shared(Ensemble(LAYERS, "mix", seeds=SEEDS, alpha=0.0)),
+    "one seed": lambda take: shared(Ensemble(LAYERS, "override", steps=(0, 2), seeds=1)),
     "nothing": lambda take: NO_CHANGES,
 }
 
@@ -114,6 +116,46 @@ def test_each_alone_is_its_own_experiment(wan, made, tmp_path):
     assert torch.equal(watched(wan, take, noise, tmp_path / "share", shared(e))[-1]["next"], alone)
 
 
+@pytest.mark.parametrize("mode", ensemble.TWO_PASS)
+@pytest.mark.parametrize("branches", [("cond",), ("cond", "uncond")])
+def test_an_ensemble_of_two_passes_is_its_own_experiment(toy, made, tmp_path, mode, branches):
+    take, give, noise = made
+    guided = load(toy, device="cpu").with_preset("official", steps=STEPS, guidance={"high": 5.0, "low": 5.0}, frames=5)
+    take = replace(take, text_null=give.text)
+    e = Ensemble(LAYERS, mode, steps=(0, 2), seeds=SEEDS, branches=branches, carrier=None)
+    ours = watched(guided, take, noise, tmp_path, shared(e))  # UniPC, whose history no first pass may enter
+    assert torch.equal(ours[-1]["next"], ensemble.run(guided, take, noise, e))
+
+
+def test_a_first_pass_is_made_under_the_interventions_before_it(wan, made, tmp_path):
+    take, give, noise = made
+    swap, edit = Swap((1,), range(STEPS)), noised(Noise("replace", (1,), seed=5))
+    mean, lockstep_mean = (
+        shared(Ensemble((6,), mode, steps=(1, 2), seeds=SEEDS, carrier=None)) for mode in ("override", "lockstep")
+    )
+    after = watched(wan, take, noise, tmp_path / "after", edit + (swapped(give, swap) + mean))
+    assert same(after, watched(wan, take, noise, tmp_path / "same", (edit + swapped(give, swap)) + mean))
+    assert same(after, watched(wan, take, noise, tmp_path / "once", edit + swapped(give, swap) + lockstep_mean))
+    before = watched(wan, take, noise, tmp_path / "before", edit + mean + swapped(give, swap))
+    assert not same(after, before)  # its first pass saw no swap
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_killed_ensemble_of_two_passes_continues_to_the_last_bit(wan, made, tmp_path, killed):
+    take, give, noise = made
+
+    def changes():
+        return swapped(give, Swap((1,), range(STEPS))) + shared(
+            Ensemble((6,), "override", steps=range(STEPS), seeds=SEEDS)
+        )
+
+    whole = watched(wan, take, noise, tmp_path / "whole", changes())
+    watched(wan, take, noise, tmp_path / "killed", changes())
+    for i in range(killed, STEPS):
+        (tmp_path / f"killed/steps/{i:03d}.safetensors").unlink()
+    assert same(watched(wan, take, noise, tmp_path / "killed", changes()), whole)
+
+
 def test_analyses_see_what_interventions_did(wan, made, tmp_path):
     take, give, noise = made
     run = Run.open(tmp_path, {})
@@ -150,5 +192,5 @@ def test_mistakes(wan, made):
     with pytest.raises(MinicosError, match="no donor 'mine'"):
         swapped(give, Swap((3,), range(1)), "mine")
     with pytest.raises(MinicosError, match="not made of hooks alone"):
-        shared(Ensemble(LAYERS, "override", seeds=SEEDS))
+        shared(Ensemble((), "x0", seeds=SEEDS))
     assert shared(Ensemble(LAYERS, "lockstep", seeds=1)).hooks is NO_HOOKS

@@ -420,7 +420,7 @@ def test_a_picture_of_ones_own(toy, tmp_path, capsys):
     ("options", "sentence"),
     [
         ([], "give --puzzle, or --prompt"),
-        (["--puzzle", "chess"], "unknown kind 'chess'"),
+        (["--puzzle", "mark"], "no mark of size 5"),
         (["--puzzle", "maze", "--carrier", "x"], "--carrier x"),
         (["--puzzle", "maze", "--n", "2"], "--n 2: the wrong donors of 3 seeds"),
         (["--puzzle", "maze", "--modes", "median"], "a mode of override"),

@@ -296,6 +296,12 @@ def test_seeds(wan):
     for seed, says in (([1], "1 seeds for 2 samples"), (-1, "seed -1"), ([0, 2**63], "take a number from 0 to")):
         with pytest.raises(MinicosError, match=says):
             wan.noise(pair, seed)
+    for device, says in (
+        ("cuda", "needs a CUDA card, and this model is on cpu"),
+        ("gpu", "'cpu' or 'cuda', not on 'gpu'"),
+    ):
+        with pytest.raises(MinicosError, match=says):
+            wan.with_preset(noise_device=device)
 
 
 # -- running ----------------------------------------------------------------------------------------------------------

@@ -429,7 +429,7 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
         assert main(["swap", "--model", str(toy), *subject, *more]) == 0
         out, err = capsys.readouterr()
         assert "step 0 same_x" in out
-        assert ("rate of A" in out) == ("does not know the words ., bicycle, cat" in err) == (subject is not own)
+        assert ("rate of A" in out) == ("does not know the words bicycle, ., cat\n" in err) == (subject is not own)
     for wrong, says in (
         ([], "give one subject"),
         (["--puzzle", "mark", "--at", "12"], "this model has layers 0 to 11"),
@@ -438,6 +438,7 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
         (["--puzzle", "mark", "--size", "5"], "no mark of size 5"),
         (["--puzzle", "mark", "--donor", "mine"], "no donor 'mine'"),
         (["--puzzle", "mark", "--n", "1", "--one-way", "--controls", "wrong"], "there is only one"),
+        (["--puzzle", "mark", "--noise-device", "cuda", "--device", "cpu"], "needs a CUDA card"),
     ):
         assert main(["swap", "--model", str(toy), *wrong]) == 2
         assert says in capsys.readouterr().err

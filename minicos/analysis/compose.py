@@ -7,17 +7,18 @@ what the one before it left; analyses look last, and so see what the interventio
     observe(wan, condition, run, [Steps(wan, (0, 10)), Energy((0, 10))], noise, changes)
 
 A donor's run is never edited and starts from the noise that was given, so a swap hands over what an undisturbed run would have held.
+The first pass of an ensemble of two is one of this run itself, at the same edited latent and under the interventions before it.
 The states of one that goes its own way are saved with each step: a killed run continues to the last bit.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
 from minicos.analysis import ensemble
-from minicos.analysis.ensemble import Ensemble
+from minicos.analysis.ensemble import TWO_PASS, Ensemble
 from minicos.analysis.swap import DONORS, States, Swap
 from minicos.condition import Condition
 from minicos.errors import MinicosError
@@ -38,8 +39,8 @@ class Edit(Protocol):
 class Donor:
     """Another run that goes beside, one step ahead, and gives its states away."""
 
-    condition: Condition
-    steps: range  # in which it gives
+    condition: Condition | None  # None: that of the run that it gives to, whose interventions so far it shares
+    steps: Sequence[int]  # in which it gives
     hooks: Hooks  # keep what it gives
     own: bool = True  # on its own trajectory; False: at the latents of the run that it gives to
 
@@ -53,7 +54,8 @@ class Changes:
     donors: tuple[Donor, ...] = ()
 
     def __add__(self, other: "Changes") -> "Changes":
-        return Changes(self.hooks + other.hooks, self.edits + other.edits, self.donors + other.donors)
+        donors = (replace(d, hooks=self.hooks + d.hooks) if d.condition is None else d for d in other.donors)
+        return Changes(self.hooks + other.hooks, self.edits + other.edits, (*self.donors, *donors))
 
     def enter(self, x: Tensor, index: int, sigma: Tensor, x0: Tensor | None) -> Tensor:
         """The latent that enters step `index` instead of x; x itself where nothing changes."""
@@ -62,14 +64,15 @@ class Changes:
         return x
 
     def beside(
-        self, wan: Wan, steps: Iterator[Step], noise: Tensor, x: Tensor, start: int, before: Mapping[str, Tensor]
-    ) -> Iterator[tuple[Step, dict[str, Tensor]]]:
+        self, wan: Wan, steps: Iterator[Step], condition: Condition, noise: Tensor, x: Tensor, start: int, before: Mapping[str, Tensor]
+    ) -> Iterator[tuple[Step, dict[str, Tensor]]]:  # fmt: skip
         """The run's `steps` from `start` on, at latent x, each preceded by its donors' and with what the donors need to go on from it.
 
-        noise    where donors started
-        before   what this gave with the step before `start`; {} at the beginning
+        condition  the run's own
+        noise      where donors started
+        before     what this gave with the step before `start`; {} at the beginning
         """
-        own = {name: d for name, d in self._named() if d.own and start < d.steps.stop}
+        own = {name: d for name, d in self._named() if d.own and start <= max(d.steps)}
         runs = {
             name: wan.sample(
                 d.condition, noise=before[f"{name}.next"].to(noise) if start else noise, hooks=d.hooks, start=start,
@@ -80,11 +83,11 @@ class Changes:
         for index in range(start, len(wan.schedule())):
             kept = {}
             for name, d in self._named():
-                if d.own and index < d.steps.stop:
+                if d.own and index <= max(d.steps):
                     given = next(runs[name])
                     kept |= {f"{name}.next": given.next, **state(given.memory, f"{name}.memory.")}
                 elif not d.own and index in d.steps:
-                    next(wan.sample(d.condition, noise=x, hooks=d.hooks, start=index))
+                    next(wan.sample(d.condition or condition, noise=x, hooks=d.hooks, start=index))
             step = next(steps)
             yield step, kept
             x = step.next
@@ -110,8 +113,11 @@ def swapped(give: Condition, swap: Swap, donor: str = "own") -> Changes:
 
 
 def shared(e: Ensemble, ops: Ops = REFERENCE) -> Changes:
-    """States shared between the seeds of a batch (case seed), in the modes of one pass (`ensemble.ONE_PASS`)."""
-    return Changes(ensemble.hooks(e, ops))
+    """States shared between the seeds of a batch (case seed) by a mode that acts inside passes: not "x0" or "latent"."""
+    if e.mode not in TWO_PASS:
+        return Changes(ensemble.hooks(e, ops))
+    first, second = ensemble.two_passes(e, {}, ops)
+    return Changes(second, donors=(Donor(None, e.steps, first, own=False),))
 
 
 def state(memory: object, prefix: str = "memory.") -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ Cost in network passes per case and branch, N steps, S = {0}: T + N - 1, and T +
 finished: T N, and T (N + 1). Measured by `Passes`. A plain run takes N; best of T and a vote take T N.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -124,7 +124,7 @@ def _strangers(count: int, seeds: int) -> Tensor:
 
 
 def hooks(e: Ensemble, ops: Ops = REFERENCE) -> Hooks:
-    """The modes of one pass as hooks, for any run whose batch axis is (case seed). Two-pass and step modes need `run`."""
+    """The modes of one pass as hooks, for any run whose batch axis is (case seed); for others see `two_passes` and `run`."""
     if e.mode not in ONE_PASS:
         raise MinicosError(f"mode {e.mode} is not made of hooks alone: call ensemble.run")
     if e.seeds == 1 or e.alpha == 0:
@@ -149,28 +149,21 @@ def hooks(e: Ensemble, ops: Ops = REFERENCE) -> Hooks:
     return rules
 
 
-def _first_pass(e: Ensemble, found: dict[str, Tensor], ops: Ops) -> Hooks:
-    """Keep the shared state of every layer of the window, under the names of branch and block."""
+def two_passes(e: Ensemble, found: dict[tuple[str, str], Tensor], ops: Ops = REFERENCE) -> tuple[Hooks, Hooks]:
+    """The modes of two passes as the hooks of each: the first keeps shared states in `found`, the second puts them in."""
 
     def keep(x: Tensor, site: Site) -> None:
-        found[f"{site.branch}.{site.name}"] = share(x, e, ops, _draw(site))
+        found[site.branch, site.name] = share(x, e, ops, _draw(site))
 
-    rules = NO_HOOKS
-    for k in e.layers:
-        rules = _at(rules, f"blocks.{k}", keep, e)
-    return rules
-
-
-def _second_pass(e: Ensemble, found: Mapping[str, Tensor]) -> Hooks:
-    """Put the kept states in: behind their blocks, or in front of them."""
-    rules = NO_HOOKS
+    first = second = NO_HOOKS
     for k in e.layers:
 
         def put(x: Tensor, site: Site, block: str = f"blocks.{k}") -> Tensor:
-            return found[f"{site.branch}.{block}"].to(x.dtype)
+            return found[site.branch, block].to(x.dtype)
 
-        rules = _at(rules, f"blocks.{k}" if e.mode == "override" else _input(k), put, e)
-    return rules
+        first = _at(first, f"blocks.{k}", keep, e)
+        second = _at(second, f"blocks.{k}" if e.mode == "override" else _input(k), put, e)
+    return first, second
 
 
 def _at(rules: Hooks, point: str, hook: Callable, e: Ensemble) -> Hooks:
@@ -218,18 +211,18 @@ def run(
             "at guidance 1 there is no unconditional pass to share states in: share in the conditional one"
         )
     chosen = torch.arange(len(noise)) if e.carrier is None else torch.arange(e.carrier, len(noise), e.seeds)
-    inside = hooks(e, ops) if e.mode in ONE_PASS else NO_HOOKS
+    found: dict[tuple[str, str], Tensor] = {}
+    ahead, inside = NO_HOOKS, hooks(e, ops) if e.mode in ONE_PASS else NO_HOOKS
+    if e.mode in TWO_PASS:
+        ahead, inside = two_passes(e, found, ops)
     first = wan if guided else wan.with_preset(guidance=dict.fromkeys(guidance, 1.0))  # where cond alone shares
     x, memory = noise, None
     for i in range(last + 1):
         if i in e.steps and e.mode in TWO_PASS:
-            found: dict[str, Tensor] = {}
-            keep = watch + _first_pass(e, found, ops)
-            next(first.sample(condition, noise=x, hooks=keep, start=i, memory=memory))
+            next(first.sample(condition, noise=x, hooks=watch + ahead, start=i, memory=memory))
             if i == last:  # the second pass of the last shared step is already the carriers' own
                 condition, x, memory = rows(condition, chosen), x[chosen.to(x.device)], _rows(memory, chosen)
-                found = {name: h[chosen.to(h.device)] for name, h in found.items()}
-            inside = _second_pass(e, found)
+                found.update({name: h[chosen.to(h.device)] for name, h in found.items()})
         step = next(wan.sample(condition, noise=x, hooks=watch + inside, start=i, memory=memory))
         x, memory = step.next, step.memory
         if i in e.steps and e.mode in BETWEEN_STEPS:

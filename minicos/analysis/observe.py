@@ -54,7 +54,7 @@ def observe(
         x = changes.enter(x, 0, condition.per_frame(schedule.sigmas[0]), None)
     before = run.load_tensors(_file(done - 1)) if done else {}
     steps = wan.sample(condition, noise=x, hooks=hooks, start=done, memory=memory)
-    steps = changes.beside(wan, steps, noise, x, done, before)
+    steps = changes.beside(wan, steps, condition, noise, x, done, before)
     for step, kept in progress(steps, len(schedule) - done, "denoise"):
         entered = changes.enter(step.next, step.index + 1, (step.sigma_map > 0) * step.sigma_next, step.x0)
         if entered is not step.next:  # as `sample` does: a history would undo the edit

@@ -21,7 +21,8 @@ What is true by construction, so no finding:
 - One Euler step of 50 at high noise moves the latent by well under 1 %, at every layer: look at `leverage` before reading step 0 alone.
 
 Where the paper is silent each reading is an option: what is swapped (`WHAT`), block output or input, donor (`DONORS`), branch, which tokens
-(`REGIONS`). Controls (`swap_pairs.CONTROLS`): A = B (difference exactly 0), another case's A, another case's prompt, a random direction of equal norm.
+(`REGIONS`). Controls (`swap_pairs.CONTROLS`): A = B (difference exactly 0), another case's A, another case's prompt, a random direction
+of equal norm.
 """
 
 from collections.abc import Callable, Iterator, Sequence

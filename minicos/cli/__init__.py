@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 
 from minicos.cli import (
@@ -53,7 +54,8 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 (or what the verb says), 2 for a mistake that one sentence explains, 130 after Ctrl-C."""
-    args = parser().parse_args((sys.argv[1:] if argv is None else argv) or ["--help"])
+    argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    args = parser().parse_args(argv, argparse.Namespace(command=shlex.join(["minicos", *argv])))  # runs remember it
     code = 0
     try:
         code = args.run(args) or 0

@@ -34,15 +34,10 @@ def add(verbs) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from minicos.errors import MinicosError
-
     wan = common.load(args)
     at = common.within(args.at, wan.preset.steps) or (0, wan.preset.steps // 4)
     folder = common.open_run(args, wan, [], n=args.n, size=args.size, rows=args.rows, at=at)
-    try:
-        found = {kind: _courses(wan, folder, kind, args) for kind in KINDS} | {"memory": _memory(wan, folder, at, args)}
-    except ValueError as error:  # a split that does not hold so many
-        raise MinicosError(f"{error}.") from error
+    found = {kind: _courses(wan, folder, kind, args) for kind in KINDS} | {"memory": _memory(wan, folder, at, args)}
     folder.save_json("behaviours.json", found)
     print(folder.path("memory.png"))
 

@@ -176,7 +176,7 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
         help="decode large frames in tiles of so many pixels a side, e.g. 256: less memory (default: whole)",
     )
     parser.add_argument(
-        "--noise-device", choices=("cpu", "cuda"), default="cpu",
+        "--noise-device", choices=("cpu", "cuda"),
         help="cpu: noise that is the same on every machine; cuda: that of the official code (default: cpu)",
     )  # fmt: skip
     parser.add_argument(
@@ -245,8 +245,7 @@ def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor
 
     Tells what was merged into it and what else its files could be and, of a large one, the plan: which weights go where.
     """
-    from minicos import cost
-    from minicos.pipeline import load
+    from minicos import cost, pipeline
     from minicos.residency import Plan, describe
 
     def tell(plan: Plan) -> None:
@@ -255,7 +254,7 @@ def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor
 
     files = files or layout(args)
     chosen = plan(args, files)
-    wan = load(
+    wan = pipeline.load(
         files, preset=args.preset, device=args.device, residency=args.residency, frames=chosen.frames,
         size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell, ops=_ops(args),
     ).with_preset(**_changes(args))  # fmt: skip
@@ -282,7 +281,7 @@ def _ops(args: argparse.Namespace) -> "Ops":
 
 def _changes(args: argparse.Namespace) -> dict[str, object]:
     """The fields of the preset that options change."""
-    names = ("steps", "solver", "shift", "guidance", "boundary", "frames", "negative_prompt")
+    names = ("steps", "solver", "shift", "guidance", "boundary", "frames", "negative_prompt", "noise_device")
     given = {name: getattr(args, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -291,10 +290,14 @@ def condition(
     args: argparse.Namespace, wan: "Wan", images: "dict[str, Tensor | None]", samples: int = 1
 ) -> "Condition":
     """The condition of the options, for one sample or several; warns about words that the model's tokenizer does not know."""
-    unknown = wan.tokenizer.unknown_words(args.prompt)
-    if unknown:
-        print(f"minicos: the model does not know the words {', '.join(unknown)}", file=sys.stderr)
+    tell_unknown(wan, args.prompt)
     return wan.condition([args.prompt] * samples, **images)
+
+
+def tell_unknown(wan: "Wan", *prompts: str) -> None:
+    """Name the words that the model's tokenizer does not know: it reads <unk> in their place."""
+    if words := dict.fromkeys(word for prompt in prompts for word in wan.tokenizer.unknown_words(prompt)):
+        print(f"minicos: the model does not know the words {', '.join(words)}", file=sys.stderr)
 
 
 def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dict[str, str | None]:
@@ -307,6 +310,7 @@ def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dic
 
 def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object) -> "Run":
     """The run folder of the options: entered again if it holds the same run, refused if it holds another."""
+    from minicos.config import PRESETS
     from minicos.runs import Run
 
     model = {
@@ -315,10 +319,10 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
         **asdict(wan.preset),
         "dtype": str(wan.dtype),
         "seed": args.seed,
-        "noise_device": args.noise_device,
     }
     facts = {
-        "command": sys.argv, "model_path": str(args.model), "preset": args.preset or "default", "device": str(wan.device),
+        "command": args.command, "model_path": str(args.model), "device": str(wan.device),
+        "preset": args.preset or next(iter(PRESETS[wan.variant])),
         "residency": wan.residency.plan.residency, "attention": "scaled_dot_product_attention",
         "kernels": args.kernels, "loras": [asdict(one) for one in wan.loras],
     }  # fmt: skip

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     wan = common.load(args, files)
     picture = puzzle.first_frame()  # uint8 h w 3
     condition = wan.condition(puzzle.prompt, torch.from_numpy(picture).permute(2, 0, 1) / 255)
-    noise = wan.noise(condition, args.seed, args.noise_device)
+    noise = wan.noise(condition, args.seed)
     chosen = spread(8, wan.preset.steps)
     analyses = [Steps(wan, chosen), Energy(chosen, sheets=("raw",), ops=wan.ops), Routes(wan, puzzle)]
     folder = common.open_run(args, wan, analyses, puzzle=puzzle.key)

@@ -1,10 +1,10 @@
 """`minicos ensemble`: average hidden states over seeds, on puzzles that are scored or on a picture of one's own."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minicos.cli import common
+from minicos.cli.subjects import add_subject_options
 
 if TYPE_CHECKING:
     from minicos.analysis.ensemble import Ensemble
@@ -26,14 +26,10 @@ BATCH = 10  # puzzles computed, and kept, at a time
 
 def add(verbs) -> None:
     parser = common.add_parser(verbs, "ensemble", "Average hidden states over seeds: does it help?", EXAMPLES, run)
-    parser.add_argument("--puzzle", help="kind of held-out puzzle: maze, goal, mark, memory or turn")
-    parser.add_argument("--size", type=common.positive, default=5, help="cells along a side (default: 5)")
-    parser.add_argument("--n", type=common.positive, default=100, help="puzzles of the test split (default: 100)")
+    add_subject_options(parser, None, 100, size=5, split=False)
     parser.add_argument(
         "--choose", type=int, default=40, metavar="N", help="dev puzzles that choose the arm; 0: the first one is taken"
     )
-    parser.add_argument("--image", type=Path, help="first frame (png, jpg), instead of --puzzle")
-    parser.add_argument("--prompt", help="what should happen, instead of --puzzle")
     parser.add_argument("--negative", dest="negative_prompt", help="what should not; used where guidance is not 1")
     parser.add_argument("--frames", type=common.positive, help="video frames, 4n + 1 (default: the preset's)")
     parser.add_argument(
@@ -114,11 +110,8 @@ def puzzles(args: argparse.Namespace, wan: "Wan", arms: list[dict[str, "Ensemble
     if args.n < args.seeds:
         raise MinicosError(f"--n {args.n}: the wrong donors of {args.seeds} seeds take as many puzzles")
     settings |= {"puzzle": args.puzzle, "size": args.size, "n": args.n, "choose": args.choose}
-    try:
-        test = held_out(args, "test", args.n)
-        dev = held_out(args, "dev", args.choose) if args.choose and sum(map(len, arms)) > 1 else []
-    except ValueError as error:
-        raise MinicosError(str(error)) from error
+    test = held_out(args, "test", args.n)
+    dev = held_out(args, "dev", args.choose) if args.choose and sum(map(len, arms)) > 1 else []
     folder = common.open_run(args, wan, [], **settings)
     chosen, table = experiment(wan, folder, arms, dev, test)
     how = f"chosen on {args.choose} dev puzzles" if dev else "fixed beforehand"
@@ -173,11 +166,7 @@ def own(args: argparse.Namespace, wan: "Wan", image: object, arms: dict[str, "En
     first = next(iter(arms))
     *_, random = controls(first, arms[first]).items()
     arms = {**arms, random[0]: random[1]}
-    unknown = wan.tokenizer.unknown_words(args.prompt)
-    if unknown:
-        import sys
-
-        print(f"minicos: the model does not know the words {', '.join(unknown)}", file=sys.stderr)
+    common.tell_unknown(wan, args.prompt)
     folder = common.open_run(args, wan, [], **settings, **common.subject(args, {"image": image}))
     case = cases.Case(args.prompt, image, args.seed)
     data = cases.collect(folder, "latents", [[case]], partial(compare, wan, arms))

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
     images = common.images(args)
     wan = common.load(args, image=images["image"])
     condition = common.condition(args, wan, images)
-    noise = wan.noise(condition, args.seed, args.noise_device)
+    noise = wan.noise(condition, args.seed)
     folder = common.open_run(args, wan, [], **common.subject(args, images))
     latent = observe(wan, condition, folder, [], noise)
     save_video(folder.path("video.mp4"), wan.frames(latent[0]), fps=wan.preset.fps)

@@ -40,7 +40,10 @@ def add(verbs) -> None:
     do.add_argument("--donor", choices=("own", "same_x"), default="own", help="its own run, or at this one's latents")
     do.add_argument("--during", default="all", help="steps of the swap, e.g. 0-4 (default: all)")
     do.add_argument("--ensemble", metavar="20-29", help="share these blocks (of 40, scaled to the model) between seeds")
-    do.add_argument("--how", choices=("lockstep", "update", "mix"), default="lockstep", help="(default: lockstep)")
+    do.add_argument(
+        "--how", choices=("override", "input_override", "lockstep", "update", "mix"), default="lockstep",
+        help="as --modes of `minicos ensemble`; the overrides take a pass more in each --share-at step (default: lockstep)",
+    )  # fmt: skip
     do.add_argument("--alpha", type=float, default=0.5, help="of --how mix (default: 0.5)")
     do.add_argument("--share-at", type=common.indices, default=(0,), help="steps of the ensemble (default: 0)")
     do.add_argument("--seeds", type=common.positive, help="samples; the first is shown (default: 1; 3 to share)")
@@ -105,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         for name in ("noise", "mode", "swap", "other", "what", "donor", "during", "ensemble", "how", "alpha", "share_at", "attention")
     }  # fmt: skip
     folder = common.open_run(args, wan, analyses, **common.subject(args, images), **settings, seeds=seeds, at=chosen)
-    noise = wan.noise(condition, args.seed, args.noise_device)
+    noise = wan.noise(condition, args.seed)
     latent = observe(wan, condition, folder, analyses, noise, changes)
     save_video(folder.path("video.mp4"), wan.decode(latent[:1])[0], fps=wan.preset.fps)
     print(folder.path("video.mp4"))

@@ -1,7 +1,7 @@
 """What an experiment runs on, as options: held-out puzzles, which know their answers, or the user's own picture and prompt."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minicos.cli import common
@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 KINDS = ("maze", "goal", "mark", "memory", "turn")
 
 
-def add_subject_options(parser: argparse.ArgumentParser, kind: str = "maze", n: int = 100, own: bool = True) -> None:
-    """Puzzles by default; where `own`, `--prompt` (and `--image`) turn to one case of the user's."""
+def add_subject_options(
+    parser: argparse.ArgumentParser, kind: str | None = "maze", n: int = 100, *, size: int = 4, kinds: Sequence[str] = KINDS,
+    split: bool = True, own: bool = True,
+) -> None:  # fmt: skip
+    """Puzzles, of `kind` unless told otherwise (None: there are none then); where `own`, `--prompt` and `--image` are the user's case."""
     puzzles = parser.add_argument_group("held-out puzzles (the embedded model; scored)")
-    puzzles.add_argument("--puzzle", choices=KINDS, default=kind, help=f"kind of puzzle (default: {kind})")
-    puzzles.add_argument("--size", type=int, default=4, choices=(3, 4, 5), help="cells along a side (default: 4)")
+    default = "" if kind is None else f" (default: {kind})"
+    puzzles.add_argument("--puzzle", choices=kinds, default=kind, help=f"kind of puzzle{default}")
+    puzzles.add_argument(
+        "--size", type=int, default=size, choices=(3, 4, 5), help=f"cells along a side (default: {size})"
+    )
     puzzles.add_argument("--n", type=common.positive, default=n, help=f"how many (default: {n})")
-    puzzles.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
+    if split:
+        puzzles.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
     if not own:
         parser.set_defaults(prompt=None, image=None)
         return
@@ -39,10 +46,7 @@ def subjects(args: argparse.Namespace, keep: Callable[["Puzzle"], bool] = lambda
         return [Case(args.prompt, image(args), args.seed)]
     if args.image is not None:
         raise MinicosError("--image needs a --prompt beside it; without both, held-out puzzles are used")
-    try:
-        return held_out(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed, keep=keep)
-    except ValueError as error:
-        raise MinicosError(f"{error}.") from error
+    return held_out(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed, keep=keep)
 
 
 def image(args: argparse.Namespace) -> "Tensor | None":

@@ -1,13 +1,13 @@
 """`minicos swap`: at which layer is the prompt turned into an answer?"""
 
 import argparse
-import sys
 from dataclasses import asdict, is_dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minicos.cli import common
+from minicos.cli.subjects import add_subject_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,16 +28,14 @@ writes last_frames.png, curves over layers and a map of layers x steps, swap.jso
 
 def add(verbs) -> None:
     parser = common.add_parser(verbs, "swap", HELP, EXAMPLES, run)
-    subject = parser.add_argument_group("subject", "one of three")
-    subject.add_argument("--puzzle", choices=("mark", "goal"), help="held-out puzzles of the embedded model")
-    subject.add_argument("--size", type=common.positive, default=4, help="cells along a puzzle's side (default: 4)")
-    subject.add_argument("--n", type=common.positive, default=10, help="puzzles (default: 10)")
-    subject.add_argument("--split", choices=("dev", "test"), default="test", help="of the puzzles (default: test)")
-    subject.add_argument("--probe", type=common.positive, metavar="N", help="N drawn pictures with cats and bicycles")
-    subject.add_argument("--pixels", default="480x832", help="height x width of a probe's pictures (default: 480x832)")
-    subject.add_argument("--prompt", help="what run B is asked")
-    subject.add_argument("--other", help="what run A is asked, of the same picture")
-    subject.add_argument("--image", type=Path, help="the picture (png, jpg), for image-to-video models")
+    add_subject_options(parser, None, 10, kinds=("mark", "goal"), own=False)
+    probe = parser.add_argument_group("or drawn pictures (any image-to-video model; scored)")
+    probe.add_argument("--probe", type=common.positive, metavar="N", help="N pictures with cats and bicycles")
+    probe.add_argument("--pixels", default="480x832", help="their height x width (default: 480x832)")
+    case = parser.add_argument_group("or a case of your own (any model; no score)")
+    case.add_argument("--prompt", help="what run B is asked")
+    case.add_argument("--other", help="what run A is asked, of the same picture")
+    case.add_argument("--image", type=Path, help="the picture (png, jpg), for image-to-video models")
     common.add_model_options(parser, out="runs/swap")
     parser.add_argument("--negative", dest="negative_prompt", help="what should not be; used where guidance is not 1")
     parser.add_argument("--frames", type=common.positive, help="video frames, 4n + 1 (default: the preset's)")
@@ -94,9 +92,7 @@ def run(args: argparse.Namespace) -> None:
     image = common.images(args)["image"]
     made = subjects(args, image)
     wan = common.load(args)
-    words = {word for pair in made for case in (pair.a, pair.b) for word in wan.tokenizer.unknown_words(case.prompt)}
-    if words:
-        print(f"minicos: the model does not know the words {', '.join(sorted(words))}", file=sys.stderr)
+    common.tell_unknown(wan, *(case.prompt for pair in made for case in (pair.a, pair.b)))
     depth = len(wan.experts["high"].blocks)
     whole_stream = args.what == "stream" and args.side == "output"
     chosen = args.at or tuple(range(swap.EMBED if whole_stream else 0, depth))
@@ -147,10 +143,7 @@ def subjects(args: argparse.Namespace, image: "Tensor | None") -> list["Pair"]:
             raise MinicosError(f"--pixels {args.pixels}: give height x width, such as 480x832")
         return swap_pairs.probes(args.probe, int(height), int(width), seed=args.seed)
     if args.puzzle:
-        try:
-            return swap_pairs.pairs(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed)
-        except ValueError as error:  # a size that the kind does not have, a split that does not hold so many
-            raise MinicosError(str(error)) from error
+        return swap_pairs.pairs(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed)
     return [swap_pairs.Pair(Case(args.other, image, args.seed), Case(args.prompt, image, args.seed))]
 
 

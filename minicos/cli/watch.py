@@ -70,7 +70,7 @@ def run(name: str, args: argparse.Namespace) -> None:
         analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops))
     if "attention" in asked:
         analyses.append(Attention(layers, chosen, args.heads, args.branch, words(condition, args.branch)))
-    noise = wan.noise(condition, args.seed, args.noise_device)
+    noise = wan.noise(condition, args.seed)
     watched = {"seeds": args.seeds}
     if "attention" in asked:
         watched |= {"layers": layers, "heads": args.heads, "branch": args.branch, "at": chosen}

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from hashlib import sha256
 from random import Random
 
+from minicos.errors import MinicosError
+
 from .base import FRAMES, Puzzle, Score, timeline
 from .draw import CELL
 from .export import export
@@ -45,12 +47,12 @@ __all__ = [
 def make(kind: str, seed: int, size: int = 4, split: str = "train") -> Puzzle:
     """The puzzle of this seed: a pure function of its arguments. Puzzles are drawn until one belongs to `split`."""
     if kind not in PUZZLES:
-        raise ValueError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
+        raise MinicosError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
     cls = PUZZLES[kind]
     if size not in cls.sizes:
-        raise ValueError(f"no {kind} of size {size}: one of {', '.join(map(str, cls.sizes))}")
+        raise MinicosError(f"no {kind} of size {size}: one of {', '.join(map(str, cls.sizes))}")
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+        raise MinicosError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     rng = Random(f"{kind}/{size}/{split}/{seed}")
     while True:
         puzzle = cls.sample(rng, size)
@@ -61,7 +63,7 @@ def make(kind: str, seed: int, size: int = 4, split: str = "train") -> Puzzle:
 def distinct(
     kind: str, n: int, size: int = 4, split: str = "test", keep: Callable[[Puzzle], bool] = lambda puzzle: True
 ) -> list[Puzzle]:
-    """The first n distinct (picture, prompt) pairs of a split that `keep` accepts. Raises ValueError where there are not so many."""
+    """The first n distinct (picture, prompt) pairs of a split that `keep` accepts. Raises MinicosError where there are not so many."""
     found: dict[str, Puzzle] = {}
     for seed in range(100 * n):
         puzzle = make(kind, seed, size, split)
@@ -69,7 +71,7 @@ def distinct(
             found.setdefault(f"{puzzle.key}: {puzzle.prompt}", puzzle)
         if len(found) == n:
             return list(found.values())
-    raise ValueError(f"there are not {n} distinct {kind} puzzles of size {size} in the {split} split: ask for fewer")
+    raise MinicosError(f"there are not {n} distinct {kind} puzzles of size {size} in the {split} split: ask for fewer")
 
 
 def split_of(key: str) -> str:

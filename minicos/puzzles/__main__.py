@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from minicos import puzzles
+from minicos.errors import MinicosError
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
             for kind in args.kind or puzzles.KINDS
             for seed in range(args.n)
         ]
-    except ValueError as error:
+    except MinicosError as error:
         parser.error(str(error))
     for folder, puzzle in todo:
         if not folder.exists():

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minicos.config import VARIANTS
 from minicos.errors import MinicosError
@@ -19,17 +19,28 @@ from minicos.weights import layouts, variants
 from minicos.weights.header import Header, TensorInfo, is_archive, read_headers, tensors
 from minicos.weights.names import FP8_FACTORS, LORA_KEY, is_weight, layout, lora_dialect, lora_module, renamer, strip
 
-OTHERS = (  # not diffusion transformers: variant, a name that only it has, and the first size of that tensor
-    ("Wan2.1_VAE", "decoder.upsamples.14.residual.0.gamma", 96),
-    ("VAE like Wan2.1_VAE", "decoder.upsamples.0.residual.0.gamma", None),
-    ("Wan2.2_VAE", "decoder.upsamples.0.upsamples.0.residual.0.gamma", 1024),
-    ("Wan2.2_VAE", "decoder.up_blocks.0.upsampler.resample.1.weight", 1024),
-    ("VAE like Wan2.2_VAE", "decoder.upsamples.0.upsamples.0.residual.0.gamma", None),
-    ("UMT5-XXL encoder", "blocks.23.attn.q.weight", 4096),
-    ("encoder like UMT5-XXL", "blocks.0.attn.q.weight", None),
-    ("CLIP image encoder", "visual.transformer.0.attn.to_qkv.weight", None),
-    ("CLIP image encoder", "visual.transformer.0.attn.to_qkv.0.weight", None),
-)
+
+class Other(NamedTuple):
+    """A network that is no diffusion transformer, told by official names of its tensors."""
+
+    kind: str
+    marker: str  # a tensor that no other kind has
+    published: str = ""  # the one that models come with
+    proof: tuple[str, int] = ("", 0)  # a tensor of that one, and the length of its first axis
+
+
+OTHERS = (
+    Other(
+        "VAE like Wan2.1_VAE", "decoder.upsamples.0.residual.0.gamma",
+        "Wan2.1_VAE", ("decoder.upsamples.14.residual.0.gamma", 96),
+    ),
+    Other(
+        "VAE like Wan2.2_VAE", "decoder.upsamples.0.upsamples.0.residual.0.gamma",
+        "Wan2.2_VAE", ("decoder.upsamples.0.upsamples.0.residual.0.gamma", 1024),
+    ),
+    Other("encoder like UMT5-XXL", "blocks.0.attn.q.weight", "UMT5-XXL encoder", ("blocks.23.attn.q.weight", 4096)),
+    Other("CLIP image encoder", "visual.transformer.0.attn.proj.weight"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,48 +147,62 @@ def describe(checkpoint: Checkpoint) -> str:
 
 
 def _network(path: Path, expert: str | None) -> _Part:
+    """What the files of one network say."""
     headers = read_headers(path)
     found = tensors(headers)
     if kind := lora_dialect(found):
         return _Part("LoRA", f"lora:{kind}", expert, headers, _lora(found), ())
-    named, notes = layout(found), ()
-    try:
-        rename = renamer(found)
-        official = {rename(key): info for key, info in found.items() if is_weight(key)}
-    except MinicosError as error:
-        official, notes = found, (str(error),)
+    official, notes = _renamed(found)
     architecture = variants.architecture({key: info.shape for key, info in official.items()})
     variant = "transformer" if architecture else _other(official)
-    if is_archive(headers[0].path):
-        named, notes = "pytorch", ("PyTorch archive; it is opened with weights_only=True on load",)
-    elif any(key == "scaled_fp8" or key.endswith(FP8_FACTORS) for key in found):
-        named = "comfy_fp8_scaled"
-    elif named == "official" and any(strip(key) != key for key in found):
-        named = "comfy"
-    if variant == "unknown" and named == "official":
-        named = "unknown"
+    archive = is_archive(headers[0].path)
+    if archive:
+        notes.append("PyTorch archive; it is opened with weights_only=True on load")
     if variant == "unknown" and re.search(r"-\d{5}-of-\d{5}", path.name):
-        notes = (*notes, "this is one shard of several: give the folder")
+        notes.append("this is one shard of several: give the folder")
     if variants.fitting(architecture):
-        notes = (*notes, *_incomplete(official, architecture["num_layers"]))
-    return _Part(variant, named.split()[0], expert, headers, architecture, notes)
+        notes += _incomplete(official, architecture["num_layers"])
+    named = "pytorch" if archive else _layout(found, variant != "unknown")
+    return _Part(variant, named, expert, headers, architecture, tuple(notes))
+
+
+def _renamed(found: Mapping[str, TensorInfo]) -> tuple[Mapping[str, TensorInfo], list[str]]:
+    """The weights by their official names; as they are, and a note why, where a name has no official one."""
+    try:
+        rename = renamer(found)
+        return {rename(key): info for key, info in found.items() if is_weight(key)}, []
+    except MinicosError as error:
+        return found, [str(error)]
+
+
+def _layout(found: Mapping[str, TensorInfo], known: bool) -> str:
+    """Whose way of naming and storing tensors this is; official names of a network that is not known are no layout."""
+    if any(key == "scaled_fp8" or key.endswith(FP8_FACTORS) for key in found):
+        return "comfy_fp8_scaled"
+    if (named := layout(found)) != "official":
+        return named.split()[0]  # of "diffusers VAE"
+    if any(strip(key) != key for key in found):
+        return "comfy"
+    return "official" if known else "unknown"
 
 
 def _other(official: Mapping[str, TensorInfo]) -> str:
     """What this is that is no diffusion transformer."""
-    for name, marker, size in OTHERS:
-        if marker in official and (size is None or official[marker].shape[:1] == (size,)):
-            return name
+    for other in OTHERS:
+        if other.marker in official:
+            tensor, size = other.proof
+            exact = tensor in official and official[tensor].shape[:1] == (size,)
+            return other.published if exact else other.kind
     return "unknown"
 
 
-def _incomplete(official: Mapping[str, TensorInfo], layers: int) -> tuple[str, ...]:
+def _incomplete(official: Mapping[str, TensorInfo], layers: int) -> list[str]:
     """A note where a transformer lacks tensors: 15 outside the blocks, 27 in each; with CLIP 8 (9) and 5 more."""
     clip = "img_emb.proj.0.weight" in official
     expected = 15 + 27 * layers + (8 + 5 * layers + ("img_emb.emb_pos" in official) if clip else 0)
     if len(official) == expected:
-        return ()
-    return (f"it has {len(official)} tensors where {expected} are expected: the file is not complete",)
+        return []
+    return [f"it has {len(official)} tensors where {expected} are expected: the file is not complete"]
 
 
 def _lora(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
