@@ -21,17 +21,27 @@ EXAMPLES = """\
 writes report.md with its figures, and claims.json: effect, 95 % interval, n, control and command of every claim.
 Sections run beside each other, one core each; killed and started again, the same command continues.
 """
-FULL = 1000
-SECTIONS = ("steps", "commitment", "behaviours", "noise", "energy", "attention", "swap", "ensemble", "counts")
+SECTIONS = (
+    "steps",
+    "commitment",
+    "behaviours",
+    "noise",
+    "handover",
+    "energy",
+    "attention",
+    "swap",
+    "ensemble",
+    "counts",
+)
 
 
 def add(verbs) -> None:
     parser = common.add_parser(verbs, "reproduce", "Run every experiment and write one report.", EXAMPLES, run)
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        "--n", type=common.positive, help="puzzles of every experiment (default: each its own, 16 to 100)"
+        "--n", type=common.positive, help="puzzles of every headline (default: 100); curves take two fifths of them"
     )
-    size.add_argument("--full", action="store_true", help=f"{FULL} puzzles each")
+    size.add_argument("--full", action="store_true", help="1,000 puzzles: hours")
     parser.add_argument("--only", type=sections, default=SECTIONS, help=f"some of {','.join(SECTIONS)} (default: all)")
     parser.add_argument(
         "--model", default="tiny", help="the embedded model (default), or a folder with one trained like it"
@@ -54,19 +64,19 @@ def sections(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> None:
     from minicos.analysis import report, reproduce
-    from minicos.analysis.reproduce.subjects import AT_LEAST
+    from minicos.analysis.reproduce.subjects import AT_LEAST, FULL, N
     from minicos.pipeline import load
     from minicos.runs import Run
 
-    n = FULL if args.full else args.n
-    if n is not None and n < AT_LEAST:
+    n = FULL if args.full else args.n or N
+    if n < AT_LEAST:
         raise MinicosError(f"--n {n}: the controls need {AT_LEAST} puzzles or more")
     wan = load(args.model, device="cpu")
     if wan.variant != "tiny":
         raise MinicosError(
             f"the puzzles are for the embedded model, not {wan.variant}; the other commands take it with --model"
         )
-    settings = {"model": wan.variant, "weights": wan.weights, "n": n or "each its own"}
+    settings = {"model": wan.variant, "weights": wan.weights, "n": n}
     folder = Run.open(args.out, settings, {"command": sys.argv, "model_path": args.model})
     begin, spent = time.monotonic(), 0.0
     print(f"minicos: {', '.join(args.only)}: a line for each as it is done", file=sys.stderr, flush=True)
@@ -82,17 +92,16 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def compute(args: argparse.Namespace, folder: "Run", n: int | None) -> Iterator[tuple[str, float]]:
+def compute(args: argparse.Namespace, folder: "Run", n: int) -> Iterator[tuple[str, float]]:
     """Make the sections in processes of one thread each, the longest first; yields (name, seconds) as they are done."""
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
     from minicos.analysis.reproduce import EXPERIMENTS, work
 
-    sizes = {name: n or EXPERIMENTS[name].n for name in args.only}
-    order = sorted(sizes, key=lambda name: -sizes[name] * EXPERIMENTS[name].seconds)
+    order = sorted(args.only, key=lambda name: -EXPERIMENTS[name].seconds)
     workers = min(len(order), args.workers or cores())
-    tasks = [(args.model, folder, name, sizes[name], _command(args, (name,), sizes[name])) for name in order]
+    tasks = [(args.model, folder, name, n, _command(args, (name,), n)) for name in order]
     if workers == 1:
         yield from (work(*task) for task in tasks)
         return
@@ -128,7 +137,7 @@ def _live_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _command(args: argparse.Namespace, names: tuple[str, ...], n: int | None) -> str:
+def _command(args: argparse.Namespace, names: tuple[str, ...], n: int) -> str:
     options = {
         "--model": args.model * (args.model != "tiny"),
         "--only": ",".join(names) * (names != SECTIONS),

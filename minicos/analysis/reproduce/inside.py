@@ -1,6 +1,6 @@
 """Inside the passes: energy, attention, swapped states."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from minicos.analysis import cases, energy, figures, report, sensitivity, swap_results, swap_study
 from minicos.analysis.cases import Case, held_out
 from minicos.analysis.report import Section, difference, mean
-from minicos.analysis.reproduce.subjects import SHORT, groups, untrained
+from minicos.analysis.reproduce.subjects import SHORT, fewer, groups, untrained
 from minicos.analysis.swap_pairs import CONTROLS, A, B, pairs
 from minicos.hooks import Hooks, Site
 from minicos.ops import attention_mass
@@ -162,38 +162,43 @@ to the given first one, against {1 / trained["frames"][0]:.2f} if it were unifor
 
 def swap_section(wan: Wan, run: Run, n: int) -> Section:
     wan = wan.with_preset(steps=SHORT)
-    depth = len(wan.experts["high"].blocks)
+    depth, whole = len(wan.experts["high"].blocks), range(SHORT)
     site = 3 * depth // 4
-    plan = swap_study.Plan(
-        layers=tuple(range(depth)),
-        ranges=(range(SHORT),),
-        donors=("same_x",),
-        controls=CONTROLS,
-        control_layers=(site,),
-    )
-    results = swap_study.sweep(wan, run, plan, pairs("mark", n))
-    names = swap_results.draw(plan, results, n, run)
-    by = {arm.control: results[arm] for arm in plan.arms}
-    own, became = by[None], by[None]["answer"] == A
-    (turn,) = swap_results.turns(plan, results, n)
-    never = "before the first layer: 0 by construction of B"
+    few, inside = fewer(n), Run(run.path("layers"), run.settings)
+    curve = swap_study.Plan(tuple(range(depth)), (whole,), ("same_x",))
+    layers = swap_study.sweep(wan, inside, curve, pairs("mark", few))
+    begun = swap_study.Plan((site,), (range(1), range(2), range(SHORT // 2)), ("same_x",))
+    swept = swap_study.sweep(wan, inside, begun, pairs("mark", few))
+    held = swap_study.Plan((site,), (whole,), ("same_x",), controls=CONTROLS)
+    results = swap_study.sweep(wan, Run(run.path("controls"), run.settings), held, pairs("mark", n))
+    names = [f"layers/{name}" for name in swap_results.draw(curve, layers, few, inside)]
+    became = layers[curve.arms[0]]["answer"] == A
+    by = {arm.control: results[arm] for arm in held.arms}
+    (turn,) = swap_results.turns(curve, layers, few)
 
-    def control(name: str) -> np.ndarray:
-        return by[name]["answer"][:, 0] == A
+    def rate(found: Mapping[str, np.ndarray]) -> np.ndarray:
+        return found["answer"][:, 0] == A
 
+    early = {f"steps 0 to {arm.steps[-1]}": rate(swept[arm]) for arm in begun.arms}
     claims = (
         report.of("layer at which half of the swapped runs show A's answer", turn["A"], "the last layer turns all by construction"),
         report.of("layer at which the latent lies half-way to A (flip = 0)", turn["flip"], "the last layer: +1 by construction"),
-        difference(f"rate of A's answer: layer {depth - 1} minus layer 0", became[:, -1], became[:, 0], never),
+        difference(f"rate of A's answer: layer {depth - 1} minus layer 0", became[:, -1], became[:, 0], "layer 0, all steps"),
         *(
-            difference(f"rate of A's answer at layer {site}: own donor minus {words}", became[:, site], control(name), words)
+            difference(f"rate of A's answer at layer {site}: own donor minus {words}", rate(by[None]), rate(by[name]), words)
             for name, words in (("wrong", "wrong donor"), ("shuffled", "shuffled prompt"), ("random", "random direction of equal norm"))
         ),
+        *(
+            difference(f"rate of A's answer at layer {site}: {when} minus all steps", found, became[:, site], "swapped at all steps")
+            for when, found in early.items()
+        ),
         mean(f"largest change by the null swap at layer {site}", by["null"]["changed"][:, 0], "exactly 0"),
-        mean(f"off-axis share at layer {site}", own["off_axis"][:, site], "0: between A and B"),
+        mean(f"off-axis share at layer {site}", by[None]["off_axis"][:, 0], "0: between A and B"),
+        mean("leverage of step 0: how far it moves the latent, of its norm", by[None]["leverage"][:, 0], "0: nothing"),
     )  # fmt: skip
     right = [f"{(results[None][f'{run_}.answer'] == code).mean():.2f}" for run_, code in (("a", A), ("b", B))]
-    wrong, shuffled, random = (f"{control(name).mean():.2f}" for name in ("wrong", "shuffled", "random"))
+    wrong, shuffled, random = (f"{rate(by[name]).mean():.2f}" for name in ("wrong", "shuffled", "random"))
+    briefly = ", ".join(f"{found.mean():.2f} by {when}" for when, found in early.items())
     text = f"""\
 "Mark the circle" (A) and "mark the square" (B) of one picture: at every step the residual stream behind one layer of run B is
 replaced by what A's prompt makes of the same latent ({SHORT} steps, `minicos swap`). By construction the last layer hands over
@@ -201,6 +206,7 @@ A's velocity, so that curves end at A: the finding is where they turn. Undisturb
 and {right[1]} of the B runs B's.
 
 Half of the swapped runs show A's answer from layer {claims[0].brief} of 0 to {depth - 1} on. At layer {site} it appears in
-{became[:, site].mean():.2f} of the runs; with a wrong donor in {wrong}, with a shuffled prompt in {shuffled}, moved as far in a
-random direction in {random}. The largest change by the null swap is {by["null"]["changed"].max():g}."""
+{rate(by[None]).mean():.2f} of the runs; with a wrong donor in {wrong}, with a shuffled prompt in {shuffled}, moved as far in a
+random direction in {random}. Swapped at the first steps alone, as in the paper: {briefly}; step 0 moves the latent by
+{by[None]["leverage"][:, 0].mean():.3f} of its norm. The largest change by the null swap is {by["null"]["changed"].max():g}."""
     return Section("Where a prompt becomes an answer", text, claims, tuple(names))

@@ -11,6 +11,8 @@ from minicos.analysis.cases import Case, held_out
 from minicos.dit import DiT
 from minicos.pipeline import Wan
 
+N = 100  # puzzles of an experiment
+FULL = 1000  # the same with --full
 SHORT = 10  # denoising steps of the interventions
 AT_LEAST = 4  # puzzles: the ensemble's wrong donors take three, a yardstick two
 
@@ -29,6 +31,11 @@ def groups(subjects: Sequence[Case], most: int) -> list[list[Case]]:
     """As few batches as do, of nearly equal size: a rest of one case could be nobody's wrong donor."""
     parts = np.array_split(np.arange(len(subjects)), -(-len(subjects) // most))
     return [[subjects[i] for i in part] for part in parts]
+
+
+def fewer(n: int) -> int:
+    """Puzzles of a curve, where the headline has n."""
+    return max(AT_LEAST, 2 * n // 5)
 
 
 def several(n: int) -> list[Case]:
