@@ -17,7 +17,10 @@ from minicos.runs import Run
 
 
 def noise_section(wan: Wan, run: Run, n: int) -> Section:
-    wan, at = wan.with_preset(steps=SHORT), tuple(SHORT * k // 3 for k in range(3))
+    wan, at = (
+        wan.with_preset(steps=SHORT),
+        tuple(SHORT * k // 4 for k in range(4)),
+    )  # as many as latent frames: doses match
     claims, told, shown = [], {}, []
     for mode in ("renoise", "replace"):
         inside = Run(run.path(mode), run.settings)

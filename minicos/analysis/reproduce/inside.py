@@ -179,7 +179,7 @@ def swap_section(wan: Wan, run: Run, n: int) -> Section:
     def rate(found: Mapping[str, np.ndarray]) -> np.ndarray:
         return found["answer"][:, 0] == A
 
-    early = {f"steps 0 to {arm.steps[-1]}": rate(swept[arm]) for arm in begun.arms}
+    early = {f"{arm.name.split(' same')[0]} alone": rate(swept[arm]) for arm in begun.arms}
     claims = (
         report.of("layer at which half of the swapped runs show A's answer", turn["A"], "the last layer turns all by construction"),
         report.of("layer at which the latent lies half-way to A (flip = 0)", turn["flip"], "the last layer: +1 by construction"),
@@ -198,7 +198,7 @@ def swap_section(wan: Wan, run: Run, n: int) -> Section:
     )  # fmt: skip
     right = [f"{(results[None][f'{run_}.answer'] == code).mean():.2f}" for run_, code in (("a", A), ("b", B))]
     wrong, shuffled, random = (f"{rate(by[name]).mean():.2f}" for name in ("wrong", "shuffled", "random"))
-    briefly = ", ".join(f"{found.mean():.2f} by {when}" for when, found in early.items())
+    briefly = ", ".join(f"{found.mean():.2f} at {when}" for when, found in early.items())
     text = f"""\
 "Mark the circle" (A) and "mark the square" (B) of one picture: at every step the residual stream behind one layer of run B is
 replaced by what A's prompt makes of the same latent ({SHORT} steps, `minicos swap`). By construction the last layer hands over
@@ -207,6 +207,6 @@ and {right[1]} of the B runs B's.
 
 Half of the swapped runs show A's answer from layer {claims[0].brief} of 0 to {depth - 1} on. At layer {site} it appears in
 {rate(by[None]).mean():.2f} of the runs; with a wrong donor in {wrong}, with a shuffled prompt in {shuffled}, moved as far in a
-random direction in {random}. Swapped at the first steps alone, as in the paper: {briefly}; step 0 moves the latent by
+random direction in {random}. Swapped in the first steps only: {briefly}; step 0 moves the latent by
 {by[None]["leverage"][:, 0].mean():.3f} of its norm. The largest change by the null swap is {by["null"]["changed"].max():g}."""
     return Section("Where a prompt becomes an answer", text, claims, tuple(names))
