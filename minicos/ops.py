@@ -181,9 +181,17 @@ class Ops:
         """The same bundle with Triton kernels in place. Raises ImportError where Triton is missing: the caller chose them."""
         from dataclasses import replace
 
+        from minicos.kernels.attention_mass import attention_mass, attention_mass_sampled
+        from minicos.kernels.latent_mean import latent_mean
         from minicos.kernels.token_energy import token_energy
 
-        return replace(self, token_energy=token_energy)
+        return replace(
+            self,
+            token_energy=token_energy,
+            latent_mean=latent_mean,
+            attention_mass=attention_mass,
+            attention_mass_sampled=attention_mass_sampled,
+        )
 
 
 REFERENCE = Ops()
