@@ -10,11 +10,12 @@ over blocks in their order. No atomics: equal bits on every run.
 Rounding: products of 16-bit inputs are exact and accumulated in float32 on the tensor cores; float32 inputs are multiplied as such, not
 in TF32. Everything else is float32, with exp2 for exp.
 
-Tiles, for an H200 and heads of 128: 128 keys against 64 queries. Each program reads all queries of its head from the L2 cache, and
-128 keys do 128 operations to the byte, as many as FlashAttention's 128 queries; 64 would be bound by that cache, 256 would mask
-an eighth of each 1,560-token frame. The tile is transposed (keys are rows) because sums along a row stay within four threads.
-Three stages of 64 queries and the keys take 80 KB of shared memory and 8 warps at most 128 registers, so two programs fit a
-multiprocessor: one multiplies while the other takes exponentials, which cost as many cycles. Counted, not measured.
+Tiles, for an H200 and heads of 128 in 16 bits: 128 keys against 64 queries. Each program reads all queries of its head from the L2
+cache, and 128 keys do 128 operations to the byte, as many as FlashAttention's 128 queries; 64 would be bound by that cache, 256 would
+mask an eighth of each 1,560-token frame. The tile is transposed (keys are rows) because sums along a row stay within four
+threads. The keys and three stages of 64 queries take 80 KB of shared memory, so two programs share a multiprocessor: one
+multiplies while the other takes exponentials, which cost as many cycles. Counted, not measured. In float32, where Triton unrolls
+the product, tiles are 32 by 32: larger ones spill registers.
 """
 
 import math
@@ -24,7 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-HELD, WALKED = 128, 64  # rows that a program holds, and those it walks along, a block at a time
+# rows that a program holds, and those that it walks along at a time
+TILES_16 = {"held": 128, "walked": 64, "num_warps": 8, "num_stages": 3}
+TILES_32 = {"held": 32, "walked": 32, "num_warps": 8, "num_stages": 1}
 LOG2E = tl.constexpr(math.log2(math.e))
 
 
@@ -69,15 +72,14 @@ def _launch(
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     (b, n, length, width), keys = q.shape, k.shape[2]
     strides = (*q.stride()[:3], *k.stride()[:3])
-    interpreted = not isinstance(_mass, triton.JITFunction)
     fixed = {
-        "width": width, "depth": max(16, triton.next_power_of_2(width)), "held": HELD, "walked": WALKED,
-        "widen": interpreted,  # its bfloat16 is no number
-        **_options(q.dtype),
+        "width": width, "depth": max(16, triton.next_power_of_2(width)),
+        "widen": not isinstance(_mass, triton.JITFunction),  # the interpreter's bfloat16 is no number
+        **(TILES_32 if q.dtype == torch.float32 else TILES_16), "enable_fp_fusion": True,
     }  # fmt: skip
     scale = width**-0.5 * LOG2E.value
     size, key_size = length // frames, keys // key_frames
-    blocks = triton.cdiv(key_size, HELD)
+    blocks = triton.cdiv(key_size, fixed["held"])
     received = torch.empty(b, n, keys, dtype=torch.float32, device=q.device)
     variance = torch.empty_like(received) if sampled else received
     parts = torch.empty(
@@ -86,7 +88,9 @@ def _launch(
     with torch.cuda.device_of(q):  # Triton launches on the current device, which need not be q's
         if lse is None:
             lse = torch.empty(b, n, length, dtype=torch.float32, device=q.device)
-            _log_sum_exp[(b * n * triton.cdiv(length, HELD),)](q, k, lse, scale, n, *strides, length, keys, **fixed)
+            _log_sum_exp[(b * n * triton.cdiv(length, fixed["held"]),)](
+                q, k, lse, scale, n, *strides, length, keys, **fixed
+            )
         _mass[(b * n * key_frames * blocks,)](
             q, k, lse.contiguous(), received, parts, variance, scale, n, *strides,
             size, frames, key_size, key_frames, blocks, sampled, **fixed,
@@ -94,16 +98,16 @@ def _launch(
     return received, parts, variance
 
 
-def _options(dtype: torch.dtype) -> dict[str, int]:
-    return {"num_warps": 8, "num_stages": 1 if dtype == torch.float32 else 3}
-
-
 @triton.jit
 def _tile(x, first, stride, rows: tl.constexpr, end, width: tl.constexpr, depth: tl.constexpr, widen: tl.constexpr):
     """Rows first, first + 1, ... of x, zero from row `end` on: rows depth."""
     row, channel = tl.arange(0, rows)[:, None], tl.arange(0, depth)[None, :]
-    base = x + tl.full([], first, tl.int64) * stride  # offsets pass 2^31 elements
-    tile = tl.load(base + row * stride + channel, mask=(first + row < end) & (channel < width), other=0.0)
+    first = tl.full([], first, tl.int64)  # offsets pass 2^31 elements
+    tile = tl.load(
+        x + first * stride + (row.to(tl.int64) * stride + channel),  # the bracket stays as a program walks
+        mask=(first + row < end) & (channel < width),
+        other=0.0,
+    )
     return tile.to(tl.float32) if widen else tile
 
 
@@ -177,7 +181,9 @@ def _check(name: str, q: Tensor, k: Tensor, frames: int, lse: Tensor | None) -> 
     if q.dtype != k.dtype or q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"{name}: q is {q.dtype} and k {k.dtype}; the kernel takes two of float32, bfloat16 or float16")
     if q.ndim != 4 or k.ndim != 4 or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]) or 0 in q.shape + k.shape:
-        raise ValueError(f"{name}: q is {tuple(q.shape)} and k {tuple(k.shape)}; they must be b n l k and b n t k, none empty")
+        raise ValueError(
+            f"{name}: q is {tuple(q.shape)} and k {tuple(k.shape)}; they must be b n l k and b n t k, none empty"
+        )
     if frames < 1 or q.shape[2] % frames:
         raise ValueError(f"{name}: {q.shape[2]} queries are not {frames} equal frames")
     if lse is not None and (lse.dtype, lse.shape, lse.device) != (torch.float32, q.shape[:3], q.device):

@@ -208,9 +208,16 @@ def stratified(q: Tensor, frames: int, queries: int, generator: torch.Generator 
     """
     size = q.shape[2] // frames
     if not min(2, size) <= queries <= size:
-        raise ValueError(f"stratified: {queries} queries of frames of {size}; two or more, and at most all, can be drawn")
+        raise ValueError(
+            f"stratified: {queries} queries of frames of {size}; two or more, and at most all, can be drawn"
+        )
     device = None if generator is None else generator.device
-    return torch.rand(*q.shape[:2], frames, size, generator=generator, device=device).topk(queries).indices.sort().values.to(q.device)
+    return (
+        torch.rand(*q.shape[:2], frames, size, generator=generator, device=device)
+        .topk(queries)
+        .indices.sort()
+        .values.to(q.device)
+    )
 
 
 def attention_mass_sampled(

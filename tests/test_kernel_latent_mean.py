@@ -82,7 +82,9 @@ def test_with_kernels_swaps_it_in():
 
 @on_device
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 2, 5), (6, 1, 130), (6, 3), (3,), (6, 2, 2, 3, 5), (3, 5, 1), (3, 1, 1536), (3, 2, 5120)])
+@pytest.mark.parametrize(
+    "shape", [(3, 2, 5), (6, 1, 130), (6, 3), (3,), (6, 2, 2, 3, 5), (3, 5, 1), (3, 1, 1536), (3, 2, 5120)]
+)
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_it_is_the_reference(shape, alpha, dtype):
     x = randn(*shape, seed=len(shape), dtype=dtype)
