@@ -212,12 +212,8 @@ def stratified(q: Tensor, frames: int, queries: int, generator: torch.Generator 
             f"stratified: {queries} queries of frames of {size}; two or more, and at most all, can be drawn"
         )
     device = None if generator is None else generator.device
-    return (
-        torch.rand(*q.shape[:2], frames, size, generator=generator, device=device)
-        .topk(queries)
-        .indices.sort()
-        .values.to(q.device)
-    )
+    draw = torch.rand(*q.shape[:2], frames, size, generator=generator, device=device)
+    return draw.topk(queries).indices.sort().values.to(q.device)
 
 
 def attention_mass_sampled(
@@ -227,7 +223,7 @@ def attention_mass_sampled(
 
     -> ((b n t, b n f f'), (b n t, b n f f')), float32. The cost is r f / l of the exact one. With s^2 the variance (r - 1) over
     the drawn queries of a frame, and N = l/f: Var(received) = sum over frames of N^2 (1 - r/N) s^2 / r, and Var(share) =
-    (1 - r/N) s^2 / r (Cochran, Sampling Techniques, theorems 2.2 and 5.3; 0 where all are drawn). Intervals of two standard
+    (1 - r/N) s^2 / r (Cochran, Sampling Techniques, chapters 2 and 5; 0 where all are drawn). Intervals of two standard
     errors cover 95 % where many queries of a frame share in a mass, and fewer where it is the work of a few: a key that none of
     the drawn looks at has estimate and error near 0.
     """

@@ -150,9 +150,11 @@ def test_the_logarithms_of_the_forward_are_natural(length, keys, width, dtype):
             heads, lse = ops.attention_with_lse(q, k, v)
             assert torch.equal(heads, ops.attention(q, k, v))
         assert lse.dtype == torch.float32
-        assert (lse - expected).abs().max() < 5e-6  # measured 9.9e-7; with log2 it would be 2
+        assert (
+            lse - expected
+        ).abs().max() < 3e-4  # measured 3.2e-5, the CPU's in bfloat16; log2 would be off by 0.3 or more
         given, own = ops.attention_mass(q, k, 5, lse), ops.attention_mass(q, k, 5)
-        assert max(map(rel_max, given, own)) < 1e-4  # measured 4.3e-6
+        assert max(map(rel_max, given, own)) < 3e-4  # measured 3.2e-5
 
 
 def test_a_sample_of_all_queries_is_exact():
@@ -175,12 +177,10 @@ def test_a_sample_is_unbiased_and_knows_its_error():
     masses, errors = ops.attention_mass_sampled(*many, f, rows)
     for exact, mass, error in zip(ops.attention_mass(q, k, f), masses, errors, strict=True):
         spread = mass.std(0)
-        assert ((mass.mean(0) - exact[0]).abs() < 4.5 * spread / count**0.5).all()  # measured at most 2.8
-        assert (
-            rel_max(error.square().mean(0), spread.square()) < 0.1
-        )  # measured 0.065: 3000 draws know a variance to 3 %
+        assert ((mass.mean(0) - exact[0]).abs() < 4.5 * spread / count**0.5).all()  # measured 1.7
+        assert rel_max(error.square().mean(0), spread.square()) < 0.1  # measured 0.022
         covered = ((mass - exact).abs() < 2 * error).float().mean()
-        assert 0.85 < covered < 0.95  # measured 0.86 and 0.90: Student's t of about 4 to 12 degrees, and skewed
+        assert 0.85 < covered < 0.95  # measured 0.89 and 0.88: few queries, skewed masses
 
 
 def test_rows_are_drawn_for_every_frame_and_head_apart():
