@@ -96,7 +96,10 @@ def test_signatures_are_the_references():
 
 
 def test_with_kernels_swaps_in_what_exists_and_nothing_else():
-    assert ops.REFERENCE.with_kernels() == replace(ops.REFERENCE, token_energy=token_energy)
+    twins = ("token_energy", "latent_mean", "attention_mass", "attention_mass_sampled")
+    made = ops.REFERENCE.with_kernels()
+    assert made == replace(ops.REFERENCE, **{name: getattr(made, name) for name in twins})
+    assert all(getattr(made, name).__module__.startswith("minicos.kernels.") for name in twins)
 
 
 # -- token energy ------------------------------------------------------------------------------------------------------

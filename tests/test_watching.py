@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minicos import ops, puzzles
 from minicos.analysis.attention import Attention, words
@@ -135,6 +136,99 @@ def test_mass_on_a_text():
     received, between = ops.attention_mass(q, k, 3)
     assert rel_max(received, torch.softmax(q @ k.mT / 8**0.5, dim=-1).sum(2)) < 1e-6
     assert between.shape == (1, 2, 3, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("length", "keys", "width"), [(40, 40, 128), (1030, 7, 24), (5, 33, 5)])
+def test_the_logarithms_of_the_forward_are_natural(length, keys, width, dtype):
+    """Against float64, of whichever backend SDPA takes here; and its output is SDPA's, bit for bit."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, size, width, generator=draw).to(dtype) for size in (length, keys, keys))
+    expected = torch.logsumexp(q.double() @ k.double().mT * width**-0.5, dim=-1)
+    for backends in ([SDPBackend.FLASH_ATTENTION], [SDPBackend.MATH]):
+        with sdpa_kernel(backends):
+            heads, lse = ops.attention_with_lse(q, k, v)
+            assert torch.equal(heads, ops.attention(q, k, v))
+        assert lse.dtype == torch.float32
+        assert (
+            lse - expected
+        ).abs().max() < 3e-4  # measured 3.2e-5, the CPU's in bfloat16; log2 would be off by 0.3 or more
+        given, own = ops.attention_mass(q, k, 5, lse), ops.attention_mass(q, k, 5)
+        assert max(map(rel_max, given, own)) < 3e-4  # measured 3.2e-5
+
+
+def test_a_sample_of_all_queries_is_exact():
+    draw = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 3, 20, 8, generator=draw), torch.randn(2, 3, 20, 8, generator=draw)
+    for f, key in ((4, k), (20, k), (1, k[:, :, :7])):
+        rows = ops.stratified(q, f, 20 // f, draw)
+        assert torch.equal(rows, torch.arange(20 // f).expand(2, 3, f, -1))
+        masses, errors = ops.attention_mass_sampled(q, key, f, rows)
+        assert max(map(rel_max, masses, ops.attention_mass(q, key, f))) < 1e-6
+        assert not any(error.any() for error in errors)
+
+
+def test_a_sample_is_unbiased_and_knows_its_error():
+    """Over many draws, made at once along the batch: the mean of the estimates, their spread, and how often two errors suffice."""
+    draw, count, f, size, queries = torch.Generator().manual_seed(0), 3000, 3, 12, 5
+    q, k = torch.randn(1, 1, f * size, 8, generator=draw), torch.randn(1, 1, f * size, 8, generator=draw)
+    many = (x.expand(count, -1, -1, -1) for x in (q, k))
+    rows = ops.stratified(q.expand(count, -1, -1, -1), f, queries, draw)
+    masses, errors = ops.attention_mass_sampled(*many, f, rows)
+    for exact, mass, error in zip(ops.attention_mass(q, k, f), masses, errors, strict=True):
+        spread = mass.std(0)
+        assert ((mass.mean(0) - exact[0]).abs() < 4.5 * spread / count**0.5).all()  # measured 1.7
+        assert rel_max(error.square().mean(0), spread.square()) < 0.1  # measured 0.022
+        covered = ((mass - exact).abs() < 2 * error).float().mean()
+        assert 0.85 < covered < 0.95  # measured 0.89 and 0.88: few queries, skewed masses
+
+
+def test_rows_are_drawn_for_every_frame_and_head_apart():
+    q = torch.empty(2, 3, 40, 8)
+    rows = ops.stratified(q, 4, 5, torch.Generator().manual_seed(0))
+    assert rows.shape == (2, 3, 4, 5)
+    assert (rows.diff(dim=-1) > 0).all()  # none twice
+    assert rows.min() >= 0
+    assert rows.max() < 10
+    assert len(set(map(tuple, rows.flatten(0, 2).tolist()))) > 20  # of 24
+    assert torch.equal(rows, ops.stratified(q, 4, 5, torch.Generator().manual_seed(0)))
+    for queries in (0, 1, 11):
+        with pytest.raises(ValueError, match=f"{queries} queries of frames of 10"):
+            ops.stratified(q, 4, queries)
+
+
+def test_attention_computes_with_the_models_operations(toy, condition, run):
+    seen = []
+
+    def counted(q, k, frames):
+        seen.append(frames)
+        return ops.attention_mass(q, k, frames)
+
+    wan = load(toy, device="cpu", ops=replace(ops.REFERENCE, attention_mass=counted)).with_preset("cos", steps=1)
+    observe(wan, condition, run, [Attention((0, 7), (0,), ops=wan.ops)], wan.noise(condition, 0))
+    assert seen == [4, 1, 4, 1]  # self-attention by frames, cross-attention as one
+
+
+def test_attention_from_a_sample_is_kept_with_its_error(wan, condition, tmp_path):
+    """Around the exact one; all queries are the exact one; twice the same, as resuming needs."""
+    kept, noise = {}, wan.noise(condition, 0)
+    for name, queries in {"exact": None, "some": 3, "again": 3, "all": 100}.items():
+        analysis = Attention((7,), (0,), words=words(condition, "cond"), queries=queries)
+        run = Run.open(tmp_path / name, {})
+        observe(wan, condition, run, [analysis], noise)
+        saved = recorded(run, "attention", STEPS)
+        kept[name] = saved[0]
+        assert all(run.has(file) for file in analysis.draw(saved, run))
+    masses = ("received.7", "between.7", "text.7")
+    assert set(kept["exact"]) == set(masses)
+    assert set(kept["some"]) == {*masses, "received_error.7", "between_error.7", "text_error.7"}
+    for mass in masses:
+        error = mass.replace(".", "_error.")
+        away = (kept["some"][mass] - kept["exact"][mass]).abs() / kept["some"][error].clamp_min(1e-9)
+        assert 0 < away.median() < 2
+        assert torch.equal(kept["some"][mass], kept["again"][mass])
+        assert rel_max(kept["all"][mass], kept["exact"][mass]) < 1e-6
+        assert not kept["all"][error].any()
 
 
 def test_attention_that_is_kept(wan, condition, run):

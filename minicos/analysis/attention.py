@@ -2,21 +2,23 @@
 
 With p = softmax(q k^T / sqrt(k)): a key's received mass is the sum of p over queries (the mean token gets 1), and the frame-by-frame
 matrix M[a, b] is the share of frame a's attention that goes to frame b (rows sum to 1). Both are exact and need no l x l matrix
-(`ops.attention_mass`). Cross-attention is watched as well: prompts shorter than the text length are padded with zero rows, the
-network attends to them like to any other, and the mass that they receive is shown beside that of the words.
+(`ops.attention_mass`). With `queries`, that many random ones of every frame stand for all: unbiased, with standard errors, at their
+share of the cost (`ops.attention_mass_sampled`). Cross-attention is watched as well: prompts shorter than the text length are padded
+with zero rows, the network attends to them like to any other, and the mass that they receive is shown beside that of the words.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from minicos.analysis import figures
 from minicos.analysis.observe import Saved
 from minicos.condition import Condition
 from minicos.hooks import Hooks, Site
-from minicos.ops import attention_mass
+from minicos.ops import REFERENCE, Ops, stratified
 from minicos.runs import Run
 from minicos.sample import Step
 
@@ -35,6 +37,8 @@ class Attention:
     heads: Sequence[int] | None = None  # their mean is kept; all by default
     branch: str = "cond"
     words: int | None = None  # rows of the prompt; the others are padding
+    queries: int | None = None  # of every frame, at random; all by default
+    ops: Ops = REFERENCE  # those of the model: `wan.ops`
     name: str = "attention"
     _query: dict[str, Tensor] = field(default_factory=dict)
     _kept: dict[str, Tensor] = field(default_factory=dict)
@@ -55,18 +59,29 @@ class Attention:
         heads = slice(None) if self.heads is None else list(self.heads)
         q, k = self._query.pop("q")[:, heads], k[:1, heads].detach()
         _, layer, part, _ = site.name.split(".")
-        if part == "self_attn":
-            received, between = attention_mass(q, k, frames=site.grid[0])
-            self._kept[f"received.{layer}"] = received[0].mean(0).view(site.grid)
-            self._kept[f"between.{layer}"] = between[0].mean(0)
+        text = part == "cross_attn"
+        frames = 1 if text else site.grid[0]
+
+        def keep(received: Tensor, between: Tensor, name: str = "") -> None:
+            if text:
+                self._kept[f"text{name}.{layer}"] = received / q.shape[2]  # of one query: sums to 1
+            else:
+                self._kept[f"received{name}.{layer}"] = received.view(site.grid)
+                self._kept[f"between{name}.{layer}"] = between
+
+        if self.queries is None:
+            keep(*(mass[0].mean(0) for mass in self.ops.attention_mass(q, k, frames)))
         else:
-            received, _ = attention_mass(q, k, frames=1)
-            self._kept[f"text.{layer}"] = received[0].mean(0) / q.shape[2]  # of one query: sums to 1
+            draw = torch.Generator().manual_seed(2000 * site.step + 2 * int(layer) + text)
+            count = min(self.queries * site.grid[0], q.shape[2]) // frames
+            masses, errors = self.ops.attention_mass_sampled(q, k, frames, stratified(q, frames, count, draw))
+            keep(*(mass[0].mean(0) for mass in masses))
+            keep(*(error[0].square().sum(0).sqrt() / q.shape[1] for error in errors), name="_error")
 
     def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         kept = dict(self._kept)
         self._kept.clear()
-        return kept  # "received.3": f h w; "between.3": f f; "text.3": t
+        return kept  # "received.3": f h w; "between.3": f f; "text.3": t; of a sample also "received_error.3" ...
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
         names = []
@@ -77,14 +92,16 @@ class Attention:
             figures.sheet(
                 run.path(names[-1]), received, rows=[f"latent {f}" for f in range(len(received))],
                 columns=[f"layer {k}" for k in self.layers],
-                title=f"Attention received, step {i}: latent frames (down), layers (across); colours span each layer",
+                title=f"Attention received, step {i}: latent frames (down), layers (across); colours span each layer"
+                + self._accuracy(saved, [i], "received"),
             )  # fmt: skip
         if shown:
             flows = [[figures.heat(saved[i][f"between.{k}"].numpy(), 0, 1) for k in self.layers] for i in shown]
             figures.sheet(
                 run.path("attention_frames.png"), flows, rows=[f"step {i}" for i in shown],
                 columns=[f"layer {k}" for k in self.layers],
-                title="From which latent frame (down) to which (across) attention flows; black 0, pale yellow 1",
+                title="From which latent frame (down) to which (across) attention flows; black 0, pale yellow 1"
+                + self._accuracy(saved, shown, "between"),
             )  # fmt: skip
             names.append("attention_frames.png")
         if shown and self.words is not None:
@@ -93,8 +110,16 @@ class Attention:
             }
             figures.curves(
                 run.path("attention_padding.png"), padded, x="layer", y="share of cross-attention", at=self.layers,
-                title=f"Mass on the zero-padded text rows ({self.words} rows are words)",
+                title=f"Mass on the zero-padded text rows ({self.words} rows are words)"
+                + ("" if self.queries is None else f", from {self.queries} queries a frame"),
             )  # fmt: skip
             names.append("attention_padding.png")
         run.save_tensors("attention.safetensors", {f"step{i}.{k}": v for i in shown for k, v in saved[i].items()})
         return [*names, "attention.safetensors"]
+
+    def _accuracy(self, saved: Saved, steps: Sequence[int], what: str) -> str:
+        """What a title says of a sample: "" where all queries were taken."""
+        if self.queries is None:
+            return ""
+        worst = max(float(saved[i][f"{what}_error.{k}"].max()) for i in steps for k in self.layers)
+        return f"\n{self.queries} random queries a frame; standard errors up to {worst:.2g}"

@@ -195,9 +195,7 @@ def edit(step: Step, e: Ensemble, ops: Ops = REFERENCE) -> Tensor:
     return step.next + (step.sigma_next - step.sigma) / step.sigma * (step.x0 - shared(step.x0))
 
 
-def run(
-    wan: Wan, condition: Condition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS, ops: Ops = REFERENCE
-) -> Tensor:
+def run(wan: Wan, condition: Condition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS) -> Tensor:
     """Denoise rows (case seed) c f h w; returns the final latents, one for each case, or all rows where there is no carrier.
 
     `watch` runs in every pass, before the ensemble's own hooks. Raises MinicosError where the run has no such step or block.
@@ -212,9 +210,9 @@ def run(
         )
     chosen = torch.arange(len(noise)) if e.carrier is None else torch.arange(e.carrier, len(noise), e.seeds)
     found: dict[tuple[str, str], Tensor] = {}
-    ahead, inside = NO_HOOKS, hooks(e, ops) if e.mode in ONE_PASS else NO_HOOKS
+    ahead, inside = NO_HOOKS, hooks(e, wan.ops) if e.mode in ONE_PASS else NO_HOOKS
     if e.mode in TWO_PASS:
-        ahead, inside = two_passes(e, found, ops)
+        ahead, inside = two_passes(e, found, wan.ops)
     first = wan if guided else wan.with_preset(guidance=dict.fromkeys(guidance, 1.0))  # where cond alone shares
     x, memory = noise, None
     for i in range(last + 1):
@@ -226,7 +224,7 @@ def run(
         step = next(wan.sample(condition, noise=x, hooks=watch + inside, start=i, memory=memory))
         x, memory = step.next, step.memory
         if i in e.steps and e.mode in BETWEEN_STEPS:
-            x, memory = condition.impose(edit(step, e, ops)), None
+            x, memory = condition.impose(edit(step, e, wan.ops)), None
     if len(x) != len(chosen):
         condition, x, memory = rows(condition, chosen), x[chosen.to(x.device)], _rows(memory, chosen)
     for step in wan.sample(condition, noise=x, hooks=watch, start=last + 1, memory=memory):

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     if args.energy:
         analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops))
     if args.attention:
-        analyses.append(Attention(args.attention, chosen, words=words(condition, "cond")))
+        analyses.append(Attention(args.attention, chosen, words=words(condition, "cond"), ops=wan.ops))
     settings = {
         name: getattr(args, name)
         for name in ("noise", "mode", "swap", "other", "what", "donor", "during", "ensemble", "how", "alpha", "share_at", "attention")

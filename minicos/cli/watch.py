@@ -19,6 +19,7 @@ writes energy/FORM_BRANCH_step_NN.png (latent frames x layers), energy_layers_BR
 ATTENTION = """\
   minicos attention --image maze.png --prompt "solve the maze" --layers 0,6,11 --at 0,10
   minicos attention --image maze.png --prompt "solve the maze" --heads 0 --branch uncond
+  minicos attention --image maze.png --prompt "solve the maze" --queries 8    estimated, with standard errors: for large models
 writes attention/received_step_NN.png, attention_frames.png (from which frame to which), attention_padding.png, attention.safetensors
 """
 VERBS = {
@@ -42,6 +43,11 @@ def add(verbs) -> None:
         parser.add_argument("--layers", type=common.indices, help="of attention (default: eight, evenly)")
         parser.add_argument("--heads", type=common.indices, help="of attention, e.g. 0,3 (default: the mean of all)")
         parser.add_argument("--branch", choices=("cond", "uncond"), default="cond", help="of attention (default: cond)")
+        parser.add_argument(
+            "--queries",
+            type=common.positive,
+            help="of attention: random ones of every latent frame (default: all, exactly)",
+        )
 
 
 def run(name: str, args: argparse.Namespace) -> None:
@@ -60,6 +66,8 @@ def run(name: str, args: argparse.Namespace) -> None:
     for option, given, count in (("--layers", layers, cfg.num_layers), ("--heads", args.heads or (0,), cfg.num_heads)):
         if given[0] < 0 or given[-1] >= count:
             raise MinicosError(f"{option}: this model has them from 0 to {count - 1}.")
+    if args.queries == 1:
+        raise MinicosError("--queries 1: a standard error needs two or more.")
     wan = common.load(args, files, images["image"])
     condition = common.condition(args, wan, images, args.seeds)
     asked = {name, *args.also}
@@ -69,11 +77,12 @@ def run(name: str, args: argparse.Namespace) -> None:
     if "energy" in asked:
         analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops))
     if "attention" in asked:
-        analyses.append(Attention(layers, chosen, args.heads, args.branch, words(condition, args.branch)))
+        prompt = words(condition, args.branch)
+        analyses.append(Attention(layers, chosen, args.heads, args.branch, prompt, args.queries, wan.ops))
     noise = wan.noise(condition, args.seed)
     watched = {"seeds": args.seeds}
     if "attention" in asked:
-        watched |= {"layers": layers, "heads": args.heads, "branch": args.branch, "at": chosen}
+        watched |= {"layers": layers, "heads": args.heads, "branch": args.branch, "queries": args.queries, "at": chosen}
     folder = common.open_run(args, wan, analyses, **common.subject(args, images), **watched)
     observe(wan, condition, folder, analyses, noise)
     for analysis in analyses:

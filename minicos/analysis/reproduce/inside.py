@@ -14,7 +14,6 @@ from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import SHORT, fewer, groups, untrained
 from minicos.analysis.swap_pairs import CONTROLS, A, B, pairs
 from minicos.hooks import Hooks, Site
-from minicos.ops import attention_mass
 from minicos.pipeline import Wan
 from minicos.runs import Run
 
@@ -102,7 +101,7 @@ def weigh(wan: Wan, step: int, batch: Sequence[Case]) -> dict[str, Tensor]:
 
     def see(k: Tensor, site: Site) -> None:
         text = ".cross_attn." in site.name
-        received, between = attention_mass(held.pop("q"), k, frames=1 if text else site.grid[0])
+        received, between = wan.ops.attention_mass(held.pop("q"), k, frames=1 if text else site.grid[0])
         if text:
             share = received.mean(1) / site.grid[0] / site.grid[1] / site.grid[2]  # b t, of one query
             found["padding"].append(torch.stack([row[w:].sum() for row, w in zip(share, words, strict=True)]))
