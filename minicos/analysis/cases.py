@@ -7,6 +7,7 @@ an experiment computes only what is missing, and the result is the same to the l
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from minicos import puzzles
 from minicos.condition import Condition
 from minicos.pipeline import Wan
 from minicos.runs import Run, progress
+
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,9 @@ def scores(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> list[puzzles.Scor
 
 
 def collect(
-    run: Run, name: str, work: Sequence[Sequence[Case]], compute: Callable[[Sequence[Case]], Mapping[str, Tensor]]
+    run: Run, name: str, work: Sequence[Batch], compute: Callable[[Batch], Mapping[str, Tensor]]
 ) -> dict[str, np.ndarray]:
-    """`compute` each batch once and keep its tensors (first axis: cases) in `run`; all batches together, in order."""
+    """`compute` each batch once and keep its tensors (first axis: cases) in `run`; all of them together, in order."""
     parts = []
     for index, batch in enumerate(progress(work, len(work), name)):
         file = f"{name}/{index:03d}.safetensors"

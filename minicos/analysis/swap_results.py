@@ -1,6 +1,6 @@
 """What a sweep of swaps says (`swap_study.sweep`): a table with intervals, the layer where the answer turns, pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +9,16 @@ from minicos.analysis import figures
 from minicos.analysis.stats import Interval, bootstrap
 from minicos.analysis.swap import EMBED
 from minicos.analysis.swap_pairs import NEITHER, UNREAD, A, B
-from minicos.analysis.swap_study import Arm, Plan, named
+from minicos.analysis.swap_study import Arm, Plan, Results, layer_name
 from minicos.runs import Run
 
+MEASURES = {  # what is drawn: its label, the height at which a run counts as turned, and its limits
+    "flip": ("flip: −1 stays B, +1 becomes A", 0.0, (-1, 1)),
+    "A": ("rate of A's answer", 0.5, (0, 1)),
+}
 
-def table(plan: Plan, results: Mapping[Arm | None, Mapping[str, np.ndarray]], pictures: int) -> list[dict]:
+
+def table(plan: Plan, results: Results, pictures: int) -> list[dict]:
     """A line for each arm and layer: means with intervals over pictures (rows beyond `pictures` are the same ones turned)."""
 
     def over(values: np.ndarray) -> Interval:
@@ -35,16 +40,17 @@ def table(plan: Plan, results: Mapping[Arm | None, Mapping[str, np.ndarray]], pi
     return lines
 
 
-def turns(plan: Plan, results: Mapping[Arm | None, Mapping[str, np.ndarray]], pictures: int) -> list[dict]:
+def turns(plan: Plan, results: Results, pictures: int) -> list[dict]:
     """For each arm without a control, the layer at which the answer turns: by `flip` and, where pictures are read, by the rate of A."""
     lines = []
-    for arm in plan.arms:
-        if arm.control is None:
-            found, line = results[arm], {"arm": arm.name}
-            line["flip"] = crossing(plan.layers, by_picture(found["flip"], pictures), 0.0)
-            if (found["answer"] != UNREAD).all():
-                line["A"] = crossing(plan.layers, by_picture(found["answer"] == A, pictures), 0.5)
-            lines.append(line)
+    for arm in plan.effects:
+        answer, curves = results[arm]["answer"], {"flip": results[arm]["flip"]}
+        if (answer != UNREAD).all():
+            curves["A"] = answer == A
+        at = {
+            name: crossing(plan.layers, by_picture(each, pictures), MEASURES[name][1]) for name, each in curves.items()
+        }
+        lines.append({"arm": arm.name, **at})
     return lines
 
 
@@ -78,50 +84,56 @@ def _crossing(layers: Sequence[int], curves: np.ndarray, level: float) -> np.nda
     return np.where(reached.any(1), x[first] - share * (x[first] - x[before]), np.inf)
 
 
-def draw(plan: Plan, results: Mapping[Arm | None, Mapping[str, np.ndarray]], pictures: int, run: Run) -> list[str]:
+def draw(plan: Plan, results: Results, pictures: int, run: Run) -> list[str]:
     """The pictures: flip (and rates) over layers with controls, layers x ranges as a map, the first pair's last frames."""
-    lines, names = table(plan, results, pictures), []
-    measures = [("flip", "flip: −1 stays B, +1 becomes A")]
-    measures += [("A", "rate of A's answer")] * ("A" in lines[0])
-    for arm in plan.arms:
-        if arm.control is None:
-            mine = [arm, *(replace(arm, control=control) for control in plan.controls)]
-            for measure_, label in measures:
-                curves = {
-                    a.control or plan.what: [(x["layer"], x[measure_]) for x in lines if x["arm"] == a.name]
-                    for a in mine
-                }
-                names.append(f"{measure_}_{arm.file}.png")
-                figures.errorbars(
-                    run.path(names[-1]),
-                    {
-                        name: [(layer, i.effect, i.low, i.high) for layer, i in points]
-                        for name, points in curves.items()
-                    },
-                    x="layer (−1: patch embedding)" if EMBED in plan.layers else "layer",
-                    y=label,
-                    level={"flip": 0.0, "A": 0.5}[measure_],
-                    title=f"{plan.what} of A put into B, {arm.name}; 95 % over {pictures} pictures",
-                )
-    effects = [arm for arm in plan.arms if arm.control is None]
-    layers = [named(k) for k in plan.layers]
-    if len(effects) > 1:
-        for measure_, label in measures:
-            values = [[x[measure_].effect for x in lines if x["arm"] == arm.name] for arm in effects]
-            names.append(f"{measure_}_map.png")
-            figures.matrix(
-                run.path(names[-1]), np.array(values), rows=[arm.name for arm in effects], columns=layers,
-                limits={"flip": (-1, 1), "A": (0, 1)}[measure_], title=f"{plan.what} of A put into B at a layer (across): {label}",
-            )  # fmt: skip
+    lines = table(plan, results, pictures)
+    measured = [measure for measure in MEASURES if measure in lines[0]]
+    names = [_curves(plan, lines, pictures, run, arm, measure) for arm in plan.effects for measure in measured]
+    if len(plan.effects) > 1:
+        names += [_map(plan, lines, run, measure) for measure in measured]
+    return [_last_frames(plan, run), *names]
+
+
+def _curves(plan: Plan, lines: Sequence[dict], pictures: int, run: Run, arm: Arm, measure: str) -> str:
+    """A measure over layers, beside its controls."""
+    label, level, _ = MEASURES[measure]
+    curves = {}
+    for control in (None, *plan.controls):
+        mine = [line for line in lines if line["arm"] == replace(arm, control=control).name]
+        found = [(line["layer"], line[measure]) for line in mine]
+        curves[control or plan.what] = [(layer, i.effect, i.low, i.high) for layer, i in found]
+    name = f"{measure}_{arm.file}.png"
+    figures.errorbars(
+        run.path(name), curves, x="layer (−1: patch embedding)" if EMBED in plan.layers else "layer", y=label, level=level,
+        title=f"{plan.what} of A put into B, {arm.name}; 95 % over {pictures} pictures",
+    )  # fmt: skip
+    return name
+
+
+def _map(plan: Plan, lines: Sequence[dict], run: Run, measure: str) -> str:
+    """A measure over layers and ranges of steps."""
+    label, _, limits = MEASURES[measure]
+    rows = [arm.name for arm in plan.effects]
+    values = [[line[measure].effect for line in lines if line["arm"] == row] for row in rows]
+    name = f"{measure}_map.png"
+    figures.matrix(
+        run.path(name), np.array(values), rows=rows, columns=[layer_name(k) for k in plan.layers], limits=limits,
+        title=f"{plan.what} of A put into B at a layer (across): {label}",
+    )  # fmt: skip
+    return name
+
+
+def _last_frames(plan: Plan, run: Run) -> str:
+    """What the first pair's videos end with, from B to A."""
     plain = run.load_tensors("last/undisturbed.safetensors")
-    shown = figures.evenly(len(plan.layers), 12)
+    layers = [layer_name(plan.layers[i]) for i in figures.evenly(len(plan.layers), 12)]
     images = []
-    for arm in effects:
+    for arm in plan.effects:
         last = run.load_tensors(f"last/{arm.file}.safetensors")
-        images.append([plain["b"], *(last[f"layer_{layers[i]}"] for i in shown), plain["a"]])
+        images.append([plain["b"], *(last[f"layer_{layer}"] for layer in layers), plain["a"]])
     figures.sheet(
         run.path("last_frames.png"), [[image.numpy() for image in row] for row in images],
-        rows=[arm.name for arm in effects], columns=["B", *(layers[i] for i in shown), "A"],
+        rows=[arm.name for arm in plan.effects], columns=["B", *layers, "A"],
         title="Last frames: B undisturbed, B with A's state at a layer, A undisturbed",
     )  # fmt: skip
-    return ["last_frames.png", *names]
+    return "last_frames.png"

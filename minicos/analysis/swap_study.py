@@ -96,6 +96,11 @@ class Plan:
             for control in (None, *self.controls)
         ]
 
+    @property
+    def effects(self) -> list["Arm"]:
+        """The arms that are not controls."""
+        return [arm for arm in self.arms if arm.control is None]
+
     def check(self, made: Sequence[Pair]) -> None:
         """Raise MinicosError for what cannot be done with these pairs, before anything runs."""
         for arm in self.arms:
@@ -140,20 +145,20 @@ class Arm:
         return self.name.replace(" ", "_")
 
 
-def sweep(wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = 25) -> dict[Arm, dict[str, np.ndarray]]:
+Results = Mapping[Arm | None, Mapping[str, np.ndarray]]
+
+
+def sweep(wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = 25) -> Results:
     """Measure every arm of a plan: {"flip", "off_axis", "leverage", "changed", "answer"}, each (pairs layers); under Arm's key None
     the `undisturbed` runs. Batches that `run` holds are not computed again. Of the first pair all videos are kept to look at.
     """
     plan.check(made)
-    work = [range(i, min(i + most, len(made))) for i in range(0, len(made), most)]
+    work = [slice(i, i + most) for i in range(0, len(made), most)]
     starts = sorted({steps.start for steps in plan.ranges})
 
-    def chosen(of: Sequence, rows: Sequence[int]) -> list:
-        return [of[i] for i in rows]
-
-    def compute_plain(rows: range) -> dict[str, Tensor]:
-        out = undisturbed(wan, chosen(made, rows), starts)
-        if 0 in rows:
+    def compute_plain(rows: slice) -> dict[str, Tensor]:
+        out = undisturbed(wan, made[rows], starts)
+        if not rows.start:
             _keep(wan, run, "undisturbed", {name: out[name] for name in ("b", "a")})
         return out
 
@@ -162,15 +167,13 @@ def sweep(wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = 25) 
     for arm in plan.arms:
         given = donors(made, arm.control)
 
-        def compute(rows: range, arm: Arm = arm, given: Sequence[Case] = given) -> dict[str, Tensor]:
-            batch = chosen(made, rows)
-            swaps = plan.swaps(arm, _region(wan, plan.region, batch))
-            before = {name: torch.from_numpy(values[rows.start : rows.stop]) for name, values in plain.items()}
+        def compute(rows: slice, arm: Arm = arm, given: Sequence[Case] = given) -> dict[str, Tensor]:
+            swaps = plan.swaps(arm, _region(wan, plan.region, made[rows]))
+            before = {name: torch.from_numpy(values[rows]) for name, values in plain.items()}
             index = starts.index(arm.steps.start)
-            out, ends = measure(wan, batch, chosen(given, rows), before, swaps, donor=arm.donor, index=index)
-            if 0 in rows and not arm.control:
-                layers = plan.layers_of(arm)
-                _keep(wan, run, arm.file, {f"layer_{named(k)}": y for k, y in zip(layers, ends, strict=True)})
+            out, ends = measure(wan, made[rows], given[rows], before, swaps, donor=arm.donor, index=index)
+            if not rows.start and not arm.control:
+                _keep(wan, run, arm.file, {f"layer_{layer_name(k)}": y for k, y in zip(plan.layers, ends, strict=True)})
             return out
 
         results[arm] = cases.collect(run, arm.file, work, compute)
@@ -197,6 +200,5 @@ def _keep(wan: Wan, run: Run, name: str, latents: Mapping[str, Tensor]) -> None:
     run.save_tensors(f"last/{name}.safetensors", last)
 
 
-def named(k: int) -> str:
-    """A layer in words."""
+def layer_name(k: int) -> str:
     return "embed" if k == EMBED else str(k)
