@@ -50,11 +50,20 @@ def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def ptx(kernel, signature: dict[str, str], constants: dict[str, object], aligned: tuple[str, ...], **options) -> str:
-    """What a kernel becomes on Hopper, compiled without a card.
+    """What a kernel becomes on Hopper, see `for_hopper`."""
+    return for_hopper(kernel, signature, constants, aligned, **options)["ptx"]
+
+
+def for_hopper(
+    kernel, signature: dict[str, str], constants: dict[str, object], aligned: tuple[str, ...], **options
+) -> dict[str, str]:
+    """What a kernel becomes at each stage ("ttgir", "ptx", ...), compiled without a card.
 
     signature  type of each argument that is not an i32, such as "*bf16"
+    constants  values of its constexpr arguments; they may also stand among the options, as in a launch
     aligned    arguments that are multiples of 16 (of pointers: bytes)
     """
+    constants = constants | {name: options.pop(name) for name in kernel.arg_names if name in options}
     types = signature | dict.fromkeys(constants, "constexpr")
     source = triton.compiler.ASTSource(
         fn=kernel,
@@ -63,4 +72,4 @@ def ptx(kernel, signature: dict[str, str], constants: dict[str, object], aligned
         attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    return triton.compile(source, target=target, options=options).asm["ptx"]
+    return triton.compile(source, target=target, options=options).asm
