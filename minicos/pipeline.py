@@ -294,7 +294,7 @@ def load(
     if not isinstance(model, Layout):
         layout = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
     chosen = presets(layout.variant, preset)
-    device = _device(device)
+    device = open_device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16)
     if dtype not in (torch.float32, torch.bfloat16):
         raise MinicosError(
@@ -391,7 +391,7 @@ def _plan(
     )  # fmt: skip
 
 
-def _device(name: str | torch.device | None) -> torch.device:
+def open_device(name: str | torch.device | None) -> torch.device:
     """The device, tried out: a name that torch knows need not be a device that is there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
