@@ -300,7 +300,7 @@ def load(
     chosen = presets(layout.variant, preset)
     device = open_device(device)
     if compile:
-        _check_compiler(device)
+        check_compiler(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16)
     if dtype not in (torch.float32, torch.bfloat16):
         raise MinicosError(
@@ -411,7 +411,7 @@ def open_device(name: str | torch.device | None) -> torch.device:
     return device
 
 
-def _check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device) -> None:
     """Compile something small, now: torch looks for a compiler only when the first block runs."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
