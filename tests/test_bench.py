@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicos.bench import BENCHMARKS, capture, ensemble, kernels, networks
-from minicos.bench.measure import TITLES, Line, alternate, attempt, ceilings
+from minicos.bench.measure import TITLES, Line, alternate, attempt, ceilings, rate
 from minicos.cli import main
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
@@ -98,6 +98,7 @@ def test_the_median_is_that_of_each_call(times):
 
 
 def test_shares_of_ceilings():
+    assert [rate(2e12, ms=1), rate(2e6, ms=1)] == ["2000 TFLOP/s", "2 GFLOP/s"]
     found = replace(ceilings(CPU), matmul=1e12, copy=1e9)
     assert found.of_matmul(5e8, ms=1) == 0.5
     assert found.of_copy(5e5, ms=1) == 0.5
@@ -176,11 +177,9 @@ def test_capture_beside_the_published_way(monkeypatch):
     s = networks.subject(CPU, quick=True)
     twin = DiT(s.dit.cfg, replace(REFERENCE, token_energy=lambda x: token_energy(x))).requires_grad_(False)
     monkeypatch.setattr(capture, "subject", lambda device, quick: replace(s, dit=twin))
-    assert [line.peer for line in capture.lines(CPU, quick=True)] == [
-        "unwatched",
-        "hidden states to the host",
-        "unwatched",
-    ]
+    lines = list(capture.lines(CPU, quick=True))
+    assert [line.peer for line in lines] == ["unwatched", "hidden states to the host"] * 2
+    assert [line.name.endswith("reference") for line in lines] == [False, False, True, True]
     kept, energies = capture.hidden_states(s), capture.energies(s, REFERENCE)
     assert len(kept) == len(energies) == s.dit.cfg.num_layers
     assert all(torch.equal(token_energy(x), energy) for x, energy in zip(kept, energies, strict=True))

@@ -17,25 +17,23 @@ from minicos.ops import REFERENCE, Ops
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
     s = subject(device, quick)
-    ops, kernels = s.dit.blocks[0].ops, s.dit.blocks[0].ops.token_energy is not REFERENCE.token_energy
+    ops = s.dit.blocks[0].ops
     repeats = 2 if quick else 7 if device.type == "cuda" else 30
     plain, ours, reference, published = alternate(
         s.run, lambda: energies(s, ops), lambda: energies(s, REFERENCE), lambda: hidden_states(s),
         device=device, repeats=repeats, label="" if quick else f"capture, {s.name}",
     )  # fmt: skip
     kept = sum(x.nbytes for x in energies(s, ops))
-    name = f"energy of all blocks, {s.name}"
-    if kernels:
+    name, copied = f"energy, {s.name}", f"theirs {_cost(published, plain)}"
+    if ops.token_energy is REFERENCE.token_energy:
+        yield Line(name, not_measured="the kernels run on a CUDA card, and this is a CPU")
+    else:
         note = f"{_cost(ours, plain)}; {kept:,} bytes kept{_peak(s, ops)}"
         yield Line(name, ours, "unwatched", plain, note=note)
-        yield Line(name, ours, "hidden states to the host", published, note=f"theirs: {_cost(published, plain)}")
-    else:
-        yield Line(name, not_measured="the kernels run on a CUDA card, and this is a CPU")
-        yield Line(
-            f"{name}, reference", reference, "hidden states to the host", published, note=_cost(published, plain)
-        )
-    note = f"{_cost(reference, plain)}; {kept:,} bytes kept"
-    yield Line(f"{name}, reference", reference, "unwatched", plain, note=note)
+        yield Line(name, ours, "hidden states to the host", published, note=copied)
+    name += ", reference"
+    yield Line(name, reference, "unwatched", plain, note=f"{_cost(reference, plain)}; {kept:,} bytes kept")
+    yield Line(name, reference, "hidden states to the host", published, note=copied)
 
 
 def energies(s: Subject, ops: Ops) -> list[Tensor]:

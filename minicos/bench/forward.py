@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
 from minicos.attention import ORDER
-from minicos.bench.measure import Line, alternate, attempt, ceilings
+from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
 from minicos.bench.networks import Subject, compiled, subject
 from minicos.verify import diffusers_dit, their_velocity
 
@@ -37,7 +37,7 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
 def _measured(name: str, s: Subject, peer: str, sides: Callable[[Subject], Sides], repeats: int, quick: bool) -> Line:
     ours, theirs = alternate(*sides(s), device=s.x.device, repeats=repeats, label="" if quick else name)
     share = ceilings(s.x.device, s.dtype).of_matmul(s.flops, ours)
-    return Line(name, ours, peer, theirs, share, f"{s.flops / ours / 1e9:.3g} TFLOP/s")
+    return Line(name, ours, peer, theirs, share, rate(s.flops, ours))
 
 
 def plain(s: Subject) -> Sides:

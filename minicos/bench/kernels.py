@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from minicos import attention
-from minicos.bench.measure import Line, alternate, attempt, ceilings
+from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
 from minicos.bench.networks import A14B, QUICK, with_kernels
 from minicos.config import DiTConfig
 from minicos.errors import MinicosError
@@ -57,7 +57,7 @@ def _measured(name: str, kernel: partial, peer: str, other: Callable, device: to
         q, k = (kernel.keywords[x] for x in ("q", "k"))
         flops = 2 * q.numel() * k.shape[2]
         share = ceilings(device, q.dtype).of_matmul(flops, ours)
-        return Line(name, ours, peer, theirs, share, f"{flops / ours / 1e9:.3g} TFLOP/s")
+        return Line(name, ours, peer, theirs, share, rate(flops, ours))
     tensors = [x for x in tree_leaves((kernel.keywords, kernel())) if isinstance(x, Tensor)]
     count = sum(x.nbytes for x in tensors)
     return Line(name, ours, peer, theirs, ceilings(device).of_copy(count, ours), f"{count / ours / 1e6:.4g} GB/s")
