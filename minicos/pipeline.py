@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minicos import cost, schedule
+from minicos import attention, cost, schedule
 from minicos.clip import CLIP, load_clip
 from minicos.condition import Condition, check_frames, crop_like, fit, frame_size, image_channels
 from minicos.config import Preset, VAEConfig
@@ -270,6 +270,7 @@ def load(
     tile: int | None = None,
     tell: Callable[[Plan], object] = lambda plan: None,
     ops: Ops = REFERENCE,
+    compile: bool = False,
 ) -> Wan:
     """Open a model.
 
@@ -287,16 +288,21 @@ def load(
     frames, size  of the largest video to make room for; the preset's by default. `size` is (height, width) or that of the first frame
     tile          decode frames in tiles of so many pixels a side, which takes less memory and changes values a little; None: whole
     tell          is called with the plan before any weight is read: `lambda plan: print(describe(plan))`
-    ops           what the experts and analyses compute with: `REFERENCE.with_kernels()` takes the Triton kernels, which need a CUDA card
+    ops           what the experts and analyses compute with: `REFERENCE.with_kernels()` takes the Triton kernels, which need a CUDA card;
+              attention by the backend that suits the card (see `attention`)
+    compile   compile the experts' blocks, wherever their weights live: the first step takes minutes, later ones less time, and
+              last bits differ. Hooks fire all the same: a block that is watched inside runs eagerly
     Raises MinicosError naming file and key when anything is missing, unknown, of another shape or not finite, when the files
-    do not tell which variant they are, for a device that is not there, and where memory does not suffice. What headers tell is
-    refused before anything is read.
+    do not tell which variant they are, for a device that is not there, where memory does not suffice, and where nothing can be
+    compiled. What headers tell is refused before anything is read.
     """
     layout = model
     if not isinstance(model, Layout):
         layout = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
     chosen = presets(layout.variant, preset)
-    device = _device(device)
+    device = open_device(device)
+    if compile:
+        check_compiler(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16)
     if dtype not in (torch.float32, torch.bfloat16):
         raise MinicosError(
@@ -308,7 +314,7 @@ def load(
             f"{layout.tokenizer} has more tokens than {layout.text.files[0]} knows ({layout.text.config.vocab_size}). "
             "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
         )
-    networks = _networks(layout, chosen, dtype, ops)
+    networks = _networks(layout, chosen, dtype, attention.with_best(ops, device))
     plan = _plan(networks, chosen, device, dtype, residency, _video(chosen, layout.vae.config, frames, size), tile)
     tell(plan)
     home, clip = Residency(plan), None
@@ -321,6 +327,8 @@ def load(
             place=home.settle(one.name, one.network, one.dtype), label=f"load {one.name}",
         )  # fmt: skip
     filled = {one.name: one.network for one in networks}
+    for name in layout.experts if compile else ():
+        filled[name].compile_blocks()
     return Wan(
         layout.variant, chosen, {name: filled[name] for name in layout.experts}, filled["vae"], filled["text"], tokenizer,
         home, layout.fingerprint(), clip, tile, notes=layout.notes,
@@ -393,7 +401,7 @@ def _plan(
     )  # fmt: skip
 
 
-def _device(name: str | torch.device | None) -> torch.device:
+def open_device(name: str | torch.device | None) -> torch.device:
     """The device, tried out: a name that torch knows need not be a device that is there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -403,6 +411,18 @@ def _device(name: str | torch.device | None) -> torch.device:
             f"this machine or this PyTorch has no device {str(name)!r}: take another, or none"
         ) from error
     return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small, now: torch looks for a compiler only when the first block runs."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds, some of them from private modules
+        reason = str(error).strip().splitlines()[0]
+        raise MinicosError(
+            f"torch.compile does not work here ({reason}). It needs a C++ compiler such as g++ or clang and, on a card, Triton;"
+            " without it leave out --compile."
+        ) from error
 
 
 def _residual(preset: Preset, dtype: torch.dtype) -> torch.dtype:

@@ -8,6 +8,7 @@ import sys
 from minicos.cli import (
     behaviours,
     belief,
+    bench,
     commitment,
     demo,
     ensemble,
@@ -25,7 +26,7 @@ from minicos.cli.common import Parser
 from minicos.errors import MinicosError
 
 VERBS = (
-    demo, generate, watch, belief, commitment, behaviours, noise, swap, ensemble, run, reproduce, points, inspect, verify,
+    demo, generate, watch, belief, commitment, behaviours, noise, swap, ensemble, run, reproduce, points, inspect, verify, bench,
 )  # fmt: skip
 DESCRIPTION = """\
 Watch a video diffusion model reason, step by step.
@@ -41,6 +42,7 @@ Watch a video diffusion model reason, step by step.
   minicos points                                                   every hook point of a model
   minicos inspect PATH                                             what a checkpoint is
   minicos verify                                                   does it compute what diffusers computes?
+  minicos bench forward                                            how fast is it, beside diffusers?
 """
 
 

@@ -171,6 +171,10 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
     )  # fmt: skip
     parser.add_argument("--kernels", action="store_true", help="compute with the Triton kernels; needs a CUDA card")
     parser.add_argument(
+        "--compile", action="store_true",
+        help="compile the blocks: worth it for long runs, since the first step takes minutes; needs a C++ compiler",
+    )  # fmt: skip
+    parser.add_argument(
         "--tile",
         type=positive,
         help="decode large frames in tiles of so many pixels a side, e.g. 256: less memory (default: whole)",
@@ -245,18 +249,20 @@ def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor
 
     Tells what was merged into it and what else its files could be and, of a large one, the plan: which weights go where.
     """
-    from minicos import cost, pipeline
+    from minicos import attention, cost, pipeline
     from minicos.residency import Plan, describe
 
     def tell(plan: Plan) -> None:
         if plan.weights >= LARGE:
             print(describe(plan, cost.throughput(plan.device, plan.dtype)), file=sys.stderr)
+            print(f"  attention {attention.describe(attention.with_best(ops, plan.device))}", file=sys.stderr)
 
     files = files or layout(args)
-    chosen = plan(args, files)
+    chosen, ops = plan(args, files), _ops(args)
     wan = pipeline.load(
         files, preset=args.preset, device=args.device, residency=args.residency, frames=chosen.frames,
-        size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell, ops=_ops(args),
+        size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell, ops=ops,
+        compile=args.compile,
     ).with_preset(**_changes(args))  # fmt: skip
     for line in (*wan.notes, *(map(str, wan.loras) if args.lora else ())):  # one of the model's own is no news
         print(f"minicos: {line}", file=sys.stderr)
@@ -310,6 +316,7 @@ def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dic
 
 def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object) -> "Run":
     """The run folder of the options: entered again if it holds the same run, refused if it holds another."""
+    from minicos.attention import describe
     from minicos.config import PRESETS
     from minicos.runs import Run
 
@@ -323,7 +330,7 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
     facts = {
         "command": args.command, "model_path": str(args.model), "device": str(wan.device),
         "preset": args.preset or next(iter(PRESETS[wan.variant])),
-        "residency": wan.residency.plan.residency, "attention": "scaled_dot_product_attention",
-        "kernels": args.kernels, "loras": [asdict(one) for one in wan.loras],
+        "residency": wan.residency.plan.residency, "attention": describe(wan.ops),
+        "kernels": args.kernels, "compiled": args.compile, "loras": [asdict(one) for one in wan.loras],
     }  # fmt: skip
     return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

@@ -1,0 +1,44 @@
+"""Which of PyTorch's backends computes attention on a card, chosen once, when a model is loaded. What it computes is `ops.attention`.
+
+Left to itself PyTorch takes FlashAttention 2. On Hopper and datacentre Blackwell cuDNN's kernel is said to be much faster
+(bfloat16, heads of 128, long rows: about 600 against 350 TFLOP/s, pytorch#142132), so there it is asked first. A backend
+that cannot serve a call, as cuDNN cannot serve float32, leaves it to the next. Elsewhere PyTorch's own order stands.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from minicos.ops import Ops, attention
+
+ORDER = [
+    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
+]  # fmt: skip
+CARDS = ((9, 0), (10, 0), (10, 3))  # compute capabilities: H100 and H200, B200, B300
+
+
+def cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`ops.attention` by the first backend in ORDER that can."""
+    with sdpa_kernel(ORDER, set_priority=True):
+        return attention(q, k, v)
+
+
+def best(device: torch.device):
+    """The attention for a device: `cudnn_first` or `ops.attention`."""
+    if device.type != "cuda" or torch.version.cuda is None or not torch.backends.cudnn.is_available():
+        return attention
+    return cudnn_first if torch.cuda.get_device_capability(device) in CARDS else attention
+
+
+def with_best(ops: Ops, device: torch.device) -> Ops:
+    """The bundle with the attention for a device; one that somebody else has put in stays."""
+    names = [name for name in ("attention", "self_attention") if getattr(ops, name) is attention]
+    return replace(ops, **dict.fromkeys(names, best(device)))
+
+
+def describe(ops: Ops) -> str:
+    """Which attention a bundle computes with, for people and for run.json."""
+    known = {attention: "scaled_dot_product_attention", cudnn_first: "scaled_dot_product_attention, cuDNN first"}
+    return known.get(ops.self_attention, getattr(ops.self_attention, "__qualname__", str(ops.self_attention)))

@@ -1,0 +1,13 @@
+"""Benchmarks, measured beside their peers in one run: `minicos bench NAME`.
+
+Each module has `lines(device, quick)`, which yields a `measure.Line` as soon as it is measured. `quick` takes tiny sizes and few
+repeats: it shows that a benchmark runs, and its figures mean nothing. Random weights at real sizes are built on the device.
+"""
+
+BENCHMARKS = {  # module -> what it measures
+    "kernels": "each Triton kernel beside its reference",
+    "forward": "a pass of the network beside diffusers' with the same weights",
+    "capture": "the energy of every block, watched, beside copying hidden states to the host",
+    "ensemble": "three seeds that share states at one step beside a plain run",
+    "sweep": "noise at every step, resumed from the saved run, beside full runs",
+}

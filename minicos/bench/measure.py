@@ -1,0 +1,237 @@
+"""How a benchmark measures: ours and its peer in turns (A B A B) in one process, medians, beside ceilings of the same machine.
+
+    ours_ms, peer_ms = alternate(ours, peer, device=device)
+    yield Line("velocity", ours_ms, "diffusers", peer_ms, ceilings(device).of_matmul(flops, ours_ms))
+
+Inputs are random: a card multiplies zeros faster. On a card time is that between two device events, so that launches queue up as
+they do in a run, and before each measurement the L2 cache is filled with something else.
+"""
+
+import math
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+
+from minicos import cost
+from minicos.errors import MinicosError
+from minicos.runs import progress
+
+# -- a result ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure beside that of its peer, or the reason why there is none. Times are medians, in milliseconds."""
+
+    name: str
+    ours_ms: float | None = None
+    peer: str | None = None  # what it is compared with
+    peer_ms: float | None = None
+    ceiling_share: float | None = None  # of what this machine reaches at best in matrix products or copies (`ceilings`)
+    note: str = ""  # for people: what the figures leave out, e.g. TFLOP/s or memory
+    not_measured: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """ours / peer: below 1, ours is faster."""
+        return None if self.ours_ms is None or not self.peer_ms else self.ours_ms / self.peer_ms
+
+    def to_json(self) -> dict[str, Any]:
+        if self.not_measured:
+            return {"name": self.name, "not_measured": self.not_measured}
+        names = ("name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share")
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        """A row of the table below `TITLES`."""
+        if self.not_measured:
+            return f"{self.name:{NAME}}  not measured: {self.not_measured}"
+        share = None if self.ceiling_share is None else 100 * self.ceiling_share
+        cells = (
+            f"{self.name:{NAME}}", _figure(self.ours_ms, " ms"), f"{self.peer or '':{PEER}}", _figure(self.peer_ms, " ms"),
+            _figure(self.ratio, " x"), _figure(share, " %"), self.note,
+        )  # fmt: skip
+        return "  ".join(cells).rstrip()
+
+
+NAME, PEER, FIGURE = 40, 34, 10  # widths of columns
+TITLES = f"{'':{NAME}}  {'ours':>{FIGURE}}  {'beside':{PEER}}  {'peer':>{FIGURE}}  {'ratio':>{FIGURE}}  {'ceiling':>{FIGURE}}"
+
+
+def _figure(value: float | None, unit: str) -> str:
+    """Four digits, e.g. "12.35 ms"."""
+    if value is None:
+        return " " * FIGURE
+    digits = max(0, 3 - math.floor(math.log10(value))) if value else 0
+    return f"{value:.{min(digits, 5)}f}{unit}".rjust(FIGURE)
+
+
+def rate(flops: float, ms: float) -> str:
+    """Operations a second in words: "612 TFLOP/s"."""
+    giga = flops / ms / 1e6
+    return f"{giga / 1e3:.4g} TFLOP/s" if giga >= 1e3 else f"{giga:.4g} GFLOP/s"
+
+
+def attempt(name: str, measured: Callable[[], Line]) -> Line:
+    """A line, or why there is none: a MinicosError says so (no diffusers, no GPU ...), and so does a lack of memory."""
+    try:
+        return measured()
+    except MinicosError as error:
+        return Line(name, not_measured=str(error))
+    except torch.OutOfMemoryError as error:
+        return Line(name, not_measured=f"out of memory ({str(error).splitlines()[0]})")
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Marks moments of a computation."""
+
+    def ready(self) -> None:
+        """Bring the device into the state that each measurement starts from."""
+        ...
+
+    def mark(self) -> Any: ...
+
+    def ms(self, begin: Any, end: Any) -> float:
+        """Milliseconds between two marks."""
+        ...
+
+
+class HostClock:
+    """Where a call returns when it is done: the CPU."""
+
+    def ready(self) -> None:
+        pass
+
+    def mark(self) -> float:
+        return perf_counter()
+
+    def ms(self, begin: float, end: float) -> float:
+        return 1e3 * (end - begin)
+
+
+class DeviceClock:
+    """Events on the current CUDA stream. Filling the L2 cache also keeps the card busy while the next launch is prepared."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.filler = torch.empty(2**29, dtype=torch.uint8, device=device)  # larger than any card's L2; some 0.1 ms
+
+    def ready(self) -> None:
+        self.filler.zero_()
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def ms(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+
+@torch.no_grad()
+def alternate(
+    *runs: Callable[[], object], device: torch.device, repeats: int = 10, warmup: int = 2, label: str = "",
+    clock: Clock | None = None,
+) -> tuple[float, ...]:  # fmt: skip
+    """The median time of each call in milliseconds, taken in turns: A B A B, so that a machine that slows down slows both.
+
+    What the calls return is dropped at once. Where it takes seconds give a `label`: the progress is told under it. `clock` is by
+    default that of the device.
+    """
+    clock = clock or (DeviceClock(device) if device.type == "cuda" else HostClock())
+    for _ in range(warmup):
+        for run in runs:
+            run()
+    marks = []
+    rounds = range(repeats)
+    for _ in progress(rounds, label=label) if label else rounds:
+        for run in runs:
+            clock.ready()
+            begin = clock.mark()
+            run()
+            marks.append((begin, clock.mark()))
+    times = [clock.ms(begin, end) for begin, end in marks]  # only now: waiting in between would empty the queue
+    return tuple(median(times[i :: len(runs)]) for i in range(len(runs)))
+
+
+# -- ceilings ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this machine reaches at best, measured."""
+
+    matmul: float  # floating-point operations a second of matrix products, a product and a sum counting two
+    copy: float  # bytes a second, read and written, of a copy within the device's memory
+
+    def of_matmul(self, flops: float, ms: float) -> float:
+        """The share of the ceiling that `flops` in `ms` come to."""
+        return flops / (self.matmul * ms / 1e3)
+
+    def of_copy(self, count: float, ms: float) -> float:
+        """The same for bytes read and written."""
+        return count / (self.copy * ms / 1e3)
+
+
+@cache
+def ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> Ceilings:
+    """Of matrix products of this dtype, and of copies far larger than any cache. Measured once in a run."""
+    source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    (ms,) = alternate(lambda: target.copy_(source), device=device, repeats=7)
+    return Ceilings(max(cost.throughput(device, dtype) for _ in range(3)), 2 * source.nbytes / (ms / 1e3))
+
+
+# -- what it was measured on -------------------------------------------------------------------------------------------
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Date, device, versions and command: what a table of results cannot do without."""
+    return {
+        "date": date.today().isoformat(),
+        "device": _device_name(device),
+        "versions": ", ".join(map(_version, ("torch", "triton", "diffusers"))),
+        "command": shlex.join(["minicos", *sys.argv[1:]]),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"no {package}"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' * (threads > 1)} of {os.cpu_count()} cores"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def header(device: torch.device) -> str:
+    """`machine`, as the lines above a table."""
+    return "\n".join(f"{key:9} {value}" for key, value in machine(device).items())
