@@ -35,10 +35,10 @@ def _real(device: torch.device, quick: bool) -> Line:
     e = Ensemble(window(20, 29, wan.experts["high"].cfg.num_layers), seeds=SEEDS)
     name = f"{SEEDS} seeds at step 0 of {steps}, tiny"
     counter = Passes()
-    run(wan, three, noise, e, watch=counter.hooks, ops=ops)
+    run(wan, three, noise, e, watch=counter.hooks)
 
     def together() -> None:
-        run(wan, three, noise, e, ops=ops)
+        run(wan, three, noise, e)
 
     def alone() -> None:
         deque(wan.sample(condition, noise=noise[:1]), maxlen=0)
