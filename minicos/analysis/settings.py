@@ -1,6 +1,6 @@
 """The same measurement under several settings: hand-over of the experts, frame counts (App. B), few steps or other weights (App. C).
 
-A setting is a model under a preset with its cases; the measurement is `noise.study`: how fast the clean estimate converges (D of each
+A setting is a model under a preset with its cases; the measurement is `noise_study.study`: how fast the clean estimate converges (D of each
 step's estimate to the last one, in units of another seed) and how sensitive the run is to noise at one step. Peaks are compared on
 the same resamples of the same cases, so that their difference has an interval of its own.
 
