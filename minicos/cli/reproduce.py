@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
             f"the puzzles are for the embedded model, not {wan.variant}; the other commands take it with --model"
         )
     settings = {"model": wan.variant, "weights": wan.weights, "n": n}
-    folder = Run.open(args.out, settings, {"command": sys.argv, "model_path": args.model})
+    folder = Run.open(args.out, settings, {"command": args.command, "model_path": args.model})
     begin, spent = time.monotonic(), 0.0
     print(f"minicos: {', '.join(args.only)}: a line for each as it is done", file=sys.stderr, flush=True)
     for name, seconds in compute(args, folder, n):
