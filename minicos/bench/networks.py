@@ -13,7 +13,7 @@ from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.ops import REFERENCE, Ops
-from minicos.pipeline import load
+from minicos.pipeline import check_compiler, load
 
 A14B = VARIANTS["Wan2.2-I2V-A14B"]
 QUICK = replace(VARIANTS["tiny"], num_layers=2, dim=64, ffn_dim=96, num_heads=2)
@@ -36,12 +36,6 @@ class Subject:
 
     def run(self, hooks: Hooks = NO_HOOKS) -> Tensor:
         return self.dit(*self.given, hooks=hooks)
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """f h w, the token grid."""
-        f, h, w = (side // patch for side, patch in zip(self.x.shape[2:], self.dit.cfg.patch_size, strict=True))
-        return f, h, w
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,8 +118,6 @@ def compiled(s: Subject) -> Callable[[], Tensor]:
 
     Raises MinicosError where nothing can be compiled.
     """
-    from minicos.pipeline import check_compiler
-
     check_compiler(s.x.device)
     with torch.device("meta"):
         twin = DiT(s.dit.cfg, s.dit.blocks[0].ops, s.dit.blocks[0].residual)
