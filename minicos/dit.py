@@ -210,7 +210,10 @@ class DiT(nn.Module):
         tokens = self.patch_embedding(x.to(self.patch_embedding.weight.dtype))  # b d f h w
         grid = tuple(tokens.shape[2:])
         hooks = hooks.at(grid=grid)
-        tokens = hooks("embed", rearrange(tokens, "b d f h w -> b (f h w) d"))
+        tokens = rearrange(
+            tokens, "b d f h w -> b (f h w) d"
+        ).contiguous()  # else every block would work on a transposed stream
+        tokens = hooks("embed", tokens)
         text = hooks("text", self.text_embedding(text))  # b t d
         image = None if clip is None else hooks("image", self.img_emb(clip))  # b m d
         timestep = timestep.view(len(timestep), -1)  # b g

@@ -85,12 +85,15 @@ def rms_rope(
 
     Pairs are interleaved: (x[2j], x[2j+1]) turns by angle j. Rotated in float32.
     """
-    cos, sin = (a.to(q.device) for a in angles)
+    cos, sin = (a.to(q.device).unsqueeze(1) for a in angles)  # l 1 k/2
     turned = []
     for x, weight in ((q, q_weight), (k, k_weight)):
-        y = rearrange(rms_norm(x, weight, eps).float(), "b l (n k two) -> two b n l k", n=heads, two=2)
-        pairs = torch.stack([y[0] * cos - y[1] * sin, y[0] * sin + y[1] * cos], dim=-1)
-        turned.append(pairs.flatten(-2).to(x.dtype))
+        y = rearrange(rms_norm(x, weight, eps).float(), "b l (n k two) -> b l n k two", n=heads, two=2)
+        even, odd = y.unbind(-1)
+        pairs = torch.empty_like(y)  # filled in two strides: on a CPU torch.stack takes longer than the rotation
+        pairs[..., 0] = even * cos - odd * sin
+        pairs[..., 1] = even * sin + odd * cos
+        turned.append(rearrange(pairs.to(x.dtype), "b l n k two -> b n l (k two)"))
     return turned[0], turned[1]
 
 
