@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
@@ -88,12 +87,12 @@ def rms_rope(
     cos, sin = (a.to(q.device).unsqueeze(1) for a in angles)  # l 1 k/2
     turned = []
     for x, weight in ((q, q_weight), (k, k_weight)):
-        y = rearrange(rms_norm(x, weight, eps).float(), "b l (n k two) -> b l n k two", n=heads, two=2)
+        y = rms_norm(x, weight, eps).float().unflatten(-1, (heads, -1, 2))  # b l n k/2 2
         even, odd = y.unbind(-1)
         pairs = torch.empty_like(y)  # filled in two strides: on a CPU torch.stack takes longer than the rotation
         pairs[..., 0] = even * cos - odd * sin
         pairs[..., 1] = even * sin + odd * cos
-        turned.append(rearrange(pairs.to(x.dtype), "b l n k two -> b n l (k two)"))
+        turned.append(pairs.to(x.dtype).flatten(-2).transpose(1, 2))  # b n l k
     return turned[0], turned[1]
 
 
@@ -115,8 +114,8 @@ def gated_add(
 
     `energy`, where given, receives the token energy of the result, rounded as it is: (b l) float32.
     """
-    y = y.float() if gate is None else (_per_timestep(y.float(), gate) * gate.unsqueeze(2)).flatten(1, 2)
-    out = (x.float() + y).to(dtype)
+    gated = y.float() if gate is None else (_per_timestep(y.float(), gate) * gate.unsqueeze(2)).flatten(1, 2)
+    out = (x.float() + gated).to(dtype)
     if energy is not None:
         token_energy(out, energy)
     return out
