@@ -90,9 +90,9 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], hooks: Hooks = NO_HOOKS) -> Tensor:
         n, eps = self.cfg.num_heads, self.cfg.eps
-        x = x.to(self.q.weight.dtype)
-        q = hooks("q", self.ops.rms_rope(self.q(x), self.norm_q.weight, angles, n, eps))  # b n l k
-        k = hooks("k", self.ops.rms_rope(self.k(x), self.norm_k.weight, angles, n, eps))  # b n l k
+        q, k = self.ops.rms_rope(self.q(x), self.k(x), self.norm_q.weight, self.norm_k.weight, angles, n, eps)
+        q = hooks("q", q)  # b n l k
+        k = hooks("k", k)  # b n l k
         v = hooks("v", self.heads(self.v(x)))  # b n l k
         heads = hooks("heads", self.ops.self_attention(q, k, v))  # b n l k
         return self.o(rearrange(heads, "b n l k -> b l (n k)"))
@@ -109,7 +109,6 @@ class CrossAttention(Attention):
 
     def forward(self, x: Tensor, text: Tensor, image: Tensor | None, hooks: Hooks = NO_HOOKS) -> Tensor:
         dtype, eps = self.q.weight.dtype, self.cfg.eps
-        x = x.to(dtype)
         q = hooks("q", self.heads(rms_norm(self.q(x), self.norm_q.weight, eps).to(dtype)))  # b n l k
         k = hooks("k", self.heads(rms_norm(self.k(text), self.norm_k.weight, eps).to(dtype)))  # b n t k
         v = hooks("v", self.heads(self.v(text)))  # b n t k
@@ -141,17 +140,18 @@ class Block(nn.Module):
         hooks: Hooks = NO_HOOKS,
     ) -> Tensor:  # fmt: skip
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time).unbind(2)  # 6 x  b g d
+        residual, dtype = self.residual, self.ffn[0].weight.dtype  # of the stream, and of matrix products
 
-        h = self.ops.modulated_norm(x, scale, shift, self.eps)  # b l d
+        h = self.ops.modulated_norm(x, scale, shift, self.eps, dtype)  # b l d
         h = hooks("self_attn", self.self_attn(h, angles, hooks.scope("self_attn")))
-        x = self.ops.gated_add(x, h, gate).to(self.residual)
 
-        h = hooks("cross_attn", self.cross_attn(self.norm3(x), text, image, hooks.scope("cross_attn")))
-        x = (x + h).to(self.residual)
+        x, h = self.ops.add_norm(x, h, gate, self.norm3.weight, self.norm3.bias, self.norm3.eps, residual, dtype)
+        h = hooks("cross_attn", self.cross_attn(h, text, image, hooks.scope("cross_attn")))
 
-        h = self.ops.modulated_norm(x, ffn_scale, ffn_shift, self.eps)
+        x, h = self.ops.add_norm(x, h, None, ffn_scale, ffn_shift, self.eps, residual, dtype)
         h = hooks("ffn", self.ffn(h))
-        return self.ops.gated_add(x, h, ffn_gate).to(self.residual)
+
+        return self.ops.gated_add(x, h, ffn_gate, residual)
 
 
 class Head(nn.Module):

@@ -77,15 +77,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y.to(x.dtype) * weight
 
 
-def rms_rope(x: Tensor, weight: Tensor, angles: tuple[Tensor, Tensor], heads: int, eps: float) -> Tensor:
-    """RMS norm over the full width, then the rotation of each head: b l d -> b n l k, rounded to x's dtype at the end.
+def rms_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, angles: tuple[Tensor, Tensor], heads: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """RMS norm over the full width, then the rotation of each head, of q and of k: b l d -> b n l k, rounded to their dtype at the end.
 
     Pairs are interleaved: (x[2j], x[2j+1]) turns by angle j. Rotated in float32.
     """
-    y = rearrange(rms_norm(x, weight, eps).float(), "b l (n k two) -> two b n l k", n=heads, two=2)
-    cos, sin = (a.to(x.device) for a in angles)
-    turned = torch.stack([y[0] * cos - y[1] * sin, y[0] * sin + y[1] * cos], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    cos, sin = (a.to(q.device) for a in angles)
+    turned = []
+    for x, weight in ((q, q_weight), (k, k_weight)):
+        y = rearrange(rms_norm(x, weight, eps).float(), "b l (n k two) -> two b n l k", n=heads, two=2)
+        pairs = torch.stack([y[0] * cos - y[1] * sin, y[0] * sin + y[1] * cos], dim=-1)
+        turned.append(pairs.flatten(-2).to(x.dtype))
+    return turned[0], turned[1]
 
 
 def layer_norm(x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -93,16 +98,37 @@ def layer_norm(x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor
     return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
 
 
-def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """layer_norm(x) (1 + scale) + shift, in float32; x b l d, scale and shift b g d."""
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """layer_norm(x) (1 + scale) + shift, in float32, rounded to `dtype` at the end; x b l d, scale and shift b g d."""
     y = _per_timestep(layer_norm(x, eps).float(), scale)
-    return (y * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2)
+    return (y * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2).to(dtype)
 
 
-def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """x + y gate, in float32; x and y b l d, gate b g d."""
-    y = _per_timestep(y.float(), gate) * gate.unsqueeze(2)
-    return x.float() + y.flatten(1, 2)
+def gated_add(
+    x: Tensor, y: Tensor, gate: Tensor | None, dtype: torch.dtype = torch.float32, energy: Tensor | None = None
+) -> Tensor:
+    """x + y gate, in float32, rounded to `dtype` at the end; x and y b l d, gate b g d, or None: x + y.
+
+    `energy`, where given, receives the token energy of the result, rounded as it is: (b l) float32.
+    """
+    y = y.float() if gate is None else (_per_timestep(y.float(), gate) * gate.unsqueeze(2)).flatten(1, 2)
+    out = (x.float() + y).to(dtype)
+    if energy is not None:
+        token_energy(out, energy)
+    return out
+
+
+def add_norm(
+    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float,
+    residual: torch.dtype = torch.float32, dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """gated_add(x, y, gate), rounded to `residual`, and the norm of that, rounded to `dtype`: what stands between two sub-layers.
+
+    scale and shift b g d modulate the norm (`modulated_norm`); of shape d they are weight and bias of an affine one (`layer_norm`).
+    """
+    x = gated_add(x, y, gate, residual)
+    affine = scale.ndim == 1
+    return x, layer_norm(x, eps, scale, shift).to(dtype) if affine else modulated_norm(x, scale, shift, eps, dtype)
 
 
 def _per_timestep(x: Tensor, modulation: Tensor) -> Tensor:
@@ -169,9 +195,10 @@ def attention_mass(q: Tensor, k: Tensor, frames: int) -> tuple[Tensor, Tensor]:
 class Ops:
     """The operations a model is built from. `REFERENCE` is this file; `with_kernels` swaps in every Triton twin that exists."""
 
-    rms_rope: Callable[..., Tensor] = rms_rope
+    rms_rope: Callable[..., tuple[Tensor, Tensor]] = rms_rope
     modulated_norm: Callable[..., Tensor] = modulated_norm
     gated_add: Callable[..., Tensor] = gated_add
+    add_norm: Callable[..., tuple[Tensor, Tensor]] = add_norm
     self_attention: Callable[..., Tensor] = self_attention
     attention: Callable[..., Tensor] = attention
     token_energy: Callable[..., Tensor] = token_energy

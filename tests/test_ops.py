@@ -82,19 +82,21 @@ def test_rope_needs_float64_at_distant_frames():
 
 @given(grids, st.sampled_from([6, 16, 24]), st.integers(1, 3), seeds)
 def test_rms_rope_turns_interleaved_pairs_of_each_head(grid, head_dim, heads, seed):
-    x, weight = randn(2, math.prod(grid), heads * head_dim, seed=seed), randn(heads * head_dim, seed=seed + 1)
-    actual = ops.rms_rope(x, weight, ops.rope(grid, head_dim), heads, 1e-6)
-    normed = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight
-    pairs = torch.view_as_complex(normed.view(2, -1, heads, head_dim // 2, 2))
-    expected = torch.view_as_real(pairs * turns(grid, head_dim)[None, :, None]).flatten(-2).transpose(1, 2)
-    assert actual.shape == (2, heads, math.prod(grid), head_dim)
-    assert rel_max(actual, expected) < 1e-6  # measured 2.0e-7
+    q, k = (randn(2, math.prod(grid), heads * head_dim, seed=seed + i) for i in range(2))
+    weights = [randn(heads * head_dim, seed=seed + i) for i in (2, 3)]
+    turned = ops.rms_rope(q, k, *weights, ops.rope(grid, head_dim), heads, 1e-6)
+    for actual, x, weight in zip(turned, (q, k), weights, strict=True):
+        normed = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+        pairs = torch.view_as_complex(normed.view(2, -1, heads, head_dim // 2, 2))
+        expected = torch.view_as_real(pairs * turns(grid, head_dim)[None, :, None]).flatten(-2).transpose(1, 2)
+        assert actual.shape == (2, heads, math.prod(grid), head_dim)
+        assert rel_max(actual, expected) < 1e-6  # measured 2.0e-7
 
 
 @given(grids, seeds)
 def test_rms_rope_preserves_the_norm_of_every_head(grid, seed):
     x, weight = randn(1, math.prod(grid), 48, seed=seed), randn(48, seed=seed + 1)
-    turned = ops.rms_rope(x, weight, ops.rope(grid, 16), 3, 1e-6)
+    turned, _ = ops.rms_rope(x, x, weight, weight, ops.rope(grid, 16), 3, 1e-6)
     still = ops.rms_norm(x, weight, 1e-6).view(1, -1, 3, 16).transpose(1, 2)
     assert rel_max(turned.norm(dim=-1), still.norm(dim=-1)) < 8e-7  # measured 1.6e-7
 
@@ -103,8 +105,8 @@ def test_scores_depend_on_relative_positions_only():
     """The same query and key everywhere: their product at two tokens depends on the offset between them."""
     grid = (3, 4, 5)
     x = [randn(1, 1, 32, seed=s).expand(1, 60, 32) for s in (0, 1)]
-    q, k = (ops.rms_rope(row, torch.ones(32), ops.rope(grid, 32), 1, 1e-6)[0, 0] for row in x)
-    score = (q @ k.T).view(*grid, *grid)
+    q, k = ops.rms_rope(*x, torch.ones(32), torch.ones(32), ops.rope(grid, 32), 1, 1e-6)
+    score = (q[0, 0] @ k[0, 0].T).view(*grid, *grid)
     assert (score[:2, :3, :4, :2, :3, :4] - score[1:, 1:, 1:, 1:, 1:, 1:]).abs().max() < 2e-5  # measured 4.8e-6
     assert score.std() > 1  # and it does depend on it
 
@@ -152,6 +154,32 @@ def test_modulation_is_float32_whatever_the_residual_stream():
     x, m = randn(1, 6, 8, dtype=torch.bfloat16), randn(1, 1, 8)
     assert ops.modulated_norm(x, m, m, 1e-6).dtype == torch.float32
     assert ops.gated_add(x, x, m).dtype == torch.float32
+
+
+@given(seeds, st.sampled_from([torch.float32, torch.bfloat16]), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_norms_and_sums_round_to_what_the_next_layer_takes(seed, residual, dtype):
+    """The same bits as a cast afterwards, wherever the residual stream comes from, with a gate and without."""
+    x, y = randn(2, 6, 8, seed=seed, dtype=residual), randn(2, 6, 8, seed=seed + 1, dtype=dtype)
+    gate, scale, shift = (randn(2, 3, 8, seed=seed + i) for i in (2, 3, 4))
+    assert torch.equal(
+        ops.modulated_norm(x, scale, shift, 1e-6, dtype), ops.modulated_norm(x, scale, shift, 1e-6).to(dtype)
+    )
+    for g, plain in ((gate, ops.gated_add(x, y, gate)), (None, x.float() + y.float())):
+        stream, normed = ops.add_norm(x, y, g, scale, shift, 1e-6, residual, dtype)
+        assert torch.equal(stream, ops.gated_add(x, y, g, residual))
+        assert torch.equal(stream, plain.to(residual))
+        assert torch.equal(normed, ops.modulated_norm(stream, scale, shift, 1e-6).to(dtype))
+        stream, normed = ops.add_norm(x, y, g, scale[0, 0], shift[0, 0], 1e-6, residual, dtype)
+        assert torch.equal(stream, plain.to(residual))
+        assert torch.equal(normed, ops.layer_norm(stream, 1e-6, scale[0, 0], shift[0, 0]).to(dtype))
+
+
+def test_the_energy_of_a_sum_is_that_of_what_is_kept():
+    x, y, gate = randn(2, 6, 8, dtype=torch.bfloat16), randn(2, 6, 8, seed=1), randn(2, 3, 8, seed=2)
+    energy = torch.full((2, 6), math.nan)
+    kept = ops.gated_add(x, y, gate, torch.bfloat16, energy)
+    assert torch.equal(energy, ops.token_energy(kept))
+    assert not torch.equal(energy, ops.token_energy(ops.gated_add(x, y, gate)))
 
 
 @given(seeds)
