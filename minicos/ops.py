@@ -208,9 +208,20 @@ class Ops:
         """The same bundle with Triton kernels in place. Raises ImportError where Triton is missing: the caller chose them."""
         from dataclasses import replace
 
+        from minicos.kernels.add_norm import add_norm
+        from minicos.kernels.gated_add import gated_add
+        from minicos.kernels.modulated_norm import modulated_norm
+        from minicos.kernels.rms_rope import rms_rope
         from minicos.kernels.token_energy import token_energy
 
-        return replace(self, token_energy=token_energy)
+        return replace(
+            self,
+            rms_rope=rms_rope,
+            modulated_norm=modulated_norm,
+            gated_add=gated_add,
+            add_norm=add_norm,
+            token_energy=token_energy,
+        )
 
 
 REFERENCE = Ops()

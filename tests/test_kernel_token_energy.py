@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from minicos import ops
 
 from tests.on_device import DEVICE, DTYPES, compiled, interpret, nan, on_device, ptx, randn, triton  # isort: skip  finds minicos.kernels
 from minicos.kernels import token_energy as module
+from minicos.kernels.rows import options
 from minicos.kernels.token_energy import token_energy
 
 seeds = st.integers(0, 2**31 - 1)
@@ -72,17 +72,13 @@ def test_kernels_are_imported_as_a_part_of_minicos_and_only_so(tmp_path):
 def test_it_compiles_for_hopper_without_a_card(width, pointer, tmp_path, monkeypatch):
     """One load of 16 bytes per thread for every 8 (4) channels of an aligned row, and a correctly rounded root."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    chunk = module._chunk(width)
     aligned = ("x", "out", "x_batch", "x_token") if width % 16 == 0 else ("x", "out")
-    asm = ptx(
-        module._token_energy, {"x": pointer, "out": "*fp32"}, {"width": width, "chunk": chunk, "out_token": 1}, aligned,
-        num_warps=max(1, chunk // module.WARP), enable_fp_fusion=False,
-    )  # fmt: skip
+    asm = ptx(module._token_energy, {"x": pointer, "out": "*fp32"}, {"out_token": 1}, aligned, **options(width))
     assert "sqrt.rn.f32" in asm
     assert "fma" not in asm
     if width % 16 == 0:
         per_chunk = 1 if pointer == "*bf16" else 2
-        assert asm.count("ld.global.v4.b32") == asm.count("ld.global") == width // chunk * per_chunk
+        assert asm.count("ld.global.v4.b32") == asm.count("ld.global") == width // options(width)["chunk"] * per_chunk
 
 
 @compiled
@@ -93,10 +89,6 @@ def test_a_tensor_on_the_cpu_is_refused():
 
 def test_signatures_are_the_references():
     assert inspect.signature(token_energy) == inspect.signature(ops.token_energy)
-
-
-def test_with_kernels_swaps_in_what_exists_and_nothing_else():
-    assert ops.REFERENCE.with_kernels() == replace(ops.REFERENCE, token_energy=token_energy)
 
 
 # -- token energy ------------------------------------------------------------------------------------------------------

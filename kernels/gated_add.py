@@ -1,0 +1,65 @@
+"""Residual addition, x + y gate: the Triton twin of `minicos.ops.gated_add`, with the energy of the sum on the way.
+
+One program per token: reads its rows of x and y and, of gate, the row of its timestep; writes the sum in the dtype of the residual
+stream, and its norm, if wanted, without reading it again.
+
+Rounding, where the reference has it: product and sum each to float32, then to `dtype`: the same bits. The energy is that of the
+rounded sum, which the next block sees, by the arithmetic of `token_energy`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .rows import at, check, expect, launch, load, place, rounded, served, square_sum, store, writable
+
+
+@torch.compiler.disable
+def gated_add(
+    x: Tensor, y: Tensor, gate: Tensor | None, dtype: torch.dtype = torch.float32, energy: Tensor | None = None
+) -> Tensor:
+    """x + y gate, rounded to `dtype`: x and y b l d, gate b g d float32, or None for x + y -> b l d. There is no gradient.
+
+    `energy`, where given, receives the token energy of the result: b l float32, maybe a row of a larger buffer.
+    """
+    check("gated_add", x=x, y=y, gate=gate)
+    writable("gated_add", dtype)
+    each = served("gated_add", x, gate=gate)
+    expect("gated_add", "y", y, y.dtype, x.shape, x.device)
+    if energy is not None:
+        expect("gated_add", "energy", energy, torch.float32, x.shape[:2], x.device)
+        if x.numel() == 0:
+            energy.zero_()
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    strides = (0, 0) if energy is None else energy.stride()
+    launch(_gated_add, x, *at(x), *at(y), *at(gate), out, energy, *strides, x.shape[1], each)
+    return out
+
+
+@triton.jit
+def _gated_add(
+    x, x_batch, x_token, y, y_batch, y_token, gate, gate_batch, gate_time, out, energy, energy_batch, energy_token,
+    tokens, each, width: tl.constexpr, chunk: tl.constexpr,
+):  # fmt: skip
+    batch, token = place(tokens)
+    x += batch * x_batch + token * x_token
+    y += batch * y_batch + token * y_token
+    if gate is not None:
+        gate += batch * gate_batch + token // each * gate_time
+    row = added(x, y, gate, out, width, chunk)
+    store(out + (batch * tokens + token) * width, row, width, chunk)
+    if energy is not None:
+        tl.store(energy + batch * energy_batch + token * energy_token, tl.sqrt_rn(square_sum(row)))
+
+
+@triton.jit
+def added(x, y, gate, like, width: tl.constexpr, chunk: tl.constexpr):
+    """x + y gate, rounded as `like` is."""
+    x, y = load(x, width, chunk), load(y, width, chunk)
+    if gate is not None:
+        gate = load(gate, width, chunk)
+    row = ()
+    for i in tl.static_range(len(x)):
+        row += (rounded(x[i] + (y[i] if gate is None else y[i] * gate[i]), like),)
+    return row

@@ -1,0 +1,72 @@
+"""RMS norm over the full width and the rotation of each head, for q and k in one launch: the Triton twin of `minicos.ops.rms_rope`.
+
+One program per token: reads its rows of q and k and the cosines and sines of its position, which all heads share, and writes
+heads apart, b n l k, contiguous, as attention reads them. Channels are loaded as they lie and pairs (x[2j], x[2j+1]) are
+told apart in registers, so that loads and stores stay as wide as they can be.
+
+Rounding, where the reference has it: x / rms(x), computed in float32, to x's dtype; times the weight, rounded to x's dtype if
+that is also the weight's, else to float32; rotated in float32, each product and sum rounded; then to x's dtype.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .rows import at, check, expect, launch, load, place, rounded, square_sum
+
+
+@torch.compiler.disable
+def rms_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, angles: tuple[Tensor, Tensor], heads: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """q and k, normed and turned: b l d -> b n l k each. Weights d, angles (cosines, sines) l k/2 float32. There is no gradient."""
+    check("rms_rope", q=q, k=k, q_weight=q_weight, k_weight=k_weight)
+    if q.ndim != 3 or q.shape[2] % (2 * heads):
+        raise ValueError(f"rms_rope: q must be b l d, with d in {heads} heads of pairs, not {tuple(q.shape)}")
+    batch, tokens, width = q.shape
+    expect("rms_rope", "k", k, q.dtype, q.shape, q.device)
+    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+        expect("rms_rope", name, weight, q_weight.dtype, (width,), q.device)
+    cos, sin = (a.to(q.device).contiguous() for a in angles)
+    for name, a in (("cosines", cos), ("sines", sin)):
+        expect("rms_rope", name, a, torch.float32, (tokens, width // heads // 2), q.device)
+    turned = [torch.empty(batch, heads, tokens, width // heads, dtype=q.dtype, device=q.device) for _ in range(2)]
+    weights = q_weight.contiguous(), k_weight.contiguous()
+    launch(_rms_rope, q, *at(q), *at(k), *weights, cos, sin, *turned, tokens, eps, head=width // heads)
+    return turned[0], turned[1]
+
+
+@triton.jit
+def _rms_rope(
+    q, q_batch, q_token, k, k_batch, k_token, q_weight, k_weight, cos, sin, q_out, k_out,
+    tokens, eps, head: tl.constexpr, width: tl.constexpr, chunk: tl.constexpr,
+):  # fmt: skip
+    batch, token = place(tokens)
+    cos += token * (head // 2)
+    sin += token * (head // 2)
+    q += batch * q_batch + token * q_token
+    k += batch * k_batch + token * k_token
+    start = batch * tokens * width + token * head  # b n l k
+    apart = tl.cast(tokens, tl.int64) * head  # from head to head; to Triton, a single token is a constant without `.to`
+    turned(q, q_weight, cos, sin, q_out + start, apart, eps, head, width, chunk)
+    turned(k, k_weight, cos, sin, k_out + start, apart, eps, head, width, chunk)
+
+
+@triton.jit
+def turned(x, weight, cos, sin, out, apart, eps, head: tl.constexpr, width: tl.constexpr, chunk: tl.constexpr):
+    """The row at x, normed and turned, to out, whose heads lie `apart`."""
+    row, factor = load(x, width, chunk), load(weight, width, chunk)
+    scale = tl.rsqrt(tl.div_rn(square_sum(row), width) + eps)
+    for i in tl.static_range(len(row)):
+        y = rounded(row[i] * scale, x) * factor[i]
+        if weight.dtype.element_ty == x.dtype.element_ty:
+            y = rounded(y, x)
+        pair = i * (chunk // 2) + tl.arange(0, chunk // 2)
+        c = tl.load(cos + pair % (head // 2), mask=pair < width // 2, other=0.0)
+        s = tl.load(sin + pair % (head // 2), mask=pair < width // 2, other=0.0)
+        even, odd = tl.split(tl.reshape(y, [chunk // 2, 2]))
+        y = tl.reshape(tl.join(even * c - odd * s, even * s + odd * c), [chunk])
+        channel = i * chunk + tl.arange(0, chunk)
+        place = out + (channel // head) * apart + channel % head
+        tl.store(place, y.to(out.dtype.element_ty), mask=channel < width)
