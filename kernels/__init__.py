@@ -1,6 +1,7 @@
 """Triton twins of functions in `minicos.ops`: same names, same signatures, one file each, tested against their reference.
+What several of them share is in `rows`.
 
 Imported as `minicos.kernels` (pyproject.toml maps this folder), and by nobody but `Ops.with_kernels`. This file imports
 nothing: with the repository's root on `sys.path` it also answers to `kernels`, the name of the Hub's package, and must
-then do no harm. The submodules import torch and triton, and nothing of minicos.
+then do no harm. The submodules import torch, triton and one another, and nothing else of minicos.
 """

@@ -47,7 +47,8 @@ def _rms_rope(
     sin += token * (head // 2)
     q += batch * q_batch + token * q_token
     k += batch * k_batch + token * k_token
-    start, apart = batch * tokens * width + token * head, tokens.to(tl.int64) * head  # b n l k: from head to head
+    start = batch * tokens * width + token * head  # b n l k
+    apart = tl.cast(tokens, tl.int64) * head  # from head to head; to Triton, a single token is a constant without `.to`
     turned(q, q_weight, cos, sin, q_out + start, apart, eps, head, width, chunk)
     turned(k, k_weight, cos, sin, k_out + start, apart, eps, head, width, chunk)
 

@@ -52,17 +52,22 @@ def rounded(x, like):
 
 
 @triton.jit
-def square_sum(row):
-    """The sum of squares. Eight neighbours are added first: a thread holds four channels or eight, as the dtypes of its kernel
+def lane_sum(x):
+    """The sum of a chunk. Eight neighbours are added first: a thread holds four channels or eight, as the dtypes of its kernel
     have it, and the order of additions, hence the last bit, must not depend on that."""
+    for _ in tl.static_range(3):
+        if x.shape[0] > 1:
+            even, odd = tl.split(tl.reshape(x, [x.shape[0] // 2, 2]))
+            x = even + odd
+    return tl.sum(x, 0)
+
+
+@triton.jit
+def square_sum(row):
     squares = row[0] * row[0]
     for i in tl.static_range(1, len(row)):
         squares += row[i] * row[i]
-    for _ in tl.static_range(3):
-        if squares.shape[0] > 1:
-            even, odd = tl.split(tl.reshape(squares, [squares.shape[0] // 2, 2]))
-            squares = even + odd
-    return tl.sum(squares, 0)
+    return lane_sum(squares)
 
 
 @triton.jit
@@ -71,7 +76,7 @@ def normed(row, eps, width: tl.constexpr, chunk: tl.constexpr):
     total = row[0]
     for i in tl.static_range(1, len(row)):
         total += row[i]
-    mean = tl.div_rn(tl.sum(total, 0), width)
+    mean = tl.div_rn(lane_sum(total), width)
     centred = ()
     for i in tl.static_range(len(row)):
         inside = i * chunk + tl.arange(0, chunk) < width

@@ -25,6 +25,9 @@ if find_spec("minicos.kernels") is None:  # a checkout that is not installed: th
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ROUNDED = (
+    [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
+)  # the interpreter cuts bfloat16 off instead
 compiled = pytest.mark.skipif(INTERPRETED, reason="about the compiled kernel")
 
 
@@ -47,6 +50,49 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.full(shape, math.nan, device=DEVICE, dtype=dtype)
+
+
+VIEWS = {
+    "tokens": lambda x: x[:, 1:7],
+    "every other token": lambda x: x[:, ::2],
+    "channels": lambda x: x[:, :6, 4:],
+    "every other channel": lambda x: x[:, :6, ::2],
+    "tokens by batch": lambda x: x[:, :6].transpose(0, 1),
+}
+
+
+def view(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Some b l d cut from a tensor that is NaN everywhere else; l and d are even."""
+    x = VIEWS[name](nan(2, 12, 64, dtype=dtype))
+    return x.copy_(randn(*x.shape, seed=seed))
+
+
+def far_apart(*shape: int) -> Tensor:
+    """A bfloat16 (1, 3, d) whose tokens are 2^30 elements apart: the third lies past 2^31. Of these 4 GiB, three pages are touched."""
+    x = torch.empty(2**31 + 512, dtype=torch.bfloat16, device=DEVICE).as_strided(shape, (0, 2**30, 1))
+    return x.copy_(randn(*shape))
+
+
+def modulations(*shape: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Six float32 b g d, as a block has them: rows of one tensor b g 6 d."""
+    return randn(*shape[:2], 6, shape[2], seed=100 + seed).unbind(2)
+
+
+def poisoned(op, *args, **options):
+    """op(...), where an element of its result that is left unwritten is NaN."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch,
+            "empty",
+            lambda *shape, **kinds: torch.full(torch.Size(*shape) if len(shape) == 1 else shape, math.nan, **kinds),
+        )
+        return op(*args, **options)
+
+
+def differing(actual: Tensor, expected: Tensor) -> float:
+    """The share of elements whose values are not the same."""
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    return (actual != expected).double().mean().item()
 
 
 def ptx(kernel, signature: dict[str, str], constants: dict[str, object], aligned: tuple[str, ...], **options) -> str:

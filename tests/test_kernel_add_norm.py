@@ -1,0 +1,197 @@
+"""The residual addition with the next norm: the Triton twin against its reference, see `tests/on_device.py`."""
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minicos import ops
+from tests.golden import rel_max
+
+from tests.on_device import (  # isort: skip  finds minicos.kernels
+    DEVICE, DTYPES, ROUNDED, VIEWS, compiled, differing, far_apart, interpret, modulations, on_device, poisoned, ptx,
+    randn, triton, view,
+)  # fmt: skip
+from minicos.kernels import add_norm as module
+from minicos.kernels.add_norm import add_norm
+from minicos.kernels.gated_add import gated_add
+from minicos.kernels.modulated_norm import modulated_norm
+from minicos.kernels.rows import options
+
+seeds = st.integers(0, 2**31 - 1)
+EPS = 1e-6
+NORMS = ["affine", "modulated"]
+
+
+def inputs(width: int, norm: str, dtype: torch.dtype = torch.float32, gated: bool = True, seed: int = 0, g: int = 3):
+    """x, y, gate, scale, shift, eps."""
+    x, y = (randn(2, 6, width, seed=seed + i, dtype=dtype) for i in range(2))
+    gate, scale, shift, *_ = modulations(2, g, width, seed=seed % 1000)
+    if norm == "affine":
+        scale, shift = scale[0, 0], shift[0, 0]
+    return x, y, gate if gated else None, scale, shift, EPS
+
+
+# -- in this process ---------------------------------------------------------------------------------------------------
+
+
+@compiled
+def test_everything_here_in_the_interpreter():
+    interpret(__file__)
+
+
+@compiled
+@pytest.mark.skipif("nvidia" not in triton.backends.backends, reason="this Triton has no compiler for NVIDIA's cards")
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("width", [5120, 3072, 1536])
+@pytest.mark.parametrize("residual", ["*fp32", "*bf16"])
+def test_it_compiles_for_hopper_without_a_card(residual, width, norm, tmp_path, monkeypatch):
+    """x and y are read once; loads and stores of 16 bytes."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {
+        "x": residual,
+        "y": "*bf16",
+        "gate": "*fp32",
+        "scale": "*fp32",
+        "shift": "*fp32",
+        "out": residual,
+        "norm": "*bf16",
+    }
+    strides = ("x_batch", "x_token", "y_batch", "y_token", "gate_batch", "gate_time")
+    aligned = (*types, *strides, "scale_batch", "scale_time", "shift_batch", "shift_time")
+    constants = {"affine": norm == "affine"}
+    asm = ptx(module._add_norm, types | {"eps": "fp32"}, constants, aligned, **options(width))
+    chunks = width // options(width)["chunk"]
+    wide = {"*fp32": 2, "*bf16": 1}[residual]  # accesses of 16 bytes for eight channels
+    assert asm.count("ld.global.v4.b32") == asm.count("ld.global") == chunks * (wide + 1 + 3 * 2)
+    assert asm.count("st.global.v4.b32") == asm.count("st.global") == chunks * (wide + 1)
+    assert "fma" not in asm
+
+
+@compiled
+def test_a_tensor_on_the_cpu_is_refused():
+    with pytest.raises(ValueError, match=r"x is on cpu.*minicos\.ops\.add_norm"):
+        add_norm(torch.ones(1, 2, 8), torch.ones(1, 2, 8), None, torch.ones(8), torch.ones(8), EPS)
+
+
+def test_signatures_are_the_references():
+    assert inspect.signature(add_norm) == inspect.signature(ops.add_norm)
+
+
+# -- sum and norm ------------------------------------------------------------------------------------------------------
+
+
+@on_device
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("width", [1, 5, 24, 130, 1536, 3072, 5120])
+def test_sum_and_norm_in_float32(width, norm, gated):
+    given = inputs(width, norm, gated=gated)
+    (stream, normed), (stream_reference, normed_reference) = poisoned(add_norm, *given), ops.add_norm(*given)
+    assert stream.is_contiguous()
+    assert normed.is_contiguous()
+    assert torch.equal(stream, stream_reference)
+    assert rel_max(normed, normed_reference) < 2e-6  # measured 2.1e-7
+
+
+@on_device
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("residual", DTYPES)
+@pytest.mark.parametrize("width", [5, 130, 1536])
+def test_every_dtype_in_and_out(width, residual, norm):
+    given = inputs(width, norm, torch.bfloat16)
+    for dtype in DTYPES:
+        outs, references = (op(*given, residual, dtype) for op in (add_norm, ops.add_norm))
+        for actual, expected, kind in zip(outs, references, (residual, dtype), strict=True):
+            assert actual.dtype == kind
+            assert rel_max(actual.float(), expected.float()) < 2e-2  # measured 1.4e-2, of bfloat16 in the interpreter
+
+
+@on_device
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", ROUNDED)
+def test_it_rounds_where_the_reference_does(dtype, norm):
+    """The sum before it is normed, the norm before it is modulated or after weight and bias: each left out shows everywhere."""
+    given = inputs(1536, norm, dtype)
+    for out in (torch.float32, dtype):
+        stream, normed = add_norm(*given, dtype, out)
+        expected_stream, expected = ops.add_norm(*given, dtype, out)
+        assert torch.equal(stream, expected_stream)
+        assert differing(normed, expected) < 0.01  # measured 2.2e-4
+        _, unrounded = ops.add_norm(*given, torch.float32, out)
+        assert differing(unrounded, expected) > 0.05
+
+
+@on_device
+@settings(max_examples=10)
+@given(seeds, st.integers(1, 300), st.booleans(), st.sampled_from(DTYPES))
+def test_it_is_the_sum_and_then_the_norm(seed, width, gated, residual):
+    """Bit for bit what two launches give; and an affine norm is a modulation by weight - 1, but for the last bits."""
+    x, y, gate, scale, shift, eps = inputs(width, "modulated", torch.bfloat16, gated, seed=seed)
+    stream, normed = add_norm(x, y, gate, scale, shift, eps, residual, torch.bfloat16)
+    assert torch.equal(stream, gated_add(x, y, gate, residual))
+    assert torch.equal(normed, modulated_norm(stream, scale, shift, eps, torch.bfloat16))
+    _, affine = add_norm(x, y, gate, scale[0, 0], shift[0, 0], eps)
+    same = (m[:1, :1].expand(2, 1, -1) for m in (scale - 1, shift))
+    assert rel_max(affine, modulated_norm(gated_add(x, y, gate), *same, eps)) < 1e-6  # measured 1.2e-7
+
+
+@on_device
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", VIEWS)
+def test_slices_are_read_by_their_strides(name, norm):
+    x, y = view(name), view(name, seed=1)
+    gate, scale, shift = (view(name, seed=s)[:, :2] for s in (2, 3, 4))
+    if norm == "affine":
+        scale, shift = scale[0, 0], shift[0, 0]
+    given = (x, y, gate, scale, shift)
+    outs = poisoned(add_norm, *given, EPS)
+    assert all(map(torch.equal, outs, add_norm(*(t.clone() for t in given), EPS)))
+    assert rel_max(outs[1], ops.add_norm(*given, EPS)[1]) < 2e-6  # measured 1.6e-7
+
+
+@on_device
+def test_offsets_pass_32_bits():
+    x, (gate, scale, shift, *_) = far_apart(1, 3, 5), modulations(1, 3, 5)
+    far, near = add_norm(x, x, gate, scale, shift, EPS), add_norm(x.clone(), x.clone(), gate, scale, shift, EPS)
+    assert all(map(torch.equal, far, near))
+
+
+@on_device
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5), (2, 3, 0)])
+def test_nothing_to_add(shape):
+    x, weight = randn(*shape), randn(shape[2])
+    stream, normed = add_norm(x, x, None, weight, weight, EPS, torch.float16, torch.bfloat16)
+    assert stream.shape == normed.shape == shape
+
+
+# -- refused -----------------------------------------------------------------------------------------------------------
+
+ROW = torch.ones(2, 6, 8)
+
+
+@on_device
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"x": ROW.double()}, "x is torch.float64; the kernel takes float32, bfloat16 and float16"),
+        ({"x": ROW[0], "y": ROW[0]}, "x must be b l d"),
+        ({"y": ROW[:, :5]}, r"y must be float32 \(2, 6, 8\)"),
+        ({"gate": ROW[:, :2]}, r"scale must be float32 \(2, 2, 8\) on .*, not float32 \(2, 3, 8\)"),
+        ({"shift": ROW[:, :3].half()}, "shift must be float32 .* not float16"),
+        ({"scale": ROW[0, 0]}, r"shift must be float32 \(8,\) on .*, not float32 \(2, 3, 8\)"),
+        ({"scale": ROW[0, 0, :7], "shift": ROW[0, 0]}, r"scale must be float32 \(8,\)"),
+        ({"scale": ROW[0, 0].clone().requires_grad_(), "shift": ROW[0, 0]}, "no gradient; pass scale.detach"),
+        ({"residual": torch.float64}, "writes float32, bfloat16 and float16, not torch.float64"),
+        ({"dtype": torch.float64}, "writes float32, bfloat16 and float16, not torch.float64"),
+    ],
+)
+def test_what_the_kernel_cannot_do_is_refused(changed, match):
+    modulation = ROW[:, :3]
+    given = {"x": ROW, "y": ROW, "gate": modulation, "scale": modulation, "shift": modulation, "eps": EPS} | changed
+    given = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in given.items()}
+    with pytest.raises((TypeError, ValueError), match=match):
+        add_norm(**given)

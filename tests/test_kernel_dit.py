@@ -1,0 +1,119 @@
+"""The network with every Triton kernel in place against the reference, see `tests/on_device.py`."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor
+
+from minicos import ops
+from minicos.dit import FLOAT32, DiT, points
+from minicos.hooks import NO_HOOKS, Hooks
+from minicos.ops import REFERENCE, Ops
+from tests.golden import rel_l2, rel_max
+
+from tests.on_device import DEVICE, compiled, interpret, on_device  # isort: skip  finds minicos.kernels
+
+KERNELS = REFERENCE.with_kernels()
+
+
+@compiled
+def test_everything_here_in_the_interpreter():
+    interpret(__file__)
+
+
+def test_with_kernels_swaps_in_twins_and_nothing_else():
+    swapped = {
+        f.name: getattr(KERNELS, f.name) for f in fields(Ops) if getattr(KERNELS, f.name) != getattr(ops, f.name)
+    }
+    assert {"rms_rope", "modulated_norm", "gated_add", "add_norm", "token_energy"} <= set(swapped)
+    assert {name: f"minicos.kernels.{name}" for name in swapped} == {
+        name: op.__module__ for name, op in swapped.items()
+    }
+    assert {f.__name__ for f in swapped.values()} == set(swapped)
+
+
+@pytest.fixture
+def network(small_dit):
+    """dtype of matrices, of the residual stream, ops, changes of the configuration -> the same random network, on the device."""
+
+    def make(dtype: torch.dtype, residual: torch.dtype, bundle: Ops, **changes) -> DiT:
+        plain = small_dit(**changes)
+        made = DiT(plain.cfg, bundle, residual).requires_grad_(False)
+        made.load_state_dict(plain.state_dict())
+        for name, p in made.named_parameters():
+            if not any(part in name for part in FLOAT32):
+                p.data = p.data.to(dtype)
+        return made.to(DEVICE)
+
+    return make
+
+
+def run(network: DiT, hooks: Hooks = NO_HOOKS, per_frame: bool = False) -> Tensor:
+    """The velocity of two different samples, three frames of two tokens."""
+    draw = torch.Generator().manual_seed(0)
+    x, text = torch.randn(2, 4, 3, 2, 4, generator=draw), torch.randn(2, 5, 8, generator=draw)
+    t = torch.tensor([[0.0, 900, 900], [0, 30.5, 30.5]] if per_frame else [900.0, 30.5])
+    m = network.cfg.image_tokens
+    clip = torch.randn(2, m, 6, generator=draw).to(DEVICE) if m else None
+    return network(x.to(DEVICE), t.to(DEVICE), text.to(DEVICE), None, clip, hooks)
+
+
+def watch(network: DiT) -> tuple[Tensor, dict[str, Tensor]]:
+    """The velocity, and every tensor that hooks see, in their order."""
+    seen: dict[str, Tensor] = {}
+    hooks = Hooks()
+    for depth in range(1, 5):
+        hooks = hooks.on(".".join("*" * depth), lambda x, site: seen.update({site.name: x.clone()}))
+    return run(network, hooks), seen
+
+
+FLOAT16, BFLOAT16 = torch.float16, torch.bfloat16
+POLICIES = [  # tolerances hold for the velocity and for every tensor before it; measured in the interpreter
+    (torch.float32, torch.float32, 2e-6),  # measured 2.3e-7
+    (FLOAT16, torch.float32, 5e-4),  # measured 8.7e-8: no float16 was rounded another way
+    (FLOAT16, FLOAT16, 5e-4),  # measured 0
+    (BFLOAT16, torch.float32, 3e-2),  # measured 9.0e-3, for there bfloat16 is cut off instead of rounded
+    (BFLOAT16, BFLOAT16, 3e-2),  # measured 1.3e-2
+]
+
+
+@on_device
+@pytest.mark.parametrize(("dtype", "residual", "tolerance"), POLICIES)
+@pytest.mark.parametrize(("per_frame", "changes"), [(False, {}), (True, {"image_tokens": 257, "image_dim": 6})])
+def test_the_velocity_is_the_references(per_frame, changes, dtype, residual, tolerance, network):
+    actual, expected = (run(network(dtype, residual, o, **changes), per_frame=per_frame) for o in (KERNELS, REFERENCE))
+    assert actual.dtype == torch.float32
+    assert rel_l2(actual, expected) < tolerance
+
+
+@on_device
+@pytest.mark.parametrize(("dtype", "residual", "tolerance"), POLICIES)
+def test_hooks_see_the_same_tensors_in_the_same_order_and_change_no_bit(dtype, residual, tolerance, network):
+    with_kernels, reference = (network(dtype, residual, bundle) for bundle in (KERNELS, REFERENCE))
+    (velocity, seen), (_, expected) = watch(with_kernels), watch(reference)
+    assert torch.equal(velocity, run(with_kernels))
+    assert list(seen) == list(expected) == list(points(with_kernels.cfg))
+    for name, tensor in seen.items():
+        assert (tensor.shape, tensor.dtype) == (expected[name].shape, expected[name].dtype), name
+        assert rel_l2(tensor.float(), expected[name].float()) < tolerance, name
+
+
+@on_device
+def test_compiled_blocks_call_the_kernels_as_they_are(network):
+    """Dynamo leaves them out of its graphs; what is between them is compiled, here by a backend that changes nothing."""
+    made = network(torch.float32, torch.float32, KERNELS)
+    before = run(made)
+    for block in made.blocks:
+        block.compile(backend="eager")
+    assert torch.equal(run(made), before)
+    assert torch.equal(watch(made)[0], before)
+
+
+@on_device
+def test_a_network_with_gradients_is_refused(network):
+    made = network(torch.float32, torch.float32, KERNELS).requires_grad_(True)
+    with pytest.raises(ValueError, match=r"no gradient.*minicos\.ops\.modulated_norm"):
+        run(made)
+    with torch.no_grad():
+        assert rel_max(run(made), run(network(torch.float32, torch.float32, REFERENCE))) < 2e-6
