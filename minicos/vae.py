@@ -10,9 +10,15 @@ The second generation is the first one with three additions, all of them data in
 into channels before the encoder and unfolded after the decoder (`patch_size`), the decoder is wider than the encoder (`dec_dim`),
 and every stage that changes size has a shortcut without parameters around it (`stage_shortcuts`: `DownStage`, `UpStage`).
 
-Large frames can be cut into overlapping tiles (tiles.py), in space and never in time. Weights may be cast to bfloat16
-(`vae.to(torch.bfloat16)`): convolutions, attention and residual sums then round to it, while sums of squares in the norms, the
-statistics of the latents and what `encode` and `decode` return stay float32.
+Large frames can be cut into overlapping tiles (tiles.py), in space and never in time. The decoder may be cast to bfloat16
+(`vae.decoder.to(torch.bfloat16)`, or `minicos.load(decode_dtype=...)`): half the memory. Convolutions, attention and residual sums
+then round to it; norms are still computed in float32, and the latents' statistics, `conv2` and what `decode` returns are float32.
+The last convolution is not worth an exception: in float32 it gains 0.5 dB of 56. The official code and diffusers decode in float32,
+ComfyUI in bfloat16 where the card has it. An encoder in bfloat16 would change what a model is asked.
+
+On a CPU a decoder computes convolutions and norms in ways that are faster there (`quick`), and the clips of a batch one after the
+other, since caches hold the activations of one; so a clip decodes to the same bits alone and in a batch. An encoder does not:
+what a model is asked stays as it is to the last bit.
 Sources: wan/modules/vae2_1.py and vae2_2.py.
 """
 
@@ -34,6 +40,8 @@ Stream = dict[nn.Module, Tensor]  # module -> the last input frames that its nex
 class CausalConv3d(nn.Conv3d):
     """Conv3d that pads time at the front only: with what the stream remembers, or with zeros at the start of a clip."""
 
+    quick = False  # for a single clip of few channels a CPU takes a kernel of torch's own, and oneDNN's is five times as fast
+
     def __init__(self, in_dim: int, out_dim: int, kernel: int | tuple[int, int, int], stride=1, padding: int = 0):
         super().__init__(in_dim, out_dim, kernel, stride, padding=(0, padding, padding))
         self.history = self.kernel_size[0] - 1
@@ -44,11 +52,15 @@ class CausalConv3d(nn.Conv3d):
             past = stream[self] if self in stream else x.new_zeros(b, c, self.history, h, w)
             x = torch.cat([past, x], dim=2)
             stream[self] = x[:, :, -self.history :].clone()  # a view would keep the whole chunk alive
+        if self.quick and x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            return torch.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, 1)
         return super().forward(x)
 
 
 class RMSNorm(nn.Module):
     """x / ||x||_channels * sqrt(c) * gamma, in float32 or wider."""
+
+    quick = False  # a CPU is slow at norms over a dimension that is not the last, not at sums
 
     def __init__(self, dim: int, spatial: int = 3):
         super().__init__()
@@ -56,7 +68,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * spatial))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (F.normalize(wide(x), dim=1) * self.scale * self.gamma).to(x.dtype)
+        unit = unit_by_sum if self.quick and x.device.type == "cpu" else F.normalize
+        return (unit(wide(x), dim=1) * self.scale * self.gamma).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -182,6 +195,11 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def unit_by_sum(x: Tensor, dim: int) -> Tensor:
+    """`F.normalize`, up to last bits."""
+    return x / x.square().sum(dim, keepdim=True).clamp_min(1e-24).sqrt()
+
+
 def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a 2D layer to every frame of b c f h w."""
     return rearrange(layer(rearrange(x, "b c f h w -> (b f) c h w")), "(b f) c h w -> b c f h w", b=x.shape[0])
@@ -270,6 +288,9 @@ class VAE(nn.Module):
         self.conv1 = CausalConv3d(2 * cfg.z_dim, 2 * cfg.z_dim, 1)
         self.conv2 = CausalConv3d(cfg.z_dim, cfg.z_dim, 1)
         self.decoder = Decoder3d(cfg)
+        for layer in self.decoder.modules():
+            if isinstance(layer, CausalConv3d | RMSNorm):
+                layer.quick = True
 
     def posterior(self, video: Tensor, stream: Stream | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latents before normalisation, each b c f h w. One call, one chunk."""
@@ -306,11 +327,14 @@ class VAE(nn.Module):
         """
         if chunk < 1:
             raise MinicosError(f"chunk must be 1 or more latent frames, not {chunk}")
+        if len(latent) > 1 and latent.device.type == "cpu":
+            clips = [self.stream(clip, chunk, tile) for clip in latent.split(1)]
+            return (torch.cat(parts) for parts in zip(*clips, strict=True))
         space = self.cfg.stride[1]
         tiles = Tiles((latent.shape[-2], latent.shape[-1]), tile, space)
         latent = wide(latent)
         mean, scale = self._statistics(latent)
-        z = self.conv2((latent / scale + mean).to(self.conv2.weight.dtype), {})
+        z = self.conv2((latent / scale + mean).to(self.conv2.weight.dtype), {}).to(self.decoder.conv1.weight.dtype)
 
         def pixels(part: Tensor, stream: Stream) -> Tensor:
             return wide(self.decoder(part, stream))
