@@ -307,7 +307,7 @@ def load(
     chosen = presets(layout.variant, preset)
     device = open_device(device)
     if compile:
-        _check_compiler(device)
+        check_compiler(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16)
     for name, given in (("dtype", dtype), ("decode_dtype", decode_dtype)):
         if given not in (torch.float32, torch.bfloat16):
@@ -425,7 +425,7 @@ def open_device(name: str | torch.device | None) -> torch.device:
     return device
 
 
-def _check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device) -> None:
     """Compile something small, now: torch looks for a compiler only when the first block runs."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))

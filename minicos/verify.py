@@ -175,8 +175,7 @@ def peers() -> tuple[ModuleType, ModuleType]:
     except (ImportError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise MinicosError(
-            f"verify compares with diffusers and transformers, which cannot be used here ({reason}):"
-            " `pip install -U diffusers transformers`"
+            f'diffusers and transformers, the peers, cannot be used here ({reason}): `pip install -e ".[peers]"`'
         ) from error
     return diffusers, transformers
 

@@ -346,11 +346,13 @@ def test_the_command_prints_the_plan_and_writes_it_down(toy, tmp_path, capsys, m
     assert "plan" not in capsys.readouterr().err  # a small model starts without ado
     facts = json.loads((out / "run.json").read_text())
     assert (facts["residency"], facts["settings"]["noise_device"]) == ("stream", "cpu")
+    assert (facts["attention"], facts["compiled"]) == ("scaled_dot_product_attention", False)
     assert main(command) == 0  # where the weights are is no part of what a run is
 
     monkeypatch.setattr("minicos.cli.common.LARGE", 0)
     assert main([*command[:-1], str(tmp_path / "other"), "--noise-device", "cuda"]) == 2
     told = capsys.readouterr().err
     assert "plan: resident on cpu" in told
+    assert "\n  attention scaled_dot_product_attention\n" in told
     assert "s a step: an estimate from" in told
     assert "minicos: the official CUDA noise needs a CUDA card, and this model is on cpu\n" in told

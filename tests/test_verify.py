@@ -280,7 +280,7 @@ def test_without_a_peer(package, told, monkeypatch):
     code, out, err = told()
     assert (code, out) == (2, "")
     assert f"{package}" in err
-    assert err.endswith("`pip install -U diffusers transformers`\n")
+    assert err.endswith('`pip install -e ".[peers]"`\n')
     with pytest.raises(MinicosError, match=package):
         verify.verify(None)  # at the call, before anything runs
 

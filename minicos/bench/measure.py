@@ -77,6 +77,12 @@ def _figure(value: float | None, unit: str) -> str:
     return f"{value:.{min(digits, 5)}f}{unit}".rjust(FIGURE)
 
 
+def rate(flops: float, ms: float) -> str:
+    """Operations a second in words: "612 TFLOP/s"."""
+    giga = flops / ms / 1e6
+    return f"{giga / 1e3:.4g} TFLOP/s" if giga >= 1e3 else f"{giga:.4g} GFLOP/s"
+
+
 def attempt(name: str, measured: Callable[[], Line]) -> Line:
     """A line, or why there is none: a MinicosError says so (no diffusers, no GPU ...), and so does a lack of memory."""
     try:

@@ -1,0 +1,65 @@
+"""A pass of the network beside diffusers' with the very same weights, as it is and with compiled blocks.
+
+On a card ours has the kernels and the attention that suits the card (`attention`). diffusers takes PyTorch's own order of attention
+backends, which is what its users get; it runs once more with ours, so that all the rest can be compared.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.attention import sdpa_kernel
+
+from minicos.attention import ORDER
+from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
+from minicos.bench.networks import Subject, compiled, subject
+from minicos.verify import diffusers_dit, their_velocity
+
+Sides = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # a pass of ours, a pass of theirs
+
+
+def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
+    card = device.type == "cuda"
+    ways = {"diffusers": plain}
+    if card:
+        ways["diffusers, cuDNN first"] = one_attention
+    if card or not quick:  # on a CPU compiling takes a minute
+        ways["diffusers, compiled"] = both_compiled
+    repeats = 2 if quick else 5 if card else 30
+    for batch in (1,) if card else (1, 8):
+        s = subject(device, quick, batch)
+        for peer, sides in ways.items():
+            name = f"forward, {s.name}" + ", compiled" * (sides is both_compiled)
+            yield attempt(name, partial(_measured, name, s, peer, sides, repeats, quick))
+
+
+def _measured(name: str, s: Subject, peer: str, sides: Callable[[Subject], Sides], repeats: int, quick: bool) -> Line:
+    ours, theirs = alternate(*sides(s), device=s.x.device, repeats=repeats, label="" if quick else name)
+    share = ceilings(s.x.device, s.dtype).of_matmul(s.flops, ours)
+    return Line(name, ours, peer, theirs, share, rate(s.flops, ours))
+
+
+def plain(s: Subject) -> Sides:
+    """Ours and theirs as they are."""
+    theirs = diffusers_dit(s.dit, exact_time=False)
+    return s.run, lambda: their_velocity(theirs, *s.given)
+
+
+def one_attention(s: Subject) -> Sides:
+    """Theirs with our order of attention backends."""
+    ours, theirs = plain(s)
+
+    def run() -> Tensor:
+        with sdpa_kernel(ORDER, set_priority=True):
+            return theirs()
+
+    return ours, run
+
+
+def both_compiled(s: Subject) -> Sides:
+    """The blocks of either compiled, one by one."""
+    ours, theirs = compiled(s), diffusers_dit(s.dit, exact_time=False)
+    for block in theirs.blocks:
+        block.compile()
+    return ours, lambda: their_velocity(theirs, *s.given)

@@ -1,0 +1,205 @@
+"""What a benchmark prints and in which order it measures; never how long anything takes."""
+
+import json
+import sys
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minicos.bench import BENCHMARKS, capture, ensemble, kernels, networks
+from minicos.bench.measure import TITLES, Line, alternate, attempt, ceilings, rate
+from minicos.cli import main
+from minicos.dit import FLOAT32, DiT
+from minicos.errors import MinicosError
+from minicos.ops import REFERENCE, token_energy
+
+CPU = torch.device("cpu")
+KEYS = ["name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share"]
+
+
+# -- a line ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_as_json():
+    line = Line("forward", 2.0, "diffusers", 5.0, 0.5, note="for people")
+    assert line.to_json() == dict(zip(KEYS, ("forward", 2.0, "diffusers", 5.0, 0.4, 0.5), strict=True))
+    assert Line("alone", 2.0).to_json() == dict.fromkeys(KEYS) | {"name": "alone", "ours_ms": 2.0}
+    assert Line("none", not_measured="no card").to_json() == {"name": "none", "not_measured": "no card"}
+
+
+@given(st.floats(1e-2, 1e5), st.floats(1e-2, 1e5))
+def test_a_line_as_a_row(ours, peer):
+    row = str(Line("forward", ours, "diffusers", peer, 0.5, note="so"))
+    assert row.index("diffusers") == TITLES.index("beside")
+    assert row.index("50.00 %") + len("50.00 %") == len(TITLES)
+    assert row.endswith("  so")
+    assert float(row.split()[1]) == pytest.approx(ours, rel=1e-3)
+
+
+@pytest.mark.parametrize("error", [MinicosError("no diffusers"), torch.OutOfMemoryError("no diffusers\nand more")])
+def test_what_cannot_be_measured_says_why(error):
+    def fail() -> Line:
+        raise error
+
+    line = attempt("forward", fail)
+    assert set(line.to_json()) == {"name", "not_measured"}
+    assert "no diffusers" in line.not_measured
+
+
+def test_other_errors_are_not_swallowed():
+    with pytest.raises(ZeroDivisionError):
+        attempt("forward", lambda: Line(str(1 // 0)))
+
+
+# -- taking turns ------------------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """A clock that runs as far as each call says, and knows what happened in which order."""
+
+    def __init__(self):
+        self.now, self.events = 0.0, []
+
+    def ready(self):
+        self.events.append("ready")
+
+    def mark(self):
+        return self.now
+
+    def ms(self, begin, end):
+        return end - begin
+
+    def takes(self, name, times):
+        times = iter(times)
+
+        def run():
+            self.events.append(name)
+            self.now += next(times)
+
+        return run
+
+
+def test_calls_take_turns_and_medians_are_taken_behind_the_warm_up():
+    watch = Watch()
+    a, b = watch.takes("a", [900, 1, 2, 30]), watch.takes("b", [900, 5, 700, 6])
+    assert alternate(a, b, device=CPU, repeats=3, warmup=1, clock=watch) == (2, 6)
+    assert watch.events == ["a", "b", *["ready", "a", "ready", "b"] * 3]
+
+
+@given(st.lists(st.lists(st.integers(1, 99), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_the_median_is_that_of_each_call(times):
+    watch = Watch()
+    found = alternate(*(watch.takes(i, t) for i, t in enumerate(times)), device=CPU, repeats=5, warmup=0, clock=watch)
+    assert found == tuple(sorted(t)[2] for t in times)
+
+
+def test_shares_of_ceilings():
+    assert [rate(2e12, ms=1), rate(2e6, ms=1)] == ["2000 TFLOP/s", "2 GFLOP/s"]
+    found = replace(ceilings(CPU), matmul=1e12, copy=1e9)
+    assert found.of_matmul(5e8, ms=1) == 0.5
+    assert found.of_copy(5e5, ms=1) == 0.5
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(capsys, monkeypatch):
+    """Run `minicos bench` on the CPU: (stdout, stderr)."""
+
+    def run(*argv: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["minicos", "bench", *argv])
+        assert main(["bench", *argv, "--device", "cpu", "--quick"]) == 0
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_runs_small_on_a_cpu(name, bench):
+    out, err = bench(name, "--json")
+    lines = json.loads(out)
+    assert lines
+    for line in lines:
+        assert list(line) in (KEYS, ["name", "not_measured"])
+        assert all(value is None or value > 0 for key, value in line.items() if key.endswith(("_ms", "ratio", "share")))
+    assert f"command   minicos bench {name}" in err
+    assert torch.__version__ in err
+
+
+def test_the_table(bench):
+    out, _ = bench("capture")
+    assert TITLES in out
+    assert "not measured: the kernels run on a CUDA card" in out
+
+
+def test_without_diffusers(bench, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    lines = json.loads(bench("forward", "--json")[0])
+    assert all('pip install -e ".[peers]"' in line["not_measured"] for line in lines)
+
+
+# -- what runs on a card, tried on a CPU -------------------------------------------------------------------------------
+
+
+def test_every_kernel_has_a_case_that_fits_it():
+    """Of the operations that have twins, all but attention itself."""
+    shapes = kernels.Shapes(CPU, quick=True)
+    for name in set(kernels.CASES) & set(vars(REFERENCE)):
+        op = getattr(REFERENCE, name)
+        run = kernels.bound(op, kernels.CASES[name](shapes))
+        assert kernels.tree_leaves(run())
+    assert set(vars(REFERENCE)) - {"attention", "self_attention"} <= {*kernels.CASES, "attention_mass_sampled"}
+
+
+def test_a_kernel_beside_its_reference(monkeypatch):
+    """A stand-in for the kernel: bytes are every argument read and every result written once."""
+    monkeypatch.setattr(
+        kernels, "with_kernels", lambda ops, device: replace(ops, token_energy=lambda x, out=None: x[..., 0].clone())
+    )
+    monkeypatch.setattr(torch, "compile", lambda op: op)
+    monkeypatch.setattr(kernels, "ceilings", lambda device: replace(ceilings(CPU), copy=1e9))
+    first, second, *others = kernels.lines(CPU, quick=True)
+    assert (first.name, first.peer, second.peer) == ("token_energy", "reference", "reference, compiled")
+    assert first.ceiling_share == pytest.approx(
+        30 * (64 + 1) * 4 / 1e9 / (first.ours_ms / 1e3)
+    )  # 30 tokens of width 64
+    assert all(line.not_measured == "it has no kernel" for line in others)
+
+
+def test_capture_beside_the_published_way(monkeypatch):
+    """With kernels every line is measured; the published way keeps what the blocks give, in float32."""
+    monkeypatch.setattr(capture, "_peak", lambda s, ops: "")
+    s = networks.subject(CPU, quick=True)
+    twin = DiT(s.dit.cfg, replace(REFERENCE, token_energy=lambda x: token_energy(x))).requires_grad_(False)
+    monkeypatch.setattr(capture, "subject", lambda device, quick: replace(s, dit=twin))
+    lines = list(capture.lines(CPU, quick=True))
+    assert [line.peer for line in lines] == ["unwatched", "hidden states to the host"] * 2
+    assert [line.name.endswith("reference") for line in lines] == [False, False, True, True]
+    kept, energies = capture.hidden_states(s), capture.energies(s, REFERENCE)
+    assert len(kept) == len(energies) == s.dit.cfg.num_layers
+    assert all(torch.equal(token_energy(x), energy) for x, energy in zip(kept, energies, strict=True))
+    assert not any(block._forward_hooks for block in s.dit.blocks)
+
+
+def test_a_composed_ensemble_says_so():
+    line = ensemble._composed(CPU, quick=True)
+    assert line.note.startswith("composed")
+    assert line.ratio > 1
+
+
+def test_random_networks_are_of_the_official_precision_and_size():
+    dit = networks.random_dit(networks.QUICK, CPU, torch.bfloat16)
+    for name, p in dit.named_parameters():
+        assert p.dtype == (torch.float32 if any(part in name for part in FLOAT32) else torch.bfloat16)
+    s = replace(networks.subject(CPU, quick=True), dit=dit)
+    assert 0.1 < s.run().std() < 10
+
+
+def test_modules_are_those_of_the_table():
+    for name in BENCHMARKS:
+        assert callable(import_module(f"minicos.bench.{name}").lines)
