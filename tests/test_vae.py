@@ -97,7 +97,7 @@ def test_encoding_is_the_official_one(case, chunk):
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4])
 def test_decoding_is_the_official_one(case, chunk):
     data = DATA[case]
-    assert rel_max(vae(case).decode(data["in.latent"], chunk), data["out.video"]) < 1e-5  # measured 3.3e-6, 2.3e-6
+    assert rel_max(vae(case).decode(data["in.latent"], chunk), data["out.video"]) < 1e-5  # measured 3.6e-6, 2.7e-6
 
 
 @each_case
@@ -112,7 +112,7 @@ def test_epsilons_are_the_official_ones(case):
     network.load_state_dict(weights)
     mu, pixels = network.encode(DATA[case]["in.video"][:, :, :1]), network.decode(DATA[case]["in.latent"][:, :, :1])
     assert rel_max(mu, expected[f"{case}.mu"]) < 1e-6  # measured 1.3e-7, 3.3e-7
-    assert rel_max(pixels, expected[f"{case}.video"]) < 3e-6  # measured 6.0e-7, 7.1e-7
+    assert rel_max(pixels, expected[f"{case}.video"]) < 3e-6  # measured 8.6e-7, 1.8e-6
 
 
 @each_case
