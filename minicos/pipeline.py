@@ -70,6 +70,11 @@ class Wan:
         return self.experts["high"].blocks[0].ffn[0].weight.dtype
 
     @property
+    def decode_dtype(self) -> torch.dtype:
+        """In which the VAE decodes."""
+        return self.vae.decoder.conv1.weight.dtype
+
+    @property
     def ops(self) -> Ops:
         """The operations that the experts are built from; analyses compute with the same."""
         return self.experts["high"].blocks[0].ops
@@ -263,6 +268,7 @@ def load(
     lora: LoraFiles | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    decode_dtype: torch.dtype = torch.float32,
     download: bool = False,
     residency: str = "auto",
     frames: int | None = None,
@@ -283,6 +289,7 @@ def load(
               a model of one network has only "high". They are merged in float32, in this order
     device    a CUDA card if there is one, else the CPU
     dtype     of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
+    decode_dtype  of the VAE's decoder: bfloat16 halves its memory; puzzles decoded so are at 56 dB PSNR of float32. Encoding is in float32
     download  fetch a repository that is not in the cache, after telling its size; without it, nothing is ever downloaded
     residency     where the weights live (see `residency`): "resident", "swap", "stream", or "auto", the first of these that fits
     frames, size  of the largest video to make room for; the preset's by default. `size` is (height, width) or that of the first frame
@@ -304,17 +311,18 @@ def load(
     if compile:
         check_compiler(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16)
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise MinicosError(
-            f"dtype is torch.float32 or torch.bfloat16, not {dtype}: the official networks overflow in others"
-        )
+    for name, given in (("dtype", dtype), ("decode_dtype", decode_dtype)):
+        if given not in (torch.float32, torch.bfloat16):
+            raise MinicosError(
+                f"{name} is torch.float32 or torch.bfloat16, not {given}: the official networks overflow in others"
+            )
     tokenizer = Tokenizer.load(layout.tokenizer, layout.text.config.text_len)
     if tokenizer.vocabulary.get_vocab_size() > layout.text.config.vocab_size:
         raise MinicosError(
             f"{layout.tokenizer} has more tokens than {layout.text.files[0]} knows ({layout.text.config.vocab_size}). "
             "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
         )
-    networks = _networks(layout, chosen, dtype, attention.with_best(ops, device))
+    networks = _networks(layout, chosen, dtype, decode_dtype, attention.with_best(ops, device))
     plan = _plan(networks, chosen, device, dtype, residency, _video(chosen, layout.vae.config, frames, size), tile)
     tell(plan)
     home, clip = Residency(plan), None
@@ -347,11 +355,16 @@ class _Network:
     loras: tuple[Lora, ...] = ()
 
 
-def _networks(layout: Layout, preset: Preset, dtype: torch.dtype, ops: Ops) -> list[_Network]:
+def _networks(
+    layout: Layout, preset: Preset, dtype: torch.dtype, decode_dtype: torch.dtype, ops: Ops
+) -> list[_Network]:
     """The networks of a model in the order in which they are loaded. Raises MinicosError where a LoRA does not fit its expert."""
 
     def policy(name: str) -> torch.dtype:
         return torch.float32 if any(part in name for part in FLOAT32) else dtype
+
+    def vae_policy(name: str) -> torch.dtype:
+        return decode_dtype if name.startswith("decoder.") else torch.float32
 
     narrow = torch.float32 if dtype == torch.float32 else torch.float16  # CLIP is run in float16, officially
     loras = {name: tuple(read_lora(*one) for one in part.loras) for name, part in layout.experts.items()}
@@ -360,7 +373,7 @@ def _networks(layout: Layout, preset: Preset, dtype: torch.dtype, ops: Ops) -> l
         for name, part in layout.experts.items():
             dit = DiT(part.config, ops, residual=_residual(preset, dtype), time_skip=preset.time_skip)
             out.append(_Network(name, dit, part.files, policy, loras[name]))
-        out.append(_Network("vae", VAE(layout.vae.config), layout.vae.files, lambda name: torch.float32))
+        out.append(_Network("vae", VAE(layout.vae.config), layout.vae.files, vae_policy))
         out.append(_Network("text", TextEncoder(layout.text.config), layout.text.files, lambda name: dtype))
         if layout.clip is not None:
             out.append(_Network("clip", CLIP(layout.clip.config), layout.clip.files, lambda name: narrow))
@@ -384,12 +397,13 @@ def _plan(
     video: tuple[int, int, int], tile: int | None,
 ) -> Plan:  # fmt: skip
     """Which network goes where, for videos of this size: see `residency.choose`."""
-    high, vae = networks[0].network, next(one.network for one in networks if one.name == "vae")
-    (frames, height, width), stride = video, vae.cfg.stride
-    shape = (1, vae.cfg.z_dim, (frames - 1) // stride[0] + 1, height // stride[1], width // stride[2])
+    high, vae = networks[0].network, next(one for one in networks if one.name == "vae")
+    (frames, height, width), cfg = video, vae.network.cfg
+    stride = cfg.stride
+    shape = (1, cfg.z_dim, (frames - 1) // stride[0] + 1, height // stride[1], width // stride[2])
     work = cost.dit_memory(high.cfg, shape, dtype, _residual(preset, dtype))
     decoded = min(tile or height, height), min(tile or width, width)
-    works = {"high": work, "low": work, "vae": cost.vae_memory(vae.cfg, *decoded, device)}
+    works = {"high": work, "low": work, "vae": cost.vae_memory(cfg, *decoded, device, vae.dtype("decoder."))}
     parts = []
     for one in networks:
         mapped = stored(one.files).get(one.dtype("blocks.0.ffn.0.weight"), 0) if device.type == "cpu" else 0

@@ -13,6 +13,7 @@ import html
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from os import PathLike
 
 import ftfy
@@ -68,9 +69,15 @@ class RelativePosition(nn.Module):
         self.embedding = nn.Embedding(cfg.num_buckets, cfg.num_heads)
 
     def forward(self, length: int) -> Tensor:
-        place = torch.arange(length, device="cpu")
-        index = buckets(place[None, :] - place[:, None], self.embedding.num_embeddings)  # query, key
-        return rearrange(self.embedding(index.to(self.embedding.weight.device)), "q k n -> 1 n q k")
+        index = between(length, self.embedding.num_embeddings, self.embedding.weight.device)
+        return rearrange(self.embedding(index), "q k n -> 1 n q k")
+
+
+@lru_cache(maxsize=4)
+def between(length: int, num_buckets: int, device: torch.device) -> Tensor:
+    """The bucket of every pair of tokens, query by key: the same in all blocks, and made on the host."""
+    place = torch.arange(length, device="cpu")
+    return buckets(place[None, :] - place[:, None], num_buckets).to(device)
 
 
 def buckets(distance: Tensor, num_buckets: int, max_distance: int = 128) -> Tensor:
@@ -186,6 +193,11 @@ class Tokenizer:
 
 
 def encode(encoder: TextEncoder, tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
-    """Prompts -> b t d, exactly zero beyond each prompt's end (the official code trims, then pads with zeros)."""
-    ids, mask = (x.to(encoder.token_embedding.weight.device) for x in tokenizer(prompts))
-    return encoder(ids, mask).masked_fill(mask[..., None] == 0, 0)
+    """Prompts -> b t d, exactly zero beyond each prompt's end (the official code trims, then pads with zeros).
+
+    Equal prompts are encoded once.
+    """
+    each = list(dict.fromkeys(prompts))
+    ids, mask = (x.to(encoder.token_embedding.weight.device) for x in tokenizer(each))
+    rows = encoder(ids, mask).masked_fill(mask[..., None] == 0, 0)
+    return rows if len(each) == len(prompts) else rows[[each.index(prompt) for prompt in prompts]]

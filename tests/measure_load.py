@@ -9,72 +9,18 @@ The checkpoint lies in a temporary folder (`--folder` says where) and is deleted
 
 import argparse
 import json
-import struct
 import tempfile
-import threading
 import time
 from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 
 import torch
 
+from minicos.bench.load import Peak, anonymous, write
 from minicos.config import VARIANTS
 from minicos.dit import FLOAT32, DiT
 from minicos.weights import lora
 from minicos.weights.load import READERS, load_into
-
-
-def write(folder: Path, shapes: dict[str, torch.Size], shard: int) -> None:
-    """Shards of at most `shard` bytes or so with an index, as published; the numbers are one million random ones, again and again."""
-    numbers = torch.randn(2**20 - 1, generator=torch.Generator().manual_seed(0)).numpy().tobytes()
-    shards, size = [[]], 0
-    for name, shape in shapes.items():
-        if size and size + 4 * shape.numel() > shard:
-            shards, size = [*shards, []], 0
-        shards[-1].append(name)
-        size += 4 * shape.numel()
-    weight_map = {}
-    for i, names in enumerate(shards):
-        file = f"diffusion_pytorch_model-{i + 1:05}-of-{len(shards):05}.safetensors"
-        header, end = {}, 0
-        for name in names:
-            begin, end = end, end + 4 * shapes[name].numel()
-            header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [begin, end]}
-        text = json.dumps(header).encode()
-        with (folder / file).open("wb") as out:
-            out.write(struct.pack("<Q", len(text)) + text)
-            for piece in cycle([numbers]):
-                out.write(piece[: min(end, len(piece))])
-                end -= min(end, len(piece))
-                if not end:
-                    break
-        weight_map |= dict.fromkeys(names, file)
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-
-
-def anonymous() -> int:
-    """Bytes of this process's memory that belong to no file."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-
-class Peak:
-    """The largest `anonymous()` while a block runs."""
-
-    def __enter__(self) -> "Peak":
-        self.bytes, self._done = anonymous(), threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.002):
-            self.bytes = max(self.bytes, anonymous())
-
-    def __exit__(self, *error) -> None:
-        self._done.set()
-        self._thread.join()
 
 
 def main() -> None:

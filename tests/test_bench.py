@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicos.bench import BENCHMARKS, capture, ensemble, kernels, networks
+from minicos.bench import BENCHMARKS, capture, ensemble, kernels, load, networks, vae
 from minicos.bench.measure import TITLES, Line, alternate, attempt, ceilings, rate
 from minicos.cli import main
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.ops import REFERENCE, token_energy
+from tests.golden import rel_max
 
 CPU = torch.device("cpu")
 KEYS = ["name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share"]
@@ -198,6 +199,45 @@ def test_random_networks_are_of_the_official_precision_and_size():
         assert p.dtype == (torch.float32 if any(part in name for part in FLOAT32) else torch.bfloat16)
     s = replace(networks.subject(CPU, quick=True), dit=dit)
     assert 0.1 < s.run().std() < 10
+
+
+def test_both_sides_of_a_load_give_the_same_weights(tmp_path):
+    network = load.subject(CPU, quick=True, free=0)
+    load.write(tmp_path, {name: p.shape for name, p in network.state_dict().items()}, 10**5)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (side(network, tmp_path, dtype, CPU).state_dict() for side in (load.ours, load.theirs))
+        assert a["blocks.0.ffn.0.weight"].dtype == dtype
+        assert all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+@pytest.mark.parametrize(("free", "blocks"), [(10**12, 40), (64 * 10**9, 15), (0, 1)])
+def test_a_checkpoint_fits_the_disk(free, blocks):
+    assert len(load.subject(torch.device("cuda"), False, free).blocks) == blocks
+
+
+def test_both_sides_of_a_vae_compute_the_same():
+    """The untrained VAE has pixels that are neither grey nor clamped: their PSNR means something."""
+    s = vae.subject(CPU, quick=True)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (s.vae.cfg.mean, s.vae.cfg.std))
+    ours, theirs = vae.encoders(s)
+    assert rel_max(ours() * std + mean, theirs()) < 3e-6  # measured 2.6e-7
+    print("ENC", rel_max(ours() * std + mean, theirs()))
+    ours, theirs = vae.decoders(s, torch.float32)
+    assert 0.1 < ours().std() < 0.9
+    assert rel_max(ours(), theirs()) < 3e-5  # measured 5.4e-6
+    print("DEC", rel_max(ours(), theirs()))
+    ours, _ = vae.decoders(s, torch.bfloat16)
+    print("PSN", vae.psnr(ours(), s.vae.decode(s.latent)), s.vae.decode(s.latent).std())
+    assert 35 < vae.psnr(ours(), s.vae.decode(s.latent)) < 60  # measured 43.8
+
+
+def test_operations_of_a_vae():
+    """Of all, the convolution at the pixels' end is a part that can be counted by hand."""
+    s = vae.subject(CPU, quick=True)
+    pixels = s.video[0, 0].numel()
+    assert vae.flops(s, "decode") > 2 * 27 * 4 * 3 * pixels
+    assert vae.flops(s, "encode") > 2 * 27 * 3 * 4 * pixels
 
 
 def test_modules_are_those_of_the_table():

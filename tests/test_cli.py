@@ -529,6 +529,8 @@ def test_other_settings_are_refused_by_name(minicos, passes, work, toy):
         (["--negative", "turn"], 'negative_prompt = "", and this one has negative_prompt = "turn"'),
         (["--also", "energy"], "analyses = "),
         (["--model", "other"], "weights = "),
+        (["--decode-dtype", "bfloat16"], 'decode_dtype = null, and this one has decode_dtype = "torch.bfloat16"'),
+        (["--tile", "16"], "tile = null, and this one has tile = 16"),
     ):
         assert_one_sentence(minicos(*argv, *change), f"run holds a run with {says}.*Choose another --out")
     assert minicos(*argv)[0] == 0  # nothing is spoiled

@@ -146,6 +146,17 @@ def test_encode_zeroes_what_is_beyond_the_prompt():
     assert alone.shape == (1, 16, 64)
 
 
+def test_equal_prompts_are_encoded_once():
+    tokenizer, encoder, seen = Tokenizer.load(TINY_FILE, 16), TextEncoder(TINY_TEXT), []
+    encoder.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    prompts = ["turn the l", "solve the maze", "turn the l"]
+    rows = encode(encoder, tokenizer, prompts)
+    assert seen == [2]
+    assert torch.equal(rows[2], rows[0])
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert golden.rel_max(row, encode(encoder, tokenizer, [prompt])[0]) < 1e-6  # measured 0
+
+
 def test_encode_never_lets_padding_through():
     """Even where the encoder makes NaN of padding."""
 

@@ -7,6 +7,8 @@ repeats: it shows that a benchmark runs, and its figures mean nothing. Random we
 BENCHMARKS = {  # module -> what it measures
     "kernels": "each Triton kernel beside its reference",
     "forward": "a pass of the network beside diffusers' with the same weights",
+    "vae": "encoding and decoding beside diffusers, in float32 and bfloat16",
+    "load": "reading a checkpoint beside safetensors' load_file and torch's load_state_dict",
     "capture": "the energy of every block, watched, beside copying hidden states to the host",
     "ensemble": "three seeds that share states at one step beside a plain run",
     "sweep": "noise at every step, resumed from the saved run, beside full runs",

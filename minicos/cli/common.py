@@ -180,6 +180,10 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
         help="decode large frames in tiles of so many pixels a side, e.g. 256: less memory (default: whole)",
     )
     parser.add_argument(
+        "--decode-dtype", choices=("float32", "bfloat16"), default="float32",
+        help="bfloat16 decodes within half the memory; pictures differ by a level or so (default: float32)",
+    )  # fmt: skip
+    parser.add_argument(
         "--noise-device", choices=("cpu", "cuda"),
         help="cpu: noise that is the same on every machine; cuda: that of the official code (default: cpu)",
     )  # fmt: skip
@@ -249,6 +253,8 @@ def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor
 
     Tells what was merged into it and what else its files could be and, of a large one, the plan: which weights go where.
     """
+    import torch
+
     from minicos import attention, cost, pipeline
     from minicos.residency import Plan, describe
 
@@ -262,7 +268,7 @@ def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor
     wan = pipeline.load(
         files, preset=args.preset, device=args.device, residency=args.residency, frames=chosen.frames,
         size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell, ops=ops,
-        compile=args.compile,
+        decode_dtype=getattr(torch, args.decode_dtype), compile=args.compile,
     ).with_preset(**_changes(args))  # fmt: skip
     for line in (*wan.notes, *(map(str, wan.loras) if args.lora else ())):  # one of the model's own is no news
         print(f"minicos: {line}", file=sys.stderr)
@@ -314,6 +320,14 @@ def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dic
     return {"prompt": args.prompt, "image": None, **hashes}
 
 
+def _decoding(wan: "Wan") -> dict[str, object]:
+    """How latents become pixels, where not as by default: whole frames, in float32."""
+    import torch
+
+    dtype = {"decode_dtype": str(wan.decode_dtype)} if wan.decode_dtype != torch.float32 else {}
+    return dtype | ({"tile": wan.tile} if wan.tile else {})
+
+
 def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object) -> "Run":
     """The run folder of the options: entered again if it holds the same run, refused if it holds another."""
     from minicos.attention import describe
@@ -326,6 +340,7 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
         **asdict(wan.preset),
         "dtype": str(wan.dtype),
         "seed": args.seed,
+        **_decoding(wan),
     }
     facts = {
         "command": args.command, "model_path": str(args.model), "device": str(wan.device),

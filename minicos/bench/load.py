@@ -1,0 +1,155 @@
+"""Reading a checkpoint of float32 shards: `load_into` beside safetensors' `load_file` and torch's `load_state_dict`.
+
+The shards are written to a temporary folder and read from the page cache, so that the disk does not decide. "ceiling" is the time of
+reading their bytes once, over ours; mapping takes less, since no byte is read. "peak" is that of anonymous host memory over what
+was there before, ours | the peer's, where the system is Linux: the weights where they are on the host, and what loading takes
+besides. What is mapped from a file is not anonymous.
+"""
+
+import ctypes
+import json
+import shutil
+import struct
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from minicos.bench.measure import Line, alternate, attempt
+from minicos.bench.networks import A14B, QUICK
+from minicos.config import VARIANTS
+from minicos.dit import FLOAT32, DiT
+from minicos.weights.load import load_into
+
+STATUS = Path("/proc/self/status")
+SHARD = 10**10  # bytes, about as published
+
+
+def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
+    with tempfile.TemporaryDirectory() as name:
+        network = subject(device, quick, shutil.disk_usage(name).free)
+        shapes = {key: p.shape for key, p in network.state_dict().items()}
+        write(Path(name), shapes, SHARD if device.type == "cuda" else 10**8)
+        size = 4 * sum(shape.numel() for shape in shapes.values()) / 1e9
+        for dtype, how in ((torch.float32, "as stored"), (torch.bfloat16, "to bfloat16")):
+            what = f"{size:.2g} GB {how}"
+            yield attempt(what, partial(_measured, what, network, Path(name), dtype, device, 2 if quick else 5))
+
+
+def subject(device: torch.device, quick: bool, free: int) -> DiT:
+    """On meta. On a card as many blocks of A14B as a third of the free disk holds, on a CPU one of Wan2.1-T2V-1.3B."""
+    cfg = QUICK if quick else A14B if device.type == "cuda" else replace(VARIANTS["Wan2.1-T2V-1.3B"], num_layers=1)
+    with torch.device("meta"):
+        network = DiT(cfg)
+    if device.type == "cuda" and not quick:
+        block = 4 * sum(p.numel() for p in network.blocks[0].parameters())
+        network.blocks = network.blocks[: max(1, min(cfg.num_layers, free // 3 // block))]
+    return network
+
+
+def _measured(what: str, network: DiT, folder: Path, dtype: torch.dtype, device: torch.device, repeats: int) -> Line:
+    sides = [partial(side, network, folder, dtype, device) for side in (ours, theirs)]
+    if STATUS.exists():
+        peaks = []
+        for side in sides:
+            with suppress(AttributeError):  # glibc keeps what was freed, and would hand it out again unseen
+                ctypes.CDLL(None).malloc_trim(0)
+            before = anonymous()
+            with Peak() as peak:
+                side()
+            peaks.append((peak.bytes - before) / 1e9)
+        what += ", peak {:.2g} | {:.2g} GB".format(*peaks)
+    mine, peer, read = alternate(*sides, partial(_read, folder), device=device, repeats=repeats)
+    return Line(what, mine, "load_file and load_state_dict", peer, read / mine)
+
+
+def policy(dtype: torch.dtype, name: str) -> torch.dtype:
+    return torch.float32 if any(part in name for part in FLOAT32) else dtype
+
+
+def ours(network: DiT, folder: Path, dtype: torch.dtype, device: torch.device) -> DiT:
+    with torch.device("meta"):
+        twin = _twin(network)
+    load_into(twin, folder, dtype=partial(policy, dtype), device=device)
+    return twin
+
+
+def theirs(network: DiT, folder: Path, dtype: torch.dtype, device: torch.device) -> DiT:
+    """The whole state dict, then cast."""
+    with torch.device("meta"):
+        twin = _twin(network)
+    state = {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file, str(device)).items()}
+    twin.load_state_dict({k: v.to(policy(dtype, k)) for k, v in state.items()}, assign=True)
+    return twin
+
+
+def _twin(network: DiT) -> DiT:
+    return DiT(replace(network.cfg, num_layers=len(network.blocks)))
+
+
+def _read(folder: Path) -> None:
+    """Every byte once, into one buffer."""
+    buffer = memoryview(bytearray(2**26))
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def write(folder: Path, shapes: Mapping[str, torch.Size], shard: int) -> None:
+    """Shards of at most `shard` bytes or so with an index, as published; the numbers are one million random ones, again and again."""
+    numbers = torch.randn(2**20 - 1, generator=torch.Generator().manual_seed(0)).numpy().tobytes()
+    shards, size = [[]], 0
+    for name, shape in shapes.items():
+        if size and size + 4 * shape.numel() > shard:
+            shards, size = [*shards, []], 0
+        shards[-1].append(name)
+        size += 4 * shape.numel()
+    weight_map = {}
+    for i, names in enumerate(shards):
+        file = f"diffusion_pytorch_model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        header, end = {}, 0
+        for name in names:
+            begin, end = end, end + 4 * shapes[name].numel()
+            header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        with (folder / file).open("wb") as out:
+            out.write(struct.pack("<Q", len(text)) + text)
+            for piece in cycle([numbers]):
+                out.write(piece[: min(end, len(piece))])
+                end -= min(end, len(piece))
+                if not end:
+                    break
+        weight_map |= dict.fromkeys(names, file)
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def anonymous() -> int:
+    """Bytes of this process's memory that belong to no file."""
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+class Peak:
+    """The largest `anonymous()` while a block runs."""
+
+    def __enter__(self) -> "Peak":
+        self.bytes, self._done = anonymous(), threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            self.bytes = max(self.bytes, anonymous())
+
+    def __exit__(self, *error) -> None:
+        self._done.set()
+        self._thread.join()

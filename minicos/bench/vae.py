@@ -1,0 +1,112 @@
+"""The VAE beside diffusers' AutoencoderKLWan with the same weights: encoding in float32, decoding in float32 and in bfloat16.
+
+On a card that of A14B at 832x480x81 with random weights, on a CPU the embedded one at 64x64x13. TF32 is off for both sides, as in every
+run. "dB" is the PSNR of pixels decoded by ours in bfloat16 to those in float32: of a drawn puzzle on a CPU; on a card the network is
+untrained, and the figure says little about the real one.
+"""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from minicos import puzzles
+from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
+from minicos.config import TINY_VAE, VAEConfig
+from minicos.media import to_float
+from minicos.ops import without_tf32
+from minicos.pipeline import load
+from minicos.vae import VAE
+from minicos.verify import diffusers_vae
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A VAE, and what it is given."""
+
+    name: str
+    vae: VAE
+    video: Tensor  # 1 3 F H W in [-1, 1]
+    latent: Tensor  # 1 c f h w
+
+
+def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
+    s = subject(device, quick)
+    for what, dtype in (("encode", torch.float32), ("decode", torch.float32), ("decode", torch.bfloat16)):
+        name = f"{what}, {s.name}" + ", bfloat16" * (dtype == torch.bfloat16)
+        yield attempt(
+            name, partial(_measured, name, s, what, dtype, 2 if quick else 3 if device.type == "cuda" else 15)
+        )
+
+
+@without_tf32()
+def _measured(name: str, s: Subject, what: str, dtype: torch.dtype, repeats: int) -> Line:
+    sides = encoders(s) if what == "encode" else decoders(s, dtype)
+    if dtype == torch.bfloat16:
+        name += f", {psnr(sides[0](), s.vae.decode(s.latent)):.1f} dB"
+    device = s.latent.device
+    ours, theirs = alternate(*sides, device=device, repeats=repeats, label=name if device.type == "cuda" else "")
+    operations = flops(s, what)
+    return Line(
+        name, ours, "diffusers", theirs, ceilings(device, dtype).of_matmul(operations, ours), rate(operations, ours)
+    )
+
+
+Sides = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # ours, theirs
+
+
+def encoders(s: Subject) -> Sides:
+    theirs = diffusers_vae(s.vae)
+    return lambda: s.vae.encode(s.video), lambda: theirs.encode(s.video).latent_dist.mode()
+
+
+def decoders(s: Subject, dtype: torch.dtype) -> Sides:
+    """Theirs is given what ours makes of the latents before its decoder."""
+    ours, theirs = deepcopy(s.vae), nn.Module.to(diffusers_vae(s.vae), dtype)  # its own `to` warns about nothing
+    ours.decoder.to(dtype)
+    mean, std = (s.latent.new_tensor(v).view(1, -1, 1, 1, 1) for v in (s.vae.cfg.mean, s.vae.cfg.std))
+    z = (s.latent * std + mean).to(dtype)
+    return lambda: ours.decode(s.latent), lambda: theirs.decode(z).sample
+
+
+def psnr(found: Tensor, expected: Tensor) -> float:
+    """In dB, of pixels in [-1, 1]."""
+    return (10 * torch.log10(4 / (found - expected).square().mean())).item()
+
+
+def flops(s: Subject, what: str) -> int:
+    """What torch counts on the meta device: a product and a sum are two."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        twin = VAE(s.vae.cfg).requires_grad_(False)
+        twin.encode(s.video.to("meta")) if what == "encode" else twin.decode(s.latent.to("meta"))
+    return counter.get_total_flops()
+
+
+def subject(device: torch.device, quick: bool = False) -> Subject:
+    draw = torch.Generator(device).manual_seed(0)
+    if device.type == "cpu" and not quick:
+        vae, (puzzle, *_) = load("tiny", device=device).vae, puzzles.distinct("maze", 1, 4, "test")
+        video = to_float(puzzle.draw(0))[None]
+        return Subject("tiny 64x64x13", vae, video, vae.encode(video))
+    name, cfg, (f, h, w) = (
+        ("quick", replace(TINY_VAE, dim=4), (2, 2, 3)) if quick else ("A14B 832x480x81", VAEConfig(), (21, 60, 104))
+    )
+    video = torch.rand(1, 3, 4 * f - 3, 8 * h, 8 * w, generator=draw, device=device) * 2 - 1
+    latent = torch.randn(1, cfg.z_dim, f, h, w, generator=draw, device=device)
+    return Subject(name, random_vae(cfg, device), video, latent)
+
+
+def random_vae(cfg: VAEConfig, device: torch.device) -> VAE:
+    """Random weights of a size that keeps activations near 1."""
+    with torch.device(device):
+        vae = VAE(cfg).requires_grad_(False)
+    draw = torch.Generator(device).manual_seed(0)
+    for name, p in vae.named_parameters():
+        noise = torch.randn(p.shape, generator=draw, device=device)
+        size = 0.1 if p.ndim == 1 else p[0].numel() ** -0.5
+        p.copy_(1 + 0.2 * noise if name.endswith("gamma") else size * noise)
+    return vae
