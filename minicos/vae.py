@@ -305,7 +305,7 @@ class VAE(nn.Module):
         parts = [tiles(lambda x, stream: self.posterior(x, stream)[0], part, before=space) for part in chunks]
         mu = torch.cat(parts, dim=2)
         mean, scale = self._statistics(mu)
-        return (mu - mean) * scale
+        return ((mu - mean) * scale).contiguous()
 
     def decode(self, latent: Tensor, chunk: int = 1, tile: int | None = None) -> Tensor:
         """Normalised latents (b c f h w) -> video (b 3 4f-3 8h 8w, or 16h 16w), clamped to [-1, 1]."""
