@@ -47,7 +47,8 @@ class CausalConv3d(nn.Conv3d):
         if self.history:
             x = torch.cat([stream[self], x], dim=2) if self in stream else F.pad(x, (0, 0, 0, 0, self.history, 0))
             stream[self] = x[:, :, -self.history :].clone()  # a view would keep the whole chunk alive
-        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if plain and torch.backends.mkldnn.is_available():
             # torch's own choice but for a single clip of few channels, where it takes a plain loop, five times as slow
             return torch.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, 1)
         return super().forward(x)
