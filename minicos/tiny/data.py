@@ -110,7 +110,7 @@ def encode(vae: VAE, videos: list[np.ndarray], compiled: bool = False, batch: in
         with torch.autocast(device.type, torch.bfloat16):
             mu = vae.conv1(encoder(vae, full), {}).chunk(2, dim=1)[0].float()
         out.append(((mu - mean) / std)[: len(part)].half().cpu())
-    return torch.cat(out)
+    return torch.cat(out).contiguous()
 
 
 def write(
