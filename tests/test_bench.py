@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from minicos.bench import BENCHMARKS, capture, ensemble, kernels, load, networks, vae
 from minicos.bench.measure import TITLES, Line, alternate, attempt, ceilings, rate
@@ -148,13 +149,28 @@ def test_without_diffusers(bench, monkeypatch):
 
 
 def test_every_kernel_has_a_case_that_fits_it():
-    """Of the operations that have twins, all but attention itself."""
+    """Each is given arguments that its operation knows, all but those that only the attention of its layer takes."""
+    import tests.on_device  # noqa: F401  finds minicos.kernels, and skips where there is no Triton
+
+    twins = REFERENCE.with_kernels()
+    swapped = {name for name, op in vars(REFERENCE).items() if getattr(twins, name) is not op}
+    assert {kernels.operation(name) for name in kernels.CASES} == swapped
     shapes = kernels.Shapes(CPU, quick=True)
-    for name in set(kernels.CASES) & set(vars(REFERENCE)):
-        op = getattr(REFERENCE, name)
-        run = kernels.bound(op, kernels.CASES[name](shapes))
+    for name, case in kernels.CASES.items():
+        given = case(shapes)
+        run = kernels.bound(getattr(REFERENCE, kernels.operation(name)), given)
+        assert set(given) - set(run.keywords) <= {"v"}
         assert kernels.tree_leaves(run())
-    assert set(vars(REFERENCE)) - {"attention", "self_attention"} <= {*kernels.CASES, "attention_mass_sampled"}
+
+
+def test_products_of_a_mass_are_counted_as_torch_counts_them():
+    """Once, where logarithms are given; the reference finds p in one go, and the kernel without them computes them twice."""
+    shapes = kernels.Shapes(CPU, quick=True)
+    for name, times in {"attention_mass, lse": 1, "attention_mass": 2, "attention_mass_sampled": 2}.items():
+        run = kernels.bound(getattr(REFERENCE, kernels.operation(name)), kernels.CASES[name](shapes))
+        with FlopCounterMode(display=False) as counter:
+            run()
+        assert kernels.products(**run.keywords) == times * counter.get_total_flops()
 
 
 def test_a_kernel_beside_its_reference(monkeypatch):
@@ -222,13 +238,10 @@ def test_both_sides_of_a_vae_compute_the_same():
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (s.vae.cfg.mean, s.vae.cfg.std))
     ours, theirs = vae.encoders(s)
     assert rel_max(ours() * std + mean, theirs()) < 3e-6  # measured 2.6e-7
-    print("ENC", rel_max(ours() * std + mean, theirs()))
     ours, theirs = vae.decoders(s, torch.float32)
     assert 0.1 < ours().std() < 0.9
     assert rel_max(ours(), theirs()) < 3e-5  # measured 5.4e-6
-    print("DEC", rel_max(ours(), theirs()))
     ours, _ = vae.decoders(s, torch.bfloat16)
-    print("PSN", vae.psnr(ours(), s.vae.decode(s.latent)), s.vae.decode(s.latent).std())
     assert 35 < vae.psnr(ours(), s.vae.decode(s.latent)) < 60  # measured 43.8
 
 
