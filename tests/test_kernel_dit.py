@@ -27,10 +27,7 @@ def test_with_kernels_swaps_in_twins_and_nothing_else():
         f.name: getattr(KERNELS, f.name) for f in fields(Ops) if getattr(KERNELS, f.name) != getattr(ops, f.name)
     }
     assert {"rms_rope", "modulated_norm", "gated_add", "add_norm", "token_energy"} <= set(swapped)
-    assert {name: f"minicos.kernels.{name}" for name in swapped} == {
-        name: op.__module__ for name, op in swapped.items()
-    }
-    assert {f.__name__ for f in swapped.values()} == set(swapped)
+    assert all(op.__module__.startswith("minicos.kernels.") and op.__name__ == name for name, op in swapped.items())
 
 
 @pytest.fixture
