@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import wraps
 from importlib import import_module
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from minicos.bench import BENCHMARKS, capture, ensemble, kernels, load, networks, vae
-from minicos.bench.measure import TITLES, Line, alternate, attempt, ceilings, rate
+from minicos.bench.measure import TITLES, Ceilings, Line, alternate, attempt, ceilings, rate
 from minicos.cli import main
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
@@ -139,6 +140,12 @@ def test_the_table(bench):
     assert "not measured: the kernels run on a CUDA card" in out
 
 
+def test_a_device_without_a_clock_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("minicos.pipeline.open_device", torch.device)
+    assert main(["bench", "capture", "--device", "mps"]) == 2
+    assert "no clock for mps: take --device cpu or cuda" in capsys.readouterr().err
+
+
 def test_without_diffusers(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     lines = json.loads(bench("forward", "--json")[0])
@@ -173,19 +180,41 @@ def test_products_of_a_mass_are_counted_as_torch_counts_them():
         assert kernels.products(**run.keywords) == times * counter.get_total_flops()
 
 
-def test_a_kernel_beside_its_reference(monkeypatch):
-    """A stand-in for the kernel: bytes are every argument read and every result written once."""
-    monkeypatch.setattr(
-        kernels, "with_kernels", lambda ops, device: replace(ops, token_energy=lambda x, out=None: x[..., 0].clone())
-    )
-    monkeypatch.setattr(torch, "compile", lambda op: op)
-    monkeypatch.setattr(kernels, "ceilings", lambda device: replace(ceilings(CPU), copy=1e9))
+def stand_in(op):
+    return wraps(op)(lambda *args, **options: op(*args, **options))
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Copies of the references in the place of kernels, a compiler that does nothing, and ceilings of 1 TFLOP/s and 1 GB/s."""
+
+    def make(*names: str) -> None:
+        copies = {name: stand_in(getattr(REFERENCE, name)) for name in names}
+        monkeypatch.setattr(kernels, "with_kernels", lambda ops, device: replace(ops, **copies))
+        monkeypatch.setattr(torch, "compile", lambda op: op)
+        monkeypatch.setattr(kernels, "ceilings", lambda device, dtype=None: Ceilings(matmul=1e12, copy=1e9))
+
+    return make
+
+
+def test_a_kernel_beside_its_reference(stand_ins):
+    """Bytes are every argument read and every result written once."""
+    stand_ins("token_energy")
     first, second, *others = kernels.lines(CPU, quick=True)
     assert (first.name, first.peer, second.peer) == ("token_energy", "reference", "reference, compiled")
-    assert first.ceiling_share == pytest.approx(
-        30 * (64 + 1) * 4 / 1e9 / (first.ours_ms / 1e3)
-    )  # 30 tokens of width 64
+    count = 30 * (64 + 1) * 4  # 30 tokens of width 64
+    assert first.ceiling_share == pytest.approx(count / 1e9 / (first.ours_ms / 1e3))
     assert all(line.not_measured == "it has no kernel" for line in others)
+
+
+def test_masses_are_held_against_the_attention_of_their_layer(stand_ins):
+    stand_ins("attention_mass", "attention_mass_sampled")
+    lines = [line for line in kernels.lines(CPU, quick=True) if not line.not_measured]
+    names = ["attention_mass", "attention_mass, lse", "attention_mass_sampled"]
+    peers = ["reference", "reference, compiled", "attention of its layer"]
+    assert [(line.name, line.peer) for line in lines] == [(name, peer) for name in names for peer in peers]
+    count = 2 * 2 * 30 * 30 * 64  # q k^T twice: 30 tokens, two heads of 32
+    assert lines[0].ceiling_share == pytest.approx(count / 1e12 / (lines[0].ours_ms / 1e3))
 
 
 def test_capture_beside_the_published_way(monkeypatch):
