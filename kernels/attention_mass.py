@@ -25,12 +25,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .rows import check, expect
+
 # rows that a program holds, and those that it walks along at a time
 TILES_16 = {"held": 128, "walked": 64, "num_warps": 8, "num_stages": 3}
 TILES_32 = {"held": 32, "walked": 32, "num_warps": 8, "num_stages": 1}
 LOG2E = tl.constexpr(math.log2(math.e))
 
 
+@torch.compiler.disable
 def attention_mass(q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mass received by every key and from frame to frame: q b n l k, k b n t k -> (b n t, b n f f'), float32.
 
@@ -44,6 +47,7 @@ def attention_mass(q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None)
     return received, parts.sum(3).mT / (q.shape[2] // frames)
 
 
+@torch.compiler.disable
 def attention_mass_sampled(
     q: Tensor, k: Tensor, frames: int, rows: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -178,23 +182,14 @@ def _mass(
 
 
 def _check(name: str, q: Tensor, k: Tensor, frames: int, lse: Tensor | None) -> None:
-    if q.dtype != k.dtype or q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"{name}: q is {q.dtype} and k {k.dtype}; the kernel takes two of float32, bfloat16 or float16")
+    check(name, q=q, k=k)
+    if q.dtype != k.dtype:
+        raise TypeError(f"{name}: q is {q.dtype} and k {k.dtype}; the kernel takes two of one dtype")
     if q.ndim != 4 or k.ndim != 4 or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]) or 0 in q.shape + k.shape:
         raise ValueError(
             f"{name}: q is {tuple(q.shape)} and k {tuple(k.shape)}; they must be b n l k and b n t k, none empty"
         )
     if frames < 1 or q.shape[2] % frames:
         raise ValueError(f"{name}: {q.shape[2]} queries are not {frames} equal frames")
-    if lse is not None and (lse.dtype, lse.shape, lse.device) != (torch.float32, q.shape[:3], q.device):
-        raise ValueError(
-            f"{name}: lse must be float32 {tuple(q.shape[:3])} on {q.device},"
-            f" not {lse.dtype} {tuple(lse.shape)} on {lse.device}"
-        )
-    if k.device != q.device or (not q.is_cuda and isinstance(_mass, triton.JITFunction)):
-        raise ValueError(
-            f"{name}: q is on {q.device} and k on {k.device}, and this kernel runs on a GPU; elsewhere use minicos.ops.{name}"
-            " (to try the kernel on a CPU, set TRITON_INTERPRET=1 before Python starts)"
-        )
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
-        raise ValueError(f"{name}: the kernel has no gradient; pass detached tensors, or use minicos.ops.{name}")
+    if lse is not None:
+        expect(name, "lse", lse, torch.float32, q.shape[:3], q.device)

@@ -14,9 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .rows import check, expect
+
 BLOCK = 1024  # elements of a seed: 16 bytes a thread in bfloat16, the widest load there is
 
 
+@torch.compiler.disable
 def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = None) -> Tensor:
     """(1 - alpha) h + alpha mean(h) over the seeds of each case: (case seed) ... -> the same shape and dtype, in `out` where given.
 
@@ -24,7 +27,11 @@ def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = 
     if its last axis is not adjacent in memory, or if the axes before it, but for the first, cannot be viewed as one. `out` may be
     x itself, and must not overlap it otherwise. There is no gradient.
     """
-    _check(x, seeds, out)
+    check("latent_mean", x=x)
+    if seeds < 1 or len(x) % seeds:
+        raise ValueError(f"latent_mean: {len(x)} rows are not whole cases of {seeds} seeds")
+    if out is not None:
+        expect("latent_mean", "out", out, x.dtype, x.shape, x.device)
     if seeds == 1 or alpha == 0:
         return x if out is None or out is x else out.copy_(x)
     if out is None:
@@ -67,22 +74,3 @@ def _latent_mean(
     for seed in tl.static_range(seeds):
         tl.store(out, own * held[seed] + shared * mean, mask=channel < width)
         out += out_row
-
-
-def _check(x: Tensor, seeds: int, out: Tensor | None) -> None:
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"latent_mean: x is {x.dtype}; the kernel takes float32, bfloat16 and float16")
-    if seeds < 1 or len(x) % seeds:
-        raise ValueError(f"latent_mean: {len(x)} rows are not whole cases of {seeds} seeds")
-    if not x.is_cuda and isinstance(_latent_mean, triton.JITFunction):
-        raise ValueError(
-            f"latent_mean: x is on {x.device}, and this kernel runs on a GPU; elsewhere use minicos.ops.latent_mean"
-            " (to try the kernel on a CPU, set TRITON_INTERPRET=1 before Python starts)"
-        )
-    if x.requires_grad and torch.is_grad_enabled():
-        raise ValueError("latent_mean: the kernel has no gradient; pass x.detach(), or use minicos.ops.latent_mean")
-    if out is not None and (out.dtype, out.shape, out.device) != (x.dtype, x.shape, x.device):
-        raise ValueError(
-            f"latent_mean: out must be {x.dtype} {tuple(x.shape)} on {x.device},"
-            f" not {out.dtype} {tuple(out.shape)} on {out.device}"
-        )

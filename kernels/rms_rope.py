@@ -68,5 +68,5 @@ def turned(x, weight, cos, sin, out, apart, eps, head: tl.constexpr, width: tl.c
         even, odd = tl.split(tl.reshape(y, [chunk // 2, 2]))
         y = tl.reshape(tl.join(even * c - odd * s, even * s + odd * c), [chunk])
         channel = i * chunk + tl.arange(0, chunk)
-        place = out + (channel // head) * apart + channel % head
-        tl.store(place, y.to(out.dtype.element_ty), mask=channel < width)
+        heads = out + (channel // head) * apart + channel % head
+        tl.store(heads, y.to(out.dtype.element_ty), mask=channel < width)

@@ -1,4 +1,4 @@
-"""What the element-wise kernels share: one program a row, read once and kept in registers; and what none of them can do.
+"""What the element-wise kernels share: one program a row, read once and kept in registers; and what no kernel can do.
 
 A row of d channels is cut into equal power-of-two chunks (5120 = 5 x 1024, 1536 = 3 x 512, and a masked tail where no such
 cut exists), and is a tuple of them, so that all loads are in flight together and a norm's second pass reads no memory. Channels

@@ -14,6 +14,7 @@ from torch import Tensor
 from .rows import at, check, expect, launch, load, place, square_sum
 
 
+@torch.compiler.disable
 def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
     """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l) float32, in `out` where given.
 

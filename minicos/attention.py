@@ -5,6 +5,7 @@ Left to itself PyTorch takes FlashAttention 2. On Hopper and datacentre Blackwel
 that cannot serve a call, as cuDNN cannot serve float32, leaves it to the next. Elsewhere PyTorch's own order stands.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -20,12 +21,12 @@ CARDS = ((9, 0), (10, 0), (10, 3))  # compute capabilities: H100 and H200, B200,
 
 
 def cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`ops.attention` by the first backend in ORDER that can."""
+    """`ops.attention` by the first backend in ORDER that can; an `sdpa_kernel` around the call has no say."""
     with sdpa_kernel(ORDER, set_priority=True):
         return attention(q, k, v)
 
 
-def best(device: torch.device):
+def best(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The attention for a device: `cudnn_first` or `ops.attention`."""
     if device.type != "cuda" or torch.version.cuda is None or not torch.backends.cudnn.is_available():
         return attention

@@ -8,7 +8,7 @@ distinct timesteps of a sample, 1 or f (when frames have their own), each of whi
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -288,8 +288,6 @@ class Ops:
 
     def with_kernels(self) -> "Ops":
         """The same bundle with Triton kernels in place. Raises ImportError where Triton is missing: the caller chose them."""
-        from dataclasses import replace
-
         from minicos.kernels.add_norm import add_norm
         from minicos.kernels.attention_mass import attention_mass, attention_mass_sampled
         from minicos.kernels.gated_add import gated_add

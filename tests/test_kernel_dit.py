@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from minicos import ops
 from minicos.dit import FLOAT32, DiT, points
@@ -12,7 +13,7 @@ from minicos.hooks import NO_HOOKS, Hooks
 from minicos.ops import REFERENCE, Ops
 from tests.golden import rel_l2, rel_max
 
-from tests.on_device import DEVICE, compiled, interpret, on_device  # isort: skip  finds minicos.kernels
+from tests.on_device import DEVICE, compiled, interpret, on_device, randn  # isort: skip  finds minicos.kernels
 
 KERNELS = REFERENCE.with_kernels()
 
@@ -108,6 +109,21 @@ def test_compiled_blocks_call_the_kernels_as_they_are(network):
         block.compile(backend="eager")
     assert torch.equal(run(made), before)
     assert torch.equal(watch(made)[0], before)
+
+
+@on_device
+@pytest.mark.parametrize("name", ["token_energy", "latent_mean", "attention_mass", "attention_mass_sampled"])
+def test_what_analyses_call_may_stand_in_a_compiled_function(name):
+    """As reducers do. Dynamo leaves these kernels out as well: where it traces one, the interpreter fails."""
+    op, x = getattr(KERNELS, name), randn(2, 1, 6, 8)
+    rows = torch.zeros(2, 1, 2, 2, dtype=torch.int64, device=DEVICE)
+    given = {"token_energy": (), "latent_mean": (2,), "attention_mass": (x, 2), "attention_mass_sampled": (x, 2, rows)}
+
+    def reduce(x: Tensor) -> object:
+        return op(2 * x, *given[name])
+
+    actual, expected = (tree_leaves(f(x)) for f in (torch.compile(reduce, backend="eager"), reduce))
+    assert all(map(torch.equal, actual, expected))
 
 
 @on_device

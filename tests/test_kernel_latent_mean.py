@@ -165,7 +165,6 @@ def mean_of_nan(x: Tensor, alpha: float) -> Tensor:
 def test_one_seed_and_no_mixing_launch_nothing(seeds, alpha, monkeypatch):
     """And are bitwise no-ops: x itself, or its bits in `out`, NaN included."""
     monkeypatch.setattr(module, "_latent_mean", None)
-    monkeypatch.setattr(module, "_check", lambda *_: None)  # it asks whether the kernel is compiled
     x = randn(3, 2, 5)
     x[0, 0, 0] = math.nan
     assert latent_mean(x, seeds, alpha) is x

@@ -178,6 +178,18 @@ def test_a_multistep_solver_is_held_against_the_same_restarts(wan, clean):
     assert tiny["passes"] == 2 * restart["passes"]
 
 
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
+@pytest.mark.parametrize("mode", ["replace", "renoise", "null"])
+def test_a_resumed_run_is_the_full_one(wan, clean, mode, solver):
+    """Every number that is measured, and the video, bit for bit; the passes before the edit are spared."""
+    model = wan.with_preset(solver=solver)
+    condition, noise, run = clean(model)
+    resumed, full = (measure(model, condition, noise, run, Noise(mode, (2, 3)), layer=3, start=s) for s in (None, 0))
+    spared = full.pop("passes") - resumed.pop("passes")
+    assert spared == 2 * 2 * (2 if (solver, mode) in {("unipc", "replace"), ("unipc", "renoise")} else 1)
+    assert all(torch.allclose(full[key], value, rtol=0, atol=0, equal_nan=True) for key, value in resumed.items())
+
+
 def test_massive_channels_are_found():
     h = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
     h[:, 5] += 300

@@ -157,15 +157,18 @@ class Clean:
 
 
 def measure(
-    wan: Wan, condition: Condition, noise: Tensor, clean: Run, edit: Noise, layer: int | None = None
-) -> dict[str, Tensor]:
-    """One edited run against the clean one in `clean`, from the first edited step on.
+    wan: Wan, condition: Condition, noise: Tensor, clean: Run, edit: Noise, layer: int | None = None, start: int | None = None
+) -> dict[str, Tensor]:  # fmt: skip
+    """One edited run against the clean one in `clean`, measured from the first edited step on.
 
-    squared (b N f)   squared distance of the clean estimates; NaN before the edit, where nothing was run
+    It is run from there on, or from an earlier step `start`, to the same numbers at a higher price.
+
+    squared (b N f)   squared distance of the clean estimates; NaN before the edit
     cka, hidden (b N) 1 - debiased CKA over tokens, of the estimates and of the block's output
     injected (b f)    dose;  final (b c f h w): the video's latent;  passes: of the network, 0-dimensional
     """
-    n, start = len(wan.schedule()), min(edit.steps)
+    n, first = len(wan.schedule()), min(edit.steps)
+    start = first if start is None else start
     before = kept(clean, Clean.name, start - 1)["x0"].to(noise) if start else None
     x, memory = entering(clean, start, noise)
     watch = Clean(layer)
@@ -185,6 +188,8 @@ def measure(
         held = kept(clean, Clean.name, i) if twins is None else beside.see(next(twins)[0], clean)
         injected += dose.cpu()
         passes += (1 + (step.velocity_uncond is not None)) * (1 if twins is None else 2)
+        if i < first:
+            continue
         ours, theirs = seen["x0"], held["x0"].to(noise)
         out["squared"][:, i] = stats.squared(ours, theirs).cpu()
         free = (step.sigma_map > 0).flatten().expand(f)

@@ -1,9 +1,10 @@
 """Each Triton kernel beside its reference in `ops`, as it is and compiled, on what a pass of A14B at 832x480x81 hands it.
 
 Most are bound by memory. Their floor is every argument read once and every result written once, bytes = the sum of their sizes, and
-"ceiling" is the share of a copy's bandwidth that this makes. The exact attention_mass is bound by its products, 2 b n l t k
-operations; it is also held against the forward attention of its layer. Types are those of the official policy: residual stream,
-modulation and weights of norms in float32, what comes out of a matrix product in bfloat16.
+"ceiling" is the share of a copy's bandwidth that this makes. Masses of attention are bound by products, 2 b n l t k operations
+where the forward's log-sum-exp is given and twice as many where it is not; they are also held against the forward attention of their
+layer. Of a sample l is the number of queries drawn. Types are those of the official policy: residual stream, modulation and
+weights of norms in float32, what comes out of a matrix product in bfloat16.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,9 +20,12 @@ from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
 from minicos.bench.networks import A14B, QUICK, with_kernels
 from minicos.config import DiTConfig
 from minicos.errors import MinicosError
-from minicos.ops import REFERENCE, rope
+from minicos.ops import REFERENCE, attention_with_lse, rope, stratified
+from minicos.pipeline import check_compiler
 
 Given = dict[str, object]  # arguments by name; a function takes those that it knows
+COMPILED = "reference, compiled"
+DRAWN = 64  # queries of a frame, where a sample of them stands for all
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
@@ -32,35 +36,48 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
         except (MinicosError, torch.OutOfMemoryError) as error:
             yield Line(name, not_measured=str(error))
             continue
-        others = {"reference": bound(reference, given), "reference, compiled": bound(torch.compile(reference), given)}
-        if name == "attention_mass":
-            others["attention of its layer"] = partial(attention.best(device), *(given[x] for x in ("q", "k", "v")))
-        for peer, run in others.items():
-            yield attempt(name, partial(_measured, name, bound(kernel, given), peer, run, device, quick))
+        others = {"reference": reference, COMPILED: torch.compile(reference)}
+        if name.startswith("attention_mass"):
+            others["attention of its layer"] = attention.best(device)
+        for peer, op in others.items():
+            sides = bound(kernel, given), bound(op, given)
+            yield attempt(name, partial(_measured, name, *sides, peer, device, quick))
 
 
 def twins(name: str, device: torch.device) -> tuple[Callable, Callable]:
-    """Kernel and reference of an operation. Raises MinicosError where there is no kernel, or none can run."""
-    kernel, reference = (getattr(ops, name, None) for ops in (with_kernels(REFERENCE, device), REFERENCE))
+    """Kernel and reference of a case. Raises MinicosError where there is no kernel, or none can run."""
+    kernel, reference = (getattr(ops, operation(name)) for ops in (with_kernels(REFERENCE, device), REFERENCE))
     if kernel is reference:
         raise MinicosError("it has no kernel")
     return kernel, reference
 
 
-def bound(op: Callable, given: Given) -> Callable[[], object]:
+def operation(name: str) -> str:
+    """The operation that a case is of: its name up to a comma."""
+    return name.partition(",")[0]
+
+
+def bound(op: Callable, given: Given) -> partial:
     return partial(op, **{name: given[name] for name in signature(op).parameters if name in given})
 
 
-def _measured(name: str, kernel: partial, peer: str, other: Callable, device: torch.device, quick: bool) -> Line:
+def _measured(name: str, kernel: partial, other: partial, peer: str, device: torch.device, quick: bool) -> Line:
+    if peer == COMPILED:
+        check_compiler(device)
     ours, theirs = alternate(kernel, other, device=device, repeats=2 if quick else 20)
-    if name == "attention_mass":
-        q, k = (kernel.keywords[x] for x in ("q", "k"))
-        flops = 2 * q.numel() * k.shape[2]
-        share = ceilings(device, q.dtype).of_matmul(flops, ours)
+    if name.startswith("attention_mass"):
+        flops = products(**kernel.keywords)
+        share = ceilings(device, kernel.keywords["q"].dtype).of_matmul(flops, ours)
         return Line(name, ours, peer, theirs, share, rate(flops, ours))
     tensors = [x for x in tree_leaves((kernel.keywords, kernel())) if isinstance(x, Tensor)]
     count = sum(x.nbytes for x in tensors)
     return Line(name, ours, peer, theirs, ceilings(device).of_copy(count, ours), f"{count / ours / 1e6:.4g} GB/s")
+
+
+def products(q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None, rows: Tensor | None = None) -> int:
+    """Floating-point operations of q k^T, once or, where the logarithms have to be found first, twice."""
+    queries = q.shape[2] if rows is None else frames * rows.shape[-1]
+    return 2 * q[:, :, 0].numel() * queries * k.shape[2] * (2 if lse is None else 1)
 
 
 # -- what each is given -------------------------------------------------------------------------------------------------
@@ -112,31 +129,52 @@ def _gated_add(s: Shapes) -> Given:
     return {"x": s.stream(), "y": s.product(), "gate": s.modulation()}
 
 
+def _gated_add_energy(s: Shapes) -> Given:
+    return _gated_add(s) | {"energy": torch.empty(1, s.l, device=s.device)}
+
+
 def _add_norm(s: Shapes) -> Given:
     return _gated_add(s) | _modulated_norm(s)
+
+
+def _add_norm_affine(s: Shapes) -> Given:
+    weight, bias = 1 + 0.1 * s.randn(s.cfg.dim), 0.1 * s.randn(s.cfg.dim)
+    return _add_norm(s) | {"scale": weight, "shift": bias}
 
 
 def _rms_rope(s: Shapes) -> Given:
     q, k = s.product(), s.product()
     q_weight, k_weight = (1 + 0.1 * s.randn(s.cfg.dim) for _ in range(2))
     angles = tuple(angle.to(s.device) for angle in rope(s.grid, s.cfg.head_dim))
-    each = {"q": q, "k": k, "q_weight": q_weight, "k_weight": k_weight, "x": q, "weight": q_weight}
-    return each | {"angles": angles, "heads": s.cfg.num_heads, "eps": s.cfg.eps}
+    weights = {"q_weight": q_weight, "k_weight": k_weight}
+    return {"q": q, "k": k, **weights, "angles": angles, "heads": s.cfg.num_heads, "eps": s.cfg.eps}
 
 
 def _attention_mass(s: Shapes) -> Given:
-    q, k, v = s.heads(), s.heads(), s.heads()
-    scale, rows = s.cfg.head_dim**-0.5, q.split(s.l // s.grid[0], 2)
-    lse = torch.cat([torch.logsumexp(row.float() @ k.float().mT * scale, -1) for row in rows], dim=2)  # the forward's
-    return {"q": q, "k": k, "v": v, "frames": s.grid[0], "lse": lse}
+    return {"q": s.heads(), "k": s.heads(), "v": s.heads(), "frames": s.grid[0]}
 
 
-CASES: dict[str, Callable[[Shapes], Given]] = {
+def _attention_mass_lse(s: Shapes) -> Given:
+    given = _attention_mass(s)
+    return given | {"lse": attention_with_lse(given["q"], given["k"], given["v"])[1]}
+
+
+def _attention_mass_sampled(s: Shapes) -> Given:
+    given = _attention_mass(s)
+    draw = torch.Generator().manual_seed(0)
+    return given | {"rows": stratified(given["q"], s.grid[0], min(DRAWN, s.l // s.grid[0]), draw)}
+
+
+CASES: dict[str, Callable[[Shapes], Given]] = {  # operation, and what sets a case apart
     "token_energy": _token_energy,
     "latent_mean": _latent_mean,
     "modulated_norm": _modulated_norm,
     "gated_add": _gated_add,
+    "gated_add, energy": _gated_add_energy,
     "add_norm": _add_norm,
+    "add_norm, affine": _add_norm_affine,
     "rms_rope": _rms_rope,
     "attention_mass": _attention_mass,
+    "attention_mass, lse": _attention_mass_lse,
+    "attention_mass_sampled": _attention_mass_sampled,
 }

@@ -1,19 +1,19 @@
-"""Noise at every step of a run, resumed from the saved clean run as `minicos noise` does it, beside as many full runs.
+"""Noise at every step of a run, resumed from the saved clean run as `minicos noise` does it, beside as many runs from their start.
 
-Ours is the whole of it: the clean run, written to disk step by step, and each edited run with what is measured on it. The full runs
-are denoised and nothing else. In passes of N steps: N + N (N + 1) / 2 against N^2. The embedded model, since its ratio is that of
-any model whose passes are slow. Each side runs once: it is a sum of thousands of passes.
+Both sides are whole: the clean run, written to disk step by step, then the edited runs, and what is measured on each from its edit
+on. In passes of N steps: N + N (N + 1) / 2 against N + N^2. The embedded model, since its ratio is that of any model whose passes are
+slow. Each side runs once: it is a sum of thousands of passes.
 """
 
-from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from minicos.analysis import cases
-from minicos.analysis.noise import Clean, Noise, follow, measure
+from minicos.analysis.noise import Clean, Noise, measure
 from minicos.analysis.observe import observe
 from minicos.bench.measure import Line, alternate
 from minicos.bench.networks import operations
@@ -28,21 +28,17 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
     condition = cases.condition(wan, batch)
     noise = cases.noise(wan, condition, batch)
     edits = [Noise("replace", (step,)) for step in range(steps)]
-    passes = []
+    passes = {}
 
-    def resumed() -> None:
+    def sweep(side: str, start: int | None = None) -> None:
         with TemporaryDirectory() as folder:
             clean = Run.open(Path(folder), {})
             observe(wan, condition, clean, [Clean(None)], noise)
-            passes[:] = [steps, *(int(measure(wan, condition, noise, clean, edit)["passes"]) for edit in edits)]
-
-    def full() -> None:
-        for edit in edits:
-            deque(follow(wan, condition, noise, edit), maxlen=0)
+            measured = [measure(wan, condition, noise, clean, edit, start=start) for edit in edits]
+            passes[side] = steps + sum(int(one["passes"]) for one in measured)
 
     name = f"noise at each of {steps} steps, tiny"
-    ours, theirs = alternate(resumed, full, device=device, repeats=1, warmup=0, label="" if quick else name)
-    total = steps * steps
-    yield Line(
-        name, ours, f"{steps} full runs", theirs, note=f"{sum(passes)} passes of {total}: {sum(passes) / total:.3f} x"
-    )
+    sides = partial(sweep, "resumed"), partial(sweep, "full", start=0)
+    ours, theirs = alternate(*sides, device=device, repeats=1, warmup=0, label="" if quick else name)
+    note = f"{passes['resumed']} passes of {passes['full']}: {passes['resumed'] / passes['full']:.3f} x"
+    yield Line(name, ours, f"{steps} full runs", theirs, note=note)

@@ -6,6 +6,7 @@ import sys
 
 from minicos.bench import BENCHMARKS
 from minicos.cli import common
+from minicos.errors import MinicosError
 
 EXAMPLES = """\
   minicos bench forward                         a pass of the network beside diffusers', with the same weights
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
     from minicos.pipeline import open_device
 
     device = open_device(args.device)
+    if device.type not in ("cpu", "cuda"):
+        raise MinicosError(f"there is no clock for {device.type}: take --device cpu or cuda")
     print(header(device), file=sys.stderr if args.json else sys.stdout)
     lines = import_module(f"minicos.bench.{args.what}").lines(device, args.quick)
     if args.json:
