@@ -94,7 +94,8 @@ def _head(about: str) -> str:
             f"**{CAVEAT}**",
             about,
             "Every effect is a mean over held-out puzzles (test split) with its 95 % bootstrap interval; a difference is paired, "
-            "both arms having seen the same puzzles and the same noise, unless it says otherwise. *Power* is the smallest true difference "
+            "both arms having seen the same puzzles and the same noise, unless it says otherwise. Puzzle i of a section, counted "
+            "from 0, starts from the noise of seed i. *Power* is the smallest true difference "
             "that so many puzzles find in four of five experiments at the 5 % level. Effects that do not appear stand beside those "
             "that do; only the ensemble's arms were chosen by their result, on other puzzles (dev split).",
         ]

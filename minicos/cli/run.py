@@ -23,7 +23,7 @@ def add(verbs) -> None:
     common.add_model_options(parser, out="runs/run")
     see = parser.add_argument_group("analyses")
     see.add_argument("--x0", action="store_true", help="the clean estimate, as `minicos steps`")
-    see.add_argument("--energy", action="store_true", help="token energy of every layer")
+    see.add_argument("--energy", nargs="?", const="all", choices=("all",), help="token energy of every layer")
     see.add_argument("--attention", type=common.indices, metavar="LAYERS", help="attention of these layers, e.g. 0,6")
     see.add_argument("--at", type=common.indices, help="steps to show (default: eight, denser at the start)")
     do = parser.add_argument_group("interventions")
