@@ -156,12 +156,13 @@ def experiment(
     arms: Sequence[Mapping[str, Ensemble]],
     dev: Sequence[Sequence[Case]],
     test: Sequence[Sequence[Case]],
+    instead: bool = True,
 ) -> tuple[str, list[Row]]:
     """Choose an arm on batches of dev puzzles, report on batches of test puzzles; its name, and the table.
 
     `arms` holds an `ablation` for each set of steps, the paper's in front. On dev all are tried, and most puzzles solved decides
     (of equals the first; without dev puzzles the very first is taken). On test: the first ablation, the chosen arm, its controls
-    and its rivals. Batches are kept in `folder` as they are finished.
+    and, `instead` of hidden states, its `rivals`. Batches are kept in `folder` as they are finished.
     """
     candidates = {name: e for some in arms for name, e in some.items()}
     chosen = next(iter(candidates))
@@ -169,5 +170,5 @@ def experiment(
         data = cases.collect(folder, "dev", dev, partial(compare, wan, candidates))
         chosen = max(candidates, key=lambda name: data[f"{name}.solved"].mean())
     family = {**arms[0], chosen: candidates[chosen]}
-    tried = {**family, **controls(chosen, candidates[chosen]), **rivals(candidates[chosen])}
+    tried = {**family, **controls(chosen, candidates[chosen]), **(rivals(candidates[chosen]) if instead else {})}
     return chosen, result(cases.collect(folder, "test", test, partial(compare, wan, tried)), tried, list(family))

@@ -1,9 +1,11 @@
 """Reading a checkpoint of float32 shards: `load_into` beside safetensors' `load_file` and torch's `load_state_dict`.
 
 The shards are written to a temporary folder and read from the page cache, so that the disk does not decide. "ceiling" is the time of
-reading their bytes once, over ours; mapping takes less, since no byte is read. "peak" is that of anonymous host memory over what
-was there before, ours | the peer's, where the system is Linux: the weights where they are on the host, and what loading takes
-besides. What is mapped from a file is not anonymous.
+reading their bytes once, over ours. Both sides hold names and shapes against the network. "ours checked" is how `minicos.load` does it:
+ours looks at every value for NaN and infinity, the peer at none. As stored, on a CPU, files are mapped: without the check neither side
+reads a value, and the time is that of headers and modules. "peak" is that of anonymous host memory over what was there before,
+ours | the peer's, where the system is Linux: the weights where they are on the host, and what loading takes besides. What is mapped
+from a file is not anonymous.
 """
 
 import ctypes
@@ -16,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 
 import torch
@@ -26,21 +28,27 @@ from minicos.bench.measure import Line, alternate, attempt
 from minicos.bench.networks import A14B, QUICK
 from minicos.config import VARIANTS
 from minicos.dit import FLOAT32, DiT
-from minicos.weights.load import load_into
+from minicos.weights.load import PIECE, load_into
 
 STATUS = Path("/proc/self/status")
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 SHARD = 10**10  # bytes, about as published
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
+    if not quick:  # each load touches new memory, as in a new process, where glibc would hand out again what was freed
+        with suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     with tempfile.TemporaryDirectory() as name:
         network = subject(device, quick, shutil.disk_usage(name).free)
         shapes = {key: p.shape for key, p in network.state_dict().items()}
         write(Path(name), shapes, SHARD if device.type == "cuda" else 10**8)
         size = 4 * sum(shape.numel() for shape in shapes.values()) / 1e9
-        for dtype, how in ((torch.float32, "as stored"), (torch.bfloat16, "to bfloat16")):
-            what = f"{size:.2g} GB {how}"
-            yield attempt(what, partial(_measured, what, network, Path(name), dtype, device, 2 if quick else 5))
+        for dtype, checked in product((torch.float32, torch.bfloat16), (False, True)):
+            how = "as stored" if dtype == torch.float32 else "to bfloat16"
+            what = f"{size:.2g} GB {how}{', ours checked' * checked}"
+            repeats = 2 if quick else 9
+            yield attempt(what, partial(_measured, what, network, Path(name), dtype, device, checked, repeats))
 
 
 def subject(device: torch.device, quick: bool, free: int) -> DiT:
@@ -54,30 +62,31 @@ def subject(device: torch.device, quick: bool, free: int) -> DiT:
     return network
 
 
-def _measured(what: str, network: DiT, folder: Path, dtype: torch.dtype, device: torch.device, repeats: int) -> Line:
-    sides = [partial(side, network, folder, dtype, device) for side in (ours, theirs)]
+def _measured(
+    what: str, network: DiT, folder: Path, dtype: torch.dtype, device: torch.device, checked: bool, repeats: int
+) -> Line:
+    mine = partial(ours, check_finite=checked)
+    sides = [partial(side, network, folder, dtype, device) for side in (mine, theirs)]
     if STATUS.exists():
         peaks = []
         for side in sides:
-            with suppress(AttributeError):  # glibc keeps what was freed, and would hand it out again unseen
-                ctypes.CDLL(None).malloc_trim(0)
             before = anonymous()
             with Peak() as peak:
                 side()
             peaks.append((peak.bytes - before) / 1e9)
         what += ", peak {:.2g} | {:.2g} GB".format(*peaks)
-    mine, peer, read = alternate(*sides, partial(_read, folder), device=device, repeats=repeats)
-    return Line(what, mine, "load_file and load_state_dict", peer, read / mine)
+    ms, peer_ms, read_ms = alternate(*sides, partial(_read, folder), device=device, repeats=repeats)
+    return Line(what, ms, "load_file and load_state_dict", peer_ms, read_ms / ms)
 
 
 def policy(dtype: torch.dtype, name: str) -> torch.dtype:
     return torch.float32 if any(part in name for part in FLOAT32) else dtype
 
 
-def ours(network: DiT, folder: Path, dtype: torch.dtype, device: torch.device) -> DiT:
+def ours(network: DiT, folder: Path, dtype: torch.dtype, device: torch.device, check_finite: bool = False) -> DiT:
     with torch.device("meta"):
         twin = _twin(network)
-    load_into(twin, folder, dtype=partial(policy, dtype), device=device)
+    load_into(twin, folder, dtype=partial(policy, dtype), device=device, check_finite=check_finite)
     return twin
 
 
@@ -96,7 +105,7 @@ def _twin(network: DiT) -> DiT:
 
 def _read(folder: Path) -> None:
     """Every byte once, into one buffer."""
-    buffer = memoryview(bytearray(2**26))
+    buffer = memoryview(bytearray(PIECE))
     for path in folder.glob("*.safetensors"):
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):

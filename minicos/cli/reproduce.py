@@ -39,7 +39,7 @@ def add(verbs) -> None:
     parser = common.add_parser(verbs, "reproduce", "Run every experiment and write one report.", EXAMPLES, run)
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        "--n", type=common.positive, help="puzzles of every headline (default: 100); curves take two fifths of them"
+        "--n", type=common.positive, help="puzzles of every headline (default: 100); curves take a quarter of them"
     )
     size.add_argument("--full", action="store_true", help="1,000 puzzles: hours")
     parser.add_argument("--only", type=sections, default=SECTIONS, help=f"some of {','.join(SECTIONS)} (default: all)")

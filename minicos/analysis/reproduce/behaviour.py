@@ -54,7 +54,7 @@ def behaviour_section(wan: Wan, run: Run, n: int) -> Section:
         cases.collect(
             run, f"memory_{split}", groups(held_out("memory", count, split=split), 25), partial(hidden, wan, step)
         )
-        for split, count in (("dev", n + n // 2), ("test", n))
+        for split, count in (("dev", n), ("test", n))
     )
     claims = [
         difference("leading hypothesis wrong at step 0: rate minus chance", goal["wrong"], goal["chance"], "a leader drawn at random"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from minicos.analysis import behaviours, cases, commitment, figures, posterior, report, sensitivity, stats, steps
 from minicos.analysis.cases import Case, held_out
 from minicos.analysis.report import Section, difference, mean
-from minicos.analysis.reproduce.subjects import SHORT, groups, several, untrained
+from minicos.analysis.reproduce.subjects import SHORT, fewer, groups, several, untrained
 from minicos.pipeline import Wan
 from minicos.runs import Run
 
@@ -142,13 +142,13 @@ def _belief_sheet(wan: Wan, run: Run, mazes: Mapping[str, Case]) -> str:
 
 
 def commitment_section(wan: Wan, run: Run, n: int) -> Section:
-    wan, mazes, count = wan.with_preset(steps=SHORT), several(n), 3
-    at = (0, 2, 4, SHORT - 2)
+    wan, n, count = wan.with_preset(steps=SHORT), fewer(n), 3
+    mazes, at = several(n), (0, 2, 4, SHORT - 2)
 
     def compute(batch: Sequence[Case]) -> dict[str, Tensor]:
         return {"answers": commitment.completions(wan, batch, at, count)}
 
-    answers = torch.from_numpy(cases.collect(run, "completions", groups(mazes, 10), compute)["answers"])
+    answers = torch.from_numpy(cases.collect(run, "completions", groups(mazes, 25), compute)["answers"])
     routes = [len(case.puzzle.candidates) for case in mazes]
     shares = [commitment.shares(a, r) for a, r in zip(answers, routes, strict=True)]
     committed = np.stack([commitment.commitment(share).numpy() for share in shares])

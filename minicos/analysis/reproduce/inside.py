@@ -164,15 +164,17 @@ def swap_section(wan: Wan, run: Run, n: int) -> Section:
     depth, whole = len(wan.experts["high"].blocks), range(SHORT)
     site = 3 * depth // 4
     few, inside = fewer(n), Run(run.path("layers"), run.settings)
-    curve = swap_study.Plan(tuple(range(depth)), (whole,), ("same_x",))
+    rare = tuple(name for name in CONTROLS if name != "wrong")
+    curve = swap_study.Plan(tuple(range(depth)), (whole,), ("same_x",), controls=rare, control_layers=(site,))
     layers = swap_study.sweep(wan, inside, curve, pairs("mark", few))
     begun = swap_study.Plan((site,), (range(1), range(2), range(SHORT // 2)), ("same_x",))
     swept = swap_study.sweep(wan, inside, begun, pairs("mark", few))
-    held = swap_study.Plan((site,), (whole,), ("same_x",), controls=CONTROLS)
+    held = swap_study.Plan((site,), (whole,), ("same_x",), controls=("wrong",))
     results = swap_study.sweep(wan, Run(run.path("controls"), run.settings), held, pairs("mark", n))
     names = [f"layers/{name}" for name in swap_results.draw(curve, layers, few, inside)]
     became = layers[curve.arms[0]]["answer"] == A
-    by = {arm.control: results[arm] for arm in held.arms}
+    own, wrong = (results[arm] for arm in held.arms)
+    by = {arm.control: layers[arm] for arm in curve.arms}
     (turn,) = swap_results.turns(curve, layers, few)
 
     def rate(found: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -183,20 +185,21 @@ def swap_section(wan: Wan, run: Run, n: int) -> Section:
         report.of("layer at which half of the swapped runs show A's answer", turn["A"], "the last layer turns all by construction"),
         report.of("layer at which the latent lies half-way to A (flip = 0)", turn["flip"], "the last layer: +1 by construction"),
         difference(f"rate of A's answer: layer {depth - 1} minus layer 0", became[:, -1], became[:, 0], "layer 0, all steps"),
+        difference(f"rate of A's answer at layer {site}: own donor minus wrong donor", rate(own), rate(wrong), "wrong donor"),
         *(
-            difference(f"rate of A's answer at layer {site}: own donor minus {words}", rate(by[None]), rate(by[name]), words)
-            for name, words in (("wrong", "wrong donor"), ("shuffled", "shuffled prompt"), ("random", "random direction of equal norm"))
+            difference(f"rate of A's answer at layer {site}: own donor minus {words}", became[:, site], rate(by[name]), words)
+            for name, words in (("shuffled", "shuffled prompt"), ("random", "random direction of equal norm"))
         ),
         *(
             difference(f"rate of A's answer at layer {site}: {when} minus all steps", found, became[:, site], "swapped at all steps")
             for when, found in early.items()
         ),
         mean(f"largest change by the null swap at layer {site}", by["null"]["changed"][:, 0], "exactly 0"),
-        mean(f"off-axis share at layer {site}", by[None]["off_axis"][:, 0], "0: between A and B"),
-        mean("leverage of step 0: how far it moves the latent, of its norm", by[None]["leverage"][:, 0], "0: nothing"),
+        mean(f"off-axis share at layer {site}", own["off_axis"][:, 0], "0: between A and B"),
+        mean("leverage of step 0: how far it moves the latent, of its norm", own["leverage"][:, 0], "0: nothing"),
     )  # fmt: skip
     right = [f"{(results[None][f'{run_}.answer'] == code).mean():.2f}" for run_, code in (("a", A), ("b", B))]
-    wrong, shuffled, random = (f"{rate(by[name]).mean():.2f}" for name in ("wrong", "shuffled", "random"))
+    shuffled, random = (f"{rate(by[name]).mean():.2f}" for name in ("shuffled", "random"))
     briefly = ", ".join(f"{found.mean():.2f} at {when}" for when, found in early.items())
     text = f"""\
 "Mark the circle" (A) and "mark the square" (B) of one picture: at every step the residual stream behind one layer of run B is
@@ -205,7 +208,7 @@ A's velocity, so that curves end at A: the finding is where they turn. Undisturb
 and {right[1]} of the B runs B's.
 
 Half of the swapped runs show A's answer from layer {claims[0].brief} of 0 to {depth - 1} on. At layer {site} it appears in
-{rate(by[None]).mean():.2f} of the runs; with a wrong donor in {wrong}, with a shuffled prompt in {shuffled}, moved as far in a
+{rate(own).mean():.2f} of the runs; with a wrong donor in {rate(wrong).mean():.2f}, with a shuffled prompt in {shuffled}, moved as far in a
 random direction in {random}. Swapped in the first steps only: {briefly}; step 0 moves the latent by
-{by[None]["leverage"][:, 0].mean():.3f} of its norm. The largest change by the null swap is {by["null"]["changed"].max():g}."""
+{own["leverage"][:, 0].mean():.3f} of its norm. The largest change by the null swap is {by["null"]["changed"].max():g}."""
     return Section("Where a prompt becomes an answer", text, claims, tuple(names))

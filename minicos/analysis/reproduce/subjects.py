@@ -35,7 +35,7 @@ def groups(subjects: Sequence[Case], most: int) -> list[list[Case]]:
 
 def fewer(n: int) -> int:
     """Puzzles of a curve, where the headline has n."""
-    return max(AT_LEAST, 2 * n // 5)
+    return max(AT_LEAST, n // 4)
 
 
 def several(n: int) -> list[Case]:
