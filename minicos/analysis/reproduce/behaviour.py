@@ -54,7 +54,7 @@ def behaviour_section(wan: Wan, run: Run, n: int) -> Section:
         cases.collect(
             run, f"memory_{split}", groups(held_out("memory", count, split=split), 25), partial(hidden, wan, step)
         )
-        for split, count in (("dev", n), ("test", n))
+        for split, count in (("dev", n + n // 2), ("test", n))
     )
     claims = [
         difference("leading hypothesis wrong at step 0: rate minus chance", goal["wrong"], goal["chance"], "a leader drawn at random"),
@@ -74,7 +74,7 @@ def behaviour_section(wan: Wan, run: Run, n: int) -> Section:
         ]  # fmt: skip
     figures.curves(
         run.path("memory.png"), lines, x="layer", y="share read out right",
-        title=f"Shape (chance {1 / len(SHAPES):.2f}) and colour (chance {1 / len(COLOURS):.2f}) of the hidden object, step {step}",
+        title=f"The hidden object at step {step}; chance {1 / len(SHAPES):.2f}, {1 / len(COLOURS):.2f}",
     )  # fmt: skip
     wrong, corrected, changed, solved = (
         f"{goal[key].mean():.2f}" for key in ("wrong", "corrected", "changed", "solved")
