@@ -64,10 +64,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = wide(x)
-        norm = (
-            y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
-        )  # F.normalize, which a CPU takes 20 times as long for
-        return (y / norm * self.scale * self.gamma).to(x.dtype)
+        y = y / y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()  # F.normalize, but 10 times as fast on a CPU
+        y = y * (self.scale * self.gamma)
+        return y.to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
