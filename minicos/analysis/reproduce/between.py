@@ -17,10 +17,8 @@ from minicos.runs import Run
 
 
 def noise_section(wan: Wan, run: Run, n: int) -> Section:
-    wan, at = (
-        wan.with_preset(steps=SHORT),
-        tuple(SHORT * k // 4 for k in range(4)),
-    )  # as many as latent frames: doses match
+    wan = wan.with_preset(steps=SHORT)
+    at = tuple(SHORT * k // 4 for k in range(4))  # as many as there are latent frames, so that doses match
     claims, told, shown = [], {}, []
     for mode, count in (("renoise", fewer(n)), ("replace", n)):
         inside = Run(run.path(mode), run.settings)
@@ -69,9 +67,8 @@ lose {told["renoise"][2]} and {told["renoise"][3]} of the mazes (solved clean: {
 def handover_section(wan: Wan, run: Run, n: int) -> Section:
     wan, at = wan.with_preset(steps=SHORT), (1, 3, 5, 7)
     usual = wan.preset.boundary
-    unscored = [
-        replace(case, puzzle=None) for case in several(fewer(n))
-    ]  # latents are compared: nothing need be decoded
+    # D compares latents: without their puzzles no video is decoded
+    unscored = [replace(case, puzzle=None) for case in several(fewer(n))]
     damage, serves = {}, {}
     for boundary in (0.96, usual, 0.8):
         moved = wan.with_preset(boundary=boundary)
