@@ -49,8 +49,8 @@ def dit_memory(cfg: DiTConfig, shape: Sequence[int], dtype: torch.dtype, residua
 
 
 # What decoding holds alive at its worst moment, in units of the widest activation, by generation: as torch allocates it, and where
-# torch has to unfold convolutions. A test measures both, to 7 %; what a card's convolutions take for themselves is not in them.
-DECODING = {"2.1": (13.6, 38.5), "2.2": (21.4, 71.5)}
+# torch has to unfold convolutions. A test measures both; what a card's convolutions take for themselves is not in them.
+DECODING = {"2.1": (12.8, 38.5), "2.2": (20.7, 71.5)}
 
 
 def vae_memory(

@@ -47,9 +47,8 @@ class Row:
     peak: Interval  # the noised step that changes the video most
     shift: Interval  # of the peak, against the first setting's
     largest: Interval  # D there
-    between: (
-        Interval | None
-    )  # mean D, minus the first setting's, for noise at steps that the two give to different experts
+    # mean D, minus the first setting's, for noise at steps that the two give to different experts
+    between: Interval | None
 
 
 def compare(settings: Mapping[str, Setting], subjects: Sequence[Case], run: Run, most: int = 25) -> dict[str, Results]:
