@@ -96,7 +96,7 @@ def test_encoding_is_the_official_one(case, chunk):
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4])
 def test_decoding_is_the_official_one(case, chunk):
     data = DATA[case]
-    assert rel_max(vae(case).decode(data["in.latent"], chunk), data["out.video"]) < 1e-5  # measured 3.6e-6, 2.7e-6
+    assert rel_max(vae(case).decode(data["in.latent"], chunk), data["out.video"]) < 1e-5  # measured 3.3e-6, 3.2e-6
 
 
 @each_case
@@ -280,7 +280,7 @@ def test_one_dnn_convolutions_are_torchs_own(network, monkeypatch):
     quick = network.decode(z), network.encode(clip)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert rel_max(quick[0], network.decode(z)) < 3e-5  # measured 1.0e-5
-    assert rel_max(quick[1], network.encode(clip)) < 3e-6
+    assert rel_max(quick[1], network.encode(clip)) < 3e-6  # measured 7.0e-7
 
 
 # -- bfloat16 ----------------------------------------------------------------------------------------------------------
