@@ -19,9 +19,15 @@ from .rows import at, check, expect, launch, normed, place, served, store, writa
 
 @torch.compiler.disable
 def add_norm(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float,
-    residual: torch.dtype = torch.float32, dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    residual: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
     """x + y gate, rounded to `residual`, and the norm of that, rounded to `dtype`: b l d each. There is no gradient.
 
     x and y b l d, gate b g d or None. scale and shift b g d modulate the norm; of shape d they are its weight and bias. All three float32.
@@ -41,10 +47,30 @@ def add_norm(
 
 @triton.jit
 def _add_norm(
-    x, x_batch, x_token, y, y_batch, y_token, gate, gate_batch, gate_time,
-    scale, scale_batch, scale_time, shift, shift_batch, shift_time, out, norm,
-    tokens, each, eps, affine: tl.constexpr, width: tl.constexpr, chunk: tl.constexpr,
-):  # fmt: skip
+    x,
+    x_batch,
+    x_token,
+    y,
+    y_batch,
+    y_token,
+    gate,
+    gate_batch,
+    gate_time,
+    scale,
+    scale_batch,
+    scale_time,
+    shift,
+    shift_batch,
+    shift_time,
+    out,
+    norm,
+    tokens,
+    each,
+    eps,
+    affine: tl.constexpr,
+    width: tl.constexpr,
+    chunk: tl.constexpr,
+):
     batch, token = place(tokens)
     x += batch * x_batch + token * x_token
     y += batch * y_batch + token * y_token

@@ -34,7 +34,9 @@ LOG2E = tl.constexpr(math.log2(math.e))
 
 
 @torch.compiler.disable
-def attention_mass(q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def attention_mass(
+    q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mass received by every key and from frame to frame: q b n l k, k b n t k -> (b n t, b n f f'), float32.
 
     As the reference: keys are cut into frames if there are as many as queries, else (a text) they are one frame; lse, where
@@ -59,12 +61,19 @@ def attention_mass_sampled(
     key_frames = frames if k.shape[2] == q.shape[2] else 1
     size, count = q.shape[2] // frames, rows.shape[-1]
     left = (1 - count / size) / count
-    drawn = q.unflatten(2, (frames, -1)).gather(3, rows.unsqueeze(-1).expand(-1, -1, -1, -1, q.shape[-1]))
-    received, parts, variance = _launch(drawn.flatten(2, 3), k, None, frames, key_frames, sampled=True)
+    drawn = q.unflatten(2, (frames, -1)).gather(
+        3, rows.unsqueeze(-1).expand(-1, -1, -1, -1, q.shape[-1])
+    )
+    received, parts, variance = _launch(
+        drawn.flatten(2, 3), k, None, frames, key_frames, sampled=True
+    )
     share = parts.sum(3).unflatten(-1, (frames, count)).transpose(2, 3)  # b n f f' r
     return (
         (received * (size / count), share.mean(-1)),
-        ((variance * (size**2 * left)).sqrt(), (share.var(-1, correction=min(1, count - 1)) * left).sqrt()),
+        (
+            (variance * (size**2 * left)).sqrt(),
+            (share.var(-1, correction=min(1, count - 1)) * left).sqrt(),
+        ),
     )
 
 
@@ -77,18 +86,28 @@ def _launch(
     (b, n, length, width), keys = q.shape, k.shape[2]
     strides = (*q.stride()[:3], *k.stride()[:3])
     fixed = {
-        "width": width, "depth": max(16, triton.next_power_of_2(width)),
-        "widen": not isinstance(_mass, triton.JITFunction),  # the interpreter's bfloat16 is no number
-        **(TILES_32 if q.dtype == torch.float32 else TILES_16), "enable_fp_fusion": True,
-    }  # fmt: skip
+        "width": width,
+        "depth": max(16, triton.next_power_of_2(width)),
+        "widen": not isinstance(
+            _mass, triton.JITFunction
+        ),  # the interpreter's bfloat16 is no number
+        **(TILES_32 if q.dtype == torch.float32 else TILES_16),
+        "enable_fp_fusion": True,
+    }
     scale = width**-0.5 * LOG2E.value
     size, key_size = length // frames, keys // key_frames
     blocks = triton.cdiv(key_size, fixed["held"])
     received = torch.empty(b, n, keys, dtype=torch.float32, device=q.device)
     variance = torch.empty_like(received) if sampled else received
     parts = torch.empty(
-        b, n, key_frames, blocks, length if sampled else frames, dtype=torch.float32, device=q.device
-    )  # fmt: skip
+        b,
+        n,
+        key_frames,
+        blocks,
+        length if sampled else frames,
+        dtype=torch.float32,
+        device=q.device,
+    )
     with torch.cuda.device_of(q):  # Triton launches on the current device, which need not be q's
         if lse is None:
             lse = torch.empty(b, n, length, dtype=torch.float32, device=q.device)
@@ -96,19 +115,44 @@ def _launch(
                 q, k, lse, scale, n, *strides, length, keys, **fixed
             )
         _mass[(b * n * key_frames * blocks,)](
-            q, k, lse.contiguous(), received, parts, variance, scale, n, *strides,
-            size, frames, key_size, key_frames, blocks, sampled, **fixed,
-        )  # fmt: skip
+            q,
+            k,
+            lse.contiguous(),
+            received,
+            parts,
+            variance,
+            scale,
+            n,
+            *strides,
+            size,
+            frames,
+            key_size,
+            key_frames,
+            blocks,
+            sampled,
+            **fixed,
+        )
     return received, parts, variance
 
 
 @triton.jit
-def _tile(x, first, stride, rows: tl.constexpr, end, width: tl.constexpr, depth: tl.constexpr, widen: tl.constexpr):
+def _tile(
+    x,
+    first,
+    stride,
+    rows: tl.constexpr,
+    end,
+    width: tl.constexpr,
+    depth: tl.constexpr,
+    widen: tl.constexpr,
+):
     """Rows first, first + 1, ... of x, zero from row `end` on: rows depth."""
     row, channel = tl.arange(0, rows)[:, None], tl.arange(0, depth)[None, :]
     first = tl.full([], first, tl.int64)  # offsets pass 2^31 elements
     tile = tl.load(
-        x + first * stride + (row.to(tl.int64) * stride + channel),  # the bracket stays as a program walks
+        x
+        + first * stride
+        + (row.to(tl.int64) * stride + channel),  # the bracket stays as a program walks
         mask=(first + row < end) & (channel < width),
         other=0.0,
     )
@@ -117,9 +161,25 @@ def _tile(x, first, stride, rows: tl.constexpr, end, width: tl.constexpr, depth:
 
 @triton.jit
 def _log_sum_exp(
-    q, k, lse, scale, heads, q_batch, q_head, q_row, k_batch, k_head, k_row,
-    length, keys: tl.constexpr, width: tl.constexpr, depth: tl.constexpr, held: tl.constexpr, walked: tl.constexpr, widen: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    lse,
+    scale,
+    heads,
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    length,
+    keys: tl.constexpr,
+    width: tl.constexpr,
+    depth: tl.constexpr,
+    held: tl.constexpr,
+    walked: tl.constexpr,
+    widen: tl.constexpr,
+):
     blocks = tl.cdiv(length, held)
     head, first = tl.program_id(0) // blocks, tl.program_id(0) % blocks * held
     batch, n = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
@@ -136,15 +196,39 @@ def _log_sum_exp(
         total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(s - higher[:, None]), 1)
         top = higher
     row = first + tl.arange(0, held)
-    tl.store(lse + head.to(tl.int64) * length + row, (top + tl.log2(total)) / LOG2E, mask=row < length)
+    tl.store(
+        lse + head.to(tl.int64) * length + row, (top + tl.log2(total)) / LOG2E, mask=row < length
+    )
 
 
 @triton.jit
 def _mass(
-    q, k, lse, received, parts, variance, scale, heads, q_batch, q_head, q_row, k_batch, k_head, k_row,
-    size: tl.constexpr, frames: tl.constexpr, key_size: tl.constexpr, key_frames: tl.constexpr, blocks: tl.constexpr, sampled: tl.constexpr,
-    width: tl.constexpr, depth: tl.constexpr, held: tl.constexpr, walked: tl.constexpr, widen: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    lse,
+    received,
+    parts,
+    variance,
+    scale,
+    heads,
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    size: tl.constexpr,
+    frames: tl.constexpr,
+    key_size: tl.constexpr,
+    key_frames: tl.constexpr,
+    blocks: tl.constexpr,
+    sampled: tl.constexpr,
+    width: tl.constexpr,
+    depth: tl.constexpr,
+    held: tl.constexpr,
+    walked: tl.constexpr,
+    widen: tl.constexpr,
+):
     program = tl.program_id(0).to(tl.int64)
     head, block = program // (key_frames * blocks), program % (key_frames * blocks)
     batch, n = head // heads, head % heads
@@ -163,13 +247,23 @@ def _mass(
         for start in range(0, size, walked):
             row = frame * size + start + tl.arange(0, walked)
             seen = start + tl.arange(0, walked) < size
-            query = _tile(q, frame * size + start, q_row, walked, (frame + 1) * size, width, depth, widen)
-            log = tl.load(lse + row, mask=seen, other=float("inf")) * LOG2E  # exp2(-inf) is 0: rows beyond the frame
-            p = tl.exp2(tl.dot(key, tl.trans(query), input_precision="ieee") * scale - log[None, :])  # held walked
+            query = _tile(
+                q, frame * size + start, q_row, walked, (frame + 1) * size, width, depth, widen
+            )
+            log = (
+                tl.load(lse + row, mask=seen, other=float("inf")) * LOG2E
+            )  # exp2(-inf) is 0: rows beyond the frame
+            p = tl.exp2(
+                tl.dot(key, tl.trans(query), input_precision="ieee") * scale - log[None, :]
+            )  # held walked
             sums += tl.sum(p, 1)
             if sampled:
                 squares += tl.sum(p * p, 1)
-                tl.store(parts + program * frames * size + row, tl.sum(tl.where(own[:, None], p, 0.0), 0), mask=seen)
+                tl.store(
+                    parts + program * frames * size + row,
+                    tl.sum(tl.where(own[:, None], p, 0.0), 0),
+                    mask=seen,
+                )
         total += sums
         if sampled:
             spread += tl.maximum(squares - sums * sums / size, 0.0) / max(size - 1, 1)
@@ -184,8 +278,15 @@ def _mass(
 def _check(name: str, q: Tensor, k: Tensor, frames: int, lse: Tensor | None) -> None:
     check(name, q=q, k=k)
     if q.dtype != k.dtype:
-        raise TypeError(f"{name}: q is {q.dtype} and k {k.dtype}; the kernel takes two of one dtype")
-    if q.ndim != 4 or k.ndim != 4 or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]) or 0 in q.shape + k.shape:
+        raise TypeError(
+            f"{name}: q is {q.dtype} and k {k.dtype}; the kernel takes two of one dtype"
+        )
+    if (
+        q.ndim != 4
+        or k.ndim != 4
+        or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3])
+        or 0 in q.shape + k.shape
+    ):
         raise ValueError(
             f"{name}: q is {tuple(q.shape)} and k {tuple(k.shape)}; they must be b n l k and b n t k, none empty"
         )

@@ -12,12 +12,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import at, check, expect, launch, load, place, rounded, served, square_sum, store, writable
+from .rows import (
+    at,
+    check,
+    expect,
+    launch,
+    load,
+    place,
+    rounded,
+    served,
+    square_sum,
+    store,
+    writable,
+)
 
 
 @torch.compiler.disable
 def gated_add(
-    x: Tensor, y: Tensor, gate: Tensor | None, dtype: torch.dtype = torch.float32, energy: Tensor | None = None
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    dtype: torch.dtype = torch.float32,
+    energy: Tensor | None = None,
 ) -> Tensor:
     """x + y gate, rounded to `dtype`: x and y b l d, gate b g d float32, or None for x + y -> b l d. There is no gradient.
 
@@ -39,9 +55,24 @@ def gated_add(
 
 @triton.jit
 def _gated_add(
-    x, x_batch, x_token, y, y_batch, y_token, gate, gate_batch, gate_time, out, energy, energy_batch, energy_token,
-    tokens, each, width: tl.constexpr, chunk: tl.constexpr,
-):  # fmt: skip
+    x,
+    x_batch,
+    x_token,
+    y,
+    y_batch,
+    y_token,
+    gate,
+    gate_batch,
+    gate_time,
+    out,
+    energy,
+    energy_batch,
+    energy_token,
+    tokens,
+    each,
+    width: tl.constexpr,
+    chunk: tl.constexpr,
+):
     batch, token = place(tokens)
     x += batch * x_batch + token * x_token
     y += batch * y_batch + token * y_token

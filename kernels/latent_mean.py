@@ -46,20 +46,44 @@ def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = 
     programs = len(x) // seeds * length * triton.cdiv(width, BLOCK)
     with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
         _latent_mean[(programs,)](
-            rows, result, 1 - alpha, alpha, length, width, *rows.stride()[:2], *result.stride()[:2], seeds, BLOCK,
-            num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+            rows,
+            result,
+            1 - alpha,
+            alpha,
+            length,
+            width,
+            *rows.stride()[:2],
+            *result.stride()[:2],
+            seeds,
+            BLOCK,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
     return out if result.data_ptr() == out.data_ptr() else out.copy_(result.view(out.shape))
 
 
 @triton.jit
 def _latent_mean(
-    x, out, own, shared, length, width, x_row, x_token, out_row, out_token, seeds: tl.constexpr, block: tl.constexpr
+    x,
+    out,
+    own,
+    shared,
+    length,
+    width,
+    x_row,
+    x_token,
+    out_row,
+    out_token,
+    seeds: tl.constexpr,
+    block: tl.constexpr,
 ):
     blocks = tl.cdiv(width, block)
     program = tl.program_id(0)
     row = program // blocks
-    case, token = (row // length).to(tl.int64), (row % length).to(tl.int64)  # offsets pass 2^31 elements
+    case, token = (
+        (row // length).to(tl.int64),
+        (row % length).to(tl.int64),
+    )  # offsets pass 2^31 elements
     channel = (program % blocks).to(tl.int64) * block + tl.arange(0, block)
     x += case * seeds * x_row + token * x_token + channel
     out += case * seeds * out_row + token * out_token + channel

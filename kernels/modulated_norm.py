@@ -15,7 +15,9 @@ from .rows import at, check, launch, load, normed, place, rounded, served, store
 
 
 @torch.compiler.disable
-def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> Tensor:
+def modulated_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """layer_norm(x) (1 + scale) + shift, rounded to `dtype`: x b l d, scale and shift b g d float32 -> b l d. There is no gradient."""
     check("modulated_norm", x=x, scale=scale, shift=shift)
     writable("modulated_norm", dtype)
@@ -27,18 +29,38 @@ def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: t
 
 @triton.jit
 def _modulated_norm(
-    x, x_batch, x_token, scale, scale_batch, scale_time, shift, shift_batch, shift_time, out,
-    tokens, each, eps, width: tl.constexpr, chunk: tl.constexpr,
-):  # fmt: skip
+    x,
+    x_batch,
+    x_token,
+    scale,
+    scale_batch,
+    scale_time,
+    shift,
+    shift_batch,
+    shift_time,
+    out,
+    tokens,
+    each,
+    eps,
+    width: tl.constexpr,
+    chunk: tl.constexpr,
+):
     batch, token = place(tokens)
     scale += batch * scale_batch + token // each * scale_time
     shift += batch * shift_batch + token // each * shift_time
     row = normed(load(x + batch * x_batch + token * x_token, width, chunk), eps, width, chunk)
-    store(out + (batch * tokens + token) * width, modulated(row, x, scale, shift, False, width, chunk), width, chunk)
+    store(
+        out + (batch * tokens + token) * width,
+        modulated(row, x, scale, shift, False, width, chunk),
+        width,
+        chunk,
+    )
 
 
 @triton.jit
-def modulated(row, like, scale, shift, affine: tl.constexpr, width: tl.constexpr, chunk: tl.constexpr):
+def modulated(
+    row, like, scale, shift, affine: tl.constexpr, width: tl.constexpr, chunk: tl.constexpr
+):
     """A row that has been normed, rounded as `like` is and modulated; or with weight and bias, and then rounded."""
     scale, shift = load(scale, width, chunk), load(shift, width, chunk)
     y = ()

@@ -18,12 +18,20 @@ from .rows import at, check, expect, launch, load, place, rounded, square_sum
 
 @torch.compiler.disable
 def rms_rope(
-    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, angles: tuple[Tensor, Tensor], heads: int, eps: float
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    angles: tuple[Tensor, Tensor],
+    heads: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """q and k, normed and turned: b l d -> b n l k each. Weights d, angles (cosines, sines) l k/2 float32. There is no gradient."""
     check("rms_rope", q=q, k=k, q_weight=q_weight, k_weight=k_weight)
     if q.ndim != 3 or q.shape[2] % (2 * heads):
-        raise ValueError(f"rms_rope: q must be b l d, with d in {heads} heads of pairs, not {tuple(q.shape)}")
+        raise ValueError(
+            f"rms_rope: q must be b l d, with d in {heads} heads of pairs, not {tuple(q.shape)}"
+        )
     batch, tokens, width = q.shape
     expect("rms_rope", "k", k, q.dtype, q.shape, q.device)
     for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
@@ -31,30 +39,63 @@ def rms_rope(
     cos, sin = (a.to(q.device).contiguous() for a in angles)
     for name, a in (("cosines", cos), ("sines", sin)):
         expect("rms_rope", name, a, torch.float32, (tokens, width // heads // 2), q.device)
-    turned = [torch.empty(batch, heads, tokens, width // heads, dtype=q.dtype, device=q.device) for _ in range(2)]
+    turned = [
+        torch.empty(batch, heads, tokens, width // heads, dtype=q.dtype, device=q.device)
+        for _ in range(2)
+    ]
     weights = q_weight.contiguous(), k_weight.contiguous()
-    launch(_rms_rope, q, *at(q), *at(k), *weights, cos, sin, *turned, tokens, eps, head=width // heads)
+    launch(
+        _rms_rope, q, *at(q), *at(k), *weights, cos, sin, *turned, tokens, eps, head=width // heads
+    )
     return turned[0], turned[1]
 
 
 @triton.jit
 def _rms_rope(
-    q, q_batch, q_token, k, k_batch, k_token, q_weight, k_weight, cos, sin, q_out, k_out,
-    tokens, eps, head: tl.constexpr, width: tl.constexpr, chunk: tl.constexpr,
-):  # fmt: skip
+    q,
+    q_batch,
+    q_token,
+    k,
+    k_batch,
+    k_token,
+    q_weight,
+    k_weight,
+    cos,
+    sin,
+    q_out,
+    k_out,
+    tokens,
+    eps,
+    head: tl.constexpr,
+    width: tl.constexpr,
+    chunk: tl.constexpr,
+):
     batch, token = place(tokens)
     cos += token * (head // 2)
     sin += token * (head // 2)
     q += batch * q_batch + token * q_token
     k += batch * k_batch + token * k_token
     start = batch * tokens * width + token * head  # b n l k
-    apart = tl.cast(tokens, tl.int64) * head  # from head to head; to Triton, a single token is a constant without `.to`
+    apart = (
+        tl.cast(tokens, tl.int64) * head
+    )  # from head to head; to Triton, a single token is a constant without `.to`
     turned(q, q_weight, cos, sin, q_out + start, apart, eps, head, width, chunk)
     turned(k, k_weight, cos, sin, k_out + start, apart, eps, head, width, chunk)
 
 
 @triton.jit
-def turned(x, weight, cos, sin, out, apart, eps, head: tl.constexpr, width: tl.constexpr, chunk: tl.constexpr):
+def turned(
+    x,
+    weight,
+    cos,
+    sin,
+    out,
+    apart,
+    eps,
+    head: tl.constexpr,
+    width: tl.constexpr,
+    chunk: tl.constexpr,
+):
     """The row at x, normed and turned, to out, whose heads lie `apart`."""
     row, factor = load(x, width, chunk), load(weight, width, chunk)
     scale = tl.rsqrt(tl.div_rn(square_sum(row), width) + eps)

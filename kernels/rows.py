@@ -94,7 +94,9 @@ def normed(row, eps, width: tl.constexpr, chunk: tl.constexpr):
 def launch(kernel: triton.JITFunction, x: Tensor, *arguments: object, **constants: object) -> None:
     """One program for each row of x; there are none if x is empty."""
     if x.numel():
-        with torch.cuda.device_of(x):  # Triton launches on the current device, which need not be x's
+        with torch.cuda.device_of(
+            x
+        ):  # Triton launches on the current device, which need not be x's
             kernel[(x.numel() // x.shape[-1],)](*arguments, **constants, **options(x.shape[-1]))
 
 
@@ -103,7 +105,12 @@ def options(width: int) -> dict[str, int]:
     if it fills a warp; otherwise the first that covers it, or CHUNK."""
     divisor = min(width & -width, CHUNK)
     chunk = divisor if divisor >= WARP else min(triton.next_power_of_2(width), CHUNK)
-    return {"width": width, "chunk": chunk, "num_warps": max(1, chunk // WARP), "enable_fp_fusion": False}
+    return {
+        "width": width,
+        "chunk": chunk,
+        "num_warps": max(1, chunk // WARP),
+        "enable_fp_fusion": False,
+    }
 
 
 def at(x: Tensor | None) -> tuple[Tensor | None, int, int]:
@@ -123,19 +130,27 @@ def check(op: str, **tensors: Tensor | None) -> None:
     first, device = next((name, x.device) for name, x in given.items())
     for name, x in given.items():
         if x.dtype not in FLOATS:
-            raise TypeError(f"{op}: {name} is {x.dtype}; the kernel takes float32, bfloat16 and float16")
+            raise TypeError(
+                f"{op}: {name} is {x.dtype}; the kernel takes float32, bfloat16 and float16"
+            )
         if not x.is_cuda and isinstance(place, triton.JITFunction):
             raise ValueError(
                 f"{op}: {name} is on {x.device}, and this kernel runs on a GPU; elsewhere use minicos.ops.{op}"
                 " (to try the kernel on a CPU, set TRITON_INTERPRET=1 before Python starts)"
             )
         if x.device != device:
-            raise ValueError(f"{op}: {first} is on {device} and {name} on {x.device}; move them to one device")
+            raise ValueError(
+                f"{op}: {first} is on {device} and {name} on {x.device}; move them to one device"
+            )
         if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{op}: the kernel has no gradient; pass {name}.detach(), or use minicos.ops.{op}")
+            raise ValueError(
+                f"{op}: the kernel has no gradient; pass {name}.detach(), or use minicos.ops.{op}"
+            )
 
 
-def expect(op: str, name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
+def expect(
+    op: str, name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
     """Refuse a tensor of another dtype or shape, or on another device."""
     if (x.dtype, tuple(x.shape), x.device) != (dtype, tuple(shape), device):
         wanted, found = (str(d).removeprefix("torch.") for d in (dtype, x.dtype))
@@ -158,7 +173,9 @@ def served(op: str, x: Tensor, **modulations: Tensor | None) -> int:
     given = {name: m for name, m in modulations.items() if m is not None}
     times = next((m.shape[1] for m in given.values() if m.ndim == 3), 1)
     if x.shape[1] % max(1, times):
-        raise ValueError(f"{op}: {x.shape[1]} tokens are not equally many for each of {times} timesteps")
+        raise ValueError(
+            f"{op}: {x.shape[1]} tokens are not equally many for each of {times} timesteps"
+        )
     for name, m in given.items():
         expect(op, name, m, torch.float32, (x.shape[0], times, x.shape[2]), x.device)
     return max(1, x.shape[1] // max(1, times))

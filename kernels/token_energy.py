@@ -37,7 +37,9 @@ def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 @triton.jit
-def _token_energy(x, x_batch, x_token, out, out_batch, out_token, tokens, width: tl.constexpr, chunk: tl.constexpr):
+def _token_energy(
+    x, x_batch, x_token, out, out_batch, out_token, tokens, width: tl.constexpr, chunk: tl.constexpr
+):
     batch, token = place(tokens)
     row = load(x + batch * x_batch + token * x_token, width, chunk)
     tl.store(out + batch * out_batch + token * out_token, tl.sqrt_rn(square_sum(row)))

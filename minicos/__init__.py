@@ -9,9 +9,15 @@ for step in wan.sample(wan.condition("solve the maze", image)):
 from importlib import import_module
 
 _HOME = {  # what a notebook imports, and where it lives; loaded on first use, so that `minicos inspect` never imports torch
-    "load": "pipeline", "Wan": "pipeline", "Step": "sample", "Condition": "condition",
-    "Hooks": "hooks", "Site": "hooks", "Record": "hooks", "MinicosError": "errors",
-}  # fmt: skip
+    "load": "pipeline",
+    "Wan": "pipeline",
+    "Step": "sample",
+    "Condition": "condition",
+    "Hooks": "hooks",
+    "Site": "hooks",
+    "Record": "hooks",
+    "MinicosError": "errors",
+}
 __all__ = [*_HOME, "__version__"]
 __version__ = "0.1.0"
 

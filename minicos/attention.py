@@ -15,8 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from minicos.ops import Ops, attention
 
 ORDER = [
-    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
-]  # fmt: skip
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 CARDS = ((9, 0), (10, 0), (10, 3))  # compute capabilities: H100 and H200, B200, B300
 
 
@@ -28,7 +31,11 @@ def cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def best(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The attention for a device: `cudnn_first` or `ops.attention`."""
-    if device.type != "cuda" or torch.version.cuda is None or not torch.backends.cudnn.is_available():
+    if (
+        device.type != "cuda"
+        or torch.version.cuda is None
+        or not torch.backends.cudnn.is_available()
+    ):
         return attention
     return cudnn_first if torch.cuda.get_device_capability(device) in CARDS else attention
 
@@ -41,5 +48,10 @@ def with_best(ops: Ops, device: torch.device) -> Ops:
 
 def describe(ops: Ops) -> str:
     """Which attention a bundle computes with, for people and for run.json."""
-    known = {attention: "scaled_dot_product_attention", cudnn_first: "scaled_dot_product_attention, cuDNN first"}
-    return known.get(ops.self_attention, getattr(ops.self_attention, "__qualname__", str(ops.self_attention)))
+    known = {
+        attention: "scaled_dot_product_attention",
+        cudnn_first: "scaled_dot_product_attention, cuDNN first",
+    }
+    return known.get(
+        ops.self_attention, getattr(ops.self_attention, "__qualname__", str(ops.self_attention))
+    )

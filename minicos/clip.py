@@ -57,7 +57,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = LayerNorm(cfg.dim), LayerNorm(cfg.dim)
         self.attn = Attention(cfg)
-        self.mlp = nn.Sequential(nn.Linear(cfg.dim, 4 * cfg.dim), nn.GELU(), nn.Linear(4 * cfg.dim, cfg.dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(cfg.dim, 4 * cfg.dim), nn.GELU(), nn.Linear(4 * cfg.dim, cfg.dim)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -67,7 +69,9 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     def __init__(self, cfg: CLIPConfig):
         super().__init__()
-        self.patch_embedding = nn.Conv2d(3, cfg.dim, cfg.patch_size, stride=cfg.patch_size, bias=False)
+        self.patch_embedding = nn.Conv2d(
+            3, cfg.dim, cfg.patch_size, stride=cfg.patch_size, bias=False
+        )
         self.cls_embedding = nn.Parameter(torch.randn(1, 1, cfg.dim) / cfg.dim**0.5)
         self.pos_embedding = nn.Parameter(torch.randn(1, cfg.tokens, cfg.dim) / cfg.dim**0.5)
         self.pre_norm = LayerNorm(cfg.dim)
@@ -75,7 +79,10 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:  # b 3 h w -> b m d
         patches = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")
-        x = torch.cat([self.cls_embedding.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embedding
+        x = (
+            torch.cat([self.cls_embedding.expand(len(patches), -1, -1), patches], dim=1)
+            + self.pos_embedding
+        )
         return self.transformer(self.pre_norm(x))
 
 
@@ -110,7 +117,11 @@ def pixels(image: Tensor, size: int) -> Tensor:
 
 
 def load_clip(
-    source: Path | Sequence[Path], cfg: CLIPConfig, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    source: Path | Sequence[Path],
+    cfg: CLIPConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
 ) -> CLIP:
     """The encoder of an official file, or of transformers' `CLIPVisionModel`. Raises MinicosError as `load_into` does."""
     files = [source] if isinstance(source, Path) else list(source)

@@ -31,7 +31,9 @@ class Condition:
     shape: tuple[int, int, int, int, int]  # b c f h w of the latents
     y: Tensor | None = None  # b 20 f h w  mask (4) and image latent (16), concatenated behind x
     first: Tensor | None = None  # b c 1 h w  latent imposed on frame 0
-    clip: Tensor | None = None  # b m d'  CLIP features of the image, or of first and last; the same in both branches
+    clip: Tensor | None = (
+        None  # b m d'  CLIP features of the image, or of first and last; the same in both branches
+    )
 
     def branch(self, name: str) -> Tensor:
         """The text rows of "cond" or "uncond"."""
@@ -55,7 +57,11 @@ class Condition:
 
 
 def frame_size(
-    image_hw: tuple[int, int], area: int | None, stride: int = 8, patch: int = 2, rule: str = "bicubic"
+    image_hw: tuple[int, int],
+    area: int | None,
+    stride: int = 8,
+    patch: int = 2,
+    rule: str = "bicubic",
 ) -> tuple[int, int]:
     """Height and width in pixels of a video that begins with an image. Both are multiples of stride * patch.
 
@@ -82,7 +88,9 @@ def frame_size(
         sides = math.sqrt(area * ratio), math.sqrt(area / ratio)
         size = tuple(round(side // stride // patch * patch) * stride for side in sides)
     if not all(size):
-        raise MinicosError(f"an image of {width}x{height} pixels is too long and thin for an area of {area} pixels")
+        raise MinicosError(
+            f"an image of {width}x{height} pixels is too long and thin for an area of {area} pixels"
+        )
     return size
 
 
@@ -126,11 +134,15 @@ def fit(image: Tensor, size: tuple[int, int], rule: str = "bicubic") -> Tensor:
         larger = [_pil(one, (height, width), Image.Resampling.LANCZOS) for one in image]
         levels = [one[:, top : top + size[0], left : left + size[1]] for one in larger]
     else:
-        raise MinicosError(f"there is no way to resize called {rule!r}: take one of {', '.join(RESIZE)}")
+        raise MinicosError(
+            f"there is no way to resize called {rule!r}: take one of {', '.join(RESIZE)}"
+        )
     return torch.stack(levels).float().div(255).sub(0.5).div(0.5)
 
 
-def cover(image_hw: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+def cover(
+    image_hw: tuple[int, int], size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """The smallest size in the image's aspect ratio that covers `size`, and top and left of the centre crop (textimage2video.py)."""
     scale = max(size[1] / image_hw[1], size[0] / image_hw[0])
     height, width = (round(side * scale) for side in image_hw)
@@ -193,4 +205,6 @@ def check_frames(frames: int, stride: int = 4) -> None:
     """Raise MinicosError unless frames = 4n + 1."""
     if frames < 1 or frames % stride != 1:
         below = max(1, (frames - 1) // stride * stride + 1)
-        raise MinicosError(f"{frames} frames: the model makes {stride}n + 1 frames, e.g. {below} or {below + stride}")
+        raise MinicosError(
+            f"{frames} frames: the model makes {stride}n + 1 frames, e.g. {below} or {below + stride}"
+        )

@@ -21,7 +21,9 @@ class DiTConfig:
     num_heads: int  # n; head width k = d / n
     num_layers: int
     text_dim: int = 4096  # width of the text encoder
-    text_len: int = 512  # t; shorter prompts are padded with zero rows, which take part in attention
+    text_len: int = (
+        512  # t; shorter prompts are padded with zero rows, which take part in attention
+    )
     freq_dim: int = 256  # width of the time sinusoid
     eps: float = 1e-6
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -30,7 +32,9 @@ class DiTConfig:
 
     def __post_init__(self):
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise ValueError(f"width {self.dim} does not divide into {self.num_heads} heads of even width")
+            raise ValueError(
+                f"width {self.dim} does not divide into {self.num_heads} heads of even width"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -83,7 +87,13 @@ class VAEConfig:
 
 
 VAE22 = VAEConfig(  # Wan2.2_VAE, of Wan2.2-TI2V-5B; stride 4 x 16 x 16
-    dim=160, z_dim=48, dec_dim=256, patch_size=2, stage_shortcuts=True, mean=VAE22_MEAN, std=VAE22_STD
+    dim=160,
+    z_dim=48,
+    dec_dim=256,
+    patch_size=2,
+    stage_shortcuts=True,
+    mean=VAE22_MEAN,
+    std=VAE22_STD,
 )
 
 
@@ -122,18 +132,31 @@ _14B = DiTConfig(in_dim=16, out_dim=16, dim=5120, ffn_dim=13824, num_heads=40, n
 VARIANTS: dict[str, DiTConfig] = {
     "Wan2.2-I2V-A14B": replace(_14B, in_dim=36),
     "Wan2.2-T2V-A14B": _14B,
-    "Wan2.2-TI2V-5B": replace(_14B, in_dim=48, out_dim=48, dim=3072, ffn_dim=14336, num_heads=24, num_layers=30),
+    "Wan2.2-TI2V-5B": replace(
+        _14B, in_dim=48, out_dim=48, dim=3072, ffn_dim=14336, num_heads=24, num_layers=30
+    ),
     "Wan2.1-T2V-1.3B": replace(_14B, dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
     "Wan2.1-T2V-14B": _14B,
     "Wan2.1-I2V-14B": replace(_14B, in_dim=36, image_tokens=257),
     "Wan2.1-FLF2V-14B": replace(_14B, in_dim=36, image_tokens=514),
     "tiny": DiTConfig(
-        in_dim=36, out_dim=16, dim=128, ffn_dim=512, num_heads=4, num_layers=12, text_dim=64, text_len=16
+        in_dim=36,
+        out_dim=16,
+        dim=128,
+        ffn_dim=512,
+        num_heads=4,
+        num_layers=12,
+        text_dim=64,
+        text_len=16,
     ),
 }
 
 # How many networks a variant has, where it is not one. The embedded model has one until its second stage is trained.
-EXPERTS: dict[str, tuple[int, ...]] = {"Wan2.2-I2V-A14B": (2,), "Wan2.2-T2V-A14B": (2,), "tiny": (1, 2)}
+EXPERTS: dict[str, tuple[int, ...]] = {
+    "Wan2.2-I2V-A14B": (2,),
+    "Wan2.2-T2V-A14B": (2,),
+    "tiny": (1, 2),
+}
 
 # Models that differ from a variant in nothing that a file shows: never guessed, taken when they are named (--variant).
 FINETUNES: dict[str, str] = {
@@ -143,8 +166,12 @@ FINETUNES: dict[str, str] = {
     "ChronoEdit-14B": "Wan2.1-I2V-14B",
 }
 
-TINY_VAE = VAEConfig(dim=16, dim_mult=(1, 1, 2, 4), num_res_blocks=1)  # mean and std come with its weights
-TINY_TEXT = TextConfig(vocab_size=32, dim=64, dim_attn=64, dim_ffn=128, num_heads=4, num_layers=2, text_len=16)
+TINY_VAE = VAEConfig(
+    dim=16, dim_mult=(1, 1, 2, 4), num_res_blocks=1
+)  # mean and std come with its weights
+TINY_TEXT = TextConfig(
+    vocab_size=32, dim=64, dim_attn=64, dim_ffn=128, num_heads=4, num_layers=2, text_len=16
+)
 
 NEGATIVE_PROMPT = (  # wan/configs/shared_config.py; the official code falls back to it when no negative prompt is given
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
@@ -165,11 +192,15 @@ class Preset:
     negative_prompt: str = NEGATIVE_PROMPT
     image: str = "none"  # how a first frame is told, see `IMAGE`
     resize: str = "bicubic"  # and how it is made to fit, see `RESIZE`
-    area: int | None = 832 * 480  # pixels of a frame, in the image's aspect ratio; None keeps the image's size
+    area: int | None = (
+        832 * 480
+    )  # pixels of a frame, in the image's aspect ratio; None keeps the image's size
     size: tuple[int, int] = (480, 832)  # height and width where no image decides
     frames: int = 81  # 4n + 1
     fps: int = 16
-    time_skip: int | None = None  # ChronoEdit: where the second of two latent frames stands on the time axis of RoPE
+    time_skip: int | None = (
+        None  # ChronoEdit: where the second of two latent frames stands on the time axis of RoPE
+    )
     noise_device: str = "cpu"  # where noise is drawn: "cpu" alike on every machine, "cuda" as the official code does
 
 
@@ -185,45 +216,80 @@ RESIZE = {
     "crop": "official TI2V-5B: PIL's Lanczos to cover, then a centre crop",
 }
 
-_OFFICIAL = Preset(solver="unipc", steps=40, shift=5.0, guidance={"high": 3.5, "low": 3.5}, boundary=0.900)
-_OFFICIAL21 = replace(_OFFICIAL, steps=50, guidance={"high": 5.0, "low": 5.0}, boundary=None)  # Wan2.1: one network
+_OFFICIAL = Preset(
+    solver="unipc", steps=40, shift=5.0, guidance={"high": 3.5, "low": 3.5}, boundary=0.900
+)
+_OFFICIAL21 = replace(
+    _OFFICIAL, steps=50, guidance={"high": 5.0, "low": 5.0}, boundary=None
+)  # Wan2.1: one network
 _COS = Preset(solver="euler", steps=50, shift=5.0, guidance={"high": 5.0, "low": 5.0}, boundary=0.875,
               residual="bfloat16", negative_prompt="", resize="pil")  # fmt: skip
-_COS_IMAGE = replace(_COS, image="channels", area=None)  # the benchmark's videos keep the size of their first frame
+_COS_IMAGE = replace(
+    _COS, image="channels", area=None
+)  # the benchmark's videos keep the size of their first frame
 _4STEP = replace(
-    _COS, steps=4, guidance={"high": 1.0, "low": 1.0}, boundary=0.900, residual="float32", resize="bicubic"
+    _COS,
+    steps=4,
+    guidance={"high": 1.0, "low": 1.0},
+    boundary=0.900,
+    residual="float32",
+    resize="bicubic",
 )  # lightx2v
 _SHAKE, _CUT = (
     "镜头晃动，",
     "镜头切换，镜头晃动，",
 )  # Wan2.1: no shaking camera, no cut (wan/configs/wan_i2v_14B.py, __init__.py)
 _CHRONO = replace(
-    _OFFICIAL21, image="channels", resize="pil", area=720 * 1280, frames=5, negative_prompt="", time_skip=7
+    _OFFICIAL21,
+    image="channels",
+    resize="pil",
+    area=720 * 1280,
+    frames=5,
+    negative_prompt="",
+    time_skip=7,
 )
 _TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "image": "channels"}
 
 PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
     "Wan2.2-I2V-A14B": {"official": replace(_OFFICIAL, image="channels"), "cos": _COS_IMAGE},
     "Wan2.2-T2V-A14B": {
-        "official": replace(_OFFICIAL, shift=12.0, guidance={"high": 4.0, "low": 3.0}, boundary=0.875),
+        "official": replace(
+            _OFFICIAL, shift=12.0, guidance={"high": 4.0, "low": 3.0}, boundary=0.875
+        ),
         "cos": _COS,
     },
     "Wan2.2-TI2V-5B": {
         "official": replace(
-            _OFFICIAL21, image="imposed", resize="crop", area=704 * 1280, size=(704, 1280), frames=121, fps=24
+            _OFFICIAL21,
+            image="imposed",
+            resize="crop",
+            area=704 * 1280,
+            size=(704, 1280),
+            frames=121,
+            fps=24,
         ),
-        "cos": replace(_COS, image="imposed", boundary=None, area=None, size=(704, 1280), frames=121, fps=24),
+        "cos": replace(
+            _COS, image="imposed", boundary=None, area=None, size=(704, 1280), frames=121, fps=24
+        ),
     },
     "Wan2.1-T2V-14B": {"official": _OFFICIAL21, "cos": replace(_COS, boundary=None)},
     "Wan2.1-I2V-14B": {
         "official": replace(
-            _OFFICIAL21, steps=40, image="channels", shift=3.0, negative_prompt=_SHAKE + NEGATIVE_PROMPT
+            _OFFICIAL21,
+            steps=40,
+            image="channels",
+            shift=3.0,
+            negative_prompt=_SHAKE + NEGATIVE_PROMPT,
         ),
         "cos": replace(_COS_IMAGE, boundary=None),
     },
     "Wan2.1-FLF2V-14B": {
         "official": replace(
-            _OFFICIAL21, image="first and last", shift=16.0, area=720 * 1280, negative_prompt=_CUT + NEGATIVE_PROMPT
+            _OFFICIAL21,
+            image="first and last",
+            shift=16.0,
+            area=720 * 1280,
+            negative_prompt=_CUT + NEGATIVE_PROMPT,
         ),
     },
     # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes the way there (and is published
@@ -231,7 +297,9 @@ PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the firs
     # of its network: two frames stand at 0 and 7. CLIP sees the picture as in Wan; their diffusers pipeline crops it.
     "ChronoEdit-14B": {"official": _CHRONO, "reasoning": replace(_CHRONO, frames=29, fps=8)},
     "tiny": {
-        "tiny": replace(_OFFICIAL, solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY),
+        "tiny": replace(
+            _OFFICIAL, solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY
+        ),
         "official": replace(_OFFICIAL, **_TINY),
         "cos": replace(_COS, **_TINY),
     },
@@ -247,7 +315,9 @@ def preset(variant: str, name: str | None = None) -> Preset:
     """The preset `name` of a variant (its first one by default). Raises MinicosError naming the possible ones."""
     table = PRESETS.get(variant)
     if table is None:
-        raise MinicosError(f"no preset for variant {variant!r}: there are presets for {', '.join(PRESETS)}.")
+        raise MinicosError(
+            f"no preset for variant {variant!r}: there are presets for {', '.join(PRESETS)}."
+        )
     name = name or next(iter(table))
     if name not in table:
         raise MinicosError(f"{variant} has no preset {name!r}: take one of {', '.join(table)}.")

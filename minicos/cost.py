@@ -26,17 +26,38 @@ def flops(cfg: DiTConfig, shape: Sequence[int], times: int = 1) -> int:
     times  g, distinct timesteps of a sample: 1, or f where the first frame has its own
     Element-wise work is left out, as in torch's FlopCounterMode, with which a test compares.
     """
-    d, t, m, l, (pf, ph, pw) = cfg.dim, cfg.text_len, cfg.image_tokens, tokens(cfg, shape), cfg.patch_size  # noqa: E741
-    embed = l * d * cfg.in_dim * pf * ph * pw + t * (cfg.text_dim + d) * d + times * (cfg.freq_dim + 7 * d) * d
+    d, t, m, l, (pf, ph, pw) = (
+        cfg.dim,
+        cfg.text_len,
+        cfg.image_tokens,
+        tokens(cfg, shape),
+        cfg.patch_size,
+    )  # noqa: E741
+    embed = (
+        l * d * cfg.in_dim * pf * ph * pw
+        + t * (cfg.text_dim + d) * d
+        + times * (cfg.freq_dim + 7 * d) * d
+    )
     image = m * (cfg.image_dim + d) * cfg.image_dim
     self_attention = 4 * l * d * d + 2 * l * l * d
     cross_attention = 2 * l * d * d + 2 * (t + m) * d * d + 2 * l * (t + m) * d
     feed_forward = 2 * l * d * cfg.ffn_dim
     head = l * d * pf * ph * pw * cfg.out_dim
-    return 2 * shape[0] * (embed + image + cfg.num_layers * (self_attention + cross_attention + feed_forward) + head)
+    return (
+        2
+        * shape[0]
+        * (
+            embed
+            + image
+            + cfg.num_layers * (self_attention + cross_attention + feed_forward)
+            + head
+        )
+    )
 
 
-def dit_memory(cfg: DiTConfig, shape: Sequence[int], dtype: torch.dtype, residual: torch.dtype) -> int:
+def dit_memory(
+    cfg: DiTConfig, shape: Sequence[int], dtype: torch.dtype, residual: torch.dtype
+) -> int:
     """Bytes that a forward pass needs beside the weights, without kernels: the larger of two peaks of a block.
 
     Rotating q and k (float32 copies of them), and the two wide tensors of the feed-forward; the residual stream is there
@@ -54,7 +75,11 @@ DECODING = {"2.1": (12.8, 38.5), "2.2": (20.7, 71.5)}
 
 
 def vae_memory(
-    cfg: VAEConfig, height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32
+    cfg: VAEConfig,
+    height: int,
+    width: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> int:
     """Bytes that decoding a clip needs beside the weights, one latent frame at a time; `DECODING` times the widest activation.
 
@@ -64,7 +89,9 @@ def vae_memory(
     area = (height // cfg.patch_size) * (width // cfg.patch_size)
     widest = frames * area * (cfg.dec_dim or cfg.dim) * dtype.itemsize
     direct, unfolded = DECODING["2.2" if cfg.stage_shortcuts else "2.1"]
-    onednn = dtype == torch.float32 and torch.backends.mkldnn.is_available()  # in bfloat16 not on every processor
+    onednn = (
+        dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    )  # in bfloat16 not on every processor
     return int((unfolded if device.type == "cpu" and not onednn else direct) * widest)
 
 

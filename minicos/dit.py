@@ -24,9 +24,15 @@ from minicos.ops import REFERENCE, Ops, layer_norm, rms_norm, rope, sinusoid
 
 # Parameters whose name contains one of these stay in float32 whatever the dtype of the rest.
 FLOAT32 = (
-    "time_embedding", "time_projection", "modulation", "norm", "head.head",
-    "img_emb.proj.0", "img_emb.proj.4", "img_emb.emb_pos",
-)  # fmt: skip
+    "time_embedding",
+    "time_projection",
+    "modulation",
+    "norm",
+    "head.head",
+    "img_emb.proj.0",
+    "img_emb.proj.4",
+    "img_emb.emb_pos",
+)
 
 
 class Linear(nn.Linear):
@@ -63,11 +69,18 @@ class ImageEmbedding(nn.Module):
     def __init__(self, cfg: DiTConfig):
         super().__init__()
         self.proj = nn.Sequential(
-            LayerNorm(cfg.image_dim, eps=1e-5), Linear(cfg.image_dim, cfg.image_dim),
-            nn.GELU(), Linear(cfg.image_dim, cfg.dim), LayerNorm(cfg.dim, eps=1e-5),
-        )  # fmt: skip
-        two = cfg.images == 2  # then the rows of the first image and those of the last are told apart
-        self.emb_pos = nn.Parameter(torch.zeros(1, cfg.image_tokens, cfg.image_dim)) if two else None
+            LayerNorm(cfg.image_dim, eps=1e-5),
+            Linear(cfg.image_dim, cfg.image_dim),
+            nn.GELU(),
+            Linear(cfg.image_dim, cfg.dim),
+            LayerNorm(cfg.dim, eps=1e-5),
+        )
+        two = (
+            cfg.images == 2
+        )  # then the rows of the first image and those of the last are told apart
+        self.emb_pos = (
+            nn.Parameter(torch.zeros(1, cfg.image_tokens, cfg.image_dim)) if two else None
+        )
 
     def forward(self, clip: Tensor) -> Tensor:
         clip = clip.float()
@@ -91,7 +104,9 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], hooks: Hooks = NO_HOOKS) -> Tensor:
         n, eps = self.cfg.num_heads, self.cfg.eps
-        q, k = self.ops.rms_rope(self.q(x), self.k(x), self.norm_q.weight, self.norm_k.weight, angles, n, eps)
+        q, k = self.ops.rms_rope(
+            self.q(x), self.k(x), self.norm_q.weight, self.norm_k.weight, angles, n, eps
+        )
         q = hooks("q", q)  # b n l k
         k = hooks("k", k)  # b n l k
         v = hooks("v", self.heads(self.v(x)))  # b n l k
@@ -108,10 +123,16 @@ class CrossAttention(Attention):
             self.k_img, self.v_img = Linear(cfg.dim, cfg.dim), Linear(cfg.dim, cfg.dim)
             self.norm_k_img = RMSNorm(cfg.dim)
 
-    def forward(self, x: Tensor, text: Tensor, image: Tensor | None, hooks: Hooks = NO_HOOKS) -> Tensor:
+    def forward(
+        self, x: Tensor, text: Tensor, image: Tensor | None, hooks: Hooks = NO_HOOKS
+    ) -> Tensor:
         dtype, eps = self.q.weight.dtype, self.cfg.eps
-        q = hooks("q", self.heads(rms_norm(self.q(x), self.norm_q.weight, eps).to(dtype)))  # b n l k
-        k = hooks("k", self.heads(rms_norm(self.k(text), self.norm_k.weight, eps).to(dtype)))  # b n t k
+        q = hooks(
+            "q", self.heads(rms_norm(self.q(x), self.norm_q.weight, eps).to(dtype))
+        )  # b n l k
+        k = hooks(
+            "k", self.heads(rms_norm(self.k(text), self.norm_k.weight, eps).to(dtype))
+        )  # b n t k
         v = hooks("v", self.heads(self.v(text)))  # b n t k
         heads = hooks("heads", self.ops.attention(q, k, v))  # b n l k
         if image is not None:
@@ -137,16 +158,28 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, text: Tensor, image: Tensor | None, time: Tensor, angles: tuple[Tensor, Tensor],
+        self,
+        x: Tensor,
+        text: Tensor,
+        image: Tensor | None,
+        time: Tensor,
+        angles: tuple[Tensor, Tensor],
         hooks: Hooks = NO_HOOKS,
-    ) -> Tensor:  # fmt: skip
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time).unbind(2)  # 6 x  b g d
-        residual, dtype = self.residual, self.ffn[0].weight.dtype  # of the stream, and of matrix products
+    ) -> Tensor:
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time).unbind(
+            2
+        )  # 6 x  b g d
+        residual, dtype = (
+            self.residual,
+            self.ffn[0].weight.dtype,
+        )  # of the stream, and of matrix products
 
         h = self.ops.modulated_norm(x, scale, shift, self.eps, dtype)  # b l d
         h = hooks("self_attn", self.self_attn(h, angles, hooks.scope("self_attn")))
 
-        x, h = self.ops.add_norm(x, h, gate, self.norm3.weight, self.norm3.bias, self.norm3.eps, residual, dtype)
+        x, h = self.ops.add_norm(
+            x, h, gate, self.norm3.weight, self.norm3.bias, self.norm3.eps, residual, dtype
+        )
         h = hooks("cross_attn", self.cross_attn(h, text, image, hooks.scope("cross_attn")))
 
         x, h = self.ops.add_norm(x, h, None, ffn_scale, ffn_shift, self.eps, residual, dtype)
@@ -176,7 +209,11 @@ class DiT(nn.Module):
     """
 
     def __init__(
-        self, cfg: DiTConfig, ops: Ops = REFERENCE, residual: torch.dtype = torch.float32, time_skip: int | None = None
+        self,
+        cfg: DiTConfig,
+        ops: Ops = REFERENCE,
+        residual: torch.dtype = torch.float32,
+        time_skip: int | None = None,
     ):
         super().__init__()
         self.cfg, self.time_skip = cfg, time_skip
@@ -186,17 +223,26 @@ class DiT(nn.Module):
         )
         if cfg.image_tokens:
             self.img_emb = ImageEmbedding(cfg)
-        self.time_embedding = nn.Sequential(Linear(cfg.freq_dim, cfg.dim), nn.SiLU(), Linear(cfg.dim, cfg.dim))
+        self.time_embedding = nn.Sequential(
+            Linear(cfg.freq_dim, cfg.dim), nn.SiLU(), Linear(cfg.dim, cfg.dim)
+        )
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(cfg.dim, 6 * cfg.dim))
         self.blocks = nn.ModuleList(Block(cfg, ops, residual) for _ in range(cfg.num_layers))
         self.head = Head(cfg, ops)
         self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last run
-        self.visit = iter  # the blocks in order; residency.Streamer lends each its weights for its turn
+        self.visit = (
+            iter  # the blocks in order; residency.Streamer lends each its weights for its turn
+        )
 
     def forward(
-        self, x: Tensor, timestep: Tensor, text: Tensor, y: Tensor | None = None, clip: Tensor | None = None,
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        y: Tensor | None = None,
+        clip: Tensor | None = None,
         hooks: Hooks = NO_HOOKS,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The velocity noise - x0 at latents x.
 
         x         b c f h w  latents
@@ -218,18 +264,24 @@ class DiT(nn.Module):
         text = hooks("text", self.text_embedding(text))  # b t d
         image = None if clip is None else hooks("image", self.img_emb(clip))  # b m d
         timestep = timestep.view(len(timestep), -1)  # b g
-        embedding = self.time_embedding(sinusoid(timestep, self.cfg.freq_dim).float().to(tokens.device))  # b g d
+        embedding = self.time_embedding(
+            sinusoid(timestep, self.cfg.freq_dim).float().to(tokens.device)
+        )  # b g d
         time = hooks("time", self.time_projection(embedding).unflatten(-1, (6, -1)))  # b g 6 d
         angles = self._rope(grid, tokens.device)
 
         for i, block in enumerate(self.visit(self.blocks)):
             inside = hooks.scope(f"blocks.{i}")
-            tokens = hooks(f"blocks.{i}", watched(block, inside)(tokens, text, image, time, angles, inside))  # b l d
+            tokens = hooks(
+                f"blocks.{i}", watched(block, inside)(tokens, text, image, time, angles, inside)
+            )  # b l d
 
         velocity = rearrange(
             self.head(tokens, embedding),
             "b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)",
-            **dict(zip(("f", "h", "w", "pf", "ph", "pw"), (*grid, *self.cfg.patch_size), strict=True)),
+            **dict(
+                zip(("f", "h", "w", "pf", "ph", "pw"), (*grid, *self.cfg.patch_size), strict=True)
+            ),
         )
         return hooks("velocity", velocity.float())
 
@@ -237,17 +289,23 @@ class DiT(nn.Module):
         channels = x.shape[1] + (0 if y is None else y.shape[1])
         if channels != self.cfg.in_dim:
             need = "an image" if channels < self.cfg.in_dim else "no image"
-            raise MinicosError(f"the network takes {self.cfg.in_dim} channels, not {channels}: this model needs {need}")
+            raise MinicosError(
+                f"the network takes {self.cfg.in_dim} channels, not {channels}: this model needs {need}"
+            )
         _, ph, pw = self.cfg.patch_size
         if x.shape[-2] % ph or x.shape[-1] % pw:
-            raise MinicosError(f"latents of {x.shape[-2]}x{x.shape[-1]} do not divide into patches of {ph}x{pw}")
+            raise MinicosError(
+                f"latents of {x.shape[-2]}x{x.shape[-1]} do not divide into patches of {ph}x{pw}"
+            )
         return x if y is None else torch.cat([x, y], dim=1)
 
     def _check_clip(self, clip: Tensor | None) -> None:
         needed = (self.cfg.image_tokens, self.cfg.image_dim) if self.cfg.image_tokens else None
         given = None if clip is None else tuple(clip.shape[1:])
         if given != needed:
-            raise MinicosError(f"this network takes {_features(needed)}, and was given {_features(given)}")
+            raise MinicosError(
+                f"this network takes {_features(needed)}, and was given {_features(given)}"
+            )
 
     def _rope(self, grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
         """The rotation of each token, built once per grid and device."""
@@ -276,7 +334,11 @@ def watched(block: nn.Module, inside: Hooks) -> Callable[..., Tensor]:
 
 
 def _features(shape: tuple[int, ...] | None) -> str:
-    return "no CLIP features" if shape is None else f"CLIP features of (b, {', '.join(map(str, shape))})"
+    return (
+        "no CLIP features"
+        if shape is None
+        else f"CLIP features of (b, {', '.join(map(str, shape))})"
+    )
 
 
 def points(cfg: DiTConfig) -> dict[str, str]:
@@ -284,11 +346,33 @@ def points(cfg: DiTConfig) -> dict[str, str]:
 
     Found by a run of one block, which stands for all, on the meta device.
     """
-    sizes = {"b": 2, "c": 17, "f": 3, "h": 10, "w": 14, "l": 105, "n": 11, "k": 8, "d": 88, "t": 19, "g": 1, "6": 6}
+    sizes = {
+        "b": 2,
+        "c": 17,
+        "f": 3,
+        "h": 10,
+        "w": 14,
+        "l": 105,
+        "n": 11,
+        "k": 8,
+        "d": 88,
+        "t": 19,
+        "g": 1,
+        "6": 6,
+    }
     sizes["m"] = cfg.image_tokens
     letters = {size: letter for letter, size in sizes.items()}
     small = replace(
-        cfg, in_dim=17, out_dim=17, dim=88, num_heads=11, ffn_dim=8, num_layers=1, text_dim=8, text_len=19, image_dim=8
+        cfg,
+        in_dim=17,
+        out_dim=17,
+        dim=88,
+        num_heads=11,
+        ffn_dim=8,
+        num_layers=1,
+        text_dim=8,
+        text_len=19,
+        image_dim=8,
     )
     found: dict[str, str] = {}
 
@@ -300,9 +384,17 @@ def points(cfg: DiTConfig) -> dict[str, str]:
         everything = everything.on(".".join("*" * depth), note)
     with torch.device("meta"):
         clip = torch.empty(2, cfg.image_tokens, 8) if cfg.image_tokens else None
-        DiT(small)(torch.empty(2, 17, 3, 10, 14), torch.empty(2), torch.empty(2, 19, 8), clip=clip, hooks=everything)
+        DiT(small)(
+            torch.empty(2, 17, 3, 10, 14),
+            torch.empty(2),
+            torch.empty(2, 19, 8),
+            clip=clip,
+            hooks=everything,
+        )
     velocity = found.pop("velocity")
     block = {name: shape for name, shape in found.items() if name.startswith("blocks.0")}
     for i in range(1, cfg.num_layers):
-        found |= {name.replace("blocks.0", f"blocks.{i}", 1): shape for name, shape in block.items()}
+        found |= {
+            name.replace("blocks.0", f"blocks.{i}", 1): shape for name, shape in block.items()
+        }
     return found | {"velocity": velocity}

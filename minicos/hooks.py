@@ -49,12 +49,16 @@ class Rule:
 
     def accepts(self, **where: object) -> bool:
         """Whether the rule can fire where step, expert or branch are as given."""
-        return all(getattr(self, k) is None or v in getattr(self, k) for k, v in where.items() if k in WHEN)
+        return all(
+            getattr(self, k) is None or v in getattr(self, k) for k, v in where.items() if k in WHEN
+        )
 
     def limits(self) -> str:
         """In words: it is limited to step 99 and branch uncond."""
         given = {k: getattr(self, k) for k in WHEN if getattr(self, k) is not None}
-        words = (f"{k} {v[0] if isinstance(v, tuple) and len(v) == 1 else v}" for k, v in given.items())
+        words = (
+            f"{k} {v[0] if isinstance(v, tuple) and len(v) == 1 else v}" for k, v in given.items()
+        )
         return f"it is limited to {' and '.join(words)}"
 
     def matches(self, name: tuple[str, ...]) -> bool:
@@ -62,9 +66,9 @@ class Rule:
 
     def inside(self, prefix: tuple[str, ...]) -> bool:
         """Whether the pattern begins with `prefix`; `*` stands for exactly one dotted segment."""
-        return all(p in ("*", n) for p, n in zip(self.pattern, prefix, strict=False)) and len(prefix) <= len(
-            self.pattern
-        )
+        return all(p in ("*", n) for p, n in zip(self.pattern, prefix, strict=False)) and len(
+            prefix
+        ) <= len(self.pattern)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,13 @@ class Hooks:
     site: Site = Site()
 
     def on(
-        self, pattern: str, hook: Hook, *, step=None, expert: str | None = None, branch: str | None = None
+        self,
+        pattern: str,
+        hook: Hook,
+        *,
+        step=None,
+        expert: str | None = None,
+        branch: str | None = None,
     ) -> "Hooks":
         """Add a hook on every point that `pattern` names, limited to a step (int or container of ints), expert and branch."""
         if expert not in (None, "high", "low"):
@@ -83,7 +93,9 @@ class Hooks:
         if branch not in (None, "cond", "uncond"):
             raise MinicosError(f"branch must be 'cond' or 'uncond', not {branch!r}")
         steps = (step,) if isinstance(step, int) else step
-        rule = Rule(tuple(pattern.split(".")), hook, steps, expert and (expert,), branch and (branch,))
+        rule = Rule(
+            tuple(pattern.split(".")), hook, steps, expert and (expert,), branch and (branch,)
+        )
         return replace(self, rules=(*self.rules, rule))
 
     def __add__(self, other: "Hooks") -> "Hooks":
@@ -119,11 +131,15 @@ class Hooks:
                 out = rule.hook(x, site)
                 if out is not None:
                     if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
-                        raise MinicosError(f"a hook on {site.name} returned {_what(out)}, not {_what(x)}")
+                        raise MinicosError(
+                            f"a hook on {site.name} returned {_what(out)}, not {_what(x)}"
+                        )
                     x = out
         return x
 
-    def check(self, points: Iterable[str], moments: Iterable[Mapping[str, object]] | None = None) -> None:
+    def check(
+        self, points: Iterable[str], moments: Iterable[Mapping[str, object]] | None = None
+    ) -> None:
         """Raise MinicosError if a rule can never fire: called before any step runs.
 
         points   the names there are; a pattern that matches none is told with near matches
@@ -137,9 +153,13 @@ class Hooks:
             if not any(rule.matches(name) for name in split):
                 near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
                 hint = f"; did you mean {', '.join(near)}?" if near else ""
-                raise MinicosError(f"no hook point matches {wanted!r}{hint} (`minicos points` lists them all)")
+                raise MinicosError(
+                    f"no hook point matches {wanted!r}{hint} (`minicos points` lists them all)"
+                )
             if moments is not None and not any(rule.accepts(**moment) for moment in moments):
-                raise MinicosError(f"the hook on {wanted!r} can never run: {rule.limits()}, {_extent(moments)}")
+                raise MinicosError(
+                    f"the hook on {wanted!r} can never run: {rule.limits()}, {_extent(moments)}"
+                )
 
     def _name(self, name: str) -> str:
         return f"{self.site.name}.{name}" if self.site.name else name

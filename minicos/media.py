@@ -23,7 +23,10 @@ EXACT = 0x40000 | 0x2000 | 0x4000 | 2
 # Numbers of FFmpeg's enumerations. YUV is read by the matrix that a file names, and by BT.601 where it names none.
 BT709, BT601, MATRICES = 1, 5, (1, 4, 5, 6, 7, 9)
 LIMITED, FULL = 1, 2
-X264 = {"preset": "medium", "x264-params": "mbtree=0"}  # with mbtree, equal frames do not always make equal files
+X264 = {
+    "preset": "medium",
+    "x264-params": "mbtree=0",
+}  # with mbtree, equal frames do not always make equal files
 IMAGES = {".png": ("png", "rgb24"), ".jpg": ("mjpeg", "yuvj444p"), ".jpeg": ("mjpeg", "yuvj444p")}
 
 
@@ -35,7 +38,14 @@ def to_uint8(video: Tensor) -> np.ndarray:
 
 def to_float(frames: np.ndarray) -> Tensor:
     """Frames uint8 (f h w 3) -> float32 video (3 f h w) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float().div(255).sub(0.5).div(0.5)
+    return (
+        torch.from_numpy(np.ascontiguousarray(frames))
+        .permute(3, 0, 1, 2)
+        .float()
+        .div(255)
+        .sub(0.5)
+        .div(0.5)
+    )
 
 
 def load_image(path: str | Path) -> Tensor:
@@ -56,7 +66,9 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
     """Write uint8 (h w 3) as .png (exact) or .jpg, in one step."""
     path, image = Path(path), _pixels(image, 3, path)
     if path.suffix.lower() not in IMAGES:
-        raise MinicosError(f"{path}: images are written as {', '.join(IMAGES)}. Give the name one of these endings.")
+        raise MinicosError(
+            f"{path}: images are written as {', '.join(IMAGES)}. Give the name one of these endings."
+        )
     codec, pixel_format = IMAGES[path.suffix.lower()]
     encoder = av.CodecContext.create(codec, "w")
     encoder.height, encoder.width, encoder.pix_fmt = *image.shape[:2], pixel_format
@@ -69,7 +81,9 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
     replace_file(path, lambda temporary: temporary.write_bytes(b"".join(map(bytes, packets))))
 
 
-def save_video(path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float, crf: int = 12) -> None:
+def save_video(
+    path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float, crf: int = 12
+) -> None:
     """Write uint8 frames as H.264 in MP4 (yuv420p, BT.709), in one step.
 
     `frames` is (f h w 3), or an iterator of frames (h w 3) or chunks (f h w 3): each is encoded and forgotten. Odd sizes
@@ -80,14 +94,18 @@ def save_video(path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps:
     replace_file(path, lambda temporary: _encode(temporary, path, frames, fps, crf))
 
 
-def _encode(temporary: Path, path: Path, frames: Iterable[np.ndarray], fps: float, crf: int) -> None:
+def _encode(
+    temporary: Path, path: Path, frames: Iterable[np.ndarray], fps: float, crf: int
+) -> None:
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream, shape = None, None
         for frame in _single(frames, path):
             if stream is None:
                 shape = frame.shape
-                stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), **X264})
+                stream = container.add_stream(
+                    "libx264", rate=rate, options={"crf": str(crf), **X264}
+                )
                 stream.height, stream.width, stream.pix_fmt = (
                     shape[0] + shape[0] % 2,
                     shape[1] + shape[1] % 2,
@@ -122,14 +140,20 @@ def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
         raise MinicosError(f"{path} does not exist or is not a file. Give the path of {what}.")
     count = 0
     try:
-        with path.open("rb") as file, av.open(file, options={"protocol_whitelist": "data"}) as container:
+        with (
+            path.open("rb") as file,
+            av.open(file, options={"protocol_whitelist": "data"}) as container,
+        ):
             if not container.streams.video:
                 raise MinicosError(f"{path} holds no pictures. Give the path of {what}.")
             for frame in container.decode(video=0):
                 count += 1
                 matrix = frame.colorspace if frame.colorspace in MATRICES else BT601
                 yield frame.to_ndarray(
-                    format="rgb24", src_colorspace=matrix, dst_colorspace=matrix, interpolation=EXACT
+                    format="rgb24",
+                    src_colorspace=matrix,
+                    dst_colorspace=matrix,
+                    interpolation=EXACT,
                 )
     except (av.FFmpegError, OSError) as error:
         raise MinicosError(
@@ -152,5 +176,7 @@ def _pixels(array: np.ndarray, dims: int, path: Path) -> np.ndarray:
     """The array, contiguous, where it is uint8 (h w 3) and not empty."""
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim != dims or array.shape[-1] != 3 or not array.size:
-        raise MinicosError(f"{path}: pixels are uint8 (h w 3), not {array.dtype} {array.shape}. Convert with to_uint8.")
+        raise MinicosError(
+            f"{path}: pixels are uint8 (h w 3), not {array.dtype} {array.shape}. Convert with to_uint8."
+        )
     return np.ascontiguousarray(array)

@@ -65,7 +65,9 @@ def rope(
         if axis == 0 and size == 2 and time_skip is not None:
             position *= time_skip
         angle = position[:, None] * frequency
-        angles.append(angle.view([size if a == axis else 1 for a in range(3)] + [share]).expand(*grid, share))
+        angles.append(
+            angle.view([size if a == axis else 1 for a in range(3)] + [share]).expand(*grid, share)
+        )
     angle = torch.cat(angles, dim=-1).flatten(0, 2)
     return angle.cos().float(), angle.sin().float()
 
@@ -78,7 +80,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_rope(
-    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, angles: tuple[Tensor, Tensor], heads: int, eps: float
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    angles: tuple[Tensor, Tensor],
+    heads: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """RMS norm over the full width, then the rotation of each head, of q and of k: b l d -> b n l k, rounded to their dtype at the end.
 
@@ -89,32 +97,46 @@ def rms_rope(
     for x, weight in ((q, q_weight), (k, k_weight)):
         y = rms_norm(x, weight, eps).float().unflatten(-1, (heads, -1, 2))  # b l n k/2 2
         even, odd = y.unbind(-1)
-        pairs = torch.empty_like(y)  # filled in two strides: on a CPU torch.stack takes longer than the rotation
+        pairs = torch.empty_like(
+            y
+        )  # filled in two strides: on a CPU torch.stack takes longer than the rotation
         pairs[..., 0] = even * cos - odd * sin
         pairs[..., 1] = even * sin + odd * cos
         turned.append(pairs.to(x.dtype).flatten(-2).transpose(1, 2))  # b n l k
     return turned[0], turned[1]
 
 
-def layer_norm(x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def layer_norm(
+    x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
     """Layer norm over the last axis: computed in float32, rounded to x's dtype."""
     return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
 
 
-def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> Tensor:
+def modulated_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """layer_norm(x) (1 + scale) + shift, in float32, rounded to `dtype` at the end; x b l d, scale and shift b g d."""
     y = _per_timestep(layer_norm(x, eps).float(), scale)
     return (y * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2).to(dtype)
 
 
 def gated_add(
-    x: Tensor, y: Tensor, gate: Tensor | None, dtype: torch.dtype = torch.float32, energy: Tensor | None = None
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    dtype: torch.dtype = torch.float32,
+    energy: Tensor | None = None,
 ) -> Tensor:
     """x + y gate, in float32, rounded to `dtype` at the end; x and y b l d, gate b g d, or None: x + y.
 
     `energy`, where given, receives the token energy of the result, rounded as it is: (b l) float32.
     """
-    gated = y.float() if gate is None else (_per_timestep(y.float(), gate) * gate.unsqueeze(2)).flatten(1, 2)
+    gated = (
+        y.float()
+        if gate is None
+        else (_per_timestep(y.float(), gate) * gate.unsqueeze(2)).flatten(1, 2)
+    )
     out = (x.float() + gated).to(dtype)
     if energy is not None:
         token_energy(out, energy)
@@ -122,16 +144,24 @@ def gated_add(
 
 
 def add_norm(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float,
-    residual: torch.dtype = torch.float32, dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    residual: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
     """gated_add(x, y, gate), rounded to `residual`, and the norm of that, rounded to `dtype`: what stands between two sub-layers.
 
     scale and shift b g d modulate the norm (`modulated_norm`); of shape d they are weight and bias of an affine one (`layer_norm`).
     """
     x = gated_add(x, y, gate, residual)
     affine = scale.ndim == 1
-    return x, layer_norm(x, eps, scale, shift).to(dtype) if affine else modulated_norm(x, scale, shift, eps, dtype)
+    return x, layer_norm(x, eps, scale, shift).to(dtype) if affine else modulated_norm(
+        x, scale, shift, eps, dtype
+    )
 
 
 def _per_timestep(x: Tensor, modulation: Tensor) -> Tensor:
@@ -152,8 +182,12 @@ def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
 
     `out`, where given, receives the result and is returned: a row of a buffer over steps and layers.
     """
-    if out is not None and out.shape != x.shape[:-1]:  # torch would resize it, over the rows that follow
-        raise ValueError(f"token_energy: out must be float32 {tuple(x.shape[:-1])}, not {tuple(out.shape)}")
+    if (
+        out is not None and out.shape != x.shape[:-1]
+    ):  # torch would resize it, over the rows that follow
+        raise ValueError(
+            f"token_energy: out must be float32 {tuple(x.shape[:-1])}, not {tuple(out.shape)}"
+        )
     return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32, out=out)
 
 
@@ -167,7 +201,9 @@ def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = 
     if seeds < 1 or len(x) % seeds:
         raise ValueError(f"latent_mean: {len(x)} rows are not whole cases of {seeds} seeds")
     if out is not None and (out.shape, out.dtype) != (x.shape, x.dtype):
-        raise ValueError(f"latent_mean: out must be {x.dtype} {tuple(x.shape)}, not {out.dtype} {tuple(out.shape)}")
+        raise ValueError(
+            f"latent_mean: out must be {x.dtype} {tuple(x.shape)}, not {out.dtype} {tuple(out.shape)}"
+        )
     y = x
     if seeds > 1 and alpha != 0:
         h = x.unflatten(0, (-1, seeds)).float()
@@ -197,11 +233,16 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
         heads, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
         lse = lse[..., : q.shape[2]]  # l is padded to a multiple of 32
     else:
-        heads, lse = attention(q, k, v), torch.cat([_scores(row, k).logsumexp(-1) for row in q.split(1024, 2)], dim=2)
+        heads, lse = (
+            attention(q, k, v),
+            torch.cat([_scores(row, k).logsumexp(-1) for row in q.split(1024, 2)], dim=2),
+        )
     return heads, lse
 
 
-def attention_mass(q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def attention_mass(
+    q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Where attention goes, exactly, one frame of queries at a time: q b n l k, k b n t k -> (b n t, b n f f'), float32.
 
     With p = softmax(q k^T / sqrt(k)), the first is the mass that every key receives, summed over queries (sums to l); the second
@@ -228,7 +269,9 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
     return (q.float() @ k.float().mT) * q.shape[-1] ** -0.5
 
 
-def stratified(q: Tensor, frames: int, queries: int, generator: torch.Generator | None = None) -> Tensor:
+def stratified(
+    q: Tensor, frames: int, queries: int, generator: torch.Generator | None = None
+) -> Tensor:
     """Numbers of `queries` random rows of every frame of q (b n l k), none twice: b n f queries, ascending, int64 in 0..l/f.
 
     Drawn for every sample and head apart, so that errors of heads are independent, on the generator's device (default: CPU).
@@ -258,7 +301,9 @@ def attention_mass_sampled(
     key_frames = frames if k.shape[2] == q.shape[2] else 1
     size, count = q.shape[2] // frames, rows.shape[-1]
     left = (1 - count / size) / count
-    drawn = q.unflatten(2, (frames, -1)).gather(3, rows.unsqueeze(-1).expand(-1, -1, -1, -1, q.shape[-1]))  # b n f r k
+    drawn = q.unflatten(2, (frames, -1)).gather(
+        3, rows.unsqueeze(-1).expand(-1, -1, -1, -1, q.shape[-1])
+    )  # b n f r k
     received = k.new_zeros(k.shape[:3], dtype=torch.float32)
     variance, shares, errors = torch.zeros_like(received), [], []
     for query in drawn.unbind(2):
@@ -284,7 +329,9 @@ class Ops:
     token_energy: Callable[..., Tensor] = token_energy
     latent_mean: Callable[..., Tensor] = latent_mean
     attention_mass: Callable[..., tuple[Tensor, Tensor]] = attention_mass
-    attention_mass_sampled: Callable[..., tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = attention_mass_sampled
+    attention_mass_sampled: Callable[..., tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = (
+        attention_mass_sampled
+    )
 
     def with_kernels(self) -> "Ops":
         """The same bundle with Triton kernels in place. Raises ImportError where Triton is missing: the caller chose them."""

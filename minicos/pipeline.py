@@ -51,7 +51,9 @@ class Wan:
     residency: Residency  # where the networks are: take one for use through `residency.fetch`
     weights: str = ""  # fingerprint of the files, LoRAs included, which runs remember
     clip: CLIP | None = None  # where the network looks at the image through it (Wan2.1)
-    tile: int | None = None  # side in pixels of the tiles in which frames are decoded (`tiles`); None: whole
+    tile: int | None = (
+        None  # side in pixels of the tiles in which frames are decoded (`tiles`); None: whole
+    )
     loras: tuple[Applied, ...] = ()  # what was merged into the experts
     notes: tuple[str, ...] = ()  # what else the files could be
 
@@ -98,7 +100,9 @@ class Wan:
         if chosen.noise_device not in ("cpu", "cuda"):
             raise MinicosError(f"noise is drawn on 'cpu' or 'cuda', not on {chosen.noise_device!r}")
         if chosen.noise_device == "cuda" and self.device.type != "cuda":
-            raise MinicosError(f"the official CUDA noise needs a CUDA card, and this model is on {self.device}")
+            raise MinicosError(
+                f"the official CUDA noise needs a CUDA card, and this model is on {self.device}"
+            )
         if chosen.time_skip != self.experts["high"].time_skip:
             raise MinicosError(
                 f"this preset has time_skip {chosen.time_skip}, and these networks do not: load them with it"
@@ -124,9 +128,15 @@ class Wan:
     @torch.no_grad()
     @without_tf32()
     def condition(
-        self, prompt: str | list[str], image: Tensor | None = None, *, last: Tensor | None = None, negative: str | None = None,
-        frames: int | None = None, size: tuple[int, int] | None = None,
-    ) -> Condition:  # fmt: skip
+        self,
+        prompt: str | list[str],
+        image: Tensor | None = None,
+        *,
+        last: Tensor | None = None,
+        negative: str | None = None,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Condition:
         """What to make: one prompt or several, and for image-to-video a first frame for each.
 
         image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; made to fit as the preset's `resize` says
@@ -137,7 +147,9 @@ class Wan:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(p.strip() for p in prompts):
-            raise MinicosError("the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'")
+            raise MinicosError(
+                "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'"
+            )
         frames = self.preset.frames if frames is None else frames
         stride, patch = self.vae.cfg.stride, self.experts["high"].cfg.patch_size
         check_frames(frames, stride[0])
@@ -151,25 +163,38 @@ class Wan:
         y = first = clip = None
         if image is not None:
             if size is not None:
-                raise MinicosError("with an image, its aspect ratio decides the size: change the preset's area instead")
-            ends, rule = [_checked(end, len(prompts)) for end in (image, last) if end is not None], self.preset.resize
+                raise MinicosError(
+                    "with an image, its aspect ratio decides the size: change the preset's area instead"
+                )
+            ends, rule = (
+                [_checked(end, len(prompts)) for end in (image, last) if end is not None],
+                self.preset.resize,
+            )
             ends[1:] = [crop_like(end, ends[0]) for end in ends[1:]]
             if len({len(end) for end in ends}) > 1:  # one frame for all prompts, and one for each
                 ends = [end.expand(len(prompts), -1, -1, -1) for end in ends]
-            height, width = frame_size(tuple(ends[0].shape[-2:]), self.preset.area, stride[1], patch[1], rule)
+            height, width = frame_size(
+                tuple(ends[0].shape[-2:]), self.preset.area, stride[1], patch[1], rule
+            )
             fitted = [fit(end, (height, width), rule).to(self.device) for end in ends]
             vae = self.residency.fetch(self.vae)
             if self.preset.image == "imposed":
                 first = vae.encode(fitted[0].unsqueeze(2)).expand(len(prompts), -1, -1, -1, -1)
             else:
-                y = image_channels(vae, fitted[0], frames, *fitted[1:]).expand(len(prompts), -1, -1, -1, -1)
+                y = image_channels(vae, fitted[0], frames, *fitted[1:]).expand(
+                    len(prompts), -1, -1, -1, -1
+                )
             if self.clip is not None:  # sees the image in its own size
-                clip = torch.cat([self.clip(2 * end - 1) for end in ends], dim=1).expand(len(prompts), -1, -1)
+                clip = torch.cat([self.clip(2 * end - 1) for end in ends], dim=1).expand(
+                    len(prompts), -1, -1
+                )
         else:
             height, width = size or self.preset.size
             step = stride[1] * patch[1]
             if height % step or width % step:
-                raise MinicosError(f"a size of {height}x{width}: both sides must be multiples of {step}")
+                raise MinicosError(
+                    f"a size of {height}x{width}: both sides must be multiples of {step}"
+                )
         shape = (
             len(prompts),
             self.vae.cfg.z_dim,
@@ -182,7 +207,9 @@ class Wan:
         encoder = self.residency.fetch(self.text)
         return Condition(
             text=encode(encoder, self.tokenizer, prompts),
-            text_null=encode(encoder, self.tokenizer, [negative] * len(prompts)) if guided else None,
+            text_null=encode(encoder, self.tokenizer, [negative] * len(prompts))
+            if guided
+            else None,
             shape=shape,
             y=y,
             first=first,
@@ -202,13 +229,22 @@ class Wan:
             raise MinicosError(f"seed {seed}: take a number from 0 to 2^63 - 1")
         source = self.device if self.preset.noise_device == "cuda" else torch.device("cpu")
         drawn = [torch.Generator(source).manual_seed(s) for s in seeds]
-        each = [torch.randn(condition.shape[1:], generator=generator, device=source) for generator in drawn]
+        each = [
+            torch.randn(condition.shape[1:], generator=generator, device=source)
+            for generator in drawn
+        ]
         return torch.stack(each).to(self.device)
 
     def sample(
-        self, condition: Condition, *, seed: int | list[int] = 0, noise: Tensor | None = None, hooks: Hooks = NO_HOOKS, start: int = 0,
+        self,
+        condition: Condition,
+        *,
+        seed: int | list[int] = 0,
+        noise: Tensor | None = None,
+        hooks: Hooks = NO_HOOKS,
+        start: int = 0,
         memory: object = None,
-    ) -> Iterator[Step]:  # fmt: skip
+    ) -> Iterator[Step]:
         """The denoising loop under this preset; see `minicos.sample`. `noise` overrides `seed`."""
         noise = self.noise(condition, seed) if noise is None else noise
         return sample(
@@ -247,11 +283,20 @@ class Wan:
             yield part
 
     def generate(
-        self, prompt: str, image: Tensor | None = None, *, last: Tensor | None = None, seed: int = 0, negative: str | None = None,
-        frames: int | None = None, size: tuple[int, int] | None = None,
-    ) -> np.ndarray:  # fmt: skip
+        self,
+        prompt: str,
+        image: Tensor | None = None,
+        *,
+        last: Tensor | None = None,
+        seed: int = 0,
+        negative: str | None = None,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
         """One video, start to end: uint8 (F H W 3). Arguments are those of `condition`."""
-        condition = self.condition(prompt, image, last=last, negative=negative, frames=frames, size=size)
+        condition = self.condition(
+            prompt, image, last=last, negative=negative, frames=frames, size=size
+        )
         (step,) = deque(self.sample(condition, seed=seed), maxlen=1)
         return self.decode(step.next)[0]
 
@@ -310,7 +355,9 @@ def load(
     device = open_device(device)
     if compile:
         check_compiler(device)
-    dtype = dtype or (torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16)
+    dtype = dtype or (
+        torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16
+    )
     for name, given in (("dtype", dtype), ("decode_dtype", decode_dtype)):
         if given not in (torch.float32, torch.bfloat16):
             raise MinicosError(
@@ -323,7 +370,15 @@ def load(
             "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
         )
     networks = _networks(layout, chosen, dtype, decode_dtype, attention.with_best(ops, device))
-    plan = _plan(networks, chosen, device, dtype, residency, _video(chosen, layout.vae.config, frames, size), tile)
+    plan = _plan(
+        networks,
+        chosen,
+        device,
+        dtype,
+        residency,
+        _video(chosen, layout.vae.config, frames, size),
+        tile,
+    )
     tell(plan)
     home, clip = Residency(plan), None
     for one in networks:
@@ -331,17 +386,32 @@ def load(
             clip = load_clip(one.files, layout.clip.config, dtype=one.dtype(""), device=device)
             continue
         load_into(
-            one.network, one.files, dtype=one.dtype, device=device, lora=one.loras, check_finite=True,
-            place=home.settle(one.name, one.network, one.dtype), label=f"load {one.name}",
-        )  # fmt: skip
+            one.network,
+            one.files,
+            dtype=one.dtype,
+            device=device,
+            lora=one.loras,
+            check_finite=True,
+            place=home.settle(one.name, one.network, one.dtype),
+            label=f"load {one.name}",
+        )
     filled = {one.name: one.network for one in networks}
     for name in layout.experts if compile else ():
         filled[name].compile_blocks()
     return Wan(
-        layout.variant, chosen, {name: filled[name] for name in layout.experts}, filled["vae"], filled["text"], tokenizer,
-        home, layout.fingerprint(), clip, tile, notes=layout.notes,
+        layout.variant,
+        chosen,
+        {name: filled[name] for name in layout.experts},
+        filled["vae"],
+        filled["text"],
+        tokenizer,
+        home,
+        layout.fingerprint(),
+        clip,
+        tile,
+        notes=layout.notes,
         loras=tuple(Applied.of(one.name, lora) for one in networks for lora in one.loras),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -366,17 +436,27 @@ def _networks(
     def vae_policy(name: str) -> torch.dtype:
         return decode_dtype if name.startswith("decoder.") else torch.float32
 
-    narrow = torch.float32 if dtype == torch.float32 else torch.float16  # CLIP is run in float16, officially
-    loras = {name: tuple(read_lora(*one) for one in part.loras) for name, part in layout.experts.items()}
+    narrow = (
+        torch.float32 if dtype == torch.float32 else torch.float16
+    )  # CLIP is run in float16, officially
+    loras = {
+        name: tuple(read_lora(*one) for one in part.loras) for name, part in layout.experts.items()
+    }
     out = []
     with torch.device("meta"):
         for name, part in layout.experts.items():
-            dit = DiT(part.config, ops, residual=_residual(preset, dtype), time_skip=preset.time_skip)
+            dit = DiT(
+                part.config, ops, residual=_residual(preset, dtype), time_skip=preset.time_skip
+            )
             out.append(_Network(name, dit, part.files, policy, loras[name]))
         out.append(_Network("vae", VAE(layout.vae.config), layout.vae.files, vae_policy))
-        out.append(_Network("text", TextEncoder(layout.text.config), layout.text.files, lambda name: dtype))
+        out.append(
+            _Network("text", TextEncoder(layout.text.config), layout.text.files, lambda name: dtype)
+        )
         if layout.clip is not None:
-            out.append(_Network("clip", CLIP(layout.clip.config), layout.clip.files, lambda name: narrow))
+            out.append(
+                _Network("clip", CLIP(layout.clip.config), layout.clip.files, lambda name: narrow)
+            )
     for one in out:
         shapes = {key: tuple(tensor.shape) for key, tensor in one.network.state_dict().items()}
         for lora in one.loras:
@@ -384,7 +464,9 @@ def _networks(
     return out
 
 
-def _video(preset: Preset, cfg: VAEConfig, frames: int | None, size: tuple[int, int] | None) -> tuple[int, int, int]:
+def _video(
+    preset: Preset, cfg: VAEConfig, frames: int | None, size: tuple[int, int] | None
+) -> tuple[int, int, int]:
     """Frames, height and width to make room for."""
     height, width = size or preset.size
     if preset.image != "none" and preset.area is not None:
@@ -393,9 +475,14 @@ def _video(preset: Preset, cfg: VAEConfig, frames: int | None, size: tuple[int, 
 
 
 def _plan(
-    networks: list[_Network], preset: Preset, device: torch.device, dtype: torch.dtype, residency: str,
-    video: tuple[int, int, int], tile: int | None,
-) -> Plan:  # fmt: skip
+    networks: list[_Network],
+    preset: Preset,
+    device: torch.device,
+    dtype: torch.dtype,
+    residency: str,
+    video: tuple[int, int, int],
+    tile: int | None,
+) -> Plan:
     """Which network goes where, for videos of this size: see `residency.choose`."""
     high, vae = networks[0].network, next(one for one in networks if one.name == "vae")
     (frames, height, width), cfg = video, vae.network.cfg
@@ -403,16 +490,31 @@ def _plan(
     shape = (1, cfg.z_dim, (frames - 1) // stride[0] + 1, height // stride[1], width // stride[2])
     work = cost.dit_memory(high.cfg, shape, dtype, _residual(preset, dtype))
     decoded = min(tile or height, height), min(tile or width, width)
-    works = {"high": work, "low": work, "vae": cost.vae_memory(cfg, *decoded, device, vae.dtype("decoder."))}
+    works = {
+        "high": work,
+        "low": work,
+        "vae": cost.vae_memory(cfg, *decoded, device, vae.dtype("decoder.")),
+    }
     parts = []
     for one in networks:
-        mapped = stored(one.files).get(one.dtype("blocks.0.ffn.0.weight"), 0) if device.type == "cpu" else 0
-        parts.append(measure(one.name, one.network, one.dtype, work=works.get(one.name, 0), mapped=mapped))
+        mapped = (
+            stored(one.files).get(one.dtype("blocks.0.ffn.0.weight"), 0)
+            if device.type == "cpu"
+            else 0
+        )
+        parts.append(
+            measure(one.name, one.network, one.dtype, work=works.get(one.name, 0), mapped=mapped)
+        )
     passes = 1 if all(g == 1 for g in preset.guidance.values()) else 2
     return choose(
-        residency, parts, device, free=available(device), host=available(torch.device("cpu")),
-        operations=passes * cost.flops(high.cfg, shape), dtype=dtype,
-    )  # fmt: skip
+        residency,
+        parts,
+        device,
+        free=available(device),
+        host=available(torch.device("cpu")),
+        operations=passes * cost.flops(high.cfg, shape),
+        dtype=dtype,
+    )
 
 
 def open_device(name: str | torch.device | None) -> torch.device:
@@ -447,7 +549,12 @@ def _residual(preset: Preset, dtype: torch.dtype) -> torch.dtype:
 def _checked(image: Tensor, count: int) -> Tensor:
     """The first frames as a batch (1 or count, 3 H W)."""
     batch = image if image.ndim == 4 else image[None]
-    if batch.ndim != 4 or batch.shape[1] != 3 or len(batch) not in (1, count) or not image.is_floating_point():
+    if (
+        batch.ndim != 4
+        or batch.shape[1] != 3
+        or len(batch) not in (1, count)
+        or not image.is_floating_point()
+    ):
         raise MinicosError(
             f"an image is float (3 h w) in [0, 1], one for all prompts or one for each, not {image.dtype} {tuple(image.shape)}"
         )

@@ -51,7 +51,11 @@ class Part:
     @property
     def stays(self) -> int:
         """What it takes of the device all the time."""
-        return {"stay": self.weights - self.mapped, "visit": 0, "stream": self.weights - self.blocks}[self.where]
+        return {
+            "stay": self.weights - self.mapped,
+            "visit": 0,
+            "stream": self.weights - self.blocks,
+        }[self.where]
 
     @property
     def comes(self) -> int:
@@ -71,7 +75,9 @@ class Plan:
     residency: str  # "resident" | "swap" | "stream"
     device: torch.device
     parts: tuple[Part, ...]
-    free: int | None = None  # bytes on the device when the plan was made; None where that cannot be known
+    free: int | None = (
+        None  # bytes on the device when the plan was made; None where that cannot be known
+    )
     operations: int = 0  # floating-point operations of a step, all passes together
     dtype: torch.dtype = torch.float32  # of the matrix products
 
@@ -87,7 +93,11 @@ class Plan:
     @property
     def peak(self) -> int:
         """Expected bytes on the device at the worst moment."""
-        return sum(part.stays for part in self.parts) + self.buffers + max(part.comes for part in self.parts)
+        return (
+            sum(part.stays for part in self.parts)
+            + self.buffers
+            + max(part.comes for part in self.parts)
+        )
 
     @property
     def host(self) -> int:
@@ -96,7 +106,13 @@ class Plan:
 
 
 def choose(
-    residency: str, parts: Sequence[Part], device: torch.device, *, free: int | None, host: int | None, **about: Any
+    residency: str,
+    parts: Sequence[Part],
+    device: torch.device,
+    *,
+    free: int | None,
+    host: int | None,
+    **about: Any,
 ) -> Plan:
     """The plan of that name or, for "auto", the first that fits: resident, the same with the text encoder visiting, swap, stream.
 
@@ -106,7 +122,11 @@ def choose(
     if residency not in CHOICES:
         raise MinicosError(f"no residency {residency!r}: take one of {', '.join(CHOICES)}")
     plans = [Plan(name, device, _placed(parts, where), free, **about) for name, where in _ORDER]
-    named = plans if residency == "auto" else [plan for plan in plans if plan.residency == residency][:1]
+    named = (
+        plans
+        if residency == "auto"
+        else [plan for plan in plans if plan.residency == residency][:1]
+    )
     if residency == "auto" and device.type == "cpu":
         named = plans[:1]  # moving weights about within one memory gains nothing
     for plan in named:
@@ -134,12 +154,17 @@ def _placed(parts: Sequence[Part], where: Mapping[str, str]) -> tuple[Part, ...]
 def _fits(plan: Plan, free: int | None, host: int | None) -> bool:
     if plan.device.type == "cpu":  # one memory holds both
         return free is None or plan.peak + plan.host <= HEADROOM * free
-    return all(there is None or needed <= HEADROOM * there for needed, there in ((plan.peak, free), (plan.host, host)))
+    return all(
+        there is None or needed <= HEADROOM * there
+        for needed, there in ((plan.peak, free), (plan.host, host))
+    )
 
 
 def _remedy(plan: Plan, asked: str) -> str:
     worst = max(plan.parts, key=lambda part: part.comes)
-    smaller = "Take a smaller video" if worst.work > worst.weights else "Take a machine with more memory"
+    smaller = (
+        "Take a smaller video" if worst.work > worst.weights else "Take a machine with more memory"
+    )
     return f"{smaller}{'' if asked == 'auto' or plan.device.type == 'cpu' else ', or another --residency'}."
 
 
@@ -151,8 +176,12 @@ def available(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     try:
-        with open("/proc/meminfo") as file:  # what could be freed counts as free here, not so in sysconf
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        with open(
+            "/proc/meminfo"
+        ) as file:  # what could be freed counts as free here, not so in sysconf
+            return next(
+                int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")
+            )
     except (OSError, StopIteration):
         pass
     try:
@@ -171,8 +200,14 @@ def describe(plan: Plan, speed: float | None = None) -> str:
     }
     lines = [f"plan: {plan.residency} on {plan.device}{free}"]
     for part in plan.parts:
-        mapped = f" ({_size(part.mapped)} of it in its file)" if part.mapped and part.where == "stay" else ""
-        lines.append(f"  {part.name:<5}{_size(part.weights):>9}  {places[part.where].format(plan.device)}{mapped}")
+        mapped = (
+            f" ({_size(part.mapped)} of it in its file)"
+            if part.mapped and part.where == "stay"
+            else ""
+        )
+        lines.append(
+            f"  {part.name:<5}{_size(part.weights):>9}  {places[part.where].format(plan.device)}{mapped}"
+        )
     host = f", {_size(plan.host)} on the host" if plan.host else ""
     lines.append(f"  expected peak {_size(plan.peak)} on {plan.device}{host}")
     if speed and plan.operations:
@@ -184,18 +219,32 @@ def describe(plan: Plan, speed: float | None = None) -> str:
 
 
 def _size(count: int | None) -> str:
-    return "unknown" if count is None else f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    return (
+        "unknown"
+        if count is None
+        else f"{count / 1e9:.1f} GB"
+        if count >= 1e8
+        else f"{count / 1e6:.1f} MB"
+    )
 
 
 def measure(name: str, network: nn.Module, dtype: Dtype, *, work: int = 0, mapped: int = 0) -> Part:
     """The sizes of a network (on the meta device, say) whose parameters will have these dtypes."""
     total = _bytes(network, dtype)
-    blocks = [_bytes(block, dtype, f"blocks.{i}.", ALIGN) for i, block in enumerate(getattr(network, "blocks", ()))]
-    return Part(name, total, work, min(total, sum(blocks)), max(blocks, default=0), min(total, mapped))
+    blocks = [
+        _bytes(block, dtype, f"blocks.{i}.", ALIGN)
+        for i, block in enumerate(getattr(network, "blocks", ()))
+    ]
+    return Part(
+        name, total, work, min(total, sum(blocks)), max(blocks, default=0), min(total, mapped)
+    )
 
 
 def _bytes(module: nn.Module, dtype: Dtype, prefix: str = "", align: int = 1) -> int:
-    sizes = (tensor.numel() * dtype(prefix + name).itemsize for name, tensor in module.state_dict().items())
+    sizes = (
+        tensor.numel() * dtype(prefix + name).itemsize
+        for name, tensor in module.state_dict().items()
+    )
     return sum(-(-size // align) * align for size in sizes)
 
 
@@ -207,7 +256,9 @@ class Parcel:
 
     def __init__(self, module: nn.Module, dtype: Dtype, pin: bool):
         self.module = module
-        self.slots: dict[str, tuple[int, int, torch.Size, torch.dtype]] = {}  # name -> begin, end, shape, dtype
+        self.slots: dict[
+            str, tuple[int, int, torch.Size, torch.dtype]
+        ] = {}  # name -> begin, end, shape, dtype
         self.size = 0
         for name, tensor in module.state_dict().items():
             size = tensor.numel() * dtype(name).itemsize
@@ -325,14 +376,18 @@ class Streamer:
         parcels = [self.parcels[block] for block in blocks]
         buffers = self._room(max(parcel.size for parcel in self.parcels.values()))
         begin = self.lane.mark()  # also behind what a broken pass has left running
-        ready = deque(self._fill(buffers[i % 2], parcels[i], begin) for i in range(min(2, len(parcels))))
+        ready = deque(
+            self._fill(buffers[i % 2], parcels[i], begin) for i in range(min(2, len(parcels)))
+        )
         for i, (block, parcel) in enumerate(zip(blocks, parcels, strict=True)):
             self.lane.wait(ready.popleft())
             parcel.live_in(buffers[i % 2])
             self._lent.add(parcel)
             yield block
             if self._turn is not turn:
-                raise MinicosError("two passes through a streamed network at once: take --residency swap or resident")
+                raise MinicosError(
+                    "two passes through a streamed network at once: take --residency swap or resident"
+                )
             self._give_back(parcel)
             free = self.lane.mark()
             if i + 2 < len(parcels):
@@ -347,7 +402,9 @@ class Streamer:
 
     def _room(self, size: int) -> tuple[Tensor, ...]:
         if not self._buffers:
-            self._buffers = tuple(torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(2))
+            self._buffers = tuple(
+                torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(2)
+            )
         return self._buffers
 
 
@@ -372,7 +429,9 @@ class Residency:
         streamer = self._open_streamer()
         for i, block in enumerate(network.blocks):
             prefix = f"blocks.{i}."
-            streamer.parcels[block] = Parcel(block, lambda name, prefix=prefix: dtype(prefix + name), pin)
+            streamer.parcels[block] = Parcel(
+                block, lambda name, prefix=prefix: dtype(prefix + name), pin
+            )
         network.visit = streamer.visit
         return lambda name, shape, kind: self._streamed(network, name, shape, kind)
 
@@ -394,7 +453,9 @@ class Residency:
             self._streamer = Streamer(lane, device)
         return self._streamer
 
-    def _streamed(self, network: nn.Module, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _streamed(
+        self, network: nn.Module, name: str, shape: torch.Size, dtype: torch.dtype
+    ) -> Tensor:
         """Where a weight of a streamed network goes: into its block's parcel, or to the device."""
         first, _, rest = name.partition(".")
         if first != "blocks":

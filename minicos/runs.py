@@ -36,13 +36,17 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     Makes the folder if need be. Raises MinicosError where the disk refuses; what else `write` raises passes through.
     """
     path = Path(path)
-    temporary = path.with_name(f"{PART}{_host()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name[-80:]}")
+    temporary = path.with_name(
+        f"{PART}{_host()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name[-80:]}"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise MinicosError(f"cannot write {path}: {error}. Free the space or choose another place.") from error
+        raise MinicosError(
+            f"cannot write {path}: {error}. Free the space or choose another place."
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -59,7 +63,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise MinicosError(f"{path} cannot be read as JSON: {error}. Delete it to have it made again.") from error
+        raise MinicosError(
+            f"{path} cannot be read as JSON: {error}. Delete it to have it made again."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,9 @@ class Run:
     settings: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: str | Path, settings: dict[str, Any], facts: dict[str, Any] | None = None) -> "Run":
+    def open(
+        cls, folder: str | Path, settings: dict[str, Any], facts: dict[str, Any] | None = None
+    ) -> "Run":
         """Create the folder with its run.json, or enter one that has equal settings, and sweep what killed runs left.
 
         `settings` (JSON values and paths) are compared with those on disk; `facts` (device, dtype, attention backend ...)
@@ -103,7 +111,10 @@ class Run:
 
     def save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Save tensors of any shape and dtype as safetensors, in one step."""
-        whole = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        whole = {
+            k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for k, v in tensors.items()
+        }
         replace_file(self.path(name), lambda temporary: temporary.write_bytes(save(whole)))
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:
@@ -111,7 +122,9 @@ class Run:
         try:
             return load_file(self.path(name))
         except (OSError, SafetensorError) as error:
-            raise MinicosError(f"{self.path(name)} cannot be read: {error}. Delete it and run again.") from error
+            raise MinicosError(
+                f"{self.path(name)} cannot be read: {error}. Delete it and run again."
+            ) from error
 
     def save_json(self, name: str, value: Any) -> None:
         write_json(self.path(name), value)

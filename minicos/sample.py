@@ -106,7 +106,9 @@ def sample(
         raise MinicosError(f"this run needs guidance for {needs}; it was given {dict(guidance)}")
     passes = [
         {"step": i, "expert": name, "branch": branch}
-        for i, name in enumerate(experts)  # also those before `start`: a resumed run has the hooks of the whole one
+        for i, name in enumerate(
+            experts
+        )  # also those before `start`: a resumed run has the hooks of the whole one
         for branch in (("cond",) if guidance[name] == 1 else ("cond", "uncond"))
     ]
     hooks.check(model.points, passes)
@@ -131,10 +133,19 @@ def _steps(model, x, condition, schedule, guidance, hooks, start, memory) -> Ite
         proposed, memory = solver(x, velocity, i, schedule, memory)
         proposed = condition.impose(proposed)
         step = Step(
-            index=i, sigma=sigma, sigma_next=schedule.sigmas[i + 1], timestep=timestep, expert=name,
-            sigma_map=condition.per_frame(sigma, x.device), x=x,
-            velocity_cond=cond, velocity_uncond=uncond, velocity=velocity, next=proposed, memory=memory,
-        )  # fmt: skip
+            index=i,
+            sigma=sigma,
+            sigma_next=schedule.sigmas[i + 1],
+            timestep=timestep,
+            expert=name,
+            sigma_map=condition.per_frame(sigma, x.device),
+            x=x,
+            velocity_cond=cond,
+            velocity_uncond=uncond,
+            velocity=velocity,
+            next=proposed,
+            memory=memory,
+        )
         version = proposed._version  # torch counts the writes into a tensor
         yield step
         if step.next is not proposed or proposed._version != version:
@@ -144,6 +155,12 @@ def _steps(model, x, condition, schedule, guidance, hooks, start, memory) -> Ite
 
 @torch.no_grad()
 @without_tf32()
-def _velocity(dit: DiT, x: Tensor, timestep: float, condition: Condition, hooks: Hooks, branch: str) -> Tensor:
-    t = condition.per_frame(timestep)[0, :, :, 0, 0].expand(len(x), -1)  # b g, on the host, where the sinusoid is built
-    return dit(x, t, condition.branch(branch), condition.y, condition.clip, hooks=hooks.at(branch=branch))
+def _velocity(
+    dit: DiT, x: Tensor, timestep: float, condition: Condition, hooks: Hooks, branch: str
+) -> Tensor:
+    t = condition.per_frame(timestep)[0, :, :, 0, 0].expand(
+        len(x), -1
+    )  # b g, on the host, where the sinusoid is built
+    return dit(
+        x, t, condition.branch(branch), condition.y, condition.clip, hooks=hooks.at(branch=branch)
+    )

@@ -32,7 +32,9 @@ class Schedule:
     """N steps: step i goes from sigmas[i] to sigmas[i + 1], and the network is told timesteps[i]."""
 
     solver: str  # the solver that these sigmas belong to, a name in SOLVERS
-    timesteps: tuple[int | float, ...]  # N of them, in 0..1000; the official solvers truncate to int, Euler does not
+    timesteps: tuple[
+        int | float, ...
+    ]  # N of them, in 0..1000; the official solvers truncate to int, Euler does not
     sigmas: tuple[float, ...]  # N + 1 of them, falling to 0; each is a float32 number
 
     def __len__(self) -> int:
@@ -72,10 +74,16 @@ def _check(steps: int, shift: float) -> None:
     if steps < 1:
         raise MinicosError(f"{steps} steps: sampling takes at least 1")
     if not 0 < shift < math.inf:
-        raise MinicosError(f"shift {shift}: it must be a positive number, such as 5 (1 leaves sigmas evenly spaced)")
+        raise MinicosError(
+            f"shift {shift}: it must be a positive number, such as 5 (1 leaves sigmas evenly spaced)"
+        )
 
 
-SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {"euler": euler, "unipc": unipc, "dpmpp": dpmpp}
+SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {
+    "euler": euler,
+    "unipc": unipc,
+    "dpmpp": dpmpp,
+}
 
 
 def make(solver: str, steps: int, shift: float) -> Schedule:
@@ -100,7 +108,9 @@ class Memory:
 
     def state(self) -> dict[str, Tensor]:
         """As tensors for a safetensors file (copies, since a file must not hold one storage twice)."""
-        tensors = {f"x0.{i}": x0.clone() for i, x0 in enumerate(self.x0)} | {"step": torch.tensor(self.step)}
+        tensors = {f"x0.{i}": x0.clone() for i, x0 in enumerate(self.x0)} | {
+            "step": torch.tensor(self.step)
+        }
         return tensors if self.x is None else tensors | {"x": self.x.clone()}
 
     @classmethod
@@ -154,7 +164,9 @@ def _sigmas(schedule: Schedule) -> Tensor:
 
 def _follows(memory: Memory | None, i: int) -> None:
     if memory is not None and memory.step != i - 1:
-        raise ValueError(f"step {i} was given the memory of step {memory.step}: pass that of step {i - 1}, or None")
+        raise ValueError(
+            f"step {i} was given the memory of step {memory.step}: pass that of step {i - 1}, or None"
+        )
 
 
 def _log_snr(sigma: Tensor) -> Tensor:
@@ -173,7 +185,9 @@ def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, memory: Memory | None
     if memory is None or i == len(sigma) - 2:
         return _advance(x, x0, 0.0, sigma[i], sigma[i + 1])
     before, here, there = _log_snr(sigma[i - 1 : i + 2])
-    slope = (memory.x0[-1] - x0) / ((before - here) / (there - here))  # change of x0 per step of this length
+    slope = (memory.x0[-1] - x0) / (
+        (before - here) / (there - here)
+    )  # change of x0 per step of this length
     return _advance(x, x0, 0.5 * slope, sigma[i], sigma[i + 1])
 
 

@@ -89,7 +89,9 @@ def buckets(distance: Tensor, num_buckets: int, max_distance: int = 128) -> Tens
     side = num_buckets // 2
     exact = side // 2
     far = distance.abs()
-    scale = torch.log(far.float() / exact) / math.log(max_distance / exact)  # 0 at `exact`, 1 at `max_distance`
+    scale = torch.log(far.float() / exact) / math.log(
+        max_distance / exact
+    )  # 0 at `exact`, 1 at `max_distance`
     coarse = (exact + (scale * (side - exact)).long()).clamp(max=side - 1)
     return (distance > 0) * side + torch.where(far < exact, far, coarse)
 
@@ -104,7 +106,10 @@ class Attention(nn.Module):
         self.o = nn.Linear(cfg.dim_attn, cfg.dim, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        q, k, v = (rearrange(layer(x), "b t (n k) -> b n t k", n=self.num_heads) for layer in (self.q, self.k, self.v))
+        q, k, v = (
+            rearrange(layer(x), "b t (n k) -> b n t k", n=self.num_heads)
+            for layer in (self.q, self.k, self.v)
+        )
         weights = (q @ k.mT + bias).float().softmax(dim=-1).to(x.dtype)  # b n t t
         return self.o(rearrange(weights @ v, "b n t k -> b t (n k)"))
 
@@ -119,7 +124,9 @@ class Block(nn.Module):
         self.pos_embedding = RelativePosition(cfg)
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:  # b t d, b 1 1 t
-        bias = self.pos_embedding(x.shape[1]).masked_fill(padding, torch.finfo(x.dtype).min)  # b n t t
+        bias = self.pos_embedding(x.shape[1]).masked_fill(
+            padding, torch.finfo(x.dtype).min
+        )  # b n t t
         x = x + self.attn(self.norm1(x), bias)
         return x + self.ffn(self.norm2(x))
 
@@ -165,11 +172,15 @@ class Tokenizer:
         try:
             vocabulary = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
-            raise MinicosError(f"cannot read {path}: {error}. It should be the tokenizer.json of umt5-xxl.") from error
+            raise MinicosError(
+                f"cannot read {path}: {error}. It should be the tokenizer.json of umt5-xxl."
+            ) from error
         vocabulary.no_truncation()
         vocabulary.no_padding()
         if vocabulary.encode("").ids != [EOS] or vocabulary.pre_tokenizer is None:
-            raise MinicosError(f"{path} does not end a prompt with token {EOS}: it should be that of umt5-xxl.")
+            raise MinicosError(
+                f"{path} does not end a prompt with token {EOS}: it should be that of umt5-xxl."
+            )
         # As transformers 5 does. It matters beside a literal "</s>" only, where the file alone makes tokens of blanks.
         vocabulary.pre_tokenizer = Sequence([WhitespaceSplit(), vocabulary.pre_tokenizer])
         return cls(vocabulary, text_len)
@@ -189,7 +200,11 @@ class Tokenizer:
         """What of a prompt the vocabulary lacks, as written, in order: the encoder sees <unk> in its place."""
         text, unknown = clean(prompt), self.vocabulary.token_to_id("<unk>")
         encoding = self.vocabulary.encode(text)
-        return [text[slice(*at)] for token, at in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown]
+        return [
+            text[slice(*at)]
+            for token, at in zip(encoding.ids, encoding.offsets, strict=True)
+            if token == unknown
+        ]
 
 
 def encode(encoder: TextEncoder, tokenizer: Tokenizer, prompts: list[str]) -> Tensor:

@@ -34,7 +34,9 @@ class Tiles:
         stride  pixels per latent
         """
         if side is not None and (side % stride or side < 2 * stride):
-            raise MinicosError(f"tiles of {side} pixels: take a multiple of {stride}, {2 * stride} or more, e.g. 512")
+            raise MinicosError(
+                f"tiles of {side} pixels: take a multiple of {stride}, {2 * stride} or more, e.g. 512"
+            )
         self.size = size
         sides = [length if side is None else side // stride for length in size]
         self.overlap = max(1, min(sides) // 4)
@@ -54,7 +56,10 @@ class Tiles:
             if total is None:
                 total = out.new_zeros(*out.shape[:3], *(after * length for length in self.size))
                 cover = torch.zeros_like(total[0, 0, 0])
-            down, across = (fade(*axis, self.overlap, after) for axis in zip((rows, columns), self.size, strict=True))
+            down, across = (
+                fade(*axis, self.overlap, after)
+                for axis in zip((rows, columns), self.size, strict=True)
+            )
             weight = torch.outer(down, across).to(out)
             here = (..., place(rows, after), place(columns, after))
             total[here] += weight * out

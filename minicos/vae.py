@@ -39,18 +39,37 @@ Stream = dict[nn.Module, Tensor]  # module -> the last input frames that its nex
 class CausalConv3d(nn.Conv3d):
     """Conv3d that pads time at the front only: with what the stream remembers, or with zeros at the start of a clip."""
 
-    def __init__(self, in_dim: int, out_dim: int, kernel: int | tuple[int, int, int], stride=1, padding: int = 0):
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        kernel: int | tuple[int, int, int],
+        stride=1,
+        padding: int = 0,
+    ):
         super().__init__(in_dim, out_dim, kernel, stride, padding=(0, padding, padding))
         self.history = self.kernel_size[0] - 1
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:  # b c f h w
         if self.history:
-            x = torch.cat([stream[self], x], dim=2) if self in stream else F.pad(x, (0, 0, 0, 0, self.history, 0))
-            stream[self] = x[:, :, -self.history :].clone()  # a view would keep the whole chunk alive
-        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+            x = (
+                torch.cat([stream[self], x], dim=2)
+                if self in stream
+                else F.pad(x, (0, 0, 0, 0, self.history, 0))
+            )
+            stream[self] = x[
+                :, :, -self.history :
+            ].clone()  # a view would keep the whole chunk alive
+        plain = (
+            x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+        )
         if plain and torch.backends.mkldnn.is_available():
             # torch's own choice but for a single clip of few channels, where it takes a plain loop, five times as slow
-            return torch.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, 1)
+            return torch.mkldnn_convolution(
+                x, self.weight, self.bias, self.padding, self.stride, self.dilation, 1
+            )
         return super().forward(x)
 
 
@@ -64,7 +83,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = wide(x)
-        y = y / y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()  # F.normalize, but 10 times as fast on a CPU
+        y = (
+            y / y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
+        )  # F.normalize, but 10 times as fast on a CPU
         y = y * (self.scale * self.gamma)
         return y.to(x.dtype)
 
@@ -73,9 +94,14 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
         self.residual = nn.Sequential(
-            RMSNorm(in_dim), nn.SiLU(), CausalConv3d(in_dim, out_dim, 3, padding=1),
-            RMSNorm(out_dim), nn.SiLU(), nn.Identity(), CausalConv3d(out_dim, out_dim, 3, padding=1),
-        )  # fmt: skip
+            RMSNorm(in_dim),
+            nn.SiLU(),
+            CausalConv3d(in_dim, out_dim, 3, padding=1),
+            RMSNorm(out_dim),
+            nn.SiLU(),
+            nn.Identity(),
+            CausalConv3d(out_dim, out_dim, 3, padding=1),
+        )
         self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else None
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
@@ -118,7 +144,9 @@ class Downsample(nn.Module):
         if self not in stream:
             first, x = x[:, :, :1], x[:, :, 1:]
             stream[self] = first.clone()
-        if x.shape[2]:  # windows of three frames, two apart: the last remembered frame and the next two
+        if x.shape[
+            2
+        ]:  # windows of three frames, two apart: the last remembered frame and the next two
             window = torch.cat([stream[self], x], dim=2)
             stream[self] = x[:, :, -1:].clone()
             x = nn.Conv3d.forward(self.time_conv, window)
@@ -131,7 +159,8 @@ class Upsample(nn.Module):
     def __init__(self, dim: int, out_dim: int, temporal: bool):
         super().__init__()
         self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, out_dim, 3, padding=1)
+            nn.Upsample(scale_factor=2.0, mode="nearest-exact"),
+            nn.Conv2d(dim, out_dim, 3, padding=1),
         )
         if temporal:
             self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1))
@@ -140,7 +169,9 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         if self.temporal:
             first = x[:, :, :0]
-            if self not in stream:  # the first frame enters neither this convolution nor its history
+            if (
+                self not in stream
+            ):  # the first frame enters neither this convolution nor its history
                 first, x = x[:, :, :1], x[:, :, 1:]
                 stream[self] = x.new_empty(0)
             if x.shape[2]:
@@ -164,7 +195,9 @@ class DownStage(nn.Module):
     def average(self, x: Tensor, frames: int) -> Tensor:
         """Fold pixels into channels, then take the mean of equal groups of channels. A clip's first frame pairs up with zeros."""
         x = F.pad(x, (0, 0, 0, 0, self.time * frames - x.shape[2], 0))
-        x = rearrange(x, "b c (f t) (h p) (w q) -> b (c t p q) f h w", t=self.time, p=self.space, q=self.space)
+        x = rearrange(
+            x, "b c (f t) (h p) (w q) -> b (c t p q) f h w", t=self.time, p=self.space, q=self.space
+        )
         return x.unflatten(1, (self.out_dim, -1)).mean(2)
 
 
@@ -178,12 +211,16 @@ class UpStage(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         out = run(self.upsamples, x, stream)
-        return out if self.space == 1 else out + self.repeat(x, out.shape[2])  # the last stage has no shortcut
+        return (
+            out if self.space == 1 else out + self.repeat(x, out.shape[2])
+        )  # the last stage has no shortcut
 
     def repeat(self, x: Tensor, frames: int) -> Tensor:
         """Repeat channels and unfold them into pixels. A clip's first frame is not doubled: its first copy is dropped."""
         x = x.repeat_interleave(self.out_dim * self.time * self.space**2 // x.shape[1], dim=1)
-        x = rearrange(x, "b (c t p q) f h w -> b c (f t) (h p) (w q)", t=self.time, p=self.space, q=self.space)
+        x = rearrange(
+            x, "b (c t p q) f h w -> b c (f t) (h p) (w q)", t=self.time, p=self.space, q=self.space
+        )
         return x[:, :, -frames:]
 
 
@@ -194,7 +231,9 @@ def wide(x: Tensor) -> Tensor:
 
 def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a 2D layer to every frame of b c f h w."""
-    return rearrange(layer(rearrange(x, "b c f h w -> (b f) c h w")), "(b f) c h w -> b c f h w", b=x.shape[0])
+    return rearrange(
+        layer(rearrange(x, "b c f h w -> (b f) c h w")), "(b f) c h w -> b c f h w", b=x.shape[0]
+    )
 
 
 REMEMBERING = (CausalConv3d, ResidualBlock, Downsample, Upsample, DownStage, UpStage)
@@ -220,19 +259,31 @@ class Encoder3d(nn.Module):
         widths = [cfg.dim * m for m in (1, *cfg.dim_mult)]
         self.conv1 = CausalConv3d(3 * cfg.patch_size**2, widths[0], 3, padding=1)
         stages: list[nn.Module] = []
-        for (here, there), temporal in zip(pairwise(widths), (*cfg.temporal_downsample, None), strict=True):
+        for (here, there), temporal in zip(
+            pairwise(widths), (*cfg.temporal_downsample, None), strict=True
+        ):
             layers = residual_blocks(cfg.num_res_blocks, here, there)
             if temporal is not None:  # every stage but the last ends in half the size
                 layers.append(Downsample(there, temporal))
             if cfg.stage_shortcuts:
-                layers = [DownStage(layers, there, time=2 if temporal else 1, space=1 if temporal is None else 2)]
+                layers = [
+                    DownStage(
+                        layers, there, time=2 if temporal else 1, space=1 if temporal is None else 2
+                    )
+                ]
             stages += layers
         self.downsamples = nn.Sequential(*stages)
-        self.middle = nn.Sequential(ResidualBlock(there, there), Attention(there), ResidualBlock(there, there))
-        self.head = nn.Sequential(RMSNorm(there), nn.SiLU(), CausalConv3d(there, 2 * cfg.z_dim, 3, padding=1))
+        self.middle = nn.Sequential(
+            ResidualBlock(there, there), Attention(there), ResidualBlock(there, there)
+        )
+        self.head = nn.Sequential(
+            RMSNorm(there), nn.SiLU(), CausalConv3d(there, 2 * cfg.z_dim, 3, padding=1)
+        )
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        x = rearrange(x, "b c f (h q) (w r) -> b (c r q) f h w", q=self.patch_size, r=self.patch_size)
+        x = rearrange(
+            x, "b c f (h q) (w r) -> b (c r q) f h w", q=self.patch_size, r=self.patch_size
+        )
         x = self.conv1(x, stream)
         for layers in (self.downsamples, self.middle, self.head):
             x = run(layers, x, stream)
@@ -248,26 +299,40 @@ class Decoder3d(nn.Module):
         widths = [(cfg.dec_dim or cfg.dim) * m for m in (cfg.dim_mult[-1], *reversed(cfg.dim_mult))]
         self.conv1 = CausalConv3d(cfg.z_dim, widths[0], 3, padding=1)
         self.middle = nn.Sequential(
-            ResidualBlock(widths[0], widths[0]), Attention(widths[0]), ResidualBlock(widths[0], widths[0])
+            ResidualBlock(widths[0], widths[0]),
+            Attention(widths[0]),
+            ResidualBlock(widths[0], widths[0]),
         )
         stages: list[nn.Module] = []
         channels = widths[0]
-        for there, temporal in zip(widths[1:], (*reversed(cfg.temporal_downsample), None), strict=True):
+        for there, temporal in zip(
+            widths[1:], (*reversed(cfg.temporal_downsample), None), strict=True
+        ):
             layers = residual_blocks(cfg.num_res_blocks + 1, channels, there)
-            channels = there if cfg.stage_shortcuts else there // 2  # the first generation halves them as it upsamples
+            channels = (
+                there if cfg.stage_shortcuts else there // 2
+            )  # the first generation halves them as it upsamples
             if temporal is not None:
                 layers.append(Upsample(there, channels, temporal))
             if cfg.stage_shortcuts:
-                layers = [UpStage(layers, there, time=2 if temporal else 1, space=1 if temporal is None else 2)]
+                layers = [
+                    UpStage(
+                        layers, there, time=2 if temporal else 1, space=1 if temporal is None else 2
+                    )
+                ]
             stages += layers
         self.upsamples = nn.Sequential(*stages)
-        self.head = nn.Sequential(RMSNorm(there), nn.SiLU(), CausalConv3d(there, 3 * cfg.patch_size**2, 3, padding=1))
+        self.head = nn.Sequential(
+            RMSNorm(there), nn.SiLU(), CausalConv3d(there, 3 * cfg.patch_size**2, 3, padding=1)
+        )
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         x = self.conv1(x, stream)
         for layers in (self.middle, self.upsamples, self.head):
             x = run(layers, x, stream)
-        return rearrange(x, "b (c r q) f h w -> b c f (h q) (w r)", q=self.patch_size, r=self.patch_size)
+        return rearrange(
+            x, "b (c r q) f h w -> b c f (h q) (w r)", q=self.patch_size, r=self.patch_size
+        )
 
 
 class VAE(nn.Module):
@@ -301,8 +366,15 @@ class VAE(nn.Module):
         if len(video) > 1 and video.device.type == "cpu":
             return torch.cat([self.encode(clip, chunk, tile) for clip in video.split(1)])
         tiles = Tiles((video.shape[-2] // space, video.shape[-1] // space), tile, space)
-        chunks = [video[:, :, :1], *video[:, :, 1:].split(chunk, dim=2)] if video.shape[2] > 1 else [video]
-        parts = [tiles(lambda x, stream: self.posterior(x, stream)[0], part, before=space) for part in chunks]
+        chunks = (
+            [video[:, :, :1], *video[:, :, 1:].split(chunk, dim=2)]
+            if video.shape[2] > 1
+            else [video]
+        )
+        parts = [
+            tiles(lambda x, stream: self.posterior(x, stream)[0], part, before=space)
+            for part in chunks
+        ]
         mu = torch.cat(parts, dim=2)
         mean, scale = self._statistics(mu)
         return ((mu - mean) * scale).contiguous()
@@ -325,7 +397,9 @@ class VAE(nn.Module):
         tiles = Tiles((latent.shape[-2], latent.shape[-1]), tile, space)
         latent = wide(latent)
         mean, scale = self._statistics(latent)
-        z = self.conv2((latent / scale + mean).to(self.conv2.weight.dtype), {}).to(self.decoder.conv1.weight.dtype)
+        z = self.conv2((latent / scale + mean).to(self.conv2.weight.dtype), {}).to(
+            self.decoder.conv1.weight.dtype
+        )
 
         def pixels(part: Tensor, stream: Stream) -> Tensor:
             return wide(self.decoder(part, stream))
@@ -347,6 +421,10 @@ def check_video(shape: torch.Size | tuple[int, ...], cfg: VAEConfig) -> None:
     if channels != 3:
         raise MinicosError(f"a video has 3 colour channels, not {channels}")
     if frames % ft != 1:
-        raise MinicosError(f"{frames} frames: the VAE takes {ft}n + 1 frames, e.g. {max(1, frames // ft * ft + 1)}")
+        raise MinicosError(
+            f"{frames} frames: the VAE takes {ft}n + 1 frames, e.g. {max(1, frames // ft * ft + 1)}"
+        )
     if height % fh or width % fw:
-        raise MinicosError(f"{width}x{height} pixels: width and height must be multiples of {fw} and {fh}")
+        raise MinicosError(
+            f"{width}x{height} pixels: width and height must be multiples of {fw} and {fh}"
+        )

@@ -43,7 +43,10 @@ from minicos.weights.names import (
 )
 
 Pair = tuple[str, Tensor, Tensor]  # a point, our tensor there, and theirs
-TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 5e-2}  # of rel_l2, by dtype; the embedded model: 6e-7 and 2e-2
+TOLERANCE = {
+    torch.float32: 5e-6,
+    torch.bfloat16: 5e-2,
+}  # of rel_l2, by dtype; the embedded model: 6e-7 and 2e-2
 AS_SHIPPED = 2e-5  # of what comes after a float32 time sinusoid; random weights, 30 layers of 1.3B: 9e-6 (rel_max)
 
 
@@ -76,7 +79,11 @@ class Part:
 
 
 def verify(
-    wan: Wan, grid: tuple[int, int, int] = (3, 4, 6), *, as_shipped: bool = False, tolerance: float | None = None
+    wan: Wan,
+    grid: tuple[int, int, int] = (3, 4, 6),
+    *,
+    as_shipped: bool = False,
+    tolerance: float | None = None,
 ) -> Iterator[Part]:
     """Compare every network of a model with its peer, on random inputs; one `Part` as soon as it is done.
 
@@ -90,28 +97,40 @@ def verify(
     return _parts(wan, grid, as_shipped, tolerance)
 
 
-def _parts(wan: Wan, grid: tuple[int, int, int], as_shipped: bool, tolerance: float | None) -> Iterator[Part]:
+def _parts(
+    wan: Wan, grid: tuple[int, int, int], as_shipped: bool, tolerance: float | None
+) -> Iterator[Part]:
     draw = torch.Generator().manual_seed(0)
     allowed = tolerance or TOLERANCE[wan.dtype]
     shipped = max(allowed, AS_SHIPPED)
 
     ids, mask = _tokens(wan.text, draw)
-    yield Part("text", _rows(compare_text(wan.text, transformers_umt5(wan.text), ids, mask), allowed))
+    yield Part(
+        "text", _rows(compare_text(wan.text, transformers_umt5(wan.text), ids, mask), allowed)
+    )
 
     _, ph, pw = wan.experts["high"].cfg.patch_size
     f, h, w = grid[0], grid[1] * ph, grid[2] * pw
     prompt = wan.text(ids[1:], mask[1:]).masked_fill(mask[1:, :, None] == 0, 0)
-    text = F.pad(prompt, (0, 0, 0, wan.text.cfg.text_len - prompt.shape[1]))  # b t d', as `text.encode` gives it
+    text = F.pad(
+        prompt, (0, 0, 0, wan.text.cfg.text_len - prompt.shape[1])
+    )  # b t d', as `text.encode` gives it
     for name, ours in wan.experts.items():
         cfg = ours.cfg
         if cfg.images and cfg.text_len != 512:
             yield Part(
-                name, (), "diffusers tells image rows from text by a text length of 512, and this network has another"
+                name,
+                (),
+                "diffusers tells image rows from text by a text length of 512, and this network has another",
             )
             continue
         x = torch.randn(1, cfg.in_dim, f, h, w, generator=draw).to(wan.device)
         y = x[:, cfg.out_dim :] if cfg.in_dim > cfg.out_dim else None
-        clip = torch.randn(1, cfg.image_tokens, cfg.image_dim, generator=draw).to(wan.device) if cfg.images else None
+        clip = (
+            torch.randn(1, cfg.image_tokens, cfg.image_dim, generator=draw).to(wan.device)
+            if cfg.images
+            else None
+        )
         given = x[:, : cfg.out_dim], _timestep(wan, name, f), text, y, clip
         pairs = compare_dit(ours, diffusers_dit(ours, exact_time=not as_shipped), *given)
         rows = _rows(pairs, shipped if as_shipped else allowed)
@@ -123,9 +142,14 @@ def _parts(wan: Wan, grid: tuple[int, int, int], as_shipped: bool, tolerance: fl
 
     stride = wan.vae.cfg.stride
     latent = torch.randn(1, wan.vae.cfg.z_dim, f, h, w, generator=draw).to(wan.device)
-    video = torch.rand(1, 3, (f - 1) * stride[0] + 1, h * stride[1], w * stride[2], generator=draw) * 2 - 1
+    video = (
+        torch.rand(1, 3, (f - 1) * stride[0] + 1, h * stride[1], w * stride[2], generator=draw) * 2
+        - 1
+    )
     pairs = compare_vae(wan.vae, diffusers_vae(wan.vae), video.to(wan.device), latent)
-    yield Part("vae", _rows(pairs, tolerance or TOLERANCE[torch.float32]))  # which is float32 always
+    yield Part(
+        "vae", _rows(pairs, tolerance or TOLERANCE[torch.float32])
+    )  # which is float32 always
 
     if wan.clip is not None:
         image = torch.rand(1, 3, 90, 120, generator=draw) * 2 - 1
@@ -145,7 +169,9 @@ def _tokens(encoder: TextEncoder, draw: torch.Generator) -> tuple[Tensor, Tensor
 def _timestep(wan: Wan, expert: str, frames: int) -> Tensor:
     """A timestep that the expert serves (1 g): one for all frames, or 0 for an imposed first frame and one for the rest."""
     value = 937.0 if expert == "high" else 412.0
-    return torch.tensor([[0.0] + [value] * (frames - 1) if wan.preset.image == "imposed" else [value]])
+    return torch.tensor(
+        [[0.0] + [value] * (frames - 1) if wan.preset.image == "imposed" else [value]]
+    )
 
 
 def _rows(pairs: Iterable[Pair], tolerance: float) -> tuple[Row, ...]:
@@ -171,7 +197,11 @@ def peers() -> tuple[ModuleType, ModuleType]:
         import diffusers
         import transformers
 
-        _ = diffusers.WanTransformer3DModel, diffusers.AutoencoderKLWan, transformers.UMT5EncoderModel
+        _ = (
+            diffusers.WanTransformer3DModel,
+            diffusers.AutoencoderKLWan,
+            transformers.UMT5EncoderModel,
+        )
     except (ImportError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise MinicosError(
@@ -197,14 +227,26 @@ def diffusers_dit(ours: DiT, exact_time: bool = True) -> nn.Module:
     cfg = ours.cfg
     chrono = {} if ours.time_skip is None else {"temporal_skip_len": ours.time_skip + 1}
     with torch.device("meta"):
-        theirs = (diffusers.ChronoEditTransformer3DModel if chrono else diffusers.WanTransformer3DModel)(
-            patch_size=cfg.patch_size, num_attention_heads=cfg.num_heads, attention_head_dim=cfg.head_dim,
-            in_channels=cfg.in_dim, out_channels=cfg.out_dim, text_dim=cfg.text_dim, freq_dim=cfg.freq_dim,
-            ffn_dim=cfg.ffn_dim, num_layers=cfg.num_layers, eps=cfg.eps,
-            image_dim=cfg.image_dim if cfg.images else None, added_kv_proj_dim=cfg.dim if cfg.images else None,
+        theirs = (
+            diffusers.ChronoEditTransformer3DModel if chrono else diffusers.WanTransformer3DModel
+        )(
+            patch_size=cfg.patch_size,
+            num_attention_heads=cfg.num_heads,
+            attention_head_dim=cfg.head_dim,
+            in_channels=cfg.in_dim,
+            out_channels=cfg.out_dim,
+            text_dim=cfg.text_dim,
+            freq_dim=cfg.freq_dim,
+            ffn_dim=cfg.ffn_dim,
+            num_layers=cfg.num_layers,
+            eps=cfg.eps,
+            image_dim=cfg.image_dim if cfg.images else None,
+            added_kv_proj_dim=cfg.dim if cfg.images else None,
             pos_embed_seq_len=cfg.image_tokens if cfg.images == 2 else None,
-        )  # fmt: skip
-    rope = type(theirs.rope)(cfg.head_dim, cfg.patch_size, max_seq_len=1024, **chrono)  # its tables are no weights
+        )
+    rope = type(theirs.rope)(
+        cfg.head_dim, cfg.patch_size, max_seq_len=1024, **chrono
+    )  # its tables are no weights
     theirs.rope = rope.to(ours.patch_embedding.weight.device)
     if exact_time:
         theirs.condition_embedder.timesteps_proj = ExactTime(cfg.freq_dim)
@@ -221,16 +263,30 @@ def diffusers_vae(ours: VAE) -> nn.Module:
     cfg = ours.cfg
     with torch.device("meta"):
         theirs = diffusers.AutoencoderKLWan(
-            base_dim=cfg.dim, z_dim=cfg.z_dim, dim_mult=list(cfg.dim_mult), num_res_blocks=cfg.num_res_blocks,
-            temperal_downsample=list(cfg.temporal_downsample), latents_mean=list(cfg.mean), latents_std=list(cfg.std),
-            decoder_base_dim=cfg.dec_dim, is_residual=cfg.stage_shortcuts, patch_size=cfg.patch_size if cfg.patch_size > 1 else None,
-            in_channels=3 * cfg.patch_size**2, out_channels=3 * cfg.patch_size**2,
-        )  # fmt: skip
-    return _filled(theirs, {translate(name, _vae_table(ours)): p for name, p in ours.state_dict().items()})
+            base_dim=cfg.dim,
+            z_dim=cfg.z_dim,
+            dim_mult=list(cfg.dim_mult),
+            num_res_blocks=cfg.num_res_blocks,
+            temperal_downsample=list(cfg.temporal_downsample),
+            latents_mean=list(cfg.mean),
+            latents_std=list(cfg.std),
+            decoder_base_dim=cfg.dec_dim,
+            is_residual=cfg.stage_shortcuts,
+            patch_size=cfg.patch_size if cfg.patch_size > 1 else None,
+            in_channels=3 * cfg.patch_size**2,
+            out_channels=3 * cfg.patch_size**2,
+        )
+    return _filled(
+        theirs, {translate(name, _vae_table(ours)): p for name, p in ours.state_dict().items()}
+    )
 
 
 def _vae_table(ours: VAE) -> dict[str, str]:
-    return VAE22_DIFFUSERS if ours.cfg.stage_shortcuts else VAE_DIFFUSERS | decoder_layers(ours.cfg.num_res_blocks)
+    return (
+        VAE22_DIFFUSERS
+        if ours.cfg.stage_shortcuts
+        else VAE_DIFFUSERS | decoder_layers(ours.cfg.num_res_blocks)
+    )
 
 
 def transformers_umt5(ours: TextEncoder) -> nn.Module:
@@ -238,10 +294,17 @@ def transformers_umt5(ours: TextEncoder) -> nn.Module:
     _, transformers = peers()
     cfg = ours.cfg
     config = transformers.UMT5Config(
-        vocab_size=cfg.vocab_size, d_model=cfg.dim, d_kv=cfg.dim_attn // cfg.num_heads, d_ff=cfg.dim_ffn,
-        num_layers=cfg.num_layers, num_heads=cfg.num_heads, relative_attention_num_buckets=cfg.num_buckets,
-        feed_forward_proj="gated-gelu", dropout_rate=0.0, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=cfg.vocab_size,
+        d_model=cfg.dim,
+        d_kv=cfg.dim_attn // cfg.num_heads,
+        d_ff=cfg.dim_ffn,
+        num_layers=cfg.num_layers,
+        num_heads=cfg.num_heads,
+        relative_attention_num_buckets=cfg.num_buckets,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        attn_implementation="eager",
+    )
     with torch.device("meta"):
         theirs = transformers.UMT5EncoderModel(config)
     weights = {translate(name, UMT5_TRANSFORMERS): p for name, p in ours.state_dict().items()}
@@ -253,16 +316,26 @@ def transformers_clip(ours: CLIP) -> nn.Module:
     _, transformers = peers()
     cfg = ours.cfg
     config = transformers.CLIPVisionConfig(
-        hidden_size=cfg.dim, intermediate_size=4 * cfg.dim, num_hidden_layers=cfg.num_layers - 1, num_attention_heads=cfg.num_heads,
-        image_size=cfg.image_size, patch_size=cfg.patch_size, hidden_act="gelu", layer_norm_eps=1e-5, attn_implementation="eager",
-    )  # fmt: skip
+        hidden_size=cfg.dim,
+        intermediate_size=4 * cfg.dim,
+        num_hidden_layers=cfg.num_layers - 1,
+        num_attention_heads=cfg.num_heads,
+        image_size=cfg.image_size,
+        patch_size=cfg.patch_size,
+        hidden_act="gelu",
+        layer_norm_eps=1e-5,
+        attn_implementation="eager",
+    )
     with torch.device("meta"):
         theirs = transformers.CLIPVisionModel(config)
     device, tower = ours.visual.cls_embedding.device, getattr(theirs, "vision_model", theirs)
     tower.embeddings.position_ids = torch.arange(cfg.tokens, device=device)[
         None
     ]  # no weight, and nor is the norm behind it all
-    weights = {"post_layernorm.weight": torch.ones(cfg.dim), "post_layernorm.bias": torch.zeros(cfg.dim)}
+    weights = {
+        "post_layernorm.weight": torch.ones(cfg.dim),
+        "post_layernorm.bias": torch.zeros(cfg.dim),
+    }
     for name, p in ours.state_dict().items():
         if "to_qkv" in name:
             for i, part in enumerate(p.chunk(3)):
@@ -270,7 +343,11 @@ def transformers_clip(ours: CLIP) -> nn.Module:
         else:
             table_name = translate(name, CLIP_TRANSFORMERS)
             weights[table_name] = (
-                p.flatten() if "class_embedding" in table_name else p[0] if "position" in table_name else p
+                p.flatten()
+                if "class_embedding" in table_name
+                else p[0]
+                if "position" in table_name
+                else p
             )
     _filled(tower, {name: p.to(device, torch.float32) for name, p in weights.items()})
     return theirs.eval().requires_grad_(False)
@@ -348,24 +425,43 @@ def compare_dit(
     seen: dict[str, Tensor] = {}
     hooks = Hooks()
     for depth in range(1, 5):
-        hooks = hooks.on(".".join("*" * depth), lambda tensor, site: seen.update({site.name: tensor}))
+        hooks = hooks.on(
+            ".".join("*" * depth), lambda tensor, site: seen.update({site.name: tensor})
+        )
     ours(x, timestep, text, y, clip, hooks=hooks)
 
     inside = BLOCK_POINTS
     if ours.cfg.images:
-        inside = {name: where for name, where in inside.items() if name != ".cross_attn.heads"} | IMAGE_BLOCK_POINTS
+        inside = {
+            name: where for name, where in inside.items() if name != ".cross_attn.heads"
+        } | IMAGE_BLOCK_POINTS
     blocks = range(ours.cfg.num_layers)
     points = NETWORK_POINTS | (IMAGE_POINTS if ours.cfg.images else {})
-    points |= {f"blocks.{i}{a}": (f"blocks.{i}{b}", *how) for i in blocks for a, (b, *how) in inside.items()}
-    taps = {name: (theirs.get_submodule(module), side) for name, (module, side, _) in points.items()}
+    points |= {
+        f"blocks.{i}{a}": (f"blocks.{i}{b}", *how)
+        for i in blocks
+        for a, (b, *how) in inside.items()
+    }
+    taps = {
+        name: (theirs.get_submodule(module), side) for name, (module, side, _) in points.items()
+    }
     with tapped(taps) as calls:
         velocity = their_velocity(theirs, x, timestep, text, y, clip)
-    pairs = [(name, seen[name], points[name][-1](calls[name][0], seen[name])) for name in seen if name in points]
+    pairs = [
+        (name, seen[name], points[name][-1](calls[name][0], seen[name]))
+        for name in seen
+        if name in points
+    ]
     return [*pairs, ("velocity", seen["velocity"], velocity)]
 
 
 def their_velocity(
-    theirs: nn.Module, x: Tensor, timestep: Tensor, text: Tensor, y: Tensor | None = None, clip: Tensor | None = None
+    theirs: nn.Module,
+    x: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    y: Tensor | None = None,
+    clip: Tensor | None = None,
 ) -> Tensor:
     """A pass of diffusers' network on our arguments: it is told one timestep per sample, or one per token."""
     dtype = theirs.patch_embedding.weight.dtype
@@ -375,7 +471,9 @@ def their_velocity(
         timestep = timestep.repeat_interleave(x.shape[3] // ph * (x.shape[4] // pw), dim=1)
     else:
         timestep = timestep[:, 0]
-    each = None if clip is None else clip.reshape(-1, 257, clip.shape[-1]).to(dtype)  # one image after the other
+    each = (
+        None if clip is None else clip.reshape(-1, 257, clip.shape[-1]).to(dtype)
+    )  # one image after the other
     return theirs(x.to(dtype), timestep.to(x.device), text.to(dtype), each).sample
 
 
@@ -418,7 +516,10 @@ def compare_clip(ours: CLIP, theirs: nn.Module, image: Tensor) -> list[Pair]:
     layers = zip(blocks, tower.encoder.layers, strict=True)
     with tapped({name: (layer, "out") for name, layer in layers}) as there:
         b = theirs(pixels(image, ours.cfg.image_size), output_hidden_states=True).hidden_states[-1]
-    return [*((name, _joined(here[name]), _joined(there[name])) for name in blocks), ("features", a, b)]
+    return [
+        *((name, _joined(here[name]), _joined(there[name])) for name in blocks),
+        ("features", a, b),
+    ]
 
 
 def compare_layers(
@@ -435,7 +536,10 @@ def compare_layers(
         a = run()
     with tapped({name: (peer.get_submodule(path), "out") for name, path in peers.items()}) as there:
         b = run_peer()
-    return [*((name, _joined(here[name]), _joined(there[name])) for name in here if name in there), (result, a, b)]
+    return [
+        *((name, _joined(here[name]), _joined(there[name])) for name in here if name in there),
+        (result, a, b),
+    ]
 
 
 def _joined(calls: list[Tensor]) -> Tensor:
@@ -453,7 +557,10 @@ def tapped(taps: Mapping[str, tuple[nn.Module, str]]) -> Iterator[dict[str, list
         found = given if side == "in" else out
         seen[name] = [*seen.pop(name, []), found[0] if isinstance(found, tuple) else found]
 
-    handles = [module.register_forward_hook(partial(note, name, side)) for name, (module, side) in taps.items()]
+    handles = [
+        module.register_forward_hook(partial(note, name, side))
+        for name, (module, side) in taps.items()
+    ]
     try:
         yield seen
     finally:

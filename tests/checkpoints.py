@@ -18,10 +18,16 @@ MANIFESTS = json.loads(gzip.decompress((golden.FOLDER / "manifests.json.gz").rea
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape, as in the real file. Stored as patterns with a layer slot."""
     rows = MANIFESTS[name]
-    return {p if i is None else p.replace("{}", str(i), 1): tuple(s) for p, s, layers in rows for i in layers or [None]}
+    return {
+        p if i is None else p.replace("{}", str(i), 1): tuple(s)
+        for p, s, layers in rows
+        for i in layers or [None]
+    }
 
 
-def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], dtype="F32", last: bytes = b"") -> Path:
+def write_sparse(
+    path: Path, shapes: dict[str, tuple[int, ...]], dtype="F32", last: bytes = b""
+) -> Path:
     """A safetensors file of true size whose tensors are one hole, but for its `last` bytes; `dtype` is a name or a function
     of key and shape."""
     header, end = {}, 0
@@ -39,7 +45,9 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], dtype="F32", la
     return path
 
 
-def write_shards(folder: Path, shapes: dict[str, tuple[int, ...]], count: int, last: bytes = b"") -> Path:
+def write_shards(
+    folder: Path, shapes: dict[str, tuple[int, ...]], count: int, last: bytes = b""
+) -> Path:
     """A folder of true-size shards with their index, named as diffusers and the official repositories name them."""
     keys, weight_map = list(shapes), {}
     for i in range(count):

@@ -22,7 +22,9 @@ from minicos.tiny import tokenizer
 from minicos.vae import VAE
 from tests import golden
 
-torch.set_num_threads(1)  # the networks are tiny, and last bits then do not depend on the machine's cores
+torch.set_num_threads(
+    1
+)  # the networks are tiny, and last bits then do not depend on the machine's cores
 settings.register_profile("minicos", deadline=None)
 settings.load_profile("minicos")
 
@@ -36,9 +38,13 @@ def pytest_runtest_setup(item):
 def _golden_dit(case: str) -> DiT:
     info = golden.info(case)
     tokens = {"i2v21": 257, "flf2v": 514}.get(info["config"]["model_type"], 0)
-    network = DiT(replace(golden.config(DiTConfig, case), image_tokens=tokens)).requires_grad_(False)
+    network = DiT(replace(golden.config(DiTConfig, case), image_tokens=tokens)).requires_grad_(
+        False
+    )
     files = [file.removesuffix(".safetensors") for file in info["files"] if ".weights." in file]
-    network.load_state_dict({name: weight for file in files for name, weight in golden.read(file).items()})
+    network.load_state_dict(
+        {name: weight for file in files for name, weight in golden.read(file).items()}
+    )
     return network
 
 
@@ -48,7 +54,9 @@ def golden_dit():
     return _golden_dit
 
 
-SMALL = DiTConfig(in_dim=4, out_dim=4, dim=24, ffn_dim=32, num_heads=2, num_layers=2, text_dim=8, text_len=5)
+SMALL = DiTConfig(
+    in_dim=4, out_dim=4, dim=24, ffn_dim=32, num_heads=2, num_layers=2, text_dim=8, text_len=5
+)
 
 
 @pytest.fixture(scope="session")
@@ -116,10 +124,16 @@ def _write(folder: Path, dit: DiT, clip: CLIPConfig | None = None, expert: str =
     for name, network, config in networks:
         path = folder / f"{name}.safetensors"
         path.parent.mkdir(exist_ok=True)
-        save_file(network.half().state_dict(), path, {"config": json.dumps(asdict(config))} if config else None)
+        save_file(
+            network.half().state_dict(),
+            path,
+            {"config": json.dumps(asdict(config))} if config else None,
+        )
     (folder / expert / "config.json").write_text('{"num_heads": 4, "text_len": 16}')
     if expert == ".":  # beside the other networks an index tells which file is the transformer's
-        index = {"weight_map": dict.fromkeys(dit.state_dict(), "diffusion_pytorch_model.safetensors")}
+        index = {
+            "weight_map": dict.fromkeys(dit.state_dict(), "diffusion_pytorch_model.safetensors")
+        }
         (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "google/umt5-xxl").mkdir(parents=True)
     tokenizer.build().save(str(folder / "google/umt5-xxl/tokenizer.json"))
@@ -131,7 +145,9 @@ def toy(tmp_path_factory):
     """A folder in the official layout with the embedded model's shapes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _write(tmp_path_factory.mktemp("toy"), DiT(VARIANTS["tiny"]), expert="high_noise_model")
+        return _write(
+            tmp_path_factory.mktemp("toy"), DiT(VARIANTS["tiny"]), expert="high_noise_model"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -140,10 +156,15 @@ def toys21(tmp_path_factory):
     folders = {}
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for name, like in (("first frame", "Wan2.1-I2V-14B"), ("first and last", "Wan2.1-FLF2V-14B")):
+        for name, like in (
+            ("first frame", "Wan2.1-I2V-14B"),
+            ("first and last", "Wan2.1-FLF2V-14B"),
+        ):
             tokens = VARIANTS[like].image_tokens
             cfg = replace(VARIANTS["tiny"], num_layers=2, image_tokens=tokens, image_dim=32)
-            presets = {"official": replace(PRESETS[like]["official"], steps=2, area=32 * 48, frames=9)}
+            presets = {
+                "official": replace(PRESETS[like]["official"], steps=2, area=32 * 48, frames=9)
+            }
             patch.setitem(VARIANTS, f"toy {name}", cfg)
             patch.setitem(PRESETS, f"toy {name}", presets)
             folder = tmp_path_factory.mktemp(name.replace(" ", "_"))

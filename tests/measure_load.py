@@ -27,7 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--variant", default="Wan2.2-TI2V-5B", choices=VARIANTS)
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--lora", type=int, metavar="RANK", help="merge one into every matrix of the blocks")
+    parser.add_argument(
+        "--lora", type=int, metavar="RANK", help="merge one into every matrix of the blocks"
+    )
     parser.add_argument("--readers", type=int, default=READERS)
     parser.add_argument("--shard", type=int, default=10**10, help="bytes")
     parser.add_argument("--folder", type=Path)
@@ -43,7 +45,12 @@ def main() -> None:
         loras = []
         if args.lora:
             deltas = {
-                k: lora.LowRank(*(torch.randn(s) for s in ((shapes[k][0], args.lora), (args.lora, shapes[k][1]))))
+                k: lora.LowRank(
+                    *(
+                        torch.randn(s)
+                        for s in ((shapes[k][0], args.lora), (args.lora, shapes[k][1]))
+                    )
+                )
                 for k in matrices
             }
             lora.save(folder / "lora", deltas, torch.bfloat16)
@@ -53,17 +60,35 @@ def main() -> None:
         begin = time.monotonic()
         with Peak() as peak:
             loaded = load_into(
-                network, folder, lora=loras, readers=args.readers, label="load",
-                dtype=lambda name: torch.float32 if any(n in name for n in FLOAT32) else torch.bfloat16,
-            )  # fmt: skip
+                network,
+                folder,
+                lora=loras,
+                readers=args.readers,
+                label="load",
+                dtype=lambda name: (
+                    torch.float32 if any(n in name for n in FLOAT32) else torch.bfloat16
+                ),
+            )
         seconds = time.monotonic() - begin
         files = sum(Path(file).stat().st_size for file in loaded.files)
     weights = sum(p.nbytes for p in network.parameters())
     after = anonymous()
-    print(json.dumps({
-        "variant": args.variant, "shards": len(loaded.files), "file_bytes": files, "weights_bytes": weights, "merged": loaded.merged,
-        "before": before, "after": after, "peak": peak.bytes, "over": peak.bytes - after, "seconds": round(seconds, 2),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "variant": args.variant,
+                "shards": len(loaded.files),
+                "file_bytes": files,
+                "weights_bytes": weights,
+                "merged": loaded.merged,
+                "before": before,
+                "after": after,
+                "peak": peak.bytes,
+                "over": peak.bytes - after,
+                "seconds": round(seconds, 2),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from torch import Tensor
 import minicos
 
 triton = pytest.importorskip("triton", reason="needs Triton, which exists for Linux only")
-if find_spec("minicos.kernels") is None:  # a checkout that is not installed: this folder's parent holds `kernels`
+if (
+    find_spec("minicos.kernels") is None
+):  # a checkout that is not installed: this folder's parent holds `kernels`
     minicos.__path__.append(str(Path(__file__).parents[1]))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -39,7 +41,9 @@ def interpret(file: str) -> None:
     """Pass every test of a file in the interpreter, or fail with what pytest said."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
-    run = subprocess.run(command, env=environment, cwd=Path(file).parents[1], capture_output=True, text=True)
+    run = subprocess.run(
+        command, env=environment, cwd=Path(file).parents[1], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout
 
@@ -69,7 +73,9 @@ def view(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor
 
 def far_apart(*shape: int) -> Tensor:
     """A bfloat16 (1, 3, d) whose tokens are 2^30 elements apart: the third lies past 2^31. Of these 4 GiB, three pages are touched."""
-    x = torch.empty(2**31 + 512, dtype=torch.bfloat16, device=DEVICE).as_strided(shape, (0, 2**30, 1))
+    x = torch.empty(2**31 + 512, dtype=torch.bfloat16, device=DEVICE).as_strided(
+        shape, (0, 2**30, 1)
+    )
     return x.copy_(randn(*shape))
 
 
@@ -84,7 +90,9 @@ def poisoned(op, *args, **options):
         patch.setattr(
             torch,
             "empty",
-            lambda *shape, **kinds: torch.full(torch.Size(*shape) if len(shape) == 1 else shape, math.nan, **kinds),
+            lambda *shape, **kinds: torch.full(
+                torch.Size(*shape) if len(shape) == 1 else shape, math.nan, **kinds
+            ),
         )
         return op(*args, **options)
 
@@ -95,13 +103,23 @@ def differing(actual: Tensor, expected: Tensor) -> float:
     return (actual != expected).double().mean().item()
 
 
-def ptx(kernel, signature: dict[str, str], constants: dict[str, object], aligned: tuple[str, ...], **options) -> str:
+def ptx(
+    kernel,
+    signature: dict[str, str],
+    constants: dict[str, object],
+    aligned: tuple[str, ...],
+    **options,
+) -> str:
     """What a kernel becomes on Hopper, see `for_hopper`."""
     return for_hopper(kernel, signature, constants, aligned, **options)["ptx"]
 
 
 def for_hopper(
-    kernel, signature: dict[str, str], constants: dict[str, object], aligned: tuple[str, ...], **options
+    kernel,
+    signature: dict[str, str],
+    constants: dict[str, object],
+    aligned: tuple[str, ...],
+    **options,
 ) -> dict[str, str]:
     """What a kernel becomes at each stage ("ttgir", "ptx", ...), compiled without a card.
 
@@ -109,7 +127,9 @@ def for_hopper(
     constants  values of its constexpr arguments; they may also stand among the options, as in a launch
     aligned    arguments that are multiples of 16 (of pointers: bytes)
     """
-    constants = constants | {name: options.pop(name) for name in kernel.arg_names if name in options}
+    constants = constants | {
+        name: options.pop(name) for name in kernel.arg_names if name in options
+    }
     types = signature | dict.fromkeys(constants, "constexpr")
     source = triton.compiler.ASTSource(
         fn=kernel,

@@ -58,7 +58,9 @@ def test_what_is_kept_of_a_run(wan, condition, run, truth):
     estimates, energies = recorded(run, "x0", STEPS), recorded(run, "energy", STEPS)
     assert len(estimates) == len(energies) == STEPS
     for step, estimate, energy in zip(truth, estimates, energies, strict=True):
-        assert torch.equal(run.load_tensors(f"steps/{step.index:03}.safetensors")["next"], step.next)
+        assert torch.equal(
+            run.load_tensors(f"steps/{step.index:03}.safetensors")["next"], step.next
+        )
         assert set(estimate) == {"guided", "cond", "uncond"}
         assert rel_max(estimate["guided"], step.x - step.sigma * step.velocity) < 1e-6
         assert rel_max(estimate["uncond"], step.x - step.sigma * step.velocity_uncond) < 1e-6
@@ -71,7 +73,9 @@ def test_what_is_kept_of_a_run(wan, condition, run, truth):
 def norms(wan, condition, step, branch) -> torch.Tensor:
     """Norms of the residual stream of the first sample, by a forward pass of our own: layer f h w."""
     out = []
-    hooks = Hooks().on("blocks.*", lambda x, site: out.append(x[0].square().sum(-1).sqrt().view(site.grid)))
+    hooks = Hooks().on(
+        "blocks.*", lambda x, site: out.append(x[0].square().sum(-1).sqrt().view(site.grid))
+    )
     timestep = torch.full((2, 1), float(step.timestep))
     wan.experts["high"](step.x, timestep, condition.branch(branch), condition.y, hooks=hooks)
     return torch.stack(out)
@@ -89,7 +93,9 @@ def test_pictures_of_the_clean_estimate(wan, condition, run, truth):
         strip = figures.pixels(load_image(run.path(f"x0/step_{index:02}.png")))
         assert np.array_equal(strip, np.concatenate([video[f] for f in (0, 3, 6, 9, 12)], axis=1))
         save_video(run.path("again.mp4"), video, fps=16)
-        assert run.path("again.mp4").read_bytes() == run.path(f"x0/step_{index:02}.mp4").read_bytes()
+        assert (
+            run.path("again.mp4").read_bytes() == run.path(f"x0/step_{index:02}.mp4").read_bytes()
+        )
     pictures = {name: run.path(name).read_bytes() for name in names}
     for path in run.folder.rglob("*.*[34g]"):  # mp4 and png
         path.unlink()
@@ -98,7 +104,9 @@ def test_pictures_of_the_clean_estimate(wan, condition, run, truth):
 
 
 def test_convergence_ends_at_zero_and_starts_at_its_unit():
-    one = torch.randn(5, 1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))  # steps b c f h w
+    one = torch.randn(
+        5, 1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)
+    )  # steps b c f h w
     moved = convergence(one)
     assert torch.equal(moved[0], torch.ones(3, dtype=torch.float64))  # shares of the first step's
     assert torch.equal(moved[-1], torch.zeros(3, dtype=torch.float64))
@@ -107,8 +115,12 @@ def test_convergence_ends_at_zero_and_starts_at_its_unit():
 def test_convergence_of_several_seeds_is_measured_by_their_difference():
     many = torch.randn(4, 60, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     moved = convergence(many)  # every step as far from the last as another seed
-    torch.testing.assert_close(moved[:-1], torch.ones(3, 3, dtype=torch.float64), atol=0.1, rtol=0)  # measured 0.05
-    many[:, :, :, 0] = many[:1, :1, :, 0]  # a frame that is the same everywhere, such as an imposed one
+    torch.testing.assert_close(
+        moved[:-1], torch.ones(3, 3, dtype=torch.float64), atol=0.1, rtol=0
+    )  # measured 0.05
+    many[:, :, :, 0] = many[
+        :1, :1, :, 0
+    ]  # a frame that is the same everywhere, such as an imposed one
     assert convergence(many)[:, 0].isnan().all()
 
 
@@ -118,8 +130,17 @@ def test_pictures_of_energy(wan, condition, run):
     saved = recorded(run, "energy", STEPS)
     first, *rest = analysis.draw(saved, run)
     forms = ("raw", "centred", "update", "components")
-    sheets = [f"energy/{form}_{b}_step_{i}.png" for b in ("cond", "uncond") for i in ("00", "03") for form in forms]
-    curves = [f"energy_{what}_{b}.png" for b in ("cond", "uncond") for what in ("layers", "steps", "frames")]
+    sheets = [
+        f"energy/{form}_{b}_step_{i}.png"
+        for b in ("cond", "uncond")
+        for i in ("00", "03")
+        for form in forms
+    ]
+    curves = [
+        f"energy_{what}_{b}.png"
+        for b in ("cond", "uncond")
+        for what in ("layers", "steps", "frames")
+    ]
     assert [first, *rest] == [*sheets, *curves, "energy.safetensors"]
     assert all(run.has(name) for name in [first, *rest])
     arrays = run.load_tensors("energy.safetensors")
@@ -132,7 +153,9 @@ def test_the_step_axis_of_energy_stays_whole(run):
     """Guidance {"high": 1, "low": g}: the first steps have no uncond pass."""
     draw = torch.Generator().manual_seed(0)
     forms = ("raw", "centred", "update")
-    saved = [{f"cond.{form}": torch.rand(2, 1, 2, 2, generator=draw) for form in forms} for _ in range(3)]
+    saved = [
+        {f"cond.{form}": torch.rand(2, 1, 2, 2, generator=draw) for form in forms} for _ in range(3)
+    ]
     saved[2] |= {f"uncond.{form}": torch.rand(2, 1, 2, 2, generator=draw) for form in forms}
     Energy((0,)).draw(saved, run)
     arrays = run.load_tensors("energy.safetensors")
@@ -144,7 +167,9 @@ def test_the_step_axis_of_energy_stays_whole(run):
 def test_energy_of_experts_with_and_without_guidance(wan, condition, run):
     """Where the low-noise expert is not guided, nothing of an earlier pass stands in for the pass that is not made."""
     one = wan.experts["high"]
-    two = replace(wan, experts={"high": one, "low": one}).with_preset(guidance={"high": 3.0, "low": 1.0})
+    two = replace(wan, experts={"high": one, "low": one}).with_preset(
+        guidance={"high": 3.0, "low": 1.0}
+    )
     observe(two, condition, run, [Energy(())], two.noise(condition, 0))
     branches = [{name.split(".")[0] for name in kept} for kept in recorded(run, "energy", STEPS)]
     experts = [two.expert(t)[0] for t in two.schedule().timesteps]
@@ -183,7 +208,9 @@ def test_an_interrupted_run_continues_bit_for_bit(solver, wan, condition, run, m
     final = observe(wan, condition, run, [Energy(())], noise)
     assert torch.equal(final, truth[-1].next)
     for step, energy in zip(truth, recorded(run, "energy", STEPS), strict=True):
-        assert torch.equal(run.load_tensors(f"steps/{step.index:03}.safetensors")["next"], step.next)
+        assert torch.equal(
+            run.load_tensors(f"steps/{step.index:03}.safetensors")["next"], step.next
+        )
         assert {name.split(".")[0] for name in energy} == {"cond", "uncond"}
 
     monkeypatch.setattr(DiT, "forward", None)  # all is there: no pass is needed
@@ -231,7 +258,9 @@ def test_routes_are_read_from_the_last_frame(wan, run, monkeypatch):
     maze = several_routes()
     analysis = Routes(wan, maze)
     monkeypatch.setattr(type(wan), "decode", lambda self, latent: maze.draw(1)[None])
-    condition = wan.condition("solve the maze", torch.from_numpy(maze.first_frame()).permute(2, 0, 1) / 255)
+    condition = wan.condition(
+        "solve the maze", torch.from_numpy(maze.first_frame()).permute(2, 0, 1) / 255
+    )
     step = next(islice(wan.sample(condition), 1))
     kept = analysis.see(step, run)
     assert evidence(maze, kept["trail"][None].numpy())[:, 0].argmax() == 1
@@ -276,7 +305,10 @@ def test_heat_is_a_colour_for_every_number(values):
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
 
-COLOURS = np.array([[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(255, 255, 0), (0, 255, 255), (255, 0, 255)]], np.uint8)
+COLOURS = np.array(
+    [[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(255, 255, 0), (0, 255, 255), (255, 0, 255)]],
+    np.uint8,
+)
 
 
 def test_a_sheet_shows_every_picture_in_its_place(tmp_path):
@@ -285,7 +317,10 @@ def test_a_sheet_shows_every_picture_in_its_place(tmp_path):
     figures.sheet(path, images, rows=["up", "down"], columns=["a", "b", "c"], title="t")
     shown = load_image(path).permute(1, 2, 0).mul(255).round()
     centres = np.array(
-        [[(shown == torch.tensor(c)).all(-1).nonzero().float().mean(0).tolist() for c in line] for line in COLOURS]
+        [
+            [(shown == torch.tensor(c)).all(-1).nonzero().float().mean(0).tolist() for c in line]
+            for line in COLOURS
+        ]
     )
     rows, columns = centres[..., 0], centres[..., 1]
     assert np.ptp(rows, axis=1).max() < 2

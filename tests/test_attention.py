@@ -54,8 +54,13 @@ def test_an_attention_of_ones_own_stays(card):
     assert (with_best(replace(REFERENCE, self_attention=own), CARD).self_attention) is own
     assert with_best(replace(REFERENCE, self_attention=own), CARD).attention is cudnn_first
     assert with_best(REFERENCE, CPU) == REFERENCE
-    described = [describe(replace(REFERENCE, self_attention=op)) for op in (attention, cudnn_first, own)]
-    assert described[:2] == ["scaled_dot_product_attention", "scaled_dot_product_attention, cuDNN first"]
+    described = [
+        describe(replace(REFERENCE, self_attention=op)) for op in (attention, cudnn_first, own)
+    ]
+    assert described[:2] == [
+        "scaled_dot_product_attention",
+        "scaled_dot_product_attention, cuDNN first",
+    ]
     assert described[2].endswith("own")
 
 
@@ -63,7 +68,10 @@ def test_an_attention_of_ones_own_stays(card):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_asking_in_another_order_is_the_same_attention(dtype, compiled):
     """On a CPU the backend is the same either way; and the order is put back, also when traced as one graph."""
-    q, k, v = (torch.randn(2, 3, 12, 8, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(3))
+    q, k, v = (
+        torch.randn(2, 3, 12, 8, generator=torch.Generator().manual_seed(i)).to(dtype)
+        for i in range(3)
+    )
     op = torch.compile(cudnn_first, fullgraph=True, backend="eager") if compiled else cudnn_first
     before = order_now(with_priority=True)
     assert torch.equal(op(q, k, v), attention(q, k, v))
@@ -115,8 +123,11 @@ def test_without_a_compiler_it_says_what_to_do(toys21, monkeypatch):
         raise RuntimeError("No working C++ compiler found\nand much more")
 
     monkeypatch.setattr(torch, "compile", fail)
-    monkeypatch.setattr("minicos.pipeline.load_into", lambda *args, **options: pytest.fail("a weight was read"))
+    monkeypatch.setattr(
+        "minicos.pipeline.load_into", lambda *args, **options: pytest.fail("a weight was read")
+    )
     with pytest.raises(
-        MinicosError, match=r"not work here \(No working C\+\+ compiler found\)\. It needs .* --compile"
+        MinicosError,
+        match=r"not work here \(No working C\+\+ compiler found\)\. It needs .* --compile",
     ):
         load(toys21["first frame"], device="cpu", compile=True)

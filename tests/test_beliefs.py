@@ -36,14 +36,21 @@ def test_weights_are_bayes_rule(r, sigma, seed):
     z = rand(r, 2, 3, 2, 2, seed=seed)
     x = (1 - sigma) * z[0] + sigma * rand(2, 3, 2, 2, seed=seed + 100)
     w = posterior.weights(x, sigma, z)
-    likelihood = torch.distributions.Normal((1 - sigma) * z.double(), sigma).log_prob(x.double()).flatten(1).sum(1)
+    likelihood = (
+        torch.distributions.Normal((1 - sigma) * z.double(), sigma)
+        .log_prob(x.double())
+        .flatten(1)
+        .sum(1)
+    )
     assert w.sum().item() == pytest.approx(1, abs=1e-12)
     assert torch.allclose(w, likelihood.softmax(0), atol=1e-12)  # measured 3e-16
 
 
 def test_weights_at_the_ends_of_the_schedule():
     z = rand(4, 2, 3, 2, 2)
-    assert torch.equal(posterior.weights(rand(2, 3, 2, 2, seed=1), 1.0, z), torch.full((4,), 0.25).double())
+    assert torch.equal(
+        posterior.weights(rand(2, 3, 2, 2, seed=1), 1.0, z), torch.full((4,), 0.25).double()
+    )
     sure = posterior.weights((1 - 1e-3) * z[2] + 1e-3 * rand(2, 3, 2, 2, seed=1), 1e-3, z)
     assert torch.equal(sure, torch.tensor([0, 0, 1, 0]).double())
 
@@ -53,7 +60,9 @@ def test_weights_at_the_ends_of_the_schedule():
 def test_coefficients_of_a_mixture_are_the_mixtures(r, seed):
     z, a = rand(r, 2, 3, 2, 2, seed=seed).double(), rand(r, seed=seed + 100).double()
     a = a - a.mean() + 1 / r  # sums to 1; some are negative
-    assert torch.allclose(posterior.coefficients(posterior.mean(a, z), z), a, atol=1e-12)  # measured 2e-14
+    assert torch.allclose(
+        posterior.coefficients(posterior.mean(a, z), z), a, atol=1e-12
+    )  # measured 2e-14
 
 
 def test_outside_is_what_no_mixture_shows():
@@ -83,7 +92,9 @@ def test_a_distance_of_one_is_another_answer():
 def test_answers_alive():
     assert posterior.effective(torch.full((3,), 1 / 3)) == pytest.approx(3)
     assert posterior.effective(torch.tensor([1.0, 0.0])) == 1
-    assert posterior.effective(torch.tensor([1.5, -0.5])) == 1  # of coefficients, what is negative is not alive
+    assert (
+        posterior.effective(torch.tensor([1.5, -0.5])) == 1
+    )  # of coefficients, what is negative is not alive
 
 
 def test_beliefs_of_a_run(wan):
@@ -103,7 +114,9 @@ def test_beliefs_of_a_run(wan):
 @pytest.mark.parametrize("several", [2, 3, 5])
 def test_commitment_of_even_and_of_unanimous_completions(several):
     even, one = torch.arange(2 * several) % several, torch.full((4,), several - 1)
-    assert commitment.commitment(commitment.shares(even, several)).item() == pytest.approx(0, abs=1e-12)
+    assert commitment.commitment(commitment.shares(even, several)).item() == pytest.approx(
+        0, abs=1e-12
+    )
     assert commitment.commitment(commitment.shares(one, several)).item() == 1
     invalid = torch.cat([one, torch.tensor([-1, -1])])  # these count beside
     assert commitment.commitment(commitment.shares(invalid, several)).item() == 1
@@ -130,7 +143,9 @@ def test_renoising_keeps_the_estimate_alone(wan):
     eps = torch.randn(step.x.shape, generator=torch.Generator().manual_seed(5))
     again = first - step.sigma_map * (eps - step.x0)
     assert (again - step.x0).abs().max() < 1e-5 * step.x0.abs().max()
-    same = commitment.renoise(SimpleNamespace(x=step.x, x0=step.x0, sigma_map=0 * step.sigma_map), [5])[0]
+    same = commitment.renoise(
+        SimpleNamespace(x=step.x, x0=step.x0, sigma_map=0 * step.sigma_map), [5]
+    )[0]
     assert torch.equal(same, step.x0)  # an imposed frame stays
 
 
@@ -165,7 +180,12 @@ def test_courses_by_hand(leaders, final, wrong, corrected, settled):
 
 def test_the_leading_hypothesis_is_the_nearest():
     z = rand(4, 2, 3, 2, 2)
-    assert [behaviours.leading(z[i] + 0.1 * rand(2, 3, 2, 2, seed=9), z) for i in range(4)] == [0, 1, 2, 3]
+    assert [behaviours.leading(z[i] + 0.1 * rand(2, 3, 2, 2, seed=9), z) for i in range(4)] == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_hypotheses_are_valid_answers_and_then_other_prompts(wan):
@@ -225,7 +245,9 @@ def test_a_readout_finds_a_linear_code_and_no_shuffled_one():
     assert abs(left_out - right) < 0.1  # what the training rows promise holds
     shuffled = torch.from_numpy(draw.permutation(told[:300].numpy()))
     found, left_out = behaviours.readout(x[:300], shuffled, x[300:], 4)
-    assert (found == told[300:]).double().mean() < 0.4  # measured 0.25, which is chance; its deviation is 0.04
+    assert (
+        found == told[300:]
+    ).double().mean() < 0.4  # measured 0.25, which is chance; its deviation is 0.04
     assert left_out < 0.4  # measured 0.30
 
 
@@ -234,7 +256,9 @@ def test_rows_left_out_are_left_out():
     _, promised = behaviours.readout(x, told, x, 3)
     pinned = behaviours.RIDGES
     rates = []
-    for ridge in pinned:  # the closed form leaves centre and scale as they are, and so does this loop
+    for (
+        ridge
+    ) in pinned:  # the closed form leaves centre and scale as they are, and so does this loop
         z = ((x - x.mean(0)) / x.std(0)).double()
         z = torch.cat([z, torch.ones(12, 1)], 1)
         penalty = torch.diag(torch.tensor([ridge] * 5 + [0.0])).double()
@@ -242,9 +266,13 @@ def test_rows_left_out_are_left_out():
         out = []
         for i in range(12):
             rest = torch.arange(12) != i
-            out.append(z[i] @ torch.linalg.solve(z[rest].T @ z[rest] + penalty, z[rest].T @ y[rest]))
+            out.append(
+                z[i] @ torch.linalg.solve(z[rest].T @ z[rest] + penalty, z[rest].T @ y[rest])
+            )
         out = torch.stack(out)
-        rates.append(((out - y).square().sum().item(), (out.argmax(1) == told).double().mean().item()))
+        rates.append(
+            ((out - y).square().sum().item(), (out.argmax(1) == told).double().mean().item())
+        )
     assert promised == min(rates)[1]
 
 

@@ -29,9 +29,14 @@ KEYS = ["name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share"]
 
 def test_a_line_as_json():
     line = Line("forward", 2.0, "diffusers", 5.0, 0.5, note="for people")
-    assert line.to_json() == dict(zip(KEYS, ("forward", 2.0, "diffusers", 5.0, 0.4, 0.5), strict=True))
+    assert line.to_json() == dict(
+        zip(KEYS, ("forward", 2.0, "diffusers", 5.0, 0.4, 0.5), strict=True)
+    )
     assert Line("alone", 2.0).to_json() == dict.fromkeys(KEYS) | {"name": "alone", "ours_ms": 2.0}
-    assert Line("none", not_measured="no card").to_json() == {"name": "none", "not_measured": "no card"}
+    assert Line("none", not_measured="no card").to_json() == {
+        "name": "none",
+        "not_measured": "no card",
+    }
 
 
 @given(st.floats(1e-2, 1e5), st.floats(1e-2, 1e5))
@@ -43,7 +48,9 @@ def test_a_line_as_a_row(ours, peer):
     assert float(row.split()[1]) == pytest.approx(ours, rel=1e-3)
 
 
-@pytest.mark.parametrize("error", [MinicosError("no diffusers"), torch.OutOfMemoryError("no diffusers\nand more")])
+@pytest.mark.parametrize(
+    "error", [MinicosError("no diffusers"), torch.OutOfMemoryError("no diffusers\nand more")]
+)
 def test_what_cannot_be_measured_says_why(error):
     def fail() -> Line:
         raise error
@@ -96,7 +103,13 @@ def test_calls_take_turns_and_medians_are_taken_behind_the_warm_up():
 @given(st.lists(st.lists(st.integers(1, 99), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_the_median_is_that_of_each_call(times):
     watch = Watch()
-    found = alternate(*(watch.takes(i, t) for i, t in enumerate(times)), device=CPU, repeats=5, warmup=0, clock=watch)
+    found = alternate(
+        *(watch.takes(i, t) for i, t in enumerate(times)),
+        device=CPU,
+        repeats=5,
+        warmup=0,
+        clock=watch,
+    )
     assert found == tuple(sorted(t)[2] for t in times)
 
 
@@ -129,7 +142,11 @@ def test_each_benchmark_runs_small_on_a_cpu(name, bench):
     assert lines
     for line in lines:
         assert list(line) in (KEYS, ["name", "not_measured"])
-        assert all(value is None or value > 0 for key, value in line.items() if key.endswith(("_ms", "ratio", "share")))
+        assert all(
+            value is None or value > 0
+            for key, value in line.items()
+            if key.endswith(("_ms", "ratio", "share"))
+        )
     assert f"command   minicos bench {name}" in err
     assert torch.__version__ in err
 
@@ -173,8 +190,14 @@ def test_every_kernel_has_a_case_that_fits_it():
 def test_products_of_a_mass_are_counted_as_torch_counts_them():
     """Once, where logarithms are given; the reference finds p in one go, and the kernel without them computes them twice."""
     shapes = kernels.Shapes(CPU, quick=True)
-    for name, times in {"attention_mass, lse": 1, "attention_mass": 2, "attention_mass_sampled": 2}.items():
-        run = kernels.bound(getattr(REFERENCE, kernels.operation(name)), kernels.CASES[name](shapes))
+    for name, times in {
+        "attention_mass, lse": 1,
+        "attention_mass": 2,
+        "attention_mass_sampled": 2,
+    }.items():
+        run = kernels.bound(
+            getattr(REFERENCE, kernels.operation(name)), kernels.CASES[name](shapes)
+        )
         with FlopCounterMode(display=False) as counter:
             run()
         assert kernels.products(**run.keywords) == times * counter.get_total_flops()
@@ -192,7 +215,9 @@ def stand_ins(monkeypatch):
         copies = {name: stand_in(getattr(REFERENCE, name)) for name in names}
         monkeypatch.setattr(kernels, "with_kernels", lambda ops, device: replace(ops, **copies))
         monkeypatch.setattr(torch, "compile", lambda op: op)
-        monkeypatch.setattr(kernels, "ceilings", lambda device, dtype=None: Ceilings(matmul=1e12, copy=1e9))
+        monkeypatch.setattr(
+            kernels, "ceilings", lambda device, dtype=None: Ceilings(matmul=1e12, copy=1e9)
+        )
 
     return make
 
@@ -201,7 +226,11 @@ def test_a_kernel_beside_its_reference(stand_ins):
     """Bytes are every argument read and every result written once."""
     stand_ins("token_energy")
     first, second, *others = kernels.lines(CPU, quick=True)
-    assert (first.name, first.peer, second.peer) == ("token_energy", "reference", "reference, compiled")
+    assert (first.name, first.peer, second.peer) == (
+        "token_energy",
+        "reference",
+        "reference, compiled",
+    )
     count = 30 * (64 + 1) * 4  # 30 tokens of width 64
     assert first.ceiling_share == pytest.approx(count / 1e9 / (first.ours_ms / 1e3))
     assert all(line.not_measured == "it has no kernel" for line in others)
@@ -212,7 +241,9 @@ def test_masses_are_held_against_the_attention_of_their_layer(stand_ins):
     lines = [line for line in kernels.lines(CPU, quick=True) if not line.not_measured]
     names = ["attention_mass", "attention_mass, lse", "attention_mass_sampled"]
     peers = ["reference", "reference, compiled", "attention of its layer"]
-    assert [(line.name, line.peer) for line in lines] == [(name, peer) for name in names for peer in peers]
+    assert [(line.name, line.peer) for line in lines] == [
+        (name, peer) for name in names for peer in peers
+    ]
     count = 2 * 2 * 30 * 30 * 64  # q k^T twice: 30 tokens, two heads of 32
     assert lines[0].ceiling_share == pytest.approx(count / 1e12 / (lines[0].ours_ms / 1e3))
 
@@ -221,14 +252,18 @@ def test_capture_beside_the_published_way(monkeypatch):
     """With kernels every line is measured; the published way keeps what the blocks give, in float32."""
     monkeypatch.setattr(capture, "_peak", lambda s, ops: "")
     s = networks.subject(CPU, quick=True)
-    twin = DiT(s.dit.cfg, replace(REFERENCE, token_energy=lambda x: token_energy(x))).requires_grad_(False)
+    twin = DiT(
+        s.dit.cfg, replace(REFERENCE, token_energy=lambda x: token_energy(x))
+    ).requires_grad_(False)
     monkeypatch.setattr(capture, "subject", lambda device, quick: replace(s, dit=twin))
     lines = list(capture.lines(CPU, quick=True))
     assert [line.peer for line in lines] == ["unwatched", "hidden states to the host"] * 2
     assert [line.name.endswith("reference") for line in lines] == [False, False, True, True]
     kept, energies = capture.hidden_states(s), capture.energies(s, REFERENCE)
     assert len(kept) == len(energies) == s.dit.cfg.num_layers
-    assert all(torch.equal(token_energy(x), energy) for x, energy in zip(kept, energies, strict=True))
+    assert all(
+        torch.equal(token_energy(x), energy) for x, energy in zip(kept, energies, strict=True)
+    )
     assert not any(block._forward_hooks for block in s.dit.blocks)
 
 
@@ -241,7 +276,9 @@ def test_a_composed_ensemble_says_so():
 def test_random_networks_are_of_the_official_precision_and_size():
     dit = networks.random_dit(networks.QUICK, CPU, torch.bfloat16)
     for name, p in dit.named_parameters():
-        assert p.dtype == (torch.float32 if any(part in name for part in FLOAT32) else torch.bfloat16)
+        assert p.dtype == (
+            torch.float32 if any(part in name for part in FLOAT32) else torch.bfloat16
+        )
     s = replace(networks.subject(CPU, quick=True), dit=dit)
     assert 0.1 < s.run().std() < 10
 
@@ -251,7 +288,9 @@ def test_both_sides_of_a_load_give_the_same_weights(tmp_path):
     load.write(tmp_path, {name: p.shape for name, p in network.state_dict().items()}, 10**5)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = (side(network, tmp_path, dtype, CPU).state_dict() for side in (load.ours, load.theirs))
+        a, b = (
+            side(network, tmp_path, dtype, CPU).state_dict() for side in (load.ours, load.theirs)
+        )
         assert a["blocks.0.ffn.0.weight"].dtype == dtype
         assert all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
 

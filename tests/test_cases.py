@@ -27,7 +27,9 @@ def test_batches_keep_order_and_sizes_apart():
     made = [*cases.held_out("mark", 7, size=3), *cases.held_out("mark", 5, size=4)]
     together = cases.batches(made, most=3)
     assert [case for batch in together for case in batch] == made
-    assert all(len(batch) <= 3 and len({case.image.shape for case in batch}) == 1 for batch in together)
+    assert all(
+        len(batch) <= 3 and len({case.image.shape for case in batch}) == 1 for batch in together
+    )
     assert [case.seed for case in made] == [*range(7), *range(5)]
 
 

@@ -87,7 +87,11 @@ def passes(monkeypatch):
 
 def start(*argv: str) -> subprocess.Popen:
     """Run Python in a process of its own, on one thread as here, so that last bits agree."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A shell that runs the tests in the background ignores Ctrl-C, and children inherit that: listen again.
     listen = None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -106,7 +110,9 @@ def wait_for(path, process, seconds: float = 120) -> None:
 def numbers(folder) -> dict[str, torch.Tensor]:
     """Every number of a run."""
     files = [*folder.glob("steps/*.safetensors"), *folder.glob("*.safetensors")]
-    return {f"{path.relative_to(folder)}:{k}": v for path in files for k, v in load_file(path).items()}
+    return {
+        f"{path.relative_to(folder)}:{k}": v for path in files for k, v in load_file(path).items()
+    }
 
 
 def same(a, b) -> bool:
@@ -168,7 +174,9 @@ def test_points_of_other_models(minicos):
     folded = minicos("points")[1].splitlines()
     assert len(folded) == 4 + 12 + 2
     assert folded[-1].startswith("i = 0..11;")
-    assert len(minicos("points", "--model", "Wan2.2-I2V-A14B", "--all")[1].splitlines()) == 4 + 12 * 40
+    assert (
+        len(minicos("points", "--model", "Wan2.2-I2V-A14B", "--all")[1].splitlines()) == 4 + 12 * 40
+    )
 
 
 def test_a_reader_that_stops_early_is_no_error(work):
@@ -192,13 +200,19 @@ def both(*argv: str) -> list[str]:
 
 MISTAKES = {
     "no image": (["steps", "--model", "toy", *PROMPT], "first frame: give an image"),
-    "nothing to generate from": (["generate", "--model", "toy", *PROMPT], "first frame: give an image"),
+    "nothing to generate from": (
+        ["generate", "--model", "toy", *PROMPT],
+        "first frame: give an image",
+    ),
     "missing image": (video("--image", "none.png"), "none.png does not exist"),
     "image is a folder": (video("--image", "toy"), "toy does not exist or is not a file"),
     "image is text": (video("--image", "text.png"), "text.png cannot be read as an image"),
     "image is half a video": (video("--image", "half.mp4"), "half.mp4 cannot be read as an image"),
     "image is empty": (video("--image", "empty.png"), "empty.png"),
-    "image of a wrong size": (video("--image", "odd.png"), "40x32 pixels; both sides must be multiples of 16"),
+    "image of a wrong size": (
+        video("--image", "odd.png"),
+        "40x32 pixels; both sides must be multiples of 16",
+    ),
     "no prompt": (["steps", "--model", "toy"], "--prompt"),
     "empty prompt": (video("--prompt", " "), "prompt is empty"),
     "frames": (video("--frames", "12"), "12 frames: the model makes 4n [+] 1 frames, e.g. 9 or 13"),
@@ -210,26 +224,56 @@ MISTAKES = {
     "shift in words": (video("--shift", "far"), "--shift: 'far' is not a number"),
     "guidance": (video("--guidance", "strong"), "--guidance: 'strong' is not a number"),
     "guidance of one": (video("--guidance", "high=4"), "'high=4' is not guidance for both experts"),
-    "guidance of another": (video("--guidance", "high=4,mid=3"), "'high=4,mid=3' is not guidance for both experts"),
-    "guidance without end": (video("--guidance", "high=4,low=inf"), "--guidance: 'inf' is not a number"),
-    "boundary": (video("--boundary", "900"), "--boundary: '900' is not a number between 0 and 1, e.g. 0.9"),
-    "boundary of one": (video("--boundary", "0.9"), "--boundary is between two experts, and tiny has one here"),
+    "guidance of another": (
+        video("--guidance", "high=4,mid=3"),
+        "'high=4,mid=3' is not guidance for both experts",
+    ),
+    "guidance without end": (
+        video("--guidance", "high=4,low=inf"),
+        "--guidance: 'inf' is not a number",
+    ),
+    "boundary": (
+        video("--boundary", "900"),
+        "--boundary: '900' is not a number between 0 and 1, e.g. 0.9",
+    ),
+    "boundary of one": (
+        video("--boundary", "0.9"),
+        "--boundary is between two experts, and tiny has one here",
+    ),
     "step beyond the end": (video("--at", "0,6"), "--at 0,6: the run has steps 0 to 5"),
     "step before the start": (video("--at", "-1"), "--at -1: the run has steps 0 to 5"),
-    "step in words": (video("--at", "first"), "--at: 'first' is not a list of step numbers such as 0,5,19"),
+    "step in words": (
+        video("--at", "first"),
+        "--at: 'first' is not a list of step numbers such as 0,5,19",
+    ),
     "negative seed": (video("--seed", "-1"), "seed -1: take a number from 0"),
     "huge seed": (video("--seed", str(2**63)), "seed 9223372036854775808: take"),
     "preset": (video("--preset", "best"), "'best': take one of tiny, official, cos"),
     "device": (video("--device", "gpu"), "no device 'gpu'"),
     "kernels": (video("--kernels", "--device", "cpu"), "--kernels needs a CUDA card"),
-    "swap without another prompt": (both("--swap", "3"), "a swap needs both: --swap LAYERS, and --other"),
-    "swap of no layer": (both("--swap", "12", "--other", "mark the circle"), "--swap: this model has layers 0 to 11"),
+    "swap without another prompt": (
+        both("--swap", "3"),
+        "a swap needs both: --swap LAYERS, and --other",
+    ),
+    "swap of no layer": (
+        both("--swap", "12", "--other", "mark the circle"),
+        "--swap: this model has layers 0 to 11",
+    ),
     "noise of no step": (both("--noise", "step:99"), "--noise step:99: the run has steps 0 to"),
     "noise of what": (both("--noise", "10"), "--noise 10: give step:10, or frame:1"),
-    "noise of no frame": (both("--noise", "frame:9"), "--noise frame:9: this run has latent frames 0 to 3"),
+    "noise of no frame": (
+        both("--noise", "frame:9"),
+        "--noise frame:9: this run has latent frames 0 to 3",
+    ),
     "sharing with oneself": (both("--ensemble", "20-29", "--seeds", "1"), "--seeds 2 or more"),
-    "sharing of no window": (both("--ensemble", "20-29,30-39"), "--ensemble 20-29,30-39: one window of blocks"),
-    "belief of one's own": (["belief", "--prompt", "solve"], "unrecognized arguments: --prompt solve"),
+    "sharing of no window": (
+        both("--ensemble", "20-29,30-39"),
+        "--ensemble 20-29,30-39: one window of blocks",
+    ),
+    "belief of one's own": (
+        ["belief", "--prompt", "solve"],
+        "unrecognized arguments: --prompt solve",
+    ),
     "meta device": (video("--device", "meta"), "no device 'meta'"),
     "model": (video("--model", "nonsense"), "nonsense is not a folder with a model"),
     "also": (video("--also", "steps"), "--also: invalid choice: 'steps'"),
@@ -238,21 +282,48 @@ MISTAKES = {
     "out is no run": (video("--out", "foreign"), "foreign/run.json is not the record of a run"),
     "verb": (["dance"], "invalid choice: 'dance'"),
     "option": (video("--colour", "red"), "unrecognized arguments: --colour red"),
-    "points of nothing": (["points", "--model", "nonsense"], "neither a model's files nor a variant.*Wan2.2-I2V.*tiny"),
-    "points of a picture": (["points", "--model", "maze.png"], "maze.png is not a safetensors file"),
+    "points of nothing": (
+        ["points", "--model", "nonsense"],
+        "neither a model's files nor a variant.*Wan2.2-I2V.*tiny",
+    ),
+    "points of a picture": (
+        ["points", "--model", "maze.png"],
+        "maze.png is not a safetensors file",
+    ),
     "a part of no name": (video("--part", "vae"), "--part: 'vae' is not NAME=FILE"),
-    "an unknown part": (video("--part", "eyes=maze.png"), "no part 'eyes': take one of high, low, vae, text"),
-    "a part that is not there": (video("--part", "vae=none.pth"), "none.pth does not exist: --part vae=none.pth"),
+    "an unknown part": (
+        video("--part", "eyes=maze.png"),
+        "no part 'eyes': take one of high, low, vae, text",
+    ),
+    "a part that is not there": (
+        video("--part", "vae=none.pth"),
+        "none.pth does not exist: --part vae=none.pth",
+    ),
     "a LoRA for nobody": (video("--lora", "maze.png"), "--lora: 'maze.png' is not NAME=FILE"),
     "a LoRA for an expert that is not there": (
         video("--lora", "low=maze.png"),
         "tiny has one network: --lora high=FILE",
     ),
-    "a LoRA that is not there": (video("--lora", "high=none.safetensors"), "none.safetensors does not exist"),
-    "a LoRA that is none": (video("--lora", "high=maze.png:0.5"), "maze.png is not a safetensors file"),
-    "an unknown variant": (video("--variant", "Wan3"), "no variant 'Wan3': take one of .*VBVR-Wan2.2"),
-    "another variant": (video("--variant", "VBVR-Wan2.2"), "has not the shapes of VBVR-Wan2.2: it can be tiny"),
-    "a model of the Hub": (video("--model", "no/body"), "no/body is neither .* `minicos inspect no/body --download`"),
+    "a LoRA that is not there": (
+        video("--lora", "high=none.safetensors"),
+        "none.safetensors does not exist",
+    ),
+    "a LoRA that is none": (
+        video("--lora", "high=maze.png:0.5"),
+        "maze.png is not a safetensors file",
+    ),
+    "an unknown variant": (
+        video("--variant", "Wan3"),
+        "no variant 'Wan3': take one of .*VBVR-Wan2.2",
+    ),
+    "another variant": (
+        video("--variant", "VBVR-Wan2.2"),
+        "has not the shapes of VBVR-Wan2.2: it can be tiny",
+    ),
+    "a model of the Hub": (
+        video("--model", "no/body"),
+        "no/body is neither .* `minicos inspect no/body --download`",
+    ),
     "inspect nothing": (["inspect", "nonsense"], "nonsense does not exist"),
     "inspect a picture": (["inspect", "maze.png"], "maze.png is not a safetensors file"),
     "puzzle": (["demo", "--model", "toy", "--puzzle", "-1"], "--puzzle -1: count from 0"),
@@ -319,7 +390,9 @@ def test_cuda_where_there_is_none(minicos, work):
     assert not (work / "run").exists()
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that nobody can write to")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self"), reason="needs a file system that nobody can write to"
+)
 def test_an_out_that_cannot_be_written(minicos):
     assert_one_sentence(minicos(*video("--out", "/proc/run")), "cannot write /proc/run/run.json")
 
@@ -329,7 +402,9 @@ def test_the_system_says_no(minicos, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("minicos.media.load_image", deny)
-    assert_one_sentence(minicos(*video()), "maze.png: Permission denied. Check path and permissions")
+    assert_one_sentence(
+        minicos(*video()), "maze.png: Permission denied. Check path and permissions"
+    )
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
@@ -352,9 +427,13 @@ def test_a_fault_of_minicos_is_not_dressed_up_as_yours(minicos, monkeypatch):
 
 def test_the_demo_is_for_the_embedded_model(minicos, monkeypatch, work):
     find = layouts.find
-    monkeypatch.setattr(layouts, "find", lambda *args, **kw: replace(find(*args, **kw), variant="Wan2.2-I2V-A14B"))
+    monkeypatch.setattr(
+        layouts, "find", lambda *args, **kw: replace(find(*args, **kw), variant="Wan2.2-I2V-A14B")
+    )
     monkeypatch.setattr("minicos.pipeline.load", None)  # told before anything is loaded
-    assert_one_sentence(minicos("demo", "--model", "toy", "--out", "run"), "embedded model, not Wan2.2-I2V-A14B")
+    assert_one_sentence(
+        minicos("demo", "--model", "toy", "--out", "run"), "embedded model, not Wan2.2-I2V-A14B"
+    )
     assert not (work / "run").exists()
 
 
@@ -379,10 +458,22 @@ TOKENIZER = "google/umt5-xxl/tokenizer.json"
 DAMAGES = {
     "truncated": (DIT, lambda data: data[:-1000], f"{DIT} is cut off"),
     "cut in its header": (DIT, lambda data: data[:1000], f"{DIT} is cut off inside its header"),
-    "a web page": ("Wan2.1_VAE.safetensors", lambda data: b"<html>" + data, "Wan2.1_VAE.safetensors is a web page"),
-    "a pointer": (DIT, lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    "a web page": (
+        "Wan2.1_VAE.safetensors",
+        lambda data: b"<html>" + data,
+        "Wan2.1_VAE.safetensors is a web page",
+    ),
+    "a pointer": (
+        DIT,
+        lambda data: b"version https://git-lfs.github.com/spec/v1\n",
+        "is a Git LFS pointer",
+    ),
     "no network": (DIT, None, "high_noise_model holds no weights"),
-    "no VAE": ("Wan2.1_VAE.safetensors", None, "comes without the VAE .*Wan2.1_VAE.pth.*--part vae=FILE"),
+    "no VAE": (
+        "Wan2.1_VAE.safetensors",
+        None,
+        "comes without the VAE .*Wan2.1_VAE.pth.*--part vae=FILE",
+    ),
     "no text encoder": (
         "models_t5_umt5-xxl-enc-bf16.safetensors",
         None,
@@ -390,15 +481,31 @@ DAMAGES = {
     ),
     "no tokenizer": (TOKENIZER, None, "(comes without a tokenizer.json|has more tokens)"),
     "broken tokenizer": (TOKENIZER, lambda data: data[:100], f"cannot read damaged/{TOKENIZER}"),
-    "broken config": ("high_noise_model/config.json", lambda data: b"{", "config.json is not a table in JSON"),
-    "config is a list": ("high_noise_model/config.json", lambda data: b"[1]", "config.json is not a table in JSON"),
+    "broken config": (
+        "high_noise_model/config.json",
+        lambda data: b"{",
+        "config.json is not a table in JSON",
+    ),
+    "config is a list": (
+        "high_noise_model/config.json",
+        lambda data: b"[1]",
+        "config.json is not a table in JSON",
+    ),
     "odd heads": (
         "high_noise_model/config.json",
         lambda data: b'{"num_heads": 7}',
         "says num_heads 7, and its shapes are those of tiny",
     ),
-    "no heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": 0}', "says num_heads 0"),
-    "worded heads": ("high_noise_model/config.json", lambda data: b'{"num_heads": "x"}', "says num_heads 'x'"),
+    "no heads": (
+        "high_noise_model/config.json",
+        lambda data: b'{"num_heads": 0}',
+        "says num_heads 0",
+    ),
+    "worded heads": (
+        "high_noise_model/config.json",
+        lambda data: b'{"num_heads": "x"}',
+        "says num_heads 'x'",
+    ),
     "a NaN": (DIT, lambda data: data[:-2] + b"\0\x7e", f"{DIT}: .* holds NaN"),  # float16
 }
 
@@ -418,7 +525,10 @@ def test_a_damaged_model_is_told_by_file(name, minicos, work, toy):
 
 def test_a_foreign_network_is_told_by_file_and_key(minicos, work, toy):
     shutil.copytree(toy, work / "damaged", copy_function=os.link)
-    os.replace(work / "damaged/models_t5_umt5-xxl-enc-bf16.safetensors", work / "damaged/Wan2.1_VAE.safetensors")
+    os.replace(
+        work / "damaged/models_t5_umt5-xxl-enc-bf16.safetensors",
+        work / "damaged/Wan2.1_VAE.safetensors",
+    )
     shutil.copy(toy / "models_t5_umt5-xxl-enc-bf16.safetensors", work / "damaged")
     says = "damaged/Wan2.1_VAE.safetensors: [a-z0-9_.]+ is not part of this VAE"
     assert_one_sentence(minicos(*video("--model", "damaged")), says)
@@ -443,13 +553,24 @@ def test_what_a_lora_changed_is_told_and_recorded(minicos, work):
     argv = ["generate", "--model", "toy", "--image", "maze.png", *PROMPT, "--steps", "1"]
     code, _, err = minicos(*argv, "--lora", "high=a.safetensors:0.5", "--out", "run")
     assert code == 0
-    assert "minicos: high: a.safetensors: 2 tensors changed (diffsynth, rank 2, strength 0.5)\n" in err
+    assert (
+        "minicos: high: a.safetensors: 2 tensors changed (diffsynth, rank 2, strength 0.5)\n" in err
+    )
     record = json.loads((work / "run/run.json").read_text())
     assert record["loras"] == [
-        {"expert": "high", "file": "a.safetensors", "dialect": "diffsynth", "ranks": [2], "strength": 0.5, "tensors": 2}
+        {
+            "expert": "high",
+            "file": "a.safetensors",
+            "dialect": "diffsynth",
+            "ranks": [2],
+            "strength": 0.5,
+            "tensors": 2,
+        }
     ]
     assert record["settings"]["weights"] != layouts.find("toy").fingerprint()
-    code, _, err = minicos(*argv, "--lora", "high=a.safetensors", "--out", "run")  # another strength is another model
+    code, _, err = minicos(
+        *argv, "--lora", "high=a.safetensors", "--out", "run"
+    )  # another strength is another model
     assert code == 2
     assert "minicos: run holds a run with weights =" in err
 
@@ -485,7 +606,12 @@ def test_a_killed_run_continues_bit_for_bit(minicos, undisturbed, passes, work):
     assert len(passes) == 2 * left
     assert same(work / "run", undisturbed)
     assert not list((work / "run").rglob(f"{PART}*"))
-    for name in ("x0_sheet.png", "energy_layers_cond.png", "x0/step_00.mp4", "energy/raw_cond_step_00.png"):
+    for name in (
+        "x0_sheet.png",
+        "energy_layers_cond.png",
+        "x0/step_00.mp4",
+        "energy/raw_cond_step_00.png",
+    ):
         assert (work / "run" / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
@@ -519,7 +645,10 @@ def test_other_settings_are_refused_by_name(minicos, passes, work, toy):
     for change, says in (
         (["--steps", "3"], "steps = 2, and this one has steps = 3"),
         (["--seed", "1"], "seed = 0, and this one has seed = 1"),
-        (["--prompt", "turn the l"], 'prompt = "solve the maze", and this one has prompt = "turn the l"'),
+        (
+            ["--prompt", "turn the l"],
+            'prompt = "solve the maze", and this one has prompt = "turn the l"',
+        ),
         (["--preset", "official"], "guidance = "),
         (["--solver", "unipc"], 'solver = "euler", and this one has solver = "unipc"'),
         (["--shift", "3"], "shift = 5.0, and this one has shift = 3.0"),
@@ -529,10 +658,15 @@ def test_other_settings_are_refused_by_name(minicos, passes, work, toy):
         (["--negative", "turn"], 'negative_prompt = "", and this one has negative_prompt = "turn"'),
         (["--also", "energy"], "analyses = "),
         (["--model", "other"], "weights = "),
-        (["--decode-dtype", "bfloat16"], 'decode_dtype = null, and this one has decode_dtype = "torch.bfloat16"'),
+        (
+            ["--decode-dtype", "bfloat16"],
+            'decode_dtype = null, and this one has decode_dtype = "torch.bfloat16"',
+        ),
         (["--tile", "16"], "tile = null, and this one has tile = 16"),
     ):
-        assert_one_sentence(minicos(*argv, *change), f"run holds a run with {says}.*Choose another --out")
+        assert_one_sentence(
+            minicos(*argv, *change), f"run holds a run with {says}.*Choose another --out"
+        )
     assert minicos(*argv)[0] == 0  # nothing is spoiled
     assert len(passes) == 2
     assert numbers(work / "run").keys() == before.keys()
@@ -548,7 +682,21 @@ def test_what_does_not_matter_is_not_refused(minicos, passes, work):
     os.rename("toy", "renamed")
     argv[1] = "labyrinth.png"
     for at in ("0", "1"):
-        assert minicos("energy", "--also", "steps", "--model", "renamed", "--frames", "13", "--at", at, *argv)[0] == 0
+        assert (
+            minicos(
+                "energy",
+                "--also",
+                "steps",
+                "--model",
+                "renamed",
+                "--frames",
+                "13",
+                "--at",
+                at,
+                *argv,
+            )[0]
+            == 0
+        )
     assert len(passes) == 2
     assert_one_sentence(minicos("steps", "--model", "renamed", *argv), "analyses = ")
 
@@ -571,9 +719,33 @@ def test_a_preset_can_be_changed_in_part(minicos, monkeypatch, work):
 
     assert tuple(schedule.SOLVERS) == common.SOLVERS
     seen, sample = [], pipeline.sample
-    monkeypatch.setattr(pipeline, "sample", lambda wan, *args, **kw: seen.append((wan, kw)) or sample(wan, *args, **kw))
-    argv = ["generate", "--image", "maze.png", *PROMPT, "--preset", "official", "--steps", "2", "--out", "run"]
-    changes = ["--solver", "dpmpp", "--shift", "3", "--guidance", "high=2,low=1.5", "--boundary", "0.7"]
+    monkeypatch.setattr(
+        pipeline,
+        "sample",
+        lambda wan, *args, **kw: seen.append((wan, kw)) or sample(wan, *args, **kw),
+    )
+    argv = [
+        "generate",
+        "--image",
+        "maze.png",
+        *PROMPT,
+        "--preset",
+        "official",
+        "--steps",
+        "2",
+        "--out",
+        "run",
+    ]
+    changes = [
+        "--solver",
+        "dpmpp",
+        "--shift",
+        "3",
+        "--guidance",
+        "high=2,low=1.5",
+        "--boundary",
+        "0.7",
+    ]
     assert minicos(*argv, *changes)[0] == 0
     ((wan, options),) = seen
     assert options["schedule"] == schedule.make("dpmpp", 2, 3.0)
@@ -581,8 +753,17 @@ def test_a_preset_can_be_changed_in_part(minicos, monkeypatch, work):
     assert [wan.expert(t)[0] for t in (700, 699)] == ["high", "low"]
     settings = json.loads((work / "run/run.json").read_text())["settings"]
     names = ("solver", "steps", "shift", "guidance", "boundary", "resize")
-    assert [settings[name] for name in names] == ["dpmpp", 2, 3.0, {"high": 2.0, "low": 1.5}, 0.7, "bicubic"]
-    assert_one_sentence(minicos(*argv), "run holds a run with boundary = 0.7, and this one has boundary = 0.9")
+    assert [settings[name] for name in names] == [
+        "dpmpp",
+        2,
+        3.0,
+        {"high": 2.0, "low": 1.5},
+        0.7,
+        "bicubic",
+    ]
+    assert_one_sentence(
+        minicos(*argv), "run holds a run with boundary = 0.7, and this one has boundary = 0.9"
+    )
 
 
 def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
@@ -590,15 +771,30 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
     code, out, _ = minicos(*argv)
     assert code == 0
     assert len(passes) == 4 * 2  # one pass over the steps, two branches
-    assert out.splitlines() == ["run/x0_sheet.png  (and 5 more)", "run/energy/raw_cond_step_00.png  (and 22 more)"]
-    made = {str(path.relative_to(work / "run")) for path in (work / "run").rglob("*") if path.is_file()}
+    assert out.splitlines() == [
+        "run/x0_sheet.png  (and 5 more)",
+        "run/energy/raw_cond_step_00.png  (and 22 more)",
+    ]
+    made = {
+        str(path.relative_to(work / "run")) for path in (work / "run").rglob("*") if path.is_file()
+    }
     both, shown = ("cond", "uncond"), ("00", "03")
     assert made == {
         *("run.json", "schedule.json", "x0_sheet.png", "x0_cond_sheet.png", "x0_uncond_sheet.png"),
         *("convergence.png", "convergence.safetensors", "energy.safetensors"),
         *(f"steps/{i:03}.safetensors" for i in range(4)),
-        *(f"x0{b}/step_{i}.{end}" for b in ("", "_cond", "_uncond") for i in shown for end in ("mp4", "png")),
-        *(f"energy/{form}_{b}_step_{i}.png" for form in (*FORMS, "components") for b in both for i in shown),
+        *(
+            f"x0{b}/step_{i}.{end}"
+            for b in ("", "_cond", "_uncond")
+            for i in shown
+            for end in ("mp4", "png")
+        ),
+        *(
+            f"energy/{form}_{b}_step_{i}.png"
+            for form in (*FORMS, "components")
+            for b in both
+            for i in shown
+        ),
         *(f"energy_{what}_{b}.png" for what in ("layers", "steps", "frames") for b in both),
     }
     energy = load_file(work / "run/energy.safetensors")
@@ -636,7 +832,18 @@ def test_the_demo_says_what_to_open_first_and_does_not_run_twice(minicos, passes
 @pytest.mark.parametrize("name", ["first frame", "first and last"])
 def test_a_video_from_pictures_that_clip_sees(name, minicos, toys21, work):
     save_image("last.png", PICTURE[::-1])
-    argv = ["generate", "--model", str(toys21[name]), *PROMPT, "--image", "maze.png", "--device", "cpu", "--steps", "1"]
+    argv = [
+        "generate",
+        "--model",
+        str(toys21[name]),
+        *PROMPT,
+        "--image",
+        "maze.png",
+        "--device",
+        "cpu",
+        "--steps",
+        "1",
+    ]
     both = [*argv, "--last", "last.png"]
     code, out, err = minicos(*(both if name == "first and last" else argv))
     assert (code, err) == (0, ""), err
@@ -648,4 +855,6 @@ def test_a_video_from_pictures_that_clip_sees(name, minicos, toys21, work):
     if name == "first and last":
         save_image("last.png", PICTURE[:, ::-1])
         code, _, err = minicos(*both)
-        assert (code, "last = " in err) == (2, True), err  # the folder holds a run to another last frame
+        assert (code, "last = " in err) == (2, True), (
+            err
+        )  # the folder holds a run to another last frame

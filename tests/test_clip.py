@@ -19,7 +19,11 @@ from tests.golden import rel_l2, rel_max
 DATA, WEIGHTS = golden.read("clip"), golden.read("clip.weights")
 GIVEN = golden.info("clip")["config"]
 CFG = CLIPConfig(
-    GIVEN["image_size"], GIVEN["patch_size"], GIVEN["vision_dim"], GIVEN["vision_heads"], GIVEN["vision_layers"]
+    GIVEN["image_size"],
+    GIVEN["patch_size"],
+    GIVEN["vision_dim"],
+    GIVEN["vision_heads"],
+    GIVEN["vision_layers"],
 )
 FULL = "official.models_clip_open-clip-xlm-roberta-large-vit-huge-14.full"
 VISION = "diffusers.Wan2.1-I2V.image_encoder.CLIPVisionModel"
@@ -34,7 +38,9 @@ def image() -> Tensor:
 def clip(tmp_path_factory) -> CLIP:
     """The golden network, read from a file in the official layout."""
     path = tmp_path_factory.mktemp("clip") / "clip.safetensors"
-    save_file(WEIGHTS | {"log_scale": torch.zeros(()), "textual.head.0.weight": torch.zeros(2)}, path)
+    save_file(
+        WEIGHTS | {"log_scale": torch.zeros(()), "textual.head.0.weight": torch.zeros(2)}, path
+    )
     return load_clip(path, CFG, dtype=torch.float32)
 
 
@@ -44,7 +50,9 @@ def clip(tmp_path_factory) -> CLIP:
 def test_pixels_are_the_official_ones(image):
     assert (pixels(image, 56) - DATA["mid.pixels"]).abs().max() < 1e-6  # measured 0
     large = pixels(image, 224)
-    assert (large[0, :, ::16, ::16] - DATA["out.pixels224_every16"]).abs().max() < 1e-6  # measured 0
+    assert (
+        large[0, :, ::16, ::16] - DATA["out.pixels224_every16"]
+    ).abs().max() < 1e-6  # measured 0
     assert (large[0, :, 100] - DATA["out.pixels224_row100"]).abs().max() < 1e-6  # measured 0
 
 
@@ -60,13 +68,20 @@ def test_epsilons_are_the_official_ones():
     weights = WEIGHTS
     for pattern, factor in golden.info("eps")["config"]["scaling"]["clip"]:
         base, exponent = factor.split("**")
-        weights = {k: v * int(base) ** int(exponent) if re.search(pattern, k) else v for k, v in weights.items()}
+        weights = {
+            k: v * int(base) ** int(exponent) if re.search(pattern, k) else v
+            for k, v in weights.items()
+        }
     network = CLIP(CFG).requires_grad_(False)
     network.load_state_dict({k: v for k, v in weights.items() if not k.startswith(network.unused)})
-    assert rel_max(network.visual(DATA["mid.pixels"]), golden.read("eps")["clip.features"]) < 1e-6  # measured 0
+    assert (
+        rel_max(network.visual(DATA["mid.pixels"]), golden.read("eps")["clip.features"]) < 1e-6
+    )  # measured 0
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])  # measured 6.6e-4, 5.7e-3
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
+)  # measured 6.6e-4, 5.7e-3
 def test_narrow_dtypes(dtype, bound, clip, image):
     network = CLIP(CFG).requires_grad_(False)
     network.load_state_dict(clip.state_dict())
@@ -88,14 +103,27 @@ def test_images_of_a_batch_do_not_see_each_other(clip, image):
 def test_transformers_computes_the_same_from_its_file(prefix, tmp_path, image):
     transformers = pytest.importorskip("transformers")
     config = transformers.CLIPVisionConfig(
-        hidden_size=CFG.dim, intermediate_size=4 * CFG.dim, num_hidden_layers=CFG.num_layers, num_attention_heads=CFG.num_heads,
-        image_size=CFG.image_size, patch_size=CFG.patch_size, hidden_act="gelu", layer_norm_eps=1e-5,
-    )  # fmt: skip
-    theirs, draw = transformers.CLIPVisionModel(config).eval().requires_grad_(False), torch.Generator().manual_seed(3)
+        hidden_size=CFG.dim,
+        intermediate_size=4 * CFG.dim,
+        num_hidden_layers=CFG.num_layers,
+        num_attention_heads=CFG.num_heads,
+        image_size=CFG.image_size,
+        patch_size=CFG.patch_size,
+        hidden_act="gelu",
+        layer_norm_eps=1e-5,
+    )
+    theirs, draw = (
+        transformers.CLIPVisionModel(config).eval().requires_grad_(False),
+        torch.Generator().manual_seed(3),
+    )
     for p in theirs.parameters():
-        p.copy_(torch.randn(p.shape, generator=draw) * (0.3 if p.ndim == 1 else p[0].numel() ** -0.5))
+        p.copy_(
+            torch.randn(p.shape, generator=draw) * (0.3 if p.ndim == 1 else p[0].numel() ** -0.5)
+        )
     path = tmp_path / "model.safetensors"
-    save_file({prefix + k.removeprefix("vision_model."): p for k, p in theirs.state_dict().items()}, path)
+    save_file(
+        {prefix + k.removeprefix("vision_model."): p for k, p in theirs.state_dict().items()}, path
+    )
     ours = load_clip(path, CFG, dtype=torch.float32)
     assert all(not p.requires_grad for p in ours.parameters())
     expected = theirs(pixels(image, CFG.image_size), output_hidden_states=True).hidden_states[-2]
@@ -105,14 +133,19 @@ def test_transformers_computes_the_same_from_its_file(prefix, tmp_path, image):
 
 def test_an_archive_is_read_like_the_official_one(tmp_path, clip, image):
     torch.save(WEIGHTS | {"textual.norm.weight": torch.ones(3)}, tmp_path / "clip.pth")
-    assert torch.equal(load_clip(tmp_path / "clip.pth", CFG, dtype=torch.float32)(image), clip(image))
+    assert torch.equal(
+        load_clip(tmp_path / "clip.pth", CFG, dtype=torch.float32)(image), clip(image)
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"visual.pre_norm.weight": None}, r"needs visual\.pre_norm\.weight, which is not there"),
-        ({"visual.extra.weight": torch.zeros(1)}, r"visual\.extra\.weight is not part of this CLIP"),
+        (
+            {"visual.extra.weight": torch.zeros(1)},
+            r"visual\.extra\.weight is not part of this CLIP",
+        ),
         (
             {"visual.pos_embedding": torch.zeros(1, 9, 48)},
             r"pos_embedding is \[1, 9, 48\], and this CLIP needs \[1, 17",
@@ -152,5 +185,7 @@ def test_names_and_shapes_of_transformers_files():
     assert {translate(key, CLIP_TRANSFORMERS): shape for key, shape in parts.items()} == theirs
     rename = renamer(theirs)
     assert {rename(key): shape for key, shape in theirs.items()} == parts
-    assert {renamer(["vision_model." + k for k in theirs])("vision_model." + k) for k in theirs} == set(parts)
+    assert {
+        renamer(["vision_model." + k for k in theirs])("vision_model." + k) for k in theirs
+    } == set(parts)
     assert inverse(inverse(CLIP_TRANSFORMERS)) == CLIP_TRANSFORMERS

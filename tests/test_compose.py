@@ -27,14 +27,18 @@ LAYERS = (2, 3)
 
 @pytest.fixture(scope="module")
 def wan(toy):
-    return load(toy, device="cpu").with_preset("cos", steps=STEPS, guidance={"high": 1.0, "low": 1.0}, frames=5)
+    return load(toy, device="cpu").with_preset(
+        "cos", steps=STEPS, guidance={"high": 1.0, "low": 1.0}, frames=5
+    )
 
 
 @pytest.fixture(scope="module")
 def made(wan):
     """Conditions of B and A, and the noise."""
     image = torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(0))
-    take, give = (wan.condition([prompt] * SEEDS, image) for prompt in ("solve the maze", "mark the circle"))
+    take, give = (
+        wan.condition([prompt] * SEEDS, image) for prompt in ("solve the maze", "mark the circle")
+    )
     return take, give, wan.noise(take, 0)
 
 
@@ -47,7 +51,10 @@ def watched(wan, condition, noise, folder, changes=NO_CHANGES) -> list[dict[str,
 
 def same(ours, theirs) -> bool:
     """Equal to the last bit; what is kept of donors aside."""
-    seen = [[{k: v for k, v in step.items() if not k.startswith("donor")} for step in run] for run in (ours, theirs)]
+    seen = [
+        [{k: v for k, v in step.items() if not k.startswith("donor")} for step in run]
+        for run in (ours, theirs)
+    ]
     assert all(a.keys() == b.keys() for a, b in zip(*seen, strict=True))
     return all(torch.equal(a[k], b[k]) for a, b in zip(*seen, strict=True) for k in a)
 
@@ -96,8 +103,14 @@ def test_the_order_of_independent_interventions_does_not_matter(wan, made, plain
 
 def test_edits_are_made_in_order(wan, made, tmp_path):
     take, _, noise = made
-    reseed, add = noised(Noise("replace", (1,), seed=5)), noised(Noise("add", (1,), seed=6, dose=2.0))
-    first, second = (watched(wan, take, noise, tmp_path / n, c) for n, c in (("a", reseed + add), ("b", add + reseed)))
+    reseed, add = (
+        noised(Noise("replace", (1,), seed=5)),
+        noised(Noise("add", (1,), seed=6, dose=2.0)),
+    )
+    first, second = (
+        watched(wan, take, noise, tmp_path / n, c)
+        for n, c in (("a", reseed + add), ("b", add + reseed))
+    )
     only = watched(wan, take, noise, tmp_path / "c", reseed)
     assert same(second, only)  # what is replaced later is lost
     assert not same(first, only)
@@ -105,9 +118,15 @@ def test_edits_are_made_in_order(wan, made, tmp_path):
 
 def test_each_alone_is_its_own_experiment(wan, made, tmp_path):
     take, give, noise = made
-    edit, swap, e = Noise("replace", (1,), seed=5), Swap((3,), range(2)), Ensemble(LAYERS, "update", seeds=SEEDS)
+    edit, swap, e = (
+        Noise("replace", (1,), seed=5),
+        Swap((3,), range(2)),
+        Ensemble(LAYERS, "update", seeds=SEEDS),
+    )
     *_, (step, _) = follow(wan, take, noise, edit)
-    assert torch.equal(watched(wan, take, noise, tmp_path / "noise", noised(edit))[-1]["next"], step.next)
+    assert torch.equal(
+        watched(wan, take, noise, tmp_path / "noise", noised(edit))[-1]["next"], step.next
+    )
     for donor in ("own", "same_x"):
         *_, (step,) = lockstep(wan, give, take, noise, [swap], donor=donor)
         ours = watched(wan, take, noise, tmp_path / donor, swapped(give, swap, donor))
@@ -120,10 +139,14 @@ def test_each_alone_is_its_own_experiment(wan, made, tmp_path):
 @pytest.mark.parametrize("branches", [("cond",), ("cond", "uncond")])
 def test_an_ensemble_of_two_passes_is_its_own_experiment(toy, made, tmp_path, mode, branches):
     take, give, noise = made
-    guided = load(toy, device="cpu").with_preset("official", steps=STEPS, guidance={"high": 5.0, "low": 5.0}, frames=5)
+    guided = load(toy, device="cpu").with_preset(
+        "official", steps=STEPS, guidance={"high": 5.0, "low": 5.0}, frames=5
+    )
     take = replace(take, text_null=give.text)
     e = Ensemble(LAYERS, mode, steps=(0, 2), seeds=SEEDS, branches=branches, carrier=None)
-    ours = watched(guided, take, noise, tmp_path, shared(e))  # UniPC, whose history no first pass may enter
+    ours = watched(
+        guided, take, noise, tmp_path, shared(e)
+    )  # UniPC, whose history no first pass may enter
     assert torch.equal(ours[-1]["next"], ensemble.run(guided, take, noise, e))
 
 
@@ -131,11 +154,17 @@ def test_a_first_pass_is_made_under_the_interventions_before_it(wan, made, tmp_p
     take, give, noise = made
     swap, edit = Swap((1,), range(STEPS)), noised(Noise("replace", (1,), seed=5))
     mean, lockstep_mean = (
-        shared(Ensemble((6,), mode, steps=(1, 2), seeds=SEEDS, carrier=None)) for mode in ("override", "lockstep")
+        shared(Ensemble((6,), mode, steps=(1, 2), seeds=SEEDS, carrier=None))
+        for mode in ("override", "lockstep")
     )
     after = watched(wan, take, noise, tmp_path / "after", edit + (swapped(give, swap) + mean))
-    assert same(after, watched(wan, take, noise, tmp_path / "same", (edit + swapped(give, swap)) + mean))
-    assert same(after, watched(wan, take, noise, tmp_path / "once", edit + swapped(give, swap) + lockstep_mean))
+    assert same(
+        after, watched(wan, take, noise, tmp_path / "same", (edit + swapped(give, swap)) + mean)
+    )
+    assert same(
+        after,
+        watched(wan, take, noise, tmp_path / "once", edit + swapped(give, swap) + lockstep_mean),
+    )
     before = watched(wan, take, noise, tmp_path / "before", edit + mean + swapped(give, swap))
     assert not same(after, before)  # its first pass saw no swap
 
@@ -177,7 +206,9 @@ def test_a_killed_run_continues_to_the_last_bit(wan, made, tmp_path, solver, don
     wan = wan.with_preset(solver=solver)
 
     def changes():
-        return noised(Noise("renoise", (0, 1), seed=5)) + swapped(give, Swap((3,), range(STEPS)), donor)
+        return noised(Noise("renoise", (0, 1), seed=5)) + swapped(
+            give, Swap((3,), range(STEPS)), donor
+        )
 
     whole = watched(wan, take, noise, tmp_path / "whole", changes())
     watched(wan, take, noise, tmp_path / "killed", changes())

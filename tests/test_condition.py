@@ -68,7 +68,9 @@ def test_every_image_of_a_batch_has_its_own_channels(vae, image):
     together = image_channels(vae, images, 5)
     assert together.shape == (2, 20, 2, 2, 3)
     for i in range(2):
-        assert rel_max(together[i], image_channels(vae, images[i : i + 1], 5)[0]) < 2e-6  # measured 6.3e-7
+        assert (
+            rel_max(together[i], image_channels(vae, images[i : i + 1], 5)[0]) < 2e-6
+        )  # measured 6.3e-7
     assert not torch.equal(together[0, 4:], together[1, 4:])
 
 
@@ -78,7 +80,9 @@ def test_mask_and_latents_of_a_first_and_last_frame_are_the_official_ones(vae):
     ends = [DATA[f"flf2v.{end}_u8"].permute(2, 0, 1)[None] / 127.5 - 1 for end in ("first", "last")]
     size = frame_size(tuple(ends[0].shape[-2:]), RULE["max_area"])
     assert size == tuple(8 * n for n in expected.shape[-2:])
-    y = image_channels(vae, *(resize(end, *size) for end in ends[:1]), 81, resize(ends[1], *size))[0]
+    y = image_channels(vae, *(resize(end, *size) for end in ends[:1]), 81, resize(ends[1], *size))[
+        0
+    ]
     assert torch.equal(y[:4], expected[:4])
     assert torch.equal(known_frames((1, 16, *expected.shape[1:]), last=True)[0], expected[:4])
     assert y[:4, -1].amax((1, 2)).tolist() == [0, 0, 0, 1]
@@ -100,7 +104,9 @@ def test_a_last_frame_keeps_its_middle_in_the_shape_of_the_first(height, width, 
     image = torch.arange(height)[:, None] * 1000.0 + torch.arange(width)
     cut = crop_like(image[None, None], torch.empty(1, 1, h, w))[0, 0]
     assert cut.shape[0] == height or cut.shape[1] == width  # as much of it as fits
-    assert abs(cut.shape[0] * w / h - cut.shape[1]) <= max(1, w / h) / 2 + 1e-6 or min(cut.shape) == 1
+    assert (
+        abs(cut.shape[0] * w / h - cut.shape[1]) <= max(1, w / h) / 2 + 1e-6 or min(cut.shape) == 1
+    )
     top, left = divmod(int(cut[0, 0]), 1000)
     assert torch.equal(cut, image[top : top + cut.shape[0], left : left + cut.shape[1]])
     assert abs(height - cut.shape[0] - 2 * top) <= 1
@@ -121,7 +127,9 @@ def test_suggested_frame_counts_are_good_ones(frames):
     try:
         check_frames(frames)
     except MinicosError as error:
-        below, above = (int(word.rstrip(".")) for word in str(error).split("e.g. ")[1].split(" or "))
+        below, above = (
+            int(word.rstrip(".")) for word in str(error).split("e.g. ")[1].split(" or ")
+        )
         assert below < above
         assert below <= max(frames, 1) < above
         check_frames(below)
@@ -147,14 +155,19 @@ def test_the_cropped_image_and_its_latent_are_the_official_ones():
 
 
 @pytest.mark.parametrize(
-    "row", TABLES["ti2v_best_output_size"], ids=lambda r: "{}x{}@{}".format(*r["image"], r["max_area"])
+    "row",
+    TABLES["ti2v_best_output_size"],
+    ids=lambda r: "{}x{}@{}".format(*r["image"], r["max_area"]),
 )
 def test_size_rule_of_the_crop(row):
     width, height = row["image"]
     if row["out"]:
         size = frame_size((height, width), row["max_area"], 16, rule="crop")
         assert size == tuple(row["out"][::-1])
-        assert cover((height, width), size) == (tuple(row["resized"][::-1]), tuple(row["crop_left_top"][::-1]))
+        assert cover((height, width), size) == (
+            tuple(row["resized"][::-1]),
+            tuple(row["crop_left_top"][::-1]),
+        )
     else:  # the official code divides by zero
         with pytest.raises(MinicosError, match="too long and thin"):
             frame_size((height, width), row["max_area"], 16, rule="crop")
@@ -169,9 +182,13 @@ def test_every_way_to_fit_gives_the_size_and_the_range(rule, size):
     picture = DATA["i2v.image_u8"].permute(2, 0, 1)[None] / 255
     frames = fit(torch.cat([picture, 1 - picture]), size, rule)
     assert (frames.shape, frames.dtype) == ((2, 3, *size), torch.float32)
-    assert frames.abs().max() < (1.5 if rule == "bicubic" else 1.0001)  # without 8 bits, bicubic overshoots
+    assert frames.abs().max() < (
+        1.5 if rule == "bicubic" else 1.0001
+    )  # without 8 bits, bicubic overshoots
     same = fit(picture, tuple(picture.shape[-2:]), rule)
-    assert (same - (picture * 2 - 1)).abs().max() < 1e-6  # measured 6.0e-8: an image that fits is left alone
+    assert (
+        same - (picture * 2 - 1)
+    ).abs().max() < 1e-6  # measured 6.0e-8: an image that fits is left alone
 
 
 def test_pil_is_antialiased_and_bicubic_is_not():
@@ -186,9 +203,13 @@ def test_the_pil_rule_is_that_of_diffsynth():
     assert frame_size((30, 45), None, 16, rule="pil") == (32, 64)
     assert frame_size((32, 48), None, rule="pil") == (32, 48)
     levels = DATA["flf2v.first_u8"]
-    expected = torch.from_numpy(np.array(Image.fromarray(levels.numpy()).resize((48, 32)), dtype=np.float32))
+    expected = torch.from_numpy(
+        np.array(Image.fromarray(levels.numpy()).resize((48, 32)), dtype=np.float32)
+    )
     fitted = fit(levels.permute(2, 0, 1)[None] / 255, (32, 48), "pil")[0]
-    assert (fitted - (expected * (2 / 255) - 1).permute(2, 0, 1)).abs().max() < 1e-6  # measured 1.2e-7
+    assert (
+        fitted - (expected * (2 / 255) - 1).permute(2, 0, 1)
+    ).abs().max() < 1e-6  # measured 1.2e-7
 
 
 def test_an_unknown_rule_is_refused():
@@ -228,7 +249,9 @@ sides = st.integers(16, 3000)
 
 
 @given(sides, sides, st.integers(64 * 64, 1280 * 720))
-def test_frames_divide_into_patches_stay_within_the_area_and_turn_with_the_image(height, width, area):
+def test_frames_divide_into_patches_stay_within_the_area_and_turn_with_the_image(
+    height, width, area
+):
     try:
         size = frame_size((height, width), area)
     except MinicosError:
@@ -283,7 +306,10 @@ def test_imposing_replaces_the_first_frame_and_nothing_else(plain):
 
 @pytest.mark.parametrize("value", [937, 0.25])
 def test_an_imposed_frame_has_timestep_and_sigma_0(value, plain):
-    even, uneven = plain.per_frame(value), replace(plain, first=torch.zeros(1, 4, 1, 2, 2)).per_frame(value)
+    even, uneven = (
+        plain.per_frame(value),
+        replace(plain, first=torch.zeros(1, 4, 1, 2, 2)).per_frame(value),
+    )
     assert even.dtype == uneven.dtype == torch.float32  # of integer timesteps, too
     assert even.shape == (1, 1, 1, 1, 1)
     assert even.item() == value

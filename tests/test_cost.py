@@ -13,7 +13,9 @@ from minicos.config import VAE22, VARIANTS, DiTConfig, VAEConfig
 from minicos.dit import FLOAT32, DiT
 from minicos.vae import VAE
 
-CFG = DiTConfig(in_dim=7, out_dim=4, dim=96, ffn_dim=208, num_heads=4, num_layers=3, text_dim=24, text_len=11)
+CFG = DiTConfig(
+    in_dim=7, out_dim=4, dim=96, ffn_dim=208, num_heads=4, num_layers=3, text_dim=24, text_len=11
+)
 
 
 @pytest.mark.parametrize(("batch", "times"), [(1, 1), (2, 1), (1, 3)])
@@ -40,7 +42,11 @@ def peak(run) -> int:
     """Bytes that torch has allocated at the worst moment of a call."""
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         run()
-    events = [(e.start_ns(), e.nbytes()) for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [
+        (e.start_ns(), e.nbytes())
+        for e in found.profiler.kineto_results.events()
+        if e.name() == "[memory]"
+    ]
     now = most = 0
     for _, change in sorted(events):
         now += change
@@ -49,10 +55,21 @@ def peak(run) -> int:
 
 
 @pytest.mark.parametrize("ffn", [320, 864, 1493])
-@pytest.mark.parametrize("dtype, residual", [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")])
+@pytest.mark.parametrize(
+    "dtype, residual", [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
+)
 def test_memory_of_a_forward_pass(dtype, residual, ffn):
     dtype, residual = getattr(torch, dtype), getattr(torch, residual)
-    cfg = DiTConfig(in_dim=16, out_dim=16, dim=320, ffn_dim=ffn, num_heads=5, num_layers=2, text_dim=64, text_len=32)
+    cfg = DiTConfig(
+        in_dim=16,
+        out_dim=16,
+        dim=320,
+        ffn_dim=ffn,
+        num_heads=5,
+        num_layers=2,
+        text_dim=64,
+        text_len=32,
+    )
     network = DiT(cfg, residual=residual).requires_grad_(False)
     for name, p in network.named_parameters():
         p.data = p if any(part in name for part in FLOAT32) else p.to(dtype)
@@ -64,7 +81,9 @@ def test_memory_of_a_forward_pass(dtype, residual, ffn):
 
 @pytest.mark.parametrize("where", ["float32", "unfolded", "bfloat16"])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 64)])
-@pytest.mark.parametrize("cfg", [VAEConfig(dim=8), replace(VAE22, dim=4, dec_dim=8)], ids=["2.1", "2.2"])
+@pytest.mark.parametrize(
+    "cfg", [VAEConfig(dim=8), replace(VAE22, dim=4, dec_dim=8)], ids=["2.1", "2.2"]
+)
 def test_memory_of_decoding(cfg, height, width, where, monkeypatch):
     """With oneDNN's convolutions, as on a card, and on a CPU without them. In bfloat16 a CPU is planned for as if it had none."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: where != "unfolded")

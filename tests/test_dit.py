@@ -39,7 +39,9 @@ def given(padded):
     return inputs
 
 
-def watch(network: DiT, *inputs, pattern: tuple[str, ...] = ("*", "*.*", "*.*.*", "*.*.*.*")) -> dict[str, Tensor]:
+def watch(
+    network: DiT, *inputs, pattern: tuple[str, ...] = ("*", "*.*", "*.*.*", "*.*.*.*")
+) -> dict[str, Tensor]:
     """Every tensor that a forward pass shows to hooks."""
     seen: dict[str, Tensor] = {}
     hooks = Hooks()
@@ -91,7 +93,9 @@ def test_hook_points_show_the_official_tensors(case, golden_dit, given):
 def test_time_embedding_is_the_official_one(case, golden_dit, given):
     network, data = golden_dit(case), DATA[case]
     features = sinusoid(data["in.t"].flatten(), network.cfg.freq_dim)
-    assert (features - data["mid.time_sinusoid"]).abs().max() < 1e-7  # measured 3.0e-8, half a unit of float32
+    assert (
+        features - data["mid.time_sinusoid"]
+    ).abs().max() < 1e-7  # measured 3.0e-8, half a unit of float32
     _, timestep, *_ = given(case, 0)
     embedding = network.time_embedding(sinusoid(timestep.flatten(), network.cfg.freq_dim).float())
     rows = embedding[[0, -1]] if len(embedding) > 1 else embedding  # first and last frame
@@ -120,7 +124,9 @@ def test_the_points_without_a_golden_tensor_fit_those_with_one(case, golden_dit,
                 assert torch.equal(at(f"{name}.v_img"), module.heads(module.v_img(seen["image"])))
                 heads = heads + looks
             assert torch.equal(at(name), module.o(heads.transpose(1, 2).flatten(2)))
-        assert torch.equal(at("cross_attn.v"), block.cross_attn.heads(block.cross_attn.v(seen["text"])))
+        assert torch.equal(
+            at("cross_attn.v"), block.cross_attn.heads(block.cross_attn.v(seen["text"]))
+        )
         x = gated_add(x, at("self_attn"), gate) + at("cross_attn")
         x = gated_add(x, at("ffn"), ffn_gate)
         assert torch.equal(seen[f"blocks.{i}"], x)
@@ -132,7 +138,10 @@ def test_epsilons_are_the_official_ones(case, golden_dit, given):
     weights = golden_dit(case).state_dict() | {"in.clip_fea": torch.ones(())}
     for pattern, factor in golden.info("eps")["config"]["scaling"][case]:
         base, exponent = factor.split("**")
-        weights = {k: v * int(base) ** int(exponent) if re.search(pattern, k) else v for k, v in weights.items()}
+        weights = {
+            k: v * int(base) ** int(exponent) if re.search(pattern, k) else v
+            for k, v in weights.items()
+        }
     smaller = weights.pop("in.clip_fea")
     network = DiT(golden_dit(case).cfg).requires_grad_(False)
     network.load_state_dict(weights)
@@ -147,7 +156,11 @@ def test_epsilons_are_the_official_ones(case, golden_dit, given):
 @pytest.mark.parametrize(
     ("residual", "to_autocast", "to_float32"),
     [
-        (torch.float32, 2e-3, 4e-3),  # measured 6.5e-4 (the official policy: the same roundings) and 2.2e-3
+        (
+            torch.float32,
+            2e-3,
+            4e-3,
+        ),  # measured 6.5e-4 (the official policy: the same roundings) and 2.2e-3
         (torch.bfloat16, 8e-3, 8e-3),  # measured 3.7e-3 and 3.7e-3 (DiffSynth's residual stream)
     ],
 )
@@ -199,25 +212,40 @@ def test_residual_stream_has_its_own_dtype(residual, small_dit):
 def batch():
     """x, timestep, text of two different samples, three frames of 3x2 tokens."""
     draw = torch.Generator().manual_seed(0)
-    return torch.randn(2, 4, 3, 6, 4, generator=draw), torch.tensor([900.0, 30.5]), torch.randn(2, 5, 8, generator=draw)
+    return (
+        torch.randn(2, 4, 3, 6, 4, generator=draw),
+        torch.tensor([900.0, 30.5]),
+        torch.randn(2, 5, 8, generator=draw),
+    )
 
 
 def test_samples_of_a_batch_do_not_see_each_other(small_dit, batch):
     network = small_dit()
     together = network(*batch)
     for i in range(2):
-        assert rel_max(together[i : i + 1], network(*(part[i : i + 1] for part in batch))) < 1.5e-6  # measured 3.5e-7
+        assert (
+            rel_max(together[i : i + 1], network(*(part[i : i + 1] for part in batch))) < 1.5e-6
+        )  # measured 3.5e-7
 
 
 def test_one_timestep_per_frame_equals_one_per_sample_where_all_are_equal(small_dit, batch):
     network, (x, t, text) = small_dit(), batch
-    assert rel_max(network(x, t[:, None].expand(2, 3), text), network(x, t, text)) < 1.5e-6  # measured 3.1e-7
-    assert rel_max(network(x, torch.tensor([[0.0, 900, 900], [0, 30.5, 30.5]]), text), network(x, t, text)) > 1e-2
+    assert (
+        rel_max(network(x, t[:, None].expand(2, 3), text), network(x, t, text)) < 1.5e-6
+    )  # measured 3.1e-7
+    assert (
+        rel_max(
+            network(x, torch.tensor([[0.0, 900, 900], [0, 30.5, 30.5]]), text), network(x, t, text)
+        )
+        > 1e-2
+    )
 
 
 def test_integer_timesteps_are_exact(small_dit, batch):
     network, (x, _, text) = small_dit(), batch
-    assert torch.equal(network(x, torch.tensor([937, 41]), text), network(x, torch.tensor([937.0, 41.0]), text))
+    assert torch.equal(
+        network(x, torch.tensor([937, 41]), text), network(x, torch.tensor([937.0, 41.0]), text)
+    )
 
 
 def test_padding_rows_take_part_in_attention(golden_dit, given):
@@ -237,18 +265,30 @@ def test_any_grid_in_any_order(small_dit, batch):
 
 @pytest.mark.parametrize(
     ("channels", "extra", "size", "message"),
-    [(16, None, (4, 4), "an image"), (16, 24, (4, 4), "no image"), (16, 20, (5, 4), "5x4"), (16, 20, (4, 7), "4x7")],
+    [
+        (16, None, (4, 4), "an image"),
+        (16, 24, (4, 4), "no image"),
+        (16, 20, (5, 4), "5x4"),
+        (16, 20, (4, 7), "4x7"),
+    ],
 )
 def test_wrong_inputs_are_named(channels, extra, size, message, golden_dit):
     y = None if extra is None else torch.zeros(1, extra, 1, *size)
     with pytest.raises(MinicosError, match=message):
-        golden_dit("dit_i2v")(torch.zeros(1, channels, 1, *size), torch.zeros(1), torch.zeros(1, 512, 48), y)
+        golden_dit("dit_i2v")(
+            torch.zeros(1, channels, 1, *size), torch.zeros(1), torch.zeros(1, 512, 48), y
+        )
 
 
 def test_clip_features_are_checked(golden_dit, small_dit, given, batch):
     *inputs, clip = given("dit_i2v21", 0)
-    for wrong, says in ((None, "was given no CLIP"), (clip[:, :256], r"was given CLIP features of \(b, 256, 1280\)")):
-        with pytest.raises(MinicosError, match=r"takes CLIP features of \(b, 257, 1280\), and " + says):
+    for wrong, says in (
+        (None, "was given no CLIP"),
+        (clip[:, :256], r"was given CLIP features of \(b, 256, 1280\)"),
+    ):
+        with pytest.raises(
+            MinicosError, match=r"takes CLIP features of \(b, 257, 1280\), and " + says
+        ):
             golden_dit("dit_i2v21")(*inputs, wrong)
     with pytest.raises(MinicosError, match="takes no CLIP features, and was given"):
         small_dit()(*batch, clip=clip)
@@ -260,7 +300,9 @@ def test_first_and_last_image_are_told_apart(golden_dit, given):
     assert rel_max(network(*inputs, clip.roll(257, dims=1)), network(*inputs, clip)) > 1e-2
     network = golden_dit("dit_i2v21")  # attention itself does not mind the order of rows
     *inputs, clip = given("dit_i2v21", 0)
-    assert rel_max(network(*inputs, clip.flip(1)), network(*inputs, clip)) < 1.5e-6  # measured 5.1e-7
+    assert (
+        rel_max(network(*inputs, clip.flip(1)), network(*inputs, clip)) < 1.5e-6
+    )  # measured 5.1e-7
 
 
 def test_two_frames_stand_apart_under_a_time_skip(small_dit, batch):
@@ -288,10 +330,15 @@ def test_every_op_is_taken_from_the_bundle(small_dit, batch):
     network = DiT(small_dit().cfg, bundle).requires_grad_(False)
     network.load_state_dict(small_dit().state_dict())
     assert torch.equal(network(*batch), small_dit()(*batch))
-    assert calls == dict.fromkeys(names, 2) | {"modulated_norm": 3, "add_norm": 4}  # two blocks and the head
+    assert calls == dict.fromkeys(names, 2) | {
+        "modulated_norm": 3,
+        "add_norm": 4,
+    }  # two blocks and the head
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))]
+)
 def test_a_network_can_be_copied_and_pickled(duplicate, small_dit, batch):
     network = small_dit()
     assert torch.equal(duplicate(network)(*batch), network(*batch))
@@ -305,7 +352,10 @@ def test_a_network_can_be_copied_and_pickled(duplicate, small_dit, batch):
 @pytest.mark.parametrize("image_tokens", [0, 257, 514])
 def test_points_are_what_a_forward_pass_calls(layers, image_tokens, per_frame, small_dit, batch):
     """The same names in the same order, and every letter stands for one size throughout."""
-    network, (x, t, text) = small_dit(num_layers=layers, image_tokens=image_tokens, image_dim=6), batch
+    network, (x, t, text) = (
+        small_dit(num_layers=layers, image_tokens=image_tokens, image_dim=6),
+        batch,
+    )
     clip = torch.ones(2, image_tokens, 6) if image_tokens else None
     seen = watch(network, x, t[:, None].expand(2, 3) if per_frame else t, text, None, clip)
     table = points(network.cfg)
@@ -323,11 +373,15 @@ def test_points_are_what_a_forward_pass_calls(layers, image_tokens, per_frame, s
         "m": image_tokens,
     }
     for name, shape in table.items():
-        grid = {"f": 3, "h": 6, "w": 4} if name == "velocity" else {}  # of latents there, elsewhere of tokens
+        grid = (
+            {"f": 3, "h": 6, "w": 4} if name == "velocity" else {}
+        )  # of latents there, elsewhere of tokens
         assert seen[name].shape == tuple((sizes | grid)[letter] for letter in shape.split()), name
 
 
-@pytest.mark.parametrize(("variant", "count"), [("tiny", 148), ("Wan2.2-I2V-A14B", 484), ("Wan2.1-FLF2V-14B", 605)])
+@pytest.mark.parametrize(
+    ("variant", "count"), [("tiny", 148), ("Wan2.2-I2V-A14B", 484), ("Wan2.1-FLF2V-14B", 605)]
+)
 def test_number_of_points(variant, count):
     table, branch = points(VARIANTS[variant]), VARIANTS[variant].images > 0
     assert len(table) == count == 4 + branch + (12 + 3 * branch) * VARIANTS[variant].num_layers

@@ -54,13 +54,19 @@ def one(e: Ensemble, **changes) -> Ensemble:
 # -- the op -----------------------------------------------------------------------------------------------------------
 
 batches = st.tuples(
-    st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 8), st.integers(0, 2**31 - 1)
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 8),
+    st.integers(0, 2**31 - 1),
 )
 
 
 def states(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, int]:
     count, seeds, length, width, seed = shape
-    return torch.randn(count * seeds, length, width, generator=torch.Generator().manual_seed(seed)).to(dtype), seeds
+    return torch.randn(
+        count * seeds, length, width, generator=torch.Generator().manual_seed(seed)
+    ).to(dtype), seeds
 
 
 @given(batches, st.sampled_from([torch.float32, torch.bfloat16]), st.sampled_from([0.0, 0.3, 1.0]))
@@ -70,7 +76,10 @@ def test_latent_mean_is_its_formula(shape, dtype, alpha):
     each = x.double().unflatten(0, (-1, seeds))
     expected = ((1 - alpha) * each + alpha * each.mean(1, keepdim=True)).flatten(0, 1)
     # one rounding to x's dtype, at most 2^-8 of the value in bfloat16; in float32 a few of 2^-24
-    assert ((y.double() - expected).abs() <= (2**-8 if dtype == torch.bfloat16 else 0) * expected.abs() + 1e-6).all()
+    assert (
+        (y.double() - expected).abs()
+        <= (2**-8 if dtype == torch.bfloat16 else 0) * expected.abs() + 1e-6
+    ).all()
     assert y.dtype == dtype
     if alpha == 0 or seeds == 1:
         assert torch.equal(y, x)
@@ -82,7 +91,9 @@ def test_the_order_of_seeds_does_not_matter(shape, random):
     order = list(range(seeds))
     random.shuffle(order)
     turned = x.unflatten(0, (-1, seeds))[:, order].flatten(0, 1)
-    assert torch.allclose(ops.latent_mean(turned, seeds), ops.latent_mean(x, seeds), rtol=0, atol=1e-6)
+    assert torch.allclose(
+        ops.latent_mean(turned, seeds), ops.latent_mean(x, seeds), rtol=0, atol=1e-6
+    )
 
 
 def test_latent_mean_writes_where_it_is_told():
@@ -114,13 +125,19 @@ def test_keep_norm_gives_the_mean_its_norm(shape, alpha):
 
 
 def test_wrong_donors_are_of_other_cases():
-    marked = torch.arange(4.0).repeat_interleave(3).view(12, 1, 1)  # every row holds the number of its case
+    marked = (
+        torch.arange(4.0).repeat_interleave(3).view(12, 1, 1)
+    )  # every row holds the number of its case
     y = share(10**marked, Ensemble(WINDOW, "lockstep", donors="others"))
     digits = (3 * y.flatten()).round().int().tolist()
     own = (10 ** marked.flatten()).int().tolist()
     assert all(sorted(str(d).zfill(4)) == list("0111") for d in digits)  # three cases, each once
-    assert all(d // o % 10 == 1 for d, o in zip(digits, own, strict=True))  # and one's own among them
-    with pytest.raises(MinicosError, match="3 seeds of different cases need a batch of 3 cases or more, not 2"):
+    assert all(
+        d // o % 10 == 1 for d, o in zip(digits, own, strict=True)
+    )  # and one's own among them
+    with pytest.raises(
+        MinicosError, match="3 seeds of different cases need a batch of 3 cases or more, not 2"
+    ):
         share(marked[:6], Ensemble(WINDOW, "lockstep", donors="others"))
 
 
@@ -129,7 +146,9 @@ def test_the_random_control_moves_as_far_elsewhere():
     e = Ensemble(WINDOW, "lockstep")
     true, random = share(x, e) - x, share(x, one(e, donors="random"), draw=3) - x
     assert torch.allclose(random.norm(dim=-1), true.norm(dim=-1), rtol=1e-5)
-    assert torch.cosine_similarity(random, true, dim=-1).abs().max() < 0.5  # 64 channels: deviation 1/8
+    assert (
+        torch.cosine_similarity(random, true, dim=-1).abs().max() < 0.5
+    )  # 64 channels: deviation 1/8
     assert not torch.equal(random, share(x, one(e, donors="random"), draw=4) - x)
 
 
@@ -156,7 +175,13 @@ def test_windows_scale_with_depth(span, depth, expected):
 
 @pytest.mark.parametrize("mode", ensemble.MODES)
 def test_one_seed_is_the_plain_run(wan, start, plain, mode):
-    e = Ensemble(() if mode in ensemble.BETWEEN_STEPS else WINDOW, mode, seeds=1, steps=(0, 1), keep_norm=True)
+    e = Ensemble(
+        () if mode in ensemble.BETWEEN_STEPS else WINDOW,
+        mode,
+        seeds=1,
+        steps=(0, 1),
+        keep_norm=True,
+    )
     out = run(wan, *start, e)
     if mode == "input_override":  # blocks run on their own output, also without averaging
         assert relative(out, plain) > 1e-4
@@ -201,7 +226,12 @@ def test_update_adds_the_mean_of_what_blocks_add(wan, start):
 
     observer = Hooks().on("blocks.5", watch, step=(0,)).on("blocks.6", watch, step=(0,))
     next(wan.sample(start[0], noise=start[1], hooks=observer))
-    added = (seen["blocks.6"] - seen["blocks.5"]).unflatten(0, (CASES, T)).mean(1).repeat_interleave(T, 0)
+    added = (
+        (seen["blocks.6"] - seen["blocks.5"])
+        .unflatten(0, (CASES, T))
+        .mean(1)
+        .repeat_interleave(T, 0)
+    )
     by_hand = Hooks().on("blocks.6", lambda x, site: seen["blocks.5"] + added, step=(0,))
     (last,) = deque(wan.sample(start[0], noise=start[1], hooks=by_hand), maxlen=1)
     assert relative(run(wan, *start, everything("update", (6,))), last.next) < 1e-6
@@ -220,7 +250,9 @@ def velocities(wan, start, e: Ensemble) -> Tensor:
 )
 @pytest.mark.parametrize("keep_norm", [False, True])
 def test_seeds_share_one_velocity(wan, start, mode, shared, keep_norm):
-    v = velocities(wan, start, everything(mode, keep_norm=keep_norm, alpha=0.5 if mode == "mix" else 1.0))
+    v = velocities(
+        wan, start, everything(mode, keep_norm=keep_norm, alpha=0.5 if mode == "mix" else 1.0)
+    )
     spread = relative(v[:, 1:], v[:, :1].expand(-1, T - 1, -1, -1, -1, -1))
     assert (spread < 1e-6) if shared else (spread > 1e-4)
     assert relative(v[0], v[1]) > 1e-3  # of one case, not of all
@@ -260,7 +292,9 @@ def test_a_multistep_run_goes_on_with_its_memory(wan, start, solver):
     multistep = wan.with_preset(solver=solver, steps=4)
     (last,) = deque(multistep.sample(start[0], noise=start[1]), maxlen=1)
     idle = Ensemble(WINDOW, "mix", alpha=0.0, steps=(1,), carrier=1)
-    assert relative(run(multistep, *start, idle), last.next[1::T]) < 1e-5  # without history it is far from it
+    assert (
+        relative(run(multistep, *start, idle), last.next[1::T]) < 1e-5
+    )  # without history it is far from it
 
 
 @pytest.mark.parametrize(
@@ -269,7 +303,12 @@ def test_a_multistep_run_goes_on_with_its_memory(wan, start, solver):
         ("lockstep", ("cond",), 1.0, T + 3),
         ("override", ("cond",), 1.0, T + 4),
         ("lockstep", ("cond", "uncond"), 2.0, 2 * (T + 3)),
-        ("override", ("cond",), 2.0, T + 2 * 4),  # the first pass needs the branch that shares, and no other
+        (
+            "override",
+            ("cond",),
+            2.0,
+            T + 2 * 4,
+        ),  # the first pass needs the branch that shares, and no other
         ("override", ("cond", "uncond"), 2.0, 2 * (T + 4)),
     ],
 )
@@ -278,7 +317,13 @@ def test_passes_are_as_told(wan, mode, branches, guidance, expected):
     single = cases.condition(guided, cases.held_out("mark", 1, size=3))
     condition = rows(single, torch.zeros(T, dtype=torch.int64))
     counter = Passes()
-    run(guided, condition, guided.noise(condition, 0), Ensemble((6,), mode, branches=branches), watch=counter.hooks)
+    run(
+        guided,
+        condition,
+        guided.noise(condition, 0),
+        Ensemble((6,), mode, branches=branches),
+        watch=counter.hooks,
+    )
     assert counter.count == expected
 
 
@@ -326,7 +371,11 @@ def test_steps_and_blocks_that_are_not_there(wan, start):
 def kept(arms, solved: dict[str, list[int]]) -> dict[str, Tensor]:
     """What `compare` could have made of four cases: an arm solves what `solved` says, otherwise nothing, and moves by 1 of 4."""
     zero = [0, 0, 0, 0]
-    out = {"plain.solved": torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 0], [1, 1, 1]], dtype=torch.uint8)}
+    out = {
+        "plain.solved": torch.tensor(
+            [[1, 0, 1], [0, 1, 1], [0, 0, 0], [1, 1, 1]], dtype=torch.uint8
+        )
+    }
     out |= {
         "plain.passes": torch.full((4,), 12.0),
         "plain.vote": torch.tensor([0, 2, 0, 1]),
@@ -342,12 +391,15 @@ def test_chosen_on_dev_tested_on_test(tmp_path):
     """From kept batches, so that no network is asked."""
     folder = Run.open(tmp_path / "run", {})
     first, second = (
-        ensemble_study.ablation(12, [(20, 29), (0, 9)], ["lockstep"], Ensemble((0,), "lockstep", steps=steps))
+        ensemble_study.ablation(
+            12, [(20, 29), (0, 9)], ["lockstep"], Ensemble((0,), "lockstep", steps=steps)
+        )
         for steps in ((0,), (0, 1))
     )
     best = "lockstep 0-9 @0-1"
     folder.save_tensors(
-        "dev/000.safetensors", kept({**first, **second}, {"lockstep 20-29 @0": [1, 0, 0, 0], best: [1, 1, 0, 0]})
+        "dev/000.safetensors",
+        kept({**first, **second}, {"lockstep 20-29 @0": [1, 0, 0, 0], best: [1, 1, 0, 0]}),
     )
     tried = {
         **first,
@@ -361,17 +413,36 @@ def test_chosen_on_dev_tested_on_test(tmp_path):
     by_name = {row.name: row for row in table}
     assert chosen == best
     assert [row.name for row in table] == [
-        "plain (T = 1)", "lockstep 20-29 @0", "lockstep 0-9 @0", best, f"{best}, other cases", f"{best}, random direction",
-        "clean estimate @0-1", "latent, norm kept @0-1", "vote among 3 plain runs", "best of 3 plain runs (oracle)",
-    ]  # fmt: skip
+        "plain (T = 1)",
+        "lockstep 20-29 @0",
+        "lockstep 0-9 @0",
+        best,
+        f"{best}, other cases",
+        f"{best}, random direction",
+        "clean estimate @0-1",
+        "latent, norm kept @0-1",
+        "vote among 3 plain runs",
+        "best of 3 plain runs (oracle)",
+    ]
     assert by_name["plain (T = 1)"].rate.effect == 0.5
-    assert (by_name[best].rate.effect, by_name[best].gain.effect, by_name[best].distance) == (0.75, 0.25, 0.25)
+    assert (by_name[best].rate.effect, by_name[best].gain.effect, by_name[best].distance) == (
+        0.75,
+        0.25,
+        0.25,
+    )
     assert (
-        by_name["vote among 3 plain runs"].rate.effect == by_name["best of 3 plain runs (oracle)"].rate.effect == 0.75
+        by_name["vote among 3 plain runs"].rate.effect
+        == by_name["best of 3 plain runs (oracle)"].rate.effect
+        == 0.75
     )
     assert by_name["lockstep 0-9 @0"].gain.effect == -0.5
-    assert {row.name for row in table if row.p_holm is not None} == {*first, best}  # the three that were tested
-    assert by_name["lockstep 0-9 @0"].p_holm == pytest.approx(min(1, 3 * by_name["lockstep 0-9 @0"].p))
+    assert {row.name for row in table if row.p_holm is not None} == {
+        *first,
+        best,
+    }  # the three that were tested
+    assert by_name["lockstep 0-9 @0"].p_holm == pytest.approx(
+        min(1, 3 * by_name["lockstep 0-9 @0"].p)
+    )
     assert by_name["plain (T = 1)"].resolvable == pytest.approx(
         2.802 * 0.5 / 2
     )  # of four, one puzzle may always change
@@ -383,16 +454,45 @@ def test_chosen_on_dev_tested_on_test(tmp_path):
 def test_puzzles_chosen_on_dev_reported_on_test(toy, tmp_path, capsys):
     out = tmp_path / "out"
     command = [
-        "ensemble", "--model", str(toy), "--device", "cpu", "--steps", "2", "--frames", "5", "--puzzle", "mark", "--size", "3", "--n", "3",
-        "--choose", "3", "--windows", "20-29", "--modes", "lockstep", "--at", "0,0-1", "--out", str(out),
-    ]  # fmt: skip
+        "ensemble",
+        "--model",
+        str(toy),
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+        "--frames",
+        "5",
+        "--puzzle",
+        "mark",
+        "--size",
+        "3",
+        "--n",
+        "3",
+        "--choose",
+        "3",
+        "--windows",
+        "20-29",
+        "--modes",
+        "lockstep",
+        "--at",
+        "0,0-1",
+        "--out",
+        str(out),
+    ]
     assert main(command) == 0
     text = capsys.readouterr().out
     table = read_json(out / "result.json")
     named = [row["name"] for row in table["rows"]]
-    assert table["chosen"] == "lockstep 20-29 @0"  # a random network solves nothing; of equals, the first
+    assert (
+        table["chosen"] == "lockstep 20-29 @0"
+    )  # a random network solves nothing; of equals, the first
     assert named[:2] == ["plain (T = 1)", "lockstep 20-29 @0"]
-    assert {"lockstep 20-29 @0, other cases", "clean estimate @0", "best of 3 plain runs (oracle)"} < set(named)
+    assert {
+        "lockstep 20-29 @0, other cases",
+        "clean estimate @0",
+        "best of 3 plain runs (oracle)",
+    } < set(named)
     assert [row["passes"] for row in table["rows"][:2]] == [2, 4]  # N; T + N - 1
     assert "chosen on 3 dev puzzles: gain +0.000" in text
     assert (out / "ensemble.png").exists()
@@ -406,14 +506,33 @@ def test_a_picture_of_ones_own(toy, tmp_path, capsys):
     save_image(tmp_path / "p.png", picture)
     out = tmp_path / "out"
     command = [
-        "ensemble", "--model", str(toy), "--device", "cpu", "--steps", "2", "--frames", "5", "--image", str(tmp_path / "p.png"),
-        "--prompt", "solve the maze", "--out", str(out), "--modes", "update", "--seeds", "2",
-    ]  # fmt: skip
+        "ensemble",
+        "--model",
+        str(toy),
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+        "--frames",
+        "5",
+        "--image",
+        str(tmp_path / "p.png"),
+        "--prompt",
+        "solve the maze",
+        "--out",
+        str(out),
+        "--modes",
+        "update",
+        "--seeds",
+        "2",
+    ]
     assert main(command) == 0
     assert "update 20-29 @0, random direction" in capsys.readouterr().out
     assert (out / "side_by_side.mp4").exists()
     assert (out / "ensemble_sheet.png").exists()
-    assert len(list((out / "videos").glob("*.mp4"))) == 4  # two plain seeds, the ensemble and its control
+    assert (
+        len(list((out / "videos").glob("*.mp4"))) == 4
+    )  # two plain seeds, the ensemble and its control
 
 
 @pytest.mark.parametrize(
@@ -434,7 +553,9 @@ def test_mistakes_are_one_sentence(toy, tmp_path, capsys, options, sentence):
 def test_wrong_donors_do_more_than_own_seeds_on_the_embedded_model():
     wan = load("tiny", device="cpu").with_preset(steps=4)
     batch = cases.held_out("maze", 3, size=3)
-    out = ensemble_study.compare(wan, {"own": Ensemble(WINDOW), "others": Ensemble(WINDOW, donors="others")}, batch)
+    out = ensemble_study.compare(
+        wan, {"own": Ensemble(WINDOW), "others": Ensemble(WINDOW, donors="others")}, batch
+    )
     own, others = ensemble_study.moved(out, "own"), ensemble_study.moved(out, "others")
     assert 0 < own < 0.7  # measured 0.007: another video, much nearer than another seed's
     assert others > 2 * own

@@ -20,9 +20,13 @@ from minicos.sample import sample
 from minicos.schedule import make
 from tests.golden import rel_max
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of inductor's own making
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit:DeprecationWarning"
+)  # of inductor's own making
 
-NAMES = tuple(points(replace(VARIANTS["tiny"], num_layers=2)))  # of the network below, which has two blocks as well
+NAMES = tuple(
+    points(replace(VARIANTS["tiny"], num_layers=2))
+)  # of the network below, which has two blocks as well
 
 
 def everywhere(hook) -> Hooks:
@@ -56,7 +60,11 @@ def network(small_dit) -> DiT:
 @pytest.fixture(scope="module")
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
-    return torch.randn(1, 4, 2, 4, 6, generator=draw), torch.tensor([700.0]), torch.randn(1, 5, 8, generator=draw)
+    return (
+        torch.randn(1, 4, 2, 4, 6, generator=draw),
+        torch.tensor([700.0]),
+        torch.randn(1, 5, 8, generator=draw),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +78,9 @@ def loop(pair, small_dit):
     """hooks -> the steps of a loop of three, with two experts and two branches, under them."""
     model = pair(small_dit(0), small_dit(1))
     draw = torch.Generator().manual_seed(1)
-    noise, text, null = (torch.randn(*shape, generator=draw) for shape in ((1, 4, 1, 4, 4), (1, 5, 8), (1, 5, 8)))
+    noise, text, null = (
+        torch.randn(*shape, generator=draw) for shape in ((1, 4, 1, 4, 4), (1, 5, 8), (1, 5, 8))
+    )
     condition = Condition(text, null, (1, 4, 1, 4, 4))
     options = {"schedule": make("euler", 3, 5.0), "guidance": {"high": 3.0, "low": 2.0}}
     return lambda hooks=NO_HOOKS: sample(model, noise, condition, **options, hooks=hooks)
@@ -88,8 +98,18 @@ def test_a_site_says_where_and_when(run):
     record = Record(lambda x: x.shape)
     hooks = Hooks().on("*.1.self_attn.heads", record).on("velocity", record)
     run(hooks.at(step=3, sigma=0.5, expert="low", branch="uncond"))
-    here = {"step": 3, "sigma": 0.5, "expert": "low", "branch": "uncond", "grid": (2, 2, 3), "tokens": slice(None)}
-    assert [site for site, _ in record.entries] == [Site("blocks.1.self_attn.heads", **here), Site("velocity", **here)]
+    here = {
+        "step": 3,
+        "sigma": 0.5,
+        "expert": "low",
+        "branch": "uncond",
+        "grid": (2, 2, 3),
+        "tokens": slice(None),
+    }
+    assert [site for site, _ in record.entries] == [
+        Site("blocks.1.self_attn.heads", **here),
+        Site("velocity", **here),
+    ]
     assert [shape for _, shape in record.entries] == [(1, 2, 12, 12), (1, 4, 2, 4, 6)]
 
 
@@ -126,7 +146,11 @@ class Said:
 
     def means(self, step: int, expert: str, branch: str) -> bool:
         steps = [self.step] if isinstance(self.step, int) else self.step
-        return (steps is None or step in steps) and self.expert in (None, expert) and self.branch in (None, branch)
+        return (
+            (steps is None or step in steps)
+            and self.expert in (None, expert)
+            and self.branch in (None, branch)
+        )
 
 
 def rules(entries: list, sayings: list[Said]) -> Hooks:
@@ -139,19 +163,28 @@ def rules(entries: list, sayings: list[Said]) -> Hooks:
 
 names = st.sampled_from(NAMES)
 segments = st.just("*") | st.sampled_from(sorted({s for name in NAMES for s in name.split(".")}))
-starred = names.flatmap(lambda name: st.tuples(*[st.sampled_from(["*", s]) for s in name.split(".")])).map(".".join)
+starred = names.flatmap(
+    lambda name: st.tuples(*[st.sampled_from(["*", s]) for s in name.split(".")])
+).map(".".join)
 some = st.integers(0, 2)
 steps = st.none() | some | st.sets(some) | st.builds(range, some, some)
-experts, branches = (st.sampled_from([None, *pair]) for pair in (("high", "low"), ("cond", "uncond")))
+experts, branches = (
+    st.sampled_from([None, *pair]) for pair in (("high", "low"), ("cond", "uncond"))
+)
 patterns = starred | st.lists(segments, min_size=1, max_size=5).map(".".join)
-valid, anything = (st.builds(Said, pattern, steps, experts, branches) for pattern in (starred, patterns))
+valid, anything = (
+    st.builds(Said, pattern, steps, experts, branches) for pattern in (starred, patterns)
+)
 
 
 @given(st.lists(anything, max_size=5), names, st.data())
 def test_at_and_scope_drop_exactly_the_rules_that_cannot_fire(sayings, name, data):
     """Narrowed in any order and cut into scopes anywhere, the rules fire as they would unnarrowed."""
-    moment = {"step": data.draw(st.integers(0, 2)), "expert": data.draw(st.sampled_from(["high", "low"])),
-              "branch": data.draw(st.sampled_from(["cond", "uncond"]))}  # fmt: skip
+    moment = {
+        "step": data.draw(st.integers(0, 2)),
+        "expert": data.draw(st.sampled_from(["high", "low"])),
+        "branch": data.draw(st.sampled_from(["cond", "uncond"])),
+    }
     parts = name.split(".")
     cuts = sorted(data.draw(st.sets(st.integers(1, len(parts) - 1)))) if len(parts) > 1 else []
     scopes = [".".join(parts[a:b]) for a, b in zip([0, *cuts], cuts, strict=False)]
@@ -170,7 +203,11 @@ def test_at_and_scope_drop_exactly_the_rules_that_cannot_fire(sayings, name, dat
 
     def may_fire_inside(s: Said) -> bool:
         head, tail = s.pattern.split(".")[: len(scope)], s.pattern.split(".")[len(scope) :]
-        return s.means(**moment) and bool(tail) and all(a in ("*", b) for a, b in zip(head, scope, strict=True))
+        return (
+            s.means(**moment)
+            and bool(tail)
+            and all(a in ("*", b) for a, b in zip(head, scope, strict=True))
+        )
 
     assert bool(hooks) == any(map(may_fire_inside, sayings))
     assert hooks is NO_HOOKS or hooks
@@ -187,12 +224,19 @@ def test_rules_fire_in_a_loop_as_a_naive_reading_has_it(loop, sayings):
     possible = [s for s in sayings if any(s.means(*event[2:]) for event in events)]
     if possible != sayings:
         impossible = next(s for s in sayings if s not in possible)
-        with pytest.raises(MinicosError, match=re.escape(f"the hook on {impossible.pattern!r} can never run")):
+        with pytest.raises(
+            MinicosError, match=re.escape(f"the hook on {impossible.pattern!r} can never run")
+        ):
             loop(rules(entries, sayings))
         assert not entries
     for _ in loop(rules(entries, possible)):
         pass
-    assert entries == [(i, *e[1:]) for e in events for i, s in enumerate(possible) if s.names(e[1]) and s.means(*e[2:])]
+    assert entries == [
+        (i, *e[1:])
+        for e in events
+        for i, s in enumerate(possible)
+        if s.names(e[1]) and s.means(*e[2:])
+    ]
 
 
 def test_a_star_is_exactly_one_segment():
@@ -252,7 +296,9 @@ def test_replacing_a_branch_by_zeros_is_a_network_without_it(run, small_dit, inp
 def test_text_can_be_exchanged_for_that_of_another_prompt(network, inputs, run):
     x, t, _ = inputs
     other = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(run(Hooks().on("text", lambda x, site: network.text_embedding(other))), network(x, t, other))
+    assert torch.equal(
+        run(Hooks().on("text", lambda x, site: network.text_embedding(other))), network(x, t, other)
+    )
 
 
 @pytest.mark.parametrize("point", ["embed", "blocks.0", "blocks.1", "velocity"])
@@ -335,7 +381,9 @@ def high_only(pair, small_dit):
     model, noise = pair(small_dit(), small_dit(), None), torch.zeros(1, 4, 1, 4, 4)
     condition = Condition(torch.zeros(1, 5, 8), None, (1, 4, 1, 4, 4))
     options = {"schedule": make("euler", 20, 5.0), "guidance": {"high": 1, "low": 1}}
-    return lambda hooks, start=0: sample(model, noise, condition, **options, hooks=hooks, start=start)
+    return lambda hooks, start=0: sample(
+        model, noise, condition, **options, hooks=hooks, start=start
+    )
 
 
 EXTENT = "and this run has steps 0 to 19, expert high, branch cond"
@@ -350,32 +398,45 @@ EXTENT = "and this run has steps 0 to 19, expert high, branch cond"
         ({"step": ()}, "step ()"),
         ({"branch": "uncond"}, "branch uncond"),
         ({"expert": "low"}, "expert low"),
-        ({"step": 3, "expert": "high", "branch": "uncond"}, "step 3 and expert high and branch uncond"),
+        (
+            {"step": 3, "expert": "high", "branch": "uncond"},
+            "step 3 and expert high and branch uncond",
+        ),
     ],
 )
 def test_a_moment_that_the_run_does_not_have_is_refused(limit, says, high_only):
     """At the call of sample, also behind a rule that is fine."""
     with pytest.raises(MinicosError) as error:
         high_only(Hooks().on("blocks.*", ignore).on("blocks.1.ffn", ignore, **limit))
-    assert str(error.value) == f"the hook on 'blocks.1.ffn' can never run: it is limited to {says}, {EXTENT}"
+    assert (
+        str(error.value)
+        == f"the hook on 'blocks.1.ffn' can never run: it is limited to {says}, {EXTENT}"
+    )
 
 
 def test_moments_that_exist_but_not_together_are_refused(loop):
     """The loop of three has its low expert at step 2 alone."""
     assert [step.expert for step in loop()] == ["high", "high", "low"]
     for step, expert in ((1, "low"), (2, "high")):
-        with pytest.raises(MinicosError, match=f"it is limited to step {step} and expert {expert}, and this run has"):
+        with pytest.raises(
+            MinicosError,
+            match=f"it is limited to step {step} and expert {expert}, and this run has",
+        ):
             loop(Hooks().on("velocity", ignore, step=step, expert=expert))
 
 
-@pytest.mark.parametrize("limit", [{"step": range(50)}, {"step": {19, 99}}, {"step": 0}, {"branch": "cond"}])
+@pytest.mark.parametrize(
+    "limit", [{"step": range(50)}, {"step": {19, 99}}, {"step": 0}, {"branch": "cond"}]
+)
 def test_a_moment_that_the_run_has_is_fine(limit, high_only):
     """Also where it lies before the step from which a run is resumed: the hooks are those of the whole run."""
     high_only(Hooks().on("velocity", ignore, **limit))
     high_only(Hooks().on("velocity", ignore, **limit), start=5)
 
 
-@pytest.mark.parametrize("name", ["embed", "blocks.0.self_attn.k", "blocks.1.ffn", "blocks.1", "velocity"])
+@pytest.mark.parametrize(
+    "name", ["embed", "blocks.0.self_attn.k", "blocks.1.ffn", "blocks.1", "velocity"]
+)
 def test_a_tensor_of_another_shape_is_refused(name, run):
     with pytest.raises(MinicosError, match=f"hook on {re.escape(name)} returned torch"):
         run(Hooks().on(name, lambda x, site: x[..., :1]))

@@ -16,20 +16,27 @@ from minicos.weights import hub, layouts
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 I2V = {  # as the repository of Wan2.2-I2V-A14B lists it, with bytes
-    ".gitattributes": 1_519, "README.md": 14_000, "assets/logo.png": 56_322, "examples/i2v_input.JPG": 250_628,
-    "configuration.json": 43, "Wan2.1_VAE.pth": 507_609_880, "models_t5_umt5-xxl-enc-bf16.pth": 11_361_920_418,
-    "google/umt5-xxl/spiece.model": 4_548_313, "google/umt5-xxl/tokenizer.json": 16_837_417,
+    ".gitattributes": 1_519,
+    "README.md": 14_000,
+    "assets/logo.png": 56_322,
+    "examples/i2v_input.JPG": 250_628,
+    "configuration.json": 43,
+    "Wan2.1_VAE.pth": 507_609_880,
+    "models_t5_umt5-xxl-enc-bf16.pth": 11_361_920_418,
+    "google/umt5-xxl/spiece.model": 4_548_313,
+    "google/umt5-xxl/tokenizer.json": 16_837_417,
     "google/umt5-xxl/tokenizer_config.json": 61_728,
     **{
         f"{expert}_noise_model/{name}": size
         for expert in ("high", "low")
         for name, size in (
-            ("config.json", 250), ("diffusion_pytorch_model.safetensors.index.json", 96_805),
+            ("config.json", 250),
+            ("diffusion_pytorch_model.safetensors.index.json", 96_805),
             ("diffusion_pytorch_model-00001-of-00002.safetensors", 9_000_000_000),
             ("diffusion_pytorch_model-00002-of-00002.safetensors", 8_000_000_000),
         )
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -66,7 +73,9 @@ def test_a_model_in_the_cache_is_opened_without_a_connection(cache, toy, monkeyp
     assert torch.equal(wan.vae.conv1.weight, load(toy, device="cpu").vae.conv1.weight)
     assert wan.weights == load(toy, device="cpu").weights
     assert layouts.dit_config("some-one/toy").dim == 128
-    monkeypatch.setitem(hub.KNOWN, "some-one/toy", "VBVR-Wan2.2")  # an id that names what no file tells
+    monkeypatch.setitem(
+        hub.KNOWN, "some-one/toy", "VBVR-Wan2.2"
+    )  # an id that names what no file tells
     with pytest.raises(MinicosError, match=r"has not the shapes of VBVR-Wan2\.2"):
         layouts.find("some-one/toy")
 
@@ -82,7 +91,21 @@ def test_a_model_that_is_not_in_the_cache(cache):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x/y", "a/../b", "a/..", "/etc/none/x", "a/b/c", "a--b/c", "a\\b/c", "a/b\0", "", "a/", "~/b", "a/ b"]
+    "name",
+    [
+        "../x/y",
+        "a/../b",
+        "a/..",
+        "/etc/none/x",
+        "a/b/c",
+        "a--b/c",
+        "a\\b/c",
+        "a/b\0",
+        "",
+        "a/",
+        "~/b",
+        "a/ b",
+    ],
 )
 def test_names_that_lead_elsewhere_are_no_ids(name, cache):
     assert not hub.is_id(name)
@@ -99,18 +122,34 @@ def test_only_what_a_model_needs_is_fetched():
     assert {file.name for file in wanted} == {
         name
         for name in I2V
-        if name.startswith(("high", "low", "Wan2.1_VAE", "models_t5")) or name.endswith("/tokenizer.json")
+        if name.startswith(("high", "low", "Wan2.1_VAE", "models_t5"))
+        or name.endswith("/tokenizer.json")
     }
-    assert sum(file.bytes for file in wanted) == 34_000_000_000 + 2 * 97_055 + 507_609_880 + 11_361_920_418 + 16_837_417
+    assert (
+        sum(file.bytes for file in wanted)
+        == 34_000_000_000 + 2 * 97_055 + 507_609_880 + 11_361_920_418 + 16_837_417
+    )
     files = [
-        "model_index.json", "scheduler/scheduler_config.json", "assets/x.safetensors", "vae/config.json",
-        *(f"{folder}/{name}" for folder in ("transformer", "transformer_2", "vae") for name in (
-            "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin",
-        )),
-        "text_encoder/model.fp16-00001-of-00002.safetensors", "text_encoder/model-00001-of-00002.safetensors",
-        "text_encoder/model.safetensors.index.json", "text_encoder/model.fp16.safetensors.index.json",
-        "tokenizer/tokenizer.json", "tokenizer/spiece.model",
-    ]  # fmt: skip
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "assets/x.safetensors",
+        "vae/config.json",
+        *(
+            f"{folder}/{name}"
+            for folder in ("transformer", "transformer_2", "vae")
+            for name in (
+                "diffusion_pytorch_model.safetensors",
+                "diffusion_pytorch_model.fp16.safetensors",
+                "diffusion_pytorch_model.bin",
+            )
+        ),
+        "text_encoder/model.fp16-00001-of-00002.safetensors",
+        "text_encoder/model-00001-of-00002.safetensors",
+        "text_encoder/model.safetensors.index.json",
+        "text_encoder/model.fp16.safetensors.index.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/spiece.model",
+    ]
     assert names(*files) == [
         "model_index.json",
         "transformer/diffusion_pytorch_model.safetensors",
@@ -121,13 +160,19 @@ def test_only_what_a_model_needs_is_fetched():
         "text_encoder/model.safetensors.index.json",
         "tokenizer/tokenizer.json",
     ]
-    both = ("diffusion_pytorch_model.safetensors", "Wan2.1_VAE.pth", "Wan2.1_VAE.safetensors", "t5.pth")
+    both = (
+        "diffusion_pytorch_model.safetensors",
+        "Wan2.1_VAE.pth",
+        "Wan2.1_VAE.safetensors",
+        "t5.pth",
+    )
     assert names(*both) == sorted(set(both) - {"Wan2.1_VAE.pth"})
     assert names("model_index.json", "transformer/a.fp16.safetensors")[1:] == [
         "transformer/a.fp16.safetensors"
     ]  # there is no other
     with pytest.raises(
-        MinicosError, match=r"a/b is not one whole model .* \(2 files of weights\).*`hf download a/b FILE`"
+        MinicosError,
+        match=r"a/b is not one whole model .* \(2 files of weights\).*`hf download a/b FILE`",
     ):
         names("split_files/a.safetensors", "split_files/b.safetensors")
     for bad in ("../x.json", "/etc/x.json", "a/../../x", "..\\x"):
@@ -161,7 +206,9 @@ def test_fetching_tells_first_what_and_how_much(cache, listed, monkeypatch, caps
     assert not any(name.startswith(("assets", "examples", "README")) for name in patterns)
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    with pytest.raises(MinicosError, match=r"needs 45,886,561,825 bytes more, and .* has 1,000,000,000 free"):
+    with pytest.raises(
+        MinicosError, match=r"needs 45,886,561,825 bytes more, and .* has 1,000,000,000 free"
+    ):
         hub.fetch("Wan-AI/Wan2.2-I2V-A14B")
     assert len(asked) == 1
 
@@ -176,11 +223,23 @@ def failure(kind: type[Exception], text: str) -> Exception:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (failure(errors.RepositoryNotFoundError, "404"), "the Hub has no repository no/body, or it is private"),
-        (failure(errors.GatedRepoError, "403"), "no/body is gated: accept its terms at https://huggingface.co/no/body"),
+        (
+            failure(errors.RepositoryNotFoundError, "404"),
+            "the Hub has no repository no/body, or it is private",
+        ),
+        (
+            failure(errors.GatedRepoError, "403"),
+            "no/body is gated: accept its terms at https://huggingface.co/no/body",
+        ),
         (errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
-        (OSError(28, "No space left on device"), "could not be fetched .*No space left.*it continues"),
-        (ConnectionError("Name or service not known\nmore"), "could not be fetched .Name or service not known."),
+        (
+            OSError(28, "No space left on device"),
+            "could not be fetched .*No space left.*it continues",
+        ),
+        (
+            ConnectionError("Name or service not known\nmore"),
+            "could not be fetched .Name or service not known.",
+        ),
     ],
 )
 def test_what_can_go_wrong_is_one_sentence(error, says, cache, monkeypatch):

@@ -42,8 +42,16 @@ SINGLE = [
     ("diffusers.Wan2.2-TI2V-5B.vae", "Wan2.2_VAE", "diffusers"),
     ("official.models_t5_umt5-xxl-enc-bf16", "UMT5-XXL encoder", "official"),
     ("diffusers.umt5-xxl.text_encoder", "UMT5-XXL encoder", "transformers"),
-    ("official.models_clip_open-clip-xlm-roberta-large-vit-huge-14.visual", "CLIP image encoder", "official"),
-    ("official.models_clip_open-clip-xlm-roberta-large-vit-huge-14.full", "CLIP image encoder", "official"),
+    (
+        "official.models_clip_open-clip-xlm-roberta-large-vit-huge-14.visual",
+        "CLIP image encoder",
+        "official",
+    ),
+    (
+        "official.models_clip_open-clip-xlm-roberta-large-vit-huge-14.full",
+        "CLIP image encoder",
+        "official",
+    ),
     ("diffusers.Wan2.1-I2V.image_encoder.CLIPVisionModel", "CLIP image encoder", "transformers"),
     ("lora.diffsynth.Wan2.2-I2V-A14B.rank32.derived", "LoRA", "lora:diffsynth"),
     ("lora.lightx2v_4step.Wan2.2-I2V-A14B.rank64.derived", "LoRA", "lora:lightx2v"),
@@ -56,14 +64,19 @@ NOTED = {  # what a lone file may be beside what it is called, or what it lacks
 
 
 def test_inspect_imports_neither_torch_nor_numpy():
-    script = (
-        "import sys, minicos.weights.inspect; print(sorted({'torch', 'numpy', 'safetensors', 'av'} & set(sys.modules)))"
+    script = "import sys, minicos.weights.inspect; print(sorted({'torch', 'numpy', 'safetensors', 'av'} & set(sys.modules)))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
     )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @sparse
-@pytest.mark.parametrize(("name", "variant", "found_layout"), SINGLE, ids=[name for name, *_ in SINGLE])
+@pytest.mark.parametrize(
+    ("name", "variant", "found_layout"), SINGLE, ids=[name for name, *_ in SINGLE]
+)
 def test_single_files_of_true_size(tmp_path, name, variant, found_layout):
     shapes = manifest(name)
     path = write_sparse(tmp_path / "x.safetensors", shapes, fp8_rule if "fp8" in name else "F32")
@@ -81,7 +94,11 @@ def test_single_files_of_true_size(tmp_path, name, variant, found_layout):
         assert found.architecture["num_heads"] == 40
         assert found.architecture["ffn_dim"] == 13824
     if variant == "LoRA":
-        assert found.architecture == {"rank": 64 if "lightx2v" in name else 32, "dim": 5120, "num_layers": 40}
+        assert found.architecture == {
+            "rank": 64 if "lightx2v" in name else 32,
+            "dim": 5120,
+            "num_layers": 40,
+        }
     assert json.loads(json.dumps(found.to_json()))["variant"] == variant
     assert variant in describe(found)
 
@@ -109,7 +126,11 @@ def test_folders_of_two_experts_of_true_size(tmp_path, folders, names, kind):
     begin = time.process_time()
     found = inspect(tmp_path)
     assert time.process_time() - begin < 1
-    assert (found.variant, found.expert, found.tensors) == (f"Wan2.2-{kind}-A14B", "high and low", 2190)
+    assert (found.variant, found.expert, found.tensors) == (
+        f"Wan2.2-{kind}-A14B",
+        "high and low",
+        2190,
+    )
     assert found.parameters == 2 * {"I2V": 14_288_901_184, "T2V": 14_288_491_584}[kind]
     assert [len(found.parts[expert]) for expert in ("high", "low")] == [6, 6]
     assert all(folders[1] in file for file in found.parts["low"])
@@ -129,7 +150,10 @@ def test_names_of_files_and_folders_tell_the_expert(tmp_path):
     for path, expert in (
         (tmp_path / "high_noise_model", "high"),
         (tmp_path, "high"),
-        (write_sparse(tmp_path / "a" / "wan2.2_t2v_Low-Noise_14B.safetensors", shapes, "F16"), "low"),
+        (
+            write_sparse(tmp_path / "a" / "wan2.2_t2v_Low-Noise_14B.safetensors", shapes, "F16"),
+            "low",
+        ),
     ):
         found = inspect(path)
         assert (found.variant, found.expert) == ("Wan2.2-T2V-A14B", expert)
@@ -137,8 +161,14 @@ def test_names_of_files_and_folders_tell_the_expert(tmp_path):
 
 @sparse
 def test_experts_of_different_models_are_an_error(tmp_path):
-    write_sparse(tmp_path / "high_noise_model" / "a.safetensors", manifest("official.Wan2.2-T2V-A14B.high_noise_model"))
-    write_sparse(tmp_path / "low_noise_model" / "a.safetensors", manifest("official.Wan2.2-I2V-A14B.low_noise_model"))
+    write_sparse(
+        tmp_path / "high_noise_model" / "a.safetensors",
+        manifest("official.Wan2.2-T2V-A14B.high_noise_model"),
+    )
+    write_sparse(
+        tmp_path / "low_noise_model" / "a.safetensors",
+        manifest("official.Wan2.2-I2V-A14B.low_noise_model"),
+    )
     with pytest.raises(MinicosError, match="differ in shape"):
         inspect(tmp_path)
 
@@ -161,10 +191,15 @@ def test_unknown_weights_are_called_unknown(tmp_path):
 def test_pytorch_archives_are_recognised_and_never_executed(tmp_path):
     shapes = manifest("official.Wan2.1_VAE")
     zero = torch.zeros(())
-    torch.save({key: zero.expand(shape) for key, shape in shapes.items()}, tmp_path / "Wan2.1_VAE.pth")
+    torch.save(
+        {key: zero.expand(shape) for key, shape in shapes.items()}, tmp_path / "Wan2.1_VAE.pth"
+    )
     with pytest.raises(MinicosError, match="shorter than its tensors"):
         inspect(tmp_path)
-    for wrap in (lambda table: table, lambda table: {"model_state": {f"model.{k}": v for k, v in table.items()}}):
+    for wrap in (
+        lambda table: table,
+        lambda table: {"model_state": {f"model.{k}": v for k, v in table.items()}},
+    ):
         tensors = {key: torch.zeros(shape, dtype=torch.float16) for key, shape in shapes.items()}
         torch.save(wrap(tensors), tmp_path / "Wan2.1_VAE.pth")
         found = inspect(tmp_path)
@@ -173,10 +208,14 @@ def test_pytorch_archives_are_recognised_and_never_executed(tmp_path):
         assert found.dtypes == {"F16": 194}
         assert "weights_only=True" in describe(found)
 
-    torch.save({"a": nn.Parameter(torch.zeros(2, 3)), "b": torch.zeros(4).long()}, tmp_path / "small.pth")
+    torch.save(
+        {"a": nn.Parameter(torch.zeros(2, 3)), "b": torch.zeros(4).long()}, tmp_path / "small.pth"
+    )
     assert inspect(tmp_path / "small.pth").dtypes == {"F32": 1, "I64": 1}
     torch.save({"a": Evil(str(tmp_path / "boom"))}, tmp_path / "evil.pth")
-    with pytest.raises(MinicosError, match=r"evil\.pth cannot be opened as tensors only: it holds .*open"):
+    with pytest.raises(
+        MinicosError, match=r"evil\.pth cannot be opened as tensors only: it holds .*open"
+    ):
         inspect(tmp_path / "evil.pth")
     with pytest.raises(MinicosError, match=r"evil\.pth cannot be opened as tensors only"):
         load_into(nn.Identity(), tmp_path / "evil.pth")
@@ -199,9 +238,15 @@ def test_an_expert_may_be_a_lora_on_the_other(tmp_path):
     shapes = manifest("official.Wan2.2-I2V-A14B.high_noise_model")
     write_sparse(tmp_path / "high_noise_model" / "a.safetensors", shapes)
     delta = lora.LowRank(torch.zeros(5120, 3), torch.zeros(3, 5120))
-    lora.save(tmp_path / "low_noise_model" / "lora.safetensors", {"blocks.0.self_attn.q.weight": delta})
+    lora.save(
+        tmp_path / "low_noise_model" / "lora.safetensors", {"blocks.0.self_attn.q.weight": delta}
+    )
     found = inspect(tmp_path)
-    assert (found.variant, found.expert, found.layout) == ("Wan2.2-I2V-A14B", "high and low", "official")
+    assert (found.variant, found.expert, found.layout) == (
+        "Wan2.2-I2V-A14B",
+        "high and low",
+        "official",
+    )
     assert found.architecture["num_layers"] == 40
     assert found.notes[0] == "its low-noise expert is a LoRA of rank 3 on the other one"
 
@@ -209,8 +254,16 @@ def test_an_expert_may_be_a_lora_on_the_other(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-        ("a.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (
+            "a.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a Git LFS pointer",
+        ),
+        (
+            "a.pth",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a Git LFS pointer",
+        ),
         ("a.safetensors", b"<!DOCTYPE html><html>", "is a web page"),
         ("a.pth", b"<!DOCTYPE html><html>", "is not a whole PyTorch archive"),
         ("a.safetensors", b"", "is not a safetensors file"),
@@ -228,7 +281,9 @@ def test_files_of_other_kinds(tmp_path, name, content, says):
 def test_a_file_that_was_cut_off(tmp_path):
     path = write_sparse(tmp_path / "x.safetensors", manifest("official.Wan2.1-T2V-1.3B"))
     os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(MinicosError, match=r"x\.safetensors is cut off: 5,67\d,\d+,\d+ bytes instead of"):
+    with pytest.raises(
+        MinicosError, match=r"x\.safetensors is cut off: 5,67\d,\d+,\d+ bytes instead of"
+    ):
         inspect(path)
 
 
@@ -237,7 +292,10 @@ def test_a_network_of_another_family_is_unknown(tmp_path):
     shapes = {f"double_blocks.{i}.img_attn.qkv.weight": (9216, 3072) for i in range(20)}
     found = inspect(write_sparse(tmp_path / "flux.safetensors", shapes))
     assert (found.variant, found.layout) == ("unknown", "unknown")
-    other = {k: tuple(2 * n if n == 5120 else n for n in s) for k, s in manifest("official.Wan2.1-T2V-14B").items()}
+    other = {
+        k: tuple(2 * n if n == 5120 else n for n in s)
+        for k, s in manifest("official.Wan2.1-T2V-14B").items()
+    }
     found = inspect(write_sparse(tmp_path / "wide.safetensors", other))
     assert (found.variant, found.architecture["dim"]) == ("unknown", 10240)
 
@@ -245,16 +303,23 @@ def test_a_network_of_another_family_is_unknown(tmp_path):
 @sparse
 def test_whole_folders_of_one_network(tmp_path):
     """As Wan-AI publishes Wan2.1 and TI2V-5B: the network's shards beside VAE and text encoder; and as diffusers has it."""
-    for published, variant in (("Wan2.1-T2V-14B", "Wan2.1-T2V-14B"), ("Wan2.2-TI2V-5B", "Wan2.2-TI2V-5B")):
+    for published, variant in (
+        ("Wan2.1-T2V-14B", "Wan2.1-T2V-14B"),
+        ("Wan2.2-TI2V-5B", "Wan2.2-TI2V-5B"),
+    ):
         folder = write_shards(tmp_path / published, manifest(f"official.{published}"), 3)
-        write_sparse(folder / f"{published[:6]}_VAE.safetensors", manifest(f"official.{published[:6]}_VAE"))
+        write_sparse(
+            folder / f"{published[:6]}_VAE.safetensors", manifest(f"official.{published[:6]}_VAE")
+        )
         assert inspect(folder).variant == variant
         assert layouts.dit_config(folder) == VARIANTS[variant]
     folder = tmp_path / "diffusers"
     write_shards(folder / "transformer", manifest("diffusers.Wan2.1-T2V-14B.transformer"), 3)
     (folder / "model_index.json").write_text('{"transformer_2": [null, null]}')
     assert inspect(folder).variant == "Wan2.1-T2V-14B"
-    (folder / "model_index.json").write_text('{"transformer_2": ["diffusers", "WanTransformer3DModel"]}')
+    (folder / "model_index.json").write_text(
+        '{"transformer_2": ["diffusers", "WanTransformer3DModel"]}'
+    )
     found = inspect(folder)
     assert (found.variant, len(found.parts)) == ("Wan2.2-T2V-A14B", 1)
     assert "--part low=FILE" in found.notes[0]

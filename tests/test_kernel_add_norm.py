@@ -12,9 +12,22 @@ from minicos import ops
 from tests.golden import rel_max
 
 from tests.on_device import (  # isort: skip  finds minicos.kernels
-    DEVICE, DTYPES, ROUNDED, VIEWS, compiled, differing, far_apart, interpret, modulations, on_device, poisoned, ptx,
-    randn, triton, view,
-)  # fmt: skip
+    DEVICE,
+    DTYPES,
+    ROUNDED,
+    VIEWS,
+    compiled,
+    differing,
+    far_apart,
+    interpret,
+    modulations,
+    on_device,
+    poisoned,
+    ptx,
+    randn,
+    triton,
+    view,
+)
 from minicos.kernels import add_norm as module
 from minicos.kernels.add_norm import add_norm
 from minicos.kernels.gated_add import gated_add
@@ -26,7 +39,14 @@ EPS = 1e-6
 NORMS = ["affine", "modulated"]
 
 
-def inputs(width: int, norm: str, dtype: torch.dtype = torch.float32, gated: bool = True, seed: int = 0, g: int = 3):
+def inputs(
+    width: int,
+    norm: str,
+    dtype: torch.dtype = torch.float32,
+    gated: bool = True,
+    seed: int = 0,
+    g: int = 3,
+):
     """x, y, gate, scale, shift, eps."""
     x, y = (randn(2, 6, width, seed=seed + i, dtype=dtype) for i in range(2))
     gate, scale, shift, *_ = modulations(2, g, width, seed=seed % 1000)
@@ -44,7 +64,10 @@ def test_everything_here_in_the_interpreter():
 
 
 @compiled
-@pytest.mark.skipif("nvidia" not in triton.backends.backends, reason="this Triton has no compiler for NVIDIA's cards")
+@pytest.mark.skipif(
+    "nvidia" not in triton.backends.backends,
+    reason="this Triton has no compiler for NVIDIA's cards",
+)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("width", [5120, 3072, 1536])
 @pytest.mark.parametrize("residual", ["*fp32", "*bf16"])
@@ -90,7 +113,10 @@ def test_signatures_are_the_references():
 @pytest.mark.parametrize("width", [1, 5, 24, 130, 1536, 3072, 5120])
 def test_sum_and_norm_in_float32(width, norm, gated):
     given = inputs(width, norm, gated=gated)
-    (stream, normed), (stream_reference, normed_reference) = poisoned(add_norm, *given), ops.add_norm(*given)
+    (stream, normed), (stream_reference, normed_reference) = (
+        poisoned(add_norm, *given),
+        ops.add_norm(*given),
+    )
     assert stream.is_contiguous()
     assert normed.is_contiguous()
     assert torch.equal(stream, stream_reference)
@@ -107,7 +133,9 @@ def test_every_dtype_in_and_out(width, residual, norm):
         outs, references = (op(*given, residual, dtype) for op in (add_norm, ops.add_norm))
         for actual, expected, kind in zip(outs, references, (residual, dtype), strict=True):
             assert actual.dtype == kind
-            assert rel_max(actual.float(), expected.float()) < 2e-2  # measured 1.4e-2, of bfloat16 in the interpreter
+            assert (
+                rel_max(actual.float(), expected.float()) < 2e-2
+            )  # measured 1.4e-2, of bfloat16 in the interpreter
 
 
 @on_device
@@ -136,7 +164,9 @@ def test_it_is_the_sum_and_then_the_norm(seed, width, gated, residual):
     assert torch.equal(normed, modulated_norm(stream, scale, shift, eps, torch.bfloat16))
     _, affine = add_norm(x, y, gate, scale[0, 0], shift[0, 0], eps)
     same = (m[:1, :1].expand(2, 1, -1) for m in (scale - 1, shift))
-    assert rel_max(affine, modulated_norm(gated_add(x, y, gate), *same, eps)) < 1e-6  # measured 1.2e-7
+    assert (
+        rel_max(affine, modulated_norm(gated_add(x, y, gate), *same, eps)) < 1e-6
+    )  # measured 1.2e-7
 
 
 @on_device
@@ -156,7 +186,10 @@ def test_slices_are_read_by_their_strides(name, norm):
 @on_device
 def test_offsets_pass_32_bits():
     x, (gate, scale, shift, *_) = far_apart(1, 3, 5), modulations(1, 3, 5)
-    far, near = add_norm(x, x, gate, scale, shift, EPS), add_norm(x.clone(), x.clone(), gate, scale, shift, EPS)
+    far, near = (
+        add_norm(x, x, gate, scale, shift, EPS),
+        add_norm(x.clone(), x.clone(), gate, scale, shift, EPS),
+    )
     assert all(map(torch.equal, far, near))
 
 
@@ -184,14 +217,27 @@ ROW = torch.ones(2, 6, 8)
         ({"shift": ROW[:, :3].half()}, "shift must be float32 .* not float16"),
         ({"scale": ROW[0, 0]}, r"shift must be float32 \(8,\) on .*, not float32 \(2, 3, 8\)"),
         ({"scale": ROW[0, 0, :7], "shift": ROW[0, 0]}, r"scale must be float32 \(8,\)"),
-        ({"scale": ROW[0, 0].clone().requires_grad_(), "shift": ROW[0, 0]}, "no gradient; pass scale.detach"),
+        (
+            {"scale": ROW[0, 0].clone().requires_grad_(), "shift": ROW[0, 0]},
+            "no gradient; pass scale.detach",
+        ),
         ({"residual": torch.float64}, "writes float32, bfloat16 and float16, not torch.float64"),
         ({"dtype": torch.float64}, "writes float32, bfloat16 and float16, not torch.float64"),
     ],
 )
 def test_what_the_kernel_cannot_do_is_refused(changed, match):
     modulation = ROW[:, :3]
-    given = {"x": ROW, "y": ROW, "gate": modulation, "scale": modulation, "shift": modulation, "eps": EPS} | changed
-    given = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in given.items()}
+    given = {
+        "x": ROW,
+        "y": ROW,
+        "gate": modulation,
+        "scale": modulation,
+        "shift": modulation,
+        "eps": EPS,
+    } | changed
+    given = {
+        name: value.to(DEVICE) if isinstance(value, Tensor) else value
+        for name, value in given.items()
+    }
     with pytest.raises((TypeError, ValueError), match=match):
         add_norm(**given)

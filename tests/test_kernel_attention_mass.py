@@ -13,12 +13,25 @@ from torch import Tensor
 
 from minicos import ops
 
-from tests.on_device import DEVICE, DTYPES, INTERPRETED, compiled, interpret, nan, on_device, ptx, randn, triton  # isort: skip  finds minicos.kernels
+from tests.on_device import (
+    DEVICE,
+    DTYPES,
+    INTERPRETED,
+    compiled,
+    interpret,
+    nan,
+    on_device,
+    ptx,
+    randn,
+    triton,
+)  # isort: skip  finds minicos.kernels
 from minicos.kernels import attention_mass as module
 from minicos.kernels.attention_mass import attention_mass, attention_mass_sampled
 
 numbers = st.integers(0, 2**31 - 1)
-EXACT = 2e-6 if INTERPRETED else 2e-5  # a GPU's ex2 is approximate, and so are its tensor cores' sums: not measured
+EXACT = (
+    2e-6 if INTERPRETED else 2e-5
+)  # a GPU's ex2 is approximate, and so are its tensor cores' sums: not measured
 STRIDES = ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row")
 
 
@@ -26,7 +39,9 @@ STRIDES = ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row")
 def poisoned(monkeypatch):
     """Memory that the kernels are given is NaN: what they leave unwritten shows."""
     monkeypatch.setattr(
-        module.torch, "empty", lambda *shape, dtype, device: torch.full(shape, torch.nan, dtype=dtype, device=device)
+        module.torch,
+        "empty",
+        lambda *shape, dtype, device: torch.full(shape, torch.nan, dtype=dtype, device=device),
     )
     monkeypatch.setattr(module.torch, "empty_like", partial(torch.full_like, fill_value=torch.nan))
 
@@ -36,7 +51,9 @@ def exact(q: Tensor, k: Tensor, frames: int) -> tuple[Tensor, Tensor]:
     q, k = q.double(), k.double()
     length, keys = q.shape[2], k.shape[2]
     key_frames = frames if keys == length else 1
-    v = torch.eye(key_frames, dtype=torch.float64, device=q.device).repeat_interleave(keys // key_frames, 0)
+    v = torch.eye(key_frames, dtype=torch.float64, device=q.device).repeat_interleave(
+        keys // key_frames, 0
+    )
     v = v.expand(*q.shape[:2], -1, -1).contiguous().requires_grad_()
     heads = F.scaled_dot_product_attention(q, k, v)  # b n l f'
     received = torch.autograd.grad(heads.sum(), v)[0][..., 0]
@@ -48,10 +65,20 @@ def error(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> flo
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape
         assert a.dtype == torch.float32
-    return max(((a - e).abs().max() / e.abs().max()).item() for a, e in zip(actual, expected, strict=True))
+    return max(
+        ((a - e).abs().max() / e.abs().max()).item() for a, e in zip(actual, expected, strict=True)
+    )
 
 
-def heads(b: int, n: int, length: int, width: int, keys: int | None = None, dtype=torch.float32, seed: int = 0):
+def heads(
+    b: int,
+    n: int,
+    length: int,
+    width: int,
+    keys: int | None = None,
+    dtype=torch.float32,
+    seed: int = 0,
+):
     return randn(b, n, length, width, seed=seed, dtype=dtype), randn(
         b, n, keys or length, width, seed=seed + 1, dtype=dtype
     )
@@ -67,26 +94,87 @@ def test_everything_here_in_the_interpreter():
 
 def compile_for_hopper(kernel, pointer: str, width: int, fixed: dict[str, int]) -> str:
     tiles = dict(module.TILES_32 if pointer == "*fp32" else module.TILES_16)
-    options = {name: tiles.pop(name) for name in ("num_warps", "num_stages")} | {"enable_fp_fusion": True}
+    options = {name: tiles.pop(name) for name in ("num_warps", "num_stages")} | {
+        "enable_fp_fusion": True
+    }
     types = {"q": pointer, "k": pointer, "scale": "fp32"}
-    types |= {name: "*fp32" for name in ("lse", "received", "parts", "variance") if name in kernel.arg_names}
-    constants = fixed | tiles | {"width": width, "depth": max(16, triton.next_power_of_2(width)), "widen": False}
-    return ptx(kernel, types, constants, ("q", "k", "lse", *(STRIDES if width % 16 == 0 else ())), **options)
+    types |= {
+        name: "*fp32"
+        for name in ("lse", "received", "parts", "variance")
+        if name in kernel.arg_names
+    }
+    constants = (
+        fixed
+        | tiles
+        | {"width": width, "depth": max(16, triton.next_power_of_2(width)), "widen": False}
+    )
+    return ptx(
+        kernel,
+        types,
+        constants,
+        ("q", "k", "lse", *(STRIDES if width % 16 == 0 else ())),
+        **options,
+    )
 
 
 KERNELS = {
     "lse": ("_log_sum_exp", {"keys": 32760}),
-    "480p": ("_mass", {"size": 1560, "frames": 21, "key_size": 1560, "key_frames": 21, "blocks": 13, "sampled": False}),
-    "720p": ("_mass", {"size": 3600, "frames": 21, "key_size": 3600, "key_frames": 21, "blocks": 29, "sampled": False}),
-    "text": ("_mass", {"size": 1560, "frames": 21, "key_size": 512, "key_frames": 1, "blocks": 4, "sampled": False}),
-    "sampled": ("_mass", {"size": 64, "frames": 21, "key_size": 1560, "key_frames": 21, "blocks": 13, "sampled": True}),
+    "480p": (
+        "_mass",
+        {
+            "size": 1560,
+            "frames": 21,
+            "key_size": 1560,
+            "key_frames": 21,
+            "blocks": 13,
+            "sampled": False,
+        },
+    ),
+    "720p": (
+        "_mass",
+        {
+            "size": 3600,
+            "frames": 21,
+            "key_size": 3600,
+            "key_frames": 21,
+            "blocks": 29,
+            "sampled": False,
+        },
+    ),
+    "text": (
+        "_mass",
+        {
+            "size": 1560,
+            "frames": 21,
+            "key_size": 512,
+            "key_frames": 1,
+            "blocks": 4,
+            "sampled": False,
+        },
+    ),
+    "sampled": (
+        "_mass",
+        {
+            "size": 64,
+            "frames": 21,
+            "key_size": 1560,
+            "key_frames": 21,
+            "blocks": 13,
+            "sampled": True,
+        },
+    ),
 }
 
 
 @compiled
-@pytest.mark.skipif("nvidia" not in triton.backends.backends, reason="this Triton has no compiler for NVIDIA's cards")
+@pytest.mark.skipif(
+    "nvidia" not in triton.backends.backends,
+    reason="this Triton has no compiler for NVIDIA's cards",
+)
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize(("pointer", "width"), [("*bf16", 128), ("*bf16", 24), ("*fp16", 64), ("*fp32", 128)])
+@pytest.mark.parametrize(
+    ("pointer", "width"), [("*bf16", 128), ("*bf16", 24), ("*fp16", 64), ("*fp32", 128)]
+)
 def test_it_compiles_for_hopper_without_a_card(name, pointer, width, tmp_path, monkeypatch):
     """16 bits: on the tensor cores, with loads that run ahead where rows are aligned. float32: no TF32. No atomics anywhere."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -166,11 +254,15 @@ def test_the_forwards_logarithms_are_taken(b, n, length, width, keys, frames, dt
 
 
 SLICES = {
-    "heads of a projection": lambda x: x.transpose(1, 2).flatten(2).clone().unflatten(2, (3, 24)).transpose(1, 2),
+    "heads of a projection": lambda x: (
+        x.transpose(1, 2).flatten(2).clone().unflatten(2, (3, 24)).transpose(1, 2)
+    ),
     "some heads": lambda x: torch.stack([x, nan(*x.shape, dtype=x.dtype)], 2).flatten(1, 2)[:, ::2],
     "channels": lambda x: torch.cat([nan(*x.shape, dtype=x.dtype), x], -1)[..., 24:],
     "every other channel": lambda x: torch.stack([x, nan(*x.shape, dtype=x.dtype)], -1)[..., 0],
-    "every other row": lambda x: torch.stack([x, nan(*x.shape, dtype=x.dtype)], 3).flatten(2, 3)[:, :, ::2],
+    "every other row": lambda x: torch.stack([x, nan(*x.shape, dtype=x.dtype)], 3).flatten(2, 3)[
+        :, :, ::2
+    ],
     "rows between others": lambda x: F.pad(x, (0, 0, 3, 5), value=torch.nan)[:, :, 3:-5],
     "one head": lambda x: x[:, :1].expand(-1, 3, -1, -1),
 }
@@ -221,16 +313,24 @@ def test_huge_and_zero_rows(dtype):
 @settings(max_examples=10)
 @given(numbers, st.integers(1, 3), st.integers(1, 30), st.sampled_from([8, 24]), st.booleans())
 def test_masses_are_conserved_and_follow_their_keys(seed, frames, size, width, half):
-    q, k = heads(1, 2, frames * size, width, dtype=torch.bfloat16 if half else torch.float32, seed=seed)
+    q, k = heads(
+        1, 2, frames * size, width, dtype=torch.bfloat16 if half else torch.float32, seed=seed
+    )
     received, between = attention_mass(q, k, frames)
     assert torch.allclose(
         received.sum(-1), torch.tensor(float(frames * size), device=DEVICE), rtol=EXACT
     )  # measured 1.2e-7
-    assert torch.allclose(between.sum(-1), torch.ones((), device=DEVICE), rtol=EXACT)  # measured 2.4e-7
-    inside = received.unflatten(2, (frames, size)).sum(-1)  # the same mass of a key frame, whoever asks
+    assert torch.allclose(
+        between.sum(-1), torch.ones((), device=DEVICE), rtol=EXACT
+    )  # measured 2.4e-7
+    inside = received.unflatten(2, (frames, size)).sum(
+        -1
+    )  # the same mass of a key frame, whoever asks
     assert torch.allclose(between.sum(2) * size, inside, rtol=EXACT)
     order = torch.randperm(frames, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-    moved = k.unflatten(2, (frames, size))[:, :, order].flip(3).flatten(2, 3)  # frames permuted, and keys within
+    moved = (
+        k.unflatten(2, (frames, size))[:, :, order].flip(3).flatten(2, 3)
+    )  # frames permuted, and keys within
     received_moved, between_moved = attention_mass(q, moved, frames)
     followed = received.unflatten(2, (frames, size))[:, :, order].flip(3).flatten(2)
     assert torch.allclose(received_moved, followed, rtol=EXACT, atol=1e-6)
@@ -250,7 +350,9 @@ def test_a_sample_is_the_references(b, n, length, width, keys, frames, dtype):
         expected, expected_errors = ops.attention_mass_sampled(q, k, frames, rows)
         assert error(masses, expected) < EXACT  # measured 5.8e-7
         for actual, reference, mass in zip(errors, expected_errors, expected, strict=True):
-            assert ((actual - reference).abs() <= 1e-3 * (reference + mass)).all()  # as its docstring says
+            assert (
+                (actual - reference).abs() <= 1e-3 * (reference + mass)
+            ).all()  # as its docstring says
         assert queries < length // frames or not any(e.any() for e in errors)
 
 
@@ -263,12 +365,30 @@ def test_a_sample_is_the_references(b, n, length, width, keys, frames, dtype):
         (torch.ones(1, 1, 4, 8), torch.ones(1, 1, 4, 7), 2, None, "b n l k"),
         (torch.ones(1, 4, 8), torch.ones(1, 4, 8), 2, None, "b n l k"),
         (torch.ones(1, 1, 0, 8), torch.ones(1, 1, 4, 8), 1, None, "none empty"),
-        (torch.ones(1, 1, 4, 8), torch.ones(1, 1, 4, 8), 3, None, "4 queries are not 3 equal frames"),
-        (torch.ones(1, 1, 4, 8), torch.ones(1, 1, 4, 8), 2, torch.ones(1, 1, 4).double(), "lse must be float32"),
-        (torch.ones(1, 1, 4, 8), torch.ones(1, 1, 4, 8), 2, torch.ones(1, 1, 3), "lse must be float32"),
+        (
+            torch.ones(1, 1, 4, 8),
+            torch.ones(1, 1, 4, 8),
+            3,
+            None,
+            "4 queries are not 3 equal frames",
+        ),
+        (
+            torch.ones(1, 1, 4, 8),
+            torch.ones(1, 1, 4, 8),
+            2,
+            torch.ones(1, 1, 4).double(),
+            "lse must be float32",
+        ),
+        (
+            torch.ones(1, 1, 4, 8),
+            torch.ones(1, 1, 4, 8),
+            2,
+            torch.ones(1, 1, 3),
+            "lse must be float32",
+        ),
         (torch.ones(1, 1, 4, 8, requires_grad=True), torch.ones(1, 1, 4, 8), 2, None, "gradient"),
     ],
-)  # fmt: skip
+)
 def test_what_the_kernel_cannot_do_is_refused(q, k, frames, lse, match):
     with pytest.raises((TypeError, ValueError), match=match):
         attention_mass(q.to(DEVICE), k.to(DEVICE), frames, None if lse is None else lse.to(DEVICE))

@@ -25,11 +25,20 @@ def test_everything_here_in_the_interpreter():
 
 def test_with_kernels_swaps_in_twins_and_nothing_else():
     swapped = {
-        f.name: getattr(KERNELS, f.name) for f in fields(Ops) if getattr(KERNELS, f.name) != getattr(ops, f.name)
+        f.name: getattr(KERNELS, f.name)
+        for f in fields(Ops)
+        if getattr(KERNELS, f.name) != getattr(ops, f.name)
     }
     assert set(swapped) == {
-        "rms_rope", "modulated_norm", "gated_add", "add_norm", "token_energy", "latent_mean", "attention_mass", "attention_mass_sampled",
-    }  # fmt: skip
+        "rms_rope",
+        "modulated_norm",
+        "gated_add",
+        "add_norm",
+        "token_energy",
+        "latent_mean",
+        "attention_mass",
+        "attention_mass_sampled",
+    }
     for name, op in swapped.items():
         assert op.__name__ == name and op.__module__.startswith("minicos.kernels.")
 
@@ -74,23 +83,34 @@ POLICIES = [  # tolerances hold for the velocity and for every tensor before it;
     (torch.float32, torch.float32, 2e-6),  # measured 2.3e-7
     (FLOAT16, torch.float32, 5e-4),  # measured 8.7e-8: no float16 was rounded another way
     (FLOAT16, FLOAT16, 5e-4),  # measured 0
-    (BFLOAT16, torch.float32, 3e-2),  # measured 9.0e-3, for there bfloat16 is cut off instead of rounded
+    (
+        BFLOAT16,
+        torch.float32,
+        3e-2,
+    ),  # measured 9.0e-3, for there bfloat16 is cut off instead of rounded
     (BFLOAT16, BFLOAT16, 3e-2),  # measured 1.3e-2
 ]
 
 
 @on_device
 @pytest.mark.parametrize(("dtype", "residual", "tolerance"), POLICIES)
-@pytest.mark.parametrize(("per_frame", "changes"), [(False, {}), (True, {"image_tokens": 257, "image_dim": 6})])
+@pytest.mark.parametrize(
+    ("per_frame", "changes"), [(False, {}), (True, {"image_tokens": 257, "image_dim": 6})]
+)
 def test_the_velocity_is_the_references(per_frame, changes, dtype, residual, tolerance, network):
-    actual, expected = (run(network(dtype, residual, o, **changes), per_frame=per_frame) for o in (KERNELS, REFERENCE))
+    actual, expected = (
+        run(network(dtype, residual, o, **changes), per_frame=per_frame)
+        for o in (KERNELS, REFERENCE)
+    )
     assert actual.dtype == torch.float32
     assert rel_l2(actual, expected) < tolerance
 
 
 @on_device
 @pytest.mark.parametrize(("dtype", "residual", "tolerance"), POLICIES)
-def test_hooks_see_the_same_tensors_in_the_same_order_and_change_no_bit(dtype, residual, tolerance, network):
+def test_hooks_see_the_same_tensors_in_the_same_order_and_change_no_bit(
+    dtype, residual, tolerance, network
+):
     with_kernels, reference = (network(dtype, residual, bundle) for bundle in (KERNELS, REFERENCE))
     (velocity, seen), (_, expected) = watch(with_kernels), watch(reference)
     assert torch.equal(velocity, run(with_kernels))
@@ -112,12 +132,19 @@ def test_compiled_blocks_call_the_kernels_as_they_are(network):
 
 
 @on_device
-@pytest.mark.parametrize("name", ["token_energy", "latent_mean", "attention_mass", "attention_mass_sampled"])
+@pytest.mark.parametrize(
+    "name", ["token_energy", "latent_mean", "attention_mass", "attention_mass_sampled"]
+)
 def test_what_analyses_call_may_stand_in_a_compiled_function(name):
     """As reducers do. Dynamo leaves these kernels out as well: where it traces one, the interpreter fails."""
     op, x = getattr(KERNELS, name), randn(2, 1, 6, 8)
     rows = torch.zeros(2, 1, 2, 2, dtype=torch.int64, device=DEVICE)
-    given = {"token_energy": (), "latent_mean": (2,), "attention_mass": (x, 2), "attention_mass_sampled": (x, 2, rows)}
+    given = {
+        "token_energy": (),
+        "latent_mean": (2,),
+        "attention_mass": (x, 2),
+        "attention_mass_sampled": (x, 2, rows),
+    }
 
     def reduce(x: Tensor) -> object:
         return op(2 * x, *given[name])

@@ -11,9 +11,22 @@ from torch import Tensor
 from minicos import ops
 
 from tests.on_device import (  # isort: skip  finds minicos.kernels
-    DEVICE, DTYPES, ROUNDED, VIEWS, compiled, far_apart, for_hopper, interpret, modulations, nan, on_device, poisoned,
-    randn, triton, view,
-)  # fmt: skip
+    DEVICE,
+    DTYPES,
+    ROUNDED,
+    VIEWS,
+    compiled,
+    far_apart,
+    for_hopper,
+    interpret,
+    modulations,
+    nan,
+    on_device,
+    poisoned,
+    randn,
+    triton,
+    view,
+)
 from minicos.kernels import gated_add as module
 from minicos.kernels import token_energy as energies
 from minicos.kernels.gated_add import gated_add
@@ -23,7 +36,9 @@ from minicos.kernels.token_energy import token_energy
 seeds = st.integers(0, 2**31 - 1)
 
 
-def inputs(width: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    width: int, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """x, y, gate."""
     x, y = (randn(2, 6, width, seed=seed + i, dtype=dtype) for i in range(2))
     return x, y, modulations(2, 3, width, seed=seed)[2]
@@ -38,32 +53,63 @@ def test_everything_here_in_the_interpreter():
 
 
 @compiled
-@pytest.mark.skipif("nvidia" not in triton.backends.backends, reason="this Triton has no compiler for NVIDIA's cards")
+@pytest.mark.skipif(
+    "nvidia" not in triton.backends.backends,
+    reason="this Triton has no compiler for NVIDIA's cards",
+)
 @pytest.mark.parametrize("width", [5120, 3072, 1536])
 @pytest.mark.parametrize("residual", ["*fp32", "*bf16"])
 def test_it_compiles_for_hopper_without_a_card(residual, width, tmp_path, monkeypatch):
     """Loads and stores of 16 bytes; and the energy's lanes are added as `token_energy` adds them, whatever else is loaded."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"x": residual, "y": "*bf16", "gate": "*fp32", "out": residual, "energy": "*fp32"}
-    strides = ("x_batch", "x_token", "y_batch", "y_token", "gate_batch", "gate_time", "energy_batch")
-    asm = for_hopper(module._gated_add, types, {"energy_token": 1}, (*types, *strides), **options(width))
+    strides = (
+        "x_batch",
+        "x_token",
+        "y_batch",
+        "y_token",
+        "gate_batch",
+        "gate_time",
+        "energy_batch",
+    )
+    asm = for_hopper(
+        module._gated_add, types, {"energy_token": 1}, (*types, *strides), **options(width)
+    )
     wide = {"*fp32": 2, "*bf16": 1}  # accesses of 16 bytes for eight channels
     chunks = width // options(width)["chunk"]
-    assert asm["ptx"].count("ld.global.v4.b32") == asm["ptx"].count("ld.global") == chunks * (wide[residual] + 1 + 2)
-    assert asm["ptx"].count("st.global.v4.b32") == asm["ptx"].count("st.global") - 1 == chunks * wide[residual]
+    assert (
+        asm["ptx"].count("ld.global.v4.b32")
+        == asm["ptx"].count("ld.global")
+        == chunks * (wide[residual] + 1 + 2)
+    )
+    assert (
+        asm["ptx"].count("st.global.v4.b32")
+        == asm["ptx"].count("st.global") - 1
+        == chunks * wide[residual]
+    )
     assert "fma" not in asm["ptx"]
     types = {"x": residual, "out": "*fp32"}
     alone = for_hopper(
-        energies._token_energy, types, {"out_token": 1}, ("x", "out", "x_batch", "x_token"), **options(width)
+        energies._token_energy,
+        types,
+        {"out_token": 1},
+        ("x", "out", "x_batch", "x_token"),
+        **options(width),
     )
     assert reduction(asm["ttgir"]) == reduction(alone["ttgir"])
 
 
 def reduction(ttgir: str) -> str:
     """The tensor that is summed over the threads, and how they hold it."""
-    (name,) = {line.split("(tensor<")[1].split(">")[0] for line in ttgir.split("\n") if "}) : (tensor<" in line}
+    (name,) = {
+        line.split("(tensor<")[1].split(">")[0]
+        for line in ttgir.split("\n")
+        if "}) : (tensor<" in line
+    }
     size, layout = name.split(", ")
-    return size + next(line.removeprefix(layout) for line in ttgir.split("\n") if line.startswith(f"{layout} = "))
+    return size + next(
+        line.removeprefix(layout) for line in ttgir.split("\n") if line.startswith(f"{layout} = ")
+    )
 
 
 @compiled
@@ -87,7 +133,10 @@ def test_the_sum_is_the_references_bit_for_bit(width, dtype, gated):
     x, y, gate = inputs(width, dtype)
     gate = gate if gated else None
     for residual in (torch.float32, *ROUNDED):
-        actual, expected = poisoned(gated_add, x, y, gate, residual), ops.gated_add(x, y, gate, residual)
+        actual, expected = (
+            poisoned(gated_add, x, y, gate, residual),
+            ops.gated_add(x, y, gate, residual),
+        )
         assert actual.dtype == residual
         assert actual.is_contiguous()
         assert torch.equal(actual, expected)
@@ -101,7 +150,9 @@ def test_bfloat16_is_read_exactly_and_written_within_its_last_place(width):
     x, y, gate = inputs(width, torch.bfloat16)
     assert torch.equal(gated_add(x, y, gate), ops.gated_add(x, y, gate))
     actual, expected = gated_add(x, y, gate, torch.bfloat16).float(), ops.gated_add(x, y, gate)
-    assert ((actual - expected).abs() <= 2**-7 * expected.abs()).all()  # cut off by the interpreter, rounded by a GPU
+    assert (
+        (actual - expected).abs() <= 2**-7 * expected.abs()
+    ).all()  # cut off by the interpreter, rounded by a GPU
 
 
 @on_device
@@ -113,7 +164,9 @@ def test_slices_are_read_by_their_strides(name):
     actual = poisoned(gated_add, x, y, gate)
     assert actual.isfinite().all()
     assert torch.equal(actual, ops.gated_add(x, y, gate))
-    assert torch.equal(gated_add(x[:1, :1].expand_as(x), y, gate), ops.gated_add(x[:1, :1], y, gate))
+    assert torch.equal(
+        gated_add(x[:1, :1].expand_as(x), y, gate), ops.gated_add(x[:1, :1], y, gate)
+    )
 
 
 @on_device
@@ -121,7 +174,10 @@ def test_offsets_pass_32_bits():
     x = far_apart(1, 3, 5)
     y, gate = randn(1, 3, 5, seed=1), randn(1, 3, 5, seed=2)
     assert torch.equal(gated_add(x, y, gate), ops.gated_add(x, y, gate))
-    assert torch.equal(gated_add(x.transpose(0, 1), y.transpose(0, 1), None), ops.gated_add(x, y, None).transpose(0, 1))
+    assert torch.equal(
+        gated_add(x.transpose(0, 1), y.transpose(0, 1), None),
+        ops.gated_add(x, y, None).transpose(0, 1),
+    )
 
 
 @on_device
@@ -176,11 +232,17 @@ ROW = torch.ones(2, 6, 8)
         ({"gate": ROW[:1, :3]}, "gate must be"),
         ({"dtype": torch.float64}, "writes float32, bfloat16 and float16, not torch.float64"),
         ({"energy": torch.ones(2, 5)}, r"energy must be float32 \(2, 6\)"),
-        ({"energy": torch.ones(2, 6).half()}, r"energy must be float32 \(2, 6\) on .*, not float16"),
+        (
+            {"energy": torch.ones(2, 6).half()},
+            r"energy must be float32 \(2, 6\) on .*, not float16",
+        ),
     ],
 )
 def test_what_the_kernel_cannot_do_is_refused(changed, match):
     given = {"x": ROW, "y": ROW, "gate": ROW[:, :3]} | changed
-    given = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    given = {
+        name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+        for name, value in given.items()
+    }
     with pytest.raises((TypeError, ValueError), match=match):
         gated_add(**given)

@@ -12,7 +12,18 @@ from torch import Tensor
 
 from minicos import ops
 
-from tests.on_device import DEVICE, DTYPES, INTERPRETED, compiled, interpret, nan, on_device, ptx, randn, triton  # isort: skip  finds minicos.kernels
+from tests.on_device import (
+    DEVICE,
+    DTYPES,
+    INTERPRETED,
+    compiled,
+    interpret,
+    nan,
+    on_device,
+    ptx,
+    randn,
+    triton,
+)  # isort: skip  finds minicos.kernels
 from minicos.kernels import latent_mean as module
 from minicos.kernels.latent_mean import latent_mean
 
@@ -45,17 +56,23 @@ def test_everything_here_in_the_interpreter():
 
 
 @compiled
-@pytest.mark.skipif("nvidia" not in triton.backends.backends, reason="this Triton has no compiler for NVIDIA's cards")
+@pytest.mark.skipif(
+    "nvidia" not in triton.backends.backends,
+    reason="this Triton has no compiler for NVIDIA's cards",
+)
 @pytest.mark.parametrize("pointer", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("seeds", [2, 3, 7])
 def test_it_compiles_for_hopper_without_a_card(seeds, pointer, tmp_path, monkeypatch):
     """Every seed is read once and written once, 16 bytes at a time; the division is correctly rounded and nothing is fused."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     asm = ptx(
-        module._latent_mean, {"x": pointer, "out": pointer, "own": "fp32", "shared": "fp32"},
-        {"seeds": seeds, "block": module.BLOCK}, ("x", "out", "width", "x_row", "x_token", "out_row", "out_token"),
-        num_warps=4, enable_fp_fusion=False,
-    )  # fmt: skip
+        module._latent_mean,
+        {"x": pointer, "out": pointer, "own": "fp32", "shared": "fp32"},
+        {"seeds": seeds, "block": module.BLOCK},
+        ("x", "out", "width", "x_row", "x_token", "out_row", "out_token"),
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
     per_seed = 1 if pointer == "*bf16" else 2
     for move in ("ld", "st"):
         assert asm.count(f"{move}.global.v4.b32") == asm.count(f"{move}.global") == seeds * per_seed
@@ -83,7 +100,8 @@ def test_with_kernels_swaps_it_in():
 @on_device
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(3, 2, 5), (6, 1, 130), (6, 3), (3,), (6, 2, 2, 3, 5), (3, 5, 1), (3, 1, 1536), (3, 2, 5120)]
+    "shape",
+    [(3, 2, 5), (6, 1, 130), (6, 3), (3,), (6, 2, 2, 3, 5), (3, 5, 1), (3, 1, 1536), (3, 2, 5120)],
 )
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_it_is_the_reference(shape, alpha, dtype):
@@ -138,7 +156,9 @@ def test_neighbours_of_out_are_not_written():
 @on_device
 def test_offsets_pass_32_bits():
     """Four seeds 2^30 apart: the third lies 2^31 elements in. Of these 8 GiB, four pages are touched."""
-    x = torch.empty(3 * 2**30 + 8, dtype=torch.bfloat16, device=DEVICE).as_strided((4, 5), (2**30, 1))
+    x = torch.empty(3 * 2**30 + 8, dtype=torch.bfloat16, device=DEVICE).as_strided(
+        (4, 5), (2**30, 1)
+    )
     x.copy_(randn(4, 5))
     expected = latent_mean(x.clone(), 2, 0.3)
     assert torch.equal(latent_mean(x, 2, 0.3, x), expected)
@@ -153,7 +173,9 @@ def test_extremes_are_the_references(alpha):
     x[1] *= torch.tensor([0, -0.0, 1e-42, 1e19, 3e38, math.inf, -math.inf, math.nan], device=DEVICE)
     x[0, 1] = x[2, 1] = -0.0
     x[0, 4] = 3e38
-    assert torch.allclose(mean_of_nan(x, alpha), ops.latent_mean(x.cpu(), 3, alpha), rtol=0, atol=0, equal_nan=True)
+    assert torch.allclose(
+        mean_of_nan(x, alpha), ops.latent_mean(x.cpu(), 3, alpha), rtol=0, atol=0, equal_nan=True
+    )
 
 
 def mean_of_nan(x: Tensor, alpha: float) -> Tensor:
@@ -205,7 +227,11 @@ def test_seeds_may_be_permuted_and_a_mean_of_means_is_itself(seed, seeds, width,
     order = random.Random(seed).sample(range(seeds), seeds)
     permuted = x.unflatten(0, (2, seeds))[:, order].flatten(0, 1)
     expected = mean(x, seeds, alpha).unflatten(0, (2, seeds))[:, order].flatten(0, 1)
-    assert torch.allclose(mean(permuted, seeds, alpha), expected, rtol=0, atol=2e-6)  # measured 2.4e-7
+    assert torch.allclose(
+        mean(permuted, seeds, alpha), expected, rtol=0, atol=2e-6
+    )  # measured 2.4e-7
     once = mean(x, seeds)
-    assert torch.equal(once.unflatten(0, (2, seeds)), once[::seeds, None].expand(2, seeds, 2, width))
+    assert torch.equal(
+        once.unflatten(0, (2, seeds)), once[::seeds, None].expand(2, seeds, 2, width)
+    )
     assert torch.allclose(mean(once, seeds, alpha), once, rtol=4e-7, atol=0)

@@ -12,9 +12,22 @@ from minicos import ops
 from tests.golden import rel_max
 
 from tests.on_device import (  # isort: skip  finds minicos.kernels
-    DEVICE, DTYPES, ROUNDED, VIEWS, compiled, differing, far_apart, interpret, modulations, on_device, poisoned, ptx,
-    randn, triton, view,
-)  # fmt: skip
+    DEVICE,
+    DTYPES,
+    ROUNDED,
+    VIEWS,
+    compiled,
+    differing,
+    far_apart,
+    interpret,
+    modulations,
+    on_device,
+    poisoned,
+    ptx,
+    randn,
+    triton,
+    view,
+)
 from minicos.kernels import modulated_norm as module
 from minicos.kernels.modulated_norm import modulated_norm
 from minicos.kernels.rows import options
@@ -32,7 +45,10 @@ def test_everything_here_in_the_interpreter():
 
 
 @compiled
-@pytest.mark.skipif("nvidia" not in triton.backends.backends, reason="this Triton has no compiler for NVIDIA's cards")
+@pytest.mark.skipif(
+    "nvidia" not in triton.backends.backends,
+    reason="this Triton has no compiler for NVIDIA's cards",
+)
 @pytest.mark.parametrize("width", [5120, 3072, 1536])
 @pytest.mark.parametrize("residual", ["*fp32", "*bf16"])
 def test_it_compiles_for_hopper_without_a_card(residual, width, tmp_path, monkeypatch):
@@ -68,7 +84,10 @@ def test_signatures_are_the_references():
 @pytest.mark.parametrize("width", [1, 5, 24, 130, 1536, 3072, 5120])
 def test_the_norm_in_float32(width, g):
     x, (scale, shift, *_) = randn(2, 6, width), modulations(2, g, width)
-    actual, expected = poisoned(modulated_norm, x, scale, shift, EPS), ops.modulated_norm(x, scale, shift, EPS)
+    actual, expected = (
+        poisoned(modulated_norm, x, scale, shift, EPS),
+        ops.modulated_norm(x, scale, shift, EPS),
+    )
     assert actual.dtype == torch.float32
     assert actual.is_contiguous()
     assert rel_max(actual, expected) < 2e-6  # measured 1.6e-7
@@ -85,7 +104,9 @@ def test_every_dtype_in_and_out(width, dtype):
             ops.modulated_norm(x, scale, shift, EPS, out),
         )
         assert actual.dtype == out
-        assert rel_max(actual.float(), expected.float()) < 2e-2  # measured 8.5e-3, of bfloat16 in the interpreter
+        assert (
+            rel_max(actual.float(), expected.float()) < 2e-2
+        )  # measured 8.5e-3, of bfloat16 in the interpreter
 
 
 @on_device
@@ -114,7 +135,9 @@ def test_slices_are_read_by_their_strides(name):
 @on_device
 def test_offsets_pass_32_bits():
     x, (scale, shift, *_) = far_apart(1, 3, 5), modulations(1, 3, 5)
-    assert torch.equal(modulated_norm(x, scale, shift, EPS), modulated_norm(x.clone(), scale, shift, EPS))
+    assert torch.equal(
+        modulated_norm(x, scale, shift, EPS), modulated_norm(x.clone(), scale, shift, EPS)
+    )
 
 
 @on_device
@@ -125,10 +148,14 @@ def test_extremes_are_the_references(dtype):
     size = torch.tensor([0, 1e-30, 1e-18, 1, 1e17, 1e30, math.inf, math.nan], device=DEVICE)
     x = (randn(1, 8, 130) * size[:, None]).to(dtype)
     scale, shift, *_ = modulations(1, 1, 130)
-    actual, expected = (norm(x, scale, shift, EPS)[0] for norm in (modulated_norm, ops.modulated_norm))
+    actual, expected = (
+        norm(x, scale, shift, EPS)[0] for norm in (modulated_norm, ops.modulated_norm)
+    )
     assert torch.equal(actual[[0, 5]], shift[0].expand(2, -1))
     assert actual.isnan().any(1).tolist() == [False] * 6 + [True] * 2
-    assert torch.allclose(actual[:6], expected[:6], rtol=0, atol=0.1 if dtype == torch.bfloat16 else 5e-6)
+    assert torch.allclose(
+        actual[:6], expected[:6], rtol=0, atol=0.1 if dtype == torch.bfloat16 else 5e-6
+    )
 
 
 @on_device
@@ -136,11 +163,17 @@ def test_extremes_are_the_references(dtype):
 @given(seeds, st.integers(2, 300), st.integers(-1000, 1000), st.sampled_from([0.25, 1.0, 8.0]))
 def test_a_norm_ignores_offset_and_scale_of_its_row(seed, width, offset, factor):
     """Whole numbers, so that the offset itself costs nothing."""
-    x = torch.randint(-50, 50, (1, 3, width), generator=torch.Generator().manual_seed(seed)).to(DEVICE).float()
+    x = (
+        torch.randint(-50, 50, (1, 3, width), generator=torch.Generator().manual_seed(seed))
+        .to(DEVICE)
+        .float()
+    )
     x[..., 0] = 99  # a row of equal numbers has no norm to compare
     scale, shift, *_ = modulations(1, 1, width, seed=seed % 1000)
     still = modulated_norm(x, scale, shift, EPS)
-    assert rel_max(modulated_norm(factor * (x + offset), scale, shift, EPS), still) < 4e-6  # measured 7.5e-7
+    assert (
+        rel_max(modulated_norm(factor * (x + offset), scale, shift, EPS), still) < 4e-6
+    )  # measured 7.5e-7
     zeros = torch.zeros_like(scale)
     normed = modulated_norm(x, zeros, zeros, EPS).double()
     assert normed.mean(-1).abs().max() < 1e-5  # measured 8e-8
@@ -151,7 +184,10 @@ def test_a_norm_ignores_offset_and_scale_of_its_row(seed, width, offset, factor)
 @settings(max_examples=10)
 @given(seeds, st.integers(1, 300))
 def test_equal_rows_have_equal_bits(seed, width):
-    x, (scale, shift, *_) = randn(1, 1, width, seed=seed), modulations(1, 1, width, seed=seed % 1000)
+    x, (scale, shift, *_) = (
+        randn(1, 1, width, seed=seed),
+        modulations(1, 1, width, seed=seed % 1000),
+    )
     rows = modulated_norm(x.expand(2, 6, -1), *(m.expand(2, 3, -1) for m in (scale, shift)), EPS)
     assert torch.equal(rows, modulated_norm(x, scale, shift, EPS).expand_as(rows))
 
@@ -175,7 +211,10 @@ ROW = torch.ones(2, 6, 8)
         ({"x": ROW.double()}, "x is torch.float64; the kernel takes float32, bfloat16 and float16"),
         ({"x": ROW[0]}, "x must be b l d"),
         ({"x": ROW.clone().requires_grad_()}, "no gradient; pass x.detach"),
-        ({"scale": ROW[:, :2]}, r"shift must be float32 \(2, 2, 8\) on .*, not float32 \(2, 3, 8\)"),
+        (
+            {"scale": ROW[:, :2]},
+            r"shift must be float32 \(2, 2, 8\) on .*, not float32 \(2, 3, 8\)",
+        ),
         ({"shift": ROW[:, :3, :7]}, r"shift must be float32 \(2, 3, 8\)"),
         ({"scale": ROW[:, :4]}, "6 tokens are not equally many for each of 4 timesteps"),
         ({"scale": ROW[:, :3].bfloat16()}, "scale must be float32 .* not bfloat16"),
@@ -184,6 +223,9 @@ ROW = torch.ones(2, 6, 8)
 )
 def test_what_the_kernel_cannot_do_is_refused(changed, match):
     given = {"x": ROW, "scale": ROW[:, :3], "shift": ROW[:, :3], "eps": EPS} | changed
-    given = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    given = {
+        name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+        for name, value in given.items()
+    }
     with pytest.raises((TypeError, ValueError), match=match):
         modulated_norm(**given)

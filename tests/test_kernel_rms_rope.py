@@ -13,8 +13,21 @@ from minicos import ops
 from tests.golden import rel_max
 
 from tests.on_device import (  # isort: skip  finds minicos.kernels
-    DEVICE, DTYPES, ROUNDED, VIEWS, compiled, differing, far_apart, interpret, on_device, poisoned, ptx, randn, triton, view,
-)  # fmt: skip
+    DEVICE,
+    DTYPES,
+    ROUNDED,
+    VIEWS,
+    compiled,
+    differing,
+    far_apart,
+    interpret,
+    on_device,
+    poisoned,
+    ptx,
+    randn,
+    triton,
+    view,
+)
 from minicos.kernels import rms_rope as module
 from minicos.kernels.rms_rope import rms_rope
 from minicos.kernels.rows import options
@@ -25,7 +38,11 @@ GRID = (3, 2, 1)  # 6 tokens
 
 
 def inputs(
-    width: int, heads: int, dtype: torch.dtype = torch.float32, weight: torch.dtype = torch.float32, seed: int = 0
+    width: int,
+    heads: int,
+    dtype: torch.dtype = torch.float32,
+    weight: torch.dtype = torch.float32,
+    seed: int = 0,
 ):
     """q, k, their weights, angles, heads, eps."""
     q, k = (randn(2, 6, width, seed=seed + i, dtype=dtype) for i in range(2))
@@ -47,15 +64,26 @@ def test_everything_here_in_the_interpreter():
 
 
 @compiled
-@pytest.mark.skipif("nvidia" not in triton.backends.backends, reason="this Triton has no compiler for NVIDIA's cards")
-@pytest.mark.parametrize(("width", "one"), [(5120, {}), (3072, {}), (1536, {}), (1536, {"tokens": 1})])
+@pytest.mark.skipif(
+    "nvidia" not in triton.backends.backends,
+    reason="this Triton has no compiler for NVIDIA's cards",
+)
+@pytest.mark.parametrize(
+    ("width", "one"), [(5120, {}), (3072, {}), (1536, {}), (1536, {"tokens": 1})]
+)
 def test_it_compiles_for_hopper_without_a_card(width, one, tmp_path, monkeypatch):
     """Every load and store has 16 bytes, and pairs are told apart in registers: shared memory sees the two sums only."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     rows = dict.fromkeys(("q", "k", "q_out", "k_out"), "*bf16")
     tables = dict.fromkeys(("q_weight", "k_weight", "cos", "sin"), "*fp32")
     aligned = (*rows, *tables, "q_batch", "q_token", "k_batch", "k_token")
-    asm = ptx(module._rms_rope, rows | tables | {"eps": "fp32"}, {"head": 128} | one, aligned, **options(width))
+    asm = ptx(
+        module._rms_rope,
+        rows | tables | {"eps": "fp32"},
+        {"head": 128} | one,
+        aligned,
+        **options(width),
+    )
     chunks = width // options(width)["chunk"]
     row, weight, cosines, sines = 1, 2, 1, 1  # accesses of 16 bytes for eight channels
     loads = 2 * chunks * (row + weight + cosines + sines)
@@ -78,7 +106,17 @@ def test_signatures_are_the_references():
 
 # -- the rotation ------------------------------------------------------------------------------------------------------
 
-SHAPES = [(2, 1), (6, 3), (24, 2), (24, 1), (130, 5), (256, 4), (1536, 12), (3072, 24), (5120, 40)]  # width, heads
+SHAPES = [
+    (2, 1),
+    (6, 3),
+    (24, 2),
+    (24, 1),
+    (130, 5),
+    (256, 4),
+    (1536, 12),
+    (3072, 24),
+    (5120, 40),
+]  # width, heads
 
 
 @on_device
@@ -99,7 +137,9 @@ def test_every_dtype_of_rows_and_weights(width, heads, weight, dtype):
     given = inputs(width, heads, dtype, weight)
     for actual, expected in zip(poisoned(rms_rope, *given), ops.rms_rope(*given), strict=True):
         assert actual.dtype == dtype
-        assert rel_max(actual.float(), expected.float()) < 3e-2  # measured 1.4e-2, of bfloat16 in the interpreter
+        assert (
+            rel_max(actual.float(), expected.float()) < 3e-2
+        )  # measured 1.4e-2, of bfloat16 in the interpreter
 
 
 @on_device
@@ -122,7 +162,9 @@ def test_slices_are_read_by_their_strides(name):
     weights = randn(2, 2 * q.shape[2], seed=2)[:, ::2]
     table = angles(q.shape[2] // 2, (q.shape[1], 1, 1))
     actual = poisoned(rms_rope, q, k, *weights, tuple(a.mT.contiguous().mT for a in table), 2, EPS)
-    assert all(map(torch.equal, actual, rms_rope(q.clone(), k.clone(), *weights.clone(), table, 2, EPS)))
+    assert all(
+        map(torch.equal, actual, rms_rope(q.clone(), k.clone(), *weights.clone(), table, 2, EPS))
+    )
     for a, expected in zip(actual, ops.rms_rope(q, k, *weights, table, 2, EPS), strict=True):
         assert rel_max(a, expected) < 1e-6  # measured 1.4e-7
 
@@ -130,7 +172,9 @@ def test_slices_are_read_by_their_strides(name):
 @on_device
 def test_offsets_pass_32_bits():
     q, weight = far_apart(1, 3, 12), randn(12)
-    far, near = (rms_rope(x, x, weight, weight, angles(6, (3, 1, 1)), 2, EPS) for x in (q, q.clone()))
+    far, near = (
+        rms_rope(x, x, weight, weight, angles(6, (3, 1, 1)), 2, EPS) for x in (q, q.clone())
+    )
     assert all(map(torch.equal, far, near))
 
 
@@ -141,7 +185,9 @@ def test_extremes_are_the_references():
     size = torch.tensor([0, 1e-30, 1e-18, 1, 1e17, 1e30, math.inf, math.nan], device=DEVICE)
     q, weight = randn(1, 8, 130) * size[:, None], randn(130, seed=1)
     given = (q, q, weight, weight, angles(26, (2, 2, 2)), 5, EPS)
-    actual, expected = (op(*given)[0][0].transpose(0, 1).flatten(1) for op in (rms_rope, ops.rms_rope))  # l d
+    actual, expected = (
+        op(*given)[0][0].transpose(0, 1).flatten(1) for op in (rms_rope, ops.rms_rope)
+    )  # l d
     assert (actual[[0, 5]] == 0).all()
     assert actual.isnan().any(1).tolist() == [False] * 6 + [True] * 2
     assert torch.allclose(actual[:6], expected[:6], rtol=0, atol=5e-6)
@@ -149,7 +195,9 @@ def test_extremes_are_the_references():
 
 @on_device
 @settings(max_examples=10)
-@given(seeds, st.tuples(*[st.integers(1, 3)] * 3), st.sampled_from([4, 6, 16, 26]), st.integers(1, 4))
+@given(
+    seeds, st.tuples(*[st.integers(1, 3)] * 3), st.sampled_from([4, 6, 16, 26]), st.integers(1, 4)
+)
 def test_a_rotation_keeps_the_norm_of_every_head(seed, grid, head, heads):
     """And at the first token, where every angle is 0, it is the norm alone; q and k do not see each other."""
     q, k = (randn(1, math.prod(grid), heads * head, seed=seed + i) for i in range(2))
@@ -167,7 +215,9 @@ def test_a_rotation_keeps_the_norm_of_every_head(seed, grid, head, heads):
 @pytest.mark.parametrize("shape", [(0, 6, 8), (2, 0, 8)])
 def test_no_tokens(shape):
     q, weight, table = randn(*shape), randn(8), angles(4, (shape[1], 1, 1))
-    assert all(y.shape == (shape[0], 2, shape[1], 4) for y in rms_rope(q, q, weight, weight, table, 2, EPS))
+    assert all(
+        y.shape == (shape[0], 2, shape[1], 4) for y in rms_rope(q, q, weight, weight, table, 2, EPS)
+    )
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------
@@ -206,7 +256,8 @@ def test_what_the_kernel_cannot_do_is_refused(changed, match):
         "eps": EPS,
     }
     given = {
-        name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in (usual | changed).items()
+        name: value.to(DEVICE) if isinstance(value, Tensor) else value
+        for name, value in (usual | changed).items()
     }
     with pytest.raises((TypeError, ValueError), match=match):
         rms_rope(**given)

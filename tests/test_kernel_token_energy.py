@@ -59,26 +59,45 @@ def test_kernels_are_imported_as_a_part_of_minicos_and_only_so(tmp_path):
         import minicos.kernels.token_energy
     """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if run.stderr == "not installed\n":
         pytest.skip("minicos is not installed here (pip install -e .)")
     assert run.returncode == 0, run.stderr
 
 
 @compiled
-@pytest.mark.skipif("nvidia" not in triton.backends.backends, reason="this Triton has no compiler for NVIDIA's cards")
+@pytest.mark.skipif(
+    "nvidia" not in triton.backends.backends,
+    reason="this Triton has no compiler for NVIDIA's cards",
+)
 @pytest.mark.parametrize("pointer", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("width", [5120, 1536, 130])
 def test_it_compiles_for_hopper_without_a_card(width, pointer, tmp_path, monkeypatch):
     """One load of 16 bytes per thread for every 8 (4) channels of an aligned row, and a correctly rounded root."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     aligned = ("x", "out", "x_batch", "x_token") if width % 16 == 0 else ("x", "out")
-    asm = ptx(module._token_energy, {"x": pointer, "out": "*fp32"}, {"out_token": 1}, aligned, **options(width))
+    asm = ptx(
+        module._token_energy,
+        {"x": pointer, "out": "*fp32"},
+        {"out_token": 1},
+        aligned,
+        **options(width),
+    )
     assert "sqrt.rn.f32" in asm
     assert "fma" not in asm
     if width % 16 == 0:
         per_chunk = 1 if pointer == "*bf16" else 2
-        assert asm.count("ld.global.v4.b32") == asm.count("ld.global") == width // options(width)["chunk"] * per_chunk
+        assert (
+            asm.count("ld.global.v4.b32")
+            == asm.count("ld.global")
+            == width // options(width)["chunk"] * per_chunk
+        )
 
 
 @compiled
@@ -107,7 +126,9 @@ def test_energy_is_the_norm_of_every_token(width, dtype):
 
 
 @on_device
-@pytest.mark.parametrize("shape", [(130,), (1, 5), (7, 5), (2, 1, 5), (3, 1, 2, 5), (2, 1, 3, 2, 5)])
+@pytest.mark.parametrize(
+    "shape", [(130,), (1, 5), (7, 5), (2, 1, 5), (3, 1, 2, 5), (2, 1, 3, 2, 5)]
+)
 def test_any_leading_shape(shape):
     x = randn(*shape)
     assert error(energy(x), x) < 3e-7
@@ -153,7 +174,8 @@ def test_offsets_pass_32_bits():
 @on_device
 @pytest.mark.parametrize("energy", [ops.token_energy, token_energy])
 @pytest.mark.parametrize(
-    ("shape", "index"), [((2, 3, 2, 5), (1, 2)), ((2, 2, 3, 5), (1, slice(None), 2)), ((2, 5, 2, 3), (..., 1, 2))]
+    ("shape", "index"),
+    [((2, 3, 2, 5), (1, 2)), ((2, 2, 3, 5), (1, slice(None), 2)), ((2, 5, 2, 3), (..., 1, 2))],
 )
 def test_out_is_written_and_its_neighbours_are_not(energy, shape, index):
     """A row of a buffer over (step, layer, b, l), (step, b, layer, l) and (b, l, step, layer)."""
@@ -224,5 +246,7 @@ def test_energy_scales_with_its_token_and_ignores_the_order_of_channels(seed, wi
     x = randn(2, width, seed=seed)
     order = torch.randperm(width, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
     still = energy(x)
-    assert torch.allclose(energy(factor * x), abs(factor) * still, rtol=1e-6, atol=0)  # measured 1.2e-7
+    assert torch.allclose(
+        energy(factor * x), abs(factor) * still, rtol=1e-6, atol=0
+    )  # measured 1.2e-7
     assert torch.allclose(energy(x[..., order]), still, rtol=1e-6, atol=0)  # measured 1.2e-7

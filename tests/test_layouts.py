@@ -65,10 +65,17 @@ def save(folder, tensors, shards: int = 1, stem: str = DIT) -> None:
     if shards == 1:
         save_file(tensors, folder / f"{stem}.safetensors")
         return
-    weight_map = {key: f"{stem}-{1 + i % shards:05}-of-{shards:05}.safetensors" for i, key in enumerate(tensors)}
+    weight_map = {
+        key: f"{stem}-{1 + i % shards:05}-of-{shards:05}.safetensors"
+        for i, key in enumerate(tensors)
+    }
     for name in sorted(set(weight_map.values())):
-        save_file({key: tensors[key] for key, file in weight_map.items() if file == name}, folder / name)
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        save_file(
+            {key: tensors[key] for key, file in weight_map.items() if file == name}, folder / name
+        )
+    (folder / f"{stem}.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
 
 
 def official(folder, networks, tokenizer):
@@ -119,17 +126,26 @@ def comfy(folder, networks, tokenizer):
     save(folder, text | {"spiece_model": torch.zeros(9, dtype=torch.uint8)}, stem="umt5_xxl_fp16")
     parts = {"low": "wan2.2_i2v_low_noise_14B_fp16", "vae": "wan_2.1_vae", "text": "umt5_xxl_fp16"}
     parts = {name: folder / f"{stem}.safetensors" for name, stem in parts.items()}
-    return {"model": folder / "wan2.2_i2v_high_noise_14B_fp16.safetensors", "parts": parts | {"tokenizer": tokenizer}}
+    return {
+        "model": folder / "wan2.2_i2v_high_noise_14B_fp16.safetensors",
+        "parts": parts | {"tokenizer": tokenizer},
+    }
 
 
 def diffsynth(folder, networks, tokenizer):
     """Files under their official names, one beside the other; the VAE with a prefix, inside a table."""
     save(folder, networks["high"], stem="a_high_noise")
     save(folder, networks["low"], stem="b_low_noise")
-    torch.save({"model_state": {f"model.{k}": v for k, v in networks["vae"].items()}}, folder / f"{VAE}.pth")
+    torch.save(
+        {"model_state": {f"model.{k}": v for k, v in networks["vae"].items()}},
+        folder / f"{VAE}.pth",
+    )
     torch.save(networks["text"], folder / f"{T5}.pth")
     high, low = folder / "a_high_noise.safetensors", folder / "b_low_noise.safetensors"
-    return {"model": str(low), "parts": {"high": str(high), "tokenizer": tokenizer}}  # the other way round
+    return {
+        "model": str(low),
+        "parts": {"high": str(high), "tokenizer": tokenizer},
+    }  # the other way round
 
 
 def run(wan) -> list[torch.Tensor]:
@@ -157,7 +173,9 @@ def test_every_layout_gives_the_same_numbers(layout, networks, toy, expected, tm
         "high_noise" in str(found.experts["high"].files[0])
         or found.experts["high"].files[0].parent.name == "transformer"
     )
-    assert all(torch.equal(a, b) for a, b in zip(run(load(**given, device="cpu")), expected, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(run(load(**given, device="cpu")), expected, strict=True)
+    )
 
 
 def test_fp8_scaled_files_are_the_numbers_they_stand_for(networks, toy, tmp_path):
@@ -168,7 +186,9 @@ def test_fp8_scaled_files_are_the_numbers_they_stand_for(networks, toy, tmp_path
         meant = {}
         for key, tensor in load_file(path).items():
             scaled[key] = meant[key] = tensor
-            if tensor.ndim == 2 and re.search(r"(attn|ffn|head)\S*\.\w+\.weight|SelfAttention\.[qkvo]|Dense.*\.w", key):
+            if tensor.ndim == 2 and re.search(
+                r"(attn|ffn|head)\S*\.\w+\.weight|SelfAttention\.[qkvo]|Dense.*\.w", key
+            ):
                 factor = tensor.float().abs().max() / 448
                 scaled[key] = (tensor.float() / factor).to(torch.float8_e4m3fn)
                 scaled[f"{key.removesuffix('weight')}scale_weight"] = factor
@@ -225,21 +245,28 @@ def write_diffusers(folder, variant: str, index: bool = True):
     count, _ = WHOLE[variant]
     published = variant.replace("FLF2V-14B", "FLF2V-14B-720P")
     for name in ("transformer", "transformer_2")[:count]:
-        write_shards(folder / name, manifest(f"diffusers.{published}.{name}"), 3, last=name[-1:].encode())
+        write_shards(
+            folder / name, manifest(f"diffusers.{published}.{name}"), 3, last=name[-1:].encode()
+        )
         heads = config.VARIANTS[variant].num_heads
-        (folder / name / "config.json").write_text(json.dumps({"num_attention_heads": heads, "eps": 1e-6}))
+        (folder / name / "config.json").write_text(
+            json.dumps({"num_attention_heads": heads, "eps": 1e-6})
+        )
     vae = "Wan2.2-TI2V-5B" if "5B" in variant else "Wan2.1"
     write_sparse(folder / f"vae/{DIT}.safetensors", manifest(f"diffusers.{vae}.vae"))
     write_shards(folder / "text_encoder", manifest("diffusers.umt5-xxl.text_encoder"), 2)
     if "Wan2.1-I2V" in variant or "FLF2V" in variant:
         write_sparse(
-            folder / "image_encoder/model.safetensors", manifest("diffusers.Wan2.1-I2V.image_encoder.CLIPVisionModel")
+            folder / "image_encoder/model.safetensors",
+            manifest("diffusers.Wan2.1-I2V.image_encoder.CLIPVisionModel"),
         )
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer/tokenizer.json").write_text("{}")
     there = ["diffusers", "WanTransformer3DModel"]
     if index:
-        text = json.dumps({"transformer": there, "transformer_2": there if count == 2 else [None, None]})
+        text = json.dumps(
+            {"transformer": there, "transformer_2": there if count == 2 else [None, None]}
+        )
         (folder / "model_index.json").write_text(text)
     return folder
 
@@ -260,7 +287,9 @@ def test_every_variant_is_told_by_its_folder(variant, write, tmp_path):
     assert found.text.config == config.TextConfig()
     assert (found.clip is not None) == ("Wan2.1-I2V" in variant or "FLF2V" in variant)
     assert [
-        name for name in config.FINETUNES if config.FINETUNES[name] == variant and name not in str(found.notes)
+        name
+        for name in config.FINETUNES
+        if config.FINETUNES[name] == variant and name not in str(found.notes)
     ] == []
     assert bool(found.notes) == (variant in config.FINETUNES.values())
     for name in config.FINETUNES:
@@ -268,7 +297,8 @@ def test_every_variant_is_told_by_its_folder(variant, write, tmp_path):
             assert layouts.find(tmp_path, variant=name).variant == name
         else:
             with pytest.raises(
-                MinicosError, match=f"has not the shapes of {name}: it can be .*{variant}|{name} has two experts"
+                MinicosError,
+                match=f"has not the shapes of {name}: it can be .*{variant}|{name} has two experts",
             ):
                 layouts.find(tmp_path, variant=name)
 
@@ -276,7 +306,9 @@ def test_every_variant_is_told_by_its_folder(variant, write, tmp_path):
 @sparse
 def test_chronoedit_is_named_by_its_config(tmp_path):
     write_diffusers(tmp_path, "Wan2.1-I2V-14B")
-    (tmp_path / "transformer/config.json").write_text(json.dumps({"_class_name": "ChronoEditTransformer3DModel"}))
+    (tmp_path / "transformer/config.json").write_text(
+        json.dumps({"_class_name": "ChronoEditTransformer3DModel"})
+    )
     assert layouts.find(tmp_path).variant == "ChronoEdit-14B"
 
 
@@ -303,17 +335,26 @@ def test_a_lone_text_to_video_file_can_be_two_things(tmp_path):
     assert layouts.find(file, parts=parts, variant="Wan2.1-T2V-14B").variant == "Wan2.1-T2V-14B"
     low = write_sparse(tmp_path / "second.safetensors", shapes, last=b"x")
     assert layouts.find(file, parts=parts | {"low": low}).variant == "Wan2.2-T2V-A14B"
-    assert layouts.find(file, parts=parts | {"low": low}, variant="Wan2.2-T2V-A14B-4step").experts["low"].files == (
-        low,
-    )
-    with pytest.raises(MinicosError, match=r"there are two experts, and Wan2.1-T2V-14B has one network"):
+    assert layouts.find(file, parts=parts | {"low": low}, variant="Wan2.2-T2V-A14B-4step").experts[
+        "low"
+    ].files == (low,)
+    with pytest.raises(
+        MinicosError, match=r"there are two experts, and Wan2.1-T2V-14B has one network"
+    ):
         layouts.find(file, parts=parts | {"low": low}, variant="Wan2.1-T2V-14B")
     with pytest.raises(MinicosError, match="both experts are the same network"):
-        layouts.find(file, parts=parts | {"low": write_sparse(tmp_path / "again.safetensors", shapes)})
+        layouts.find(
+            file, parts=parts | {"low": write_sparse(tmp_path / "again.safetensors", shapes)}
+        )
     with pytest.raises(MinicosError, match=r"nothing in its files tells them apart"):
-        layouts.find(write_shards(tmp_path / "shards", shapes, 2), parts=parts)  # a VAE by name makes no whole folder
+        layouts.find(
+            write_shards(tmp_path / "shards", shapes, 2), parts=parts
+        )  # a VAE by name makes no whole folder
     high = write_sparse(tmp_path / "wan2.2_t2v_low_noise_14B.safetensors", shapes)
-    with pytest.raises(MinicosError, match=r"only one is here \(the low-noise one\). Name the other: --part high=FILE"):
+    with pytest.raises(
+        MinicosError,
+        match=r"only one is here \(the low-noise one\). Name the other: --part high=FILE",
+    ):
         layouts.find(high, parts=parts)
 
 
@@ -321,18 +362,25 @@ def test_a_lone_text_to_video_file_can_be_two_things(tmp_path):
 @pytest.mark.parametrize(
     ("write", "folder", "missing"),
     [
-        (write_official, "low_noise_model", "low"), (write_official, "high_noise_model", "high"),
-        (write_diffusers, "transformer_2", "low"), (write_diffusers, "transformer", "high"),
+        (write_official, "low_noise_model", "low"),
+        (write_official, "high_noise_model", "high"),
+        (write_diffusers, "transformer_2", "low"),
+        (write_diffusers, "transformer", "high"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("variant", ["Wan2.2-I2V-A14B", "Wan2.2-T2V-A14B"])
 def test_a_missing_expert_is_named(write, folder, missing, variant, tmp_path):
     write(tmp_path, variant)
     shutil.move(tmp_path / folder, tmp_path / "elsewhere")
-    with pytest.raises(MinicosError, match=f"{variant} has two experts, and only one is here.*--part {missing}=FILE"):
+    with pytest.raises(
+        MinicosError,
+        match=f"{variant} has two experts, and only one is here.*--part {missing}=FILE",
+    ):
         layouts.find(tmp_path)
     assert layouts.find(tmp_path, parts={missing: tmp_path / "elsewhere"}).variant == variant
-    assert layouts.dit_config(tmp_path) == config.VARIANTS[variant]  # hook points need no second expert
+    assert (
+        layouts.dit_config(tmp_path) == config.VARIANTS[variant]
+    )  # hook points need no second expert
 
 
 @sparse
@@ -353,7 +401,8 @@ def test_parts_of_another_model_are_refused(tmp_path):
     write_official(tmp_path, "Wan2.1-T2V-1.3B")
     vae = write_sparse(tmp_path / "wan2.2_vae.safetensors", manifest("official.Wan2.2_VAE"))
     with pytest.raises(
-        MinicosError, match=r"wan2.2_vae.safetensors has 48 latent channels, and Wan2.1-T2V-1.3B has 16"
+        MinicosError,
+        match=r"wan2.2_vae.safetensors has 48 latent channels, and Wan2.1-T2V-1.3B has 16",
     ):
         layouts.find(tmp_path, parts={"vae": vae})
     with pytest.raises(MinicosError, match=r"t5.*safetensors is not a VAE of Wan"):
@@ -363,8 +412,13 @@ def test_parts_of_another_model_are_refused(tmp_path):
     for part in ("high", "low"):
         with pytest.raises(MinicosError, match=r"VAE\.safetensors is not a Wan network"):
             layouts.find(tmp_path, parts={part: tmp_path / f"{VAE}.safetensors"})
-    other = {k: tuple(2 * n if n == 1536 else n for n in s) for k, s in manifest("official.Wan2.1-T2V-1.3B").items()}
-    with pytest.raises(MinicosError, match="no variant has width 3072, 30 layers and 16 input channels"):
+    other = {
+        k: tuple(2 * n if n == 1536 else n for n in s)
+        for k, s in manifest("official.Wan2.1-T2V-1.3B").items()
+    }
+    with pytest.raises(
+        MinicosError, match="no variant has width 3072, 30 layers and 16 input channels"
+    ):
         layouts.find(tmp_path, parts={"high": write_sparse(tmp_path / "x.safetensors", other)})
 
 
@@ -377,7 +431,10 @@ def test_an_index_that_does_not_agree_with_its_shards(networks, tmp_path):
         f for f in files if f != text["weight_map"]["patch_embedding.weight"]
     )
     index.write_text(json.dumps(text))
-    with pytest.raises(MinicosError, match=r"safetensors and its index disagree: only .* has patch_embedding\.weight"):
+    with pytest.raises(
+        MinicosError,
+        match=r"safetensors and its index disagree: only .* has patch_embedding\.weight",
+    ):
         layouts.find(tmp_path)
 
 
@@ -389,7 +446,9 @@ def test_the_tokenizer_is_looked_for_in_order(networks, toy, tmp_path, monkeypat
     cache = tmp_path / "cache"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.delenv(layouts.TOKENIZER, raising=False)
-    with pytest.raises(MinicosError, match=f"neither {layouts.TOKENIZER} nor the Hub cache .*--part tokenizer=FILE"):
+    with pytest.raises(
+        MinicosError, match=f"neither {layouts.TOKENIZER} nor the Hub cache .*--part tokenizer=FILE"
+    ):
         layouts.find(**given)
     snapshot = cache / "models--google--umt5-xxl/snapshots" / ("0" * 40)
     (cache / "models--google--umt5-xxl/refs").mkdir(parents=True)
@@ -403,7 +462,9 @@ def test_the_tokenizer_is_looked_for_in_order(networks, toy, tmp_path, monkeypat
     assert layouts.find(**given).tokenizer == snapshot / "tokenizer.json"
     monkeypatch.setenv(layouts.TOKENIZER, "gone.json")
     del given["parts"]["tokenizer"]
-    with pytest.raises(MinicosError, match=f"gone.json does not exist, and {layouts.TOKENIZER} names it"):
+    with pytest.raises(
+        MinicosError, match=f"gone.json does not exist, and {layouts.TOKENIZER} names it"
+    ):
         layouts.find(**given)
 
 
@@ -433,8 +494,15 @@ def test_vbvr_is_the_base_and_two_loras(as_a14b, twin, networks, toy, tmp_path):
         one = lora.read(files[name])
         merged[name] = {k: one.merge(k, v.float()) for k, v in networks[name].items()}
     (tmp_path / "VBVR").mkdir()
-    whole = load(**diffusers(tmp_path / "VBVR", merged, toy / TOKENIZER), variant="VBVR-Wan2.2", device="cpu")
-    both = load(twin, variant="VBVR-Wan2.2", lora={"high": [files["high"]], "low": [(files["low"], 1.0)]}, device="cpu")
+    whole = load(
+        **diffusers(tmp_path / "VBVR", merged, toy / TOKENIZER), variant="VBVR-Wan2.2", device="cpu"
+    )
+    both = load(
+        twin,
+        variant="VBVR-Wan2.2",
+        lora={"high": [files["high"]], "low": [(files["low"], 1.0)]},
+        device="cpu",
+    )
     plain = load(twin, device="cpu")
     assert (plain.variant, both.variant, both.preset) == (
         "Wan2.2-I2V-A14B",
@@ -445,19 +513,31 @@ def test_vbvr_is_the_base_and_two_loras(as_a14b, twin, networks, toy, tmp_path):
     for name in ("high", "low"):
         state = both.experts[name].state_dict()
         assert all(torch.equal(v, state[k]) for k, v in whole.experts[name].state_dict().items())
-        assert not torch.equal(state["blocks.0.self_attn.q.weight"], plain.experts[name].blocks[0].self_attn.q.weight)
-    assert str(both.loras[1]) == "low: low_noise_lora.safetensors: 6 tensors changed (diffsynth, rank 2, strength 1)"
+        assert not torch.equal(
+            state["blocks.0.self_attn.q.weight"], plain.experts[name].blocks[0].self_attn.q.weight
+        )
+    assert (
+        str(both.loras[1])
+        == "low: low_noise_lora.safetensors: 6 tensors changed (diffsynth, rank 2, strength 1)"
+    )
     half = layouts.find(twin, lora={"high": [files["high"]], "low": [(files["low"], 0.5)]})
     one = layouts.find(twin, lora={"high": [files["high"]]})
     assert len({plain.weights, both.weights, half.fingerprint(), one.fingerprint()}) == 4
 
 
 def test_a_lora_for_another_network_is_refused_before_weights_are_read(twin, tmp_path, monkeypatch):
-    lora.save(tmp_path / "a.safetensors", {"blocks.0.ffn.0.weight": lora.LowRank(torch.ones(9, 2), torch.ones(2, 128))})
+    lora.save(
+        tmp_path / "a.safetensors",
+        {"blocks.0.ffn.0.weight": lora.LowRank(torch.ones(9, 2), torch.ones(2, 128))},
+    )
     monkeypatch.setattr("minicos.pipeline.load_into", None)
-    with pytest.raises(MinicosError, match=r"a\.safetensors: the change of blocks\.0\.ffn\.0\.weight is \(9, 128\)"):
+    with pytest.raises(
+        MinicosError, match=r"a\.safetensors: the change of blocks\.0\.ffn\.0\.weight is \(9, 128\)"
+    ):
         load(twin, lora={"low": [tmp_path / "a.safetensors"]}, device="cpu")
-    with pytest.raises(MinicosError, match=re.escape("no expert 'model' for a LoRA: take high or low")):
+    with pytest.raises(
+        MinicosError, match=re.escape("no expert 'model' for a LoRA: take high or low")
+    ):
         layouts.find(twin, lora={"model": [tmp_path / "a.safetensors"]})
     with pytest.raises(MinicosError, match=r"a\.safetensors is a LoRA: give the model it is for"):
         layouts.find(tmp_path / "a.safetensors")
@@ -467,12 +547,20 @@ def test_a_lora_for_another_network_is_refused_before_weights_are_read(twin, tmp
 def test_comfy_files_of_true_size(tmp_path):
     """fp8_scaled experts, a T5 that carries a sentencepiece model, and the VAE, by name."""
     shapes, parts = manifest("comfy_fp8_scaled.Wan2.2-I2V-A14B.derived"), rest(tmp_path)
-    high = write_sparse(tmp_path / "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors", shapes, fp8_rule)
-    low = write_sparse(tmp_path / "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors", shapes, fp8_rule, last=b"x")
+    high = write_sparse(
+        tmp_path / "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors", shapes, fp8_rule
+    )
+    low = write_sparse(
+        tmp_path / "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors", shapes, fp8_rule, last=b"x"
+    )
     text = manifest("diffusers.umt5-xxl.text_encoder") | {"spiece_model": (4_548_313,)}
-    text |= {key.replace(".weight", ".scale_weight"): () for key in text if ".SelfAttention.q." in key}
+    text |= {
+        key.replace(".weight", ".scale_weight"): () for key in text if ".SelfAttention.q." in key
+    }
     parts["text"] = write_sparse(
-        tmp_path / "umt5_xxl_fp8_e4m3fn_scaled.safetensors", text, lambda key, shape: "F32" if not shape else "U8"
+        tmp_path / "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+        text,
+        lambda key, shape: "F32" if not shape else "U8",
     )
     found = layouts.find(high, parts=parts | {"low": low})
     assert (found.variant, found.kind) == ("Wan2.2-I2V-A14B", "single file")

@@ -32,16 +32,21 @@ from tests import golden
 def network(width: int = 3) -> nn.Module:
     """A network on the meta device, with a buffer."""
     with torch.device("meta"):
-        module = nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width, affine=False), nn.Dropout())
+        module = nn.Sequential(
+            nn.Linear(2, width), nn.BatchNorm1d(width, affine=False), nn.Dropout()
+        )
     return module
 
 
 def weights(width: int = 3) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return {
-        "0.weight": torch.randn(width, 2), "0.bias": torch.randn(width),
-        "1.running_mean": torch.randn(width), "1.running_var": torch.rand(width), "1.num_batches_tracked": torch.tensor(7),
-    }  # fmt: skip
+        "0.weight": torch.randn(width, 2),
+        "0.bias": torch.randn(width),
+        "1.running_mean": torch.randn(width),
+        "1.running_var": torch.rand(width),
+        "1.num_batches_tracked": torch.tensor(7),
+    }
 
 
 @pytest.mark.parametrize("form", ["file", "pth", "wrapped pth", "shards", "list", "prefixed"])
@@ -55,12 +60,19 @@ def test_load(tmp_path, form):
             save_file(half, tmp_path / f"{name}.safetensors")
         source = [tmp_path / "x.safetensors", str(tmp_path / "y.safetensors")]
         if form == "shards":
-            names = {key: f"{name}.safetensors" for name, half in zip("xy", halves, strict=True) for key in half}
+            names = {
+                key: f"{name}.safetensors"
+                for name, half in zip("xy", halves, strict=True)
+                for key in half
+            }
             (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
             source = str(tmp_path)
     else:
         save_file(
-            {f"model.diffusion_model.{k}" if form == "prefixed" else k: v for k, v in tensors.items()},
+            {
+                f"model.diffusion_model.{k}" if form == "prefixed" else k: v
+                for k, v in tensors.items()
+            },
             tmp_path / "a.safetensors",
         )
     module = network()
@@ -75,20 +87,33 @@ def test_load(tmp_path, form):
 
 def test_load_casts_by_name(tmp_path):
     save_file(weights(), tmp_path / "a.safetensors")
-    load_into(module := network(), tmp_path, dtype=lambda name: torch.bfloat16 if name == "0.weight" else None)
+    load_into(
+        module := network(),
+        tmp_path,
+        dtype=lambda name: torch.bfloat16 if name == "0.weight" else None,
+    )
     assert {k: v.dtype for k, v in module.state_dict().items()} == {
-        "0.weight": torch.bfloat16, "0.bias": torch.float32, "1.running_mean": torch.float32,
-        "1.running_var": torch.float32, "1.num_batches_tracked": torch.int64,
-    }  # fmt: skip
+        "0.weight": torch.bfloat16,
+        "0.bias": torch.float32,
+        "1.running_mean": torch.float32,
+        "1.running_var": torch.float32,
+        "1.num_batches_tracked": torch.int64,
+    }
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"0.bias": None}, r"needs 0\.bias, which is not there"),
-        ({"0.bias": None, "0.weight": None, "1.running_mean": None, "1.running_var": None}, "and 1 more"),
+        (
+            {"0.bias": None, "0.weight": None, "1.running_mean": None, "1.running_var": None},
+            "and 1 more",
+        ),
         ({"0.more": torch.zeros(1)}, r"0\.more is not part of this Sequential"),
-        ({"0.weight": torch.zeros(4, 2)}, r"0\.weight is \[4, 2\], and this Sequential needs \[3, 2\]"),
+        (
+            {"0.weight": torch.zeros(4, 2)},
+            r"0\.weight is \[4, 2\], and this Sequential needs \[3, 2\]",
+        ),
         ({"model.0.bias": torch.zeros(3)}, r"is 0\.bias, which .* holds too"),
         ({"0.scale_weight": torch.zeros(2)}, r"0\.scale_weight \(2,\) is no factor"),
         ({"9.scale_weight": torch.zeros(1)}, r"9\.scale_weight \(1,\) is no factor"),
@@ -136,8 +161,15 @@ def test_load_of_a_foreign_layout_and_its_unknown_key(tmp_path):
 def test_fp8_scaled_is_unpacked_in_float32(tmp_path):
     tensors = weights()
     small = (tensors["0.weight"] * 100).to(torch.float8_e4m3fn)
-    tensors |= {"0.weight": small, "0.scale_weight": torch.tensor(0.01), "0.scale_input": torch.tensor(3.0)}
-    save_file({**tensors, "scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    tensors |= {
+        "0.weight": small,
+        "0.scale_weight": torch.tensor(0.01),
+        "0.scale_input": torch.tensor(3.0),
+    }
+    save_file(
+        {**tensors, "scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)},
+        tmp_path / "a.safetensors",
+    )
     load_into(module := network(), tmp_path)
     assert torch.equal(module[0].weight, small.float() * 0.01)
     assert inspect(tmp_path).layout == "comfy_fp8_scaled"
@@ -216,7 +248,8 @@ def test_strengths_add_up(i2v):
 def test_lora_is_merged_before_the_cast(i2v):
     """float32 weights + delta, then bfloat16 for the matrices: not delta in bfloat16."""
     velocity, _ = i2v(
-        read_lora("comfy"), dtype=lambda name: torch.float32 if any(n in name for n in FLOAT32) else torch.bfloat16
+        read_lora("comfy"),
+        dtype=lambda name: torch.float32 if any(n in name for n in FLOAT32) else torch.bfloat16,
     )
     assert golden.rel_l2(velocity, EXPECTED["comfy.velocity"]) <= 2e-2
 
@@ -232,9 +265,9 @@ def test_lora_saved_and_read_again(tmp_path):
             assert (again.merge(name, zero) - found.merge(name, zero)).abs().max() <= 1e-6
     keys = read_header(golden.FOLDER / "lora_diffsynth.safetensors").tensors
     lora.save(tmp_path / "a.safetensors", read_lora("diffsynth").deltas, torch.bfloat16)
-    assert {k: (i.dtype, i.shape) for k, i in read_header(tmp_path / "a.safetensors").tensors.items()} == {
-        k: (i.dtype, i.shape) for k, i in keys.items()
-    }
+    assert {
+        k: (i.dtype, i.shape) for k, i in read_header(tmp_path / "a.safetensors").tensors.items()
+    } == {k: (i.dtype, i.shape) for k, i in keys.items()}
 
 
 A, B = torch.ones(2, 8), torch.ones(4, 2)
@@ -257,14 +290,23 @@ Q = "blocks.0.self_attn.q"
         ({f"{Q}.lora_A.weight": A}, rf"{Q} has \['down'\]"),
         ({f"{Q}.alpha": torch.tensor(1.0)}, "holds no LoRA"),
         ({}, "holds no LoRA"),
-        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.alpha": torch.ones(2)}, "not one number"),
-        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.diff": B + 1}, "not one up and one down"),
+        (
+            {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.alpha": torch.ones(2)},
+            "not one number",
+        ),
+        (
+            {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.diff": B + 1},
+            "not one up and one down",
+        ),
         (
             {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": torch.ones(4, 3)},
             r"up \(4, 3\) and down \(2, 8\): their ranks differ",
         ),
         ({f"{Q}.lora_A.weight": A[0], f"{Q}.lora_B.weight": B}, r"down \(8,\)"),
-        ({f"{Q}.lora_A.weight": A, f"diffusion_model.{Q}.lora_down.weight": A + 1}, "already there"),
+        (
+            {f"{Q}.lora_A.weight": A, f"diffusion_model.{Q}.lora_down.weight": A + 1},
+            "already there",
+        ),
     ],
 )
 def test_lora_files_are_read_completely_or_not_at_all(tmp_path, tensors, says):
@@ -291,10 +333,18 @@ def test_alpha_in_the_metadata_of_diffusers(tmp_path):
         save_file(tensors, tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": about})
         return lora.read(tmp_path / "a.safetensors")
 
-    found = read(json.dumps({"transformer.lora_alpha": 8, "transformer.r": 2, "transformer.alpha_pattern": {}}))
+    found = read(
+        json.dumps(
+            {"transformer.lora_alpha": 8, "transformer.r": 2, "transformer.alpha_pattern": {}}
+        )
+    )
     assert found.deltas[f"{Q}.weight"].scale == 4
     with pytest.raises(MinicosError, match="use_dora"):
-        read(json.dumps({"transformer.lora_alpha": 8, "transformer.r": 2, "transformer.use_dora": True}))
+        read(
+            json.dumps(
+                {"transformer.lora_alpha": 8, "transformer.r": 2, "transformer.use_dora": True}
+            )
+        )
     for about in ("{", "[]", '{"lora_alpha": 1}', '{"lora_alpha": 1, "r": 0}'):
         with pytest.raises(MinicosError, match="adapter metadata"):
             read(about)
@@ -308,13 +358,21 @@ def mixed(tmp_path_factory):
     """Shards with tensors of every kind: float32, bfloat16, scaled fp8, a number, nothing at all; and what they should become."""
     folder, draw = tmp_path_factory.mktemp("mixed"), torch.Generator().manual_seed(0)
     tensors = {f"{i}.weight": torch.randn(70 + i, 64, generator=draw) for i in range(12)}
-    tensors |= {"1.weight": tensors["1.weight"].bfloat16(), "2.weight": tensors["2.weight"].to(torch.float8_e4m3fn)}
+    tensors |= {
+        "1.weight": tensors["1.weight"].bfloat16(),
+        "2.weight": tensors["2.weight"].to(torch.float8_e4m3fn),
+    }
     factors = {"2.scale_weight": torch.tensor(0.5)}
     names = list(tensors)
     for file, part in (("a", names[:5]), ("b", names[5:])):
-        save_file({k: tensors[k] for k in part} | (factors if file == "a" else {}), folder / f"{file}.safetensors")
+        save_file(
+            {k: tensors[k] for k in part} | (factors if file == "a" else {}),
+            folder / f"{file}.safetensors",
+        )
     deltas = {
-        f"{i}.weight": lora.LowRank(torch.randn(70 + i, 4, generator=draw), torch.randn(4, 64, generator=draw))
+        f"{i}.weight": lora.LowRank(
+            torch.randn(70 + i, 4, generator=draw), torch.randn(4, 64, generator=draw)
+        )
         for i in (2, 7)
     }
     lora.save(folder / "lora", deltas)
@@ -331,15 +389,21 @@ def test_the_result_does_not_depend_on_threads_or_pieces(mixed, dtype, monkeypat
     folder, changes = mixed
     files = [folder / "a.safetensors", folder / "b.safetensors"]
     load_into(expected := stack(), files, dtype=dtype, lora=changes, readers=1)
-    monkeypatch.setattr("minicos.weights.load.PIECE", 1024)  # less than any tensor, so that each is read in pieces
+    monkeypatch.setattr(
+        "minicos.weights.load.PIECE", 1024
+    )  # less than any tensor, so that each is read in pieces
     for readers in (1, 2, 5, 20):
         load_into(module := stack(), files, dtype=dtype, lora=changes, readers=readers)
-        for (name, a), b in zip(module.state_dict().items(), expected.state_dict().values(), strict=True):
+        for (name, a), b in zip(
+            module.state_dict().items(), expected.state_dict().values(), strict=True
+        ):
             assert a.dtype == (dtype or {"1.weight": torch.bfloat16}.get(name, torch.float32))
             assert torch.equal(a, b), name
     stored = load_file(files[0])
     whole = stored["2.weight"].float() * 0.5
-    merged = changes.merge("2.weight", whole).to(dtype or torch.float32)  # unpacked, merged, cast, in this order
+    merged = changes.merge("2.weight", whole).to(
+        dtype or torch.float32
+    )  # unpacked, merged, cast, in this order
     assert torch.equal(expected[2].weight, merged)
     assert torch.equal(expected[0].weight, stored["0.weight"].to(dtype or torch.float32))
 
@@ -359,7 +423,10 @@ def test_a_place_of_ones_own(mixed):
 def test_unchanged_tensors_stay_in_their_file(mixed):
     """On a CPU they are views of it: writing to the file shows."""
     folder, _ = mixed
-    save_file({f"{i}.weight": torch.zeros(70 + i, 64) for i in range(12)}, file := folder / "c.safetensors")
+    save_file(
+        {f"{i}.weight": torch.zeros(70 + i, 64) for i in range(12)},
+        file := folder / "c.safetensors",
+    )
     load_into(module := stack(), file, dtype=torch.float32)
     with file.open("r+b") as f:
         f.seek(-4, 2)
@@ -381,7 +448,10 @@ def test_errors_and_ctrl_c_leave_no_thread_behind(mixed, monkeypatch):
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
-    save_file({f"{i}.weight": torch.zeros(70 + i, 64) for i in range(12)}, path := tmp_path / "a.safetensors")
+    save_file(
+        {f"{i}.weight": torch.zeros(70 + i, 64) for i in range(12)},
+        path := tmp_path / "a.safetensors",
+    )
     check = loading._check
 
     def shrink(*args):
@@ -406,7 +476,9 @@ def test_not_a_number_is_found_wherever_it_is():
     assert loading._finite(torch.zeros(0))
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells how much memory is anonymous")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="Linux tells how much memory is anonymous"
+)
 def test_loading_takes_little_memory_beyond_the_weights(tmp_path):
     """289 MB of float32 in eight shards, cast to bfloat16. The full measurement is `python -m tests.measure_load`."""
     command = [
@@ -421,9 +493,13 @@ def test_loading_takes_little_memory_beyond_the_weights(tmp_path):
         "50000000",
     ]
     root = Path(__file__).parents[1]
-    done = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True, cwd=root)
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path)], capture_output=True, text=True, cwd=root
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["shards"] > 4
     assert not list(tmp_path.iterdir())
-    assert found["over"] < 3 * PIECE + 20e6  # measured 16 kB; the weights take 179 MB, the files 289 MB
+    assert (
+        found["over"] < 3 * PIECE + 20e6
+    )  # measured 16 kB; the weights take 179 MB, the files 289 MB

@@ -13,7 +13,15 @@ from minicos.media import load_image, load_video, save_image, save_video, to_flo
 
 Y, X = np.mgrid[:48, :64]
 SMOOTH = np.stack([X * 3, Y * 4, X + Y], -1).astype(np.uint8)  # h w 3
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (255, 255, 0), (128, 64, 200)]
+COLOURS = [
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (255, 255, 255),
+    (0, 0, 0),
+    (255, 255, 0),
+    (128, 64, 200),
+]
 
 
 def flat(height: int, width: int) -> np.ndarray:
@@ -29,7 +37,9 @@ def image(path) -> np.ndarray:
 
 
 @given(pixels=hnp.arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3))))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_png_is_exact(tmp_path, pixels):
     path = tmp_path / "50%d [1]:x.png"  # FFmpeg would read some of this as a pattern
     save_image(path, pixels)
@@ -70,23 +80,35 @@ def test_videos_without_a_named_matrix_are_read_as_bt601(tmp_path):
         stream = container.add_stream("libx264", rate=16, options={"crf": "1"})
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         for frame in flat(32, 48):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame).reformat(format="yuv420p", dst_colorspace=5)))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(frame).reformat(format="yuv420p", dst_colorspace=5)
+                )
+            )
         container.mux(stream.encode(None))
     assert levels(load_video(tmp_path / "v.mp4"), flat(32, 48)) <= 2
 
 
 @pytest.mark.parametrize(
-    "pieces", [lambda v: v, iter, lambda v: iter([v[:1], v[1:5], v[5:]])], ids=["array", "frames", "chunks"]
+    "pieces",
+    [lambda v: v, iter, lambda v: iter([v[:1], v[1:5], v[5:]])],
+    ids=["array", "frames", "chunks"],
 )
 def test_video_from_frames_or_chunks(tmp_path, pieces):
-    video = np.stack([np.clip(SMOOTH.astype(int) + 4 * i, 0, 255).astype(np.uint8) for i in range(9)])
+    video = np.stack(
+        [np.clip(SMOOTH.astype(int) + 4 * i, 0, 255).astype(np.uint8) for i in range(9)]
+    )
     save_video(tmp_path / "v.mp4", pieces(video), fps=16)
     read = load_video(tmp_path / "v.mp4")
     assert read.shape == video.shape
     assert np.abs(read.astype(int) - video).mean() < 2
     with av.open(str(tmp_path / "v.mp4")) as container:
         stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt, float(stream.average_rate)) == (
+        assert (
+            stream.codec_context.name,
+            stream.codec_context.pix_fmt,
+            float(stream.average_rate),
+        ) == (
             "h264",
             "yuv420p",
             16,
@@ -122,12 +144,19 @@ def test_what_is_no_video_is_refused(tmp_path, frames, says):
 
 
 def test_what_is_no_image_is_refused(tmp_path):
-    for name, pixels in (("a.png", SMOOTH / 255), ("a.png", SMOOTH[..., :1]), ("a.tiff", SMOOTH), ("a", SMOOTH)):
+    for name, pixels in (
+        ("a.png", SMOOTH / 255),
+        ("a.png", SMOOTH[..., :1]),
+        ("a.tiff", SMOOTH),
+        ("a", SMOOTH),
+    ):
         with pytest.raises(MinicosError, match=name):
             save_image(tmp_path / name, pixels)
 
 
-PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n"
+PLAYLIST = (
+    b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +191,9 @@ def test_sound_is_no_video(tmp_path):
 
 def test_to_uint8_is_the_official_rule():
     """wan/utils/utils.py: clamp to [-1, 1], to [0, 1], times 255, fraction dropped."""
-    video = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.999, 1.0, 2.0]).view(1, 1, 1, -1).expand(3, 2, 4, -1)
+    video = (
+        torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.999, 1.0, 2.0]).view(1, 1, 1, -1).expand(3, 2, 4, -1)
+    )
     assert to_uint8(video).shape == (2, 4, 7, 3)
     assert to_uint8(video)[0, 0, :, 0].tolist() == [0, 0, 63, 127, 254, 255, 255]
     assert to_uint8(video.bfloat16()).dtype == np.uint8

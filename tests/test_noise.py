@@ -60,9 +60,12 @@ def latent(seed: int, b: int = 2, f: int = 4) -> torch.Tensor:
 
 
 @given(
-    st.sampled_from(EDITED), st.sets(st.integers(0, 3), min_size=1), st.sets(st.integers(0, 9), min_size=1), st.booleans(),
+    st.sampled_from(EDITED),
+    st.sets(st.integers(0, 3), min_size=1),
+    st.sets(st.integers(0, 9), min_size=1),
+    st.booleans(),
     st.integers(0, 9),
-)  # fmt: skip
+)
 def test_only_what_was_named_is_touched(mode, frames, steps, imposed, index):
     x, x0, sigma = latent(0), latent(1), torch.full((1, 1, 4, 1, 1), 0.6)
     if imposed:
@@ -86,7 +89,12 @@ def test_what_each_mode_leaves():
     assert torch.allclose(out["erase"], 0.75 * x0.mean((2, 3, 4), keepdim=True) + 0.25 * eps)
     each = (out["add"] - x).square().mean((1, 3, 4))
     assert torch.allclose(each, torch.full_like(each, 2.0 / 4))  # a dose of two frames over four
-    assert torch.corrcoef(torch.stack([(out["add"] - x)[0, :, 0].flatten(), eps[0, :, 0].flatten()]))[0, 1] > 0.999
+    assert (
+        torch.corrcoef(torch.stack([(out["add"] - x)[0, :, 0].flatten(), eps[0, :, 0].flatten()]))[
+            0, 1
+        ]
+        > 0.999
+    )
 
 
 def test_noise_depends_on_the_sample_and_the_step_alone():
@@ -115,7 +123,9 @@ def test_matched_cells(steps, frames, imposed):
     edits = Plan().edits(steps, [imposed, *[False] * frames])
     free = frames + (not imposed)
     assert sum(name.startswith("frame") for name in edits) == free
-    assert all(len(e.steps) == min(free, steps) for name, e in edits.items() if name.startswith("frame"))
+    assert all(
+        len(e.steps) == min(free, steps) for name, e in edits.items() if name.startswith("frame")
+    )
     assert not any(imposed and e.frames == (0,) for e in edits.values())
 
 
@@ -157,13 +167,20 @@ def test_replace_at_the_first_step_is_another_seed(wan, clean):
 def test_the_dose_is_what_was_asked(wan, clean, steps, frames):
     condition, start, run = clean()
     found = measure(wan, condition, start, run, Noise("add", steps, frames, dose=2.5))
-    assert torch.allclose(found["injected"].sum(1), torch.tensor(2.5, dtype=torch.float64), rtol=1e-5)  # measured 3e-7
-    assert all((found["injected"][:, f] > 0).all() == (frames is None or f in frames) for f in range(3))
+    assert torch.allclose(
+        found["injected"].sum(1), torch.tensor(2.5, dtype=torch.float64), rtol=1e-5
+    )  # measured 3e-7
+    assert all(
+        (found["injected"][:, f] > 0).all() == (frames is None or f in frames) for f in range(3)
+    )
 
 
 def test_noise_is_seen_from_its_step_on_and_grows_with_the_dose(wan, clean):
     condition, start, run = clean()
-    small, large = (measure(wan, condition, start, run, Noise("add", (2,), dose=d), layer=3) for d in (0.01, 1.0))
+    small, large = (
+        measure(wan, condition, start, run, Noise("add", (2,), dose=d), layer=3)
+        for d in (0.01, 1.0)
+    )
     for key in ("squared", "cka", "hidden"):
         assert (small[key][:, 2:] > 0).all()
         assert (large[key][:, 2] > small[key][:, 2]).all()
@@ -174,7 +191,9 @@ def test_a_multistep_solver_is_held_against_the_same_restarts(wan, clean):
     condition, start, run = clean(model)
     restart = measure(model, condition, start, run, Noise("null", (3,)))
     tiny = measure(model, condition, start, run, Noise("add", (3,), dose=1e-8))
-    assert restart["squared"][:, -1].sum() > 100 * tiny["squared"][:, -1].sum() > 0  # the control forgot as well
+    assert (
+        restart["squared"][:, -1].sum() > 100 * tiny["squared"][:, -1].sum() > 0
+    )  # the control forgot as well
     assert tiny["passes"] == 2 * restart["passes"]
 
 
@@ -184,10 +203,18 @@ def test_a_resumed_run_is_the_full_one(wan, clean, mode, solver):
     """Every number that is measured, and the video, bit for bit; the passes before the edit are spared."""
     model = wan.with_preset(solver=solver)
     condition, noise, run = clean(model)
-    resumed, full = (measure(model, condition, noise, run, Noise(mode, (2, 3)), layer=3, start=s) for s in (None, 0))
+    resumed, full = (
+        measure(model, condition, noise, run, Noise(mode, (2, 3)), layer=3, start=s)
+        for s in (None, 0)
+    )
     spared = full.pop("passes") - resumed.pop("passes")
-    assert spared == 2 * 2 * (2 if (solver, mode) in {("unipc", "replace"), ("unipc", "renoise")} else 1)
-    assert all(torch.allclose(full[key], value, rtol=0, atol=0, equal_nan=True) for key, value in resumed.items())
+    assert spared == 2 * 2 * (
+        2 if (solver, mode) in {("unipc", "replace"), ("unipc", "renoise")} else 1
+    )
+    assert all(
+        torch.allclose(full[key], value, rtol=0, atol=0, equal_nan=True)
+        for key, value in resumed.items()
+    )
 
 
 def test_massive_channels_are_found():
@@ -241,7 +268,10 @@ def test_killed_and_rerun_gives_the_same(wan, subjects, tmp_path, monkeypatch):
     torn = study(wan, subjects, run, plan, most=1)
     assert len(calls) == 2 * len(whole.edits) + 2  # nothing was done twice but what was cut short
     for name, arrays in whole.runs.items():
-        assert all(np.array_equal(values, torn.runs[name][key], equal_nan=True) for key, values in arrays.items())
+        assert all(
+            np.array_equal(values, torn.runs[name][key], equal_nan=True)
+            for key, values in arrays.items()
+        )
 
 
 def test_another_seed_is_the_yardstick(wan, subjects, tmp_path):
@@ -270,19 +300,28 @@ def test_late_noise_breaks_what_early_noise_does_not(tmp_path):
     """The embedded model: replacing the latent is a reseed at step 0, and at the last step nothing can clean it up."""
     wan = load("tiny").with_preset(steps=6)
     results = study(
-        wan, cases.held_out("mark", 4, size=3), Run.open(tmp_path, {}), Plan(at=(0, 5), frames=(1,), others=1)
+        wan,
+        cases.held_out("mark", 4, size=3),
+        Run.open(tmp_path, {}),
+        Plan(at=(0, 5), frames=(1,), others=1),
     )
     assert results.runs["clean"]["solved"].all()
     assert results.runs["step 0"]["solved"].all()
     assert results.runs["step 5"]["solved"].mean() <= 0.5  # at step 0 it is 1
-    assert results.runs["step 5"]["right"].mean() < results.runs["step 0"]["right"].mean()  # measured .73, 1
+    assert (
+        results.runs["step 5"]["right"].mean() < results.runs["step 0"]["right"].mean()
+    )  # measured .73, 1
     assert (results.final("step 5") > results.final("step 0")).all()
     table = sensitivity.table(sensitivity.rows(results))
     assert "step 5" in table
     assert {"dose", "D", "solved", "right frames"} == set(sensitivity.headline(results))
-    assert sensitivity.peak(sensitivity.sensitivity(results), sensitivity.at(results))[0].effect == 5
+    assert (
+        sensitivity.peak(sensitivity.sensitivity(results), sensitivity.at(results))[0].effect == 5
+    )
     share = results.runs["frame 1"]["right"]
-    assert results.shown("frame 1", "untouched").tolist() == [k not in (1, 2, 3, 4) for k in range(13)]
+    assert results.shown("frame 1", "untouched").tolist() == [
+        k not in (1, 2, 3, 4) for k in range(13)
+    ]
     assert not results.shown("step 5", "untouched").any()
     assert share.shape == (4, 13)
 
@@ -307,21 +346,51 @@ def test_settled_is_when_it_stays_near():
 
 def test_the_boundary_is_swept_in_one_command(tmp_path, capsys):
     out = tmp_path / "swept"
-    command = ["noise", "--n", "1", "--size", "3", "--puzzle", "mark", "--steps", "4", "--at", "0,2", "--in", "1", "--others", "1",
-               "--boundaries", "0.7,0.95", "--out", str(out)]  # fmt: skip
+    command = [
+        "noise",
+        "--n",
+        "1",
+        "--size",
+        "3",
+        "--puzzle",
+        "mark",
+        "--steps",
+        "4",
+        "--at",
+        "0,2",
+        "--in",
+        "1",
+        "--others",
+        "1",
+        "--boundaries",
+        "0.7,0.95",
+        "--out",
+        str(out),
+    ]
     assert main(command) == 0
     told = capsys.readouterr().out
     found = json.loads((out / "settings.json").read_text())
     assert [row["handover"] for row in found] == [3, 1]  # sigmas 1, .94, .83, .63
     assert found[0]["shift"]["effect"] == 0
     assert "against the first" in told
-    for name in ("settings.png", "convergence.png", "0.7/sensitivity.png", "0.95/score.png", "0.7/videos.png"):
+    for name in (
+        "settings.png",
+        "convergence.png",
+        "0.7/sensitivity.png",
+        "0.95/score.png",
+        "0.7/videos.png",
+    ):
         assert (out / name).stat().st_size > 5000
 
 
 def test_frame_counts_and_few_steps(tmp_path, capsys):
     common = ["--n", "1", "--size", "3", "--puzzle", "mark", "--points", "1", "--others", "1"]
-    assert main(["frames", *common, "--counts", "5", "--steps", "2", "--out", str(tmp_path / "frames")]) == 0
+    assert (
+        main(
+            ["frames", *common, "--counts", "5", "--steps", "2", "--out", str(tmp_path / "frames")]
+        )
+        == 0
+    )
     assert "trained at 13 frames: 5 are out of its distribution" in capsys.readouterr().out
     assert main(["distilled", *common, "--counts", "2,3", "--out", str(tmp_path / "few")]) == 0
     rows = json.loads((tmp_path / "few/settings.json").read_text())

@@ -30,7 +30,9 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 @given(st.floats(0, 1000), st.sampled_from([2, 16, 256]))
 def test_sinusoid_is_cosines_then_sines_of_falling_frequencies(t, dim):
-    expected = [f(t * 10000 ** (-j / (dim // 2))) for f in (math.cos, math.sin) for j in range(dim // 2)]
+    expected = [
+        f(t * 10000 ** (-j / (dim // 2))) for f in (math.cos, math.sin) for j in range(dim // 2)
+    ]
     actual = ops.sinusoid(torch.tensor(t, dtype=torch.float64), dim)
     assert actual.dtype == torch.float64
     error = (actual - torch.tensor(expected, dtype=torch.float64)).abs().max()
@@ -48,9 +50,15 @@ def turns(grid: tuple[int, int, int], head_dim: int) -> Tensor:
     pairs = head_dim // 2
     third = pairs // 3
     tokens = [
-        [n * 10000 ** (-j / share) for n, share in zip((f, h, w), (pairs - 2 * third, third, third), strict=True) for j in range(share)]
-        for f in range(grid[0]) for h in range(grid[1]) for w in range(grid[2])
-    ]  # fmt: skip
+        [
+            n * 10000 ** (-j / share)
+            for n, share in zip((f, h, w), (pairs - 2 * third, third, third), strict=True)
+            for j in range(share)
+        ]
+        for f in range(grid[0])
+        for h in range(grid[1])
+        for w in range(grid[2])
+    ]
     angle = torch.tensor(tokens, dtype=torch.float64)
     return torch.polar(torch.ones_like(angle), angle)
 
@@ -60,7 +68,9 @@ def test_rope_is_the_complex_rotation_of_the_official_code(grid, head_dim):
     cos, sin = ops.rope(grid, head_dim)
     expected = turns(grid, head_dim)
     assert cos.dtype == sin.dtype == torch.float32
-    assert torch.allclose(cos.double(), expected.real, rtol=0, atol=1e-7)  # measured 3.0e-8: half a unit of float32
+    assert torch.allclose(
+        cos.double(), expected.real, rtol=0, atol=1e-7
+    )  # measured 3.0e-8: half a unit of float32
     assert torch.allclose(sin.double(), expected.imag, rtol=0, atol=1e-7)  # measured 3.0e-8
 
 
@@ -88,7 +98,11 @@ def test_rms_rope_turns_interleaved_pairs_of_each_head(grid, head_dim, heads, se
     for actual, x, weight in zip(turned, (q, k), weights, strict=True):
         normed = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight
         pairs = torch.view_as_complex(normed.view(2, -1, heads, head_dim // 2, 2))
-        expected = torch.view_as_real(pairs * turns(grid, head_dim)[None, :, None]).flatten(-2).transpose(1, 2)
+        expected = (
+            torch.view_as_real(pairs * turns(grid, head_dim)[None, :, None])
+            .flatten(-2)
+            .transpose(1, 2)
+        )
         assert actual.shape == (2, heads, math.prod(grid), head_dim)
         assert rel_max(actual, expected) < 1e-6  # measured 2.0e-7
 
@@ -107,7 +121,9 @@ def test_scores_depend_on_relative_positions_only():
     x = [randn(1, 1, 32, seed=s).expand(1, 60, 32) for s in (0, 1)]
     q, k = ops.rms_rope(*x, torch.ones(32), torch.ones(32), ops.rope(grid, 32), 1, 1e-6)
     score = (q[0, 0] @ k[0, 0].T).view(*grid, *grid)
-    assert (score[:2, :3, :4, :2, :3, :4] - score[1:, 1:, 1:, 1:, 1:, 1:]).abs().max() < 2e-5  # measured 4.8e-6
+    assert (
+        score[:2, :3, :4, :2, :3, :4] - score[1:, 1:, 1:, 1:, 1:, 1:]
+    ).abs().max() < 2e-5  # measured 4.8e-6
     assert score.std() > 1  # and it does depend on it
 
 
@@ -126,12 +142,17 @@ def test_rms_norm_rounds_before_the_weight():
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.float32, 4e-7), (torch.bfloat16, 6e-3)],  # measured 9.3e-8 and 1.9e-3, half a unit of bfloat16
+    [
+        (torch.float32, 4e-7),
+        (torch.bfloat16, 6e-3),
+    ],  # measured 9.3e-8 and 1.9e-3, half a unit of bfloat16
 )
 def test_layer_norm_is_computed_in_float32_and_rounded_once(dtype, tolerance):
     x, weight, bias = 3 + randn(8, 64, dtype=dtype), randn(64, seed=1), randn(64, seed=2)
     y = x.double()
-    y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, correction=0, keepdim=True) + 1e-6).sqrt() * weight + bias
+    y = (y - y.mean(-1, keepdim=True)) / (
+        y.var(-1, correction=0, keepdim=True) + 1e-6
+    ).sqrt() * weight + bias
     actual = ops.layer_norm(x, 1e-6, weight, bias)
     assert actual.dtype == dtype
     assert rel_max(actual.double(), y) < tolerance
@@ -144,9 +165,14 @@ def test_modulated_norm_and_gated_add_serve_each_timestep_its_own_tokens(g):
     for i in range(2):
         for j in range(12):
             own = j * g // 12  # l/g consecutive tokens share a timestep
-            row = torch.nn.functional.layer_norm(x[i, j], (16,), eps=1e-6) * (1 + scale[i, own]) + shift[i, own]
+            row = (
+                torch.nn.functional.layer_norm(x[i, j], (16,), eps=1e-6) * (1 + scale[i, own])
+                + shift[i, own]
+            )
             assert torch.allclose(normed[i, j], row, rtol=0, atol=1e-6)  # measured 0
-            assert torch.allclose(added[i, j], x[i, j] + y[i, j] * scale[i, own], rtol=0, atol=1e-6)  # measured 0
+            assert torch.allclose(
+                added[i, j], x[i, j] + y[i, j] * scale[i, own], rtol=0, atol=1e-6
+            )  # measured 0
     assert normed.shape == added.shape == x.shape
 
 
@@ -156,13 +182,18 @@ def test_modulation_is_float32_whatever_the_residual_stream():
     assert ops.gated_add(x, x, m).dtype == torch.float32
 
 
-@given(seeds, st.sampled_from([torch.float32, torch.bfloat16]), st.sampled_from([torch.float32, torch.bfloat16]))
+@given(
+    seeds,
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
 def test_norms_and_sums_round_to_what_the_next_layer_takes(seed, residual, dtype):
     """The same bits as a cast afterwards, wherever the residual stream comes from, with a gate and without."""
     x, y = randn(2, 6, 8, seed=seed, dtype=residual), randn(2, 6, 8, seed=seed + 1, dtype=dtype)
     gate, scale, shift = (randn(2, 3, 8, seed=seed + i) for i in (2, 3, 4))
     assert torch.equal(
-        ops.modulated_norm(x, scale, shift, 1e-6, dtype), ops.modulated_norm(x, scale, shift, 1e-6).to(dtype)
+        ops.modulated_norm(x, scale, shift, 1e-6, dtype),
+        ops.modulated_norm(x, scale, shift, 1e-6).to(dtype),
     )
     for g, plain in ((gate, ops.gated_add(x, y, gate)), (None, x.float() + y.float())):
         stream, normed = ops.add_norm(x, y, g, scale, shift, 1e-6, residual, dtype)
@@ -175,7 +206,11 @@ def test_norms_and_sums_round_to_what_the_next_layer_takes(seed, residual, dtype
 
 
 def test_the_energy_of_a_sum_is_that_of_what_is_kept():
-    x, y, gate = randn(2, 6, 8, dtype=torch.bfloat16), randn(2, 6, 8, seed=1), randn(2, 3, 8, seed=2)
+    x, y, gate = (
+        randn(2, 6, 8, dtype=torch.bfloat16),
+        randn(2, 6, 8, seed=1),
+        randn(2, 3, 8, seed=2),
+    )
     energy = torch.full((2, 6), math.nan)
     kept = ops.gated_add(x, y, gate, torch.bfloat16, energy)
     assert torch.equal(energy, ops.token_energy(kept))
@@ -186,7 +221,9 @@ def test_the_energy_of_a_sum_is_that_of_what_is_kept():
 def test_one_timestep_equals_the_same_timestep_for_every_frame(seed):
     x, y, scale, shift = (randn(2, n, 8, seed=seed + s) for s, n in enumerate((12, 12, 1, 1)))
     scales, shifts = scale.expand(2, 4, 8), shift.expand(2, 4, 8)
-    assert torch.equal(ops.modulated_norm(x, scale, shift, 1e-6), ops.modulated_norm(x, scales, shifts, 1e-6))
+    assert torch.equal(
+        ops.modulated_norm(x, scale, shift, 1e-6), ops.modulated_norm(x, scales, shifts, 1e-6)
+    )
     assert torch.equal(ops.gated_add(x, y, scale), ops.gated_add(x, y, scales))
 
 
@@ -206,7 +243,9 @@ def test_token_energy_scales_with_its_token_and_ignores_rotations(seed, factor):
     energy = ops.token_energy(x)
     turn = torch.linalg.qr(randn(16, 16, seed=seed + 1))[0]
     assert energy.shape == (2, 5)
-    assert torch.allclose(ops.token_energy(factor * x), abs(factor) * energy, rtol=1e-6)  # measured 2.3e-7
+    assert torch.allclose(
+        ops.token_energy(factor * x), abs(factor) * energy, rtol=1e-6
+    )  # measured 2.3e-7
     assert torch.allclose(ops.token_energy(x @ turn), energy, rtol=1.5e-6)  # measured 3.1e-7
     assert torch.allclose(energy.square().sum(), x.square().sum(), rtol=1e-6)  # measured 2.0e-7
 

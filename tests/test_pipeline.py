@@ -81,7 +81,8 @@ def test_the_embedded_model():
     assert wan.vae.cfg == replace(config.TINY_VAE, mean=wan.vae.cfg.mean, std=wan.vae.cfg.std)
     for network in (*wan.experts.values(), wan.vae, wan.text):
         assert all(
-            p.dtype == torch.float32 and not p.requires_grad and p.isfinite().all() for p in network.parameters()
+            p.dtype == torch.float32 and not p.requires_grad and p.isfinite().all()
+            for p in network.parameters()
         )
     video = wan.with_preset(steps=1).generate("solve the maze", image(0, 64, 48))
     assert (video.shape, video.dtype) == ((13, 64, 48, 3), np.uint8)
@@ -115,7 +116,9 @@ def test_a_low_noise_expert_can_be_a_lora_on_the_other(two_experts, wan):
     names = [step.expert for step in both.sample(both.condition("turn the l", image()))]
     assert names == ["high" if t >= 900 else "low" for t in both.schedule().timesteps]
     assert set(names) == {"high", "low"}
-    assert not torch.equal(*(last(w, w.condition("turn the l", image())) for w in (both, wan.with_preset("tiny"))))
+    assert not torch.equal(
+        *(last(w, w.condition("turn the l", image())) for w in (both, wan.with_preset("tiny")))
+    )
     handed_over = both.with_preset(boundary=0.5)
     assert [handed_over.expert(t)[0] for t in (500, 499)] == ["high", "low"]
 
@@ -124,14 +127,19 @@ def test_a_low_noise_expert_can_be_a_lora_on_the_other(two_experts, wan):
 def test_dtypes(name, toy, wan):
     narrow = load(toy, device="cpu", dtype=torch.bfloat16, preset=name).with_preset(steps=1)
     for key, p in narrow.experts["high"].named_parameters():
-        assert p.dtype == (torch.float32 if any(part in key for part in FLOAT32) else torch.bfloat16), key
+        assert p.dtype == (
+            torch.float32 if any(part in key for part in FLOAT32) else torch.bfloat16
+        ), key
     assert {p.dtype for p in narrow.vae.parameters()} == {narrow.decode_dtype} == {torch.float32}
     assert {p.dtype for p in narrow.text.parameters()} == {torch.bfloat16}
     assert narrow.dtype == torch.bfloat16
 
     stream = []
     hooks = Hooks().on("blocks.11", lambda x, site: stream.append(x.dtype))
-    for a, b in zip(*(w.sample(w.condition("turn the l", image()), hooks=hooks) for w in (narrow, wan)), strict=False):
+    for a, b in zip(
+        *(w.sample(w.condition("turn the l", image()), hooks=hooks) for w in (narrow, wan)),
+        strict=False,
+    ):
         assert a.velocity_cond.dtype == a.next.dtype == torch.float32
         assert rel_max(a.velocity_cond, b.velocity_cond) < 0.03  # measured 0.0031 and 0.0096
     assert stream[0] == getattr(torch, narrow.preset.residual)
@@ -153,11 +161,15 @@ def test_shards_are_found_by_their_index(toy, wan, tmp_path):
     (folder / "config.json").write_bytes((toy / "high_noise_model/config.json").read_bytes())
     tensors, shards = load_file(toy / DIT), {}
     for i, key in enumerate(tensors):
-        shards.setdefault(f"diffusion_pytorch_model-0000{i % 3 + 1}-of-00003.safetensors", {})[key] = tensors[key]
+        shards.setdefault(f"diffusion_pytorch_model-0000{i % 3 + 1}-of-00003.safetensors", {})[
+            key
+        ] = tensors[key]
     for name, part in shards.items():
         save_file(part, folder / name)
     weight_map = {key: name for name, part in shards.items() for key in part}
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map})
+    )
     sharded = load(tmp_path, device="cpu")
     expected = wan.experts["high"].state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in sharded.experts["high"].state_dict().items())
@@ -169,7 +181,8 @@ def test_shards_are_found_by_their_index(toy, wan, tmp_path):
 def test_a_lone_expert_of_a_pair_is_refused(toy, monkeypatch):
     monkeypatch.setitem(config.EXPERTS, "tiny", (2,))
     with pytest.raises(
-        MinicosError, match=r"tiny has two experts, and only one is here \(the high-noise one\).*--part low=FILE"
+        MinicosError,
+        match=r"tiny has two experts, and only one is here \(the high-noise one\).*--part low=FILE",
     ):
         load(toy)
 
@@ -193,7 +206,11 @@ def test_weights_are_told_apart(toy, two_experts, wan, tmp_path):
 def test_with_preset_shares_the_networks(wan):
     cos = wan.with_preset("cos")
     assert cos.experts is wan.experts
-    assert (cos.preset.solver, cos.preset.steps, cos.preset.guidance) == ("euler", 50, {"high": 5.0, "low": 5.0})
+    assert (cos.preset.solver, cos.preset.steps, cos.preset.guidance) == (
+        "euler",
+        50,
+        {"high": 5.0, "low": 5.0},
+    )
     assert len(cos.schedule()) == 50
     assert wan.preset.steps == 3
     official = wan.with_preset("official", steps=7, shift=2.0)
@@ -231,7 +248,9 @@ def test_the_condition_of_a_picture(wan):
     assert rel_max(condition.y[:, 4:], wan.vae.encode(clip)) < 1e-6  # measured 0
 
     cos = wan.with_preset("cos")
-    silent, said = (cos.condition("solve the maze", image(), negative=n).text_null for n in (None, "turn the l"))
+    silent, said = (
+        cos.condition("solve the maze", image(), negative=n).text_null for n in (None, "turn the l")
+    )
     assert torch.equal(said, wan.condition("turn the l", image()).text)
     assert not torch.equal(silent, said)
 
@@ -293,7 +312,11 @@ def test_seeds(wan):
     pair = wan.condition(["turn the l"] * 2, image())
     assert torch.equal(wan.noise(pair, 5), wan.noise(pair, [5, 6]))
     assert abs(wan.noise(pair, 5).std() - 1) < 0.1
-    for seed, says in (([1], "1 seeds for 2 samples"), (-1, "seed -1"), ([0, 2**63], "take a number from 0 to")):
+    for seed, says in (
+        ([1], "1 seeds for 2 samples"),
+        (-1, "seed -1"),
+        ([0, 2**63], "take a number from 0 to"),
+    ):
         with pytest.raises(MinicosError, match=says):
             wan.noise(pair, seed)
     for device, says in (
@@ -332,8 +355,12 @@ def test_generate_is_condition_sample_and_decode(wan):
 
 def test_an_unknown_hook_point_is_told_before_anything_runs(wan):
     condition = wan.condition("turn the l", image())
-    with pytest.raises(MinicosError, match=r"no hook point matches 'blocks.12.ffn'; did you mean .*blocks.11.ffn"):
-        wan.sample(condition, hooks=Hooks().on("blocks.12.ffn", print))  # the call, not the first step
+    with pytest.raises(
+        MinicosError, match=r"no hook point matches 'blocks.12.ffn'; did you mean .*blocks.11.ffn"
+    ):
+        wan.sample(
+            condition, hooks=Hooks().on("blocks.12.ffn", print)
+        )  # the call, not the first step
     with pytest.raises(MinicosError, match="0 steps"):
         wan.with_preset(steps=0).sample(condition)
 
@@ -397,7 +424,9 @@ def test_ti2v_generates_from_text_and_from_an_image(small_ti2v):
     video = wan.decode(step.next)
     assert (video.shape, video.dtype) == ((1, 9, 64, 96, 3), np.uint8)
     still = wan.vae.decode(condition.first)[0]
-    assert apart(video[0, :1], to_uint8(still)) <= 1  # the first frame is the image, as the VAE has it
+    assert (
+        apart(video[0, :1], to_uint8(still)) <= 1
+    )  # the first frame is the image, as the VAE has it
     assert np.array_equal(wan.generate("turn the l", picture), video[0])
 
     silent = wan.condition("turn the l")
@@ -433,7 +462,9 @@ def test_ti2v_takes_a_batch_of_images(small_ti2v):
 
 
 def test_large_frames_are_decoded_in_tiles(small_ti2v):
-    latent = small_ti2v.vae.encode(torch.rand(1, 3, 5, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    latent = small_ti2v.vae.encode(
+        torch.rand(1, 3, 5, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    )
     whole, one = small_ti2v.decode(latent), replace(small_ti2v, tile=96).decode(latent)
     assert np.array_equal(whole, one)
     cut = replace(small_ti2v, tile=48)
@@ -450,7 +481,8 @@ def test_a_vae_of_the_other_generation_is_refused(toy, ti2v, tmp_path, monkeypat
             (tmp_path / path.name).symlink_to(path)
     (tmp_path / "Wan2.1_VAE.safetensors").symlink_to(toy / "Wan2.1_VAE.safetensors")
     with pytest.raises(
-        MinicosError, match=r"Wan2\.1_VAE\.safetensors has 16 latent channels, and Wan2\.2-TI2V-5B has 48"
+        MinicosError,
+        match=r"Wan2\.1_VAE\.safetensors has 16 latent channels, and Wan2\.2-TI2V-5B has 48",
     ):
         load(tmp_path)
 
@@ -463,7 +495,9 @@ def looking(request, toys21):
     """A model with an image branch and what it is given: a first frame, or first and last of different shapes."""
     pictures = {"image": image(0, 40, 56), "last": image(1, 60, 48)}
     two = request.param == "first and last"
-    return load(toys21[request.param], device="cpu"), pictures if two else {"image": pictures["image"]}
+    return load(toys21[request.param], device="cpu"), pictures if two else {
+        "image": pictures["image"]
+    }
 
 
 def test_a_model_with_an_image_branch_is_recognised(looking):
@@ -505,7 +539,9 @@ def test_a_video_from_pictures(looking):
     others = pictures | {"image": image(5, 40, 56)}
     assert not np.array_equal(video, wan.generate("turn the l", **others, seed=1))
     condition = wan.condition("turn the l", **pictures)
-    other = replace(condition, clip=wan.condition("turn the l", **others).clip)  # what CLIP sees counts by itself
+    other = replace(
+        condition, clip=wan.condition("turn the l", **others).clip
+    )  # what CLIP sees counts by itself
     assert rel_max(last(wan, other), last(wan, condition)) > 1e-4
 
 
@@ -542,9 +578,12 @@ def test_pictures_that_are_missing_or_needless(looking, wan):
 
 
 def test_a_folder_without_clip(toys21, tmp_path):
-    folder = shutil.copytree(toys21["first frame"], tmp_path / "model", ignore=shutil.ignore_patterns("models_clip*"))
+    folder = shutil.copytree(
+        toys21["first frame"], tmp_path / "model", ignore=shutil.ignore_patterns("models_clip*")
+    )
     with pytest.raises(
-        MinicosError, match=r"comes without the image encoder.*models_clip_open-clip-xlm-roberta-large-vit-huge-14"
+        MinicosError,
+        match=r"comes without the image encoder.*models_clip_open-clip-xlm-roberta-large-vit-huge-14",
     ):
         load(folder, device="cpu")
 

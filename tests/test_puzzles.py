@@ -28,7 +28,9 @@ GOLDEN = """[
 @st.composite
 def any_puzzle(draw_from, kinds=puzzles.KINDS):
     kind, size = draw_from(st.sampled_from([pair for pair in KIND_SIZES if pair[0] in kinds]))
-    return puzzles.make(kind, draw_from(st.integers(0, 10**6)), size, draw_from(st.sampled_from(puzzles.SPLITS)))
+    return puzzles.make(
+        kind, draw_from(st.integers(0, 10**6)), size, draw_from(st.sampled_from(puzzles.SPLITS))
+    )
 
 
 def degraded(video, seed=0):
@@ -148,7 +150,10 @@ def test_other_lengths_are_scored_too(kind, frames):
 
 # -- scoring: what each kind must not let through ---------------------------------------------------------------------
 
-RING = frozenset(maze.grid_edges(3)) - {((0, 1), (1, 1)), ((1, 0), (1, 1))}  # the middle opens to the right and down
+RING = frozenset(maze.grid_edges(3)) - {
+    ((0, 1), (1, 1)),
+    ((1, 0), (1, 1)),
+}  # the middle opens to the right and down
 SMALL = Maze(3, RING, start=(0, 0), red=(2, 2))
 
 
@@ -174,9 +179,14 @@ def test_maze_candidates_are_the_simple_routes_within_two_steps():
 def test_maze_branch_stub_gap_and_missing_wall():
     video = SMALL.draw(0)
     assert SMALL.candidates[0] == ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2))
-    assert "crosses the wall between (0, 1) and (1, 1)" in SMALL.score(line(video, (0, 1), (1, 1))).detail
+    assert (
+        "crosses the wall between (0, 1) and (1, 1)"
+        in SMALL.score(line(video, (0, 1), (1, 1))).detail
+    )
     assert "not a valid route" in SMALL.score(line(video, (0, 0), (1, 0))).detail  # an extra branch
-    assert "not a valid route" in SMALL.score(line(video, (0, 0), (1, 0), reach=0.45)).detail  # a stub
+    assert (
+        "not a valid route" in SMALL.score(line(video, (0, 0), (1, 0), reach=0.45)).detail
+    )  # a stub
     gap = video.copy()
     gap[-1, 4:12, 18:30] = draw.FLOOR
     assert not SMALL.score(gap).solved
@@ -192,7 +202,9 @@ def test_maze_branch_stub_gap_and_missing_wall():
 
 def test_maze_trail_must_grow_along_the_route():
     video = SMALL.draw(0)
-    early = line(video, (1, 2), (2, 2), frames=slice(6, 7))  # the end of the route before its middle
+    early = line(
+        video, (1, 2), (2, 2), frames=slice(6, 7)
+    )  # the end of the route before its middle
     assert "beginning of the route" in SMALL.score(early).detail
     assert SMALL.score(early).answer == 0
 
@@ -201,7 +213,9 @@ def test_read_trail_gives_strengths_of_a_blend():
     routes = SMALL.candidates
     blend = np.mean([SMALL.draw(i)[-1] for i in range(len(routes))], axis=0)
     strength = SMALL.read_trail(blend)
-    share = np.mean([[e in maze.edges_of(route) for e in maze.grid_edges(3)] for route in routes], axis=0)
+    share = np.mean(
+        [[e in maze.edges_of(route) for e in maze.grid_edges(3)] for route in routes], axis=0
+    )
     np.testing.assert_allclose(strength.mean(1), share, atol=0.03)
 
 
@@ -220,7 +234,13 @@ def test_goal_routes_avoid_the_other_goal(p):
 
 def test_mark_two_cells_half_a_cell_or_a_changed_shape():
     p = Mark(
-        3, (Item("circle", "red", (0, 0)), Item("square", "sky", (1, 1)), Item("cross", "black", (2, 2))), "circle"
+        3,
+        (
+            Item("circle", "red", (0, 0)),
+            Item("square", "sky", (1, 1)),
+            Item("cross", "black", (2, 2)),
+        ),
+        "circle",
     )
     video = p.draw(0)
     for q in p.variants():
@@ -232,7 +252,11 @@ def test_mark_two_cells_half_a_cell_or_a_changed_shape():
     half = video.copy()
     half[-1] = video[4]
     assert not p.score(half).solved
-    for item in (Item("circle", "sky", (1, 1)), Item("square", "red", (1, 1)), Item("triangle", "sky", (1, 1))):
+    for item in (
+        Item("circle", "sky", (1, 1)),
+        Item("square", "red", (1, 1)),
+        Item("triangle", "sky", (1, 1)),
+    ):
         changed = Mark(3, (p.items[0], item, p.items[2]), "circle").draw(0)
         assert "has become" in p.score(np.concatenate([video[:1], changed[1:]])).detail
 
@@ -245,10 +269,14 @@ def test_memory_must_come_out_unchanged_and_hide_meanwhile():
         changed = Memory(4, item, p.stop, p.lanes, p.others).draw(0)
         assert "stands a" in p.score(np.concatenate([video[:7], changed[7:]])).detail
     seen = video.copy()
-    seen[6] = draw.to_uint8(draw.items(seen[6].astype(np.float32), (p.mover._replace(cell=(1, 1)),)))
+    seen[6] = draw.to_uint8(
+        draw.items(seen[6].astype(np.float32), (p.mover._replace(cell=(1, 1)),))
+    )
     assert "not hidden" in p.score(seen).detail
     stays = video.copy()
-    stays[-1] = draw.to_uint8(draw.items(stays[-1].astype(np.float32), (p.mover,)))  # two of them at the end
+    stays[-1] = draw.to_uint8(
+        draw.items(stays[-1].astype(np.float32), (p.mover,))
+    )  # two of them at the end
     assert not p.score(stays).solved
 
 
@@ -265,7 +293,9 @@ def test_turn_is_a_quarter_clockwise_or_anticlockwise(p):
     first, clockwise, anticlockwise = p.draw(0)[0], p.draw(0)[-1], p.draw(1)[-1]
     assert (p.draw(0)[-2] == clockwise).all()
     cy, cx = p.centre
-    reach = min(cy, cx, len(first) - cy, len(first) - cx) - 2  # square about the centre, inside the border
+    reach = (
+        min(cy, cx, len(first) - cy, len(first) - cx) - 2
+    )  # square about the centre, inside the border
     around = (slice(cy - reach, cy + reach), slice(cx - reach, cx + reach))
     assert np.abs(np.rot90(first[around], -1).astype(int) - clockwise[around]).max() <= 1
     assert np.abs(np.rot90(first[around], 1).astype(int) - anticlockwise[around]).max() <= 1
@@ -287,7 +317,9 @@ def test_export_writes_the_layout_and_survives_the_codec(kind, tmp_path):
     p = puzzles.make(kind, 3, 3)
     i = len(p.candidates) - 1
     folder = puzzles.export(p, i, tmp_path / "task" / "00000")
-    assert [path.name for path in tmp_path.joinpath("task").iterdir()] == ["00000"], "nothing is left beside it"
+    assert [path.name for path in tmp_path.joinpath("task").iterdir()] == ["00000"], (
+        "nothing is left beside it"
+    )
     names = {"first_frame.png", "final_frame.png", "ground_truth.mp4", "prompt.txt"}
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "prompt.txt").read_text().strip() == p.prompt
@@ -302,7 +334,9 @@ def test_export_writes_the_layout_and_survives_the_codec(kind, tmp_path):
 def test_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     pytest.importorskip("av")
     p = puzzles.make("turn", 0, 3)
-    monkeypatch.setattr("minicos.puzzles.base.Puzzle.draw", lambda self, i: np.zeros((13, 48, 48), np.uint8))
+    monkeypatch.setattr(
+        "minicos.puzzles.base.Puzzle.draw", lambda self, i: np.zeros((13, 48, 48), np.uint8)
+    )
     with pytest.raises(Exception):  # noqa: B017 - whatever the encoder says
         puzzles.export(p, 0, tmp_path / "00000")
     assert not list(tmp_path.iterdir())

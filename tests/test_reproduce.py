@@ -21,7 +21,19 @@ ONLY = "attention,energy"  # the two that take least
 
 
 def arguments(toy, out, workers: int) -> list[str]:
-    return ["reproduce", "--model", str(toy), "--only", ONLY, "--n", "4", "--workers", str(workers), "--out", str(out)]
+    return [
+        "reproduce",
+        "--model",
+        str(toy),
+        "--only",
+        ONLY,
+        "--n",
+        "4",
+        "--workers",
+        str(workers),
+        "--out",
+        str(out),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +70,11 @@ def test_a_killed_run_ends_at_the_same_bytes(undisturbed, toy, tmp_path):
     kept = os.stat(tmp_path / "energy/trained/000.safetensors").st_mtime_ns
     assert main(arguments(toy, tmp_path, workers=1)) == 0
     assert os.stat(tmp_path / "energy/trained/000.safetensors").st_mtime_ns == kept
-    names = sorted(p.relative_to(undisturbed) for p in undisturbed.rglob("*") if p.suffix in (".md", ".png", ".json"))
+    names = sorted(
+        p.relative_to(undisturbed)
+        for p in undisturbed.rglob("*")
+        if p.suffix in (".md", ".png", ".json")
+    )
     for name in names:
         if name.name != "run.json":  # date and command
             assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes(), name
@@ -74,7 +90,11 @@ def test_a_finished_run_only_writes_the_report(undisturbed, toy, capsys):
 
 @pytest.mark.parametrize(
     "argv, words",
-    [(["--n", "3"], "--n 3"), (["--n", "5", "--full"], "not allowed"), (["--only", "swaps"], "no experiment 'swaps'")],
+    [
+        (["--n", "3"], "--n 3"),
+        (["--n", "5", "--full"], "not allowed"),
+        (["--only", "swaps"], "no experiment 'swaps'"),
+    ],
 )
 def test_mistakes_in_one_sentence(argv, words, tmp_path, capsys):
     try:
@@ -110,9 +130,16 @@ def test_claims_without_a_value_are_null_in_json_and_said_in_the_report(tmp_path
     section = report.Section("Title", "Text.", claims)
     report.write(tmp_path, {"swap": section}, "About.")
     first, second = json.loads((tmp_path / "claims.json").read_text())
-    assert first["effect"] is None and first["low"] == 3.0 and second["n"] == 0 and second["low"] is None
+    assert (
+        first["effect"] is None
+        and first["low"] == 3.0
+        and second["n"] == 0
+        and second["low"] is None
+    )
     assert "| turns | never | +3.000 … never | 5 |" in (tmp_path / "report.md").read_text()
-    assert report.from_json(json.loads(json.dumps(asdict(section)))).claims[0] == claims[0]  # infinity included
+    assert (
+        report.from_json(json.loads(json.dumps(asdict(section)))).claims[0] == claims[0]
+    )  # infinity included
 
 
 def test_unpaired_means():
@@ -144,4 +171,6 @@ def test_the_untrained_network_has_the_same_shape_and_other_weights(toy):
     ours, theirs, same = (w.experts["high"].state_dict() for w in (wan, random, again))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     assert all(torch.equal(theirs[k], same[k]) for k in theirs)
-    assert not torch.equal(ours["blocks.0.self_attn.q.weight"], theirs["blocks.0.self_attn.q.weight"])
+    assert not torch.equal(
+        ours["blocks.0.self_attn.q.weight"], theirs["blocks.0.self_attn.q.weight"]
+    )

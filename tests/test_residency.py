@@ -20,7 +20,17 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import save_image
 from minicos.pipeline import load
-from minicos.residency import Parcel, Part, Plan, Streamer, ThreadLane, available, choose, describe, measure
+from minicos.residency import (
+    Parcel,
+    Part,
+    Plan,
+    Streamer,
+    ThreadLane,
+    available,
+    choose,
+    describe,
+    measure,
+)
 from minicos.text import TextEncoder
 from minicos.vae import VAE
 
@@ -105,7 +115,9 @@ def test_streamed_equals_resident(small_dit, layers):
 def test_a_broken_streamer_is_found_out(deep, broken):
     """The test above can fail: these two mistakes do not get past it."""
     network = streamed(deep(), **broken)
-    assert not all(torch.equal(velocity(network, seed), velocity(deep(), seed)) for seed in range(5))
+    assert not all(
+        torch.equal(velocity(network, seed), velocity(deep(), seed)) for seed in range(5)
+    )
 
 
 def test_hooks_see_and_change_a_streamed_network_as_a_resident_one(deep):
@@ -138,7 +150,9 @@ def test_compiled_blocks_stream(deep):
         block.compile(backend=backend)
     for seed in range(3):
         assert torch.equal(velocity(network, seed), velocity(deep(), seed))
-    assert graphs["compiled"] == 1  # moving weights compiles nothing again, and all blocks share a graph
+    assert (
+        graphs["compiled"] == 1
+    )  # moving weights compiles nothing again, and all blocks share a graph
 
 
 @pytest.mark.parametrize("keep", [False, True], ids=["closed", "kept alive"])
@@ -185,14 +199,18 @@ def pictures(toy):
         (folder / path.name).symlink_to(path)
     other = load_file(toy / "high_noise_model/diffusion_pytorch_model.safetensors")
     (folder / "low_noise_model").mkdir()
-    halves = {name: tensor / 2 for name, tensor in other.items()}  # so that a mix-up of the experts shows
+    halves = {
+        name: tensor / 2 for name, tensor in other.items()
+    }  # so that a mix-up of the experts shows
     save_file(halves, folder / "low_noise_model/diffusion_pytorch_model.safetensors")
 
     def run(residency: str, dtype=torch.float32):
         wan = load(folder, device="cpu", residency=residency, dtype=dtype, preset="official")
         wan = wan.with_preset(steps=4, boundary=0.95)
         condition = wan.condition(
-            "solve the maze", torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)), frames=5
+            "solve the maze",
+            torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)),
+            frames=5,
         )
         steps = list(wan.sample(condition, seed=1))
         assert {step.expert for step in steps} == {"high", "low"}
@@ -217,11 +235,25 @@ def test_an_expert_moves_once_at_the_boundary(pictures, monkeypatch):
     monkeypatch.setattr(
         Parcel,
         "live_in",
-        lambda parcel, memory=None: (moves.append((parcel.module, memory is not None)), live_in(parcel, memory)),
+        lambda parcel, memory=None: (
+            moves.append((parcel.module, memory is not None)),
+            live_in(parcel, memory),
+        ),
     )
     wan, *_ = pictures("swap")
-    name = {wan.vae: "vae", wan.text: "text", wan.experts["high"]: "high", wan.experts["low"]: "low"}
-    assert [name[module] for module, comes in moves if comes] == ["vae", "text", "high", "low", "vae"]
+    name = {
+        wan.vae: "vae",
+        wan.text: "text",
+        wan.experts["high"]: "high",
+        wan.experts["low"]: "low",
+    }
+    assert [name[module] for module, comes in moves if comes] == [
+        "vae",
+        "text",
+        "high",
+        "low",
+        "vae",
+    ]
     assert [name[module] for module, comes in moves if not comes] == ["vae", "text", "high", "low"]
 
 
@@ -254,15 +286,25 @@ def a14b():
 
 def test_sizes_of_the_parts(a14b):
     high, _, vae, text = a14b()
-    assert high.weights == pytest.approx(28.95e9, rel=0.001)  # 14.3 G parameters, of which 0.2 G stay in float32
+    assert high.weights == pytest.approx(
+        28.95e9, rel=0.001
+    )  # 14.3 G parameters, of which 0.2 G stay in float32
     assert high.weights - high.blocks == pytest.approx(0.85e9, rel=0.05)
     assert high.block == pytest.approx(0.71e9, rel=0.02)
-    assert (vae.weights, text.weights) == (pytest.approx(507.6e6, rel=0.01), pytest.approx(11.36e9, rel=0.01))
+    assert (vae.weights, text.weights) == (
+        pytest.approx(507.6e6, rel=0.01),
+        pytest.approx(11.36e9, rel=0.01),
+    )
 
 
 @pytest.mark.parametrize(
     ("memory", "residency", "text"),
-    [(141e9, "resident", "stay"), (85e9, "resident", "visit"), (51e9, "swap", "visit"), (25e9, "stream", "visit")],
+    [
+        (141e9, "resident", "stay"),
+        (85e9, "resident", "visit"),
+        (51e9, "swap", "visit"),
+        (25e9, "stream", "visit"),
+    ],
 )
 def test_the_first_plan_that_fits(a14b, memory, residency, text):
     """One card of each size: H200, 80 GB, 48 GB, 24 GB."""
@@ -276,7 +318,9 @@ def test_the_first_plan_that_fits(a14b, memory, residency, text):
 
 def text_bytes(plan: Plan) -> int:
     return sum(
-        part.weights for part in plan.parts if part.name == "text" or (part.name == "vae" and part.where == "visit")
+        part.weights
+        for part in plan.parts
+        if part.name == "text" or (part.name == "vae" and part.where == "visit")
     )
 
 
@@ -287,15 +331,21 @@ def experts_bytes(plan: Plan) -> int:
 
 def test_plans_that_do_not_fit(a14b):
     cuda = torch.device("cuda")
-    with pytest.raises(MinicosError, match=r"not enough memory for the plan: stream needs about \d+\.\d GB of 8.0 GB"):
+    with pytest.raises(
+        MinicosError,
+        match=r"not enough memory for the plan: stream needs about \d+\.\d GB of 8.0 GB",
+    ):
         choose("auto", a14b(), cuda, free=8 * 10**9, host=10**12)
     with pytest.raises(
-        MinicosError, match=r"resident needs about \d+\.\d GB of 25.0 GB free on cuda.*another --residency"
+        MinicosError,
+        match=r"resident needs about \d+\.\d GB of 25.0 GB free on cuda.*another --residency",
     ):
         choose("resident", a14b(), cuda, free=25 * 10**9, host=10**12)
     with pytest.raises(MinicosError, match=r"and \d+\.\d GB of 32.0 GB of host memory"):
         choose("auto", a14b(), cuda, free=25 * 10**9, host=32 * 10**9)
-    with pytest.raises(MinicosError, match="no residency 'fast': take one of auto, resident, swap, stream"):
+    with pytest.raises(
+        MinicosError, match="no residency 'fast': take one of auto, resident, swap, stream"
+    ):
         choose("fast", a14b(), cuda, free=None, host=None)
     assert choose("auto", a14b(), cuda, free=None, host=None).residency == "resident"
 
@@ -305,7 +355,9 @@ def test_on_a_cpu_weights_in_their_files_count_nothing():
     assert choose("auto", [part], CPU, free=2 * 10**8, host=None).peak == 10**8
     with pytest.raises(MinicosError, match=r"resident needs about 1\.1 GB of 0\.2 GB free on cpu"):
         choose("auto", [replace(part, mapped=0)], CPU, free=2 * 10**8, host=None)
-    with pytest.raises(MinicosError, match="swap needs about"):  # host and device share the memory here
+    with pytest.raises(
+        MinicosError, match="swap needs about"
+    ):  # host and device share the memory here
         choose("swap", [part], CPU, free=15 * 10**8, host=None)
 
 
@@ -316,14 +368,18 @@ def test_free_memory_is_known_here():
 
 def test_the_plan_comes_before_the_weights(toy, monkeypatch):
     told = []
-    monkeypatch.setattr("minicos.pipeline.load_into", lambda *args, **options: pytest.fail("a weight was read"))
+    monkeypatch.setattr(
+        "minicos.pipeline.load_into", lambda *args, **options: pytest.fail("a weight was read")
+    )
     monkeypatch.setattr("minicos.pipeline.available", lambda device: 10**6)
     with pytest.raises(MinicosError, match="not enough memory for the plan"):
         load(toy, device="cpu", tell=told.append)
     monkeypatch.undo()
     wan = load(toy, device="cpu", frames=9, size=(96, 32), tell=told.append)
     assert told == [wan.residency.plan]
-    assert told[0].weights == sum(p.nbytes for n in (wan.experts["high"], wan.vae, wan.text) for p in n.parameters())
+    assert told[0].weights == sum(
+        p.nbytes for n in (wan.experts["high"], wan.vae, wan.text) for p in n.parameters()
+    )
     assert told[0].operations == cost.flops(wan.experts["high"].cfg, (1, 16, 3, 12, 4))
 
 

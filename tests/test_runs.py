@@ -63,13 +63,20 @@ def test_a_run_is_continued_with_equal_settings_only(tmp_path):
     settings = {"command": "steps", "sizes": (64, 64), "image": tmp_path / "a.png"}
     run = Run.open(tmp_path / "run", settings, {"device": "cpu"})
     record = json.loads(run.path("run.json").read_text())
-    assert record["settings"] == {"command": "steps", "sizes": [64, 64], "image": str(tmp_path / "a.png")}
+    assert record["settings"] == {
+        "command": "steps",
+        "sizes": [64, 64],
+        "image": str(tmp_path / "a.png"),
+    }
     assert {"minicos", "torch", "python", "date"} < set(record)
     assert record["device"] == "cpu"
 
     assert Run.open(tmp_path / "run", settings, {"device": "cuda"}) == run
     assert json.loads(run.path("run.json").read_text()) == record
-    for other in ({**settings, "sizes": [64, 32]}, {"command": "steps", "image": settings["image"]}):
+    for other in (
+        {**settings, "sizes": [64, 32]},
+        {"command": "steps", "image": settings["image"]},
+    ):
         with pytest.raises(MinicosError, match=r"sizes = \[64, 64\].*another --out"):
             Run.open(tmp_path / "run", other)
 
@@ -121,7 +128,9 @@ def write(temporary):
     time.sleep(60)
 replace_file(Path({str(tmp_path)!r}) / "video.mp4", write)
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "writing\n"
         Run.open(tmp_path, {})
         assert [p.name.startswith(PART) for p in sorted(tmp_path.iterdir())] == [True, False]

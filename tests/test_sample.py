@@ -47,14 +47,19 @@ def golden_steps(i2v_pair, pair, golden_dit, i2v, padded):
     def run(case: str) -> list[Step]:
         config = CONFIG[case]
         if case == "ti2v":
-            model, guidance = pair(golden_dit("dit_ti2v"), golden_dit("dit_ti2v"), None), {"high": config["guidance"]}
+            model, guidance = (
+                pair(golden_dit("dit_ti2v"), golden_dit("dit_ti2v"), None),
+                {"high": config["guidance"]},
+            )
             text, null = (padded(LOOPS[f"ti2v.context{end}"]) for end in ("", "_null"))
             condition = Condition(text, null, (1, 48, 3, 4, 6), first=LOOPS["ti2v.z"][None])
         else:
             model, condition = i2v_pair(config["boundary"]), i2v
             low, high = config.get("guidance_low_high", [config.get("guidance")] * 2)
             guidance = {"high": high, "low": low}
-        schedule = make("euler" if case == "i2v_euler" else "unipc", config["steps"], config["shift"])
+        schedule = make(
+            "euler" if case == "i2v_euler" else "unipc", config["steps"], config["shift"]
+        )
         noise = LOOPS[f"{case.removesuffix('_euler')}.noise"][None]
         return list(sample(model, noise, condition, schedule=schedule, guidance=guidance))
 
@@ -97,7 +102,9 @@ def model(pair, small_dit):
 @pytest.fixture(scope="module")
 def condition() -> Condition:
     draw = torch.Generator().manual_seed(1)
-    return Condition(torch.randn(2, 5, 8, generator=draw), torch.randn(2, 5, 8, generator=draw), (2, 4, 3, 4, 4))
+    return Condition(
+        torch.randn(2, 5, 8, generator=draw), torch.randn(2, 5, 8, generator=draw), (2, 4, 3, 4, 4)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +118,9 @@ def loop(model, condition, noise):
 
     def make_loop(solver="euler", x=noise, given=condition, guidance=(3.0, 2.0), **options):
         schedule, (high, low) = make(solver, 6, 5.0), guidance
-        return sample(model, x, given, schedule=schedule, guidance={"high": high, "low": low}, **options)
+        return sample(
+            model, x, given, schedule=schedule, guidance={"high": high, "low": low}, **options
+        )
 
     return make_loop
 
@@ -195,12 +204,16 @@ def test_sites_of_a_loop(loop, model, condition):
         step = steps[site.step]
         assert (site.sigma, site.expert, site.grid) == (step.sigma, step.expert, (3, 2, 2))
         if site.name == "text":
-            assert torch.equal(tensor, getattr(model, site.expert).text_embedding(condition.branch(site.branch)))
+            assert torch.equal(
+                tensor, getattr(model, site.expert).text_embedding(condition.branch(site.branch))
+            )
 
 
 @solvers
 def test_looking_changes_no_bit_of_a_loop(solver, loop):
-    hooks = Hooks().on("blocks.*", lambda x, site: None).on("blocks.*.self_attn.q", lambda x, site: x)
+    hooks = (
+        Hooks().on("blocks.*", lambda x, site: None).on("blocks.*.self_attn.q", lambda x, site: x)
+    )
     for plain, watched in zip(loop(solver), loop(solver, hooks=hooks), strict=True):
         assert torch.equal(plain.next, watched.next)
 
@@ -214,7 +227,11 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(solver, at, loop):
     whole, record = list(loop(solver)), Record(lambda x: None)
     hooks = Hooks().on("velocity", record, branch="cond")
     resumed = list(loop(solver, x=whole[at].x, start=at, memory=whole[at - 1].memory, hooks=hooks))
-    assert [s.index for s in resumed] == [site.step for site, _ in record.entries] == list(range(at, 6))
+    assert (
+        [s.index for s in resumed]
+        == [site.step for site, _ in record.entries]
+        == list(range(at, 6))
+    )
     for again, step in zip(resumed, whole[at:], strict=True):
         assert torch.equal(again.next, step.next)
         assert again.timestep == step.timestep
@@ -262,12 +279,16 @@ def test_an_edit_is_not_pulled_back(solver, i2v_pair, i2v):
     assert (step.next - edit).norm() / edit_size < 0.1  # measured 0.02: one small step further
     assert (step.next - clean[7].next).norm() / edit_size > 0.9  # measured 1.00
 
-    kept = next(sample(model, edit, i2v, **options, start=7, memory=clean[6].memory)).next  # what would have been
+    kept = next(
+        sample(model, edit, i2v, **options, start=7, memory=clean[6].memory)
+    ).next  # what would have been
     if solver == "unipc":
         assert (kept - edit).norm() / edit_size > 0.9  # measured 0.96
         assert (kept - clean[7].next).norm() / edit_size < 0.1  # measured 0.04
     else:
-        assert (kept - step.next).norm() / (step.next - edit).norm() > 0.3  # measured 0.50: half a step astray
+        assert (kept - step.next).norm() / (
+            step.next - edit
+        ).norm() > 0.3  # measured 0.50: half a step astray
 
 
 @solvers
@@ -320,14 +341,18 @@ def test_the_body_has_gradients_as_the_caller_has_them(enabled, loop):
                 next(each)
 
 
-def test_the_network_runs_without_gradients_even_where_it_could_have_them(pair, small_dit, condition, noise):
+def test_the_network_runs_without_gradients_even_where_it_could_have_them(
+    pair, small_dit, condition, noise
+):
     network, seen = small_dit().requires_grad_(True), []
     hooks = Hooks().on("blocks.0", lambda x, site: seen.append(x.requires_grad))
     options = {"schedule": make("euler", 2, 5.0), "guidance": {"high": 1, "low": 1}}
     steps = sample(pair(network, network), noise, condition, **options, hooks=hooks)
     assert not any(step.next.requires_grad for step in steps)
     assert seen == [False, False]
-    assert network(noise, torch.tensor([500.0, 500.0]), condition.text).requires_grad  # outside the loop it has them
+    assert network(
+        noise, torch.tensor([500.0, 500.0]), condition.text
+    ).requires_grad  # outside the loop it has them
 
 
 def test_closing_in_the_middle_leaves_nothing(loop):

@@ -17,7 +17,9 @@ from tests import golden
 TABLES = json.loads((golden.FOLDER / "schedules.json").read_text())
 GOLDEN_NAMES = {"unipc": "official_unipc", "dpmpp": "official_dpmpp", "euler": "diffsynth_euler"}
 TOY = golden.read("sampler_toy")
-TOY_RUNS = sorted(key.removesuffix(".x") for key in TOY if key.count(".") == 3 and key.endswith(".x"))
+TOY_RUNS = sorted(
+    key.removesuffix(".x") for key in TOY if key.count(".") == 3 and key.endswith(".x")
+)
 MULTISTEP = ("unipc", "dpmpp")
 
 solvers = st.sampled_from(sorted(SCHEDULES))
@@ -63,7 +65,9 @@ def test_sigmas_fall_to_zero(solver, n, shift):
 def test_shift_one_is_the_identity(solver, n):
     schedule = make(solver, n, 1.0)
     even = torch.linspace(schedule.sigmas[0], 0, n + 1, dtype=torch.float64)
-    assert (torch.tensor(schedule.sigmas, dtype=torch.float64) - even).abs().max() < 1.2e-7  # measured 5.1e-8
+    assert (
+        torch.tensor(schedule.sigmas, dtype=torch.float64) - even
+    ).abs().max() < 1.2e-7  # measured 5.1e-8
 
 
 @given(st.floats(0, 1), shifts, shifts)
@@ -74,14 +78,27 @@ def test_shifts_multiply(sigma, a, b):
 def test_mistakes_name_what_is_possible():
     with pytest.raises(MinicosError, match="euler, unipc, dpmpp"):
         make("eular", 4, 5.0)
-    for n, shift in ((0, 5.0), (-1, 5.0), (4, 0.0), (4, -1.0), (4, float("nan")), (4, float("inf"))):
+    for n, shift in (
+        (0, 5.0),
+        (-1, 5.0),
+        (4, 0.0),
+        (4, -1.0),
+        (4, float("nan")),
+        (4, float("inf")),
+    ):
         for solver in SCHEDULES:
             with pytest.raises(ValueError, match="steps" if n < 1 else "shift"):
                 make(solver, n, shift)
 
 
 def test_experts_meet_at_the_boundary():
-    assert [expert(t, 0.9) for t in (999, 900, 900.0, 899, 899.99)] == ["high", "high", "high", "low", "low"]
+    assert [expert(t, 0.9) for t in (999, 900, 900.0, 899, 899.99)] == [
+        "high",
+        "high",
+        "high",
+        "low",
+        "low",
+    ]
     assert expert(0, None) == "high"
     experts = [expert(t, 0.875) for t in make("euler", 50, 5.0).timesteps]
     assert experts == sorted(experts)
@@ -115,14 +132,25 @@ class Gaussian:
         return (1 - sigma) * self.mean + self.spread(sigma) * self.noise
 
 
-VIDEOS = Gaussian(*torch.randn(2, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+VIDEOS = Gaussian(
+    *torch.randn(2, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+)
 
 
-def run(schedule: Schedule, x: Tensor, velocity=toy_velocity, start: int = 0, stop: int | None = None, memory=None):
+def run(
+    schedule: Schedule,
+    x: Tensor,
+    velocity=toy_velocity,
+    start: int = 0,
+    stop: int | None = None,
+    memory=None,
+):
     """Latents after every step from `start`, and the last memory."""
     out = []
     for i in range(start, len(schedule) if stop is None else stop):
-        x, memory = SOLVERS[schedule.solver](x, velocity(x, schedule.sigmas[i]), i, schedule, memory)
+        x, memory = SOLVERS[schedule.solver](
+            x, velocity(x, schedule.sigmas[i]), i, schedule, memory
+        )
         out.append(x)
     return out, memory
 
@@ -133,7 +161,9 @@ def test_golden_trajectories(case):
     schedule = make(solver, int(n[1:]), float(shift[5:]))
     assert torch.equal(torch.tensor(schedule.sigmas), TOY[f"{case}.sigmas"])
     latents, _ = run(schedule, TOY["in.x0"])
-    errors = [golden.rel_max(x, expected) for x, expected in zip(latents, TOY[f"{case}.x"], strict=True)]
+    errors = [
+        golden.rel_max(x, expected) for x, expected in zip(latents, TOY[f"{case}.x"], strict=True)
+    ]
     # Measured 0 for euler and unipc. 2.6e-7 for dpmpp, which takes expm1(-h) where the official code takes exp(-h) - 1.
     assert max(errors) <= (1e-6 if solver == "dpmpp" else 5e-7)
 
@@ -148,7 +178,9 @@ def test_a_constant_velocity_leads_to_x0(solver, n, shift, seed):
     sigma = schedule.sigmas[0]
     latents, _ = run(schedule, (1 - sigma) * x0 + sigma * noise, lambda x, sigma: noise - x0)
     for x, sigma in zip(latents, schedule.sigmas[1:], strict=True):
-        assert torch.allclose(x, (1 - sigma) * x0 + sigma * noise, rtol=0, atol=1e-5)  # measured 2.5e-6, after 50 steps
+        assert torch.allclose(
+            x, (1 - sigma) * x0 + sigma * noise, rtol=0, atol=1e-5
+        )  # measured 2.5e-6, after 50 steps
     assert latents[0].shape == x0.shape
     assert latents[0].dtype == torch.float32
 
@@ -173,7 +205,9 @@ def test_order_of_convergence(solver):
         latents, _ = run(schedule, VIDEOS.flow(0.9), VIDEOS.velocity)
         return golden.rel_l2(latents[-1], VIDEOS.flow(schedule.sigmas[-1]))
 
-    gain = (error(20) / error(80)) ** 0.5  # measured 1.98, unipc 3.7; dpmpp 19.6, a lucky third order on this path
+    gain = (
+        error(20) / error(80)
+    ) ** 0.5  # measured 1.98, unipc 3.7; dpmpp 19.6, a lucky third order on this path
     assert 1.8 < gain < 2.2 if solver == "euler" else gain > 3.3
 
 
@@ -187,8 +221,17 @@ def test_resumed_is_undisturbed(solver, at):
     schedule = make(solver, 20, 5.0)
     whole, _ = run(schedule, TOY["in.x0"])
     first, memory = run(schedule, TOY["in.x0"], stop=at)
-    saved = load(save({"latent": first[-1], **{f"memory.{key}": value for key, value in memory.state().items()}}))
-    memory = Memory.from_state({key.removeprefix("memory."): value for key, value in saved.items() if key != "latent"})
+    saved = load(
+        save(
+            {
+                "latent": first[-1],
+                **{f"memory.{key}": value for key, value in memory.state().items()},
+            }
+        )
+    )
+    memory = Memory.from_state(
+        {key.removeprefix("memory."): value for key, value in saved.items() if key != "latent"}
+    )
     rest, _ = run(schedule, saved["latent"], start=at, memory=memory)
     assert all(torch.equal(a, b) for a, b in zip(whole, first + rest, strict=True))
 
@@ -203,12 +246,18 @@ def test_an_edit_survives_when_memory_is_dropped(solver, at, shift, seed):
     _, memory = run(schedule, VIDEOS.flow(schedule.sigmas[0]), VIDEOS.velocity, stop=at)
 
     def distance(memory):
-        (x,), _ = run(schedule, other.flow(sigma), VIDEOS.velocity, start=at, stop=at + 1, memory=memory)
-        return ((x - other.flow(sigma_next)).norm() / (VIDEOS.flow(sigma) - other.flow(sigma)).norm()).item()
+        (x,), _ = run(
+            schedule, other.flow(sigma), VIDEOS.velocity, start=at, stop=at + 1, memory=memory
+        )
+        return (
+            (x - other.flow(sigma_next)).norm() / (VIDEOS.flow(sigma) - other.flow(sigma)).norm()
+        ).item()
 
     assert distance(None) < 0.02  # measured 0.006
     if solver == "unipc":
-        assert distance(memory) > 0.5  # measured 0.65: its corrector starts again from the latent before the edit
+        assert (
+            distance(memory) > 0.5
+        )  # measured 0.65: its corrector starts again from the latent before the edit
 
 
 @pytest.mark.parametrize("solver", MULTISTEP)
@@ -244,7 +293,9 @@ def test_solvers_are_pure(solver):
     assert torch.equal(once, twice)
     assert torch.equal(x, copies[0])
     assert torch.equal(velocity, copies[1])
-    assert memory is None or all(torch.equal(value, copies[2][key]) for key, value in memory.state().items())
+    assert memory is None or all(
+        torch.equal(value, copies[2][key]) for key, value in memory.state().items()
+    )
 
 
 def test_schedules_are_values():

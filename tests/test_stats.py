@@ -12,7 +12,9 @@ from minicos.analysis import stats
 
 
 def latents(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, 2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(seed))  # n b c f h w
+    return torch.randn(
+        n, 2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(seed)
+    )  # n b c f h w
 
 
 def test_distance_is_zero_for_the_same_and_one_for_another_seed():
@@ -28,7 +30,9 @@ def test_distance_looks_at_the_chosen_frames_only():
     unit = stats.yardstick([a, b, c])
     changed = b.clone()
     changed[:, :, 2] += 1
-    assert torch.equal(stats.distance(a, b, unit, [0, 1, 3]), stats.distance(a, changed, unit, [0, 1, 3]))
+    assert torch.equal(
+        stats.distance(a, b, unit, [0, 1, 3]), stats.distance(a, changed, unit, [0, 1, 3])
+    )
     assert (stats.distance(a, b, unit) != stats.distance(a, changed, unit)).all()
 
 
@@ -51,7 +55,13 @@ def naive_cka(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @settings(max_examples=25)
-@given(n=st.integers(4, 20), p=st.integers(1, 9), q=st.integers(1, 9), seed=st.integers(0, 99), mean=st.floats(-3, 3))
+@given(
+    n=st.integers(4, 20),
+    p=st.integers(1, 9),
+    q=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    mean=st.floats(-3, 3),
+)
 def test_cka_without_the_large_matrix(n, p, q, seed, mean):
     draw = torch.Generator().manual_seed(seed)
     a = torch.randn(n, p, generator=draw) + mean
@@ -67,7 +77,8 @@ def test_cka_of_a_turned_cloud_is_one_and_of_unrelated_clouds_zero():
     turned = 3 * a @ torch.linalg.qr(torch.randn(128, 128, generator=draw))[0] + 5
     assert stats.cka(a, turned) == pytest.approx(1, abs=1e-5)
     unrelated = [
-        stats.cka(torch.randn(64, 128, generator=draw), torch.randn(64, 128, generator=draw)) for _ in range(50)
+        stats.cka(torch.randn(64, 128, generator=draw), torch.randn(64, 128, generator=draw))
+        for _ in range(50)
     ]
     assert abs(np.mean(unrelated)) < 0.02  # measured 0.003; the biased estimator gives .65
 
@@ -112,5 +123,7 @@ def test_holm_by_hand():
 def test_resolvable_difference_is_found_four_times_in_five():
     rng = np.random.default_rng(0)
     effect = stats.resolvable(1.0, 100)
-    found = np.mean([abs(x.mean()) > 1.96 * x.std(ddof=1) / 10 for x in rng.normal(effect, 1, (2000, 100))])
+    found = np.mean(
+        [abs(x.mean()) > 1.96 * x.std(ddof=1) / 10 for x in rng.normal(effect, 1, (2000, 100))]
+    )
     assert found == pytest.approx(0.8, abs=0.03)

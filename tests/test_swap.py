@@ -44,7 +44,9 @@ class Scene:
 
     def __init__(self, wan, made):
         self.wan = wan
-        self.a, self.b = (cases.condition(wan, [getattr(p, name) for p in made]) for name in ("a", "b"))
+        self.a, self.b = (
+            cases.condition(wan, [getattr(p, name) for p in made]) for name in ("a", "b")
+        )
         self.noise = cases.noise(wan, self.b, [p.b for p in made])
         self.to_a, self.to_b = self.run(self.a), self.run(self.b)
 
@@ -53,7 +55,9 @@ class Scene:
 
     def swapped(self, *swaps: Swap, give=None, **options) -> list[torch.Tensor]:
         give = self.a if give is None else give
-        (last,) = deque(swap.lockstep(self.wan, give, self.b, self.noise, swaps, **options), maxlen=1)
+        (last,) = deque(
+            swap.lockstep(self.wan, give, self.b, self.noise, swaps, **options), maxlen=1
+        )
         return [step.next for step in last]
 
 
@@ -66,7 +70,10 @@ def scene(toy_wan, made):
 def guided(toy, made):
     """Guidance 5 and two branches, UniPC with its history."""
     return Scene(
-        load(toy, device="cpu").with_preset("official", steps=STEPS, frames=5, guidance={"high": 5.0, "low": 5.0}), made
+        load(toy, device="cpu").with_preset(
+            "official", steps=STEPS, frames=5, guidance={"high": 5.0, "low": 5.0}
+        ),
+        made,
     )
 
 
@@ -115,11 +122,17 @@ def test_from_the_same_latent_it_is_the_prompt_of_the_early_blocks(name, request
 
 def test_before_any_block_the_prompt_is_unread(scene):
     assert torch.equal(scene.swapped(Swap((EMBED,), ALL), donor="same_x")[0], scene.to_b[-1].next)
-    assert not torch.equal(scene.swapped(Swap((EMBED,), ALL), donor="own")[0], scene.to_b[-1].next)  # A's latent
+    assert not torch.equal(
+        scene.swapped(Swap((EMBED,), ALL), donor="own")[0], scene.to_b[-1].next
+    )  # A's latent
 
 
 def test_at_step_0_both_donors_are_one(scene):
-    swaps = [Swap((3,), range(1)), Swap((7,), range(1), "cross_attn"), Swap((7,), range(1), "update")]
+    swaps = [
+        Swap((3,), range(1)),
+        Swap((7,), range(1), "cross_attn"),
+        Swap((7,), range(1), "update"),
+    ]
     own, same_x = (scene.swapped(*swaps, donor=donor) for donor in swap.DONORS)
     assert all(torch.equal(x, y) for x, y in zip(own, same_x, strict=True))
 
@@ -138,7 +151,9 @@ def test_the_input_of_a_block_is_the_output_of_the_one_before(scene):
 
 def test_all_updates_together_are_the_stream(scene):
     """With one embedding (step 0), A's updates added up in B are A's stream, and the first update is the first stream."""
-    updates, stream = scene.swapped(Swap(tuple(range(LAYERS)), range(1), "update"), Swap((LAYERS - 1,), range(1)))
+    updates, stream = scene.swapped(
+        Swap(tuple(range(LAYERS)), range(1), "update"), Swap((LAYERS - 1,), range(1))
+    )
     assert rel_max(updates, stream) < 1e-5
     first, output = scene.swapped(Swap((0,), range(1), "update"), Swap((0,), range(1)))
     assert rel_max(first, output) < 1e-5
@@ -150,7 +165,9 @@ def test_regions_are_the_tokens_they_name(scene):
     count = scene.b.shape[2] * scene.b.shape[3] * scene.b.shape[4] // 4
     every, none = torch.ones(count, dtype=torch.bool), torch.zeros(2, count, dtype=torch.bool)
     some = torch.rand(2, count, generator=torch.Generator().manual_seed(0)) < 0.5
-    whole, y, z, part = scene.swapped(*(Swap((6,), ALL, region=r) for r in (None, every, none, some)))
+    whole, y, z, part = scene.swapped(
+        *(Swap((6,), ALL, region=r) for r in (None, every, none, some))
+    )
     assert torch.equal(y, whole)
     assert torch.equal(z, scene.to_b[-1].next)
     assert not torch.equal(part, whole)
@@ -186,7 +203,10 @@ def test_swaps_in_lockstep_are_swaps_alone(scene):
     swaps = [Swap((k,), ALL, what) for k, what in ((2, "stream"), (6, "ffn"), (9, "update"))]
     for donor in swap.DONORS:
         together = scene.swapped(*swaps, donor=donor)
-        assert all(torch.equal(y, scene.swapped(one, donor=donor)[0]) for y, one in zip(together, swaps, strict=True))
+        assert all(
+            torch.equal(y, scene.swapped(one, donor=donor)[0])
+            for y, one in zip(together, swaps, strict=True)
+        )
 
 
 # -- measures -----------------------------------------------------------------------------------------------------------
@@ -196,7 +216,10 @@ def test_swaps_in_lockstep_are_swaps_alone(scene):
 def test_flip_and_off_axis_share(t, off, seed):
     a, b, z = torch.randn(3, 2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(seed)).double()
     axis = a - b
-    scale = [(u.flatten(1) * v.flatten(1)).sum(1)[:, None, None, None, None] for u, v in ((z, axis), (axis, axis))]
+    scale = [
+        (u.flatten(1) * v.flatten(1)).sum(1)[:, None, None, None, None]
+        for u, v in ((z, axis), (axis, axis))
+    ]
     z = z - scale[0] / scale[1] * axis
     z = z / z.flatten(1).norm(dim=1)[:, None, None, None, None] * scale[1].sqrt()
     turned, share = swap.flip(b + t * axis + off * z, a, b)
@@ -205,7 +228,9 @@ def test_flip_and_off_axis_share(t, off, seed):
 
 
 def test_leverage_is_that_of_the_guided_step(guided):
-    (steps, *_) = swap.lockstep(guided.wan, guided.a, guided.b, guided.noise, [Swap((LAYERS - 1,), range(1))])
+    (steps, *_) = swap.lockstep(
+        guided.wan, guided.a, guided.b, guided.noise, [Swap((LAYERS - 1,), range(1))]
+    )
     a, b = guided.to_a[0], guided.to_b[0]
     dv = (a.velocity_cond - b.velocity_cond).flatten(1).norm(dim=1)
     expected = 5 * abs(b.sigma_next - b.sigma) * dv / guided.noise.flatten(1).norm(dim=1)
@@ -237,7 +262,9 @@ def test_measuring_b_into_itself(toy, made, preset):
     unread = [replace(pair, shows=()) for pair in made]
     plain = swap_study.undisturbed(wan, unread, [0, 1])
     swaps = [Swap((k,), range(1, 3)) for k in (0, 6)]
-    out, ends = swap_study.measure(wan, unread, swap_pairs.donors(made, "null"), plain, swaps, index=1)
+    out, ends = swap_study.measure(
+        wan, unread, swap_pairs.donors(made, "null"), plain, swaps, index=1
+    )
     assert all(out[name].shape == (2, 2) for name in out)
     assert torch.equal(out["flip"], torch.full((2, 2), -1.0).double())
     assert not any(out[name].any() for name in ("off_axis", "leverage", "changed"))
@@ -290,7 +317,10 @@ def test_a_mask_of_tokens():
     ("make", "says"),
     [
         (lambda: Swap((3,), ALL, "streams"), "a swap is of stream, update"),
-        (lambda: Swap((3,), ALL, "ffn", at="input"), "only a stream can be swapped at a block's input"),
+        (
+            lambda: Swap((3,), ALL, "ffn", at="input"),
+            "only a stream can be swapped at a block's input",
+        ),
         (lambda: Swap((EMBED,), ALL, "ffn"), "a swap of ffn needs layers from 0 on"),
         (lambda: Swap((), ALL), "needs layers"),
         (lambda: Swap((3,), range(2, 2)), "needs a range of steps"),
@@ -320,21 +350,32 @@ def circled(probe: Probe, kinds: tuple[str, ...]) -> np.ndarray:
     last = first.copy()
     for thing in probe.things:
         if thing.kind in kinds:
-            last[np.abs(np.hypot(y - thing.y, x - thing.x) - 1.3 * thing.radius) < 2] = (222, 40, 45)
+            last[np.abs(np.hypot(y - thing.y, x - thing.x) - 1.3 * thing.radius) < 2] = (
+                222,
+                40,
+                45,
+            )
     return np.stack([first, first, last])
 
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 999), size=st.sampled_from([(96, 160), (128, 128), (160, 96)]))
 def test_probes_can_be_read(seed, size):
-    probe = Probe.sample(Random(seed), *size, kinds=("cat", "bicycle") if seed % 2 else ("circle", "triangle"))
+    probe = Probe.sample(
+        Random(seed), *size, kinds=("cat", "bicycle") if seed % 2 else ("circle", "triangle")
+    )
     assert probe.image().shape == (*size, 3)
     a, b = probe.kinds
     assert not (probe.mask(a) & probe.mask(b)).any()
     drawn = draw.differs(probe.image(), np.full_like(probe.image(), 255))
     assert (probe.mask() & ~drawn).mean() < 0.001  # outlines aside, things are where the mask is
     assert (drawn & ~probe.mask()).mean() < 0.04  # one pixel of outline, small pictures
-    for kinds, found in (((a,), [True, False]), ((b,), [False, True]), ((a, b), [False] * 2), ((), [False] * 2)):
+    for kinds, found in (
+        ((a,), [True, False]),
+        ((b,), [False, True]),
+        ((a, b), [False] * 2),
+        ((), [False] * 2),
+    ):
         assert [probe.shows(kind)(circled(probe, kinds)) for kind in (a, b)] == found
 
 
@@ -354,7 +395,9 @@ def test_a_killed_sweep_continues_with_the_same_result(toy, tmp_path, monkeypatc
     made = [
         replace(pair, shows=()) for pair in swap_pairs.pairs("mark", 3, size=3)
     ]  # unread: nothing but the first is decoded
-    plan = Plan((4, 11), (range(1), range(2)), ("own", "same_x"), controls=("null",), control_layers=(4,))
+    plan = Plan(
+        (4, 11), (range(1), range(2)), ("own", "same_x"), controls=("null",), control_layers=(4,)
+    )
     whole = swap_study.sweep(wan, Run.open(tmp_path / "whole", {}), plan, made, most=2)
     assert set(whole) == {None, *plan.arms}
     assert len(plan.arms) == 3 * 2  # step 0 has one donor
@@ -373,10 +416,16 @@ def test_a_killed_sweep_continues_with_the_same_result(toy, tmp_path, monkeypatc
     again = swap_study.sweep(wan, run, plan, made, most=2)
     assert len(calls) == 2 * 6 + 1  # the four finished batches were kept
     for arm in whole:
-        assert all(np.array_equal(whole[arm][key], again[arm][key], equal_nan=True) for key in whole[arm])
+        assert all(
+            np.array_equal(whole[arm][key], again[arm][key], equal_nan=True) for key in whole[arm]
+        )
     lines = swap_results.table(plan, whole, 3)
     assert [line["changed"] for line in lines if line["arm"].endswith("null")] == [0, 0, 0]
-    assert [line["flip"].effect for line in lines if line["layer"] == 11 and line["arm"].startswith("steps")] == [1, 1]
+    assert [
+        line["flip"].effect
+        for line in lines
+        if line["layer"] == 11 and line["arm"].startswith("steps")
+    ] == [1, 1]
 
 
 def test_the_command(toy, tmp_path, monkeypatch, capsys):
@@ -414,7 +463,9 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
     assert "steps 0-1 same_x null" in out
     found = json.loads((tmp_path / "run/swap.json").read_text())
     assert {line["arm"] for line in found["lines"]} == {
-        f"{arm}{c}" for arm in ("step 0 same_x", "steps 0-1 same_x") for c in ("", " null", " wrong")
+        f"{arm}{c}"
+        for arm in ("step 0 same_x", "steps 0-1 same_x")
+        for c in ("", " null", " wrong")
     }
     assert [line["flip"]["n"] for line in found["turns"]] == [2, 2]
     assert found["turns"][0]["flip"]["effect"] is None  # a random network does not turn at step 0
@@ -425,11 +476,26 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
     save_image("shapes.png", np.full((32, 64, 3), 200, np.uint8))
     own = ["--image", "shapes.png", "--prompt", "mark the circle", "--other", "mark the square"]
     for subject in (["--probe", "1", "--pixels", "32x64"], own):
-        more = ["--steps", "1", "--frames", "5", "--at", "3", "--what", "ffn", "--out", subject[0][2:]]
+        more = [
+            "--steps",
+            "1",
+            "--frames",
+            "5",
+            "--at",
+            "3",
+            "--what",
+            "ffn",
+            "--out",
+            subject[0][2:],
+        ]
         assert main(["swap", "--model", str(toy), *subject, *more]) == 0
         out, err = capsys.readouterr()
         assert "step 0 same_x" in out
-        assert ("rate of A" in out) == ("does not know the words bicycle, ., cat\n" in err) == (subject is not own)
+        assert (
+            ("rate of A" in out)
+            == ("does not know the words bicycle, ., cat\n" in err)
+            == (subject is not own)
+        )
     for wrong, says in (
         ([], "give one subject"),
         (["--puzzle", "mark", "--at", "12"], "this model has layers 0 to 11"),
@@ -449,7 +515,12 @@ def test_the_embedded_model_reads_its_prompt_in_the_middle():
     made = swap_pairs.pairs("mark", 2)
     plain = swap_study.undisturbed(wan, made, [0])
     out, _ = swap_study.measure(
-        wan, made, swap_pairs.donors(made, None), plain, [Swap((k,), range(6)) for k in (2, 9)], donor="same_x"
+        wan,
+        made,
+        swap_pairs.donors(made, None),
+        plain,
+        [Swap((k,), range(6)) for k in (2, 9)],
+        donor="same_x",
     )
     assert plain["a.answer"].tolist() == [swap_pairs.A] * 2
     assert out["answer"].tolist() == [[swap_pairs.B, swap_pairs.A]] * 2

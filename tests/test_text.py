@@ -48,9 +48,14 @@ def test_golden_t5():
 def test_golden_eps():
     """Tiny features in front of the norms: a wrong epsilon would show (5e-3 or more)."""
     powers = {"2**-10": 2.0**-10}
-    scaling = [(pattern, powers[factor]) for pattern, factor in golden.info("eps")["config"]["scaling"]["t5"]]
+    scaling = [
+        (pattern, powers[factor])
+        for pattern, factor in golden.info("eps")["config"]["scaling"]["t5"]
+    ]
     case, expected = golden.read("t5"), golden.read("eps")["t5.hidden"]
-    rows = golden_encoder(scaling)(case["in.ids"][1:, : len(expected)], case["in.mask"][1:, : len(expected)])
+    rows = golden_encoder(scaling)(
+        case["in.ids"][1:, : len(expected)], case["in.mask"][1:, : len(expected)]
+    )
     assert golden.rel_max(rows[0], expected) <= 1e-4  # measured 0
 
 
@@ -65,18 +70,45 @@ def test_official_names_and_shapes():
         state = TextEncoder(TextConfig()).state_dict()
     assert len(state) == 242
     assert state["token_embedding.weight"].shape == (256384, 4096)
-    block = {key.removeprefix("blocks.23."): tuple(w.shape) for key, w in state.items() if key.startswith("blocks.23.")}
+    block = {
+        key.removeprefix("blocks.23."): tuple(w.shape)
+        for key, w in state.items()
+        if key.startswith("blocks.23.")
+    }
     assert block == {
-        "norm1.weight": (4096,), "norm2.weight": (4096,), "pos_embedding.embedding.weight": (32, 64),
-        "attn.q.weight": (4096, 4096), "attn.k.weight": (4096, 4096),
-        "attn.v.weight": (4096, 4096), "attn.o.weight": (4096, 4096),
-        "ffn.gate.0.weight": (10240, 4096), "ffn.fc1.weight": (10240, 4096), "ffn.fc2.weight": (4096, 10240),
-    }  # fmt: skip
+        "norm1.weight": (4096,),
+        "norm2.weight": (4096,),
+        "pos_embedding.embedding.weight": (32, 64),
+        "attn.q.weight": (4096, 4096),
+        "attn.k.weight": (4096, 4096),
+        "attn.v.weight": (4096, 4096),
+        "attn.o.weight": (4096, 4096),
+        "ffn.gate.0.weight": (10240, 4096),
+        "ffn.fc1.weight": (10240, 4096),
+        "ffn.fc2.weight": (4096, 10240),
+    }
 
 
 def test_buckets():
     distance = torch.tensor([0, -1, -7, -8, -15, -16, -32, -64, -127, -128, -500, 1, 7, 8, 16, 500])
-    assert buckets(distance, 32).tolist() == [0, 1, 7, 8, 9, 10, 12, 14, 15, 15, 15, 17, 23, 24, 26, 31]
+    assert buckets(distance, 32).tolist() == [
+        0,
+        1,
+        7,
+        8,
+        9,
+        10,
+        12,
+        14,
+        15,
+        15,
+        15,
+        17,
+        23,
+        24,
+        26,
+        31,
+    ]
 
 
 TRANSFORMERS = (  # official name -> transformers' name
@@ -85,7 +117,10 @@ TRANSFORMERS = (  # official name -> transformers' name
     (r"^blocks\.(\d+)\.norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
     (r"^blocks\.(\d+)\.norm2\.", r"encoder.block.\1.layer.1.layer_norm."),
     (r"^blocks\.(\d+)\.attn\.", r"encoder.block.\1.layer.0.SelfAttention."),
-    (r"^blocks\.(\d+)\.pos_embedding\.embedding\.", r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias."),
+    (
+        r"^blocks\.(\d+)\.pos_embedding\.embedding\.",
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.",
+    ),
     (r"^blocks\.(\d+)\.ffn\.gate\.0\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
     (r"^blocks\.(\d+)\.ffn\.fc1\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
     (r"^blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
@@ -97,7 +132,11 @@ TRANSFORMERS = (  # official name -> transformers' name
     [
         ("eager", torch.float32, 1e-6),  # measured 0
         ("sdpa", torch.float32, 5e-6),  # measured 1.8e-7
-        ("eager", torch.bfloat16, 2e-2),  # measured 4.0e-3: its softmax is in bfloat16; the official code gives 0
+        (
+            "eager",
+            torch.bfloat16,
+            2e-2,
+        ),  # measured 4.0e-3: its softmax is in bfloat16; the official code gives 0
     ],
 )
 def test_transformers(attention, dtype, tolerance):
@@ -105,12 +144,23 @@ def test_transformers(attention, dtype, tolerance):
     cfg = TextConfig(vocab_size=50, dim=48, dim_attn=64, dim_ffn=96, num_heads=4, num_layers=3)
     torch.manual_seed(0)
     ours = TextEncoder(cfg).to(dtype).requires_grad_(False)
-    shape = {"vocab_size": 50, "d_model": 48, "d_kv": 16, "d_ff": 96, "num_layers": 3, "num_heads": 4}
-    config = transformers.UMT5Config(**shape, feed_forward_proj="gated-gelu", attn_implementation=attention)
+    shape = {
+        "vocab_size": 50,
+        "d_model": 48,
+        "d_kv": 16,
+        "d_ff": 96,
+        "num_layers": 3,
+        "num_heads": 4,
+    }
+    config = transformers.UMT5Config(
+        **shape, feed_forward_proj="gated-gelu", attn_implementation=attention
+    )
     theirs = transformers.UMT5EncoderModel(config)
     state = {}
     for key, weight in ours.state_dict().items():
-        (name,) = {re.sub(pattern, name, key) for pattern, name in TRANSFORMERS if re.search(pattern, key)}
+        (name,) = {
+            re.sub(pattern, name, key) for pattern, name in TRANSFORMERS if re.search(pattern, key)
+        }
         state[name] = weight
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected
@@ -237,7 +287,11 @@ def test_tiny_tokens():
     tokenizer = Tokenizer.load(TINY_FILE, 8)
     ids, mask = tokenizer(["  Solve the\nMAZE ", "mark the elephant", "l " * 20])
     assert ids.dtype == mask.dtype == torch.int64
-    assert ids.tolist() == [[3, 4, 5, 1, 0, 0, 0, 0], [6, 4, 2, 1, 0, 0, 0, 0], [tiny.WORDS.index("l") + 3] * 7 + [1]]
+    assert ids.tolist() == [
+        [3, 4, 5, 1, 0, 0, 0, 0],
+        [6, 4, 2, 1, 0, 0, 0, 0],
+        [tiny.WORDS.index("l") + 3] * 7 + [1],
+    ]
     assert mask.sum(dim=1).tolist() == [4, 4, 8]
     assert tokenizer.unknown_words("Mark the Elephant and the cat") == ["Elephant", "cat"]
     assert tokenizer.unknown_words("l " * 20 + "dog") == ["dog"]

@@ -30,7 +30,9 @@ def vae(case: str) -> VAE:
 
 def smooth(network: VAE, frames: int, height: int, width: int) -> Tensor:
     """Latents that change slowly over the picture."""
-    phase = 6.28 * torch.rand(network.cfg.z_dim, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    phase = 6.28 * torch.rand(
+        network.cfg.z_dim, 1, 1, 1, generator=torch.Generator().manual_seed(0)
+    )
     f, h, w = (torch.arange(float(n)) for n in (frames, height, width))
     return 0.7 * torch.sin(phase + 0.5 * f[:, None, None] + 0.25 * h[:, None] + 0.2 * w)[None]
 
@@ -69,16 +71,24 @@ def test_fading_weighs_every_place_and_only_where_tiles_meet(length, side, facto
 
 def test_what_does_not_change_comes_back_unchanged():
     """Through a layer that does nothing but double the size, tiles put the same picture together again."""
-    x = torch.randn(2, 3, 4, 17, 23, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(
+        2, 3, 4, 17, 23, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     tiles = Tiles((17, 23), 64, 8)
     assert len(tiles.windows) == 3 * 4
-    doubled = tiles(lambda part, memory: part.repeat_interleave(2, -1).repeat_interleave(2, -2), x, after=2)
-    assert (doubled - x.repeat_interleave(2, -1).repeat_interleave(2, -2)).abs().max() < 2e-15  # measured 4.5e-16
+    doubled = tiles(
+        lambda part, memory: part.repeat_interleave(2, -1).repeat_interleave(2, -2), x, after=2
+    )
+    assert (
+        doubled - x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    ).abs().max() < 2e-15  # measured 4.5e-16
 
 
 @pytest.mark.parametrize("side", [0, 8, 60, -64])
 def test_tiles_must_divide(side):
-    with pytest.raises(MinicosError, match=f"tiles of {side} pixels: take a multiple of 8, 16 or more"):
+    with pytest.raises(
+        MinicosError, match=f"tiles of {side} pixels: take a multiple of 8, 16 or more"
+    ):
         vae("vae21").stream(torch.zeros(1, 16, 1, 4, 4), tile=side)
 
 
@@ -100,7 +110,9 @@ def test_tiles_stream_through_time(case):
     network, stride = copy.deepcopy(vae(case)).double(), CONFIGS[case].stride[1]
     z = smooth(network, 3, 2, 5).double()
     pieces = list(network.stream(z, tile=4 * stride))
-    assert [tuple(piece.shape) for piece in pieces] == [(1, 3, n, 2 * stride, 5 * stride) for n in (1, 4, 4)]
+    assert [tuple(piece.shape) for piece in pieces] == [
+        (1, 3, n, 2 * stride, 5 * stride) for n in (1, 4, 4)
+    ]
     whole = network.decode(z, chunk=3, tile=4 * stride)
     assert (torch.cat(pieces, dim=2) - whole).abs().max() < 1e-12  # measured 3.5e-15
     encoded = (network.encode(whole, chunk, tile=4 * stride) for chunk in (4, 8))
@@ -124,7 +136,9 @@ def test_no_seams(case):
         return error.diff(dim=-1).square().mean((0, 1, 2, 3)).sqrt()
 
     def at(video: Tensor, columns: list[int]) -> float:
-        return (steps(video)[[column - 1 for column in columns]].max() / steps(video).median()).item()
+        return (
+            steps(video)[[column - 1 for column in columns]].max() / steps(video).median()
+        ).item()
 
     assert at(hard, [10 * stride]) > 6  # measured 31, 6.7
     assert at(tiled, borders) < 3  # measured 2.3, 1.2

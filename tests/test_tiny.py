@@ -47,14 +47,19 @@ def test_what_ships_is_small_and_complete():
     names = {str(path.relative_to(EMBEDDED)) for path in files}
     low = {"low_noise_model/lora.safetensors"}  # comes with the second stage of training
     assert names - low == {
-        "Wan2.1_VAE.safetensors", "models_t5_umt5-xxl-enc-bf16.safetensors", "google/umt5-xxl/tokenizer.json",
-        "high_noise_model/config.json", "high_noise_model/diffusion_pytorch_model.safetensors",
-    }  # fmt: skip
+        "Wan2.1_VAE.safetensors",
+        "models_t5_umt5-xxl-enc-bf16.safetensors",
+        "google/umt5-xxl/tokenizer.json",
+        "high_noise_model/config.json",
+        "high_noise_model/diffusion_pytorch_model.safetensors",
+    }
 
 
 def test_the_tokenizer_that_ships_is_the_one_that_is_built(words, tmp_path):
     tokenizer.build().save(str(tmp_path / "tokenizer.json"))
-    assert json.loads(TOKENIZER.read_text()) == json.loads((tmp_path / "tokenizer.json").read_text())
+    assert json.loads(TOKENIZER.read_text()) == json.loads(
+        (tmp_path / "tokenizer.json").read_text()
+    )
     for kind in puzzles.KINDS:
         for seed in range(5):
             puzzle = puzzles.make(kind, seed, size=4)
@@ -77,7 +82,9 @@ def test_a_batch_of_the_vae_depends_on_seed_and_step_alone(step, shape):
     assert batch.min() >= -1
     assert batch.max() <= 1
     assert not torch.equal(batch, train_vae.batch(1, step, 100))
-    assert not torch.equal(batch, train_vae.batch(0, step - 2, 100) if step else train_vae.batch(0, 1, 100))
+    assert not torch.equal(
+        batch, train_vae.batch(0, step - 2, 100) if step else train_vae.batch(0, 1, 100)
+    )
 
 
 @pytest.fixture
@@ -105,10 +112,16 @@ def test_shards_and_the_pool(quick_shards, wan, tmp_path):
         assert all(torch.equal(tensors[k], v) for k, v in load_file(path).items())
         assert tensors["x0"].shape[1:] == tensors["y"].shape[1:] == (16, 4, 2 * size, 2 * size)
         assert sorted(set(tensors["of"].tolist())) == list(range(len(tensors["y"]))) == [0, 1, 2]
-        for x0, of in zip(tensors["x0"], tensors["of"], strict=True):  # a video starts with the picture that it answers
-            nearest = (tensors["y"][:, :, 0].float() - x0[:, 0].float()).square().sum((1, 2, 3)).argmin()
+        for x0, of in zip(
+            tensors["x0"], tensors["of"], strict=True
+        ):  # a video starts with the picture that it answers
+            nearest = (
+                (tensors["y"][:, :, 0].float() - x0[:, 0].float()).square().sum((1, 2, 3)).argmin()
+            )
             assert nearest == of
-    assert not torch.equal(*(data.shard(wan.vae, mixture, seed, 0)[1]["y"][0, :, 0, :6, :6] for seed in (0, 1)))
+    assert not torch.equal(
+        *(data.shard(wan.vae, mixture, seed, 0)[1]["y"][0, :, 0, :6, :6] for seed in (0, 1))
+    )
 
 
 def test_latents_of_training_are_those_of_the_pipeline(quick_shards, wan):
@@ -119,7 +132,9 @@ def test_latents_of_training_are_those_of_the_pipeline(quick_shards, wan):
     latent = data.encode(wan.vae, [grey])
     assert latent.dtype == torch.float16
     image = torch.from_numpy(puzzle.first_frame()).permute(2, 0, 1)[None] / 127.5 - 1
-    assert rel_max(latent.float(), image_channels(wan.vae, image, 13)[:, 4:]) < 0.03  # measured 0.0052
+    assert (
+        rel_max(latent.float(), image_channels(wan.vae, image, 13)[:, 4:]) < 0.03
+    )  # measured 0.0052
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +146,10 @@ def pool(tmp_path_factory):
         shape = (20, 16, 4, 2 * size, 2 * size)
         tensors = {"x0": torch.full(shape, float(prompt)).half(), "y": torch.zeros(shape).half()}
         tensors["x0"][:, 1], tensors["y"][:, 1] = which.flip(0), which
-        tensors |= {"of": torch.arange(19, -1, -1, dtype=torch.int32), "prompt": torch.full((20,), prompt).byte()}
+        tensors |= {
+            "of": torch.arange(19, -1, -1, dtype=torch.int32),
+            "prompt": torch.full((20,), prompt).byte(),
+        }
         save_file(tensors, folder / f"{size}x{size}-{i:05}.safetensors")
     return data.Pool(folder)
 
@@ -193,8 +211,12 @@ def test_an_untrained_student_predicts_nothing(student, pool):
     loss.backward()
     assert student.dit.head.head.weight.grad.abs().max() > 0
     student.zero_grad()
-    matrices = {name for name, p in student.named_parameters() if train_dit.is_block_matrix(name, p)}
-    assert len(matrices) == 12 * 10 + 2 * 7  # q k v o twice and two of the feed-forward; T5: q k v o, gate fc1 fc2
+    matrices = {
+        name for name, p in student.named_parameters() if train_dit.is_block_matrix(name, p)
+    }
+    assert (
+        len(matrices) == 12 * 10 + 2 * 7
+    )  # q k v o twice and two of the feed-forward; T5: q k v o, gate fc1 fc2
     assert not any("pos_embedding" in name or "modulation" in name for name in matrices)
 
 
@@ -211,16 +233,24 @@ def test_an_untrained_vae_starts_with_a_narrow_posterior():
         train_vae.initialise(vae)
         _, logvar = vae.posterior(torch.zeros(1, 3, 1, 32, 32))
         assert abs(logvar.mean() + 6) < 1
-        value = train_vae.loss(vae, train_vae.crops(np.random.default_rng(0), 1), torch.Generator().manual_seed(0))
+        value = train_vae.loss(
+            vae, train_vae.crops(np.random.default_rng(0), 1), torch.Generator().manual_seed(0)
+        )
         assert value.isfinite()
 
 
 def test_statistics_make_latents_standard(wan):
-    again = VAE(replace(wan.vae.cfg, **train_vae.statistics(wan.vae, clips=6))).requires_grad_(False)
+    again = VAE(replace(wan.vae.cfg, **train_vae.statistics(wan.vae, clips=6))).requires_grad_(
+        False
+    )
     again.load_state_dict(wan.vae.state_dict())
     rng = np.random.default_rng((1, 2**20))
     latents = torch.cat(
-        [again.encode(train_vae.to_tensor(train_vae.clip(rng)[None]), chunk=12).flatten(2) for _ in range(6)], 2
+        [
+            again.encode(train_vae.to_tensor(train_vae.clip(rng)[None]), chunk=12).flatten(2)
+            for _ in range(6)
+        ],
+        2,
     )
     assert latents.mean((0, 2)).abs().max() < 0.05
     assert (latents.std((0, 2)) - 1).abs().max() < 0.05
@@ -234,7 +264,9 @@ def test_statistics_make_latents_standard(wan):
 def test_orthogonalise_leaves_directions_and_evens_out_sizes(rows, columns, seed):
     matrix = torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(seed))
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    matrix = u @ (s.clamp(min=0.1 * s.max()).diag_embed()) @ v  # not singular: a direction of size 0 has none
+    matrix = (
+        u @ (s.clamp(min=0.1 * s.max()).diag_embed()) @ v
+    )  # not singular: a direction of size 0 has none
     made = u.mT @ optim.orthogonalise(matrix) @ v.mT
     sizes = made.diagonal(dim1=1, dim2=2)
     assert sizes.min() > 0.5
@@ -271,7 +303,9 @@ def toy_training(folder, *, stop: int | None = None, steps: int = 11) -> nn.Modu
         x = torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
         return (model(x) - x[:, :2].sin()).square().mean()
 
-    optim.train(model, loss_at, opts, steps=steps, warmup=3, decay=0.5, ema=0.9, folder=folder, save_every=4)
+    optim.train(
+        model, loss_at, opts, steps=steps, warmup=3, decay=0.5, ema=0.9, folder=folder, save_every=4
+    )
     return model
 
 
@@ -281,7 +315,9 @@ def test_training_resumes_bit_for_bit(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             toy_training(tmp_path / "broken", stop=stop)
     resumed = toy_training(tmp_path / "broken")
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
+    )
     for name in ("averaged.safetensors", "checkpoint.safetensors"):
         a, b = (load_file(tmp_path / folder / name) for folder in ("whole", "broken"))
         assert a.keys() == b.keys()
@@ -297,7 +333,14 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     opts = optim.optimisers(model, lambda name, p: p.ndim == 2, muon_lr=1, adam_lr=1)
     with pytest.raises(FloatingPointError, match="not finite at step 0"):
         optim.train(
-            model, lambda step: model.weight.sum() / 0, opts, steps=1, warmup=1, decay=1, ema=0, folder=tmp_path
+            model,
+            lambda step: model.weight.sum() / 0,
+            opts,
+            steps=1,
+            warmup=1,
+            decay=1,
+            ema=0,
+            folder=tmp_path,
         )
 
 
@@ -311,7 +354,9 @@ def trained(tmp_path_factory, student, words):
     averaged = {"vae": VAE(TINY_VAE).state_dict(), "dit": student.state_dict()}
     for name, tensors in averaged.items():
         (folder / name).mkdir()
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / name / "averaged.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()}, folder / name / "averaged.safetensors"
+        )
     updated = train_dit.with_updates(train_dit.finished(folder, words))
     low = {
         k: torch.randn(v.shape, generator=draw) / 16 if k.endswith(".up") else v
@@ -350,7 +395,9 @@ def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_pa
         marker = f"dit.{name.removesuffix('.weight')}.parametrizations.weight.0"
         if f"{marker}.up" in low:
             changed += 1
-            assert rel_max(value - base, low[f"{marker}.up"] @ low[f"{marker}.down"]) < 2e-3  # float16
+            assert (
+                rel_max(value - base, low[f"{marker}.up"] @ low[f"{marker}.down"]) < 2e-3
+            )  # float16
         else:
             assert torch.equal(value, base)
     assert changed == 12 * 10
@@ -358,7 +405,12 @@ def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_pa
     bad = tmp_path / "Wan2.1_VAE.safetensors"
     with pytest.raises(ValueError, match="not part of this"):
         load_into(DiT(VARIANTS["tiny"]), bad)
-    assert load_into(TextEncoder(TINY_TEXT), tmp_path / "models_t5_umt5-xxl-enc-bf16.safetensors").parameters > 0
+    assert (
+        load_into(
+            TextEncoder(TINY_TEXT), tmp_path / "models_t5_umt5-xxl-enc-bf16.safetensors"
+        ).parameters
+        > 0
+    )
 
 
 # -- judging ----------------------------------------------------------------------------------------------------------
@@ -387,9 +439,16 @@ def test_evaluate_counts_what_is_solved(wan, monkeypatch):
     monkeypatch.setattr(evaluate, "reconstruct", lambda wan, batch: ([30.0, 50.0], [True, False]))
     report = evaluate.evaluate(wan, 4)
     assert report == {
-        "vae_psnr_db": 40.0, "vae_oracle": 0.5, "maze_3x3": 1.0, "maze_4x4": 1.0, "goal": 0.5, "mark": 0.5, "memory": 0.5,
-        "turn": 0.25, "n": 4,
-    }  # fmt: skip
+        "vae_psnr_db": 40.0,
+        "vae_oracle": 0.5,
+        "maze_3x3": 1.0,
+        "maze_4x4": 1.0,
+        "goal": 0.5,
+        "mark": 0.5,
+        "memory": 0.5,
+        "turn": 0.25,
+        "n": 4,
+    }
 
 
 def test_solve_and_reconstruct(wan):
@@ -406,7 +465,9 @@ def test_solve_and_reconstruct(wan):
             return videos
 
         def decode(self, latents, chunk):
-            return latents + torch.tensor([0.02, 2.0]).view(2, 1, 1, 1, 1)  # nearly right, and all white
+            return latents + torch.tensor([0.02, 2.0]).view(
+                2, 1, 1, 1, 1
+            )  # nearly right, and all white
 
     psnr, verdicts = evaluate.reconstruct(replace(wan, vae=Perfect()), batch)
     assert psnr == pytest.approx([40.0, 0.0], abs=1e-3)  # 10 log10(2^2 / error^2)

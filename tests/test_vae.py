@@ -20,20 +20,36 @@ from tests.checkpoints import manifest
 from tests.golden import rel_l2, rel_max
 
 DATA = {case: golden.read(case) for case in ("vae21", "vae22")}
-SPELLING = {case: tuple(golden.info(case)["config"]["temperal_downsample"]) for case in DATA}  # the official one
+SPELLING = {
+    case: tuple(golden.info(case)["config"]["temperal_downsample"]) for case in DATA
+}  # the official one
 ARCHITECTURES = {
-    "vae21": replace(golden.config(VAEConfig, "vae21"), temporal_downsample=SPELLING["vae21"]),  # stride 4 x 8 x 8
+    "vae21": replace(
+        golden.config(VAEConfig, "vae21"), temporal_downsample=SPELLING["vae21"]
+    ),  # stride 4 x 8 x 8
     "vae22": replace(
-        golden.config(VAEConfig, "vae22"), temporal_downsample=SPELLING["vae22"], patch_size=2, stage_shortcuts=True
+        golden.config(VAEConfig, "vae22"),
+        temporal_downsample=SPELLING["vae22"],
+        patch_size=2,
+        stage_shortcuts=True,
     ),  # 4 x 16 x 16
     "shallow": replace(TINY_VAE, dim=4),
-    "two-fold": VAEConfig(4, 2, (1, 2), num_res_blocks=1, temporal_downsample=(True,), mean=(0.0, 1.0), std=(1.0, 2.0)),
+    "two-fold": VAEConfig(
+        4, 2, (1, 2), num_res_blocks=1, temporal_downsample=(True,), mean=(0.0, 1.0), std=(1.0, 2.0)
+    ),
     # Its decoder narrows where it doubles frames, so that the two copies of a frame in a shortcut differ.
     "narrowing": VAEConfig(
-        4, 2, num_res_blocks=1, temporal_downsample=(True, True, False), dec_dim=6, patch_size=2,
-        stage_shortcuts=True, mean=(0.0, 1.0), std=(1.0, 2.0),
+        4,
+        2,
+        num_res_blocks=1,
+        temporal_downsample=(True, True, False),
+        dec_dim=6,
+        patch_size=2,
+        stage_shortcuts=True,
+        mean=(0.0, 1.0),
+        std=(1.0, 2.0),
     ),
-}  # fmt: skip
+}
 each_case = pytest.mark.parametrize("case", DATA)
 
 
@@ -47,7 +63,11 @@ def vae(architecture: str = "vae21", dtype: torch.dtype = torch.float32) -> VAE:
     draw = torch.Generator().manual_seed(0)
     for name, p in network.named_parameters():
         noise = torch.randn(p.shape, generator=draw)
-        p.copy_(1 + 0.3 * noise if name.endswith("gamma") else noise * (0.1 if p.ndim == 1 else p[0].numel() ** -0.5))
+        p.copy_(
+            1 + 0.3 * noise
+            if name.endswith("gamma")
+            else noise * (0.1 if p.ndim == 1 else p[0].numel() ** -0.5)
+        )
     return network.to(dtype)
 
 
@@ -61,11 +81,15 @@ def video(network: VAE, latents: int, seed: int = 0, height: int = 2, width: int
 
 def latent(network: VAE, frames: int, seed: int = 0, height: int = 2, width: int = 3) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
-    return torch.randn(1, network.cfg.z_dim, frames, height, width, generator=draw).to(network.conv1.weight)
+    return torch.randn(1, network.cfg.z_dim, frames, height, width, generator=draw).to(
+        network.conv1.weight
+    )
 
 
 def each_architecture(dtype: torch.dtype):
-    return pytest.mark.parametrize("network", [vae(name, dtype) for name in ARCHITECTURES], ids=ARCHITECTURES)
+    return pytest.mark.parametrize(
+        "network", [vae(name, dtype) for name in ARCHITECTURES], ids=ARCHITECTURES
+    )
 
 
 # -- the official outputs ----------------------------------------------------------------------------------------------
@@ -75,7 +99,9 @@ def each_architecture(dtype: torch.dtype):
 def test_names_and_shapes_are_those_of_the_real_file(config, file):
     with torch.device("meta"):
         network = VAE(config)
-    assert {name: tuple(p.shape) for name, p in network.state_dict().items()} == manifest(f"official.{file}")
+    assert {name: tuple(p.shape) for name, p in network.state_dict().items()} == manifest(
+        f"official.{file}"
+    )
 
 
 @each_case
@@ -89,14 +115,18 @@ def test_the_real_configurations_have_the_official_topology_and_statistics(case)
 @pytest.mark.parametrize("chunk", [4, 8])
 def test_encoding_is_the_official_one(case, chunk):
     data = DATA[case]
-    assert rel_max(vae(case).encode(data["in.video"], chunk), data["out.mu"]) < 1.2e-6  # measured 1.9e-7, 3.0e-7
+    assert (
+        rel_max(vae(case).encode(data["in.video"], chunk), data["out.mu"]) < 1.2e-6
+    )  # measured 1.9e-7, 3.0e-7
 
 
 @each_case
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4])
 def test_decoding_is_the_official_one(case, chunk):
     data = DATA[case]
-    assert rel_max(vae(case).decode(data["in.latent"], chunk), data["out.video"]) < 1e-5  # measured 3.3e-6, 3.2e-6
+    assert (
+        rel_max(vae(case).decode(data["in.latent"], chunk), data["out.video"]) < 1e-5
+    )  # measured 3.3e-6, 3.2e-6
 
 
 @each_case
@@ -106,10 +136,16 @@ def test_epsilons_are_the_official_ones(case):
     weights = golden.read(f"{case}.weights")
     for pattern, factor in golden.info("eps")["config"]["scaling"][case]:
         base, exponent = factor.split("**")
-        weights = {k: v * int(base) ** int(exponent) if re.search(pattern, k) else v for k, v in weights.items()}
+        weights = {
+            k: v * int(base) ** int(exponent) if re.search(pattern, k) else v
+            for k, v in weights.items()
+        }
     network = VAE(ARCHITECTURES[case]).requires_grad_(False)
     network.load_state_dict(weights)
-    mu, pixels = network.encode(DATA[case]["in.video"][:, :, :1]), network.decode(DATA[case]["in.latent"][:, :, :1])
+    mu, pixels = (
+        network.encode(DATA[case]["in.video"][:, :, :1]),
+        network.decode(DATA[case]["in.latent"][:, :, :1]),
+    )
     assert rel_max(mu, expected[f"{case}.mu"]) < 1e-6  # measured 1.3e-7, 3.3e-7
     assert rel_max(pixels, expected[f"{case}.video"]) < 3e-6  # measured 8.6e-7, 1.8e-6
 
@@ -132,8 +168,20 @@ def test_sizes(architecture):
     ft, fh, fw = network.cfg.stride
     known = {"two-fold": (2, 2, 2), "vae22": (4, 16, 16), "narrowing": (4, 16, 16)}
     assert (ft, fh, fw) == known.get(architecture, (4, 8, 8))
-    assert network.encode(torch.zeros(2, 3, 1 + 2 * ft, 2 * fh, 3 * fw)).shape == (2, network.cfg.z_dim, 3, 2, 3)
-    assert network.decode(torch.zeros(2, network.cfg.z_dim, 3, 2, 3)).shape == (2, 3, 1 + 2 * ft, 2 * fh, 3 * fw)
+    assert network.encode(torch.zeros(2, 3, 1 + 2 * ft, 2 * fh, 3 * fw)).shape == (
+        2,
+        network.cfg.z_dim,
+        3,
+        2,
+        3,
+    )
+    assert network.decode(torch.zeros(2, network.cfg.z_dim, 3, 2, 3)).shape == (
+        2,
+        3,
+        1 + 2 * ft,
+        2 * fh,
+        3 * fw,
+    )
 
 
 # -- the shortcuts of the second generation ----------------------------------------------------------------------------
@@ -257,9 +305,13 @@ def test_a_later_latent_never_changes_an_earlier_picture(network, frame, chunk):
 @each_architecture(torch.float64)
 def test_the_first_latent_is_that_of_the_image_alone(network):
     clip = video(network, 3)
-    assert rel_max(network.encode(clip)[:, :, :1], network.encode(clip[:, :, :1])) < 5e-15  # measured 0
+    assert (
+        rel_max(network.encode(clip)[:, :, :1], network.encode(clip[:, :, :1])) < 5e-15
+    )  # measured 0
     z = latent(network, 3)
-    assert rel_max(network.decode(z)[:, :, :1], network.decode(z[:, :, :1])) < 1e-13  # measured 1.8e-14
+    assert (
+        rel_max(network.decode(z)[:, :, :1], network.decode(z[:, :, :1])) < 1e-13
+    )  # measured 1.8e-14
 
 
 def test_samples_of_a_batch_do_not_see_each_other():
@@ -289,9 +341,14 @@ def test_one_dnn_convolutions_are_torchs_own(network, monkeypatch):
 @pytest.mark.parametrize("kind", ["maze", "turn", "memory", "mark"])
 def test_puzzles_decode_alike_in_bfloat16(kind):
     """PSNR of the embedded decoder in bfloat16 to itself in float32. The drawn videos are at 37 dB of either."""
-    exact, rounded = load("tiny", device="cpu").vae, load("tiny", device="cpu", decode_dtype=torch.bfloat16).vae
+    exact, rounded = (
+        load("tiny", device="cpu").vae,
+        load("tiny", device="cpu", decode_dtype=torch.bfloat16).vae,
+    )
     assert {p.dtype for p in rounded.decoder.parameters()} == {torch.bfloat16}
-    z = exact.encode(torch.stack([to_float(case.puzzle.draw(0)) for case in cases.held_out(kind, 2)]))
+    z = exact.encode(
+        torch.stack([to_float(case.puzzle.draw(0)) for case in cases.held_out(kind, 2)])
+    )
     assert torch.equal(rounded.encode(exact.decode(z)), exact.encode(exact.decode(z)))
     expected, found = exact.decode(z), rounded.decode(z)
     assert found.dtype == torch.float32

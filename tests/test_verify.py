@@ -33,7 +33,11 @@ def wan(toy) -> Wan:
 def given() -> tuple[Tensor, ...]:
     """x, timestep, text of the small network, 2 x 2 x 3 tokens."""
     draw = torch.Generator().manual_seed(0)
-    return torch.randn(1, 4, 2, 4, 6, generator=draw), torch.tensor([[700.0]]), torch.randn(1, 5, 8, generator=draw)
+    return (
+        torch.randn(1, 4, 2, 4, 6, generator=draw),
+        torch.tensor([[700.0]]),
+        torch.randn(1, 5, 8, generator=draw),
+    )
 
 
 def first(pairs: list, tolerance: float = 5e-6) -> str | None:
@@ -61,7 +65,9 @@ def test_a_peer_is_built_around_our_tensors(wan):
         (wan.text, verify.transformers_umt5(wan.text)),
     ):
         assert pointers(theirs) == pointers(ours)
-        assert not any(p.is_meta or p.requires_grad for p in (*theirs.parameters(), *theirs.buffers()))
+        assert not any(
+            p.is_meta or p.requires_grad for p in (*theirs.parameters(), *theirs.buffers())
+        )
 
 
 def test_only_what_a_peer_keeps_in_another_dtype_is_copied(small_dit):
@@ -95,20 +101,39 @@ FAULTS: dict[str, tuple[Callable[[nn.Module], None], str | None]] = {
     "patches": (lambda net: scaled(net.patch_embedding), "embed"),
     "text": (lambda net: scaled(net.condition_embedder.text_embedder.linear_1), "text"),
     "time": (lambda net: scaled(net.condition_embedder.time_embedder.linear_2), "time"),
-    "time in float32": (lambda net: setattr(net.condition_embedder, "timesteps_proj", shipped_time()), "time"),
+    "time in float32": (
+        lambda net: setattr(net.condition_embedder, "timesteps_proj", shipped_time()),
+        "time",
+    ),
     "modulation": (lambda net: scaled(net.blocks[1], "scale_shift_table"), "blocks.1.self_attn.v"),
-    "self-attention's q": (lambda net: scaled(net.blocks[0].attn1.norm_q), "blocks.0.self_attn.heads"),
+    "self-attention's q": (
+        lambda net: scaled(net.blocks[0].attn1.norm_q),
+        "blocks.0.self_attn.heads",
+    ),
     "self-attention's o": (lambda net: scaled(net.blocks[1].attn1.to_out[0]), "blocks.1.self_attn"),
     "rotation": (lambda net: net.rope.freqs_cos.mul_(1.01), "blocks.0.self_attn.heads"),
-    "norm before cross-attention": (lambda net: scaled(net.blocks[1].norm2), "blocks.1.cross_attn.q"),
-    "cross-attention's k": (lambda net: scaled(net.blocks[1].attn2.norm_k), "blocks.1.cross_attn.k"),
-    "epsilon": (lambda net: setattr(net.blocks[1].attn2.norm_q, "eps", 1e-4), "blocks.1.cross_attn.q"),
+    "norm before cross-attention": (
+        lambda net: scaled(net.blocks[1].norm2),
+        "blocks.1.cross_attn.q",
+    ),
+    "cross-attention's k": (
+        lambda net: scaled(net.blocks[1].attn2.norm_k),
+        "blocks.1.cross_attn.k",
+    ),
+    "epsilon": (
+        lambda net: setattr(net.blocks[1].attn2.norm_q, "eps", 1e-4),
+        "blocks.1.cross_attn.q",
+    ),
     "feed-forward": (lambda net: scaled(net.blocks[0].ffn.net[2]), "blocks.0.ffn"),
     "epsilon of a norm": (lambda net: setattr(net.blocks[0].norm3, "eps", 1e-4), "blocks.0.ffn"),
     "head": (lambda net: scaled(net.proj_out), "velocity"),
-    "NaN": (lambda net: setattr(net.blocks[1].attn2.to_v, "bias", nn.Parameter(torch.full((24,), float("nan")), False)),
-            "blocks.1.cross_attn.v"),
-}  # fmt: skip
+    "NaN": (
+        lambda net: setattr(
+            net.blocks[1].attn2.to_v, "bias", nn.Parameter(torch.full((24,), float("nan")), False)
+        ),
+        "blocks.1.cross_attn.v",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -126,7 +151,9 @@ def test_one_timestep_for_each_frame(exact_time, small_dit, given):
     x, _, text = given
     ours, t = small_dit(), torch.tensor([[0.0, 873.0]])
     pairs = compare_dit(ours, verify.diffusers_dit(ours, exact_time), x, t, text)
-    assert first(pairs, verify.TOLERANCE[torch.float32] if exact_time else verify.AS_SHIPPED) is None
+    assert (
+        first(pairs, verify.TOLERANCE[torch.float32] if exact_time else verify.AS_SHIPPED) is None
+    )
     ((time, theirs),) = ((a, b) for point, a, b in pairs if point == "time")
     assert time.shape == theirs.shape == (1, 2, 6, 24)
     other = compare_dit(ours, verify.diffusers_dit(ours, exact_time), x, t.flip(1), text)
@@ -135,12 +162,21 @@ def test_one_timestep_for_each_frame(exact_time, small_dit, given):
 
 def test_faults_of_the_vae(wan):
     draw = torch.Generator().manual_seed(1)
-    given = torch.rand(1, 3, 9, 16, 32, generator=draw) * 2 - 1, torch.randn(1, 16, 3, 2, 4, generator=draw)
+    given = (
+        torch.rand(1, 3, 9, 16, 32, generator=draw) * 2 - 1,
+        torch.randn(1, 16, 3, 2, 4, generator=draw),
+    )
     for spoil, where in (
         (lambda net: None, None),
         (lambda net: scaled(net.encoder.down_blocks[2].conv1), "encoder.downsamples.2.residual.2"),
-        (lambda net: scaled(net.encoder.down_blocks[3].time_conv), "encoder.downsamples.4.shortcut"),  # seen behind it
-        (lambda net: scaled(net.decoder.up_blocks[0].upsamplers[0].time_conv), "decoder.upsamples.2.time_conv"),
+        (
+            lambda net: scaled(net.encoder.down_blocks[3].time_conv),
+            "encoder.downsamples.4.shortcut",
+        ),  # seen behind it
+        (
+            lambda net: scaled(net.decoder.up_blocks[0].upsamplers[0].time_conv),
+            "decoder.upsamples.2.time_conv",
+        ),
         (lambda net: scaled(net.decoder.conv_out), "decoder.head.2"),
         (lambda net: scaled(net.post_quant_conv), "conv2"),
     ):
@@ -155,11 +191,16 @@ def test_faults_of_the_text_encoder(wan):
     for spoil, where in (
         (lambda net: None, None),
         (lambda net: scaled(net.encoder.block[1].layer[0].SelfAttention.k), "blocks.1.attn.k"),
-        (lambda net: scaled(net.encoder.block[0].layer[0].SelfAttention.relative_attention_bias),
-         "blocks.0.pos_embedding.embedding"),
-        (lambda net: setattr(net.encoder.block[1].layer[1].layer_norm, "variance_epsilon", 1e-2), "blocks.1.norm2"),
+        (
+            lambda net: scaled(net.encoder.block[0].layer[0].SelfAttention.relative_attention_bias),
+            "blocks.0.pos_embedding.embedding",
+        ),
+        (
+            lambda net: setattr(net.encoder.block[1].layer[1].layer_norm, "variance_epsilon", 1e-2),
+            "blocks.1.norm2",
+        ),
         (lambda net: scaled(net.encoder.final_layer_norm), "norm"),
-    ):  # fmt: skip
+    ):
         theirs = verify.transformers_umt5(wan.text)
         spoil(theirs)
         assert first(compare_text(wan.text, theirs, ids, mask)) == where
@@ -198,7 +239,11 @@ def test_bfloat16_is_told_from_a_fault(toy):
 def test_an_image_branch_that_is_not_compared_says_so(wan):
     network = wan.experts["high"]
     network = type(network)(replace(network.cfg, image_tokens=257))
-    parts = [part for part in verify.verify(replace(wan, experts={"high": network}), (1, 2, 2)) if part.name != "vae"]
+    parts = [
+        part
+        for part in verify.verify(replace(wan, experts={"high": network}), (1, 2, 2))
+        if part.name != "vae"
+    ]
     assert not parts[1].rows
     assert "text length of 512" in parts[1].skipped
     assert (
@@ -326,7 +371,9 @@ def test_a_fault_of_the_image_branch_is_told_by_its_layer(tokens, small_dit):
 
 
 def test_clip_block_by_block():
-    ours = CLIP(CLIPConfig(image_size=28, patch_size=14, dim=24, num_heads=2, num_layers=4)).requires_grad_(False)
+    ours = CLIP(
+        CLIPConfig(image_size=28, patch_size=14, dim=24, num_heads=2, num_layers=4)
+    ).requires_grad_(False)
     theirs = verify.transformers_clip(ours)
     image = torch.rand(1, 3, 30, 50, generator=torch.Generator().manual_seed(0)) * 2 - 1
     names = [name for name, _, _ in verify.compare_clip(ours, theirs, image)]

@@ -28,7 +28,9 @@ def wan(toy):
 
 @pytest.fixture(scope="module")
 def condition(wan):
-    return wan.condition(["solve the maze"] * 2, torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0)))
+    return wan.condition(
+        ["solve the maze"] * 2, torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0))
+    )
 
 
 @pytest.fixture
@@ -70,7 +72,9 @@ def test_centred_energy_ignores_what_all_tokens_share_and_massive_channels():
     h = torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
     plain = centred(h)
     assert plain.median() == 1
-    assert rel_max(centred(7 * h + torch.randn(40)), plain) < 1e-5  # neither scale nor the mean token counts
+    assert (
+        rel_max(centred(7 * h + torch.randn(40)), plain) < 1e-5
+    )  # neither scale nor the mean token counts
     massive = torch.cat([h, 1e4 * torch.randn(50, 1)], dim=1)
     assert rel_max(centred(massive), plain) < 1e-6
 
@@ -82,7 +86,9 @@ def test_energy_computes_with_the_models_operations(toy, condition, run):
         seen.append(x.shape)
         return ops.token_energy(x)
 
-    wan = load(toy, device="cpu", ops=replace(ops.REFERENCE, token_energy=counted)).with_preset("cos", steps=1)
+    wan = load(toy, device="cpu", ops=replace(ops.REFERENCE, token_energy=counted)).with_preset(
+        "cos", steps=1
+    )
     observe(wan, condition, run, [Energy((), ops=wan.ops)], wan.noise(condition, 0))
     assert len(seen) == 2 * 12 * 3  # branches, layers, forms
 
@@ -92,7 +98,9 @@ def test_components_are_principal_and_sorted():
     axes = torch.linalg.qr(torch.randn(20, 20, generator=draw))[0][:3]
     h = torch.randn(200, 3, generator=draw) * torch.tensor([9.0, 4.0, 2.0]) @ axes + 5
     found = components(h)
-    assert found.var(0).tolist() == pytest.approx(torch.linalg.eigvalsh(h.T.cov()).flip(0)[:3].tolist(), rel=1e-3)
+    assert found.var(0).tolist() == pytest.approx(
+        torch.linalg.eigvalsh(h.T.cov()).flip(0)[:3].tolist(), rel=1e-3
+    )
     assert torch.equal(components(h), found)
 
 
@@ -110,7 +118,9 @@ def test_masks_of_pixels_on_tokens():
     assert not moving[0].any()  # nothing differs from frame 0 in frame 0
     for r, c in puzzle.candidates[0][1:]:
         assert moving[3, r, c]
-    assert torch.equal(on_tokens(puzzle.foreground(), (4, 4, 4))[0], on_tokens(puzzle.foreground(), (4, 4, 4))[3])
+    assert torch.equal(
+        on_tokens(puzzle.foreground(), (4, 4, 4))[0], on_tokens(puzzle.foreground(), (4, 4, 4))[3]
+    )
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
@@ -143,7 +153,9 @@ def test_mass_on_a_text():
 def test_the_logarithms_of_the_forward_are_natural(length, keys, width, dtype):
     """Against float64, of whichever backend SDPA takes here; and its output is SDPA's, bit for bit."""
     draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, size, width, generator=draw).to(dtype) for size in (length, keys, keys))
+    q, k, v = (
+        torch.randn(2, 3, size, width, generator=draw).to(dtype) for size in (length, keys, keys)
+    )
     expected = torch.logsumexp(q.double() @ k.double().mT * width**-0.5, dim=-1)
     for backends in ([SDPBackend.FLASH_ATTENTION], [SDPBackend.MATH]):
         with sdpa_kernel(backends):
@@ -151,8 +163,8 @@ def test_the_logarithms_of_the_forward_are_natural(length, keys, width, dtype):
             assert torch.equal(heads, ops.attention(q, k, v))
         assert lse.dtype == torch.float32
         assert (
-            lse - expected
-        ).abs().max() < 3e-4  # measured 3.2e-5, the CPU's in bfloat16; log2 would be off by 0.3 or more
+            (lse - expected).abs().max() < 3e-4
+        )  # measured 3.2e-5, the CPU's in bfloat16; log2 would be off by 0.3 or more
         given, own = ops.attention_mass(q, k, 5, lse), ops.attention_mass(q, k, 5)
         assert max(map(rel_max, given, own)) < 3e-4  # measured 3.2e-5
 
@@ -171,7 +183,10 @@ def test_a_sample_of_all_queries_is_exact():
 def test_a_sample_is_unbiased_and_knows_its_error():
     """Over many draws, made at once along the batch: the mean of the estimates, their spread, and how often two errors suffice."""
     draw, count, f, size, queries = torch.Generator().manual_seed(0), 3000, 3, 12, 5
-    q, k = torch.randn(1, 1, f * size, 8, generator=draw), torch.randn(1, 1, f * size, 8, generator=draw)
+    q, k = (
+        torch.randn(1, 1, f * size, 8, generator=draw),
+        torch.randn(1, 1, f * size, 8, generator=draw),
+    )
     many = (x.expand(count, -1, -1, -1) for x in (q, k))
     rows = ops.stratified(q.expand(count, -1, -1, -1), f, queries, draw)
     masses, errors = ops.attention_mass_sampled(*many, f, rows)
@@ -204,7 +219,9 @@ def test_attention_computes_with_the_models_operations(toy, condition, run):
         seen.append(frames)
         return ops.attention_mass(q, k, frames)
 
-    wan = load(toy, device="cpu", ops=replace(ops.REFERENCE, attention_mass=counted)).with_preset("cos", steps=1)
+    wan = load(toy, device="cpu", ops=replace(ops.REFERENCE, attention_mass=counted)).with_preset(
+        "cos", steps=1
+    )
     observe(wan, condition, run, [Attention((0, 7), (0,), ops=wan.ops)], wan.noise(condition, 0))
     assert seen == [4, 1, 4, 1]  # self-attention by frames, cross-attention as one
 
@@ -224,7 +241,9 @@ def test_attention_from_a_sample_is_kept_with_its_error(wan, condition, tmp_path
     assert set(kept["some"]) == {*masses, "received_error.7", "between_error.7", "text_error.7"}
     for mass in masses:
         error = mass.replace(".", "_error.")
-        away = (kept["some"][mass] - kept["exact"][mass]).abs() / kept["some"][error].clamp_min(1e-9)
+        away = (kept["some"][mass] - kept["exact"][mass]).abs() / kept["some"][error].clamp_min(
+            1e-9
+        )
         assert 0 < away.median() < 2
         assert torch.equal(kept["some"][mass], kept["again"][mass])
         assert rel_max(kept["all"][mass], kept["exact"][mass]) < 1e-6
@@ -245,8 +264,11 @@ def test_attention_that_is_kept(wan, condition, run):
     assert rel_max(first["text.7"], p.mean(0)) < 1e-5
     drawn = analysis.draw([first, second], run)
     assert drawn == [
-        "attention/received_step_00.png", "attention_frames.png", "attention_padding.png", "attention.safetensors"
-    ]  # fmt: skip
+        "attention/received_step_00.png",
+        "attention_frames.png",
+        "attention_padding.png",
+        "attention.safetensors",
+    ]
     assert all(run.has(name) for name in drawn)
 
 

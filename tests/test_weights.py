@@ -60,7 +60,14 @@ def test_tables_are_one_to_one():
 
 
 @pytest.mark.parametrize(
-    "key", ["", "foo", "blocks.x.attn1.to_q.weight", "blocks.0.attn1.to_q.gate", "blocks.0.attn1.to_q.weight.1"]
+    "key",
+    [
+        "",
+        "foo",
+        "blocks.x.attn1.to_q.weight",
+        "blocks.0.attn1.to_q.gate",
+        "blocks.0.attn1.to_q.weight.1",
+    ],
 )
 def test_a_key_of_no_table_is_an_error_that_names_it(key):
     with pytest.raises(MinicosError, match=repr(key)):
@@ -71,12 +78,18 @@ def test_a_key_of_no_table_is_an_error_that_names_it(key):
 
 
 def test_header_of_a_real_file(tmp_path):
-    tensors = {"b": torch.zeros(2, 3, dtype=torch.bfloat16), "a": torch.zeros(()), "empty": torch.zeros(0, 4)}
+    tensors = {
+        "b": torch.zeros(2, 3, dtype=torch.bfloat16),
+        "a": torch.zeros(()),
+        "empty": torch.zeros(0, 4),
+    }
     save_file(tensors, tmp_path / "a.safetensors", metadata={"format": "pt"})
     header = read_header(tmp_path / "a.safetensors")
     assert {k: (i.dtype, i.shape) for k, i in header.tensors.items()} == {
-        "a": ("F32", ()), "b": ("BF16", (2, 3)), "empty": ("F32", (0, 4)),
-    }  # fmt: skip
+        "a": ("F32", ()),
+        "b": ("BF16", (2, 3)),
+        "empty": ("F32", (0, 4)),
+    }
     assert header.metadata == {"format": "pt"}
     assert header.size == (tmp_path / "a.safetensors").stat().st_size
 
@@ -135,12 +148,18 @@ def test_bad_headers_are_explained(tmp_path, content, says):
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("small") / "small.safetensors"
-    save_file({"a.weight": torch.ones(3, 2), "b": torch.ones(5, dtype=torch.bfloat16)}, path, metadata={"x": "y"})
+    save_file(
+        {"a.weight": torch.ones(3, 2), "b": torch.ones(5, dtype=torch.bfloat16)},
+        path,
+        metadata={"x": "y"},
+    )
     return path.read_bytes()
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_damaged_files_raise_nothing_else(tmp_path, small_file, data):
     content = bytearray(small_file)
     for _ in range(data.draw(st.integers(0, 4))):
@@ -157,7 +176,9 @@ def test_damaged_files_raise_nothing_else(tmp_path, small_file, data):
 
 
 @given(content=st.binary(max_size=200))
-@settings(max_examples=100, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_arbitrary_bytes_raise_nothing_else(tmp_path, content):
     for name in ("x.safetensors", "x.pth"):
         (tmp_path / name).write_bytes(content)
@@ -194,7 +215,10 @@ def test_an_index_may_not_leave_its_folder(tmp_path):
 
 
 def test_links_of_the_hugging_face_cache_are_followed(tmp_path):
-    blob, snapshot = tmp_path / "hub" / "blobs" / "0123", tmp_path / "hub" / "snapshots" / "rev" / "transformer"
+    blob, snapshot = (
+        tmp_path / "hub" / "blobs" / "0123",
+        tmp_path / "hub" / "snapshots" / "rev" / "transformer",
+    )
     blob.parent.mkdir(parents=True)
     index_of(snapshot, "a.safetensors")
     save_file({"a": torch.zeros(1)}, blob)
@@ -226,14 +250,18 @@ def test_folders_that_cannot_be_understood(tmp_path):
             inspect(tmp_path / "a")
     for name in ("high_lora", "low_lora"):
         save_file({"a": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(MinicosError, match=r"high_lora\.safetensors, low_lora\.safetensors\. Name the one"):
+    with pytest.raises(
+        MinicosError, match=r"high_lora\.safetensors, low_lora\.safetensors\. Name the one"
+    ):
         inspect(tmp_path)
 
 
 def test_a_tensor_in_two_shards_is_an_error(tmp_path):
     for name in ("x", "y"):
         save_file({"a": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
-    (tmp_path / "m.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}')
+    (tmp_path / "m.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}'
+    )
     with pytest.raises(MinicosError, match="another shard"):
         inspect(tmp_path)
 

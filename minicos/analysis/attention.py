@@ -76,7 +76,9 @@ class Attention:
         else:
             draw = torch.Generator().manual_seed(2000 * site.step + 2 * int(layer) + text)
             count = min(self.queries * site.grid[0], q.shape[2]) // frames
-            masses, errors = self.ops.attention_mass_sampled(q, k, frames, stratified(q, frames, count, draw))
+            masses, errors = self.ops.attention_mass_sampled(
+                q, k, frames, stratified(q, frames, count, draw)
+            )
             keep(*(mass[0].mean(0) for mass in masses))
             keep(*(error[0].square().sum(0).sqrt() / q.shape[1] for error in errors), name="_error")
 
@@ -89,34 +91,52 @@ class Attention:
         names = []
         shown = [i for i in self.chosen if i < len(saved)]
         for i in shown:
-            received = np.stack([figures.heat(saved[i][f"received.{k}"].numpy()) for k in self.layers], axis=1)
+            received = np.stack(
+                [figures.heat(saved[i][f"received.{k}"].numpy()) for k in self.layers], axis=1
+            )
             names.append(f"attention/received_step_{i:02d}.png")
             figures.sheet(
-                run.path(names[-1]), received, rows=[f"latent {f}" for f in range(len(received))],
+                run.path(names[-1]),
+                received,
+                rows=[f"latent {f}" for f in range(len(received))],
                 columns=[f"layer {k}" for k in self.layers],
                 title=f"Attention received, step {i}: latent frames (down), layers (across); colours span each layer"
                 + self._accuracy(saved, [i], "received"),
-            )  # fmt: skip
+            )
         if shown:
-            flows = [[figures.heat(saved[i][f"between.{k}"].numpy(), 0, 1) for k in self.layers] for i in shown]
+            flows = [
+                [figures.heat(saved[i][f"between.{k}"].numpy(), 0, 1) for k in self.layers]
+                for i in shown
+            ]
             figures.sheet(
-                run.path("attention_frames.png"), flows, rows=[f"step {i}" for i in shown],
+                run.path("attention_frames.png"),
+                flows,
+                rows=[f"step {i}" for i in shown],
                 columns=[f"layer {k}" for k in self.layers],
                 title="From which latent frame (down) to which (across) attention flows; black 0, pale yellow 1"
                 + self._accuracy(saved, shown, "between"),
-            )  # fmt: skip
+            )
             names.append("attention_frames.png")
         if shown and self.words is not None:
             padded = {
-                f"step {i}": np.array([saved[i][f"text.{k}"][self.words :].sum() for k in self.layers]) for i in shown
+                f"step {i}": np.array(
+                    [saved[i][f"text.{k}"][self.words :].sum() for k in self.layers]
+                )
+                for i in shown
             }
             figures.curves(
-                run.path("attention_padding.png"), padded, x="layer", y="share of cross-attention", at=self.layers,
+                run.path("attention_padding.png"),
+                padded,
+                x="layer",
+                y="share of cross-attention",
+                at=self.layers,
                 title=f"Mass on the zero-padded text rows ({self.words} rows are words)"
                 + ("" if self.queries is None else f", from {self.queries} queries a frame"),
-            )  # fmt: skip
+            )
             names.append("attention_padding.png")
-        run.save_tensors("attention.safetensors", {f"step{i}.{k}": v for i in shown for k, v in saved[i].items()})
+        run.save_tensors(
+            "attention.safetensors", {f"step{i}.{k}": v for i in shown for k, v in saved[i].items()}
+        )
         return [*names, "attention.safetensors"]
 
     def _accuracy(self, saved: Saved, steps: Sequence[int], what: str) -> str:

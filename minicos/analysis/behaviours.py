@@ -33,7 +33,9 @@ from minicos.puzzles.draw import COLOURS, SHAPES
 from minicos.sample import Step
 
 EMBED = -1  # the layer before block 0: the patch embedding
-RIDGES = tuple(10.0**k for k in range(7))  # of standardised columns, whose squares sum to the number of rows
+RIDGES = tuple(
+    10.0**k for k in range(7)
+)  # of standardised columns, whose squares sum to the number of rows
 
 # -- self-correction --------------------------------------------------------------------------------------------------
 
@@ -81,7 +83,10 @@ def courses(wan: Wan, batch: Sequence[Case], steps: Sequence[Step]) -> list[tupl
     out = []
     for k, (case, verdict) in enumerate(zip(batch, verdicts, strict=True)):
         z, valid = hypotheses(wan, case.puzzle), len(case.puzzle.candidates)
-        ideal = [posterior.mean(posterior.weights(step.x[k], step.sigma, z[:valid]), z[:valid]) for step in steps]
+        ideal = [
+            posterior.mean(posterior.weights(step.x[k], step.sigma, z[:valid]), z[:valid])
+            for step in steps
+        ]
         final = verdict.answer if verdict.solved else None
         own = Course(tuple(leading(step.x0_cond[k], z) for step in steps), valid, final)
         out.append((own, Course(tuple(leading(x0, z) for x0 in ideal), valid, final)))
@@ -107,7 +112,12 @@ def unsettled(steps: Sequence[Step], k: int, where: Tensor) -> np.ndarray:
     if not where.any():
         raise ValueError("nothing is there whose error could be measured")
     final = steps[-1].next[k, :, 1:][:, where]
-    return np.array([((s.x0[k, :, 1:][:, where] - final).square().sum() / final.square().sum()).item() for s in steps])
+    return np.array(
+        [
+            ((s.x0[k, :, 1:][:, where] - final).square().sum() / final.square().sum()).item()
+            for s in steps
+        ]
+    )
 
 
 def first_below(curve: np.ndarray, level: float = 0.05) -> int:
@@ -116,7 +126,9 @@ def first_below(curve: np.ndarray, level: float = 0.05) -> int:
     return int(above[-1]) + 1 if len(above) else 0
 
 
-def settling(steps: Sequence[Step], k: int, puzzle: Puzzle, answer: int, stride: tuple[int, int, int]) -> list[float]:
+def settling(
+    steps: Sequence[Step], k: int, puzzle: Puzzle, answer: int, stride: tuple[int, int, int]
+) -> list[float]:
     """The steps from which on what stands still and what moves are settled, in a run of case k that ends at `answer`.
 
     NaN where there is no such thing: in a maze all objects move or are reached.
@@ -139,7 +151,9 @@ def watch(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     found = courses(wan, batch, steps)
     finals = [own.final for own, _ in found]
     settled = [
-        [math.nan] * 2 if final is None else settling(steps, k, case.puzzle, final, wan.vae.cfg.stride)
+        [math.nan] * 2
+        if final is None
+        else settling(steps, k, case.puzzle, final, wan.vae.cfg.stride)
         for k, (case, final) in enumerate(zip(batch, finals, strict=True))
     ]
     return {
@@ -178,7 +192,9 @@ def _behind(grid: Tensor, batch: Sequence[Case]) -> Tensor:
     """
     middle = grid.shape[1] // 2
     cells = [tuple(zip(*case.puzzle.hidden_cells(), strict=True)) for case in batch]
-    return torch.stack([rows[middle, list(r), list(c)].mean(0) for rows, (r, c) in zip(grid, cells, strict=True)])
+    return torch.stack(
+        [rows[middle, list(r), list(c)].mean(0) for rows, (r, c) in zip(grid, cells, strict=True)]
+    )
 
 
 def memories(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Tensor]:
@@ -193,11 +209,19 @@ def memories(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Te
     for _ in islice(run, max(at) + 1):
         pass
     cfg = wan.experts["high"].cfg
-    states = [torch.stack([hidden.states[s, k] for k in range(EMBED, cfg.num_layers)], dim=1) for s in at]
+    states = [
+        torch.stack([hidden.states[s, k] for k in range(EMBED, cfg.num_layers)], dim=1) for s in at
+    ]
     videos = torch.cat([posterior.answers(wan, case.puzzle) for case in batch])
     pf, ph, pw = cfg.patch_size
-    grid = rearrange(videos, "b c (f pf) (h ph) (w pw) -> b f h w (c pf ph pw)", pf=pf, ph=ph, pw=pw)
-    return {"states": torch.stack(states, dim=1), "drawn": _behind(grid, batch), "labels": labels(batch)}
+    grid = rearrange(
+        videos, "b c (f pf) (h ph) (w pw) -> b f h w (c pf ph pw)", pf=pf, ph=ph, pw=pw
+    )
+    return {
+        "states": torch.stack(states, dim=1),
+        "drawn": _behind(grid, batch),
+        "labels": labels(batch),
+    }
 
 
 def labels(batch: Sequence[Case]) -> Tensor:
@@ -221,7 +245,9 @@ def readout(train: Tensor, told: Tensor, test: Tensor, classes: int) -> tuple[Te
     found = []
     for ridge in RIDGES:
         keep = s.square() / (s.square() + ridge)
-        error = (target - rate - (u * keep) @ (u.T @ target)) / (1 - 1 / len(a) - (u.square() * keep).sum(1))[:, None]
+        error = (target - rate - (u * keep) @ (u.T @ target)) / (
+            1 - 1 / len(a) - (u.square() * keep).sum(1)
+        )[:, None]
         found.append((error.square().sum().item(), ridge, target - error))
     _, ridge, left_out = min(found, key=lambda one: one[0])
     w = vt.T @ ((s / (s.square() + ridge))[:, None] * (u.T @ target))

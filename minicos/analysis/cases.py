@@ -28,7 +28,9 @@ class Case:
     prompt: str
     image: Tensor | None = None
     seed: int = 0
-    puzzle: puzzles.Puzzle | None = None  # knows the valid answers; None for a picture of the user's
+    puzzle: puzzles.Puzzle | None = (
+        None  # knows the valid answers; None for a picture of the user's
+    )
 
     @classmethod
     def of(cls, puzzle: puzzles.Puzzle, seed: int) -> "Case":
@@ -46,7 +48,10 @@ def held_out(
     keep: Callable[[puzzles.Puzzle], bool] = lambda puzzle: True,
 ) -> list[Case]:
     """The first n distinct puzzles of a split that `keep` accepts, with the noise seeds seed, seed + 1, ..."""
-    return [Case.of(puzzle, seed + i) for i, puzzle in enumerate(puzzles.distinct(kind, n, size, split, keep))]
+    return [
+        Case.of(puzzle, seed + i)
+        for i, puzzle in enumerate(puzzles.distinct(kind, n, size, split, keep))
+    ]
 
 
 def ambiguous(puzzle: puzzles.Puzzle) -> bool:
@@ -64,7 +69,9 @@ def batches(cases: Sequence[Case], most: int = 25) -> list[list[Case]]:
 def condition(wan: Wan, batch: Sequence[Case]) -> Condition:
     """The batch's condition; pictures have one size (`batches`)."""
     images = [case.image for case in batch]
-    return wan.condition([case.prompt for case in batch], None if images[0] is None else torch.stack(images))
+    return wan.condition(
+        [case.prompt for case in batch], None if images[0] is None else torch.stack(images)
+    )
 
 
 def noise(wan: Wan, condition: Condition, batch: Sequence[Case], offset: int = 0) -> Tensor:

@@ -29,8 +29,13 @@ DECIDED = 0.9
 
 def renoise(step: Step, seeds: Sequence[int]) -> Tensor:
     """The step's estimate at its own noise level, once with the noise of each seed: k b c f h w."""
-    noises = [torch.randn(step.x.shape, generator=torch.Generator().manual_seed(s)).to(step.x) for s in seeds]
-    return torch.stack([(1 - step.sigma_map) * step.x0 + step.sigma_map * noise for noise in noises])
+    noises = [
+        torch.randn(step.x.shape, generator=torch.Generator().manual_seed(s)).to(step.x)
+        for s in seeds
+    ]
+    return torch.stack(
+        [(1 - step.sigma_map) * step.x0 + step.sigma_map * noise for noise in noises]
+    )
 
 
 def complete(wan: Wan, condition: Condition, x: Tensor, start: int) -> Tensor:
@@ -40,7 +45,9 @@ def complete(wan: Wan, condition: Condition, x: Tensor, start: int) -> Tensor:
     return x
 
 
-def completions(wan: Wan, batch: Sequence[Case], at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
+def completions(
+    wan: Wan, batch: Sequence[Case], at: Sequence[int], count: int, seed: int = 10_000
+) -> Tensor:
     """Which valid answer each completion gives, -1 for none: b steps count, int64, steps in the order of `at`.
 
     Network passes: for a run of N steps, N + count * sum(N - s for s in at), per case.
@@ -49,7 +56,10 @@ def completions(wan: Wan, batch: Sequence[Case], at: Sequence[int], count: int, 
     out = {}
     for step in wan.sample(condition, noise=cases.noise(wan, condition, batch)):
         if step.index in at:
-            ends = (complete(wan, condition, x, step.index) for x in renoise(step, [seed + k for k in range(count)]))
+            ends = (
+                complete(wan, condition, x, step.index)
+                for x in renoise(step, [seed + k for k in range(count)])
+            )
             out[step.index] = torch.stack([_answers(wan, end, batch) for end in ends], dim=1)
     return torch.stack([out[s] for s in at], dim=1)
 
@@ -67,7 +77,9 @@ def shares(answers: Tensor, candidates: int) -> Tensor:
 def commitment(share: Tensor) -> Tensor:
     """1 - H / log(candidates) of shares (... candidates): ...; needs two candidates or more."""
     if share.shape[-1] < 2:
-        raise ValueError("a puzzle with one answer is committed from the start: take puzzles with several")
+        raise ValueError(
+            "a puzzle with one answer is committed from the start: take puzzles with several"
+        )
     return 1 - torch.special.entr(share).sum(-1) / math.log(share.shape[-1])
 
 

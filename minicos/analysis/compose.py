@@ -39,7 +39,9 @@ class Edit(Protocol):
 class Donor:
     """Another run that goes beside, one step ahead, and gives its states away."""
 
-    condition: Condition | None  # None: that of the run that it gives to, whose interventions so far it shares
+    condition: (
+        Condition | None
+    )  # None: that of the run that it gives to, whose interventions so far it shares
     steps: Sequence[int]  # in which it gives
     hooks: Hooks  # keep what it gives
     own: bool = True  # on its own trajectory; False: at the latents of the run that it gives to
@@ -54,7 +56,10 @@ class Changes:
     donors: tuple[Donor, ...] = ()
 
     def __add__(self, other: "Changes") -> "Changes":
-        donors = (replace(d, hooks=self.hooks + d.hooks) if d.condition is None else d for d in other.donors)
+        donors = (
+            replace(d, hooks=self.hooks + d.hooks) if d.condition is None else d
+            for d in other.donors
+        )
         return Changes(self.hooks + other.hooks, self.edits + other.edits, (*self.donors, *donors))
 
     def enter(self, x: Tensor, index: int, sigma: Tensor, x0: Tensor | None) -> Tensor:
@@ -64,8 +69,15 @@ class Changes:
         return x
 
     def beside(
-        self, wan: Wan, steps: Iterator[Step], condition: Condition, noise: Tensor, x: Tensor, start: int, before: Mapping[str, Tensor]
-    ) -> Iterator[tuple[Step, dict[str, Tensor]]]:  # fmt: skip
+        self,
+        wan: Wan,
+        steps: Iterator[Step],
+        condition: Condition,
+        noise: Tensor,
+        x: Tensor,
+        start: int,
+        before: Mapping[str, Tensor],
+    ) -> Iterator[tuple[Step, dict[str, Tensor]]]:
         """The run's `steps` from `start` on, at latent x, each preceded by its donors' and with what the donors need to go on from it.
 
         condition  the run's own
@@ -75,11 +87,14 @@ class Changes:
         own = {name: d for name, d in self._named() if d.own and start <= max(d.steps)}
         runs = {
             name: wan.sample(
-                d.condition, noise=before[f"{name}.next"].to(noise) if start else noise, hooks=d.hooks, start=start,
+                d.condition,
+                noise=before[f"{name}.next"].to(noise) if start else noise,
+                hooks=d.hooks,
+                start=start,
                 memory=remembered(before, noise, f"{name}.memory."),
             )
             for name, d in own.items()
-        }  # fmt: skip
+        }
         for index in range(start, len(wan.schedule())):
             kept = {}
             for name, d in self._named():
@@ -109,7 +124,9 @@ def swapped(give: Condition, swap: Swap, donor: str = "own") -> Changes:
     if donor not in DONORS:
         raise MinicosError(f"no donor {donor!r}: take one of {', '.join(DONORS)}")
     states: States = {}
-    return Changes(swap.hooks(states), donors=(Donor(give, swap.steps, swap.record(states), donor == "own"),))
+    return Changes(
+        swap.hooks(states), donors=(Donor(give, swap.steps, swap.record(states), donor == "own"),)
+    )
 
 
 def shared(e: Ensemble, ops: Ops = REFERENCE) -> Changes:
@@ -122,10 +139,18 @@ def shared(e: Ensemble, ops: Ops = REFERENCE) -> Changes:
 
 def state(memory: object, prefix: str = "memory.") -> dict[str, Tensor]:
     """A solver's memory as tensors whose names begin with `prefix`; none where it remembers nothing."""
-    return {f"{prefix}{k}": v for k, v in memory.state().items()} if isinstance(memory, Memory) else {}
+    return (
+        {f"{prefix}{k}": v for k, v in memory.state().items()} if isinstance(memory, Memory) else {}
+    )
 
 
-def remembered(tensors: Mapping[str, Tensor], like: Tensor, prefix: str = "memory.") -> Memory | None:
+def remembered(
+    tensors: Mapping[str, Tensor], like: Tensor, prefix: str = "memory."
+) -> Memory | None:
     """The inverse of `state`, on the device of `like`."""
-    found = {k.removeprefix(prefix): v.to(like.device) for k, v in tensors.items() if k.startswith(prefix)}
+    found = {
+        k.removeprefix(prefix): v.to(like.device)
+        for k, v in tensors.items()
+        if k.startswith(prefix)
+    }
     return Memory.from_state(found) if found else None

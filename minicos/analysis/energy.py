@@ -40,8 +40,12 @@ class Energy:
     sheets: Sequence[str] = (*FORMS, "components")  # what is drawn as sheets
     ops: Ops = REFERENCE  # those of the model: `wan.ops`
     name: str = "energy"
-    _kept: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)  # branch -> form -> layers
-    _last: dict[str, Tensor] = field(default_factory=dict)  # "stream": the residual stream before the block
+    _kept: dict[str, dict[str, list[Tensor]]] = field(
+        default_factory=dict
+    )  # branch -> form -> layers
+    _last: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # "stream": the residual stream before the block
 
     def hooks(self) -> Hooks:
         return Hooks().on("embed", self._begin).on("blocks.*", self._record)
@@ -67,35 +71,55 @@ class Energy:
         self._last["stream"] = h
 
     def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        kept = {f"{b}.{form}": torch.stack(layers) for b, forms in self._kept.items() for form, layers in forms.items()}
+        kept = {
+            f"{b}.{form}": torch.stack(layers)
+            for b, forms in self._kept.items()
+            for form, layers in forms.items()
+        }
         self._kept.clear()
         self._last.clear()
-        return (
-            kept  # "cond.raw" ...: layer f h w; "cond.components": layer f h w 3; "cond.size", "cond.channel": layer 8
-        )
+        return kept  # "cond.raw" ...: layer f h w; "cond.components": layer f h w 3; "cond.size", "cond.channel": layer 8
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
         branches = [b for b in ("cond", "uncond") if any(f"{b}.raw" in step for step in saved)]
         whole = {f"{b}.{form}": _whole(saved, f"{b}.{form}") for b in branches for form in FORMS}
         run.save_tensors("energy.safetensors", whole)
         chosen = [i for i in self.chosen if i < len(saved)]
-        sheets = [self._sheets(saved[i], b, i, run) for b in branches for i in chosen if f"{b}.raw" in saved[i]]
+        sheets = [
+            self._sheets(saved[i], b, i, run)
+            for b in branches
+            for i in chosen
+            if f"{b}.raw" in saved[i]
+        ]
         for b in branches:
             raw = whole[f"{b}.raw"]  # step layer f h w
             figures.curves(
-                run.path(f"energy_layers_{b}.png"), {f"step {i}": raw[i].flatten(1).mean(1).numpy() for i in chosen},
-                x="layer", y="mean token energy", title=f"Energy across layers, {b} branch",
-            )  # fmt: skip
+                run.path(f"energy_layers_{b}.png"),
+                {f"step {i}": raw[i].flatten(1).mean(1).numpy() for i in chosen},
+                x="layer",
+                y="mean token energy",
+                title=f"Energy across layers, {b} branch",
+            )
             figures.grid(
-                run.path(f"energy_steps_{b}.png"), raw.mean((2, 3, 4)).T.numpy(), x="denoising step", y="layer",
+                run.path(f"energy_steps_{b}.png"),
+                raw.mean((2, 3, 4)).T.numpy(),
+                x="denoising step",
+                y="layer",
                 title=f"Mean token energy, {b} branch",
-            )  # fmt: skip
+            )
             figures.curves(
                 run.path(f"energy_frames_{b}.png"),
-                {f"layer {k}": raw[:, k].mean((0, 2, 3)).numpy() for k in figures.evenly(raw.shape[1], 8)},
-                x="latent frame", y="mean token energy over all steps", title=f"Temporal energy, {b} branch",
-            )  # fmt: skip
-        drawn = [f"energy_{what}_{b}.png" for b in branches for what in ("layers", "steps", "frames")]
+                {
+                    f"layer {k}": raw[:, k].mean((0, 2, 3)).numpy()
+                    for k in figures.evenly(raw.shape[1], 8)
+                },
+                x="latent frame",
+                y="mean token energy over all steps",
+                title=f"Temporal energy, {b} branch",
+            )
+        drawn = [
+            f"energy_{what}_{b}.png" for b in branches for what in ("layers", "steps", "frames")
+        ]
         return [*(name for names in sheets for name in names), *drawn, "energy.safetensors"]
 
     def _sheets(self, step: Mapping[str, Tensor], branch: str, index: int, run: Run) -> list[str]:
@@ -107,20 +131,32 @@ class Energy:
                 continue
             layers = figures.evenly(len(values), 12)
             paint = figures.colours if form == "components" else figures.heat
-            images = np.stack([paint(values[k].numpy()) for k in layers], axis=1)  # f layer h w colour
+            images = np.stack(
+                [paint(values[k].numpy()) for k in layers], axis=1
+            )  # f layer h w colour
             names.append(f"energy/{form}_{branch}_step_{index:02d}.png")
             figures.sheet(
-                run.path(names[-1]), images, columns=[f"layer {k}" for k in layers],
-                rows=["frame 0", *(f"{self.stride * (f - 1) + 1}-{self.stride * f}" for f in range(1, len(images)))],
+                run.path(names[-1]),
+                images,
+                columns=[f"layer {k}" for k in layers],
+                rows=[
+                    "frame 0",
+                    *(
+                        f"{self.stride * (f - 1) + 1}-{self.stride * f}"
+                        for f in range(1, len(images))
+                    ),
+                ],
                 title=f"{TITLES[form]}, step {index}, {branch} branch: video frames (down), layers (across)",
-            )  # fmt: skip
+            )
         return names
 
 
 TITLES = {
-    "raw": "Token energy", "centred": "Centred token energy", "update": "What each block writes",
+    "raw": "Token energy",
+    "centred": "Centred token energy",
+    "update": "What each block writes",
     "components": "Three principal components as colours",
-}  # fmt: skip
+}
 
 
 def centred(h: Tensor, ops: Ops = REFERENCE) -> Tensor:
@@ -152,7 +188,9 @@ def on_tokens(mask: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
     mask = mask.expand(4 * f - 3, -1, -1) if mask.ndim == 2 else mask
     stride = (len(mask) - 1) // max(1, f - 1)
     cells = F.adaptive_max_pool2d(mask[:, None].float(), (h, w))[:, 0] > 0
-    return torch.stack([cells[0], *(cells[1 + stride * i : 1 + stride * (i + 1)].any(0) for i in range(f - 1))])
+    return torch.stack(
+        [cells[0], *(cells[1 + stride * i : 1 + stride * (i + 1)].any(0) for i in range(f - 1))]
+    )
 
 
 def _whole(saved: Saved, name: str) -> Tensor:

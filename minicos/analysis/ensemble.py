@@ -39,7 +39,11 @@ from minicos.pipeline import Wan
 from minicos.sample import Step
 from minicos.schedule import Memory
 
-TWO_PASS, ONE_PASS, BETWEEN_STEPS = ("override", "input_override"), ("lockstep", "update", "mix"), ("x0", "latent")
+TWO_PASS, ONE_PASS, BETWEEN_STEPS = (
+    ("override", "input_override"),
+    ("lockstep", "update", "mix"),
+    ("x0", "latent"),
+)
 MODES = TWO_PASS + ONE_PASS + BETWEEN_STEPS
 DONORS = ("own", "others", "random")
 
@@ -60,11 +64,19 @@ class Ensemble:
 
     def __post_init__(self):
         if self.mode not in MODES or self.donors not in DONORS:
-            raise MinicosError(f"an ensemble has a mode of {', '.join(MODES)} and donors of {', '.join(DONORS)}")
+            raise MinicosError(
+                f"an ensemble has a mode of {', '.join(MODES)} and donors of {', '.join(DONORS)}"
+            )
         if self.seeds < 1 or (self.carrier is not None and not 0 <= self.carrier < self.seeds):
             raise MinicosError(f"{self.seeds} seeds have no carrier {self.carrier}: count from 0")
-        if bool(self.layers) == (self.mode in BETWEEN_STEPS) or not self.steps or min(self.steps) < 0:
-            raise MinicosError(f"mode {self.mode} at steps {list(self.steps)} cannot share layers {list(self.layers)}")
+        if (
+            bool(self.layers) == (self.mode in BETWEEN_STEPS)
+            or not self.steps
+            or min(self.steps) < 0
+        ):
+            raise MinicosError(
+                f"mode {self.mode} at steps {list(self.steps)} cannot share layers {list(self.layers)}"
+            )
         if self.alpha != 1 and self.mode != "mix":
             raise MinicosError(f"alpha belongs to mode mix, not to {self.mode}")
 
@@ -72,7 +84,13 @@ class Ensemble:
     def counting(self) -> tuple[int, ...]:
         """The layers that decide the result, by algebra."""
         layers = tuple(self.layers)
-        return layers[-1:] if self.mode in TWO_PASS else layers[:1] if self.mode == "lockstep" else layers
+        return (
+            layers[-1:]
+            if self.mode in TWO_PASS
+            else layers[:1]
+            if self.mode == "lockstep"
+            else layers
+        )
 
 
 def window(first: int, last: int, depth: int, of: int = 40) -> tuple[int, ...]:
@@ -107,7 +125,9 @@ def share(x: Tensor, e: Ensemble, ops: Ops = REFERENCE, draw: int = 0) -> Tensor
         return y[order.argsort().to(x.device)]
     if e.donors == "random":
         direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(draw)).to(x.device)
-        return (x + direction * (_norm(y.float() - x.float(), ops) / _norm(direction, ops))).to(x.dtype)
+        return (x + direction * (_norm(y.float() - x.float(), ops) / _norm(direction, ops))).to(
+            x.dtype
+        )
     return y
 
 
@@ -118,7 +138,9 @@ def _norm(x: Tensor, ops: Ops) -> Tensor:
 def _strangers(count: int, seeds: int) -> Tensor:
     """An order of the rows (case seed) in which seed j of case c stands in the place of case c - j: no two of a group share a case."""
     if count < seeds:
-        raise MinicosError(f"{seeds} seeds of different cases need a batch of {seeds} cases or more, not {count}")
+        raise MinicosError(
+            f"{seeds} seeds of different cases need a batch of {seeds} cases or more, not {count}"
+        )
     case, seed = torch.meshgrid(torch.arange(count), torch.arange(seeds), indexing="ij")
     return ((case + seed) % count * seeds + seed).flatten()
 
@@ -149,7 +171,9 @@ def hooks(e: Ensemble, ops: Ops = REFERENCE) -> Hooks:
     return rules
 
 
-def two_passes(e: Ensemble, found: dict[tuple[str, str], Tensor], ops: Ops = REFERENCE) -> tuple[Hooks, Hooks]:
+def two_passes(
+    e: Ensemble, found: dict[tuple[str, str], Tensor], ops: Ops = REFERENCE
+) -> tuple[Hooks, Hooks]:
     """The modes of two passes as the hooks of each: the first keeps shared states in `found`, the second puts them in."""
 
     def keep(x: Tensor, site: Site) -> None:
@@ -188,14 +212,20 @@ def edit(step: Step, e: Ensemble, ops: Ops = REFERENCE) -> Tensor:
     """
 
     def shared(x: Tensor) -> Tensor:  # one token for each frame
-        return share(x.transpose(1, 2).flatten(2), e, ops, step.index).view_as(x.transpose(1, 2)).transpose(1, 2)
+        return (
+            share(x.transpose(1, 2).flatten(2), e, ops, step.index)
+            .view_as(x.transpose(1, 2))
+            .transpose(1, 2)
+        )
 
     if e.mode == "latent":
         return shared(step.next)
     return step.next + (step.sigma_next - step.sigma) / step.sigma * (step.x0 - shared(step.x0))
 
 
-def run(wan: Wan, condition: Condition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS) -> Tensor:
+def run(
+    wan: Wan, condition: Condition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS
+) -> Tensor:
     """Denoise rows (case seed) c f h w; returns the final latents, one for each case, or all rows where there is no carrier.
 
     `watch` runs in every pass, before the ensemble's own hooks. Raises MinicosError where the run has no such step or block.
@@ -208,25 +238,39 @@ def run(wan: Wan, condition: Condition, noise: Tensor, e: Ensemble, *, watch: Ho
         raise MinicosError(
             "at guidance 1 there is no unconditional pass to share states in: share in the conditional one"
         )
-    chosen = torch.arange(len(noise)) if e.carrier is None else torch.arange(e.carrier, len(noise), e.seeds)
+    chosen = (
+        torch.arange(len(noise))
+        if e.carrier is None
+        else torch.arange(e.carrier, len(noise), e.seeds)
+    )
     found: dict[tuple[str, str], Tensor] = {}
     ahead, inside = NO_HOOKS, hooks(e, wan.ops) if e.mode in ONE_PASS else NO_HOOKS
     if e.mode in TWO_PASS:
         ahead, inside = two_passes(e, found, wan.ops)
-    first = wan if guided else wan.with_preset(guidance=dict.fromkeys(guidance, 1.0))  # where cond alone shares
+    first = (
+        wan if guided else wan.with_preset(guidance=dict.fromkeys(guidance, 1.0))
+    )  # where cond alone shares
     x, memory = noise, None
     for i in range(last + 1):
         if i in e.steps and e.mode in TWO_PASS:
             next(first.sample(condition, noise=x, hooks=watch + ahead, start=i, memory=memory))
             if i == last:  # the second pass of the last shared step is already the carriers' own
-                condition, x, memory = rows(condition, chosen), x[chosen.to(x.device)], _rows(memory, chosen)
+                condition, x, memory = (
+                    rows(condition, chosen),
+                    x[chosen.to(x.device)],
+                    _rows(memory, chosen),
+                )
                 found.update({name: h[chosen.to(h.device)] for name, h in found.items()})
         step = next(wan.sample(condition, noise=x, hooks=watch + inside, start=i, memory=memory))
         x, memory = step.next, step.memory
         if i in e.steps and e.mode in BETWEEN_STEPS:
             x, memory = condition.impose(edit(step, e, wan.ops)), None
     if len(x) != len(chosen):
-        condition, x, memory = rows(condition, chosen), x[chosen.to(x.device)], _rows(memory, chosen)
+        condition, x, memory = (
+            rows(condition, chosen),
+            x[chosen.to(x.device)],
+            _rows(memory, chosen),
+        )
     for step in wan.sample(condition, noise=x, hooks=watch, start=last + 1, memory=memory):
         x = step.next
     return x
@@ -236,14 +280,20 @@ def rows(condition: Condition, index: Tensor) -> Condition:
     """Some samples of a batch's condition, in the order of `index`, which may repeat them."""
     count = condition.shape[0]
     tensors = {f.name: getattr(condition, f.name) for f in fields(condition)}
-    batched = {k: v[index.to(v.device)] for k, v in tensors.items() if isinstance(v, Tensor) and len(v) == count}
+    batched = {
+        k: v[index.to(v.device)]
+        for k, v in tensors.items()
+        if isinstance(v, Tensor) and len(v) == count
+    }
     return replace(condition, **batched, shape=(len(index), *condition.shape[1:]))
 
 
 def _rows(memory: object, index: Tensor) -> object:
     if not isinstance(memory, Memory):
         return memory
-    return Memory.from_state({k: v[index.to(v.device)] if v.ndim else v for k, v in memory.state().items()})
+    return Memory.from_state(
+        {k: v[index.to(v.device)] if v.ndim else v for k, v in memory.state().items()}
+    )
 
 
 class Passes:

@@ -45,7 +45,9 @@ def rivals(like: Ensemble) -> dict[str, Ensemble]:
     common = {"layers": (), "alpha": 1.0, "donors": "own"}
     return {
         f"clean estimate @{span(like.steps)}": replace(like, **common, mode="x0", keep_norm=False),
-        f"latent, norm kept @{span(like.steps)}": replace(like, **common, mode="latent", keep_norm=True),
+        f"latent, norm kept @{span(like.steps)}": replace(
+            like, **common, mode="latent", keep_norm=True
+        ),
     }
 
 
@@ -69,7 +71,9 @@ def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> di
     (seeds,) = {e.seeds for e in arms.values()}
     single = cases.condition(wan, batch)
     condition = rows(single, torch.arange(len(batch)).repeat_interleave(seeds))
-    noise = torch.stack([cases.noise(wan, single, batch, APART * j) for j in range(seeds)], dim=1).flatten(0, 1)
+    noise = torch.stack(
+        [cases.noise(wan, single, batch, APART * j) for j in range(seeds)], dim=1
+    ).flatten(0, 1)
     out: dict[str, Tensor] = {}
 
     def note(name: str, latent: Tensor, counter: Passes) -> None:
@@ -87,7 +91,9 @@ def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> di
         final = step.next
     note("plain", final, counter)
     plain = final.unflatten(0, (len(batch), seeds))
-    pairs = (plain[:, :, None].double() - plain[:, None].double()).square().sum(dim=(3, 4, 5, 6))  # case seed seed
+    pairs = (
+        (plain[:, :, None].double() - plain[:, None].double()).square().sum(dim=(3, 4, 5, 6))
+    )  # case seed seed
     out["plain.vote"] = pairs.sum(2).argmin(1)
     out["plain.apart"] = pairs.sum(dim=(1, 2)) / max(1, seeds * (seeds - 1))
     for name, e in arms.items():
@@ -124,7 +130,11 @@ def result(data: Mapping, arms: Mapping[str, Ensemble], family: Sequence[str]) -
     solved = {
         "plain (T = 1)": (base, passes / seeds, None),
         **{
-            name: (data[f"{name}.solved"].mean(1), float(data[f"{name}.passes"].mean()), moved(data, name))
+            name: (
+                data[f"{name}.solved"].mean(1),
+                float(data[f"{name}.passes"].mean()),
+                moved(data, name),
+            )
             for name in arms
         },
         f"vote among {seeds} plain runs": (vote, passes, None),
@@ -134,11 +144,17 @@ def result(data: Mapping, arms: Mapping[str, Ensemble], family: Sequence[str]) -
     corrected = dict(zip(family, stats.holm([p[name] for name in family]), strict=True))
     return [
         Row(
-            name, stats.bootstrap(values), stats.paired(values, base), p[name], corrected.get(name),
-            stats.resolvable(max(float((values - base).std()), len(base) ** -0.5), len(base)), distance, cost,
+            name,
+            stats.bootstrap(values),
+            stats.paired(values, base),
+            p[name],
+            corrected.get(name),
+            stats.resolvable(max(float((values - base).std()), len(base) ** -0.5), len(base)),
+            distance,
+            cost,
         )
         for name, (values, cost, distance) in solved.items()
-    ]  # fmt: skip
+    ]
 
 
 def moved(data: Mapping, name: str) -> float | None:
@@ -170,5 +186,11 @@ def experiment(
         data = cases.collect(folder, "dev", dev, partial(compare, wan, candidates))
         chosen = max(candidates, key=lambda name: data[f"{name}.solved"].mean())
     family = {**arms[0], chosen: candidates[chosen]}
-    tried = {**family, **controls(chosen, candidates[chosen]), **(rivals(candidates[chosen]) if instead else {})}
-    return chosen, result(cases.collect(folder, "test", test, partial(compare, wan, tried)), tried, list(family))
+    tried = {
+        **family,
+        **controls(chosen, candidates[chosen]),
+        **(rivals(candidates[chosen]) if instead else {}),
+    }
+    return chosen, result(
+        cases.collect(folder, "test", test, partial(compare, wan, tried)), tried, list(family)
+    )

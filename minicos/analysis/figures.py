@@ -11,7 +11,11 @@ from torch import Tensor
 
 from minicos.runs import replace_file
 
-CELL, WIDTH, HEIGHT = 1.1, 11.0, 7.5  # inches: the widest cell, and what all cells together should fit into
+CELL, WIDTH, HEIGHT = (
+    1.1,
+    11.0,
+    7.5,
+)  # inches: the widest cell, and what all cells together should fit into
 GAP = 0.03  # of a cell, on every side
 
 
@@ -38,17 +42,28 @@ def colours(values: np.ndarray) -> np.ndarray:
 
 
 def sheet(
-    path: Path, images: Sequence[Sequence[np.ndarray]], *, rows: Sequence[str], columns: Sequence[str], title: str
+    path: Path,
+    images: Sequence[Sequence[np.ndarray]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
 ) -> None:
     """Pictures (uint8 h w 3, or the colours of `heat`) in a labelled grid that fits a screen, unless that made them tiny."""
     ratio = images[0][0].shape[0] / images[0][0].shape[1]
     cell = max(0.4, min(CELL, WIDTH / len(columns), HEIGHT / (ratio * len(rows))))
-    figure = Figure(figsize=(cell * len(columns) + 0.9, cell * ratio * len(rows) + 0.6), layout="constrained")
+    figure = Figure(
+        figsize=(cell * len(columns) + 0.9, cell * ratio * len(rows) + 0.6), layout="constrained"
+    )
     axes = figure.subplots()
     for r, line in enumerate(images):
         for c, image in enumerate(line):
             place = (c - 0.5 + GAP, c + 0.5 - GAP, r + 0.5 - GAP / ratio, r - 0.5 + GAP / ratio)
-            axes.imshow(image, extent=place, interpolation="nearest" if image.shape[1] < 110 * cell else "antialiased")
+            axes.imshow(
+                image,
+                extent=place,
+                interpolation="nearest" if image.shape[1] < 110 * cell else "antialiased",
+            )
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), aspect=ratio)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
@@ -59,7 +74,13 @@ def sheet(
 
 
 def curves(
-    path: Path, lines: Mapping[str, np.ndarray], *, x: str, y: str, title: str, at: Sequence[float] | None = None
+    path: Path,
+    lines: Mapping[str, np.ndarray],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    at: Sequence[float] | None = None,
 ) -> None:
     """One curve for each name, coloured in order from blue to red; `at` says where on the x axis (0, 1, 2 ... by default)."""
     figure = Figure(figsize=(7.2, 4), layout="constrained")
@@ -82,14 +103,23 @@ def curves(
 
 
 def bands(
-    path: Path, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], *, x: str, y: str, title: str,
-    marks: Mapping[str, float] | None = None, levels: Mapping[str, float] | None = None, log: bool = False,
-) -> None:  # fmt: skip
+    path: Path,
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    marks: Mapping[str, float] | None = None,
+    levels: Mapping[str, float] | None = None,
+    log: bool = False,
+) -> None:
     """Curves with their intervals: name -> (x, rows of middle, low, high). `marks` are upright lines, in the colour of the curve
     of the same name where there is one; `levels` are level lines."""
     figure = Figure(figsize=(7.6, 4), layout="constrained")
     axes = figure.subplots()
-    colours = {name: colormaps["viridis"](0.9 * k / max(1, len(lines) - 1)) for k, name in enumerate(lines)}
+    colours = {
+        name: colormaps["viridis"](0.9 * k / max(1, len(lines) - 1)) for k, name in enumerate(lines)
+    }
     for name, (at, (middle, low, high)) in lines.items():
         axes.plot(at, middle, label=name, color=colours[name], marker=".")
         axes.fill_between(at, low, high, color=colours[name], alpha=0.18, linewidth=0)
@@ -110,17 +140,26 @@ def bands(
 
 
 def grid(
-    path: Path, values: np.ndarray, *, x: str, y: str, title: str, limits: tuple[float, float] | None = None,
+    path: Path,
+    values: np.ndarray,
+    *,
+    x: str,
+    y: str,
+    title: str,
+    limits: tuple[float, float] | None = None,
     mark: float | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """A matrix as coloured cells with a scale (y down, x across, both counted from 0); NaN stays white; `mark` lines both axes."""
     rows, columns = values.shape
     figure = Figure(
-        figsize=(max(4.5, min(9, 0.3 * columns + 1.5)), max(2.2, min(7, 0.3 * rows + 1.2))), layout="constrained"
+        figsize=(max(4.5, min(9, 0.3 * columns + 1.5)), max(2.2, min(7, 0.3 * rows + 1.2))),
+        layout="constrained",
     )
     axes = figure.subplots()
     low, high = limits or (0, np.nanmax(values) if np.isfinite(values).any() else 1)
-    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    image = axes.imshow(
+        values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest"
+    )
     if mark is not None:
         axes.axvline(mark, color="red", linestyle="--", linewidth=1)
         axes.axhline(mark, color="red", linestyle="--", linewidth=1)
@@ -132,7 +171,12 @@ def grid(
 
 
 def intervals(
-    path: Path, rows: Mapping[str, tuple[float, float, float]], *, x: str, title: str, strong: str = ""
+    path: Path,
+    rows: Mapping[str, tuple[float, float, float]],
+    *,
+    x: str,
+    title: str,
+    strong: str = "",
 ) -> None:
     """One line for each name: a dot at the effect and a bar from low to high, with zero marked; `strong` is drawn in red."""
     figure = Figure(figsize=(7.2, 0.7 + 0.28 * len(rows)), layout="constrained")
@@ -168,8 +212,16 @@ def errorbars(
     for k, (name, points) in enumerate(lines.items()):
         at, mean, low, high = np.array(points, dtype=np.float64).T
         bars = np.clip([mean - low, high - mean], 0, None)
-        style = {"color": f"C{k}", "marker": ".", "linestyle": "--" if k else "-", "capsize": 2, "elinewidth": 1}
-        axes.errorbar(at + 0.08 * k, mean, bars, label=name, **style)  # beside each other where they agree
+        style = {
+            "color": f"C{k}",
+            "marker": ".",
+            "linestyle": "--" if k else "-",
+            "capsize": 2,
+            "elinewidth": 1,
+        }
+        axes.errorbar(
+            at + 0.08 * k, mean, bars, label=name, **style
+        )  # beside each other where they agree
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -108,20 +108,31 @@ class Noise:
             return (1 - sigma) * x0 + sigma * eps
         if self.mode == "erase":
             return (1 - sigma) * x0.mean(dim=(2, 3, 4), keepdim=True) + sigma * eps
-        unit = eps / eps.square().mean(dim=(1, 3, 4), keepdim=True).sqrt()  # every frame's norm exactly as wanted
+        unit = (
+            eps / eps.square().mean(dim=(1, 3, 4), keepdim=True).sqrt()
+        )  # every frame's norm exactly as wanted
         return x + (self.dose / (len(self.steps) * self._hit(x, sigma).sum())).sqrt() * unit
 
     def _draw(self, x: Tensor, index: int) -> Tensor:
         """Fresh noise for each sample, depending on its seed and the step alone, and never the noise of another run's start."""
         seeds = range(self.seed, self.seed + len(x)) if isinstance(self.seed, int) else self.seed
-        each = [torch.Generator().manual_seed((2**50 + 1000 * seed + index) % 2**63) for seed in seeds]
+        each = [
+            torch.Generator().manual_seed((2**50 + 1000 * seed + index) % 2**63) for seed in seeds
+        ]
         return torch.stack([torch.randn(x.shape[1:], generator=g) for g in each]).to(x)
 
 
 def follow(
-    wan: Wan, condition: Condition, x: Tensor, edit: Noise, *, start: int = 0, memory: object = None,
-    x0: Tensor | None = None, hooks: Hooks = NO_HOOKS,
-) -> Iterator[tuple[Step, Tensor]]:  # fmt: skip
+    wan: Wan,
+    condition: Condition,
+    x: Tensor,
+    edit: Noise,
+    *,
+    start: int = 0,
+    memory: object = None,
+    x0: Tensor | None = None,
+    hooks: Hooks = NO_HOOKS,
+) -> Iterator[tuple[Step, Tensor]]:
     """The run under `edit`, from the clean latent x that enters step `start`: each step, and the dose that entered it (b f)."""
     entered = edit(x, start, condition.per_frame(wan.schedule().sigmas[start]), x0)
     memory = memory if entered is x else None
@@ -141,7 +152,11 @@ class Clean:
     _seen: list[Tensor] = field(default_factory=list)
 
     def hooks(self) -> Hooks:
-        return NO_HOOKS if self.layer is None else Hooks().on(f"blocks.{self.layer}", self._record, branch="cond")
+        return (
+            NO_HOOKS
+            if self.layer is None
+            else Hooks().on(f"blocks.{self.layer}", self._record, branch="cond")
+        )
 
     def _record(self, h: Tensor, site: Site) -> None:
         self._seen.append(h[:, evenly(h.shape[1], TOKENS)].float())
@@ -157,8 +172,14 @@ class Clean:
 
 
 def measure(
-    wan: Wan, condition: Condition, noise: Tensor, clean: Run, edit: Noise, layer: int | None = None, start: int | None = None
-) -> dict[str, Tensor]:  # fmt: skip
+    wan: Wan,
+    condition: Condition,
+    noise: Tensor,
+    clean: Run,
+    edit: Noise,
+    layer: int | None = None,
+    start: int | None = None,
+) -> dict[str, Tensor]:
     """One edited run against the clean one in `clean`, measured from the first edited step on.
 
     It is run from there on, or from an earlier step `start`, to the same numbers at a higher price.
@@ -172,14 +193,19 @@ def measure(
     before = kept(clean, Clean.name, start - 1)["x0"].to(noise) if start else None
     x, memory = entering(clean, start, noise)
     watch = Clean(layer)
-    steps = follow(wan, condition, x, edit, start=start, memory=memory, x0=before, hooks=watch.hooks())
+    steps = follow(
+        wan, condition, x, edit, start=start, memory=memory, x0=before, hooks=watch.hooks()
+    )
     twins, passes = None, 0
     if wan.preset.solver != "euler" and edit.mode != "null" and edit.steps != (0,):
         beside = Clean(layer)
         null = replace(edit, mode="null")
         twins = follow(wan, condition, x, null, start=start, memory=memory, hooks=beside.hooks())
     b, _, f, _, _ = noise.shape
-    out = {"squared": torch.full((b, n, f), torch.nan, dtype=torch.float64), "cka": torch.full((b, n), torch.nan)}
+    out = {
+        "squared": torch.full((b, n, f), torch.nan, dtype=torch.float64),
+        "cka": torch.full((b, n), torch.nan),
+    }
     if layer is not None:
         out["hidden"] = out["cka"].clone()
     injected = torch.zeros(b, f, dtype=torch.float64)
@@ -194,7 +220,9 @@ def measure(
         out["squared"][:, i] = stats.squared(ours, theirs).cpu()
         free = (step.sigma_map > 0).flatten().expand(f)
         pairs = zip(ours[:, :, free], theirs[:, :, free], strict=True)
-        out["cka"][:, i] = torch.tensor([_apart(_tokens(wan, a), _tokens(wan, b)) for a, b in pairs])
+        out["cka"][:, i] = torch.tensor(
+            [_apart(_tokens(wan, a), _tokens(wan, b)) for a, b in pairs]
+        )
         if layer is not None:
             pairs = zip(seen["hidden"], held["hidden"].to(noise), strict=True)
             out["hidden"][:, i] = torch.tensor([_hidden(a, b) for a, b in pairs])

@@ -29,7 +29,9 @@ class Plan:
     at: tuple[int, ...] | None = None  # steps, None for all
     frames: tuple[int, ...] | None = None  # latent frames, None for all that are not imposed
     match: str = "cells"  # "cells": frame noise enters as many of the steps as there are frames; "none": all, as the paper has it
-    dose: float | None = None  # of `add`, latent frames of unit variance; None for as many as there are frames
+    dose: float | None = (
+        None  # of `add`, latent frames of unit variance; None for as many as there are frames
+    )
     layer: int | None = None  # also compare this block's output
     others: int = 2  # other seeds, for the yardstick
     seed: int = 0
@@ -38,7 +40,9 @@ class Plan:
         """The edits of a run of `steps` steps by name. `imposed`: for each latent frame, whether it is."""
         at = tuple(range(steps)) if self.at is None else self.at
         if not at or not 0 <= min(at) <= max(at) < steps:
-            raise MinicosError(f"noise at steps {', '.join(map(str, at))}: the run has steps 0 to {steps - 1}")
+            raise MinicosError(
+                f"noise at steps {', '.join(map(str, at))}: the run has steps 0 to {steps - 1}"
+            )
         free = [f for f, fixed in enumerate(imposed) if not fixed]
         frames = free if self.frames is None else self.frames
         if fixed := [f for f in frames if f not in free]:
@@ -51,7 +55,10 @@ class Plan:
         edit = Noise(self.mode, (), dose=dose, seed=self.seed)
         return {
             "null": Noise("null", (at[len(at) // 2],)),
-            **{f"seed {k}": Noise("replace", (0,), seed=self.seed + 10**8 * k) for k in range(1, self.others + 1)},
+            **{
+                f"seed {k}": Noise("replace", (0,), seed=self.seed + 10**8 * k)
+                for k in range(1, self.others + 1)
+            },
             **{f"step {s}": replace(edit, steps=(s,)) for s in at},
             **{f"frame {f}": replace(edit, steps=cells, frames=(f,)) for f in frames},
         }
@@ -63,11 +70,15 @@ class Results:
 
     plan: Plan
     edits: Mapping[str, Noise]
-    runs: Mapping[str, Mapping[str, np.ndarray]]  # of each edit and of "clean"; "final" holds the first batch alone
+    runs: Mapping[
+        str, Mapping[str, np.ndarray]
+    ]  # of each edit and of "clean"; "final" holds the first batch alone
     sigmas: tuple[float, ...]
     handover: int | None  # the first step of the low-noise expert, where there are two
     free: tuple[int, ...]  # latent frames that are not imposed
-    estimates: np.ndarray  # convergence of the clean run: D of each step's estimate to the last one  n N
+    estimates: (
+        np.ndarray
+    )  # convergence of the clean run: D of each step's estimate to the last one  n N
 
     def names(self, kind: str) -> list[str]:
         """The edits called "step ...", "frame ..." or "seed ..."."""
@@ -116,7 +127,9 @@ class Results:
     def passes(self, kind: str = "step") -> tuple[int, int]:
         """Network passes of the clean run and a sweep over the edits of a kind; and of as many full runs as there are edits."""
         clean, names = int(self.runs["clean"]["passes"].sum()), self.names(kind)
-        return clean + sum(int(self.runs[name]["passes"].sum()) for name in names), clean * len(names)
+        return clean + sum(int(self.runs[name]["passes"].sum()) for name in names), clean * len(
+            names
+        )
 
 
 def study(wan: Wan, subjects: Sequence[Case], run: Run, plan: Plan, most: int = 25) -> Results:
@@ -130,15 +143,21 @@ def study(wan: Wan, subjects: Sequence[Case], run: Run, plan: Plan, most: int = 
         imposed = (condition.per_frame(1.0).flatten().expand(noise.shape[2]) == 0).tolist()
         edits = plan.edits(len(schedule), imposed)
         clean = Run(run.path(f"{index:03d}/clean"), run.settings)
-        for name in progress(["clean", *edits], len(edits) + 1, f"batch {index + 1} of {len(work)}"):
+        for name in progress(
+            ["clean", *edits], len(edits) + 1, f"batch {index + 1} of {len(work)}"
+        ):
             file = f"{index:03d}/{name.replace(' ', '_')}.safetensors"
             if not run.has(file):
                 if name == "clean":
                     final = observe(wan, condition, clean, [Clean(plan.layer)], noise)
-                    passes = sum(1 + (wan.preset.guidance[wan.expert(t)[0]] != 1) for t in schedule.timesteps)
+                    passes = sum(
+                        1 + (wan.preset.guidance[wan.expert(t)[0]] != 1) for t in schedule.timesteps
+                    )
                     found = {"final": final, "passes": torch.tensor(passes)}
                 else:
-                    edit = replace(edits[name], seed=[edits[name].seed + case.seed for case in batch])
+                    edit = replace(
+                        edits[name], seed=[edits[name].seed + case.seed for case in batch]
+                    )
                     found = measure(wan, condition, noise, clean, edit, plan.layer)
                 run.save_tensors(file, found | _verdicts(wan, found["final"], batch))
             found = run.load_tensors(file)
@@ -153,7 +172,9 @@ def study(wan: Wan, subjects: Sequence[Case], run: Run, plan: Plan, most: int = 
     }
     low = [i for i, t in enumerate(schedule.timesteps) if wan.expert(t)[0] == "low"]
     free = tuple(f for f, fixed in enumerate(imposed) if not fixed)
-    results = Results(plan, edits, runs, schedule.sigmas, low[0] if low and low[0] else None, free, np.empty(0))
+    results = Results(
+        plan, edits, runs, schedule.sigmas, low[0] if low and low[0] else None, free, np.empty(0)
+    )
     moved = torch.cat(estimates).numpy()[:, :, free].sum(2) / results.unit[-1, free].sum()
     return replace(results, estimates=moved)
 
@@ -171,5 +192,7 @@ def _verdicts(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> dict[str, Tens
     return {
         "solved": torch.tensor([v.solved for v in verdicts]),
         "answer": torch.tensor([-1 if v.answer is None else v.answer for v in verdicts]),
-        "right": torch.from_numpy(np.stack([puzzle.matches(video).any(1) for puzzle, video in pairs])),
+        "right": torch.from_numpy(
+            np.stack([puzzle.matches(video).any(1) for puzzle, video in pairs])
+        ),
     }

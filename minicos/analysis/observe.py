@@ -38,7 +38,12 @@ class Analysis(Protocol):
 
 
 def observe(
-    wan: Wan, condition: Condition, run: Run, analyses: Sequence[Analysis], noise: Tensor, changes: Changes = NO_CHANGES
+    wan: Wan,
+    condition: Condition,
+    run: Run,
+    analyses: Sequence[Analysis],
+    noise: Tensor,
+    changes: Changes = NO_CHANGES,
 ) -> Tensor:
     """Denoise under `changes` and the eyes of `analyses`, saving every step in `run`; returns the final latent (b c f h w).
 
@@ -56,7 +61,9 @@ def observe(
     steps = wan.sample(condition, noise=x, hooks=hooks, start=done, memory=memory)
     steps = changes.beside(wan, steps, condition, noise, x, done, before)
     for step, kept in progress(steps, len(schedule) - done, "denoise"):
-        entered = changes.enter(step.next, step.index + 1, (step.sigma_map > 0) * step.sigma_next, step.x0)
+        entered = changes.enter(
+            step.next, step.index + 1, (step.sigma_map > 0) * step.sigma_next, step.x0
+        )
         if entered is not step.next:  # as `sample` does: a history would undo the edit
             step.next, step.memory = entered, None
         tensors = {"next": step.next, **state(step.memory), **kept}
@@ -83,7 +90,11 @@ def recorded(run: Run, name: str, steps: int) -> list[dict[str, Tensor]]:
 def kept(run: Run, name: str, index: int) -> dict[str, Tensor]:
     """What the analysis `name` kept of one finished step."""
     prefix = f"{name}."
-    return {k.removeprefix(prefix): v for k, v in run.load_tensors(_file(index)).items() if k.startswith(prefix)}
+    return {
+        k.removeprefix(prefix): v
+        for k, v in run.load_tensors(_file(index)).items()
+        if k.startswith(prefix)
+    }
 
 
 def _file(index: int) -> str:

@@ -98,8 +98,16 @@ def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     answered = [answers(wan, case.puzzle).cpu() for case in batch]
     seen = []
     for step in wan.sample(condition, noise=cases.noise(wan, condition, batch)):
-        seen.append([belief(x, x0, step.sigma, z) for x, x0, z in zip(step.x, step.x0_cond, answered, strict=True)])
-    ends = [verdict.answer if verdict.solved else None for verdict in cases.scores(wan, step.next, batch)]
+        seen.append(
+            [
+                belief(x, x0, step.sigma, z)
+                for x, x0, z in zip(step.x, step.x0_cond, answered, strict=True)
+            ]
+        )
+    ends = [
+        verdict.answer if verdict.solved else None
+        for verdict in cases.scores(wan, step.next, batch)
+    ]
     read = {
         "ideal": lambda found, end: effective(found.ideal),
         "shown": lambda found, end: effective(found.shown),
@@ -109,6 +117,8 @@ def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
         "final": lambda found, end: math.nan if end is None else found.ideal[end].item(),
     }
     return {
-        name: torch.tensor([list(map(number, line, ends)) for line in seen], dtype=torch.float64).T.contiguous()
+        name: torch.tensor(
+            [list(map(number, line, ends)) for line in seen], dtype=torch.float64
+        ).T.contiguous()
         for name, number in read.items()
     }

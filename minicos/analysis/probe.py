@@ -18,7 +18,9 @@ AROUND = 1.6  # radii: how far from its centre a mark still belongs to an object
 TOUCHED = 0.03  # share of an object's surroundings that must change visibly
 
 
-def _capsule(y: np.ndarray, x: np.ndarray, a: tuple[float, float], b: tuple[float, float], width: float) -> np.ndarray:
+def _capsule(
+    y: np.ndarray, x: np.ndarray, a: tuple[float, float], b: tuple[float, float], width: float
+) -> np.ndarray:
     """Signed distance to a line from a to b (y, x) with round ends."""
     dy, dx = b[0] - a[0], b[1] - a[1]
     along = np.clip(((y - a[0]) * dy + (x - a[1]) * dx) / (dy * dy + dx * dx), 0, 1)
@@ -28,20 +30,39 @@ def _capsule(y: np.ndarray, x: np.ndarray, a: tuple[float, float], b: tuple[floa
 def _cat(y: np.ndarray, x: np.ndarray) -> np.ndarray:
     body = (np.hypot((y - 0.4) / 0.58, x / 0.42) - 1) * 0.42
     head = np.hypot(y + 0.38, x) - 0.36
-    ears = np.maximum(-0.92 - y, np.maximum(y + 0.4, np.abs(np.abs(x) - 0.24) - 0.4 * (y + 0.92) / 1.15))
-    tail = np.minimum(_capsule(y, x, (0.85, 0.2), (0.7, 0.7), 0.14), _capsule(y, x, (0.7, 0.7), (0.2, 0.75), 0.14))
+    ears = np.maximum(
+        -0.92 - y, np.maximum(y + 0.4, np.abs(np.abs(x) - 0.24) - 0.4 * (y + 0.92) / 1.15)
+    )
+    tail = np.minimum(
+        _capsule(y, x, (0.85, 0.2), (0.7, 0.7), 0.14), _capsule(y, x, (0.7, 0.7), (0.2, 0.75), 0.14)
+    )
     return np.minimum.reduce([body, head, ears, tail])
 
 
 def _bicycle(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    rear, front, pedal, seat, fork = (0.35, -0.55), (0.35, 0.55), (0.35, -0.05), (-0.2, -0.22), (-0.2, 0.36)
+    rear, front, pedal, seat, fork = (
+        (0.35, -0.55),
+        (0.35, 0.55),
+        (0.35, -0.05),
+        (-0.2, -0.22),
+        (-0.2, 0.36),
+    )
     wheels = [np.abs(np.hypot(y - cy, x - cx) - 0.38) - 0.05 for cy, cx in (rear, front)]
-    tubes = [(rear, pedal), (rear, seat), (pedal, seat), (pedal, fork), (seat, fork), (front, (-0.45, 0.3))]
+    tubes = [
+        (rear, pedal),
+        (rear, seat),
+        (pedal, seat),
+        (pedal, fork),
+        (seat, fork),
+        (front, (-0.45, 0.3)),
+    ]
     ends = [((-0.45, 0.3), (-0.48, 0.52)), ((-0.33, -0.4), (-0.33, -0.1)), (seat, (-0.33, -0.26))]
     return np.minimum.reduce([*wheels, *(_capsule(y, x, a, b, 0.09) for a, b in tubes + ends)])
 
 
-SILHOUETTES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # signed distances in units of the radius
+SILHOUETTES: dict[
+    str, Callable[[np.ndarray, np.ndarray], np.ndarray]
+] = {  # signed distances in units of the radius
     "cat": _cat,
     "bicycle": _bicycle,
     "circle": lambda y, x: draw.disc(y, x, 0.7),
@@ -71,7 +92,11 @@ class Probe:
 
     @classmethod
     def sample(
-        cls, rng: Random, height: int = 480, width: int = 832, kinds: tuple[str, str] = ("cat", "bicycle")
+        cls,
+        rng: Random,
+        height: int = 480,
+        width: int = 832,
+        kinds: tuple[str, str] = ("cat", "bicycle"),
     ) -> "Probe":
         """One or two things of each class, no two in one cell of a grid of two rows. `kinds` are of SILHOUETTES."""
         columns = max(2, round(2 * width / height))
@@ -112,7 +137,10 @@ class Probe:
         The surroundings are nearer to the thing than to any other and within AROUND radii, the things themselves left out.
         """
         height, width = video.shape[1:3]
-        y, x = ((np.arange(n) + 0.5) * full / n for n, full in ((height, self.height), (width, self.width)))
+        y, x = (
+            (np.arange(n) + 0.5) * full / n
+            for n, full in ((height, self.height), (width, self.width))
+        )
         away = np.stack([np.hypot(y[:, None] - t.y, x[None] - t.x) / t.radius for t in self.things])
         inside = np.stack([self._distance(t, y, x) < 0 for t in self.things]).any(0)
         changed = draw.differs(video[-1], video[0])
@@ -124,11 +152,16 @@ class Probe:
 
         def verdict(video: np.ndarray) -> bool:
             found = self.touched(video)
-            return all((share >= TOUCHED) == (t.kind == kind) for t, share in zip(self.things, found, strict=True))
+            return all(
+                (share >= TOUCHED) == (t.kind == kind)
+                for t, share in zip(self.things, found, strict=True)
+            )
 
         return verdict
 
-    def _distance(self, thing: Thing, y: np.ndarray | None = None, x: np.ndarray | None = None) -> np.ndarray:
+    def _distance(
+        self, thing: Thing, y: np.ndarray | None = None, x: np.ndarray | None = None
+    ) -> np.ndarray:
         """Signed distance to a thing's outline in pixels, at rows y and columns x (default: every pixel)."""
         y = np.arange(self.height) + 0.5 if y is None else y
         x = np.arange(self.width) + 0.5 if x is None else x

@@ -29,7 +29,9 @@ class Claim:
     n: int
     control: str
     command: str = ""
-    resolvable: float | None = None  # the smallest difference that n puzzles find with 80 % power; of differences alone
+    resolvable: float | None = (
+        None  # the smallest difference that n puzzles find with 80 % power; of differences alone
+    )
 
     @property
     def brief(self) -> str:
@@ -39,7 +41,13 @@ class Claim:
         """The number and, of a difference, what may be said of its sign."""
         if self.resolvable is None:
             return self.brief
-        sign = "above zero" if self.low > 0 else "below zero" if self.high < 0 else "not told from zero"
+        sign = (
+            "above zero"
+            if self.low > 0
+            else "below zero"
+            if self.high < 0
+            else "not told from zero"
+        )
         return f"{self.brief} ({sign})"
 
 
@@ -57,7 +65,9 @@ def mean(claim: str, values: np.ndarray, control: str) -> Claim:
     """The mean over puzzles; those that have no value (NaN) are left out, and n tells."""
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values)]
-    return of(claim, stats.bootstrap(values) if len(values) else Interval(nan, nan, nan, 0), control)
+    return of(
+        claim, stats.bootstrap(values) if len(values) else Interval(nan, nan, nan, 0), control
+    )
 
 
 def difference(claim: str, a: np.ndarray, b: np.ndarray, control: str) -> Claim:
@@ -82,9 +92,17 @@ def number(value: float) -> str:
 def write(folder: Path, sections: Mapping[str, Section], about: str) -> None:
     """report.md, with figures by relative links, and claims.json: the same sections give the same bytes."""
     claims = [claim for section in sections.values() for claim in section.claims]
-    write_json(folder / "claims.json", [{key: _plain(getattr(claim, key)) for key in FIELDS} for claim in claims])
-    text = "\n\n".join([_head(about), *(_part(name, section) for name, section in sections.items())]) + "\n"
-    replace_file(folder / "report.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(
+        folder / "claims.json",
+        [{key: _plain(getattr(claim, key)) for key in FIELDS} for claim in claims],
+    )
+    text = (
+        "\n\n".join([_head(about), *(_part(name, section) for name, section in sections.items())])
+        + "\n"
+    )
+    replace_file(
+        folder / "report.md", lambda temporary: temporary.write_text(text, encoding="utf-8")
+    )
 
 
 def _head(about: str) -> str:
@@ -111,7 +129,13 @@ def _part(name: str, section: Section) -> str:
         [
             f"## {section.title}",
             section.text,
-            "\n".join(["| claim | effect | 95 % | n | control | power |", "|---|---|---|---|---|---|", *rows]),
+            "\n".join(
+                [
+                    "| claim | effect | 95 % | n | control | power |",
+                    "|---|---|---|---|---|---|",
+                    *rows,
+                ]
+            ),
             f"`{section.claims[0].command}`",
             *(f"![{figure}]({name}/{figure})" for figure in section.figures),
         ]
@@ -119,7 +143,11 @@ def _part(name: str, section: Section) -> str:
 
 
 def _power(claim: Claim) -> str:
-    return "" if claim.resolvable is None or not isfinite(claim.resolvable) else f"{claim.resolvable:.3f}"
+    return (
+        ""
+        if claim.resolvable is None or not isfinite(claim.resolvable)
+        else f"{claim.resolvable:.3f}"
+    )
 
 
 def table(claims: Sequence[Claim]) -> str:
@@ -131,7 +159,10 @@ def table(claims: Sequence[Claim]) -> str:
 def from_json(kept: Mapping) -> Section:
     """The section that `dataclasses.asdict` was saved of."""
     return Section(
-        kept["title"], kept["text"], tuple(Claim(**claim) for claim in kept["claims"]), tuple(kept["figures"])
+        kept["title"],
+        kept["text"],
+        tuple(Claim(**claim) for claim in kept["claims"]),
+        tuple(kept["figures"]),
     )
 
 

@@ -31,7 +31,9 @@ class Row:
     cka: Interval  # 1 - CKA of the last step's estimate
     hidden: Interval | None = None  # 1 - CKA of the block's output at the last step
     solved: Interval | None = None
-    kept: float | None = None  # of the cases solved clean: share solved by the same answer, and by another valid one
+    kept: float | None = (
+        None  # of the cases solved clean: share solved by the same answer, and by another valid one
+    )
     changed: float | None = None
     right: Interval | None = (
         None  # shares of right frames: of all, of those left alone, of those that show the whole answer
@@ -61,8 +63,15 @@ def _row(results: Results, name: str) -> Row:
         same = ours["answer"] == clean["answer"]
         row |= {"solved": paired(after, before)}
         if before.any():
-            row |= {"kept": float((after & same)[before].mean()), "changed": float((after & ~same)[before].mean())}
-        for key, which in (("right", "all"), ("right_untouched", "untouched"), ("right_answer", "answer")):
+            row |= {
+                "kept": float((after & same)[before].mean()),
+                "changed": float((after & ~same)[before].mean()),
+            }
+        for key, which in (
+            ("right", "all"),
+            ("right_untouched", "untouched"),
+            ("right_answer", "answer"),
+        ):
             if (shown := results.shown(name, which)).any():
                 row[key] = paired(ours["right"][:, shown].mean(1), clean["right"][:, shown].mean(1))
     return Row(**row)
@@ -71,16 +80,38 @@ def _row(results: Results, name: str) -> Row:
 def table(found: Sequence[Row]) -> str:
     """The rows as text."""
     heads = {
-        "distance": "D [95 %]", "untouched": "D untouched", "cka": "1 - CKA", "hidden": "1 - CKA hidden", "solved": "solved",
-        "right": "right frames", "right_untouched": "untouched", "right_answer": "answer's",
-    }  # fmt: skip
-    heads = {key: head for key, head in heads.items() if any(getattr(row, key) is not None for row in found)}
-    lines = [["", "dose", *heads.values()] + ["same answer", "another"] * (found[0].kept is not None)]
+        "distance": "D [95 %]",
+        "untouched": "D untouched",
+        "cka": "1 - CKA",
+        "hidden": "1 - CKA hidden",
+        "solved": "solved",
+        "right": "right frames",
+        "right_untouched": "untouched",
+        "right_answer": "answer's",
+    }
+    heads = {
+        key: head
+        for key, head in heads.items()
+        if any(getattr(row, key) is not None for row in found)
+    }
+    lines = [
+        ["", "dose", *heads.values()] + ["same answer", "another"] * (found[0].kept is not None)
+    ]
     for row in found:
         shares = [] if row.kept is None else [f"{row.kept:.2f}", f"{row.changed:.2f}"]
-        lines.append([row.name, f"{row.dose:.2f}", *(_brief(getattr(row, key), key) for key in heads), *shares])
+        lines.append(
+            [
+                row.name,
+                f"{row.dose:.2f}",
+                *(_brief(getattr(row, key), key) for key in heads),
+                *shares,
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def _brief(value: Interval | None, key: str) -> str:
@@ -122,7 +153,9 @@ def sensitivity(results: Results, measure: str = "D") -> np.ndarray:
         return np.stack([results.final(name) for name in names], axis=1)
     if measure == "cka":
         return np.stack([results.runs[name]["cka"][:, -1] for name in names], axis=1)
-    values = np.stack([clean[measure].astype(float) - results.runs[name][measure] for name in names], axis=1)
+    values = np.stack(
+        [clean[measure].astype(float) - results.runs[name][measure] for name in names], axis=1
+    )
     return values.mean(2) if measure == "right" else values  # right: n steps F
 
 
@@ -135,7 +168,9 @@ def peak(values: np.ndarray, steps: np.ndarray) -> tuple[Interval, np.ndarray]:
     """The step of the largest mean (values: n steps) with the interval of resampled peaks, and those peaks."""
     peaks = steps[(resampled(len(values)) @ values).argmax(1)]
     low, high = np.percentile(peaks, [2.5, 97.5])
-    return Interval(float(steps[values.mean(0).argmax()]), float(low), float(high), len(values)), peaks
+    return Interval(
+        float(steps[values.mean(0).argmax()]), float(low), float(high), len(values)
+    ), peaks
 
 
 def curve(values: np.ndarray, x: np.ndarray) -> Curve:
@@ -148,11 +183,20 @@ def draw(results: Results, wan: Wan, run: Run) -> list[str]:
     """Write the pictures and numbers of one study; their names, the one to open first in front."""
     steps, change = at(results), results.handover and results.handover - 0.5
     hand = change and {"the low-noise\nexpert begins": results.handover}
-    lines = {"D": curve(sensitivity(results), steps), "1 - CKA": curve(sensitivity(results, "cka"), steps)}
+    lines = {
+        "D": curve(sensitivity(results), steps),
+        "1 - CKA": curve(sensitivity(results, "cka"), steps),
+    }
     figures.bands(
-        run.path("sensitivity.png"), lines, x=f"step that is noised ({results.plan.mode})", y="distance to the clean video",
-        title="How much noise at one step changes the video", marks=hand, levels={"another seed": 1.0}, log=True,
-    )  # fmt: skip
+        run.path("sensitivity.png"),
+        lines,
+        x=f"step that is noised ({results.plan.mode})",
+        y="distance to the clean video",
+        title="How much noise at one step changes the video",
+        marks=hand,
+        levels={"another seed": 1.0},
+        log=True,
+    )
     names = ["sensitivity.png"]
     if results.puzzles:
         lines = {
@@ -160,9 +204,13 @@ def draw(results: Results, wan: Wan, run: Run) -> list[str]:
             "wrong frames": curve(sensitivity(results, "right"), steps),
         }
         figures.bands(
-            run.path("score.png"), lines, x=f"step that is noised ({results.plan.mode})", y="more than in the clean run",
-            title="What noise at one step costs", marks=hand,
-        )  # fmt: skip
+            run.path("score.png"),
+            lines,
+            x=f"step that is noised ({results.plan.mode})",
+            y="more than in the clean run",
+            title="What noise at one step costs",
+            marks=hand,
+        )
         names.append("score.png")
     n = len(results.sigmas) - 1
     matrices = {"D": lambda name: results.d(name), "cka": lambda name: results.runs[name]["cka"]}
@@ -173,23 +221,39 @@ def draw(results: Results, wan: Wan, run: Run) -> list[str]:
     for key, of in matrices.items():
         matrix = np.full((n, n), np.nan)
         matrix[steps] = np.stack([of(name).mean(0) for name in results.names("step")])
-        saved |= {f"{key}.{name}": torch.from_numpy(np.ascontiguousarray(of(name))) for name in results.edits}
+        saved |= {
+            f"{key}.{name}": torch.from_numpy(np.ascontiguousarray(of(name)))
+            for name in results.edits
+        }
         top = np.nanpercentile(matrix, 95) if np.isfinite(matrix).any() else 1.0
         figures.grid(
-            run.path(f"{key}.png"), matrix, x="later step", y="noised step", limits=(0, max(top, 1e-9)), mark=change,
-            title=f"{titles[key]}, to the clean run" if key == "hidden" else f"{titles[key]} of the clean estimate, to the clean run's",
-        )  # fmt: skip
+            run.path(f"{key}.png"),
+            matrix,
+            x="later step",
+            y="noised step",
+            limits=(0, max(top, 1e-9)),
+            mark=change,
+            title=f"{titles[key]}, to the clean run"
+            if key == "hidden"
+            else f"{titles[key]} of the clean estimate, to the clean run's",
+        )
         names.append(f"{key}.png")
     if frames := results.names("frame"):
         unit = results.unit[-1]
-        unit = np.where(unit > 1e-3 * unit.max(), unit, np.nan)  # a frame that no seed changes has no yardstick
+        unit = np.where(
+            unit > 1e-3 * unit.max(), unit, np.nan
+        )  # a frame that no seed changes has no yardstick
         spread = np.full((len(unit), len(unit)), np.nan)
         for name in frames:
             spread[results.edits[name].frames] = results.runs[name]["squared"][:, -1].mean(0) / unit
         figures.grid(
-            run.path("frames.png"), spread, x="latent frame of the video", y="noised latent frame",
-            limits=(0, 2), title="D, frame by frame",
-        )  # fmt: skip
+            run.path("frames.png"),
+            spread,
+            x="latent frame of the video",
+            y="noised latent frame",
+            limits=(0, 2),
+            title="D, frame by frame",
+        )
         names.append("frames.png")
     run.save_tensors("noise.safetensors", saved)
     return [*names, _sheet(results, wan, run), "noise.safetensors"]
@@ -198,8 +262,12 @@ def draw(results: Results, wan: Wan, run: Run) -> list[str]:
 def _sheet(results: Results, wan: Wan, run: Run) -> str:
     """The first case's videos: clean, another seed, noise at some steps, in some frames."""
     steps, frames = results.names("step"), results.names("frame")
-    shown = ["clean", *results.names("seed")[:1], *(steps[i] for i in figures.evenly(len(steps), 6)),
-             *(frames[i] for i in figures.evenly(len(frames), 4))]  # fmt: skip
+    shown = [
+        "clean",
+        *results.names("seed")[:1],
+        *(steps[i] for i in figures.evenly(len(steps), 6)),
+        *(frames[i] for i in figures.evenly(len(frames), 4)),
+    ]
     videos = [wan.decode(torch.from_numpy(results.runs[name]["final"][:1]))[0] for name in shown]
     columns = figures.evenly(len(videos[0]), 7)
     figures.sheet(
@@ -221,6 +289,8 @@ def to_json(results: Results) -> dict:
         "handover": results.handover,
         "rows": [asdict(row) for row in rows(results)],
         "step minus frame": {key: asdict(value) for key, value in headline(results).items()},
-        "peak": asdict(peak(sensitivity(results), at(results))[0]) if results.names("step") else None,
+        "peak": asdict(peak(sensitivity(results), at(results))[0])
+        if results.names("step")
+        else None,
         "passes": {"sweep": spent, "full runs": full, "ratio": spent / max(full, 1)},
     }

@@ -43,7 +43,9 @@ class Row:
     steps: int
     handover: int | None
     solved: Interval | None
-    settled: Interval  # when the estimate comes within SETTLED of the last one, as a share of the run
+    settled: (
+        Interval  # when the estimate comes within SETTLED of the last one, as a share of the run
+    )
     peak: Interval  # the noised step that changes the video most
     shift: Interval  # of the peak, against the first setting's
     largest: Interval  # D there
@@ -51,7 +53,9 @@ class Row:
     between: Interval | None
 
 
-def compare(settings: Mapping[str, Setting], subjects: Sequence[Case], run: Run, most: int = 25) -> dict[str, Results]:
+def compare(
+    settings: Mapping[str, Setting], subjects: Sequence[Case], run: Run, most: int = 25
+) -> dict[str, Results]:
     """Study every setting in a folder of its own, with its pictures."""
     found = {}
     for name, setting in settings.items():
@@ -122,10 +126,15 @@ def table(found: Sequence[Row], x: str) -> str:
     for row in found:
         handover = "-" if row.handover is None else str(row.handover)
         numbers = (row.solved, row.settled, row.peak, row.shift, row.largest, row.between)
-        brief = ["-" if v is None else f"{v.effect:.2f} [{v.low:.2f}, {v.high:.2f}]" for v in numbers]
+        brief = [
+            "-" if v is None else f"{v.effect:.2f} [{v.low:.2f}, {v.high:.2f}]" for v in numbers
+        ]
         lines.append([row.name, str(row.steps), handover, *brief])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def picture(found: Mapping[str, Results], run: Run, axis: str = "step") -> list[str]:
@@ -142,13 +151,23 @@ def picture(found: Mapping[str, Results], run: Run, axis: str = "step") -> list[
         if results.handover
     }
     figures.bands(
-        run.path("settings.png"), {n: curve(sensitivity(r), place[axis](r, at(r))) for n, r in found.items()}, log=True,
-        x=f"{label} that is noised", y="D of the video", title="Sensitivity to noise at one step (dashed: hand-over)",
-        marks=marks, levels={"another seed": 1.0},
-    )  # fmt: skip
+        run.path("settings.png"),
+        {n: curve(sensitivity(r), place[axis](r, at(r))) for n, r in found.items()},
+        log=True,
+        x=f"{label} that is noised",
+        y="D of the video",
+        title="Sensitivity to noise at one step (dashed: hand-over)",
+        marks=marks,
+        levels={"another seed": 1.0},
+    )
     everywhere = {n: place[axis](r, np.arange(len(r.sigmas) - 1)) for n, r in found.items()}
     figures.bands(
-        run.path("convergence.png"), {n: curve(r.estimates, everywhere[n]) for n, r in found.items()}, log=True,
-        x=label, y="D of the estimate to the last one", title="Convergence of the clean estimate", marks=marks,
-    )  # fmt: skip
+        run.path("convergence.png"),
+        {n: curve(r.estimates, everywhere[n]) for n, r in found.items()},
+        log=True,
+        x=label,
+        y="D of the estimate to the last one",
+        title="Convergence of the clean estimate",
+        marks=marks,
+    )
     return ["settings.png", "convergence.png"]

@@ -49,7 +49,10 @@ def cka(a: Tensor, b: Tensor) -> float:
     a, b = a.double(), b.double()
     if len(a) != len(b) or len(a) < 4:
         raise ValueError(f"CKA needs the same rows twice, four or more: {len(a)} and {len(b)}")
-    a, b = a - a.mean(0), b - b.mean(0)  # changes nothing in exact arithmetic, and keeps it accurate
+    a, b = (
+        a - a.mean(0),
+        b - b.mean(0),
+    )  # changes nothing in exact arithmetic, and keeps it accurate
     return (_hsic(a, b) / (_hsic(a, a) * _hsic(b, b)).clamp_min(0).sqrt()).item()
 
 
@@ -58,7 +61,11 @@ def _hsic(a: Tensor, b: Tensor) -> Tensor:
     n, na, nb = len(a), a.square().sum(1), b.square().sum(1)
     rows_a, rows_b = a @ a.sum(0) - na, b @ b.sum(0) - nb  # row sums of the two kernels
     trace = (a.T @ b).square().sum() - (na * nb).sum()
-    return trace + rows_a.sum() * rows_b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (rows_a * rows_b).sum()
+    return (
+        trace
+        + rows_a.sum() * rows_b.sum() / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * (rows_a * rows_b).sum()
+    )
 
 
 def massive(h: Tensor) -> Tensor:
@@ -94,7 +101,9 @@ class Interval:
         return f"{self.effect:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}"
 
 
-def bootstrap(values: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 10_000) -> Interval:
+def bootstrap(
+    values: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 10_000
+) -> Interval:
     """The mean of `values` (one for each puzzle) with the percentile interval of its resampled means."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
@@ -105,12 +114,16 @@ def bootstrap(values: Sequence[float] | np.ndarray, *, seed: int = 0, resamples:
     return Interval(float(values.mean()), float(low), float(high), len(values))
 
 
-def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, seed: int = 0) -> Interval:
+def paired(
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, seed: int = 0
+) -> Interval:
     """The mean difference a - b on the same puzzles."""
     return bootstrap(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), seed=seed)
 
 
-def unpaired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, seed: int = 0) -> Interval:
+def unpaired(
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, seed: int = 0
+) -> Interval:
     """The mean of a less that of b, which are of different puzzles; n is the smaller number of them."""
     rng, resamples = np.random.default_rng(seed), 10_000
     means = []
@@ -121,7 +134,9 @@ def unpaired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *
     return Interval(float(np.mean(a) - np.mean(b)), float(low), float(high), min(len(a), len(b)))
 
 
-def p_value(differences: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 10_000) -> float:
+def p_value(
+    differences: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 10_000
+) -> float:
     """Two-sided sign-flip test of paired differences: how often chance signs give a mean at least this large."""
     d = np.asarray(differences, dtype=np.float64)
     signs = np.random.default_rng(seed).integers(0, 2, (resamples, len(d))) * 2 - 1

@@ -56,15 +56,26 @@ class Steps:
     def draw(self, saved: Saved, run: Run) -> list[str]:
         schedule = self.wan.schedule()
         run.save_json("schedule.json", {"sigmas": schedule.sigmas, "timesteps": schedule.timesteps})
-        sheets = [self._sheet(branch, saved, run) for branch in BRANCHES if any(branch in step for step in saved)]
+        sheets = [
+            self._sheet(branch, saved, run)
+            for branch in BRANCHES
+            if any(branch in step for step in saved)
+        ]
         moved = convergence(torch.stack([step["guided"] for step in saved]))
         run.save_tensors("convergence.safetensors", {"moved": moved})
         figures.grid(
-            run.path("convergence.png"), moved.T.numpy(), x="denoising step", y="latent frame",
+            run.path("convergence.png"),
+            moved.T.numpy(),
+            x="denoising step",
+            y="latent frame",
             title="How far each frame of the estimate still is from the final one",
-        )  # fmt: skip
+        )
         shown = [i for i in self.chosen if i < len(saved)]
-        return [*sheets, "convergence.png", *(f"{_folder('guided')}/step_{i:02d}.mp4" for i in shown)]
+        return [
+            *sheets,
+            "convergence.png",
+            *(f"{_folder('guided')}/step_{i:02d}.mp4" for i in shown),
+        ]
 
     def _estimates(self, step: Step) -> dict[str, Tensor]:
         """The guided estimate and, where there is guidance, those of the two branches  (b c f h w)."""
@@ -82,7 +93,12 @@ class Steps:
         name = f"{_folder(branch)}_sheet.png"
         figures.sheet(
             run.path(name),
-            [np.split(figures.pixels(load_image(run.path(_strip(branch, i)))), len(frames), axis=1) for i in shown],
+            [
+                np.split(
+                    figures.pixels(load_image(run.path(_strip(branch, i)))), len(frames), axis=1
+                )
+                for i in shown
+            ],
             rows=[f"step {i}\nσ {sigmas[i]:.2f}" for i in shown],
             columns=[f"frame {f}" for f in frames],
             title=f"The clean estimate{BRANCHES[branch]}: denoising step (down), video frame (across)",
@@ -92,8 +108,13 @@ class Steps:
     def _show(self, branch: str, index: int, x0: Tensor, run: Run) -> None:
         """Decode one estimate: a video to watch, and a strip of its frames for the sheet."""
         video = self.wan.decode(x0[:1])[0]  # f h w 3
-        save_video(run.path(f"{_folder(branch)}/step_{index:02d}.mp4"), video, fps=self.wan.preset.fps)
-        save_image(run.path(_strip(branch, index)), np.concatenate(list(video[self._frames(len(video))]), axis=1))
+        save_video(
+            run.path(f"{_folder(branch)}/step_{index:02d}.mp4"), video, fps=self.wan.preset.fps
+        )
+        save_image(
+            run.path(_strip(branch, index)),
+            np.concatenate(list(video[self._frames(len(video))]), axis=1),
+        )
 
     def _frames(self, count: int) -> list[int]:
         return figures.evenly(count, self.columns)

@@ -59,20 +59,28 @@ class Swap:
 
     layers: tuple[int, ...]  # blocks from 0; EMBED is allowed for a stream
     steps: range
-    what: str = "stream"  # of WHAT; or "prompt": keys and values of the text in blocks 0..k, see `lockstep`
+    what: str = (
+        "stream"  # of WHAT; or "prompt": keys and values of the text in blocks 0..k, see `lockstep`
+    )
     at: str = "output"  # of the block, or its "input", which is the output of the one before
     branch: str | None = "cond"  # None: both
     region: Tensor | None = None  # tokens that are swapped, bool l or b l; None: all
-    random: bool = False  # control: B's own state, moved as far as A's is away but in a random direction
+    random: bool = (
+        False  # control: B's own state, moved as far as A's is away but in a random direction
+    )
 
     def __post_init__(self):
         if self.what not in (*WHAT, "prompt") or self.at not in ("output", "input"):
-            raise MinicosError(f"a swap is of {', '.join(WHAT)}, at output or input; not {self.what!r} at {self.at!r}")
+            raise MinicosError(
+                f"a swap is of {', '.join(WHAT)}, at output or input; not {self.what!r} at {self.at!r}"
+            )
         if self.at == "input" and self.what != "stream":
             raise MinicosError(f"only a stream can be swapped at a block's input, not {self.what}")
         lowest = 0 if self.at == "input" or self.what not in ("stream", "prompt") else EMBED
         if not self.layers or min(self.layers) < lowest:
-            raise MinicosError(f"a swap of {self.what} needs layers from {lowest} on, not {list(self.layers)}")
+            raise MinicosError(
+                f"a swap of {self.what} needs layers from {lowest} on, not {list(self.layers)}"
+            )
         if not self.steps or self.steps.step != 1:
             raise MinicosError(f"a swap needs a range of steps, not {self.steps}")
 
@@ -87,7 +95,10 @@ class Swap:
             states[site.name, site.branch] = x
 
         names = {name for layer in self.layers for name in self._points(layer)}
-        return sum((Hooks().on(name, keep, step=self.steps, branch=self.branch) for name in sorted(names)), NO_HOOKS)
+        return sum(
+            (Hooks().on(name, keep, step=self.steps, branch=self.branch) for name in sorted(names)),
+            NO_HOOKS,
+        )
 
     def hooks(self, states: States) -> Hooks:
         """Hooks for run B: put in what `record` kept of the same step."""
@@ -106,7 +117,9 @@ class Swap:
 
             return put
 
-        for layer in sorted(self.layers):  # in this order `own` holds what an earlier layer's swap has left
+        for layer in sorted(
+            self.layers
+        ):  # in this order `own` holds what an earlier layer's swap has left
             points = self._points(layer)
             rules = dict.fromkeys(points, put)
             if self.what == "update":
@@ -127,7 +140,9 @@ class Swap:
 
     def _put(self, own: Tensor, donated: Tensor, site: Site) -> Tensor:
         if self.random:
-            draw = torch.Generator().manual_seed(crc32(f"{site.name} {site.step} {site.branch}".encode()))
+            draw = torch.Generator().manual_seed(
+                crc32(f"{site.name} {site.step} {site.branch}".encode())
+            )
             direction = torch.randn(own.shape, generator=draw).to(own)
             length = (donated - own).norm(dim=-1, keepdim=True)  # of every token
             donated = own + length * direction / direction.norm(dim=-1, keepdim=True)
@@ -141,9 +156,16 @@ def _output(layer: int) -> str:
 
 
 def lockstep(
-    wan: Wan, give: Condition, take: Condition, noise: Tensor, swaps: Sequence[Swap], *, donor: str = "own",
-    x: Tensor | None = None, start: int = 0,
-) -> Iterator[list[Step]]:  # fmt: skip
+    wan: Wan,
+    give: Condition,
+    take: Condition,
+    noise: Tensor,
+    swaps: Sequence[Swap],
+    *,
+    donor: str = "own",
+    x: Tensor | None = None,
+    start: int = 0,
+) -> Iterator[list[Step]]:
     """Run B once for each swap, all in step with their donor: at every step, the list of B's steps (one for each swap).
 
     give, take  the conditions of A and B; both start from `noise`
@@ -154,25 +176,42 @@ def lockstep(
     """
     steps, total = swaps[0].steps, len(wan.schedule())
     if donor not in DONORS or any(swap.steps != steps for swap in swaps):
-        raise MinicosError(f"swaps in lockstep need equal steps and a donor of {', '.join(DONORS)}, not {donor!r}")
+        raise MinicosError(
+            f"swaps in lockstep need equal steps and a donor of {', '.join(DONORS)}, not {donor!r}"
+        )
     if steps.start < start or steps.stop > total:
-        raise MinicosError(f"steps {steps.start} to {steps.stop - 1} are not among the steps {start} to {total - 1}")
+        raise MinicosError(
+            f"steps {steps.start} to {steps.stop - 1} are not among the steps {start} to {total - 1}"
+        )
     x = noise if x is None else x
-    if donor == "same_x" and _same_but_text(give, take) and all(swap.whole_stream for swap in swaps):
+    if (
+        donor == "same_x"
+        and _same_but_text(give, take)
+        and all(swap.whole_stream for swap in swaps)
+    ):
         # A and B part only in the text: its keys and values, which no latent enters, carry all of A into a block's stream.
         outputs = [max(swap.layers) - (swap.at == "input") for swap in swaps]
-        swaps = [Swap((k,), steps, "prompt", branch=s.branch) for k, s in zip(outputs, swaps, strict=True)]
+        swaps = [
+            Swap((k,), steps, "prompt", branch=s.branch)
+            for k, s in zip(outputs, swaps, strict=True)
+        ]
         donor = "own"
     if donor == "own":
         stores = [{}] * len(swaps)
         record = sum((swap.record(stores[0]) for swap in swaps), NO_HOOKS)
-        gives = [islice(wan.sample(give, noise=noise, hooks=record), start, None)]  # A is at step `start` too
+        gives = [
+            islice(wan.sample(give, noise=noise, hooks=record), start, None)
+        ]  # A is at step `start` too
     else:
         stores = [{} for _ in swaps]
         gives = [
-            wan.sample(give, noise=x, start=start, hooks=swap.record(s)) for swap, s in zip(swaps, stores, strict=True)
+            wan.sample(give, noise=x, start=start, hooks=swap.record(s))
+            for swap, s in zip(swaps, stores, strict=True)
         ]
-    takes = [wan.sample(take, noise=x, start=start, hooks=swap.hooks(s)) for swap, s in zip(swaps, stores, strict=True)]
+    takes = [
+        wan.sample(take, noise=x, start=start, hooks=swap.hooks(s))
+        for swap, s in zip(swaps, stores, strict=True)
+    ]
     for index in range(start, total):
         given = [next(run) for run in gives] if index < steps.stop else []
         taken = [next(run) for run in takes]
@@ -204,12 +243,16 @@ def flip(y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def leverage(swapped: Step, velocity: Tensor) -> Tensor:
     """|dsigma| ||dv|| / ||x||: how far the swap moves the latent in this step, of its norm; `velocity` is B's own at this x. (b,)"""
-    moved = (swapped.velocity - velocity).flatten(1).norm(dim=1) * abs(swapped.sigma_next - swapped.sigma)
+    moved = (swapped.velocity - velocity).flatten(1).norm(dim=1) * abs(
+        swapped.sigma_next - swapped.sigma
+    )
     return moved / swapped.x.flatten(1).norm(dim=1)
 
 
 def tokens(mask: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
     """A mask of pixels bool (H W) as a mask of tokens bool (l), alike in all frames: a token counts if any of its pixels does."""
     f, h, w = grid
-    pooled = torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(mask)[None].float(), (h, w))[0] > 0
+    pooled = (
+        torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(mask)[None].float(), (h, w))[0] > 0
+    )
     return pooled.flatten().repeat(f)

@@ -25,7 +25,9 @@ class Pair:
     a: Case
     b: Case
     objects: np.ndarray | None = None  # where they stand in the first frame, bool H W
-    shows: tuple[Callable[[np.ndarray], bool], ...] = ()  # whether a video (F H W 3) shows A's answer, and B's
+    shows: tuple[
+        Callable[[np.ndarray], bool], ...
+    ] = ()  # whether a video (F H W 3) shows A's answer, and B's
 
     @property
     def image(self) -> Tensor | None:
@@ -51,9 +53,18 @@ def pairs(kind: str, n: int, *, size: int = 4, split: str = "test", seed: int = 
     for i, case in enumerate(cases.held_out(kind, n, size=size, split=split, seed=seed)):
         others = case.puzzle.variants()
         if not others:
-            raise MinicosError(f"a swap needs two prompts for one picture, and {kind} has one: take mark or goal")
+            raise MinicosError(
+                f"a swap needs two prompts for one picture, and {kind} has one: take mark or goal"
+            )
         other = Case.of(others[i % len(others)], case.seed)
-        made.append(Pair(other, case, case.puzzle.foreground(), (_answers(other.puzzle), _answers(case.puzzle))))
+        made.append(
+            Pair(
+                other,
+                case,
+                case.puzzle.foreground(),
+                (_answers(other.puzzle), _answers(case.puzzle)),
+            )
+        )
     return made
 
 
@@ -95,17 +106,29 @@ def donors(made: Sequence[Pair], control: str | None) -> list[Case]:
         raise MinicosError(f"no control {control!r}: one of {', '.join(CONTROLS)}")
     following = [_others(made, i) for i in range(len(made))]
     if not all(following):
-        raise MinicosError(f"the control {control!r} takes its donor from another picture, and there is only one")
+        raise MinicosError(
+            f"the control {control!r} takes its donor from another picture, and there is only one"
+        )
     if control == "wrong":
         return [others[0].a for others in following]
     third = [
-        next((o.a.prompt for o in others if o.a.prompt not in (pair.a.prompt, pair.b.prompt)), others[0].a.prompt)
+        next(
+            (o.a.prompt for o in others if o.a.prompt not in (pair.a.prompt, pair.b.prompt)),
+            others[0].a.prompt,
+        )
         for pair, others in zip(made, following, strict=True)
     ]
-    return [replace(pair.b, prompt=prompt, puzzle=None) for pair, prompt in zip(made, third, strict=True)]
+    return [
+        replace(pair.b, prompt=prompt, puzzle=None)
+        for pair, prompt in zip(made, third, strict=True)
+    ]
 
 
 def _others(made: Sequence[Pair], i: int) -> list[Pair]:
     """The pairs behind pair i, then those before it, without pair i turned around."""
     pair = made[i]
-    return [other for other in (*made[i + 1 :], *made[:i]) if other.b is not pair.b and other.b is not pair.a]
+    return [
+        other
+        for other in (*made[i + 1 :], *made[:i])
+        if other.b is not pair.b and other.b is not pair.a
+    ]

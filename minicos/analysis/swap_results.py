@@ -34,7 +34,8 @@ def table(plan: Plan, results: Results, pictures: int) -> list[dict]:
             line["changed"] = float(found["changed"][:, j].max())
             if scored:
                 line |= {
-                    name: over(found["answer"][:, j] == k) for name, k in (("A", A), ("B", B), ("neither", NEITHER))
+                    name: over(found["answer"][:, j] == k)
+                    for name, k in (("A", A), ("B", B), ("neither", NEITHER))
                 }
             lines.append(line)
     return lines
@@ -48,7 +49,8 @@ def turns(plan: Plan, results: Results, pictures: int) -> list[dict]:
         if (answer != UNREAD).all():
             curves["A"] = answer == A
         at = {
-            name: crossing(plan.layers, by_picture(each, pictures), MEASURES[name][1]) for name, each in curves.items()
+            name: crossing(plan.layers, by_picture(each, pictures), MEASURES[name][1])
+            for name, each in curves.items()
         }
         lines.append({"arm": arm.name, **at})
     return lines
@@ -60,7 +62,12 @@ def by_picture(values: np.ndarray, pictures: int) -> np.ndarray:
 
 
 def crossing(
-    layers: Sequence[int], curves: np.ndarray, level: float, *, seed: int = 0, resamples: int = 10_000
+    layers: Sequence[int],
+    curves: np.ndarray,
+    level: float,
+    *,
+    seed: int = 0,
+    resamples: int = 10_000,
 ) -> Interval:
     """The layer at which the mean of curves (n layers) first reaches `level`, between layers by a straight line; inf where never.
 
@@ -88,13 +95,19 @@ def draw(plan: Plan, results: Results, pictures: int, run: Run) -> list[str]:
     """The pictures: flip (and rates) over layers with controls, layers x ranges as a map, the first pair's last frames."""
     lines = table(plan, results, pictures)
     measured = [measure for measure in MEASURES if measure in lines[0]]
-    names = [_curves(plan, lines, pictures, run, arm, measure) for arm in plan.effects for measure in measured]
+    names = [
+        _curves(plan, lines, pictures, run, arm, measure)
+        for arm in plan.effects
+        for measure in measured
+    ]
     if len(plan.effects) > 1:
         names += [_map(plan, lines, run, measure) for measure in measured]
     return [_last_frames(plan, run), *names]
 
 
-def _curves(plan: Plan, lines: Sequence[dict], pictures: int, run: Run, arm: Arm, measure: str) -> str:
+def _curves(
+    plan: Plan, lines: Sequence[dict], pictures: int, run: Run, arm: Arm, measure: str
+) -> str:
     """A measure over layers, beside its controls."""
     label, level, _ = MEASURES[measure]
     curves = {}
@@ -104,9 +117,13 @@ def _curves(plan: Plan, lines: Sequence[dict], pictures: int, run: Run, arm: Arm
         curves[control or plan.what] = [(layer, i.effect, i.low, i.high) for layer, i in found]
     name = f"{measure}_{arm.file}.png"
     figures.errorbars(
-        run.path(name), curves, x="layer (−1: patch embedding)" if EMBED in plan.layers else "layer", y=label, level=level,
+        run.path(name),
+        curves,
+        x="layer (−1: patch embedding)" if EMBED in plan.layers else "layer",
+        y=label,
+        level=level,
         title=f"{plan.what} of A put into B, {arm.name}; 95 % over {pictures} pictures",
-    )  # fmt: skip
+    )
     return name
 
 
@@ -117,9 +134,13 @@ def _map(plan: Plan, lines: Sequence[dict], run: Run, measure: str) -> str:
     values = [[line[measure].effect for line in lines if line["arm"] == row] for row in rows]
     name = f"{measure}_map.png"
     figures.matrix(
-        run.path(name), np.array(values), rows=rows, columns=[layer_name(k) for k in plan.layers], limits=limits,
+        run.path(name),
+        np.array(values),
+        rows=rows,
+        columns=[layer_name(k) for k in plan.layers],
+        limits=limits,
         title=f"{plan.what} of A put into B at a layer (across): {label}",
-    )  # fmt: skip
+    )
     return name
 
 
@@ -132,8 +153,10 @@ def _last_frames(plan: Plan, run: Run) -> str:
         last = run.load_tensors(f"last/{arm.file}.safetensors")
         images.append([plain["b"], *(last[f"layer_{layer}"] for layer in layers), plain["a"]])
     figures.sheet(
-        run.path("last_frames.png"), [[image.numpy() for image in row] for row in images],
-        rows=[arm.name for arm in plan.effects], columns=["B", *layers, "A"],
+        run.path("last_frames.png"),
+        [[image.numpy() for image in row] for row in images],
+        rows=[arm.name for arm in plan.effects],
+        columns=["B", *layers, "A"],
         title="Last frames: B undisturbed, B with A's state at a layer, A undisturbed",
-    )  # fmt: skip
+    )
     return "last_frames.png"

@@ -36,9 +36,15 @@ def undisturbed(wan: Wan, made: Sequence[Pair], starts: Sequence[int]) -> dict[s
 
 
 def measure(
-    wan: Wan, made: Sequence[Pair], given: Sequence[Case], plain: Mapping[str, Tensor], swaps: Sequence[Swap], *,
-    donor: str = "own", index: int = 0,
-) -> tuple[dict[str, Tensor], list[Tensor]]:  # fmt: skip
+    wan: Wan,
+    made: Sequence[Pair],
+    given: Sequence[Case],
+    plain: Mapping[str, Tensor],
+    swaps: Sequence[Swap],
+    *,
+    donor: str = "own",
+    index: int = 0,
+) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Everything reported of some swaps in some pairs, each (pairs swaps), and B's final latents, one for each swap.
 
     given         the donors' cases (`donors`)
@@ -48,7 +54,9 @@ def measure(
     give = cases.condition(wan, given)
     noise = cases.noise(wan, take, [pair.b for pair in made])
     first = swaps[0].steps.start
-    resumed = wan.preset.solver == "euler"  # others have a history, and dropping it is a change of its own
+    resumed = (
+        wan.preset.solver == "euler"
+    )  # others have a history, and dropping it is a change of its own
     x, start = (plain["x"][:, index].to(noise), first) if resumed else (noise, 0)
     for steps in lockstep(wan, give, take, noise, swaps, donor=donor, x=x, start=start):
         if steps[0].index == first:
@@ -69,7 +77,9 @@ def read(wan: Wan, latent: Tensor, made: Sequence[Pair]) -> Tensor:
     """What each pair's final latent shows, int64 (b,); nothing is decoded where nobody can tell."""
     if not any(pair.shows for pair in made):
         return torch.full((len(made),), UNREAD)
-    return torch.tensor([pair.read(video) for pair, video in zip(made, wan.decode(latent), strict=True)])
+    return torch.tensor(
+        [pair.read(video) for pair, video in zip(made, wan.decode(latent), strict=True)]
+    )
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,11 @@ class Arm:
     @property
     def name(self) -> str:
         """ "steps 0-19 own" or "step 0 own null"."""
-        steps = f"step {self.steps[0]}" if len(self.steps) == 1 else f"steps {self.steps[0]}-{self.steps[-1]}"
+        steps = (
+            f"step {self.steps[0]}"
+            if len(self.steps) == 1
+            else f"steps {self.steps[0]}-{self.steps[-1]}"
+        )
         return " ".join([steps, self.donor, *([self.control] if self.control else [])])
 
     @property
@@ -167,13 +181,22 @@ def sweep(wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = 25) 
     for arm in plan.arms:
         given = donors(made, arm.control)
 
-        def compute(rows: slice, arm: Arm = arm, given: Sequence[Case] = given) -> dict[str, Tensor]:
+        def compute(
+            rows: slice, arm: Arm = arm, given: Sequence[Case] = given
+        ) -> dict[str, Tensor]:
             swaps = plan.swaps(arm, _region(wan, plan.region, made[rows]))
             before = {name: torch.from_numpy(values[rows]) for name, values in plain.items()}
             index = starts.index(arm.steps.start)
-            out, ends = measure(wan, made[rows], given[rows], before, swaps, donor=arm.donor, index=index)
+            out, ends = measure(
+                wan, made[rows], given[rows], before, swaps, donor=arm.donor, index=index
+            )
             if not rows.start and not arm.control:
-                _keep(wan, run, arm.file, {f"layer_{layer_name(k)}": y for k, y in zip(plan.layers, ends, strict=True)})
+                _keep(
+                    wan,
+                    run,
+                    arm.file,
+                    {f"layer_{layer_name(k)}": y for k, y in zip(plan.layers, ends, strict=True)},
+                )
             return out
 
         results[arm] = cases.collect(run, arm.file, work, compute)
@@ -184,7 +207,10 @@ def _region(wan: Wan, name: str, made: Sequence[Pair]) -> Tensor | None:
     """The tokens that are swapped in each pair, bool (b, l); None for all."""
     if name == "all":
         return None
-    shape, patch = cases.condition(wan, [pair.b for pair in made]).shape, wan.experts["high"].cfg.patch_size
+    shape, patch = (
+        cases.condition(wan, [pair.b for pair in made]).shape,
+        wan.experts["high"].cfg.patch_size,
+    )
     grid = tuple(size // p for size, p in zip(shape[2:], patch, strict=True))
     inside = torch.stack([tokens(pair.objects, grid) for pair in made])
     return inside if name == "objects" else ~inside

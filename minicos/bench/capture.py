@@ -20,9 +20,14 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
     ops = s.dit.blocks[0].ops
     repeats = 2 if quick else 7 if device.type == "cuda" else 30
     plain, ours, reference, published = alternate(
-        s.run, lambda: energies(s, ops), lambda: energies(s, REFERENCE), lambda: hidden_states(s),
-        device=device, repeats=repeats, label="" if quick else f"capture, {s.name}",
-    )  # fmt: skip
+        s.run,
+        lambda: energies(s, ops),
+        lambda: energies(s, REFERENCE),
+        lambda: hidden_states(s),
+        device=device,
+        repeats=repeats,
+        label="" if quick else f"capture, {s.name}",
+    )
     kept = sum(x.nbytes for x in energies(s, ops))
     name, copied = f"energy, {s.name}", f"theirs {_cost(published, plain)}"
     if ops.token_energy is REFERENCE.token_energy:
@@ -32,7 +37,9 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
         yield Line(name, ours, "unwatched", plain, note=note)
         yield Line(name, ours, "hidden states to the host", published, note=copied)
     name += ", reference"
-    yield Line(name, reference, "unwatched", plain, note=f"{_cost(reference, plain)}; {kept:,} bytes kept")
+    yield Line(
+        name, reference, "unwatched", plain, note=f"{_cost(reference, plain)}; {kept:,} bytes kept"
+    )
     yield Line(name, reference, "hidden states to the host", published, note=copied)
 
 
@@ -47,7 +54,9 @@ def hidden_states(s: Subject) -> list[Tensor]:
     """A pass watched as the published tools watch: every hidden state (b l d) as float32 on the host."""
     kept: list[Tensor] = []
     handles = [
-        block.register_forward_hook(lambda module, given, out: kept.append(out.detach().cpu().float()))
+        block.register_forward_hook(
+            lambda module, given, out: kept.append(out.detach().cpu().float())
+        )
         for block in s.dit.blocks
     ]
     try:

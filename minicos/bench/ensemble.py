@@ -51,10 +51,16 @@ def _real(device: torch.device, quick: bool) -> Line:
 def _composed(device: torch.device, quick: bool) -> Line:
     one, three = subject(device, quick), subject(device, quick, SEEDS)
     ops, depth = one.dit.blocks[0].ops, one.dit.cfg.num_layers
-    e = Ensemble(window(20, 29, depth), "lockstep", seeds=SEEDS)  # the same work as the first pass of override
+    e = Ensemble(
+        window(20, 29, depth), "lockstep", seeds=SEEDS
+    )  # the same work as the first pass of override
     sharing = hooks(e, ops).at(step=0, branch="cond")
     shared, plain = alternate(
-        lambda: three.run(sharing), one.run, device=device, repeats=2 if quick else 5, label="" if quick else "ensemble"
+        lambda: three.run(sharing),
+        one.run,
+        device=device,
+        repeats=2 if quick else 5,
+        label="" if quick else "ensemble",
     )
     passes = 2 * STEPS
     note = f"composed: {passes} passes of {plain:.4g} ms and one of three seeds, {shared:.4g} ms"

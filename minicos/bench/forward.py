@@ -34,8 +34,12 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
             yield attempt(name, partial(_measured, name, s, peer, sides, repeats, quick))
 
 
-def _measured(name: str, s: Subject, peer: str, sides: Callable[[Subject], Sides], repeats: int, quick: bool) -> Line:
-    ours, theirs = alternate(*sides(s), device=s.x.device, repeats=repeats, label="" if quick else name)
+def _measured(
+    name: str, s: Subject, peer: str, sides: Callable[[Subject], Sides], repeats: int, quick: bool
+) -> Line:
+    ours, theirs = alternate(
+        *sides(s), device=s.x.device, repeats=repeats, label="" if quick else name
+    )
     share = ceilings(s.x.device, s.dtype).of_matmul(s.flops, ours)
     return Line(name, ours, peer, theirs, share, rate(s.flops, ours))
 

@@ -46,7 +46,9 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
 
 def twins(name: str, device: torch.device) -> tuple[Callable, Callable]:
     """Kernel and reference of a case. Raises MinicosError where there is no kernel, or none can run."""
-    kernel, reference = (getattr(ops, operation(name)) for ops in (with_kernels(REFERENCE, device), REFERENCE))
+    kernel, reference = (
+        getattr(ops, operation(name)) for ops in (with_kernels(REFERENCE, device), REFERENCE)
+    )
     if kernel is reference:
         raise MinicosError("it has no kernel")
     return kernel, reference
@@ -61,7 +63,9 @@ def bound(op: Callable, given: Given) -> partial:
     return partial(op, **{name: given[name] for name in signature(op).parameters if name in given})
 
 
-def _measured(name: str, kernel: partial, other: partial, peer: str, device: torch.device, quick: bool) -> Line:
+def _measured(
+    name: str, kernel: partial, other: partial, peer: str, device: torch.device, quick: bool
+) -> Line:
     if peer == COMPILED:
         check_compiler(device)
     ours, theirs = alternate(kernel, other, device=device, repeats=2 if quick else 20)
@@ -71,10 +75,19 @@ def _measured(name: str, kernel: partial, other: partial, peer: str, device: tor
         return Line(name, ours, peer, theirs, share, rate(flops, ours))
     tensors = [x for x in tree_leaves((kernel.keywords, kernel())) if isinstance(x, Tensor)]
     count = sum(x.nbytes for x in tensors)
-    return Line(name, ours, peer, theirs, ceilings(device).of_copy(count, ours), f"{count / ours / 1e6:.4g} GB/s")
+    return Line(
+        name,
+        ours,
+        peer,
+        theirs,
+        ceilings(device).of_copy(count, ours),
+        f"{count / ours / 1e6:.4g} GB/s",
+    )
 
 
-def products(q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None, rows: Tensor | None = None) -> int:
+def products(
+    q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None, rows: Tensor | None = None
+) -> int:
     """Floating-point operations of q k^T, once or, where the logarithms have to be found first, twice."""
     queries = q.shape[2] if rows is None else frames * rows.shape[-1]
     return 2 * q[:, :, 0].numel() * queries * k.shape[2] * (2 if lse is None else 1)
@@ -122,7 +135,13 @@ def _latent_mean(s: Shapes) -> Given:
 
 def _modulated_norm(s: Shapes) -> Given:
     scale, shift = s.modulation(), s.modulation()
-    return {"x": s.stream(), "scale": scale, "shift": shift, "eps": s.cfg.eps, "dtype": torch.bfloat16}
+    return {
+        "x": s.stream(),
+        "scale": scale,
+        "shift": shift,
+        "eps": s.cfg.eps,
+        "dtype": torch.bfloat16,
+    }
 
 
 def _gated_add(s: Shapes) -> Given:

@@ -48,12 +48,20 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
             how = "as stored" if dtype == torch.float32 else "to bfloat16"
             what = f"{size:.2g} GB {how}{', ours checked' * checked}"
             repeats = 2 if quick else 9
-            yield attempt(what, partial(_measured, what, network, Path(name), dtype, device, checked, repeats))
+            yield attempt(
+                what, partial(_measured, what, network, Path(name), dtype, device, checked, repeats)
+            )
 
 
 def subject(device: torch.device, quick: bool, free: int) -> DiT:
     """On meta. On a card as many blocks of A14B as a third of the free disk holds, on a CPU one of Wan2.1-T2V-1.3B."""
-    cfg = QUICK if quick else A14B if device.type == "cuda" else replace(VARIANTS["Wan2.1-T2V-1.3B"], num_layers=1)
+    cfg = (
+        QUICK
+        if quick
+        else A14B
+        if device.type == "cuda"
+        else replace(VARIANTS["Wan2.1-T2V-1.3B"], num_layers=1)
+    )
     with torch.device("meta"):
         network = DiT(cfg)
     if device.type == "cuda" and not quick:
@@ -63,7 +71,13 @@ def subject(device: torch.device, quick: bool, free: int) -> DiT:
 
 
 def _measured(
-    what: str, network: DiT, folder: Path, dtype: torch.dtype, device: torch.device, checked: bool, repeats: int
+    what: str,
+    network: DiT,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    checked: bool,
+    repeats: int,
 ) -> Line:
     mine = partial(ours, check_finite=checked)
     sides = [partial(side, network, folder, dtype, device) for side in (mine, theirs)]
@@ -83,7 +97,9 @@ def policy(dtype: torch.dtype, name: str) -> torch.dtype:
     return torch.float32 if any(part in name for part in FLOAT32) else dtype
 
 
-def ours(network: DiT, folder: Path, dtype: torch.dtype, device: torch.device, check_finite: bool = False) -> DiT:
+def ours(
+    network: DiT, folder: Path, dtype: torch.dtype, device: torch.device, check_finite: bool = False
+) -> DiT:
     with torch.device("meta"):
         twin = _twin(network)
     load_into(twin, folder, dtype=partial(policy, dtype), device=device, check_finite=check_finite)
@@ -94,7 +110,11 @@ def theirs(network: DiT, folder: Path, dtype: torch.dtype, device: torch.device)
     """The whole state dict, then cast."""
     with torch.device("meta"):
         twin = _twin(network)
-    state = {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file, str(device)).items()}
+    state = {
+        k: v
+        for file in sorted(folder.glob("*.safetensors"))
+        for k, v in load_file(file, str(device)).items()
+    }
     twin.load_state_dict({k: v.to(policy(dtype, k)) for k, v in state.items()}, assign=True)
     return twin
 
@@ -127,7 +147,11 @@ def write(folder: Path, shapes: Mapping[str, torch.Size], shard: int) -> None:
         header, end = {}, 0
         for name in names:
             begin, end = end, end + 4 * shapes[name].numel()
-            header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [begin, end]}
+            header[name] = {
+                "dtype": "F32",
+                "shape": list(shapes[name]),
+                "data_offsets": [begin, end],
+            }
         text = json.dumps(header).encode()
         with (folder / file).open("wb") as out:
             out.write(struct.pack("<Q", len(text)) + text)
@@ -137,7 +161,9 @@ def write(folder: Path, shapes: Mapping[str, torch.Size], shard: int) -> None:
                 if not end:
                     break
         weight_map |= dict.fromkeys(names, file)
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map})
+    )
 
 
 def anonymous() -> int:

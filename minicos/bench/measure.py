@@ -38,7 +38,9 @@ class Line:
     ours_ms: float | None = None
     peer: str | None = None  # what it is compared with
     peer_ms: float | None = None
-    ceiling_share: float | None = None  # of what this machine reaches at best in matrix products or copies (`ceilings`)
+    ceiling_share: float | None = (
+        None  # of what this machine reaches at best in matrix products or copies (`ceilings`)
+    )
     note: str = ""  # for people: what the figures leave out, e.g. TFLOP/s or memory
     not_measured: str = ""
 
@@ -59,9 +61,14 @@ class Line:
             return f"{self.name:{NAME}}  not measured: {self.not_measured}"
         share = None if self.ceiling_share is None else 100 * self.ceiling_share
         cells = (
-            f"{self.name:{NAME}}", _figure(self.ours_ms, " ms"), f"{self.peer or '':{PEER}}", _figure(self.peer_ms, " ms"),
-            _figure(self.ratio, " x"), _figure(share, " %"), self.note,
-        )  # fmt: skip
+            f"{self.name:{NAME}}",
+            _figure(self.ours_ms, " ms"),
+            f"{self.peer or '':{PEER}}",
+            _figure(self.peer_ms, " ms"),
+            _figure(self.ratio, " x"),
+            _figure(share, " %"),
+            self.note,
+        )
         return "  ".join(cells).rstrip()
 
 
@@ -128,7 +135,9 @@ class DeviceClock:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.filler = torch.empty(2**29, dtype=torch.uint8, device=device)  # larger than any card's L2; some 0.1 ms
+        self.filler = torch.empty(
+            2**29, dtype=torch.uint8, device=device
+        )  # larger than any card's L2; some 0.1 ms
 
     def ready(self) -> None:
         self.filler.zero_()
@@ -145,9 +154,13 @@ class DeviceClock:
 
 @torch.no_grad()
 def alternate(
-    *runs: Callable[[], object], device: torch.device, repeats: int = 10, warmup: int = 2, label: str = "",
+    *runs: Callable[[], object],
+    device: torch.device,
+    repeats: int = 10,
+    warmup: int = 2,
+    label: str = "",
     clock: Clock | None = None,
-) -> tuple[float, ...]:  # fmt: skip
+) -> tuple[float, ...]:
     """The median time of each call in milliseconds, taken in turns: A B A B, so that a machine that slows down slows both.
 
     What the calls return is dropped at once. Where it takes seconds give a `label`: the progress is told under it. `clock` is by
@@ -165,7 +178,9 @@ def alternate(
             begin = clock.mark()
             run()
             marks.append((begin, clock.mark()))
-    times = [clock.ms(begin, end) for begin, end in marks]  # only now: waiting in between would empty the queue
+    times = [
+        clock.ms(begin, end) for begin, end in marks
+    ]  # only now: waiting in between would empty the queue
     return tuple(median(times[i :: len(runs)]) for i in range(len(runs)))
 
 
@@ -194,7 +209,9 @@ def ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> Ceilin
     source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     (ms,) = alternate(lambda: target.copy_(source), device=device, repeats=7)
-    return Ceilings(max(cost.throughput(device, dtype) for _ in range(3)), 2 * source.nbytes / (ms / 1e3))
+    return Ceilings(
+        max(cost.throughput(device, dtype) for _ in range(3)), 2 * source.nbytes / (ms / 1e3)
+    )
 
 
 # -- what it was measured on -------------------------------------------------------------------------------------------
@@ -227,7 +244,9 @@ def _device_name(device: torch.device) -> str:
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+            return next(
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 

@@ -63,8 +63,12 @@ def subject(device: torch.device, quick: bool = False, batch: int = 1) -> Subjec
     y = randn(cfg.in_dim - cfg.out_dim, *latent)
     return Subject(
         name if batch == 1 else f"{name}, batch {batch}",
-        dit, randn(cfg.out_dim, *latent), torch.full((batch, 1), 937.0), text, y,
-    )  # fmt: skip
+        dit,
+        randn(cfg.out_dim, *latent),
+        torch.full((batch, 1), 937.0),
+        text,
+        y,
+    )
 
 
 @cache
@@ -93,13 +97,17 @@ def with_kernels(ops: Ops, device: torch.device) -> Ops:
         raise MinicosError(f"the kernels need Triton ({error}): install it") from error
 
 
-def random_dit(cfg: DiTConfig, device: torch.device, dtype: torch.dtype, ops: Ops = REFERENCE) -> DiT:
+def random_dit(
+    cfg: DiTConfig, device: torch.device, dtype: torch.dtype, ops: Ops = REFERENCE
+) -> DiT:
     """A network with random weights, made on the device, in the official precision: residual stream and `FLOAT32` in float32."""
     with torch.device("meta"):
         dit = DiT(cfg, ops).requires_grad_(False)
     draw = torch.Generator(device).manual_seed(0)
     state = {
-        name: _weight(name, p, draw, torch.float32 if any(part in name for part in FLOAT32) else dtype)
+        name: _weight(
+            name, p, draw, torch.float32 if any(part in name for part in FLOAT32) else dtype
+        )
         for name, p in dit.named_parameters()
     }
     dit.load_state_dict(state, assign=True)

@@ -39,6 +39,8 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
 
     name = f"noise at each of {steps} steps, tiny"
     sides = partial(sweep, "resumed"), partial(sweep, "full", start=0)
-    ours, theirs = alternate(*sides, device=device, repeats=1, warmup=0, label="" if quick else name)
+    ours, theirs = alternate(
+        *sides, device=device, repeats=1, warmup=0, label="" if quick else name
+    )
     note = f"{passes['resumed']} passes of {passes['full']}: {passes['resumed'] / passes['full']:.3f} x"
     yield Line(name, ours, f"{steps} full runs", theirs, note=note)

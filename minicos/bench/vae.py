@@ -36,10 +36,17 @@ class Subject:
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
     s = subject(device, quick)
-    for what, dtype in (("encode", torch.float32), ("decode", torch.float32), ("decode", torch.bfloat16)):
+    for what, dtype in (
+        ("encode", torch.float32),
+        ("decode", torch.float32),
+        ("decode", torch.bfloat16),
+    ):
         name = f"{what}, {s.name}" + ", bfloat16" * (dtype == torch.bfloat16)
         yield attempt(
-            name, partial(_measured, name, s, what, dtype, 2 if quick else 3 if device.type == "cuda" else 15)
+            name,
+            partial(
+                _measured, name, s, what, dtype, 2 if quick else 3 if device.type == "cuda" else 15
+            ),
         )
 
 
@@ -49,10 +56,17 @@ def _measured(name: str, s: Subject, what: str, dtype: torch.dtype, repeats: int
     if dtype == torch.bfloat16:
         name += f", {psnr(sides[0](), s.vae.decode(s.latent)):.1f} dB"
     device = s.latent.device
-    ours, theirs = alternate(*sides, device=device, repeats=repeats, label=name if device.type == "cuda" else "")
+    ours, theirs = alternate(
+        *sides, device=device, repeats=repeats, label=name if device.type == "cuda" else ""
+    )
     operations = flops(s, what)
     return Line(
-        name, ours, "diffusers", theirs, ceilings(device, dtype).of_matmul(operations, ours), rate(operations, ours)
+        name,
+        ours,
+        "diffusers",
+        theirs,
+        ceilings(device, dtype).of_matmul(operations, ours),
+        rate(operations, ours),
     )
 
 
@@ -66,9 +80,14 @@ def encoders(s: Subject) -> Sides:
 
 def decoders(s: Subject, dtype: torch.dtype) -> Sides:
     """Theirs is given what ours makes of the latents before its decoder."""
-    ours, theirs = deepcopy(s.vae), nn.Module.to(diffusers_vae(s.vae), dtype)  # its own `to` warns about nothing
+    ours, theirs = (
+        deepcopy(s.vae),
+        nn.Module.to(diffusers_vae(s.vae), dtype),
+    )  # its own `to` warns about nothing
     ours.decoder.to(dtype)
-    mean, std = (s.latent.new_tensor(v).view(1, -1, 1, 1, 1) for v in (s.vae.cfg.mean, s.vae.cfg.std))
+    mean, std = (
+        s.latent.new_tensor(v).view(1, -1, 1, 1, 1) for v in (s.vae.cfg.mean, s.vae.cfg.std)
+    )
     z = (s.latent * std + mean).to(dtype)
     return lambda: ours.decode(s.latent), lambda: theirs.decode(z).sample
 
@@ -93,7 +112,9 @@ def subject(device: torch.device, quick: bool = False) -> Subject:
         video = to_float(puzzle.draw(0))[None]
         return Subject("tiny 64x64x13", vae, video, vae.encode(video))
     name, cfg, (f, h, w) = (
-        ("quick", replace(TINY_VAE, dim=4), (2, 2, 3)) if quick else ("A14B 832x480x81", VAEConfig(), (21, 60, 104))
+        ("quick", replace(TINY_VAE, dim=4), (2, 2, 3))
+        if quick
+        else ("A14B 832x480x81", VAEConfig(), (21, 60, 104))
     )
     video = torch.rand(1, 3, 4 * f - 3, 8 * h, 8 * w, generator=draw, device=device) * 2 - 1
     latent = torch.randn(1, cfg.z_dim, f, h, w, generator=draw, device=device)

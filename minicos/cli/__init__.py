@@ -21,13 +21,27 @@ from minicos.cli import (
     swap,
     verify,
     watch,
-)  # fmt: skip
+)
 from minicos.cli.common import Parser
 from minicos.errors import MinicosError
 
 VERBS = (
-    demo, generate, watch, belief, commitment, behaviours, noise, swap, ensemble, run, reproduce, points, inspect, verify, bench,
-)  # fmt: skip
+    demo,
+    generate,
+    watch,
+    belief,
+    commitment,
+    behaviours,
+    noise,
+    swap,
+    ensemble,
+    run,
+    reproduce,
+    points,
+    inspect,
+    verify,
+    bench,
+)
 DESCRIPTION = """\
 Watch a video diffusion model reason, step by step.
 
@@ -47,7 +61,11 @@ Watch a video diffusion model reason, step by step.
 
 
 def parser() -> Parser:
-    top = Parser(prog="minicos", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = Parser(
+        prog="minicos",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         verb.add(verbs)
@@ -57,7 +75,9 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 (or what the verb says), 2 for a mistake that one sentence explains, 130 after Ctrl-C."""
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    args = parser().parse_args(argv, argparse.Namespace(command=shlex.join(["minicos", *argv])))  # runs remember it
+    args = parser().parse_args(
+        argv, argparse.Namespace(command=shlex.join(["minicos", *argv]))
+    )  # runs remember it
     code = 0
     try:
         code = args.run(args) or 0
@@ -65,16 +85,26 @@ def main(argv: list[str] | None = None) -> int:
     except MinicosError as error:
         return _stop(2, str(error))
     except KeyboardInterrupt:
-        kept = " Finished steps are kept; the same command continues." if hasattr(args, "out") else ""
+        kept = (
+            " Finished steps are kept; the same command continues." if hasattr(args, "out") else ""
+        )
         return _stop(130, f"stopped.{kept}")
-    except BrokenPipeError:  # `minicos points | head`: nobody reads on, and the flush at exit should not mind
+    except (
+        BrokenPipeError
+    ):  # `minicos points | head`: nobody reads on, and the flush at exit should not mind
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        return _stop(2, f"{error.filename or 'the system'}: {error.strerror or error}. Check path and permissions.")
+        return _stop(
+            2,
+            f"{error.filename or 'the system'}: {error.strerror or error}. Check path and permissions.",
+        )
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        return _stop(2, "out of memory. Take fewer --frames, a smaller --image, or --residency swap or stream.")
+        return _stop(
+            2,
+            "out of memory. Take fewer --frames, a smaller --image, or --residency swap or stream.",
+        )
     return code
 
 

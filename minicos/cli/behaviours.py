@@ -19,17 +19,31 @@ self-correction: is the leading answer wrong early and right late, beyond what a
 perception first: does what stands still settle before what moves?
 working memory: can the hidden object's shape and colour be read out of the tokens that hide it?
 """
-KINDS = ("goal", "mark")  # one picture, several prompts, things that stand still and things that move
+KINDS = (
+    "goal",
+    "mark",
+)  # one picture, several prompts, things that stand still and things that move
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "behaviours", "Self-correction, perception first, memory.", EXAMPLES, run)
-    parser.add_argument("--n", type=common.positive, default=50, help="held-out puzzles of each kind (default: 50)")
-    parser.add_argument("--size", type=int, choices=(3, 4), default=4, help="cells along a side (default: 4)")
-    parser.add_argument(
-        "--rows", type=common.positive, default=300, help="training puzzles that teach the readout (default: 300)"
+    parser = common.add_parser(
+        verbs, "behaviours", "Self-correction, perception first, memory.", EXAMPLES, run
     )
-    parser.add_argument("--at", type=common.indices, help="steps of the readout (default: 0, and a quarter of them)")
+    parser.add_argument(
+        "--n", type=common.positive, default=50, help="held-out puzzles of each kind (default: 50)"
+    )
+    parser.add_argument(
+        "--size", type=int, choices=(3, 4), default=4, help="cells along a side (default: 4)"
+    )
+    parser.add_argument(
+        "--rows",
+        type=common.positive,
+        default=300,
+        help="training puzzles that teach the readout (default: 300)",
+    )
+    parser.add_argument(
+        "--at", type=common.indices, help="steps of the readout (default: 0, and a quarter of them)"
+    )
     common.add_model_options(parser, out="runs/behaviours")
 
 
@@ -37,7 +51,9 @@ def run(args: argparse.Namespace) -> None:
     wan = common.load(args)
     at = common.within(args.at, wan.preset.steps) or (0, wan.preset.steps // 4)
     folder = common.open_run(args, wan, [], n=args.n, size=args.size, rows=args.rows, at=at)
-    found = {kind: _courses(wan, folder, kind, args) for kind in KINDS} | {"memory": _memory(wan, folder, at, args)}
+    found = {kind: _courses(wan, folder, kind, args) for kind in KINDS} | {
+        "memory": _memory(wan, folder, at, args)
+    }
     folder.save_json("behaviours.json", found)
     print(folder.path("memory.png"))
 
@@ -49,12 +65,16 @@ def _courses(wan: "Wan", folder: "Run", kind: str, args: argparse.Namespace) -> 
     from minicos.analysis import behaviours, cases, stats
 
     chosen = cases.held_out(kind, args.n, size=args.size, seed=args.seed)
-    kept = cases.collect(folder, kind, cases.batches(chosen, most=5), lambda batch: behaviours.watch(wan, batch))
+    kept = cases.collect(
+        folder, kind, cases.batches(chosen, most=5), lambda batch: behaviours.watch(wan, batch)
+    )
     finals = [None if final < 0 else int(final) for final in kept["final"]]
 
     def read(name: str) -> list[behaviours.Course]:
         rows = zip(kept[name], kept["valid"], finals, strict=True)
-        return [behaviours.Course(tuple(row.tolist()), int(valid), final) for row, valid, final in rows]
+        return [
+            behaviours.Course(tuple(row.tolist()), int(valid), final) for row, valid, final in rows
+        ]
 
     own, ideal = read("leaders"), read("ideal")
     corrected = [course.corrected for course in own]
@@ -66,7 +86,9 @@ def _courses(wan: "Wan", folder: "Run", kind: str, args: argparse.Namespace) -> 
         "wrong at step 0": [0 in course.wrong for course in own],
     }
     out = {name: stats.bootstrap(np.array(values)) for name, values in shares.items()}
-    out["corrected, network - ideal observer"] = stats.paired(*(np.array(shares[k]) for k in list(shares)[1:3]))
+    out["corrected, network - ideal observer"] = stats.paired(
+        *(np.array(shares[k]) for k in list(shares)[1:3])
+    )
     out["step at which the leader settles"] = stats.bootstrap([course.settled for course in own])
     both = kept["settled"][np.isfinite(kept["settled"]).all(1)]
     if len(both):
@@ -80,7 +102,9 @@ def _courses(wan: "Wan", folder: "Run", kind: str, args: argparse.Namespace) -> 
     return _plain(out) | {"steps of corrections": late}
 
 
-def _memory(wan: "Wan", folder: "Run", at: tuple[int, ...], args: argparse.Namespace) -> dict[str, object]:
+def _memory(
+    wan: "Wan", folder: "Run", at: tuple[int, ...], args: argparse.Namespace
+) -> dict[str, object]:
     """Working memory: readout of shape and colour at every layer, on held-out puzzles."""
     import numpy as np
     import torch
@@ -92,7 +116,9 @@ def _memory(wan: "Wan", folder: "Run", at: tuple[int, ...], args: argparse.Names
     for name, split, n in (("train", "train", args.rows), ("test", "test", args.n)):
         chosen = cases.held_out("memory", n, size=args.size, split=split, seed=args.seed)
         work = cases.batches(chosen, most=10)
-        kept = cases.collect(folder, f"memory_{name}", work, lambda batch: behaviours.memories(wan, batch, at))
+        kept = cases.collect(
+            folder, f"memory_{name}", work, lambda batch: behaviours.memories(wan, batch, at)
+        )
         parts[name] = {key: torch.from_numpy(value) for key, value in kept.items()}
     train, test = parts["train"], parts["test"]
     shuffle = torch.from_numpy(np.random.default_rng(0).permutation(args.rows))
@@ -110,12 +136,17 @@ def _memory(wan: "Wan", folder: "Run", at: tuple[int, ...], args: argparse.Names
         drawn, _ = right(train["drawn"], test["drawn"])
         out[f"{what}, from the drawn video's latent there"] = stats.bootstrap(drawn)
         for s, step in enumerate(at):
-            layers = [right(train["states"][:, s, k], test["states"][:, s, k]) for k in range(depth)]
+            layers = [
+                right(train["states"][:, s, k], test["states"][:, s, k]) for k in range(depth)
+            ]
             rates = [stats.bootstrap(hits) for hits, _ in layers]
             lines[f"{what}, step {step}"] = (
-                np.arange(depth) + behaviours.EMBED, np.array([(i.effect, i.low, i.high) for i in rates]).T
-            )  # fmt: skip
-            best = int(np.argmax([promised for _, promised in layers]))  # chosen on the training rows alone
+                np.arange(depth) + behaviours.EMBED,
+                np.array([(i.effect, i.low, i.high) for i in rates]).T,
+            )
+            best = int(
+                np.argmax([promised for _, promised in layers])
+            )  # chosen on the training rows alone
             a, b = train["states"][:, s, best], test["states"][:, s, best]
             wrong, _ = right(a, b, told=told[shuffle])
             where = f"{what}, step {step}, layer {best + behaviours.EMBED}"
@@ -124,11 +155,19 @@ def _memory(wan: "Wan", folder: "Run", at: tuple[int, ...], args: argparse.Names
             out[f"{where} - patch embedding"] = stats.paired(layers[best][0], layers[0][0])
             out[f"{where} - drawn video"] = stats.paired(layers[best][0], drawn)
     figures.bands(
-        folder.path("memory.png"), lines, x="layer (-1: patch embedding)", y="share read rightly",
+        folder.path("memory.png"),
+        lines,
+        x="layer (-1: patch embedding)",
+        y="share read rightly",
         title=f"What the tokens behind the wall hold: {args.rows} rows to learn from, n = {args.n}",
-        levels={f"chance, {what}: {1 / len(n):.2f}": 1 / len(n) for what, n in (("shape", SHAPES), ("colour", COLOURS))},
-    )  # fmt: skip
-    print("\nmemory: share of hidden objects read rightly (95 % intervals; the layer is chosen on the training rows)")
+        levels={
+            f"chance, {what}: {1 / len(n):.2f}": 1 / len(n)
+            for what, n in (("shape", SHAPES), ("colour", COLOURS))
+        },
+    )
+    print(
+        "\nmemory: share of hidden objects read rightly (95 % intervals; the layer is chosen on the training rows)"
+    )
     _tell(out)
     return _plain(out)
 

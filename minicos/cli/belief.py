@@ -16,7 +16,9 @@ the part of it that is no mixture of answers, and the distance of an observer wh
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "belief", "The clean estimate beside an ideal observer's.", EXAMPLES, run)
+    parser = common.add_parser(
+        verbs, "belief", "The clean estimate beside an ideal observer's.", EXAMPLES, run
+    )
     subjects.add_subject_options(parser, n=25, own=False)
     common.add_model_options(parser, out="runs/belief")
 
@@ -32,28 +34,44 @@ def run(args: argparse.Namespace) -> None:
     wan = common.load(args)
     folder = common.open_run(args, wan, [], **subjects.about(args))
     found = cases.collect(
-        folder, "beliefs", cases.batches(chosen, most=5), lambda batch: posterior.beliefs(wan, batch)
-    )  # fmt: skip
+        folder,
+        "beliefs",
+        cases.batches(chosen, most=5),
+        lambda batch: posterior.beliefs(wan, batch),
+    )
     table = {name: [stats.bootstrap(column) for column in found[name].T] for name in COLUMNS}
-    folder.save_json("belief.json", {name: [asdict(one) for one in line] for name, line in table.items()})
+    folder.save_json(
+        "belief.json", {name: [asdict(one) for one in line] for name, line in table.items()}
+    )
 
     def lines(*names: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        rows = {name: np.array([(i.effect, i.low, i.high) for i in table[name]]).T for name in names}
+        rows = {
+            name: np.array([(i.effect, i.low, i.high) for i in table[name]]).T for name in names
+        }
         return {COLUMNS[name]: (np.arange(rows[name].shape[1]), rows[name]) for name in names}
 
     several = np.mean([len(case.puzzle.candidates) for case in chosen])
     figures.bands(
-        folder.path("alive.png"), lines("ideal", "shown"), x="denoising step", y="answers alive",
+        folder.path("alive.png"),
+        lines("ideal", "shown"),
+        x="denoising step",
+        y="answers alive",
         title=f"How many of {several:.1f} right answers, n = {len(chosen)}",
-    )  # fmt: skip
+    )
     figures.bands(
-        folder.path("departure.png"), lines("departure", "outside", "prior"), x="denoising step",
-        y="squared distance, 1: another answer", title=f"How far the estimate is from the ideal one, n = {len(chosen)}",
-    )  # fmt: skip
+        folder.path("departure.png"),
+        lines("departure", "outside", "prior"),
+        x="denoising step",
+        y="squared distance, 1: another answer",
+        title=f"How far the estimate is from the ideal one, n = {len(chosen)}",
+    )
     print("means with 95 % intervals, n =", len(chosen))
     print("step  " + "  ".join(f"{title:22}" for title in COLUMNS.values()))
     for step, row in enumerate(zip(*table.values(), strict=True)):
-        print(f"{step:4}  " + "  ".join(f"{f'{i.effect:5.3f} [{i.low:5.3f}, {i.high:5.3f}]':22}" for i in row))
+        print(
+            f"{step:4}  "
+            + "  ".join(f"{f'{i.effect:5.3f} [{i.low:5.3f}, {i.high:5.3f}]':22}" for i in row)
+        )
     print(folder.path("alive.png"), folder.path("departure.png"))
 
 

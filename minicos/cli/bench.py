@@ -21,11 +21,28 @@ measured here says why. Results: kernels/BENCHMARKS.md
 
 def add(verbs) -> None:
     what = "\n".join(f"  {name:10} {about}" for name, about in BENCHMARKS.items())
-    parser = common.add_parser(verbs, "bench", "Measure the speed beside peers.", f"{EXAMPLES}\nwhat:\n{what}", run)
-    parser.add_argument("what", choices=BENCHMARKS, metavar="WHAT", help=f"one of {', '.join(BENCHMARKS)}, see below")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run here? (the figures mean nothing)")
-    parser.add_argument("--json", action="store_true", help="a list with an object for each line; the header on stderr")
+    parser = common.add_parser(
+        verbs, "bench", "Measure the speed beside peers.", f"{EXAMPLES}\nwhat:\n{what}", run
+    )
+    parser.add_argument(
+        "what",
+        choices=BENCHMARKS,
+        metavar="WHAT",
+        help=f"one of {', '.join(BENCHMARKS)}, see below",
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny sizes: does it run here? (the figures mean nothing)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="a list with an object for each line; the header on stderr",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -57,7 +57,9 @@ def indices(text: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of step numbers such as 0,5,19") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of step numbers such as 0,5,19"
+        ) from None
 
 
 def within(at: tuple[int, ...] | None, steps: int, option: str = "--at ") -> tuple[int, ...] | None:
@@ -95,21 +97,27 @@ def guidance(text: str) -> dict[str, float]:
         return dict.fromkeys(("high", "low"), number(text))
     pairs = [part.partition("=") for part in text.split(",")]
     if sorted(name for name, _, _ in pairs) != ["high", "low"]:
-        raise argparse.ArgumentTypeError(f"{text!r} is not guidance for both experts: a number, or e.g. high=4,low=3")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not guidance for both experts: a number, or e.g. high=4,low=3"
+        )
     return {name: number(value) for name, _, value in pairs}
 
 
 def part(text: str) -> tuple[str, str]:
     name, _, file = text.partition("=")
     if not name or not file:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, e.g. vae=Wan2.1_VAE.safetensors")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=FILE, e.g. vae=Wan2.1_VAE.safetensors"
+        )
     return name, file
 
 
 def lora(text: str) -> tuple[str, tuple[str, float]]:
     expert, file = part(text)
     path, _, strength = file.rpartition(":")
-    if not path or not re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", strength):  # C:\a.safetensors has a colon, too
+    if not path or not re.fullmatch(
+        r"-?\d*\.?\d+(e-?\d+)?", strength
+    ):  # C:\a.safetensors has a colon, too
         return expert, (file, 1.0)
     return expert, (path, float(strength))
 
@@ -131,26 +139,49 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
     """Model, way of sampling, output."""
     parser.epilog = f"{parser.epilog}\n{MODEL_HELP}"
     parser.add_argument(
-        "--model", default="tiny", help="'tiny', a folder, a file or a Hub id, see below (default: tiny)"
+        "--model",
+        default="tiny",
+        help="'tiny', a folder, a file or a Hub id, see below (default: tiny)",
     )
-    parser.add_argument("--variant", help="what it is where its files cannot tell, e.g. VBVR-Wan2.2 or Wan2.1-T2V-14B")
     parser.add_argument(
-        "--part", type=part, nargs="+", action="extend", default=[], metavar="NAME=FILE",
+        "--variant",
+        help="what it is where its files cannot tell, e.g. VBVR-Wan2.2 or Wan2.1-T2V-14B",
+    )
+    parser.add_argument(
+        "--part",
+        type=part,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=FILE",
         help="files that lie elsewhere; NAME is high, low, vae, text, tokenizer or clip",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--lora", type=lora, nargs="+", action="extend", default=[], metavar="EXPERT=FILE[:STRENGTH]",
+        "--lora",
+        type=lora,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="EXPERT=FILE[:STRENGTH]",
         help="merge a LoRA into an expert, high or low",
-    )  # fmt: skip
-    parser.add_argument("--download", action="store_true", help="fetch a Hub id, after telling its size")
+    )
     parser.add_argument(
-        "--preset", help="way of sampling, e.g. official (the authors' code) or cos (the paper's tools)"
+        "--download", action="store_true", help="fetch a Hub id, after telling its size"
+    )
+    parser.add_argument(
+        "--preset",
+        help="way of sampling, e.g. official (the authors' code) or cos (the paper's tools)",
     )
     sampling = parser.add_argument_group("sampling", "the preset's, where not given")
     sampling.add_argument("--steps", type=positive, help="denoising steps")
-    sampling.add_argument("--solver", choices=SOLVERS, help="how to go from one noise level to the next")
     sampling.add_argument(
-        "--shift", type=positive_number, metavar="S", help="how far the levels lie towards noise; 1 spaces them evenly"
+        "--solver", choices=SOLVERS, help="how to go from one noise level to the next"
+    )
+    sampling.add_argument(
+        "--shift",
+        type=positive_number,
+        metavar="S",
+        help="how far the levels lie towards noise; 1 spaces them evenly",
     )
     sampling.add_argument(
         "--guidance",
@@ -159,46 +190,73 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
         help="strength of the prompt: 5, or high=4,low=3; 1 skips the second pass",
     )
     sampling.add_argument(
-        "--boundary", type=share, metavar="B", help="timesteps from 1000 B on go to the high-noise expert, e.g. 0.9"
+        "--boundary",
+        type=share,
+        metavar="B",
+        help="timesteps from 1000 B on go to the high-noise expert, e.g. 0.9",
     )
     parser.add_argument(
-        "--seed", type=int, default=seed, help=f"of the noise; the same on every machine (default: {seed})"
+        "--seed",
+        type=int,
+        default=seed,
+        help=f"of the noise; the same on every machine (default: {seed})",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)")
     parser.add_argument(
-        "--residency", choices=("auto", "resident", "swap", "stream"), default="auto",
+        "--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)"
+    )
+    parser.add_argument(
+        "--residency",
+        choices=("auto", "resident", "swap", "stream"),
+        default="auto",
         help="weights all on the device, one network at a time, or block by block (default: the first that fits)",
-    )  # fmt: skip
-    parser.add_argument("--kernels", action="store_true", help="compute with the Triton kernels; needs a CUDA card")
+    )
     parser.add_argument(
-        "--compile", action="store_true",
+        "--kernels", action="store_true", help="compute with the Triton kernels; needs a CUDA card"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
         help="compile the blocks: worth it for long runs, since the first step takes minutes; needs a C++ compiler",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--tile",
         type=positive,
         help="decode large frames in tiles of so many pixels a side, e.g. 256: less memory (default: whole)",
     )
     parser.add_argument(
-        "--decode-dtype", choices=("float32", "bfloat16"), default="float32",
+        "--decode-dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
         help="bfloat16 decodes within half the memory; pictures differ by a level or so (default: float32)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--noise-device", choices=("cpu", "cuda"),
+        "--noise-device",
+        choices=("cpu", "cuda"),
         help="cpu: noise that is the same on every machine; cuda: that of the official code (default: cpu)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--out", type=Path, default=Path(out), help=f"run folder; run again to continue (default: {out})"
+        "--out",
+        type=Path,
+        default=Path(out),
+        help=f"run folder; run again to continue (default: {out})",
     )
 
 
 def add_condition_options(parser: argparse.ArgumentParser) -> None:
     """What to make a video of."""
     parser.add_argument("--prompt", required=True, help="what should happen")
-    parser.add_argument("--image", type=Path, help="first frame (png, jpg), for image-to-video models")
-    parser.add_argument("--last", type=Path, help="last frame, for models that lead from one frame to another")
-    parser.add_argument("--negative", dest="negative_prompt", help="what should not; used where guidance is not 1")
-    parser.add_argument("--frames", type=positive, help="video frames, 4n + 1 (default: the preset's)")
+    parser.add_argument(
+        "--image", type=Path, help="first frame (png, jpg), for image-to-video models"
+    )
+    parser.add_argument(
+        "--last", type=Path, help="last frame, for models that lead from one frame to another"
+    )
+    parser.add_argument(
+        "--negative", dest="negative_prompt", help="what should not; used where guidance is not 1"
+    )
+    parser.add_argument(
+        "--frames", type=positive, help="video frames, 4n + 1 (default: the preset's)"
+    )
 
 
 def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
@@ -216,7 +274,9 @@ def layout(args: argparse.Namespace) -> "Layout":
     files: dict[str, list[tuple[str, float]]] = {}
     for expert, one in args.lora:
         files.setdefault(expert, []).append(one)
-    return find(args.model, variant=args.variant, parts=dict(args.part), lora=files, download=args.download)
+    return find(
+        args.model, variant=args.variant, parts=dict(args.part), lora=files, download=args.download
+    )
 
 
 def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
@@ -224,7 +284,9 @@ def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
     from minicos.config import preset
 
     if not (getattr(args, "prompt", None) or "-").strip():
-        raise MinicosError("the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'")
+        raise MinicosError(
+            "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'"
+        )
     above = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
     if not above.is_dir():
         raise MinicosError(f"{above} is a file, not a folder. Choose another --out.")
@@ -240,15 +302,21 @@ def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
         if args.image is not None and chosen.image == "none":
             raise MinicosError(f"{variant} makes a video from text alone and takes no image")
         if (args.last is not None) != (chosen.image == "first and last"):
-            what = "needs a last frame, too: give one" if args.last is None else "takes no last frame"
+            what = (
+                "needs a last frame, too: give one" if args.last is None else "takes no last frame"
+            )
             raise MinicosError(f"{variant} {what}")
     return chosen
 
 
-LARGE = 10**9  # bytes of weights from which the plan is printed: the embedded model starts without ado
+LARGE = (
+    10**9
+)  # bytes of weights from which the plan is printed: the embedded model starts without ado
 
 
-def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor | None" = None) -> "Wan":
+def load(
+    args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor | None" = None
+) -> "Wan":
     """The model of the options, under their preset, with room for a video from this first frame.
 
     Tells what was merged into it and what else its files could be and, of a large one, the plan: which weights go where.
@@ -261,16 +329,30 @@ def load(args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor
     def tell(plan: Plan) -> None:
         if plan.weights >= LARGE:
             print(describe(plan, cost.throughput(plan.device, plan.dtype)), file=sys.stderr)
-            print(f"  attention {attention.describe(attention.with_best(ops, plan.device))}", file=sys.stderr)
+            print(
+                f"  attention {attention.describe(attention.with_best(ops, plan.device))}",
+                file=sys.stderr,
+            )
 
     files = files or layout(args)
     chosen, ops = plan(args, files), _ops(args)
     wan = pipeline.load(
-        files, preset=args.preset, device=args.device, residency=args.residency, frames=chosen.frames,
-        size=None if image is None else tuple(image.shape[-2:]), tile=args.tile, tell=tell, ops=ops,
-        decode_dtype=getattr(torch, args.decode_dtype), compile=args.compile,
-    ).with_preset(**_changes(args))  # fmt: skip
-    for line in (*wan.notes, *(map(str, wan.loras) if args.lora else ())):  # one of the model's own is no news
+        files,
+        preset=args.preset,
+        device=args.device,
+        residency=args.residency,
+        frames=chosen.frames,
+        size=None if image is None else tuple(image.shape[-2:]),
+        tile=args.tile,
+        tell=tell,
+        ops=ops,
+        decode_dtype=getattr(torch, args.decode_dtype),
+        compile=args.compile,
+    ).with_preset(**_changes(args))
+    for line in (
+        *wan.notes,
+        *(map(str, wan.loras) if args.lora else ()),
+    ):  # one of the model's own is no news
         print(f"minicos: {line}", file=sys.stderr)
     return wan
 
@@ -284,16 +366,29 @@ def _ops(args: argparse.Namespace) -> "Ops":
     if not args.kernels:
         return REFERENCE
     if not torch.cuda.is_available() or not (args.device or "cuda").startswith("cuda"):
-        raise MinicosError("--kernels needs a CUDA card: the Triton kernels run nowhere else. Leave it out.")
+        raise MinicosError(
+            "--kernels needs a CUDA card: the Triton kernels run nowhere else. Leave it out."
+        )
     try:
         return REFERENCE.with_kernels()
     except ImportError as error:
-        raise MinicosError(f"--kernels needs Triton ({error}). Install it, or leave --kernels out.") from error
+        raise MinicosError(
+            f"--kernels needs Triton ({error}). Install it, or leave --kernels out."
+        ) from error
 
 
 def _changes(args: argparse.Namespace) -> dict[str, object]:
     """The fields of the preset that options change."""
-    names = ("steps", "solver", "shift", "guidance", "boundary", "frames", "negative_prompt", "noise_device")
+    names = (
+        "steps",
+        "solver",
+        "shift",
+        "guidance",
+        "boundary",
+        "frames",
+        "negative_prompt",
+        "noise_device",
+    )
     given = {name: getattr(args, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -308,7 +403,9 @@ def condition(
 
 def tell_unknown(wan: "Wan", *prompts: str) -> None:
     """Name the words that the model's tokenizer does not know: it reads <unk> in their place."""
-    if words := dict.fromkeys(word for prompt in prompts for word in wan.tokenizer.unknown_words(prompt)):
+    if words := dict.fromkeys(
+        word for prompt in prompts for word in wan.tokenizer.unknown_words(prompt)
+    ):
         print(f"minicos: the model does not know the words {', '.join(words)}", file=sys.stderr)
 
 
@@ -316,7 +413,9 @@ def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dic
     """What a run is about, among its settings: an image counts by its pixels, not by its name."""
     from hashlib import sha256
 
-    hashes = {k: sha256(x.numpy().tobytes()).hexdigest()[:16] for k, x in images.items() if x is not None}
+    hashes = {
+        k: sha256(x.numpy().tobytes()).hexdigest()[:16] for k, x in images.items() if x is not None
+    }
     return {"prompt": args.prompt, "image": None, **hashes}
 
 
@@ -328,7 +427,9 @@ def _decoding(wan: "Wan") -> dict[str, object]:
     return dtype | ({"tile": wan.tile} if wan.tile else {})
 
 
-def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object) -> "Run":
+def open_run(
+    args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object
+) -> "Run":
     """The run folder of the options: entered again if it holds the same run, refused if it holds another."""
     from minicos.attention import describe
     from minicos.config import PRESETS
@@ -343,9 +444,14 @@ def open_run(args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"
         **_decoding(wan),
     }
     facts = {
-        "command": args.command, "model_path": str(args.model), "device": str(wan.device),
+        "command": args.command,
+        "model_path": str(args.model),
+        "device": str(wan.device),
         "preset": args.preset or next(iter(PRESETS[wan.variant])),
-        "residency": wan.residency.plan.residency, "attention": describe(wan.ops),
-        "kernels": args.kernels, "compiled": args.compile, "loras": [asdict(one) for one in wan.loras],
-    }  # fmt: skip
+        "residency": wan.residency.plan.residency,
+        "attention": describe(wan.ops),
+        "kernels": args.kernels,
+        "compiled": args.compile,
+        "loras": [asdict(one) for one in wan.loras],
+    }
     return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

@@ -14,11 +14,18 @@ SIZE = 4  # cells along a side
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "demo", "Solve a maze and show how, on the embedded model.", EXAMPLES, run)
-    parser.add_argument(
-        "--puzzle", type=int, default=4, help="which of the held-out mazes with several routes, from 0 (default: 4)"
+    parser = common.add_parser(
+        verbs, "demo", "Solve a maze and show how, on the embedded model.", EXAMPLES, run
     )
-    common.add_model_options(parser, out="demo", seed=6)  # where both routes are plain to see at first
+    parser.add_argument(
+        "--puzzle",
+        type=int,
+        default=4,
+        help="which of the held-out mazes with several routes, from 0 (default: 4)",
+    )
+    common.add_model_options(
+        parser, out="demo", seed=6
+    )  # where both routes are plain to see at first
 
 
 def run(args: argparse.Namespace) -> None:
@@ -35,13 +42,19 @@ def run(args: argparse.Namespace) -> None:
     puzzle = ambiguous_maze(args.puzzle)
     files = common.layout(args)
     if files.variant != "tiny":
-        raise MinicosError(f"the demo's puzzles are for the embedded model, not {files.variant}: try `minicos steps`.")
+        raise MinicosError(
+            f"the demo's puzzles are for the embedded model, not {files.variant}: try `minicos steps`."
+        )
     wan = common.load(args, files)
     picture = puzzle.first_frame()  # uint8 h w 3
     condition = wan.condition(puzzle.prompt, torch.from_numpy(picture).permute(2, 0, 1) / 255)
     noise = wan.noise(condition, args.seed)
     chosen = spread(8, wan.preset.steps)
-    analyses = [Steps(wan, chosen), Energy(chosen, sheets=("raw",), ops=wan.ops), Routes(wan, puzzle)]
+    analyses = [
+        Steps(wan, chosen),
+        Energy(chosen, sheets=("raw",), ops=wan.ops),
+        Routes(wan, puzzle),
+    ]
     folder = common.open_run(args, wan, analyses, puzzle=puzzle.key)
     save_image(folder.path("first_frame.png"), picture)
     latent = observe(wan, condition, folder, analyses, noise)
@@ -52,10 +65,15 @@ def run(args: argparse.Namespace) -> None:
 
     score = puzzle.score(video)
     verdict = f"solved, by route {score.answer}" if score.solved else f"not solved: {score.detail}"
-    print(f'"{puzzle.prompt}" on a held-out {SIZE}x{SIZE} maze with {len(puzzle.candidates)} valid routes: {verdict}')
+    print(
+        f'"{puzzle.prompt}" on a held-out {SIZE}x{SIZE} maze with {len(puzzle.candidates)} valid routes: {verdict}'
+    )
     print(f"{time.monotonic() - begin:.0f} s in all. Look at these, in this order:")
     for name, what in (
-        ("x0_sheet.png", "what the model believes at each step: routes coexist in the top rows, one survives"),
+        (
+            "x0_sheet.png",
+            "what the model believes at each step: routes coexist in the top rows, one survives",
+        ),
         ("routes.png", "the same as numbers, a curve for each valid route"),
         ("video.mp4", "the result"),
         (f"energy/raw_cond_step_{chosen[-1]:02d}.png", "token energy of every layer"),

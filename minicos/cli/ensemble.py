@@ -25,31 +25,51 @@ BATCH = 10  # puzzles computed, and kept, at a time
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "ensemble", "Average hidden states over seeds: does it help?", EXAMPLES, run)
+    parser = common.add_parser(
+        verbs, "ensemble", "Average hidden states over seeds: does it help?", EXAMPLES, run
+    )
     add_subject_options(parser, None, 100, size=5, split=False)
     parser.add_argument(
-        "--choose", type=int, default=40, metavar="N", help="dev puzzles that choose the arm; 0: the first one is taken"
+        "--choose",
+        type=int,
+        default=40,
+        metavar="N",
+        help="dev puzzles that choose the arm; 0: the first one is taken",
     )
-    parser.add_argument("--negative", dest="negative_prompt", help="what should not; used where guidance is not 1")
-    parser.add_argument("--frames", type=common.positive, help="video frames, 4n + 1 (default: the preset's)")
+    parser.add_argument(
+        "--negative", dest="negative_prompt", help="what should not; used where guidance is not 1"
+    )
+    parser.add_argument(
+        "--frames", type=common.positive, help="video frames, 4n + 1 (default: the preset's)"
+    )
     parser.add_argument(
         "--modes",
         type=names,
         help="override, input_override, lockstep, update, mix (default: override,update; override)",
     )
     parser.add_argument(
-        "--windows", type=spans, help="blocks as of 40, scaled to the model (default: 20-29,0-9,0-39; 20-29)"
+        "--windows",
+        type=spans,
+        help="blocks as of 40, scaled to the model (default: 20-29,0-9,0-39; 20-29)",
     )
     parser.add_argument(
         "--at",
         type=spans,
         help="steps that share, 0 or 0-4; of several, one is chosen (default: 0 and the first quarter; 0)",
     )
-    parser.add_argument("--seeds", type=common.positive, default=3, help="runs that share, T (default: 3)")
+    parser.add_argument(
+        "--seeds", type=common.positive, default=3, help="runs that share, T (default: 3)"
+    )
     parser.add_argument("--alpha", type=float, default=0.5, help="of mode mix (default: 0.5)")
-    parser.add_argument("--keep-norm", action="store_true", help="give the mean the norm of what it is the mean of")
-    parser.add_argument("--branch", choices=("cond", "both"), default="cond", help="guidance passes (default: cond)")
-    parser.add_argument("--carrier", default="0", help="the seed that is finished, or 'all' (default: 0)")
+    parser.add_argument(
+        "--keep-norm", action="store_true", help="give the mean the norm of what it is the mean of"
+    )
+    parser.add_argument(
+        "--branch", choices=("cond", "both"), default="cond", help="guidance passes (default: cond)"
+    )
+    parser.add_argument(
+        "--carrier", default="0", help="the seed that is finished, or 'all' (default: 0)"
+    )
     common.add_model_options(parser, out="runs/ensemble")
 
 
@@ -60,7 +80,9 @@ def names(text: str) -> tuple[str, ...]:
 def spans(text: str) -> tuple[tuple[int, int], ...]:
     """ "0,0-4" -> ((0, 0), (0, 4))"""
     ends = [part.split("-") for part in text.split(",")]
-    if not all(len(e) <= 2 and all(k.isdecimal() for k in e) and int(e[0]) <= int(e[-1]) for e in ends):
+    if not all(
+        len(e) <= 2 and all(k.isdecimal() for k in e) and int(e[0]) <= int(e[-1]) for e in ends
+    ):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 20-29 or 0,0-4")
     return tuple((int(e[0]), int(e[-1])) for e in ends)
 
@@ -80,26 +102,41 @@ def run(args: argparse.Namespace) -> None:
     image = common.images(args)["image"]
     wan = common.load(args)
     like = Ensemble(
-        (0,), seeds=args.seeds, alpha=args.alpha, mode="mix", keep_norm=args.keep_norm,
+        (0,),
+        seeds=args.seeds,
+        alpha=args.alpha,
+        mode="mix",
+        keep_norm=args.keep_norm,
         branches=("cond", "uncond") if args.branch == "both" else ("cond",),
         carrier=None if args.carrier == "all" else int(args.carrier),
-    )  # fmt: skip
+    )
     modes = args.modes or (("override", "update") if scored else ("override",))
     windows = args.windows or (WINDOWS if scored else WINDOWS[:1])
     at = args.at or (((0, 0), (0, max(1, wan.preset.steps // 4) - 1)) if scored else ((0, 0),))
     depth = len(wan.experts["high"].blocks)
-    arms = [ablation(depth, windows, modes, replace(like, steps=tuple(range(a, b + 1)))) for a, b in dict.fromkeys(at)]
+    arms = [
+        ablation(depth, windows, modes, replace(like, steps=tuple(range(a, b + 1))))
+        for a, b in dict.fromkeys(at)
+    ]
     settings = {
-        "windows": windows, "modes": modes, "at": at, "seeds": args.seeds, "alpha": args.alpha, "keep_norm": args.keep_norm,
-        "branch": args.branch, "carrier": args.carrier,
-    }  # fmt: skip
+        "windows": windows,
+        "modes": modes,
+        "at": at,
+        "seeds": args.seeds,
+        "alpha": args.alpha,
+        "keep_norm": args.keep_norm,
+        "branch": args.branch,
+        "carrier": args.carrier,
+    }
     if scored:
         puzzles(args, wan, arms, settings)
     else:
         own(args, wan, image, {name: e for some in arms for name, e in some.items()}, settings)
 
 
-def puzzles(args: argparse.Namespace, wan: "Wan", arms: list[dict[str, "Ensemble"]], settings: dict) -> None:
+def puzzles(
+    args: argparse.Namespace, wan: "Wan", arms: list[dict[str, "Ensemble"]], settings: dict
+) -> None:
     """Choose an arm on the dev split, report it with the ablation, its controls and its rivals on the test split."""
     from dataclasses import asdict
 
@@ -108,7 +145,9 @@ def puzzles(args: argparse.Namespace, wan: "Wan", arms: list[dict[str, "Ensemble
     from minicos.errors import MinicosError
 
     if args.n < args.seeds:
-        raise MinicosError(f"--n {args.n}: the wrong donors of {args.seeds} seeds take as many puzzles")
+        raise MinicosError(
+            f"--n {args.n}: the wrong donors of {args.seeds} seeds take as many puzzles"
+        )
     settings |= {"puzzle": args.puzzle, "size": args.size, "n": args.n, "choose": args.choose}
     test = held_out(args, "test", args.n)
     dev = held_out(args, "dev", args.choose) if args.choose and sum(map(len, arms)) > 1 else []
@@ -156,7 +195,9 @@ def show(table: list["Row"]) -> None:
         )
 
 
-def own(args: argparse.Namespace, wan: "Wan", image: object, arms: dict[str, "Ensemble"], settings: dict) -> None:
+def own(
+    args: argparse.Namespace, wan: "Wan", image: object, arms: dict[str, "Ensemble"], settings: dict
+) -> None:
     """One picture or prompt: every plain run and every arm as videos, side by side, and D of each arm to its plain run."""
     from functools import partial
 
@@ -171,8 +212,12 @@ def own(args: argparse.Namespace, wan: "Wan", image: object, arms: dict[str, "En
     case = cases.Case(args.prompt, image, args.seed)
     data = cases.collect(folder, "latents", [[case]], partial(compare, wan, arms))
     draw(folder, wan, data, arms)
-    print("D: 0 the plain run's video, 1 as different as another seed. Passes: samples through the network.")
-    print(f"  {'plain, each':40}          {float(data['plain.passes'][0]) / args.seeds:7.0f} passes")
+    print(
+        "D: 0 the plain run's video, 1 as different as another seed. Passes: samples through the network."
+    )
+    print(
+        f"  {'plain, each':40}          {float(data['plain.passes'][0]) / args.seeds:7.0f} passes"
+    )
     for name in arms:
         distance = "" if args.seeds == 1 else f"D {moved(data, name):.3f}"
         print(f"  {name:40}  {distance}  {float(data[f'{name}.passes'][0]):7.0f} passes")
@@ -191,11 +236,17 @@ def draw(folder: "Run", wan: "Wan", data: dict, arms: dict[str, "Ensemble"]) -> 
     videos = {}
     for name in ("plain", *arms):
         for j, latent in enumerate(torch.from_numpy(data[f"{name}.latent"][0])):
-            label = f"plain, seed {j}" if name == "plain" else name if j == 0 else f"{name}, seed {j}"
+            label = (
+                f"plain, seed {j}" if name == "plain" else name if j == 0 else f"{name}, seed {j}"
+            )
             videos[label] = wan.decode(latent[None])[0]
             file = "".join(c if c.isalnum() or c in "-." else "_" for c in label)
             save_video(folder.path(f"videos/{file}.mp4"), videos[label], fps=wan.preset.fps)
-    save_video(folder.path("side_by_side.mp4"), np.concatenate(list(videos.values()), axis=2), fps=wan.preset.fps)
+    save_video(
+        folder.path("side_by_side.mp4"),
+        np.concatenate(list(videos.values()), axis=2),
+        fps=wan.preset.fps,
+    )
     columns = figures.evenly(len(next(iter(videos.values()))), FRAMES)
     figures.sheet(
         folder.path("ensemble_sheet.png"),

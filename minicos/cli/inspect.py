@@ -14,13 +14,20 @@ EXAMPLES = """\
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "inspect", "Say what a checkpoint is, without loading it.", EXAMPLES, run)
-    parser.add_argument(
-        "path", help="a file, a folder, or the id of a repository on the Hub, which is looked for in its cache"
+    parser = common.add_parser(
+        verbs, "inspect", "Say what a checkpoint is, without loading it.", EXAMPLES, run
     )
-    parser.add_argument("--download", action="store_true", help="fetch a Hub id first, after telling its size")
     parser.add_argument(
-        "--json", action="store_true", help="one object: variant, layout, tensors, parameters, dtypes ..."
+        "path",
+        help="a file, a folder, or the id of a repository on the Hub, which is looked for in its cache",
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="fetch a Hub id first, after telling its size"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one object: variant, layout, tensors, parameters, dtypes ...",
     )
 
 

@@ -40,29 +40,69 @@ with --models, one count for each of them
 def add(verbs) -> None:
     for name, help, examples, run in (
         ("noise", "Put noise into one step or one frame, and see what comes of it.", NOISE, noise),
-        ("frames", "Convergence and sensitivity to noise over frame counts.", FRAMES, partial(several, frames)),
-        ("distilled", "Convergence and sensitivity to noise over few-step sampling or weights.", DISTILLED, partial(several, distilled)),
-    ):  # fmt: skip
+        (
+            "frames",
+            "Convergence and sensitivity to noise over frame counts.",
+            FRAMES,
+            partial(several, frames),
+        ),
+        (
+            "distilled",
+            "Convergence and sensitivity to noise over few-step sampling or weights.",
+            DISTILLED,
+            partial(several, distilled),
+        ),
+    ):
         parser = common.add_parser(verbs, name, help, examples, run)
         subjects.add_subject_options(parser, n=25)
-        parser.add_argument("--seeds", type=common.positive, default=1, help="of a case of your own (default: 1)")
-        parser.add_argument("--negative", dest="negative_prompt", help="what should not; used where guidance is not 1")
+        parser.add_argument(
+            "--seeds", type=common.positive, default=1, help="of a case of your own (default: 1)"
+        )
+        parser.add_argument(
+            "--negative",
+            dest="negative_prompt",
+            help="what should not; used where guidance is not 1",
+        )
         how = parser.add_argument_group("noise")
         how.add_argument(
-            "--mode", choices=("replace", "renoise", "erase", "add"), default="replace",
+            "--mode",
+            choices=("replace", "renoise", "erase", "add"),
+            default="replace",
             help="what replaces the latent: N(0, 1); its belief under fresh noise; no belief; itself with noise added (default: replace)",
-        )  # fmt: skip
-        how.add_argument("--dose", type=float, help="of add: squared norm in all, in latent frames of unit variance")
+        )
+        how.add_argument(
+            "--dose",
+            type=float,
+            help="of add: squared norm in all, in latent frames of unit variance",
+        )
         how.add_argument("--layer", type=int, help="also compare this block's output by CKA")
-        how.add_argument("--others", type=common.positive, default=2, help="other seeds for the yardstick (default: 2)")
+        how.add_argument(
+            "--others",
+            type=common.positive,
+            default=2,
+            help="other seeds for the yardstick (default: 2)",
+        )
         if name == "noise":
-            how.add_argument("--at", type=common.indices, help="steps to noise, e.g. 0,5,19 (default: all)")
-            how.add_argument("--in", dest="inside", type=common.indices, help="latent frames to noise (default: all)")
             how.add_argument(
-                "--match", choices=("cells", "none"), default="cells",
+                "--at", type=common.indices, help="steps to noise, e.g. 0,5,19 (default: all)"
+            )
+            how.add_argument(
+                "--in",
+                dest="inside",
+                type=common.indices,
+                help="latent frames to noise (default: all)",
+            )
+            how.add_argument(
+                "--match",
+                choices=("cells", "none"),
+                default="cells",
                 help="noise a frame at as many steps as there are frames, or (none, as the paper) at all (default: cells)",
-            )  # fmt: skip
-            how.add_argument("--boundaries", type=listed(float), help="several places of the hand-over, e.g. 0.875,0.9")
+            )
+            how.add_argument(
+                "--boundaries",
+                type=listed(float),
+                help="several places of the hand-over, e.g. 0.875,0.9",
+            )
         else:
             what = "video frames, 4n + 1" if name == "frames" else "denoising steps"
             default = (5, 9, 13, 17) if name == "frames" else (4, 8, 20, 50)
@@ -73,13 +113,20 @@ def add(verbs) -> None:
                 help=f"{what} (default: {','.join(map(str, default))})",
             )
             parser.add_argument(
-                "--points", type=common.positive, default=5, help="steps to noise, evenly spread (default: 5)"
+                "--points",
+                type=common.positive,
+                default=5,
+                help="steps to noise, evenly spread (default: 5)",
             )
         if name != "frames":
-            parser.add_argument("--frames", type=common.positive, help="4n + 1 (default: the preset's)")
+            parser.add_argument(
+                "--frames", type=common.positive, help="4n + 1 (default: the preset's)"
+            )
         if name == "distilled":
             parser.add_argument(
-                "--models", type=listed(str), help="other weights, one for each count, instead of --model"
+                "--models",
+                type=listed(str),
+                help="other weights, one for each count, instead of --model",
             )
         common.add_model_options(parser, out=f"runs/{name}")
 
@@ -102,11 +149,15 @@ def noise(args: argparse.Namespace) -> None:
     from minicos.analysis.settings import Setting
 
     cases, about, wan = _subject(args)
-    plan = Plan(args.mode, args.at, args.inside, args.match, args.dose, args.layer, args.others, args.seed)
+    plan = Plan(
+        args.mode, args.at, args.inside, args.match, args.dose, args.layer, args.others, args.seed
+    )
     _check(plan, wan)
     if args.boundaries:
         if len(wan.experts) == 1:
-            raise MinicosError(f"--boundaries lie between two experts, and {wan.variant} has one here.")
+            raise MinicosError(
+                f"--boundaries lie between two experts, and {wan.variant} has one here."
+            )
         settings = {str(b): Setting(wan.with_preset(boundary=b), plan) for b in args.boundaries}
         _told(args, wan, cases, settings, about, "boundary", "step")
         return
@@ -125,7 +176,9 @@ def noise(args: argparse.Namespace) -> None:
     hand = "" if results.handover is None else f"; the experts change at step {results.handover}"
     print(f"D peaks for noise at step {top.effect:.0f} [{top.low:.0f}, {top.high:.0f}]{hand}")
     spent, full = results.passes()
-    print(f"{spent} network passes for the steps' sweep and its clean run: {spent / full:.3f} of as many full runs")
+    print(
+        f"{spent} network passes for the steps' sweep and its clean run: {spent / full:.3f} of as many full runs"
+    )
     print(f"{run.path(pictures[0])}  (and {len(pictures) - 1} more)")
 
 
@@ -139,7 +192,9 @@ def frames(args: argparse.Namespace, wan: "Wan") -> dict[str, "Setting"]:
     from minicos.analysis.settings import Setting
 
     if wan.variant == "tiny" and (other := [f for f in args.counts if f != 13]):
-        print(f"the embedded model was trained at 13 frames: {', '.join(map(str, other))} are out of its distribution")
+        print(
+            f"the embedded model was trained at 13 frames: {', '.join(map(str, other))} are out of its distribution"
+        )
     plan = _plan(args, wan.preset.steps)
     return {str(count): Setting(wan.with_preset(frames=count), plan) for count in args.counts}
 
@@ -148,7 +203,10 @@ def distilled(args: argparse.Namespace, wan: "Wan") -> dict[str, "Setting"]:
     from minicos.analysis.settings import Setting
 
     if args.models is None:
-        return {f"{count} steps": Setting(wan.with_preset(steps=count), _plan(args, count)) for count in args.counts}
+        return {
+            f"{count} steps": Setting(wan.with_preset(steps=count), _plan(args, count))
+            for count in args.counts
+        }
     if len(args.models) != len(args.counts):
         raise MinicosError(
             f"{len(args.models)} --models and {len(args.counts)} --counts: give one count for each model"
@@ -196,8 +254,14 @@ def _check(plan: "Plan", wan: "Wan") -> None:
 
 
 def _told(
-    args: argparse.Namespace, wan: "Wan", cases: list["Case"], settings: dict[str, "Setting"], about: dict, x: str, axis: str
-) -> None:  # fmt: skip
+    args: argparse.Namespace,
+    wan: "Wan",
+    cases: list["Case"],
+    settings: dict[str, "Setting"],
+    about: dict,
+    x: str,
+    axis: str,
+) -> None:
     """Study the settings, print their table, draw them together."""
     from minicos.analysis import settings as analysis
 

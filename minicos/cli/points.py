@@ -15,14 +15,20 @@ letters: b batch, l tokens (f*h*w), d width, n heads, k head width, t text rows,
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "points", "List every hook point with its shape.", EXAMPLES, run)
+    parser = common.add_parser(
+        verbs, "points", "List every hook point with its shape.", EXAMPLES, run
+    )
     parser.add_argument(
         "--model",
         default="tiny",
         help="a variant (tiny, Wan2.2-I2V-A14B ...), a folder, a file or a Hub id (default: tiny)",
     )
-    parser.add_argument("--all", action="store_true", help="print every block, not just the pattern")
-    parser.add_argument("--json", action="store_true", help='a list of {"name", "shape"}, one entry per point')
+    parser.add_argument(
+        "--all", action="store_true", help="print every block, not just the pattern"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help='a list of {"name", "shape"}, one entry per point'
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,7 +50,9 @@ def run(args: argparse.Namespace) -> None:
 
     found = points(cfg)
     if args.json:
-        print(json.dumps([{"name": name, "shape": shape} for name, shape in found.items()], indent=1))
+        print(
+            json.dumps([{"name": name, "shape": shape} for name, shape in found.items()], indent=1)
+        )
         return
     if not args.all:
         found = {re.sub(r"^blocks\.\d+", "blocks.i", name): shape for name, shape in found.items()}
@@ -52,4 +60,6 @@ def run(args: argparse.Namespace) -> None:
     for name, shape in found.items():
         print(f"{name:{width}}  {shape}")
     if not args.all:
-        print(f"\ni = 0..{cfg.num_layers - 1}; in a pattern, * stands for one dotted segment: blocks.*.ffn")
+        print(
+            f"\ni = 0..{cfg.num_layers - 1}; in a pattern, * stands for one dotted segment: blocks.*.ffn"
+        )

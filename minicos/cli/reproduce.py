@@ -36,17 +36,30 @@ SECTIONS = (
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "reproduce", "Run every experiment and write one report.", EXAMPLES, run)
+    parser = common.add_parser(
+        verbs, "reproduce", "Run every experiment and write one report.", EXAMPLES, run
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        "--n", type=common.positive, help="puzzles of every headline (default: 100); curves take a quarter of them"
+        "--n",
+        type=common.positive,
+        help="puzzles of every headline (default: 100); curves take a quarter of them",
     )
     size.add_argument("--full", action="store_true", help="1,000 puzzles: hours")
-    parser.add_argument("--only", type=sections, default=SECTIONS, help=f"some of {','.join(SECTIONS)} (default: all)")
     parser.add_argument(
-        "--model", default="tiny", help="the embedded model (default), or a folder with one trained like it"
+        "--only",
+        type=sections,
+        default=SECTIONS,
+        help=f"some of {','.join(SECTIONS)} (default: all)",
     )
-    parser.add_argument("--workers", type=common.positive, help="sections at a time (default: one for each core)")
+    parser.add_argument(
+        "--model",
+        default="tiny",
+        help="the embedded model (default), or a folder with one trained like it",
+    )
+    parser.add_argument(
+        "--workers", type=common.positive, help="sections at a time (default: one for each core)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -58,7 +71,9 @@ def add(verbs) -> None:
 def sections(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if unknown := [name for name in names if name not in SECTIONS]:
-        raise argparse.ArgumentTypeError(f"no experiment {unknown[0]!r}: take some of {', '.join(SECTIONS)}")
+        raise argparse.ArgumentTypeError(
+            f"no experiment {unknown[0]!r}: take some of {', '.join(SECTIONS)}"
+        )
     return names
 
 
@@ -79,7 +94,11 @@ def run(args: argparse.Namespace) -> None:
     settings = {"model": wan.variant, "weights": wan.weights, "n": n}
     folder = Run.open(args.out, settings, {"command": args.command, "model_path": args.model})
     begin, spent = time.monotonic(), 0.0
-    print(f"minicos: {', '.join(args.only)}: a line for each as it is done", file=sys.stderr, flush=True)
+    print(
+        f"minicos: {', '.join(args.only)}: a line for each as it is done",
+        file=sys.stderr,
+        flush=True,
+    )
     for name, seconds in compute(args, folder, n):
         spent += seconds
         print(f"{name:12} {seconds:6.0f} s of a core", file=sys.stderr, flush=True)
@@ -143,4 +162,6 @@ def _command(args: argparse.Namespace, names: tuple[str, ...], n: int) -> str:
         "--only": ",".join(names) * (names != SECTIONS),
         "--n": n,
     }
-    return " ".join(["minicos reproduce", *(f"{name} {value}" for name, value in options.items() if value)])
+    return " ".join(
+        ["minicos reproduce", *(f"{name} {value}" for name, value in options.items() if value)]
+    )

@@ -18,35 +18,72 @@ noise changes the latent that enters a step, the swap acts inside the pass, then
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "run", "Several interventions and analyses in one pass.", EXAMPLES, run)
+    parser = common.add_parser(
+        verbs, "run", "Several interventions and analyses in one pass.", EXAMPLES, run
+    )
     common.add_condition_options(parser)
     common.add_model_options(parser, out="runs/run")
     see = parser.add_argument_group("analyses")
     see.add_argument("--x0", action="store_true", help="the clean estimate, as `minicos steps`")
-    see.add_argument("--energy", nargs="?", const="all", choices=("all",), help="token energy of every layer")
-    see.add_argument("--attention", type=common.indices, metavar="LAYERS", help="attention of these layers, e.g. 0,6")
-    see.add_argument("--at", type=common.indices, help="steps to show (default: eight, denser at the start)")
+    see.add_argument(
+        "--energy", nargs="?", const="all", choices=("all",), help="token energy of every layer"
+    )
+    see.add_argument(
+        "--attention",
+        type=common.indices,
+        metavar="LAYERS",
+        help="attention of these layers, e.g. 0,6",
+    )
+    see.add_argument(
+        "--at", type=common.indices, help="steps to show (default: eight, denser at the start)"
+    )
     do = parser.add_argument_group("interventions")
     do.add_argument(
-        "--noise", nargs="+", action="append", default=[], metavar="step:10",
+        "--noise",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="step:10",
         help="noise entering steps, in latent frames, or both: step:10 or frame:1 or step:2,3 frame:1; may be repeated",
-    )  # fmt: skip
+    )
     do.add_argument(
-        "--mode", choices=("replace", "renoise", "erase", "add"), default="replace", help="of --noise (default: replace)"
-    )  # fmt: skip
-    do.add_argument("--swap", type=layers, metavar="LAYERS", help="put these layers' states of --other's run in")
+        "--mode",
+        choices=("replace", "renoise", "erase", "add"),
+        default="replace",
+        help="of --noise (default: replace)",
+    )
+    do.add_argument(
+        "--swap", type=layers, metavar="LAYERS", help="put these layers' states of --other's run in"
+    )
     do.add_argument("--other", help="the prompt of the run that gives")
-    do.add_argument("--what", default="stream", help="of the swap, as in `minicos swap` (default: stream)")
-    do.add_argument("--donor", choices=("own", "same_x"), default="own", help="its own run, or at this one's latents")
-    do.add_argument("--during", default="all", help="steps of the swap, e.g. 0-4 (default: all)")
-    do.add_argument("--ensemble", metavar="20-29", help="share these blocks (of 40, scaled to the model) between seeds")
     do.add_argument(
-        "--how", choices=("override", "input_override", "lockstep", "update", "mix"), default="lockstep",
+        "--what", default="stream", help="of the swap, as in `minicos swap` (default: stream)"
+    )
+    do.add_argument(
+        "--donor",
+        choices=("own", "same_x"),
+        default="own",
+        help="its own run, or at this one's latents",
+    )
+    do.add_argument("--during", default="all", help="steps of the swap, e.g. 0-4 (default: all)")
+    do.add_argument(
+        "--ensemble",
+        metavar="20-29",
+        help="share these blocks (of 40, scaled to the model) between seeds",
+    )
+    do.add_argument(
+        "--how",
+        choices=("override", "input_override", "lockstep", "update", "mix"),
+        default="lockstep",
         help="as --modes of `minicos ensemble`; the overrides take a pass more in each --share-at step (default: lockstep)",
-    )  # fmt: skip
+    )
     do.add_argument("--alpha", type=float, default=0.5, help="of --how mix (default: 0.5)")
-    do.add_argument("--share-at", type=common.indices, default=(0,), help="steps of the ensemble (default: 0)")
-    do.add_argument("--seeds", type=common.positive, help="samples; the first is shown (default: 1; 3 to share)")
+    do.add_argument(
+        "--share-at", type=common.indices, default=(0,), help="steps of the ensemble (default: 0)"
+    )
+    do.add_argument(
+        "--seeds", type=common.positive, help="samples; the first is shown (default: 1; 3 to share)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -63,9 +100,14 @@ def run(args: argparse.Namespace) -> None:
 
     images, files = common.images(args), common.layout(args)
     total, depth = common.plan(args, files).steps, files.experts["high"].config.num_layers
-    chosen, seeds = common.within(args.at, total) or spread(8, total), args.seeds or (3 if args.ensemble else 1)
+    chosen, seeds = (
+        common.within(args.at, total) or spread(8, total),
+        args.seeds or (3 if args.ensemble else 1),
+    )
     if (args.swap is None) != (args.other is None):
-        raise MinicosError("a swap needs both: --swap LAYERS, and --other with the prompt of the run that gives")
+        raise MinicosError(
+            "a swap needs both: --swap LAYERS, and --other with the prompt of the run that gives"
+        )
     if args.ensemble and seeds == 1:
         raise MinicosError("--ensemble shares states between seeds: take --seeds 2 or more")
     for option, given in (("--swap", args.swap), ("--attention", args.attention)):
@@ -83,7 +125,9 @@ def run(args: argparse.Namespace) -> None:
     condition = common.condition(args, wan, images, seeds)
     frames = range(condition.shape[2])
     if outside := [f for edit in edits for f in edit.frames or () if f not in frames]:
-        raise MinicosError(f"--noise frame:{outside[0]}: this run has latent frames 0 to {frames[-1]}.")
+        raise MinicosError(
+            f"--noise frame:{outside[0]}: this run has latent frames 0 to {frames[-1]}."
+        )
     changes = compose.NO_CHANGES
     for edit in edits:
         changes += compose.noised(edit)
@@ -94,20 +138,41 @@ def run(args: argparse.Namespace) -> None:
         try:
             ((first, last),) = spans(args.ensemble)
         except (argparse.ArgumentTypeError, ValueError):
-            raise MinicosError(f"--ensemble {args.ensemble}: one window of blocks, such as 20-29.") from None
+            raise MinicosError(
+                f"--ensemble {args.ensemble}: one window of blocks, such as 20-29."
+            ) from None
         alpha = args.alpha if args.how == "mix" else 1.0
-        e = Ensemble(window(first, last, depth), args.how, args.share_at, seeds, alpha, carrier=None)
+        e = Ensemble(
+            window(first, last, depth), args.how, args.share_at, seeds, alpha, carrier=None
+        )
         changes += compose.shared(e, wan.ops)
     analyses = [Steps(wan, chosen)] if args.x0 else []
     if args.energy:
         analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops))
     if args.attention:
-        analyses.append(Attention(args.attention, chosen, words=words(condition, "cond"), ops=wan.ops))
+        analyses.append(
+            Attention(args.attention, chosen, words=words(condition, "cond"), ops=wan.ops)
+        )
     settings = {
         name: getattr(args, name)
-        for name in ("noise", "mode", "swap", "other", "what", "donor", "during", "ensemble", "how", "alpha", "share_at", "attention")
-    }  # fmt: skip
-    folder = common.open_run(args, wan, analyses, **common.subject(args, images), **settings, seeds=seeds, at=chosen)
+        for name in (
+            "noise",
+            "mode",
+            "swap",
+            "other",
+            "what",
+            "donor",
+            "during",
+            "ensemble",
+            "how",
+            "alpha",
+            "share_at",
+            "attention",
+        )
+    }
+    folder = common.open_run(
+        args, wan, analyses, **common.subject(args, images), **settings, seeds=seeds, at=chosen
+    )
     noise = wan.noise(condition, args.seed)
     latent = observe(wan, condition, folder, analyses, noise, changes)
     save_video(folder.path("video.mp4"), wan.decode(latent[:1])[0], fps=wan.preset.fps)
@@ -130,6 +195,8 @@ def _noise(parts: list[str], mode: str, seed: int, total: int) -> "Noise":
                 raise ValueError
             found[axis] = common.indices(numbers)
     except (ValueError, argparse.ArgumentTypeError):
-        raise MinicosError(f"--noise {' '.join(parts)}: give step:10, or frame:1, or step:2,3 frame:1.") from None
+        raise MinicosError(
+            f"--noise {' '.join(parts)}: give step:10, or frame:1, or step:2,3 frame:1."
+        ) from None
     steps = common.within(found.get("step"), total, "--noise step:") or tuple(range(total))
     return Noise(mode, steps, found.get("frame"), seed=seed)

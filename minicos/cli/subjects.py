@@ -17,36 +17,56 @@ KINDS = ("maze", "goal", "mark", "memory", "turn")
 
 
 def add_subject_options(
-    parser: argparse.ArgumentParser, kind: str | None = "maze", n: int = 100, *, size: int = 4, kinds: Sequence[str] = KINDS,
-    split: bool = True, own: bool = True,
-) -> None:  # fmt: skip
+    parser: argparse.ArgumentParser,
+    kind: str | None = "maze",
+    n: int = 100,
+    *,
+    size: int = 4,
+    kinds: Sequence[str] = KINDS,
+    split: bool = True,
+    own: bool = True,
+) -> None:
     """Puzzles, of `kind` unless told otherwise (None: there are none then); where `own`, `--prompt` and `--image` are the user's case."""
     puzzles = parser.add_argument_group("held-out puzzles (the embedded model; scored)")
     default = "" if kind is None else f" (default: {kind})"
     puzzles.add_argument("--puzzle", choices=kinds, default=kind, help=f"kind of puzzle{default}")
     puzzles.add_argument(
-        "--size", type=int, default=size, choices=(3, 4, 5), help=f"cells along a side (default: {size})"
+        "--size",
+        type=int,
+        default=size,
+        choices=(3, 4, 5),
+        help=f"cells along a side (default: {size})",
     )
     puzzles.add_argument("--n", type=common.positive, default=n, help=f"how many (default: {n})")
     if split:
-        puzzles.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
+        puzzles.add_argument(
+            "--split", choices=("dev", "test"), default="test", help="default: test"
+        )
     if not own:
         parser.set_defaults(prompt=None, image=None)
         return
     case = parser.add_argument_group("or a case of your own (any model; no score)")
     case.add_argument("--prompt", help="what should happen")
-    case.add_argument("--image", type=common.Path, help="first frame (png, jpg), for image-to-video models")
+    case.add_argument(
+        "--image", type=common.Path, help="first frame (png, jpg), for image-to-video models"
+    )
 
 
-def subjects(args: argparse.Namespace, keep: Callable[["Puzzle"], bool] = lambda puzzle: True) -> list["Case"]:
+def subjects(
+    args: argparse.Namespace, keep: Callable[["Puzzle"], bool] = lambda puzzle: True
+) -> list["Case"]:
     """The cases of the options, with noise seeds from --seed on. `keep` chooses among puzzles, e.g. those with several answers."""
     from minicos.analysis.cases import Case, held_out
 
     if args.prompt is not None:
         return [Case(args.prompt, image(args), args.seed)]
     if args.image is not None:
-        raise MinicosError("--image needs a --prompt beside it; without both, held-out puzzles are used")
-    return held_out(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed, keep=keep)
+        raise MinicosError(
+            "--image needs a --prompt beside it; without both, held-out puzzles are used"
+        )
+    return held_out(
+        args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed, keep=keep
+    )
 
 
 def image(args: argparse.Namespace) -> "Tensor | None":

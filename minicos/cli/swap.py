@@ -30,29 +30,63 @@ def add(verbs) -> None:
     parser = common.add_parser(verbs, "swap", HELP, EXAMPLES, run)
     add_subject_options(parser, None, 10, kinds=("mark", "goal"), own=False)
     probe = parser.add_argument_group("or drawn pictures (any image-to-video model; scored)")
-    probe.add_argument("--probe", type=common.positive, metavar="N", help="N pictures with cats and bicycles")
-    probe.add_argument("--pixels", default="480x832", help="their height x width (default: 480x832)")
+    probe.add_argument(
+        "--probe", type=common.positive, metavar="N", help="N pictures with cats and bicycles"
+    )
+    probe.add_argument(
+        "--pixels", default="480x832", help="their height x width (default: 480x832)"
+    )
     case = parser.add_argument_group("or a case of your own (any model; no score)")
     case.add_argument("--prompt", help="what run B is asked")
     case.add_argument("--other", help="what run A is asked, of the same picture")
-    case.add_argument("--image", type=Path, help="the picture (png, jpg), for image-to-video models")
+    case.add_argument(
+        "--image", type=Path, help="the picture (png, jpg), for image-to-video models"
+    )
     common.add_model_options(parser, out="runs/swap")
-    parser.add_argument("--negative", dest="negative_prompt", help="what should not be; used where guidance is not 1")
-    parser.add_argument("--frames", type=common.positive, help="video frames, 4n + 1 (default: the preset's)")
+    parser.add_argument(
+        "--negative",
+        dest="negative_prompt",
+        help="what should not be; used where guidance is not 1",
+    )
+    parser.add_argument(
+        "--frames", type=common.positive, help="video frames, 4n + 1 (default: the preset's)"
+    )
     swap = parser.add_argument_group("swap")
-    swap.add_argument("--what", default="stream", help="stream, update, self_attn, cross_attn or ffn (default: stream)")
-    swap.add_argument("--at", type=layers, help="layers, each by itself, e.g. embed,0,3,6-9 (default: all)")
-    swap.add_argument("--side", default="output", help="of the block, for a stream: output or input (default: output)")
-    swap.add_argument("--during", default="0,all", help="steps, e.g. 0,0-4,5-9,all: one curve each (default: 0,all)")
+    swap.add_argument(
+        "--what",
+        default="stream",
+        help="stream, update, self_attn, cross_attn or ffn (default: stream)",
+    )
+    swap.add_argument(
+        "--at", type=layers, help="layers, each by itself, e.g. embed,0,3,6-9 (default: all)"
+    )
+    swap.add_argument(
+        "--side",
+        default="output",
+        help="of the block, for a stream: output or input (default: output)",
+    )
+    swap.add_argument(
+        "--during",
+        default="0,all",
+        help="steps, e.g. 0,0-4,5-9,all: one curve each (default: 0,all)",
+    )
     swap.add_argument(
         "--donor",
         default="same_x",
         help="own (A's trajectory), same_x (prompt A at B's latent) or both (default: same_x)",
     )
-    swap.add_argument("--branch", default="cond", choices=("cond", "both"), help="of guidance (default: cond)")
-    swap.add_argument("--region", default="all", help="tokens: all, objects or background (default: all)")
+    swap.add_argument(
+        "--branch", default="cond", choices=("cond", "both"), help="of guidance (default: cond)"
+    )
+    swap.add_argument(
+        "--region", default="all", help="tokens: all, objects or background (default: all)"
+    )
     swap.add_argument("--one-way", action="store_true", help="A into B only, not B into A as well")
-    swap.add_argument("--controls", default="", help="null, wrong, shuffled, random: a list, or all (default: none)")
+    swap.add_argument(
+        "--controls",
+        default="",
+        help="null, wrong, shuffled, random: a list, or all (default: none)",
+    )
     swap.add_argument("--controls-at", type=layers, help="their layers (default: three of --at)")
 
 
@@ -76,7 +110,10 @@ def ranges(text: str, total: int) -> tuple[range, ...]:
 
     try:
         parts = (f"0-{total - 1}" if part == "all" else part for part in text.split(","))
-        ends = [(first, last if dash else first) for first, dash, last in (part.partition("-") for part in parts)]
+        ends = [
+            (first, last if dash else first)
+            for first, dash, last in (part.partition("-") for part in parts)
+        ]
         found = tuple(range(int(first), int(last) + 1) for first, last in ends)
     except ValueError:
         found = ()
@@ -98,9 +135,17 @@ def run(args: argparse.Namespace) -> None:
     chosen = args.at or tuple(range(swap.EMBED if whole_stream else 0, depth))
     for option, given in (("--at", chosen), ("--controls-at", args.controls_at or chosen)):
         if given[0] < (swap.EMBED if whole_stream else 0) or given[-1] >= depth:
-            raise MinicosError(f"{option}: this model has layers 0 to {depth - 1}, and `embed` for a stream's output.")
-    controls = swap_pairs.CONTROLS if args.controls == "all" else tuple(c for c in args.controls.split(",") if c)
-    three = sorted({chosen[len(chosen) // 4], chosen[len(chosen) // 2], chosen[-1 - len(chosen) // 8]})
+            raise MinicosError(
+                f"{option}: this model has layers 0 to {depth - 1}, and `embed` for a stream's output."
+            )
+    controls = (
+        swap_pairs.CONTROLS
+        if args.controls == "all"
+        else tuple(c for c in args.controls.split(",") if c)
+    )
+    three = sorted(
+        {chosen[len(chosen) // 4], chosen[len(chosen) // 2], chosen[-1 - len(chosen) // 8]}
+    )
     plan = swap_study.Plan(
         layers=chosen,
         ranges=ranges(args.during, wan.preset.steps),
@@ -116,12 +161,23 @@ def run(args: argparse.Namespace) -> None:
     made += [] if args.one_way else [pair.turned() for pair in made]
     plan.check(made)
     settings = {
-        "puzzle": args.puzzle, "size": args.size, "n": args.n, "split": args.split, "probe": args.probe, "other": args.other,
-        "one_way": args.one_way, **common.subject(args, {"image": image}), **asdict(plan), "ranges": [str(r) for r in plan.ranges],
-    }  # fmt: skip
+        "puzzle": args.puzzle,
+        "size": args.size,
+        "n": args.n,
+        "split": args.split,
+        "probe": args.probe,
+        "other": args.other,
+        "one_way": args.one_way,
+        **common.subject(args, {"image": image}),
+        **asdict(plan),
+        "ranges": [str(r) for r in plan.ranges],
+    }
     folder = common.open_run(args, wan, [], **settings)
     results = swap_study.sweep(wan, folder, plan, made)
-    lines, turns = swap_results.table(plan, results, pictures), swap_results.turns(plan, results, pictures)
+    lines, turns = (
+        swap_results.table(plan, results, pictures),
+        swap_results.turns(plan, results, pictures),
+    )
     folder.save_json("swap.json", {"turns": plain_numbers(turns), "lines": plain_numbers(lines)})
     tell(lines, turns, results[None])
     first, *rest = swap_results.draw(plan, results, pictures, folder)
@@ -136,15 +192,21 @@ def subjects(args: argparse.Namespace, image: "Tensor | None") -> list["Pair"]:
 
     chosen = [x for x in (args.puzzle, args.probe, args.prompt) if x is not None]
     if len(chosen) != 1 or (args.prompt is None) != (args.other is None):
-        raise MinicosError("give one subject: --puzzle KIND, or --probe N, or --prompt and --other with an --image")
+        raise MinicosError(
+            "give one subject: --puzzle KIND, or --probe N, or --prompt and --other with an --image"
+        )
     if args.probe:
         height, cross, width = args.pixels.partition("x")
         if not (cross and height.isdecimal() and width.isdecimal()):
             raise MinicosError(f"--pixels {args.pixels}: give height x width, such as 480x832")
         return swap_pairs.probes(args.probe, int(height), int(width), seed=args.seed)
     if args.puzzle:
-        return swap_pairs.pairs(args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed)
-    return [swap_pairs.Pair(Case(args.other, image, args.seed), Case(args.prompt, image, args.seed))]
+        return swap_pairs.pairs(
+            args.puzzle, args.n, size=args.size, split=args.split, seed=args.seed
+        )
+    return [
+        swap_pairs.Pair(Case(args.other, image, args.seed), Case(args.prompt, image, args.seed))
+    ]
 
 
 def tell(lines: list[dict], turns: list[dict], plain: dict) -> None:
@@ -195,5 +257,7 @@ def plain_numbers(lines: list[dict]) -> list[dict]:
 
 def place(at: "Interval") -> str:
     """A layer with its interval, in words where the curve never gets there."""
-    low, mean, high = ("never" if x == float("inf") else f"{x:.1f}" for x in (at.low, at.effect, at.high))
+    low, mean, high = (
+        "never" if x == float("inf") else f"{x:.1f}" for x in (at.low, at.effect, at.high)
+    )
     return f"{mean} [{low}, {high}], n = {at.n}"

@@ -25,26 +25,46 @@ WIDTH = 38  # of the column of points
 
 def add(verbs) -> None:
     parser = common.add_parser(
-        verbs, "verify", "Compare a model with diffusers and transformers, layer by layer.", EXAMPLES, run
+        verbs,
+        "verify",
+        "Compare a model with diffusers and transformers, layer by layer.",
+        EXAMPLES,
+        run,
     )
     parser.add_argument("--model", default="tiny", help="'tiny' or a folder (default: tiny)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of the matrices (default: float32 on the CPU and for tiny)"
+        "--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)"
     )
     parser.add_argument(
-        "--grid", type=grid, default=(3, 4, 6), metavar="F,H,W", help="tokens along each axis (default: 3,4,6)"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the matrices (default: float32 on the CPU and for tiny)",
     )
     parser.add_argument(
-        "--as-shipped", action="store_true", help="keep diffusers' float32 time sinusoid, which is less exact"
+        "--grid",
+        type=grid,
+        default=(3, 4, 6),
+        metavar="F,H,W",
+        help="tokens along each axis (default: 3,4,6)",
+    )
+    parser.add_argument(
+        "--as-shipped",
+        action="store_true",
+        help="keep diffusers' float32 time sinusoid, which is less exact",
     )
     parser.add_argument(
         "--tolerance",
         type=common.positive_number,
         help="of rel_l2 (default: 5e-6 in float32, 5e-2 in bfloat16; 2e-5 as shipped)",
     )
-    parser.add_argument("--all", action="store_true", help="print every layer, not just the worst of its kind")
-    parser.add_argument("--json", action="store_true", help="one object: ok, first, parts with a row for every layer")
+    parser.add_argument(
+        "--all", action="store_true", help="print every layer, not just the worst of its kind"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one object: ok, first, parts with a row for every layer",
+    )
 
 
 def grid(text: str) -> tuple[int, int, int]:
@@ -58,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
     """The exit code: 0 where all agree, 1 where not."""
     from minicos.verify import peers
 
-    versions = {peer.__name__: peer.__version__ for peer in peers()}  # asked for before a model is read
+    versions = {
+        peer.__name__: peer.__version__ for peer in peers()
+    }  # asked for before a model is read
 
     import torch
 
@@ -84,9 +106,15 @@ def told(parts: Iterable["Part"], everything: bool) -> Iterator["Part"]:
     print(f"  {'':{WIDTH}} rel_l2   rel_max  allowed")
     for part in parts:
         print(f"{part.name}: {part.skipped}" if part.skipped else part.name)
-        for name, row in ((row.point, row) for row in part.rows) if everything else folded(part.rows).items():
+        for name, row in (
+            ((row.point, row) for row in part.rows) if everything else folded(part.rows).items()
+        ):
             numbers = (f"{x:.1e}" if x else "0" for x in (row.rel_l2, row.rel_max))
-            print(f"  {name:{WIDTH}}", *(f"{x:8}" for x in numbers), f"{row.tolerance:.1e}" + "  parted" * (not row.ok))
+            print(
+                f"  {name:{WIDTH}}",
+                *(f"{x:8}" for x in numbers),
+                f"{row.tolerance:.1e}" + "  parted" * (not row.ok),
+            )
         yield part
 
 
@@ -122,12 +150,20 @@ def to_json(parts: list["Part"]) -> dict:
         return x if math.isfinite(x) else None
 
     def entry(row: "Row") -> dict:
-        return {"point": row.point, "rel_l2": number(row.rel_l2), "rel_max": number(row.rel_max), "tolerance": row.tolerance,
-                "ok": row.ok}  # fmt: skip
+        return {
+            "point": row.point,
+            "rel_l2": number(row.rel_l2),
+            "rel_max": number(row.rel_max),
+            "tolerance": row.tolerance,
+            "ok": row.ok,
+        }
 
     first = next(({"part": part.name} | entry(part.parted) for part in parts if part.parted), None)
     return {
         "ok": first is None,
         "first": first,
-        "parts": [{"name": p.name, "skipped": p.skipped, "rows": [entry(row) for row in p.rows]} for p in parts],
+        "parts": [
+            {"name": p.name, "skipped": p.skipped, "rows": [entry(row) for row in p.rows]}
+            for p in parts
+        ],
     }

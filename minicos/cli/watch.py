@@ -23,9 +23,15 @@ ATTENTION = """\
 writes attention/received_step_NN.png, attention_frames.png (from which frame to which), attention_padding.png, attention.safetensors
 """
 VERBS = {
-    "steps": ("Decode the clean estimate at every step: what the model believes, as it makes up its mind.", STEPS),
+    "steps": (
+        "Decode the clean estimate at every step: what the model believes, as it makes up its mind.",
+        STEPS,
+    ),
     "energy": ("Token energy of every layer: where the network is busy.", ENERGY),
-    "attention": ("Where attention goes: to which tokens, from frame to frame, and to padding.", ATTENTION),
+    "attention": (
+        "Where attention goes: to which tokens, from frame to frame, and to padding.",
+        ATTENTION,
+    ),
 }
 
 
@@ -35,14 +41,32 @@ def add(verbs) -> None:
         common.add_condition_options(parser)
         common.add_model_options(parser, out=f"runs/{name}")
         parser.add_argument(
-            "--at", type=common.indices, help="steps to show, e.g. 0,5,19 (default: eight, denser at the start)"
+            "--at",
+            type=common.indices,
+            help="steps to show, e.g. 0,5,19 (default: eight, denser at the start)",
         )
         others = [verb for verb in VERBS if verb != name]
-        parser.add_argument("--also", nargs="+", choices=others, default=[], help="do these in the same pass")
-        parser.add_argument("--seeds", type=common.positive, default=1, help="samples; the first is shown (default: 1)")
-        parser.add_argument("--layers", type=common.indices, help="of attention (default: eight, evenly)")
-        parser.add_argument("--heads", type=common.indices, help="of attention, e.g. 0,3 (default: the mean of all)")
-        parser.add_argument("--branch", choices=("cond", "uncond"), default="cond", help="of attention (default: cond)")
+        parser.add_argument(
+            "--also", nargs="+", choices=others, default=[], help="do these in the same pass"
+        )
+        parser.add_argument(
+            "--seeds",
+            type=common.positive,
+            default=1,
+            help="samples; the first is shown (default: 1)",
+        )
+        parser.add_argument(
+            "--layers", type=common.indices, help="of attention (default: eight, evenly)"
+        )
+        parser.add_argument(
+            "--heads", type=common.indices, help="of attention, e.g. 0,3 (default: the mean of all)"
+        )
+        parser.add_argument(
+            "--branch",
+            choices=("cond", "uncond"),
+            default="cond",
+            help="of attention (default: cond)",
+        )
         parser.add_argument(
             "--queries",
             type=common.positive,
@@ -63,7 +87,10 @@ def run(name: str, args: argparse.Namespace) -> None:
     total, cfg = common.plan(args, files).steps, files.experts["high"].config
     chosen = common.within(args.at, total) or spread(8, total)
     layers = args.layers or tuple(evenly(cfg.num_layers, 8))
-    for option, given, count in (("--layers", layers, cfg.num_layers), ("--heads", args.heads or (0,), cfg.num_heads)):
+    for option, given, count in (
+        ("--layers", layers, cfg.num_layers),
+        ("--heads", args.heads or (0,), cfg.num_heads),
+    ):
         if given[0] < 0 or given[-1] >= count:
             raise MinicosError(f"{option}: this model has them from 0 to {count - 1}.")
     if args.queries == 1:
@@ -78,11 +105,19 @@ def run(name: str, args: argparse.Namespace) -> None:
         analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops))
     if "attention" in asked:
         prompt = words(condition, args.branch)
-        analyses.append(Attention(layers, chosen, args.heads, args.branch, prompt, args.queries, wan.ops))
+        analyses.append(
+            Attention(layers, chosen, args.heads, args.branch, prompt, args.queries, wan.ops)
+        )
     noise = wan.noise(condition, args.seed)
     watched = {"seeds": args.seeds}
     if "attention" in asked:
-        watched |= {"layers": layers, "heads": args.heads, "branch": args.branch, "queries": args.queries, "at": chosen}
+        watched |= {
+            "layers": layers,
+            "heads": args.heads,
+            "branch": args.branch,
+            "queries": args.queries,
+            "at": chosen,
+        }
     folder = common.open_run(args, wan, analyses, **common.subject(args, images), **watched)
     observe(wan, condition, folder, analyses, noise)
     for analysis in analyses:

@@ -61,7 +61,11 @@ def make(kind: str, seed: int, size: int = 4, split: str = "train") -> Puzzle:
 
 
 def distinct(
-    kind: str, n: int, size: int = 4, split: str = "test", keep: Callable[[Puzzle], bool] = lambda puzzle: True
+    kind: str,
+    n: int,
+    size: int = 4,
+    split: str = "test",
+    keep: Callable[[Puzzle], bool] = lambda puzzle: True,
 ) -> list[Puzzle]:
     """The first n distinct (picture, prompt) pairs of a split that `keep` accepts. Raises MinicosError where there are not so many."""
     found: dict[str, Puzzle] = {}
@@ -71,7 +75,9 @@ def distinct(
             found.setdefault(f"{puzzle.key}: {puzzle.prompt}", puzzle)
         if len(found) == n:
             return list(found.values())
-    raise MinicosError(f"there are not {n} distinct {kind} puzzles of size {size} in the {split} split: ask for fewer")
+    raise MinicosError(
+        f"there are not {n} distinct {kind} puzzles of size {size} in the {split} split: ask for fewer"
+    )
 
 
 def split_of(key: str) -> str:

@@ -12,10 +12,15 @@ from minicos.errors import MinicosError
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m minicos.puzzles", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m minicos.puzzles",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--kind", choices=puzzles.KINDS, action="append", help="may be given more than once (default: all)"
+        "--kind",
+        choices=puzzles.KINDS,
+        action="append",
+        help="may be given more than once (default: all)",
     )
     parser.add_argument("--size", type=int, default=4, help="cells along a side (default: 4)")
     parser.add_argument("--split", choices=puzzles.SPLITS, default="test", help="(default: test)")

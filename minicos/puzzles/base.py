@@ -102,8 +102,15 @@ class Puzzle:
         video that jumps to its answer, or turns back, is not solved.
         """
         side = self.size * draw.CELL
-        if video.ndim != 4 or video.shape[1:] != (side, side, 3) or len(video) < 5 or video.dtype != np.uint8:
-            raise ValueError(f"a video is uint8 (f >= 5, {side}, {side}, 3); this one is {video.dtype} {video.shape}")
+        if (
+            video.ndim != 4
+            or video.shape[1:] != (side, side, 3)
+            or len(video) < 5
+            or video.dtype != np.uint8
+        ):
+            raise ValueError(
+                f"a video is uint8 (f >= 5, {side}, {side}, 3); this one is {video.dtype} {video.shape}"
+            )
         if detail := self._mismatch(video[0], self.first_frame()):
             return Score(False, None, f"first frame: {detail}")
         answer, detail = self._read(video[-1])

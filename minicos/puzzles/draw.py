@@ -93,7 +93,9 @@ def coverage(distance: np.ndarray) -> np.ndarray:
 def paint(canvas: np.ndarray, cover: np.ndarray, colour: Colour) -> np.ndarray:
     """Lay a colour over `canvas` (..., h, w, 3) where `cover` (..., h, w) is 1; leading axes broadcast."""
     painted = np.empty((*np.broadcast_shapes(canvas.shape[:-1], cover.shape), 3), np.float32)
-    for k, level in enumerate(colour):  # by channel: broadcasting over a last axis of 3 is five times slower
+    for k, level in enumerate(
+        colour
+    ):  # by channel: broadcasting over a last axis of 3 is five times slower
         painted[..., k] = canvas[..., k] + cover * (np.float32(level) - canvas[..., k])
     return painted
 
@@ -175,8 +177,12 @@ def identify(frame: np.ndarray, cell: Cell, background: np.ndarray) -> tuple[str
     sharp ones alone, a blurred square would pass for a circle. The outer 3 px are left out: walls bleed into them.
     """
     inner = (slice(3, -3), slice(3, -3))
-    seen, empty = (picture[window(cell)][inner].astype(np.float32) for picture in (frame, background))
+    seen, empty = (
+        picture[window(cell)][inner].astype(np.float32) for picture in (frame, background)
+    )
     looks = [(name, blur, colour) for name in SHAPES for blur in (1, 3) for colour in COLOURS]
-    drawn = np.stack([paint(empty, stencil(name, blur)[inner], COLOURS[colour]) for name, blur, colour in looks])
+    drawn = np.stack(
+        [paint(empty, stencil(name, blur)[inner], COLOURS[colour]) for name, blur, colour in looks]
+    )
     name, _, colour = looks[np.square(drawn - seen).sum((1, 2, 3)).argmin()]
     return name, colour

@@ -18,7 +18,10 @@ def export(puzzle: Puzzle, i: int, folder: str | os.PathLike, scale: int = 1) ->
     The files are written next to it and the folder is renamed into place, so that a folder that exists is complete.
     `scale` repeats pixels (6 makes a 4x4 puzzle 384 px wide).
     """
-    from minicos.media import save_image, save_video  # here, so that puzzles can be drawn without torch
+    from minicos.media import (
+        save_image,
+        save_video,
+    )  # here, so that puzzles can be drawn without torch
 
     folder = Path(folder)
     if folder.exists():

@@ -50,7 +50,9 @@ class Mark(Puzzle):
         return tuple(item.cell for item in self.items if item.shape == self.target)
 
     def variants(self) -> tuple[Self, ...]:
-        return tuple(replace(self, target=item.shape) for item in self.items if item.shape != self.target)
+        return tuple(
+            replace(self, target=item.shape) for item in self.items if item.shape != self.target
+        )
 
     def backdrop(self) -> np.ndarray:
         canvas = draw.floor(self.size)
@@ -67,7 +69,9 @@ class Mark(Puzzle):
         cy, cx = draw.centre(cell)
         inner = CELL / 2 - 1
         level = 2 * inner * np.minimum(1.1 * progress, 1).astype(np.float32)[:, None, None]  # px
-        fill = draw.coverage(draw.box(y - cy, x - cx, inner, inner)) * draw.coverage(cy + inner - level - y)
+        fill = draw.coverage(draw.box(y - cy, x - cx, inner, inner)) * draw.coverage(
+            cy + inner - level - y
+        )
         return draw.border(draw.paint(self.backdrop(), fill, YELLOW))
 
     def _read(self, frame: np.ndarray) -> tuple[int | None, str]:
@@ -75,5 +79,8 @@ class Mark(Puzzle):
         for item in self.items:
             shape, colour = draw.identify(frame, item.cell, background)
             if (shape, colour) != (item.shape, item.colour):
-                return None, f"the {item.colour} {item.shape} at {item.cell} has become a {colour} {shape}"
+                return (
+                    None,
+                    f"the {item.colour} {item.shape} at {item.cell} has become a {colour} {shape}",
+                )
         return 0, ""

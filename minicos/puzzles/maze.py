@@ -49,7 +49,9 @@ def neighbours(doors: frozenset[Edge], size: int) -> dict[Cell, tuple[Cell, ...]
     return {cell: tuple(cells) for cell, cells in near.items()}
 
 
-def distances(near: dict[Cell, tuple[Cell, ...]], goal: Cell, closed: Cell | None = None) -> dict[Cell, int]:
+def distances(
+    near: dict[Cell, tuple[Cell, ...]], goal: Cell, closed: Cell | None = None
+) -> dict[Cell, int]:
     """Steps to `goal` from every cell that reaches it without entering `closed`."""
     steps, queue = {goal: 0}, deque([goal])
     while queue:
@@ -116,7 +118,9 @@ class Maze(Puzzle):
         doors = random_doors(rng, size)
         start = (rng.randrange(size), rng.randrange(size))
         steps = distances(neighbours(doors, size), start)
-        return cls(size, doors, start, rng.choice([cell for cell in sorted(steps) if steps[cell] >= 2]))
+        return cls(
+            size, doors, start, rng.choice([cell for cell in sorted(steps) if steps[cell] >= 2])
+        )
 
     @property
     def prompt(self) -> str:
@@ -125,7 +129,9 @@ class Maze(Puzzle):
     @property
     def key(self) -> str:
         bits = "".join("01"[edge in self.doors] for edge in grid_edges(self.size))
-        cells = " ".join(f"{name} {r},{c}" for name, (r, c) in [("start", self.start), *self.goals.items()])
+        cells = " ".join(
+            f"{name} {r},{c}" for name, (r, c) in [("start", self.start), *self.goals.items()]
+        )
         return f"{self.kind}/{self.size}/{bits} {cells}"
 
     @property
@@ -143,10 +149,16 @@ class Maze(Puzzle):
         for edge in grid_edges(self.size):
             if edge not in self.doors:
                 (r, c), (below, right) = edge[1], (edge[1][0] + 1, edge[1][1] + 1)
-                if edge[0][0] == edge[1][0]:  # side by side: an upright wall, one pixel longer at both ends for corners
-                    canvas[max(r * CELL - 1, 0) : below * CELL + 1, c * CELL - 1 : c * CELL + 1] = WALL
+                if (
+                    edge[0][0] == edge[1][0]
+                ):  # side by side: an upright wall, one pixel longer at both ends for corners
+                    canvas[max(r * CELL - 1, 0) : below * CELL + 1, c * CELL - 1 : c * CELL + 1] = (
+                        WALL
+                    )
                 else:
-                    canvas[r * CELL - 1 : r * CELL + 1, max(c * CELL - 1, 0) : right * CELL + 1] = WALL
+                    canvas[r * CELL - 1 : r * CELL + 1, max(c * CELL - 1, 0) : right * CELL + 1] = (
+                        WALL
+                    )
         return draw.border(canvas)
 
     def render(self, i: int, progress: np.ndarray) -> np.ndarray:
@@ -154,10 +166,15 @@ class Maze(Puzzle):
         canvas = self.backdrop()
         for colour, cell in self.goals.items():
             gy, gx = draw.centre(cell)
-            canvas = draw.paint(canvas, draw.coverage(draw.box(y - gy, x - gx, 5, 5)), COLOURS[colour])
+            canvas = draw.paint(
+                canvas, draw.coverage(draw.box(y - gy, x - gx, 5, 5)), COLOURS[colour]
+            )
         corners = np.array([draw.centre(cell) for cell in self.candidates[i]], np.float32)
         travelled = progress * np.float32(len(corners) - 1) * CELL  # px along the route (n,)
-        ay, ax = (np.interp(travelled, np.arange(len(corners)) * CELL, corners[:, k])[:, None, None] for k in (0, 1))
+        ay, ax = (
+            np.interp(travelled, np.arange(len(corners)) * CELL, corners[:, k])[:, None, None]
+            for k in (0, 1)
+        )
         across, along = _ribbon(corners, y, x)
         trail = draw.coverage(across - 2) * draw.coverage(along - travelled[:, None, None])
         agent = draw.coverage(draw.disc(y - ay.astype(np.float32), x - ax.astype(np.float32), 4.6))
@@ -175,15 +192,23 @@ class Maze(Puzzle):
         half, strengths = CELL // 2, []
         for (r, c), (down, right) in grid_edges(self.size):
             if r == down:
-                patch = strength[r * CELL + half - 1 : r * CELL + half + 1, right * CELL - 3 : right * CELL + 3]
+                patch = strength[
+                    r * CELL + half - 1 : r * CELL + half + 1, right * CELL - 3 : right * CELL + 3
+                ]
             else:
-                patch = strength[down * CELL - 3 : down * CELL + 3, c * CELL + half - 1 : c * CELL + half + 1].T
-            strengths.append((patch[:, :2].mean(), patch[:, -2:].mean()))  # leaves out the 2 px a wall would take
+                patch = strength[
+                    down * CELL - 3 : down * CELL + 3, c * CELL + half - 1 : c * CELL + half + 1
+                ].T
+            strengths.append(
+                (patch[:, :2].mean(), patch[:, -2:].mean())
+            )  # leaves out the 2 px a wall would take
         return np.array(strengths)
 
     def _read(self, frame: np.ndarray) -> tuple[int | None, str]:
         halves = self.read_trail(frame) > 0.5
-        drawn = {edge for edge, half in zip(grid_edges(self.size), halves, strict=True) if half.all()}
+        drawn = {
+            edge for edge, half in zip(grid_edges(self.size), halves, strict=True) if half.all()
+        }
         for i, route in enumerate(self.candidates):
             if drawn == set(edges_of(route)) and halves.sum() == 2 * len(drawn):
                 return i, ""
@@ -196,7 +221,9 @@ class Maze(Puzzle):
     def _halfway(self, frame: np.ndarray, answer: int, progress: float) -> str:
         # The trail must be a beginning of the route. How long a beginning is left open, short of nothing and of all.
         halves = self.read_trail(frame) > 0.5
-        drawn = {edge for edge, half in zip(grid_edges(self.size), halves, strict=True) if half.all()}
+        drawn = {
+            edge for edge, half in zip(grid_edges(self.size), halves, strict=True) if half.all()
+        }
         walked = edges_of(self.candidates[answer])
         if drawn != set(walked[: len(drawn)]):
             return "the trail is not a beginning of the route"
@@ -227,7 +254,9 @@ class Goal(Maze):
             target = rng.choice(("red", "blue"))
             if blues:
                 puzzle = cls(size, maze.doors, maze.start, maze.red, rng.choice(blues), target)
-                if puzzle.candidates and puzzle.variants()[0].candidates:  # neither goal bars the way to the other
+                if (
+                    puzzle.candidates and puzzle.variants()[0].candidates
+                ):  # neither goal bars the way to the other
                     return puzzle
 
     @property
@@ -252,7 +281,9 @@ class Goal(Maze):
 def _ribbon(corners: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each pixel's place relative to a polyline `corners` (n + 1, 2): distance from it and length along it (h, w)."""
     start, step = corners[:-1, :, None, None], np.diff(corners, axis=0)[:, :, None, None] / CELL
-    along = np.clip((y - start[:, 0]) * step[:, 0] + (x - start[:, 1]) * step[:, 1], 0, CELL)  # (n, h, w)
+    along = np.clip(
+        (y - start[:, 0]) * step[:, 0] + (x - start[:, 1]) * step[:, 1], 0, CELL
+    )  # (n, h, w)
     across = np.hypot(y - start[:, 0] - along * step[:, 0], x - start[:, 1] - along * step[:, 1])
     nearest = across.argmin(0)[None]
     travelled = along + np.arange(len(along), dtype=np.float32)[:, None, None] * CELL

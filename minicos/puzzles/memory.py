@@ -25,7 +25,9 @@ class Memory(Puzzle):
 
     mover: Item
     stop: Cell
-    lanes: tuple[int, int]  # first and last row (column, when the object moves up or down) that the block spans
+    lanes: tuple[
+        int, int
+    ]  # first and last row (column, when the object moves up or down) that the block spans
     others: tuple[Item, ...]
 
     kind: ClassVar[str] = "memory"
@@ -34,7 +36,9 @@ class Memory(Puzzle):
     @classmethod
     def sample(cls, rng: Random, size: int) -> Self:
         lane = rng.randrange(size)
-        start, stop = rng.choice([(a, b) for a in range(size) for b in range(size) if abs(a - b) >= 2])
+        start, stop = rng.choice(
+            [(a, b) for a in range(size) for b in range(size) if abs(a - b) >= 2]
+        )
         lanes = rng.randint(0, lane), rng.randint(lane, size - 1)
         free = [(k, at) for k in range(size) if not lanes[0] <= k <= lanes[1] for at in range(size)]
         turn = rng.choice((lambda cell: cell, lambda cell: cell[::-1]))  # lanes are rows or columns
@@ -65,7 +69,9 @@ class Memory(Puzzle):
     def render(self, i: int, progress: np.ndarray) -> np.ndarray:
         y, x = draw.pixels(self.size * CELL)
         ends = np.array([draw.centre(self.mover.cell), draw.centre(self.candidates[i])], np.float32)
-        my, mx = ((ends[0, k] + progress * (ends[1, k] - ends[0, k]))[:, None, None] for k in (0, 1))
+        my, mx = (
+            (ends[0, k] + progress * (ends[1, k] - ends[0, k]))[:, None, None] for k in (0, 1)
+        )
         canvas = draw.items(self.backdrop(), self.others)
         mover = draw.coverage(draw.shape(self.mover.shape, y - my, x - mx))
         canvas = draw.paint(canvas, mover, COLOURS[self.mover.colour])
@@ -84,7 +90,12 @@ class Memory(Puzzle):
     def hidden_cells(self) -> tuple[Cell, ...]:
         """The cells of the object's own lane that the block covers."""
         (r0, c0), (r1, c1) = sorted((self.mover.cell, self.stop))
-        return tuple((r, c) for r in range(r0, r1 + 1) for c in range(c0, c1 + 1) if (r, c) not in ((r0, c0), (r1, c1)))
+        return tuple(
+            (r, c)
+            for r in range(r0, r1 + 1)
+            for c in range(c0, c1 + 1)
+            if (r, c) not in ((r0, c0), (r1, c1))
+        )
 
     def _read(self, frame: np.ndarray) -> tuple[int | None, str]:
         empty = self.backdrop()
@@ -94,7 +105,10 @@ class Memory(Puzzle):
         for item in (self.mover._replace(cell=self.stop), *self.others):
             shape, colour = draw.identify(frame, item.cell, empty)
             if (shape, colour) != (item.shape, item.colour):
-                return None, f"at {item.cell} stands a {colour} {shape}, not a {item.colour} {item.shape}"
+                return (
+                    None,
+                    f"at {item.cell} stands a {colour} {shape}, not a {item.colour} {item.shape}",
+                )
         return 0, ""
 
     def _halfway(self, frame: np.ndarray, answer: int, progress: float) -> str:

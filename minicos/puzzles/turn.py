@@ -14,7 +14,12 @@ from . import draw
 from .base import Puzzle
 from .draw import CELL, COLOURS
 
-FORMS = ((2, 2), (3, 2), (2, 3), (3, 3))  # length of the upright and of the foot of the L, in stroke widths
+FORMS = (
+    (2, 2),
+    (3, 2),
+    (2, 3),
+    (3, 3),
+)  # length of the upright and of the foot of the L, in stroke widths
 STROKES = (8, 12, 16)  # px; even, so that outlines fall on pixel borders before and after the turn
 PLACES = 4  # px between the places where an L may stand; finer ones ask for drawing skill, not for reasoning
 
@@ -77,7 +82,13 @@ class Turn(Puzzle):
         y, x = y - self.centre[0], x - self.centre[1]
         # Pixels are turned back by the angle into the frame of an upright L (y points down, so x to y is clockwise).
         v, u = np.cos(angle) * y - np.sin(angle) * x, np.cos(angle) * x + np.sin(angle) * y
-        half_h, half_w, pen = self.form[0] * self.stroke / 2, self.form[1] * self.stroke / 2, self.stroke / 2
+        half_h, half_w, pen = (
+            self.form[0] * self.stroke / 2,
+            self.form[1] * self.stroke / 2,
+            self.stroke / 2,
+        )
         upright = draw.box(v, u + (half_w - pen), half_h, pen)
         foot = draw.box(v - (half_h - pen), u, pen, half_w)
-        return draw.paint(self.backdrop(), draw.coverage(np.minimum(upright, foot)), COLOURS[self.colour])
+        return draw.paint(
+            self.backdrop(), draw.coverage(np.minimum(upright, foot)), COLOURS[self.colour]
+        )

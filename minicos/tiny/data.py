@@ -19,33 +19,89 @@ from minicos.tiny.train_vae import COMPILED, EAGER, to_tensor
 from minicos.vae import VAE
 
 PROMPTS = (
-    "", "solve the maze", "mark the circle", "mark the triangle", "mark the square", "mark the cross",
-    "go to the red goal", "go to the blue goal", "pass behind the wall", "turn the l",
-)  # fmt: skip
-KINDS = ("", "maze", "mark", "mark", "mark", "mark", "goal", "goal", "memory", "turn")  # of each prompt
+    "",
+    "solve the maze",
+    "mark the circle",
+    "mark the triangle",
+    "mark the square",
+    "mark the cross",
+    "go to the red goal",
+    "go to the blue goal",
+    "pass behind the wall",
+    "turn the l",
+)
+KINDS = (
+    "",
+    "maze",
+    "mark",
+    "mark",
+    "mark",
+    "mark",
+    "goal",
+    "goal",
+    "memory",
+    "turn",
+)  # of each prompt
 
 # What is encoded and, later, drawn in training: (kind, size) -> share. Routes are learnt within 2,000 steps; carrying an object's
 # identity behind a wall takes longer, and turning a shape longest, so later mixtures give these more room.
 MIXTURES = {
     "first": {
-        ("maze", 3): 0.12, ("maze", 4): 0.36, ("goal", 3): 0.07, ("goal", 4): 0.15, ("mark", 3): 0.03, ("mark", 4): 0.07,
-        ("memory", 3): 0.03, ("memory", 4): 0.07, ("turn", 4): 0.10,
+        ("maze", 3): 0.12,
+        ("maze", 4): 0.36,
+        ("goal", 3): 0.07,
+        ("goal", 4): 0.15,
+        ("mark", 3): 0.03,
+        ("mark", 4): 0.07,
+        ("memory", 3): 0.03,
+        ("memory", 4): 0.07,
+        ("turn", 4): 0.10,
     },
     "second": {
-        ("maze", 3): 0.06, ("maze", 4): 0.23, ("goal", 3): 0.04, ("goal", 4): 0.11, ("mark", 3): 0.02, ("mark", 4): 0.04,
-        ("memory", 3): 0.08, ("memory", 4): 0.24, ("turn", 4): 0.18,
+        ("maze", 3): 0.06,
+        ("maze", 4): 0.23,
+        ("goal", 3): 0.04,
+        ("goal", 4): 0.11,
+        ("mark", 3): 0.02,
+        ("mark", 4): 0.04,
+        ("memory", 3): 0.08,
+        ("memory", 4): 0.24,
+        ("turn", 4): 0.18,
     },
     "third": {
-        ("maze", 3): 0.04, ("maze", 4): 0.14, ("goal", 3): 0.03, ("goal", 4): 0.06, ("mark", 3): 0.01, ("mark", 4): 0.03,
-        ("memory", 3): 0.07, ("memory", 4): 0.22, ("turn", 4): 0.40,
+        ("maze", 3): 0.04,
+        ("maze", 4): 0.14,
+        ("goal", 3): 0.03,
+        ("goal", 4): 0.06,
+        ("mark", 3): 0.01,
+        ("mark", 4): 0.03,
+        ("memory", 3): 0.07,
+        ("memory", 4): 0.22,
+        ("turn", 4): 0.40,
     },
     "fourth": {
-        ("maze", 3): 0.04, ("maze", 4): 0.14, ("goal", 3): 0.02, ("goal", 4): 0.06, ("mark", 3): 0.01, ("mark", 4): 0.03,
-        ("memory", 3): 0.04, ("memory", 4): 0.14, ("turn", 4): 0.52,
+        ("maze", 3): 0.04,
+        ("maze", 4): 0.14,
+        ("goal", 3): 0.02,
+        ("goal", 4): 0.06,
+        ("mark", 3): 0.01,
+        ("mark", 4): 0.03,
+        ("memory", 3): 0.04,
+        ("memory", 4): 0.14,
+        ("turn", 4): 0.52,
     },
-    "memory and turn": {("memory", 3): 0.12, ("memory", 4): 0.50, ("turn", 4): 0.38},  # for encoding more of these alone
-}  # fmt: skip
-PLAN = ((0, "first"), (2000, "second"), (3000, "third"), (4200, "fourth"))  # from which step which mixture is drawn
+    "memory and turn": {
+        ("memory", 3): 0.12,
+        ("memory", 4): 0.50,
+        ("turn", 4): 0.38,
+    },  # for encoding more of these alone
+}
+PLAN = (
+    (0, "first"),
+    (2000, "second"),
+    (3000, "third"),
+    (4200, "fourth"),
+)  # from which step which mixture is drawn
 Mixture = dict[tuple[str, int], float]
 PICTURES = 128  # per shard
 
@@ -61,7 +117,9 @@ def answers(puzzle: puzzles.Puzzle, rng: np.random.Generator) -> list[tuple[str,
 
 
 @torch.no_grad()
-def shard(vae: VAE, mixture: Mixture, seed: int, index: int, compiled: bool = False) -> tuple[int, dict[str, Tensor]]:
+def shard(
+    vae: VAE, mixture: Mixture, seed: int, index: int, compiled: bool = False
+) -> tuple[int, dict[str, Tensor]]:
     """The grid size and the tensors of shard `index`, a pure function of its arguments."""
     rng = np.random.default_rng((seed, index))
     size, kinds, weights = draw_size(mixture, rng)
@@ -77,9 +135,11 @@ def shard(vae: VAE, mixture: Mixture, seed: int, index: int, compiled: bool = Fa
             of.append(picture)
             prompts.append(PROMPTS.index(prompt))
     return size, {
-        "y": encode(vae, firsts, compiled), "x0": encode(vae, videos, compiled),
-        "of": torch.tensor(of, dtype=torch.int32), "prompt": torch.tensor(prompts, dtype=torch.uint8),
-    }  # fmt: skip
+        "y": encode(vae, firsts, compiled),
+        "x0": encode(vae, videos, compiled),
+        "of": torch.tensor(of, dtype=torch.int32),
+        "prompt": torch.tensor(prompts, dtype=torch.uint8),
+    }
 
 
 def planned(step: int) -> Mixture:
@@ -102,7 +162,9 @@ def encode(vae: VAE, videos: list[np.ndarray], compiled: bool = False, batch: in
     """
     device = next(vae.parameters()).device
     encoder = (COMPILED if compiled else EAGER)[0]
-    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in (vae.cfg.mean, vae.cfg.std))
+    mean, std = (
+        torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in (vae.cfg.mean, vae.cfg.std)
+    )
     out = []
     for start in range(0, len(videos), batch):
         part = videos[start : start + batch]
@@ -129,7 +191,10 @@ def write(
     for index in range(first + part, first + shards, parts):
         if not list(folder.glob(f"*x*-{index:05d}.safetensors")):
             size, tensors = shard(vae, MIXTURES[mixture], seed, index, compiled)
-            replace_file(folder / f"{size}x{size}-{index:05d}.safetensors", lambda path, t=tensors: save_file(t, path))
+            replace_file(
+                folder / f"{size}x{size}-{index:05d}.safetensors",
+                lambda path, t=tensors: save_file(t, path),
+            )
             print(f"shard {index - first + 1}/{shards}", flush=True)
 
 
@@ -150,12 +215,16 @@ class Pool:
                 for x0, of, prompt in zip(
                     tensors["x0"], tensors["of"].tolist(), tensors["prompt"].tolist(), strict=True
                 ):
-                    self.samples.setdefault((KINDS[prompt], size), []).append((x0, tensors["y"][of], prompt))
+                    self.samples.setdefault((KINDS[prompt], size), []).append(
+                        (x0, tensors["y"][of], prompt)
+                    )
 
     def __len__(self) -> int:
         return sum(map(len, self.samples.values()))
 
-    def batch(self, rng: np.random.Generator, mixture: Mixture, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(
+        self, rng: np.random.Generator, mixture: Mixture, n: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """n samples of one size: x0 (n 16 f h w), y (n 20 f h w) with the mask channels, prompt (n) int64."""
         size, kinds, weights = draw_size(mixture, rng)
         picks = []

@@ -19,9 +19,13 @@ from minicos.pipeline import Wan, load
 from minicos.runs import progress, write_json
 
 TASKS = {  # name in the report -> kind and grid sizes
-    "maze_3x3": ("maze", (3,)), "maze_4x4": ("maze", (4,)), "goal": ("goal", (3, 4)), "mark": ("mark", (3, 4)),
-    "memory": ("memory", (3, 4)), "turn": ("turn", (4,)),
-}  # fmt: skip
+    "maze_3x3": ("maze", (3,)),
+    "maze_4x4": ("maze", (4,)),
+    "goal": ("goal", (3, 4)),
+    "mark": ("mark", (3, 4)),
+    "memory": ("memory", (3, 4)),
+    "turn": ("turn", (4,)),
+}
 BATCH = 25
 
 
@@ -37,7 +41,9 @@ def batches(n: int, split: str) -> Iterator[tuple[str, list[puzzles.Puzzle]]]:
 
 def solve(wan: Wan, batch: list[puzzles.Puzzle], seed: int) -> np.ndarray:
     """One video for each puzzle: uint8 (n 13 h w 3)."""
-    images = torch.stack([torch.from_numpy(p.first_frame()).permute(2, 0, 1).float() / 255 for p in batch])
+    images = torch.stack(
+        [torch.from_numpy(p.first_frame()).permute(2, 0, 1).float() / 255 for p in batch]
+    )
     condition = wan.condition([p.prompt for p in batch], images)
     latent = None
     for step in wan.sample(condition, seed=seed):

@@ -20,15 +20,34 @@ def export(folder: Path, weights: Path, tokenizer: Tokenizer) -> None:
     cfg = student.dit.cfg
     high = weights / "high_noise_model"
     half(high / "diffusion_pytorch_model.safetensors", student.dit.state_dict())
-    write_json(high / "config.json", {
-        "_class_name": "WanModel", "dim": cfg.dim, "eps": cfg.eps, "ffn_dim": cfg.ffn_dim, "freq_dim": cfg.freq_dim,
-        "in_dim": cfg.in_dim, "model_type": "i2v", "num_heads": cfg.num_heads, "num_layers": cfg.num_layers,
-        "out_dim": cfg.out_dim, "text_len": cfg.text_len,
-    })  # fmt: skip
+    write_json(
+        high / "config.json",
+        {
+            "_class_name": "WanModel",
+            "dim": cfg.dim,
+            "eps": cfg.eps,
+            "ffn_dim": cfg.ffn_dim,
+            "freq_dim": cfg.freq_dim,
+            "in_dim": cfg.in_dim,
+            "model_type": "i2v",
+            "num_heads": cfg.num_heads,
+            "num_layers": cfg.num_layers,
+            "out_dim": cfg.out_dim,
+            "text_len": cfg.text_len,
+        },
+    )
     if (folder / "low" / "averaged.safetensors").exists():
-        lora.save(weights / "low_noise_model" / "lora.safetensors", train_dit.low_deltas(folder), torch.float16)
+        lora.save(
+            weights / "low_noise_model" / "lora.safetensors",
+            train_dit.low_deltas(folder),
+            torch.float16,
+        )
     half(weights / "Wan2.1_VAE.safetensors", vae.state_dict(), asdict(vae.cfg))
-    half(weights / "models_t5_umt5-xxl-enc-bf16.safetensors", student.text.state_dict(), asdict(student.text.cfg))
+    half(
+        weights / "models_t5_umt5-xxl-enc-bf16.safetensors",
+        student.text.state_dict(),
+        asdict(student.text.cfg),
+    )
     total = sum(path.stat().st_size for path in weights.rglob("*") if path.is_file())
     print(f"{weights}: {total / 1e6:.2f} MB")
 

@@ -26,14 +26,20 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            alike: dict[torch.Size, list[nn.Parameter]] = {}  # matrices of one shape go through the iteration together
+            alike: dict[
+                torch.Size, list[nn.Parameter]
+            ] = {}  # matrices of one shape go through the iteration together
             for p in group["params"]:
                 if p.grad is not None:
                     alike.setdefault(p.flatten(1).shape, []).append(p)
             for shape, params in alike.items():
-                updates = orthogonalise(torch.stack([self._nesterov(p, group["momentum"]).flatten(1) for p in params]))
+                updates = orthogonalise(
+                    torch.stack([self._nesterov(p, group["momentum"]).flatten(1) for p in params])
+                )
                 for p, update in zip(params, updates, strict=True):
-                    p.add_(update.view_as(p), alpha=-group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)
+                    p.add_(
+                        update.view_as(p), alpha=-group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                    )
 
     def _nesterov(self, p: nn.Parameter, momentum: float) -> Tensor:
         average = self.state[p].setdefault("momentum", torch.zeros_like(p))
@@ -61,7 +67,10 @@ def optimisers(
     for name, p in model.named_parameters():
         if p.requires_grad:
             (chosen if muon(name, p) else rest).append(p)
-    return [Muon(chosen, muon_lr), torch.optim.AdamW(rest, adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=False)]
+    return [
+        Muon(chosen, muon_lr),
+        torch.optim.AdamW(rest, adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=False),
+    ]
 
 
 def rate(step: int, steps: int, warmup: int, decay: float) -> float:
@@ -97,7 +106,9 @@ def train(
                 group["lr"] = lr * rate(step, steps, warmup, decay)
         loss = loss_at(step)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for o in opts for g in o.param_groups for p in g["params"]], 1.0)
+        torch.nn.utils.clip_grad_norm_(
+            [p for o in opts for g in o.param_groups for p in g["params"]], 1.0
+        )
         for o in opts:
             o.step()
             o.zero_grad(set_to_none=True)
@@ -110,7 +121,11 @@ def train(
             raise FloatingPointError(f"the loss is not finite at step {step}")
         if (step + 1) % 50 == 0:
             seconds = (time.monotonic() - clock) / since
-            line = {"step": step + 1, "loss": round(total / since, 6), "seconds_per_step": round(seconds, 3)}
+            line = {
+                "step": step + 1,
+                "loss": round(total / since, 6),
+                "seconds_per_step": round(seconds, 3),
+            }
             print(
                 f"{step + 1:6d}/{steps}  loss {total / since:.5f}  {seconds:.2f} s/step  {log(step, total / since)}",
                 flush=True,
@@ -123,20 +138,33 @@ def train(
 
 
 def _save(
-    folder: Path, model: nn.Module, average: dict[str, Tensor], opts: list[torch.optim.Optimizer], step: int
+    folder: Path,
+    model: nn.Module,
+    average: dict[str, Tensor],
+    opts: list[torch.optim.Optimizer],
+    step: int,
 ) -> None:
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v.contiguous() for k, v in average.items()}
     for i, o in enumerate(opts):
         for index, state in o.state_dict()["state"].items():
-            tensors |= {f"optimiser.{i}.{index}.{k}": torch.as_tensor(v).contiguous() for k, v in state.items()}
-    replace_file(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata={"step": str(step)}))
+            tensors |= {
+                f"optimiser.{i}.{index}.{k}": torch.as_tensor(v).contiguous()
+                for k, v in state.items()
+            }
     replace_file(
-        folder / "averaged.safetensors", lambda path: save_file({k: v.contiguous() for k, v in average.items()}, path)
+        folder / "checkpoint.safetensors",
+        lambda path: save_file(tensors, path, metadata={"step": str(step)}),
+    )
+    replace_file(
+        folder / "averaged.safetensors",
+        lambda path: save_file({k: v.contiguous() for k, v in average.items()}, path),
     )
 
 
-def _resume(folder: Path, model: nn.Module, average: dict[str, Tensor], opts: list[torch.optim.Optimizer]) -> int:
+def _resume(
+    folder: Path, model: nn.Module, average: dict[str, Tensor], opts: list[torch.optim.Optimizer]
+) -> int:
     """Restore everything from the last checkpoint, if there is one; returns the step to go on from."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
@@ -144,7 +172,9 @@ def _resume(folder: Path, model: nn.Module, average: dict[str, Tensor], opts: li
     with safe_open(path, "pt") as file:
         step = int(file.metadata()["step"])
     tensors = load_file(path)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    )
     for name in average:
         average[name].copy_(tensors[f"average.{name}"])
     for i, o in enumerate(opts):

@@ -25,12 +25,16 @@ def build() -> Tokenizer:
     """Lower case, split at white space and punctuation, look each word up, append </s>."""
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
     if len(vocabulary) > TINY_TEXT.vocab_size:
-        raise ValueError(f"{len(vocabulary)} tokens do not fit into the {TINY_TEXT.vocab_size} rows of the embedding")
+        raise ValueError(
+            f"{len(vocabulary)} tokens do not fit into the {TINY_TEXT.vocab_size} rows of the embedding"
+        )
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     return tokenizer
 
 

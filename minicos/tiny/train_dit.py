@@ -88,7 +88,13 @@ def is_block_matrix(name: str, p: nn.Parameter) -> bool:
 
 
 def train(
-    folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_size: int = 64, device: str = "cpu"
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int = 64,
+    device: str = "cpu",
 ) -> None:
     """First stage: all noise levels, into `folder`/dit, resuming; takes in shards of `folder`/latents as they are written."""
     torch.manual_seed(seed)
@@ -104,7 +110,17 @@ def train(
             return student.loss(*now)
 
     note = lambda step, loss: f"{len(pool)} clips"  # noqa: E731
-    optim.train(student, loss_at, opts, steps=steps, warmup=60, decay=1 / 3, ema=0.998, folder=folder / "dit", log=note)
+    optim.train(
+        student,
+        loss_at,
+        opts,
+        steps=steps,
+        warmup=60,
+        decay=1 / 3,
+        ema=0.998,
+        folder=folder / "dit",
+        log=note,
+    )
 
 
 class LowRankUpdate(nn.Module):
@@ -131,12 +147,20 @@ def with_updates(student: Student, rank: int = RANK) -> Student:
     for block in student.dit.blocks:
         for layer in block.modules():
             if isinstance(layer, nn.Linear):
-                parametrize.register_parametrization(layer, "weight", LowRankUpdate(layer.weight, rank))
+                parametrize.register_parametrization(
+                    layer, "weight", LowRankUpdate(layer.weight, rank)
+                )
     return student
 
 
 def train_low(
-    folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, batch_size: int = 64, device: str = "cpu"
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int = 64,
+    device: str = "cpu",
 ) -> None:
     """Second stage: the low-noise expert as a LoRA on the finished first stage, trained below the boundary, into `folder`/low."""
     torch.manual_seed(seed)
@@ -146,11 +170,16 @@ def train_low(
     pool = Pool(folder / "latents")
 
     def loss_at(step: int) -> Tensor:
-        now = [t.to(device) for t in batch(pool, seed + 1, PLAN[-1][0] + step, batch_size, below=BOUNDARY)]
+        now = [
+            t.to(device)
+            for t in batch(pool, seed + 1, PLAN[-1][0] + step, batch_size, below=BOUNDARY)
+        ]
         with torch.autocast(device, torch.bfloat16):
             return student.loss(*now)
 
-    optim.train(student, loss_at, opts, steps=steps, warmup=30, decay=0.7, ema=0.99, folder=folder / "low")
+    optim.train(
+        student, loss_at, opts, steps=steps, warmup=30, decay=0.7, ema=0.99, folder=folder / "low"
+    )
 
 
 def low_deltas(folder: Path) -> dict[str, LowRank]:
@@ -159,6 +188,8 @@ def low_deltas(folder: Path) -> dict[str, LowRank]:
     marker = ".parametrizations.weight.0.up"
     modules = [key.removesuffix(marker) for key in tensors if key.endswith(marker)]
     return {
-        f"{m.removeprefix('dit.')}.weight": LowRank(tensors[m + marker], tensors[m + marker.replace("up", "down")])
+        f"{m.removeprefix('dit.')}.weight": LowRank(
+            tensors[m + marker], tensors[m + marker.replace("up", "down")]
+        )
         for m in modules
     }

@@ -83,19 +83,29 @@ def loss(vae: VAE, video: Tensor, generator: torch.Generator, compiled: bool = F
 
 
 EAGER = (lambda vae, video: vae.encoder(video, {}), lambda vae, z: vae.decoder(z, {}))
-COMPILED = tuple(torch.compile(f, dynamic=False) for f in EAGER)  # needs a C++ compiler, and minutes at first
+COMPILED = tuple(
+    torch.compile(f, dynamic=False) for f in EAGER
+)  # needs a C++ compiler, and minutes at first
 
 
 def statistics(vae: VAE, seed: int = 1, clips: int = 96) -> dict[str, list[float]]:
     """Mean and deviation of every latent channel, by which the DiT's latents are normalised."""
     rng = np.random.default_rng((seed, 2**20))
     with torch.no_grad():
-        each = [vae.posterior(to_tensor(clip(rng)[None]))[0].transpose(0, 1).flatten(1) for _ in range(clips)]
+        each = [
+            vae.posterior(to_tensor(clip(rng)[None]))[0].transpose(0, 1).flatten(1)
+            for _ in range(clips)
+        ]
     mu = torch.cat(each, dim=1)  # c, everything else
-    return {"mean": [round(v, 4) for v in mu.mean(1).tolist()], "std": [round(v, 4) for v in mu.std(1).tolist()]}
+    return {
+        "mean": [round(v, 4) for v in mu.mean(1).tolist()],
+        "std": [round(v, 4) for v in mu.std(1).tolist()],
+    }
 
 
-def train(folder: Path, *, steps: int, seed: int, device: str = "cpu", compiled: bool = False) -> None:
+def train(
+    folder: Path, *, steps: int, seed: int, device: str = "cpu", compiled: bool = False
+) -> None:
     """First stage, into `folder`/vae, resuming what is there."""
     torch.manual_seed(seed)
     vae = VAE(TINY_VAE)
@@ -108,10 +118,14 @@ def train(folder: Path, *, steps: int, seed: int, device: str = "cpu", compiled:
         with torch.autocast(device, torch.bfloat16):
             return loss(vae, batch(seed, step, steps).to(device), generator, compiled)
 
-    optim.train(vae, loss_at, opts, steps=steps, warmup=50, decay=0.6, ema=0.998, folder=folder / "vae")
+    optim.train(
+        vae, loss_at, opts, steps=steps, warmup=50, decay=0.6, ema=0.998, folder=folder / "vae"
+    )
 
 
-def train_decoder(folder: Path, *, steps: int, seed: int, device: str = "cpu", compiled: bool = False) -> None:
+def train_decoder(
+    folder: Path, *, steps: int, seed: int, device: str = "cpu", compiled: bool = False
+) -> None:
     """Second stage: the decoder alone, so that latents which others already use stay valid; full clips, in `folder`/decoder.
 
     Latents are blurred by a little noise (0.02 of their deviation), since the DiT that will make them is not exact either.
@@ -124,7 +138,9 @@ def train_decoder(folder: Path, *, steps: int, seed: int, device: str = "cpu", c
     blur = 0.02 * torch.tensor(vae.cfg.std, device=device).view(1, -1, 1, 1, 1)
 
     def loss_at(step: int) -> Tensor:
-        video = full_clips(np.random.default_rng((seed + 1, step)), size=(3, 4)[step % 2]).to(device)
+        video = full_clips(np.random.default_rng((seed + 1, step)), size=(3, 4)[step % 2]).to(
+            device
+        )
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
@@ -133,12 +149,17 @@ def train_decoder(folder: Path, *, steps: int, seed: int, device: str = "cpu", c
             error = decode(vae, vae.conv2(z, {})).float() - video
         return (error**2).mean() + 0.3 * error.abs().mean()
 
-    optim.train(vae, loss_at, opts, steps=steps, warmup=50, decay=0.8, ema=0.995, folder=folder / "decoder")
+    optim.train(
+        vae, loss_at, opts, steps=steps, warmup=50, decay=0.8, ema=0.995, folder=folder / "decoder"
+    )
 
 
 def finished(folder: Path) -> VAE:
     """The VAE of `folder`, with the statistics of its latents, taken once, and the decoder of the second stage if that has begun."""
-    first, second = folder / "vae" / "averaged.safetensors", folder / "decoder" / "averaged.safetensors"
+    first, second = (
+        folder / "vae" / "averaged.safetensors",
+        folder / "decoder" / "averaged.safetensors",
+    )
     vae = VAE(TINY_VAE).requires_grad_(False)
     vae.load_state_dict(load_file(first))
     known = folder / "vae" / "statistics.json"

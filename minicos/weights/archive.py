@@ -17,10 +17,19 @@ from minicos.weights.header import BITS, FOREIGN, Header, TensorInfo, is_pointer
 
 MAX_PICKLE = 1 << 24  # bytes; the largest official one, of 784 tensors, has 300 thousand
 STORAGES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
-    "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
-    "Float8_e4m3fnStorage": "F8_E4M3", "Float8_e5m2Storage": "F8_E5M2",
-}  # fmt: skip
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+    "Float8_e4m3fnStorage": "F8_E4M3",
+    "Float8_e5m2Storage": "F8_E5M2",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,9 @@ def read_archive(path: Path) -> Header:
         with path.open("rb") as file:
             head = file.read(24)
     except OSError as error:
-        raise MinicosError(f"{path} cannot be read: {error.strerror or error}. Check the path.") from error
+        raise MinicosError(
+            f"{path} cannot be read: {error.strerror or error}. Check the path."
+        ) from error
     if is_pointer(head):
         raise MinicosError(f"{path} is {FOREIGN[b'version https://git-lfs']}.")
     try:
@@ -77,11 +88,17 @@ def read_archive(path: Path) -> Header:
                 content = _Reader(file).load()
         tensors = _table(content)
     except MinicosError as error:
-        raise MinicosError(f"{path} cannot be opened as tensors only: {error}. Get or save its state_dict.") from error
+        raise MinicosError(
+            f"{path} cannot be opened as tensors only: {error}. Get or save its state_dict."
+        ) from error
     except Exception as error:  # zipfile and pickle raise a dozen kinds on damaged files
-        raise MinicosError(f"{path} is not a whole PyTorch archive ({error}). Download it again.") from error
+        raise MinicosError(
+            f"{path} is not a whole PyTorch archive ({error}). Download it again."
+        ) from error
     if size * 8 < sum(info.elements * BITS[info.dtype] for info in tensors.values()):
-        raise MinicosError(f"{path} is shorter than its tensors: {size:,} bytes. Download it again.")
+        raise MinicosError(
+            f"{path} is shorter than its tensors: {size:,} bytes. Download it again."
+        )
     return Header(path, size, tensors, {})
 
 

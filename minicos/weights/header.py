@@ -16,12 +16,34 @@ from typing import Any
 from minicos.errors import MinicosError
 
 BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
-    "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
+    "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
 ARCHIVES = ("pth", "pt", "bin")
-USUAL = ("diffusion_pytorch_model", "model")  # how official, diffusers and transformers folders call a network's file
+USUAL = (
+    "diffusion_pytorch_model",
+    "model",
+)  # how official, diffusers and transformers folders call a network's file
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 FOREIGN = {
     b"PK\x03\x04": "a zip archive (PyTorch?), not safetensors. Give it the ending .pth if it is one",
@@ -62,14 +84,22 @@ def read_header(path: str | Path) -> Header:
             head = file.read(24)
             length = int.from_bytes(head[:8], "little")
             if head[8:9] != b"{" or length > MAX_HEADER:
-                what = next((what for magic, what in FOREIGN.items() if head.startswith(magic)), None)
-                raise MinicosError(f"{path} is {what or 'not a safetensors file. Download it again'}.")
+                what = next(
+                    (what for magic, what in FOREIGN.items() if head.startswith(magic)), None
+                )
+                raise MinicosError(
+                    f"{path} is {what or 'not a safetensors file. Download it again'}."
+                )
             if 8 + length > size:
-                raise MinicosError(f"{path} is cut off inside its header ({size:,} bytes). Download it again.")
+                raise MinicosError(
+                    f"{path} is cut off inside its header ({size:,} bytes). Download it again."
+                )
             file.seek(8)
             text = file.read(length)
     except OSError as error:
-        raise MinicosError(f"{path} cannot be read: {error.strerror or error}. Check the path.") from error
+        raise MinicosError(
+            f"{path} cannot be read: {error.strerror or error}. Check the path."
+        ) from error
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
         if not isinstance(entries, dict):
@@ -79,10 +109,14 @@ def read_header(path: str | Path) -> Header:
             raise ValueError("its metadata are not strings")
         tensors, end = _tensors(entries)
     except (ValueError, RecursionError) as error:
-        raise MinicosError(f"{path} has a damaged safetensors header: {error}. Download it again.") from error
+        raise MinicosError(
+            f"{path} has a damaged safetensors header: {error}. Download it again."
+        ) from error
     if 8 + length + end != size:
         what = "cut off" if 8 + length + end > size else "longer than its header says"
-        raise MinicosError(f"{path} is {what}: {size:,} bytes instead of {8 + length + end:,}. Download it again.")
+        raise MinicosError(
+            f"{path} is {what}: {size:,} bytes instead of {8 + length + end:,}. Download it again."
+        )
     return Header(path, size, tensors, metadata)
 
 
@@ -104,12 +138,16 @@ def read_headers(path: str | Path) -> tuple[Header, ...]:
     from minicos.weights.archive import read_archive  # which reads its Header from here
 
     shards = _shards(Path(path))
-    headers = tuple(read_archive(file) if is_archive(file) else read_header(file) for file in shards)
+    headers = tuple(
+        read_archive(file) if is_archive(file) else read_header(file) for file in shards
+    )
     seen: dict[str, Path] = {}
     for header, promised in zip(headers, shards.values(), strict=True):
         for key in header.tensors:
             if key in seen:
-                raise MinicosError(f"{header.path}: {key} stands in another shard too. Download the shards again.")
+                raise MinicosError(
+                    f"{header.path}: {key} stands in another shard too. Download the shards again."
+                )
             seen[key] = header.path
         wrong = sorted(promised ^ set(header.tensors)) if promised is not None else []
         if wrong:
@@ -133,7 +171,11 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
         raise MinicosError(f"{path} does not exist. Check the path.")
     for endings in (("safetensors.index.json",), ("safetensors",), ARCHIVES):
         found = sorted(p for ending in endings for p in path.glob(f"*.{ending}"))
-        usual = [p for p in found if p.name.split(".")[0] in USUAL and p.name.count(".") == endings[0].count(".") + 1]
+        usual = [
+            p
+            for p in found
+            if p.name.split(".")[0] in USUAL and p.name.count(".") == endings[0].count(".") + 1
+        ]
         found = usual if len(usual) == 1 else found
         if found:
             break
@@ -141,7 +183,9 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
         raise MinicosError(f"{path} holds no weights (*.safetensors, *.pth). Check the path.")
     if len(found) > 1:
         names = ", ".join(p.name for p in found[:4]) + (" ..." if len(found) > 4 else "")
-        raise MinicosError(f"{path} holds several files of weights: {names}. Name the one you mean.")
+        raise MinicosError(
+            f"{path} holds several files of weights: {names}. Name the one you mean."
+        )
     return _indexed(found[0]) if found[0].suffix == ".json" else {found[0]: None}
 
 
@@ -161,10 +205,15 @@ def _indexed(index: Path) -> dict[Path, set[str] | None]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MinicosError(f"{index} is not an index of shards: {error!r}. Download it again.") from error
+        raise MinicosError(
+            f"{index} is not an index of shards: {error!r}. Download it again."
+        ) from error
     if not names or not all(isinstance(name, str) for name in names):
         raise MinicosError(f"{index} names no files. Download it again.")
-    return {_shard(index, name): {key for key, file in weight_map.items() if file == name} for name in names}
+    return {
+        _shard(index, name): {key for key, file in weight_map.items() if file == name}
+        for name in names
+    }
 
 
 def _shard(index: Path, name: str) -> Path:
@@ -180,12 +229,16 @@ def _shard(index: Path, name: str) -> Path:
         or ".." in parts
         or "\0" in name
     ):
-        raise MinicosError(f"{index} names {name!r}, outside its folder. Do not use this checkpoint.")
+        raise MinicosError(
+            f"{index} names {name!r}, outside its folder. Do not use this checkpoint."
+        )
     file, home = index.parent / name, index.parent.resolve()
     snapshots = next((p for p in home.parents if p.name == "snapshots"), None)
     allowed = [home, *([snapshots.parent / "blobs"] if snapshots else [])]
     if not any(file.resolve().is_relative_to(folder) for folder in allowed):
-        raise MinicosError(f"{file} is a link that leaves its folder. Replace it by the file itself.")
+        raise MinicosError(
+            f"{file} is a link that leaves its folder. Replace it by the file itself."
+        )
     if not file.is_file():
         raise MinicosError(f"{file} is missing, and {index.name} needs it. Download it.")
     return file

@@ -22,7 +22,15 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 WEIGHTS = (".safetensors", ".pth")
 FOLDERS = {  # the folders that a model is read from; "" is the repository itself
     "official": ("", "high_noise_model", "low_noise_model", "google/umt5-xxl"),
-    "diffusers": ("", "transformer", "transformer_2", "vae", "text_encoder", "image_encoder", "tokenizer"),
+    "diffusers": (
+        "",
+        "transformer",
+        "transformer_2",
+        "vae",
+        "text_encoder",
+        "image_encoder",
+        "tokenizer",
+    ),
 }
 TABLES = ("model_index.json", "config.json", "tokenizer.json")
 
@@ -35,7 +43,9 @@ class RemoteFile:
 
 def is_id(name: str) -> bool:
     """Is this the id of a repository, owner/name? Nothing that could lead out of the cache is one."""
-    return ID.fullmatch(name) is not None and ".." not in name and "--" not in name and len(name) <= 96
+    return (
+        ID.fullmatch(name) is not None and ".." not in name and "--" not in name and len(name) <= 96
+    )
 
 
 def cached(repo: str) -> Path:
@@ -67,9 +77,17 @@ def fetch(repo: str) -> Path:
         print(f"fetching {repo}, revision {info.sha}:", file=sys.stderr)
         for file in wanted:
             print(f"  {file.bytes:>16,}  {file.name}", file=sys.stderr)
-        print(f"  {total:>16,}  bytes in all, to {constants.HF_HUB_CACHE}", file=sys.stderr, flush=True)
+        print(
+            f"  {total:>16,}  bytes in all, to {constants.HF_HUB_CACHE}",
+            file=sys.stderr,
+            flush=True,
+        )
         _room(Path(constants.HF_HUB_CACHE), repo, total)
-        return Path(snapshot_download(repo, allow_patterns=[re.sub(r"([*?[])", r"[\1]", f.name) for f in wanted]))
+        return Path(
+            snapshot_download(
+                repo, allow_patterns=[re.sub(r"([*?[])", r"[\1]", f.name) for f in wanted]
+            )
+        )
     except MinicosError:
         raise
     except GatedRepoError as error:
@@ -97,16 +115,30 @@ def needed(repo: str, files: Mapping[str, int]) -> list[RemoteFile]:
     Raises MinicosError where a name leads out of the repository, and where the repository is not one whole model.
     """
     for name in files:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name or "\0" in name:
-            raise MinicosError(f"{repo} has a file named {name!r}, outside its folder. Do not use this repository.")
+        if (
+            PurePosixPath(name).is_absolute()
+            or ".." in PurePosixPath(name).parts
+            or "\\" in name
+            or "\0" in name
+        ):
+            raise MinicosError(
+                f"{repo} has a file named {name!r}, outside its folder. Do not use this repository."
+            )
     kind = "diffusers" if "model_index.json" in files else "official"
     inside: dict[str, list[str]] = {folder: [] for folder in FOLDERS[kind]}
     for name in sorted(files):
         folder, _, leaf = name.rpartition("/")
-        if folder in inside and (leaf.endswith((*WEIGHTS, ".safetensors.index.json")) or leaf in TABLES):
+        if folder in inside and (
+            leaf.endswith((*WEIGHTS, ".safetensors.index.json")) or leaf in TABLES
+        ):
             inside[folder].append(name)
     chosen = [name for names in inside.values() for name in _once(names)]
-    transformers = ("high_noise_model/", "low_noise_model/", "transformer/", "diffusion_pytorch_model")
+    transformers = (
+        "high_noise_model/",
+        "low_noise_model/",
+        "transformer/",
+        "diffusion_pytorch_model",
+    )
     if not any(name.startswith(transformers) and name.endswith(WEIGHTS) for name in chosen):
         count = sum(name.endswith(WEIGHTS) for name in files)
         raise MinicosError(
@@ -119,8 +151,12 @@ def needed(repo: str, files: Mapping[str, int]) -> list[RemoteFile]:
 def _once(names: Sequence[str]) -> list[str]:
     """The files of a folder without those that say the same again: .pth beside .safetensors, fp16 beside the plain ones."""
     stems = {name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors")}
-    kept = [name for name in names if not (name.endswith(".pth") and name.removesuffix(".pth") in stems)]
-    plain = [name for name in kept if not re.search(r"\.(fp16|bf16|fp8\w*)[.-]", name.rpartition("/")[2])]
+    kept = [
+        name for name in names if not (name.endswith(".pth") and name.removesuffix(".pth") in stems)
+    ]
+    plain = [
+        name for name in kept if not re.search(r"\.(fp16|bf16|fp8\w*)[.-]", name.rpartition("/")[2])
+    ]
     return plain if any(name.endswith(WEIGHTS) for name in plain) else kept
 
 

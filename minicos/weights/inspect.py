@@ -17,7 +17,16 @@ from minicos.config import VARIANTS
 from minicos.errors import MinicosError
 from minicos.weights import layouts, variants
 from minicos.weights.header import Header, TensorInfo, is_archive, read_headers, tensors
-from minicos.weights.names import FP8_FACTORS, LORA_KEY, is_weight, layout, lora_dialect, lora_module, renamer, strip
+from minicos.weights.names import (
+    FP8_FACTORS,
+    LORA_KEY,
+    is_weight,
+    layout,
+    lora_dialect,
+    lora_module,
+    renamer,
+    strip,
+)
 
 
 class Other(NamedTuple):
@@ -31,16 +40,25 @@ class Other(NamedTuple):
 
 OTHERS = (
     Other(
-        "VAE like Wan2.1_VAE", "decoder.upsamples.0.residual.0.gamma",
-        "Wan2.1_VAE", ("decoder.upsamples.14.residual.0.gamma", 96),
+        "VAE like Wan2.1_VAE",
+        "decoder.upsamples.0.residual.0.gamma",
+        "Wan2.1_VAE",
+        ("decoder.upsamples.14.residual.0.gamma", 96),
     ),
     Other(
-        "VAE like Wan2.2_VAE", "decoder.upsamples.0.upsamples.0.residual.0.gamma",
-        "Wan2.2_VAE", ("decoder.upsamples.0.upsamples.0.residual.0.gamma", 1024),
+        "VAE like Wan2.2_VAE",
+        "decoder.upsamples.0.upsamples.0.residual.0.gamma",
+        "Wan2.2_VAE",
+        ("decoder.upsamples.0.upsamples.0.residual.0.gamma", 1024),
     ),
-    Other("encoder like UMT5-XXL", "blocks.0.attn.q.weight", "UMT5-XXL encoder", ("blocks.23.attn.q.weight", 4096)),
+    Other(
+        "encoder like UMT5-XXL",
+        "blocks.0.attn.q.weight",
+        "UMT5-XXL encoder",
+        ("blocks.23.attn.q.weight", 4096),
+    ),
     Other("CLIP image encoder", "visual.transformer.0.attn.proj.weight"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -82,12 +100,18 @@ def inspect(path: str | Path) -> Checkpoint:
     found = {name: places[name] for name in ("high", "low") if name in places} or {"high": path}
     parts = {name: _network(where, layouts.claim(where)) for name, where in found.items()}
     notes = [note for part in parts.values() for note in part.notes]
-    first = next((part for part in parts.values() if part.variant != "LoRA"), next(iter(parts.values())))
+    first = next(
+        (part for part in parts.values() if part.variant != "LoRA"), next(iter(parts.values()))
+    )
     for name, part in parts.items():
         if part.variant == "LoRA" and part is not first:
-            notes.append(f"its {name}-noise expert is a LoRA of rank {part.architecture.get('rank')} on the other one")
+            notes.append(
+                f"its {name}-noise expert is a LoRA of rank {part.architecture.get('rank')} on the other one"
+            )
         elif part.architecture != first.architecture:
-            raise MinicosError(f"{path}: its two experts differ in shape. Put the experts of one model there.")
+            raise MinicosError(
+                f"{path}: its two experts differ in shape. Put the experts of one model there."
+            )
     headers = [header for part in parts.values() for header in part.headers]
     infos = [info for header in headers for info in header.tensors.values()]
     variant, architecture = first.variant, dict(first.architecture)
@@ -97,7 +121,9 @@ def inspect(path: str | Path) -> Checkpoint:
         notes += more
         if variant != "unknown":
             architecture["num_heads"] = VARIANTS[variants.likely(evidence)[0]].num_heads
-    experts = list(parts) if len(parts) > 1 else [part.expert for part in parts.values() if part.expert]
+    experts = (
+        list(parts) if len(parts) > 1 else [part.expert for part in parts.values() if part.expert]
+    )
     return Checkpoint(
         path=str(path),
         variant=variant,
@@ -202,7 +228,9 @@ def _incomplete(official: Mapping[str, TensorInfo], layers: int) -> list[str]:
     expected = 15 + 27 * layers + (8 + 5 * layers + ("img_emb.emb_pos" in official) if clip else 0)
     if len(official) == expected:
         return []
-    return [f"it has {len(official)} tensors where {expected} are expected: the file is not complete"]
+    return [
+        f"it has {len(official)} tensors where {expected} are expected: the file is not complete"
+    ]
 
 
 def _lora(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:

@@ -36,17 +36,26 @@ PARTS = {  # what can be named one by one
 OFFICIAL = {
     "high": ("high_noise_model",),
     "low": ("low_noise_model",),
-    "vae": tuple(f"{stem}{ending}" for stem in ("Wan2.2_VAE", "Wan2.1_VAE") for ending in (".safetensors", ".pth")),
+    "vae": tuple(
+        f"{stem}{ending}"
+        for stem in ("Wan2.2_VAE", "Wan2.1_VAE")
+        for ending in (".safetensors", ".pth")
+    ),
     "text": ("models_t5_umt5-xxl-enc-bf16.safetensors", "models_t5_umt5-xxl-enc-bf16.pth"),
     "clip": tuple(
-        f"models_clip_open-clip-xlm-roberta-large-vit-huge-14{ending}" for ending in (".safetensors", ".pth")
+        f"models_clip_open-clip-xlm-roberta-large-vit-huge-14{ending}"
+        for ending in (".safetensors", ".pth")
     ),
     "tokenizer": ("google/umt5-xxl/tokenizer.json",),
 }
 DIFFUSERS = {
-    "high": ("transformer",), "low": ("transformer_2",), "vae": ("vae",), "text": ("text_encoder",), "clip": ("image_encoder",),
+    "high": ("transformer",),
+    "low": ("transformer_2",),
+    "vae": ("vae",),
+    "text": ("text_encoder",),
+    "clip": ("image_encoder",),
     "tokenizer": ("tokenizer/tokenizer.json",),
-}  # fmt: skip
+}
 TOKENIZER = "MINICOS_UMT5_TOKENIZER"  # names a tokenizer.json, for layouts that come without one
 
 LoraFiles = Mapping[str, Sequence[str | Path | tuple[str | Path, float]]]
@@ -77,7 +86,13 @@ class Layout:
     def fingerprint(self) -> str:
         """Tells these weights from others: a hash of samples of every file and of the strengths of LoRAs."""
         digest = sha256()
-        for part in (*self.experts.values(), self.vae, self.text, Part((self.tokenizer,)), self.clip or Part(())):
+        for part in (
+            *self.experts.values(),
+            self.vae,
+            self.text,
+            Part((self.tokenizer,)),
+            self.clip or Part(()),
+        ):
             for path in part.files:
                 digest.update(_sample(path))
             for path, strength in part.loras:
@@ -130,7 +145,9 @@ def locate(model: str | Path, download: bool = False) -> Path:
     if path.exists():
         return path
     if not isinstance(model, str) or not hub.is_id(model):
-        raise MinicosError(f"{model} is not a folder with a model. `--model tiny` is the one that comes with minicos.")
+        raise MinicosError(
+            f"{model} is not a folder with a model. `--model tiny` is the one that comes with minicos."
+        )
     return hub.fetch(model) if download else hub.cached(model)
 
 
@@ -164,16 +181,22 @@ def claim(path: Path) -> str | None:
     return claims.pop() if len(claims) == 1 else None
 
 
-def evidence(model: Path, kind: str, at: Mapping[str, Path], shapes: variants.Architecture) -> variants.Evidence:
+def evidence(
+    model: Path, kind: str, at: Mapping[str, Path], shapes: variants.Architecture
+) -> variants.Evidence:
     """What the places of a layout say about the model, beside the shapes of its network."""
     there = tuple(name for name in ("high", "low") if name in at)
     index = _json(model, "model_index.json") if kind == "diffusers" else {}
     second = index.get("transformer_2") or [None]
     named = ("low" in there) or bool(second[0]) or any(claim(at[name]) for name in there)
-    classes = [str(_json(at[name]).get("_class_name")) for name in there] + [str(index.get("_class_name"))]
+    classes = [str(_json(at[name]).get("_class_name")) for name in there] + [
+        str(index.get("_class_name"))
+    ]
     chrono = any(name.startswith("ChronoEdit") for name in classes)  # of diffusers
     whole = kind == "diffusers" or (kind == "official" and "vae" in at)
-    return variants.Evidence(str(model), shapes, there, named, whole, "ChronoEdit-14B" if chrono else None)
+    return variants.Evidence(
+        str(model), shapes, there, named, whole, "ChronoEdit-14B" if chrono else None
+    )
 
 
 def official(headers: Iterable[Header]) -> dict[str, tuple[int, ...]]:
@@ -198,10 +221,16 @@ def vae_config(headers: Sequence[Header], given: Mapping[str, Any] = {}) -> VAEC
         if theirs in given
     }
     try:
-        told = _vae22(shapes) if "decoder.upsamples.0.upsamples.0.residual.2.weight" in shapes else _vae21(shapes)
+        told = (
+            _vae22(shapes)
+            if "decoder.upsamples.0.upsamples.0.residual.2.weight" in shapes
+            else _vae21(shapes)
+        )
         return replace(VAE22 if told["z_dim"] == VAE22.z_dim else VAEConfig(), **told, **statistics)
     except (LookupError, ValueError, ArithmeticError) as error:
-        raise MinicosError(f"{headers[0].path} is not a VAE of Wan: {error}. Try `minicos inspect`.") from error
+        raise MinicosError(
+            f"{headers[0].path} is not a VAE of Wan: {error}. Try `minicos inspect`."
+        ) from error
 
 
 def text_config(headers: Sequence[Header], text_len: int) -> TextConfig:
@@ -211,12 +240,20 @@ def text_config(headers: Sequence[Header], text_len: int) -> TextConfig:
         vocab_size, dim = shapes["token_embedding.weight"]
         num_buckets, num_heads = shapes["blocks.0.pos_embedding.embedding.weight"]
         return TextConfig(
-            vocab_size=vocab_size, dim=dim, dim_attn=shapes["blocks.0.attn.q.weight"][0],
-            dim_ffn=shapes["blocks.0.ffn.fc1.weight"][0], num_heads=num_heads, num_buckets=num_buckets, text_len=text_len,
-            num_layers=1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
-        )  # fmt: skip
+            vocab_size=vocab_size,
+            dim=dim,
+            dim_attn=shapes["blocks.0.attn.q.weight"][0],
+            dim_ffn=shapes["blocks.0.ffn.fc1.weight"][0],
+            num_heads=num_heads,
+            num_buckets=num_buckets,
+            text_len=text_len,
+            num_layers=1
+            + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        )
     except (LookupError, ValueError) as error:
-        raise MinicosError(f"{headers[0].path} is not a UMT5 encoder: {error}. Try `minicos inspect`.") from error
+        raise MinicosError(
+            f"{headers[0].path} is not a UMT5 encoder: {error}. Try `minicos inspect`."
+        ) from error
 
 
 # -- the steps of `find` ------------------------------------------------------------------------------------------------
@@ -256,7 +293,9 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
     shapes = {name: variants.architecture(official(headers)) for name, headers in bases.items()}
     for name, told in shapes.items():
         if not told:
-            raise MinicosError(f"{found[name]} is not a Wan network in any layout known here. Try `minicos inspect`.")
+            raise MinicosError(
+                f"{found[name]} is not a Wan network in any layout known here. Try `minicos inspect`."
+            )
     first = next(iter(shapes.values()))
     if any(other != first for other in shapes.values()):
         differ = next(k for k in first if first[k] != shapes["low"].get(k))
@@ -272,7 +311,9 @@ def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part]:
     """The networks of a model that is known, each with its LoRAs; an only one is called "high"."""
     names = ("high", "low")[: len(seen.networks)]
     for name in set(lora) - set(names):
-        advice = f"{variant} has one network: --lora high=FILE" if name == "low" else "take high or low"
+        advice = (
+            f"{variant} has one network: --lora high=FILE" if name == "low" else "take high or low"
+        )
         raise MinicosError(f"there is no expert {name!r} for a LoRA: {advice}.")
     base = next(headers for headers in seen.networks.values() if not _is_lora(headers))
     experts = {}
@@ -282,9 +323,13 @@ def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part]:
         if _is_lora(headers):
             loras, headers = (*((header.path, 1.0) for header in headers), *loras), base
         experts[name] = Part(_files(headers), config, loras)
-    samples = [b"".join(map(_sample, part.files)) + repr(part.loras).encode() for part in experts.values()]
+    samples = [
+        b"".join(map(_sample, part.files)) + repr(part.loras).encode() for part in experts.values()
+    ]
     if len(samples) == 2 and samples[0] == samples[1]:
-        raise MinicosError(f"{seen.model}: both experts are the same network. Name the other: --part low=FILE.")
+        raise MinicosError(
+            f"{seen.model}: both experts are the same network. Name the other: --part low=FILE."
+        )
     return experts
 
 
@@ -308,7 +353,9 @@ def _part(seen: _Survey, name: str) -> tuple[Header, ...]:
     if name not in seen.places:
         usual = {"official": OFFICIAL, "diffusers": DIFFUSERS}.get(seen.kind, {}).get(name, ())
         names = f" ({' or '.join(usual)})" if usual else ""
-        raise MinicosError(f"{seen.model} comes without {PARTS[name]}{names}. Name it: --part {name}=FILE.")
+        raise MinicosError(
+            f"{seen.model} comes without {PARTS[name]}{names}. Name it: --part {name}=FILE."
+        )
     return read_headers(seen.places[name])
 
 
@@ -324,7 +371,9 @@ def _tokenizer(path: Path | None, model: Path) -> Path:
     if named := os.environ.get(TOKENIZER):
         if Path(named).is_file():
             return Path(named)
-        raise MinicosError(f"{named} does not exist, and {TOKENIZER} names it. Correct that variable.")
+        raise MinicosError(
+            f"{named} does not exist, and {TOKENIZER} names it. Correct that variable."
+        )
     try:
         cached = hub.cached("google/umt5-xxl") / "tokenizer.json"
     except MinicosError:
@@ -347,7 +396,9 @@ def _there(model: Path, names: Mapping[str, tuple[str, ...]]) -> dict[str, Path]
 
 def _rest(folder: Path) -> dict[str, Path]:
     """The parts other than networks that lie beside a file under their official names."""
-    return {part: path for part, path in _there(folder, OFFICIAL).items() if part not in ("high", "low")}
+    return {
+        part: path for part, path in _there(folder, OFFICIAL).items() if part not in ("high", "low")
+    }
 
 
 def _files(headers: Sequence[Header]) -> tuple[Path, ...]:
@@ -407,7 +458,9 @@ def _vae21(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The fields of VAEConfig that shapes tell. Wan2.1: the encoder is a flat list of residual blocks, a resampler ending each stage."""
     name = "encoder.downsamples"
     depth = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith(name))
-    per_stage = min(i for i in range(depth) if f"{name}.{i}.resample.1.weight" in shapes)  # residual blocks in each
+    per_stage = min(
+        i for i in range(depth) if f"{name}.{i}.resample.1.weight" in shapes
+    )  # residual blocks in each
     starts = range(0, depth, per_stage + 1)
     dim = shapes["encoder.conv1.weight"][0]
     return {
@@ -415,7 +468,9 @@ def _vae21(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "z_dim": shapes["conv2.weight"][0],
         "dim_mult": tuple(shapes[f"{name}.{i}.residual.6.weight"][0] // dim for i in starts),
         "num_res_blocks": per_stage,
-        "temporal_downsample": tuple(f"{name}.{i + per_stage}.time_conv.weight" in shapes for i in starts[:-1]),
+        "temporal_downsample": tuple(
+            f"{name}.{i + per_stage}.time_conv.weight" in shapes for i in starts[:-1]
+        ),
     }
 
 

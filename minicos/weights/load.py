@@ -34,15 +34,31 @@ from minicos.weights.names import is_weight, renamer
 
 J, R = TypeVar("J"), TypeVar("R")
 Source = str | Path | Sequence[str | Path]
-Place = Callable[[str, torch.Size, torch.dtype], Tensor]  # name, shape, dtype -> the contiguous tensor to fill
-SCALES = (".scale_weight", ".weight_scale")  # of the FP8_FACTORS, those of matrices; the others concern activations
+Place = Callable[
+    [str, torch.Size, torch.dtype], Tensor
+]  # name, shape, dtype -> the contiguous tensor to fill
+SCALES = (
+    ".scale_weight",
+    ".weight_scale",
+)  # of the FP8_FACTORS, those of matrices; the others concern activations
 DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F32": torch.float32, "F64": torch.float64,
-}  # fmt: skip
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 READERS = 3  # threads: one waits for the disk while another casts or copies
-PIECE = 2**21  # bytes of each one's buffer: few new pages to touch, and it stays in the processor's cache
+PIECE = (
+    2**21
+)  # bytes of each one's buffer: few new pages to touch, and it stays in the processor's cache
 PINNED = 2**26  # the same for a card
 LONG = 2**30  # bytes from which a progress bar is shown
 
@@ -63,7 +79,9 @@ class _File:
     shapes: Mapping[str, tuple[int, ...]]  # in the order of the file
     dtypes: Mapping[str, torch.dtype]
     view: Callable[[str], Tensor]  # key -> the tensor, mapped: no memory of its own
-    pieces: Callable[[str, Tensor], Iterator[Tensor]]  # key, buffer -> its bytes in order, each piece in that buffer
+    pieces: Callable[
+        [str, Tensor], Iterator[Tensor]
+    ]  # key, buffer -> its bytes in order, each piece in that buffer
 
     def bytes(self, key: str) -> int:
         return prod(self.shapes[key]) * self.dtypes[key].itemsize
@@ -131,7 +149,9 @@ def load_into(
         if job.unchanged and views_do:
             return job.file.view(job.key)
         shape = torch.Size(job.file.shapes[job.key])
-        target = _new(shape, torch.float32, device) if job.loras else new(job.name, shape, job.wanted)
+        target = (
+            _new(shape, torch.float32, device) if job.loras else new(job.name, shape, job.wanted)
+        )
         buffer = buffers.get()
         try:
             _fill(target, job, buffer)
@@ -140,7 +160,9 @@ def load_into(
         return target
 
     jobs = list(_jobs(files, plans, rename, dtype, loras))
-    mapped = views_do and all(job.unchanged for job in jobs)  # threads would only take turns at the interpreter
+    mapped = views_do and all(
+        job.unchanged for job in jobs
+    )  # threads would only take turns at the interpreter
     results = ((job, read(job)) for job in jobs) if mapped else _in_order(read, jobs, readers)
     size = sum(file.bytes(key) for file, plan in zip(files, plans, strict=True) for key in plan)
     with closing(results) as done:
@@ -246,12 +268,16 @@ def _finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     pieces = tensor.reshape(-1).split(2**24)
-    pieces = (piece.float() if piece.dtype.itemsize == 1 else piece for piece in pieces)  # fp8 has no arithmetic
+    pieces = (
+        piece.float() if piece.dtype.itemsize == 1 else piece for piece in pieces
+    )  # fp8 has no arithmetic
     return all(p.sum().isfinite() or p.isfinite().all() for p in pieces)
 
 
 def _paths(source: Source) -> list[Path]:
-    return weight_files(source) if isinstance(source, str | Path) else [Path(path) for path in source]
+    return (
+        weight_files(source) if isinstance(source, str | Path) else [Path(path) for path in source]
+    )
 
 
 def _open(path: Path) -> _File:
@@ -265,15 +291,25 @@ def _archive(path: Path, tensors: dict[str, Tensor]) -> _File:
             yield buffer[: len(part)].copy_(part)
 
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    return _File(path, shapes, {key: tensor.dtype for key, tensor in tensors.items()}, tensors.__getitem__, pieces)
+    return _File(
+        path,
+        shapes,
+        {key: tensor.dtype for key, tensor in tensors.items()},
+        tensors.__getitem__,
+        pieces,
+    )
 
 
 def _safetensors(header: Header) -> _File:
     path = header.path
     for key, info in header.tensors.items():
         if info.dtype not in DTYPES:
-            raise MinicosError(f"{path}: {key} is stored as {info.dtype}, which minicos does not read. Convert it.")
-    data = header.size - sum(info.elements * BITS[info.dtype] // 8 for info in header.tensors.values())
+            raise MinicosError(
+                f"{path}: {key} is stored as {info.dtype}, which minicos does not read. Convert it."
+            )
+    data = header.size - sum(
+        info.elements * BITS[info.dtype] // 8 for info in header.tensors.values()
+    )
     mapped = cache(lambda: safe_open(path, "pt"))  # one mapping for all views
 
     def view(key: str) -> Tensor:
@@ -294,10 +330,18 @@ def _safetensors(header: Header) -> _File:
                     yield piece
                     left -= len(piece)
         except OSError as error:
-            raise MinicosError(f"{path} cannot be read: {error.strerror or error}. Check the disk.") from error
+            raise MinicosError(
+                f"{path} cannot be read: {error.strerror or error}. Check the disk."
+            ) from error
 
     shapes = {key: info.shape for key, info in header.tensors.items()}
-    return _File(path, shapes, {key: DTYPES[info.dtype] for key, info in header.tensors.items()}, view, pieces)
+    return _File(
+        path,
+        shapes,
+        {key: DTYPES[info.dtype] for key, info in header.tensors.items()},
+        view,
+        pieces,
+    )
 
 
 def _read_whole(file: BinaryIO, target: Tensor) -> None:
@@ -306,7 +350,9 @@ def _read_whole(file: BinaryIO, target: Tensor) -> None:
     while view:
         count = file.readinto(view)
         if not count:
-            raise MinicosError(f"{file.name} has become shorter while it was read. Download it again.")
+            raise MinicosError(
+                f"{file.name} has become shorter while it was read. Download it again."
+            )
         view = view[count:]
 
 
@@ -316,14 +362,20 @@ def _unpack(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises anything from KeyError to UnpicklingError here
         reason = str(error).strip().split("\n")[0]
-        raise MinicosError(f"{path} cannot be opened as tensors only: {reason}. Download or convert it.") from error
+        raise MinicosError(
+            f"{path} cannot be opened as tensors only: {reason}. Download or convert it."
+        ) from error
     if isinstance(tensors, dict) and set(tensors) == {"model_state"}:  # DiffSynth's VAE files
         tensors = tensors["model_state"]
     if not isinstance(tensors, dict):
-        raise MinicosError(f"{path} holds a {type(tensors).__name__}, not a table of tensors. Save its state_dict.")
+        raise MinicosError(
+            f"{path} holds a {type(tensors).__name__}, not a table of tensors. Save its state_dict."
+        )
     for key, tensor in tensors.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise MinicosError(f"{path}: {key!r} is a {type(tensor).__name__}, not a tensor. Save only the state_dict.")
+            raise MinicosError(
+                f"{path}: {key!r} is a {type(tensor).__name__}, not a tensor. Save only the state_dict."
+            )
     return tensors
 
 
@@ -336,31 +388,45 @@ def _plan(file: _File, rename: Callable[[str], str], unused: tuple[str, ...]) ->
     return {key: name for key, name in names.items() if not name.startswith(unused)}
 
 
-def _scales(file: _File, rename: Callable[[str], str], plan: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+def _scales(
+    file: _File, rename: Callable[[str], str], plan: dict[str, str]
+) -> Iterator[tuple[str, Tensor]]:
     """Name -> factor of the fp8 matrices of a file."""
     for key, tensor in ((key, file.view(key)) for key in file.shapes if key.endswith(SCALES)):
         name = rename(key.rpartition(".")[0] + ".weight")
         if name not in plan.values() or tensor.numel() != 1:
-            raise MinicosError(f"{file.path}: {key} {tuple(tensor.shape)} is no factor of a matrix. Download it again.")
+            raise MinicosError(
+                f"{file.path}: {key} {tuple(tensor.shape)} is no factor of a matrix. Download it again."
+            )
         yield name, tensor.float()
 
 
-def _check(module: nn.Module, expected: Mapping[str, tuple], files: Sequence[_File], plans: Sequence[dict]) -> None:
+def _check(
+    module: nn.Module, expected: Mapping[str, tuple], files: Sequence[_File], plans: Sequence[dict]
+) -> None:
     """Hold what the files promise against what the module needs."""
     network, seen = type(module).__name__, {}
     for file, plan in zip(files, plans, strict=True):
         for key, name in plan.items():
             if name not in expected:
-                raise MinicosError(f"{file.path}: {key} is not part of this {network}. {_advice(file.path)}")
+                raise MinicosError(
+                    f"{file.path}: {key} is not part of this {network}. {_advice(file.path)}"
+                )
             if name in seen:
-                raise MinicosError(f"{file.path}: {key} is {name}, which {seen[name]} holds too. Keep one of them.")
+                raise MinicosError(
+                    f"{file.path}: {key} is {name}, which {seen[name]} holds too. Keep one of them."
+                )
             if file.shapes[key] != expected[name]:
-                shapes = f"{list(file.shapes[key])}, and this {network} needs {list(expected[name])}"
+                shapes = (
+                    f"{list(file.shapes[key])}, and this {network} needs {list(expected[name])}"
+                )
                 raise MinicosError(f"{file.path}: {key} is {shapes}. {_advice(file.path)}")
             seen[name] = file.path
     missing = [name for name in expected if name not in seen]
     if missing:
-        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        names = ", ".join(missing[:3]) + (
+            f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        )
         where = ", ".join(str(file.path) for file in files[:3]) or "no file at all"
         raise MinicosError(
             f"{where}: this {network} needs {names}, which is not there. Is a file incomplete or forgotten?"

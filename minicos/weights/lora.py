@@ -27,7 +27,11 @@ from minicos.weights.header import Header, read_header
 from minicos.weights.names import LORA_KEY, lora_dialect, lora_module
 
 FACTORS = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
-WHOLE = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}  # key ending -> the parameter that it changes
+WHOLE = {
+    "diff": "weight",
+    "diff_b": "bias",
+    "diff_m": "modulation",
+}  # key ending -> the parameter that it changes
 
 
 @dataclass(frozen=True)
@@ -101,18 +105,31 @@ class Applied:
     expert: str
     file: str
     dialect: str
-    ranks: tuple[int, ...]  # of its thin matrices, each once; empty where there are only whole differences
+    ranks: tuple[
+        int, ...
+    ]  # of its thin matrices, each once; empty where there are only whole differences
     strength: float
     tensors: int  # parameters changed
 
     @classmethod
     def of(cls, expert: str, lora: Lora) -> "Applied":
-        ranks = {delta.down.shape[0] for delta in lora.deltas.values() if isinstance(delta, LowRank)}
-        return cls(expert, str(lora.path), lora.dialect, tuple(sorted(ranks)), lora.strength, len(lora.deltas))
+        ranks = {
+            delta.down.shape[0] for delta in lora.deltas.values() if isinstance(delta, LowRank)
+        }
+        return cls(
+            expert,
+            str(lora.path),
+            lora.dialect,
+            tuple(sorted(ranks)),
+            lora.strength,
+            len(lora.deltas),
+        )
 
     def __str__(self) -> str:
         rank = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else "whole differences"
-        changes = f"{self.tensors} tensors changed ({self.dialect}, {rank}, strength {self.strength:g})"
+        changes = (
+            f"{self.tensors} tensors changed ({self.dialect}, {rank}, strength {self.strength:g})"
+        )
         return f"{self.expert}: {Path(self.file).name}: {changes}"
 
 
@@ -124,7 +141,9 @@ def read(path: str | Path, strength: float = 1.0) -> Lora:
             tensors = {key: file.get_tensor(key) for key in header.tensors}
     except (OSError, SafetensorError) as error:
         raise MinicosError(f"{path} cannot be read: {error}. Download it again.") from error
-    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)  # official module -> down, up, alpha, diff ...
+    parts: dict[str, dict[str, Tensor]] = defaultdict(
+        dict
+    )  # official module -> down, up, alpha, diff ...
     for key, tensor in tensors.items():
         match = LORA_KEY.fullmatch(key)
         module = match and lora_module(match[1])
@@ -164,7 +183,9 @@ def save(path: str | Path, deltas: Mapping[str, Delta], dtype: torch.dtype = tor
     replace_file(Path(path), lambda temporary: save_file(tensors, temporary))
 
 
-def _deltas(parts: Mapping[str, Mapping[str, Tensor]], header: Header) -> Iterable[tuple[str, Delta]]:
+def _deltas(
+    parts: Mapping[str, Mapping[str, Tensor]], header: Header
+) -> Iterable[tuple[str, Delta]]:
     adapter_scale = _adapter_scale(header)
     for module, found in parts.items():
         if set(found) & {"up", "down", "alpha"}:
@@ -175,9 +196,13 @@ def _deltas(parts: Mapping[str, Mapping[str, Tensor]], header: Header) -> Iterab
             up, down = found["up"], found["down"]
             if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
                 shapes = f"up {tuple(up.shape)} and down {tuple(down.shape)}"
-                raise MinicosError(f"{header.path}: {module} has {shapes}: their ranks differ. Get the file again.")
+                raise MinicosError(
+                    f"{header.path}: {module} has {shapes}: their ranks differ. Get the file again."
+                )
             if "alpha" in found and found["alpha"].numel() != 1:
-                raise MinicosError(f"{header.path}: the alpha of {module} is not one number. Get the file again.")
+                raise MinicosError(
+                    f"{header.path}: the alpha of {module} is not one number. Get the file again."
+                )
             scale = found["alpha"].item() / up.shape[1] if "alpha" in found else adapter_scale
             yield f"{module}.weight", LowRank(up, down, scale)
         for ending, leaf in WHOLE.items():
@@ -190,12 +215,16 @@ def _adapter_scale(header: Header) -> float:
     try:
         about = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
         about = {key.rpartition(".")[2]: value for key, value in about.items()}
-        variants = [k for k in ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora") if about.get(k)]
+        variants = [
+            k for k in ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora") if about.get(k)
+        ]
         scale = about["lora_alpha"] / about["r"] if "lora_alpha" in about else 1.0
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise MinicosError(
             f"{header.path}: its adapter metadata cannot be understood ({error!r}). Save it again."
         ) from error
     if variants:
-        raise MinicosError(f"{header.path} uses {', '.join(variants)}, which minicos does not know. Save it without.")
+        raise MinicosError(
+            f"{header.path} uses {', '.join(variants)}, which minicos does not know. Save it without."
+        )
     return float(scale)

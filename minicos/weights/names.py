@@ -63,12 +63,18 @@ def _under(official: str, foreign: str, leaves: dict[str, str]) -> dict[str, str
 
 def decoder_layers(res_blocks: int) -> dict[str, str]:
     """The table of the decoder of a VAE of Wan2.1: official, one flat list; diffusers, groups with an upsampler at their end."""
-    group = res_blocks + 2  # a decoder has one residual block more than the encoder, and the upsampler
+    group = (
+        res_blocks + 2
+    )  # a decoder has one residual block more than the encoder, and the upsampler
     table: dict[str, str] = {}
     for i in range(4 * group - 1):
         foreign = f"decoder.up_blocks.{i // group}"
         last = i % group == group - 1
-        inside = (f"{foreign}.upsamplers.0", _RESAMPLE) if last else (f"{foreign}.resnets.{i % group}", _RESIDUAL)
+        inside = (
+            (f"{foreign}.upsamplers.0", _RESAMPLE)
+            if last
+            else (f"{foreign}.resnets.{i % group}", _RESIDUAL)
+        )
         table |= _under(f"decoder.upsamples.{i}", *inside)
     return table
 
@@ -195,7 +201,9 @@ def translate(key: str, table: dict[str, str]) -> str:
         for found in (table.get(stem), table.get(slotted)):
             if found is not None and tail is not None:
                 return found.replace("{}", layer[1] if layer else "") + tail
-    raise MinicosError(f"the key {key!r} belongs to no known network. `minicos inspect` says what this file is.")
+    raise MinicosError(
+        f"the key {key!r} belongs to no known network. `minicos inspect` says what this file is."
+    )
 
 
 def strip(key: str) -> str:
@@ -227,9 +235,19 @@ def renamer(keys: Iterable[str]) -> Callable[[str], str]:
 
 
 # LoRA files. The table of dialects stands in lora.py; here are only their names.
-LORA_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "pipe.dit.")
-LORA_KEY = re.compile(r"(.+)\.(?:(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(alpha)|(diff|diff_b|diff_m))")
-MUSUBI = {official.replace(".", "_"): official for official in DIT_DIFFUSERS}  # musubi writes _ for every dot
+LORA_PREFIXES = (
+    "base_model.model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer.",
+    "pipe.dit.",
+)
+LORA_KEY = re.compile(
+    r"(.+)\.(?:(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(alpha)|(diff|diff_b|diff_m))"
+)
+MUSUBI = {
+    official.replace(".", "_"): official for official in DIT_DIFFUSERS
+}  # musubi writes _ for every dot
 
 
 def lora_dialect(keys: Iterable[str]) -> str | None:

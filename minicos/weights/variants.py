@@ -24,13 +24,21 @@ class Evidence:
     shapes: Architecture
     experts: tuple[str, ...]  # of "high" and "low", those that are there
     named: bool = False  # does a folder or file name say which expert a lone network is?
-    whole: bool = False  # is it the folder of a complete model, so that what is not there does not exist?
+    whole: bool = (
+        False  # is it the folder of a complete model, so that what is not there does not exist?
+    )
     family: str | None = None  # a model that a config.json names
 
 
 def architecture(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The fields of DiTConfig that the shapes of official names tell: all but heads, text length and eps. Empty where this is no DiT."""
-    modules = ("patch_embedding", "text_embedding.0", "time_embedding.0", "blocks.0.ffn.0", "head.head")
+    modules = (
+        "patch_embedding",
+        "text_embedding.0",
+        "time_embedding.0",
+        "blocks.0.ffn.0",
+        "head.head",
+    )
     found = [shapes[f"{name}.weight"] for name in modules if f"{name}.weight" in shapes]
     if [len(shape) for shape in found] != [5, 2, 2, 2, 2]:
         return {}
@@ -40,17 +48,26 @@ def architecture(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "out_dim": head[0] // max(1, patch[2] * patch[3] * patch[4]),
         "dim": patch[0],
         "ffn_dim": ffn[0],
-        "num_layers": 1 + max(int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,6})\.", name))),
+        "num_layers": 1
+        + max(
+            int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,6})\.", name))
+        ),
         "text_dim": text[1],
         "freq_dim": time[1],
         "patch_size": tuple(patch[2:]),
-        "image_tokens": 514 if "img_emb.emb_pos" in shapes else 257 * ("img_emb.proj.0.weight" in shapes),
+        "image_tokens": 514
+        if "img_emb.emb_pos" in shapes
+        else 257 * ("img_emb.proj.0.weight" in shapes),
     }
 
 
 def fitting(shapes: Architecture, count: int | None = None) -> list[str]:
     """The variants of this architecture; of those only the ones with `count` networks, where there are such."""
-    same = [name for name, cfg in VARIANTS.items() if shapes and all(getattr(cfg, k) == v for k, v in shapes.items())]
+    same = [
+        name
+        for name, cfg in VARIANTS.items()
+        if shapes and all(getattr(cfg, k) == v for k, v in shapes.items())
+    ]
     return [name for name in same if count in EXPERTS.get(name, (1,))] or same
 
 
@@ -79,17 +96,27 @@ def resolve(evidence: Evidence, asked: str | None = None) -> tuple[str, tuple[st
     asked = asked or evidence.family
     if asked is not None:
         if asked not in VARIANTS and asked not in FINETUNES:
-            raise MinicosError(f"there is no variant {asked!r}: take one of {', '.join([*VARIANTS, *FINETUNES])}.")
+            raise MinicosError(
+                f"there is no variant {asked!r}: take one of {', '.join([*VARIANTS, *FINETUNES])}."
+            )
         if FINETUNES.get(asked, asked) not in fitting(shapes):
             fits = [name for base in fitting(shapes) for name in (base, *finetunes(base))]
-            raise MinicosError(f"{where} has not the shapes of {asked}: it can be {' or '.join(fits)}.")
+            raise MinicosError(
+                f"{where} has not the shapes of {asked}: it can be {' or '.join(fits)}."
+            )
         variant = asked
     elif len(open_) > 1:
-        raise MinicosError(f"{where} can be {_choices(open_)}: nothing in its files tells them apart.")
+        raise MinicosError(
+            f"{where} can be {_choices(open_)}: nothing in its files tells them apart."
+        )
     else:
         variant = open_[0]
         others = finetunes(variant)
-        notes = (f"{' and '.join(others)} have the same shapes: say so with --variant if it is one",) if others else ()
+        notes = (
+            (f"{' and '.join(others)} have the same shapes: say so with --variant if it is one",)
+            if others
+            else ()
+        )
     counts = EXPERTS.get(FINETUNES.get(variant, variant), (1,))
     if len(evidence.experts) not in counts:
         raise MinicosError(f"{where}: {_count(variant, evidence)}")
@@ -100,8 +127,10 @@ def configure(variant: str, given: Mapping[str, Any], where: str) -> DiTConfig:
     """The variant's configuration, after a look whether config.json (`given`, in either spelling) agrees with it."""
     cfg = VARIANTS[FINETUNES.get(variant, variant)]
     for name, spellings in {
-        "num_heads": ("num_heads", "num_attention_heads"), "eps": ("eps",), "text_len": ("text_len",)
-    }.items():  # fmt: skip
+        "num_heads": ("num_heads", "num_attention_heads"),
+        "eps": ("eps",),
+        "text_len": ("text_len",),
+    }.items():
         for spelling in spellings:
             if given.get(spelling, getattr(cfg, name)) != getattr(cfg, name):
                 raise MinicosError(

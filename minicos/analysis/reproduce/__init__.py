@@ -20,7 +20,12 @@ from minicos.analysis import report
 from minicos.analysis.report import Section
 from minicos.analysis.reproduce.behaviour import behaviour_section
 from minicos.analysis.reproduce.belief import commitment_section, step_section
-from minicos.analysis.reproduce.between import count_section, ensemble_section, handover_section, noise_section
+from minicos.analysis.reproduce.between import (
+    count_section,
+    ensemble_section,
+    handover_section,
+    noise_section,
+)
 from minicos.analysis.reproduce.inside import attention_section, energy_section, swap_section
 from minicos.pipeline import Wan, load
 from minicos.runs import Run
@@ -59,7 +64,11 @@ def work(model: str, run: Run, name: str, n: int, command: str) -> tuple[str, fl
 
 def finished(run: Run, names: Sequence[str]) -> dict[str, Section]:
     """The sections that `run` holds, in the order of the report."""
-    return {name: report.from_json(run.load_json(f"{name}/section.json")) for name in EXPERIMENTS if name in names}
+    return {
+        name: report.from_json(run.load_json(f"{name}/section.json"))
+        for name in EXPERIMENTS
+        if name in names
+    }
 
 
 _load = cache(load)

@@ -24,11 +24,18 @@ def course(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     still, moving = [], []
     for k, (case, c) in enumerate(zip(batch, found, strict=True)):
         for out, where in zip(
-            (still, moving), behaviours.masks(case.puzzle, c.final or 0, wan.vae.cfg.stride), strict=True
+            (still, moving),
+            behaviours.masks(case.puzzle, c.final or 0, wan.vae.cfg.stride),
+            strict=True,
         ):
-            out.append(behaviours.first_below(behaviours.unsettled(made, k, where)) if where.any() else torch.nan)
+            out.append(
+                behaviours.first_below(behaviours.unsettled(made, k, where))
+                if where.any()
+                else torch.nan
+            )
     hypotheses = [
-        c.valid + sum(len(p.candidates) for p in case.puzzle.variants()) for case, c in zip(batch, found, strict=True)
+        c.valid + sum(len(p.candidates) for p in case.puzzle.variants())
+        for case, c in zip(batch, found, strict=True)
     ]
     return {
         "still": torch.tensor(still, dtype=torch.float64),
@@ -38,7 +45,7 @@ def course(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
         "corrected": torch.tensor([float(c.corrected is not None) for c in found]),
         "changed": torch.tensor([float(c.settled > 0 and c.corrected is None) for c in found]),
         "solved": torch.tensor([float(c.final is not None) for c in found]),
-    }  # fmt: skip
+    }
 
 
 def hidden(wan: Wan, step: int, batch: Sequence[Case]) -> dict[str, Tensor]:
@@ -52,15 +59,28 @@ def behaviour_section(wan: Wan, run: Run, n: int) -> Section:
     step = wan.preset.steps // 2
     told, test = (
         cases.collect(
-            run, f"memory_{split}", groups(held_out("memory", count, split=split), 25), partial(hidden, wan, step)
+            run,
+            f"memory_{split}",
+            groups(held_out("memory", count, split=split), 25),
+            partial(hidden, wan, step),
         )
         for split, count in (("dev", n + n // 2), ("test", n))
     )
     claims = [
-        difference("leading hypothesis wrong at step 0: rate minus chance", goal["wrong"], goal["chance"], "a leader drawn at random"),
+        difference(
+            "leading hypothesis wrong at step 0: rate minus chance",
+            goal["wrong"],
+            goal["chance"],
+            "a leader drawn at random",
+        ),
         mean("wrong early and right late (self-correction): rate", goal["corrected"], "0"),
-        difference("step at which it settles: what moves minus what stands still", goal["moving"], goal["still"], "what stands still"),
-    ]  # fmt: skip
+        difference(
+            "step at which it settles: what moves minus what stands still",
+            goal["moving"],
+            goal["still"],
+            "what stands still",
+        ),
+    ]
     lines, blocks = {}, []
     for i, (name, classes) in enumerate((("shape", len(SHAPES)), ("colour", len(COLOURS)))):
         right = _readouts(told, test, i, classes)
@@ -69,13 +89,26 @@ def behaviour_section(wan: Wan, run: Run, n: int) -> Section:
         lines[name] = right["states"].mean(0)
         read = right["states"][:, layer]
         claims += [
-            difference(f"hidden object's {name}, read right: minus shuffled labels", read, right["shuffled"], "labels of other objects"),
-            difference(f"hidden object's {name}, read right: minus drawn picture", read, right["drawn"], "drawn latents, same tokens"),
-        ]  # fmt: skip
+            difference(
+                f"hidden object's {name}, read right: minus shuffled labels",
+                read,
+                right["shuffled"],
+                "labels of other objects",
+            ),
+            difference(
+                f"hidden object's {name}, read right: minus drawn picture",
+                read,
+                right["drawn"],
+                "drawn latents, same tokens",
+            ),
+        ]
     figures.curves(
-        run.path("memory.png"), lines, x="layer", y="share read out right",
+        run.path("memory.png"),
+        lines,
+        x="layer",
+        y="share read out right",
         title=f"The hidden object at step {step}; chance {1 / len(SHAPES):.2f}, {1 / len(COLOURS):.2f}",
-    )  # fmt: skip
+    )
     wrong, corrected, changed, solved = (
         f"{goal[key].mean():.2f}" for key in ("wrong", "corrected", "changed", "solved")
     )
@@ -94,10 +127,17 @@ hide it, by a linear classifier that was told of puzzles of the dev split and is
 on dev as well ({blocks[0]} for shape, {blocks[1]} for colour). Against shuffled labels it reads {claims[3]} (shape) and
 {claims[5]} (colour). The latents of a drawn video are the harder control: four video frames share a latent frame, and the
 object is in sight in some of them. Against these: {claims[4]} and {claims[6]}."""
-    return Section("Self-correction, perception before action, working memory", text, tuple(claims), ("memory.png",))
+    return Section(
+        "Self-correction, perception before action, working memory",
+        text,
+        tuple(claims),
+        ("memory.png",),
+    )
 
 
-def _readouts(told: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray], label: int, classes: int) -> dict:
+def _readouts(
+    told: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray], label: int, classes: int
+) -> dict:
     """Which test objects are read out right: from the states of each layer (n layer), with shuffled labels and from drawn latents (n)."""
     told, test = ({k: torch.from_numpy(v) for k, v in data.items()} for data in (told, test))
     y, truth = told["labels"][:, label], test["labels"][:, label]
@@ -116,7 +156,9 @@ def _readouts(told: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray], la
     shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
     return {
         "layer": layer,
-        "states": np.stack([right(a[:, k], y, test["states"][:, k], truth) for k in range(depth)], axis=1),
+        "states": np.stack(
+            [right(a[:, k], y, test["states"][:, k], truth) for k in range(depth)], axis=1
+        ),
         "shuffled": right(a[:, layer], shuffled, test["states"][:, layer], truth),
         "drawn": right(told["drawn"], y, test["drawn"], truth),
     }

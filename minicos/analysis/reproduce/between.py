@@ -8,7 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import cases, ensemble, ensemble_study, figures, noise_study, report, sensitivity, stats
+from minicos.analysis import (
+    cases,
+    ensemble,
+    ensemble_study,
+    figures,
+    noise_study,
+    report,
+    sensitivity,
+    stats,
+)
 from minicos.analysis.cases import Case, held_out
 from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import AT_LEAST, SHORT, fewer, groups, several
@@ -18,29 +27,56 @@ from minicos.runs import Run
 
 def noise_section(wan: Wan, run: Run, n: int) -> Section:
     wan = wan.with_preset(steps=SHORT)
-    at = tuple(SHORT * k // 4 for k in range(4))  # as many as there are latent frames, so that doses match
+    at = tuple(
+        SHORT * k // 4 for k in range(4)
+    )  # as many as there are latent frames, so that doses match
     claims, told, shown = [], {}, []
     for mode, count in (("renoise", fewer(n)), ("replace", n)):
         inside = Run(run.path(mode), run.settings)
-        results = noise_study.study(wan, several(count), inside, noise_study.Plan(mode, at=at, others=1))
+        results = noise_study.study(
+            wan, several(count), inside, noise_study.Plan(mode, at=at, others=1)
+        )
         names = sensitivity.draw(results, wan, inside)
-        shown += [f"{mode}/{name}" for name in names if name in ("sensitivity.png", "frames.png", "videos.png")]
-        clean, kinds = results.runs["clean"]["solved"].astype(float), (results.names("step"), results.names("frame"))
+        shown += [
+            f"{mode}/{name}"
+            for name in names
+            if name in ("sensitivity.png", "frames.png", "videos.png")
+        ]
+        clean, kinds = (
+            results.runs["clean"]["solved"].astype(float),
+            (results.names("step"), results.names("frame")),
+        )
         moved = [np.mean([results.final(name) for name in kind], axis=0) for kind in kinds]
-        lost = [np.mean([clean - results.runs[name]["solved"] for name in kind], axis=0) for kind in kinds]
+        lost = [
+            np.mean([clean - results.runs[name]["solved"] for name in kind], axis=0)
+            for kind in kinds
+        ]
         doses = [np.mean([results.dose(name) for name in kind], axis=0) for kind in kinds]
         beside = np.mean([results.untouched(name) for name in kinds[1]], axis=0)
-        damage, same = sensitivity.sensitivity(results), "the same cells (steps x frames), frame by frame"
+        damage, same = (
+            sensitivity.sensitivity(results),
+            "the same cells (steps x frames), frame by frame",
+        )
         claims += [
             difference(f"{mode}: D of the video, step noise minus frame noise", *moved, same),
             difference(f"{mode}: mazes lost, step noise minus frame noise", *lost, same),
             difference(
-                f"{mode}: dose, step minus frame noise, share of the latter", doses[0] / doses[1], 1, "0: matched"
+                f"{mode}: dose, step minus frame noise, share of the latter",
+                doses[0] / doses[1],
+                1,
+                "0: matched",
             ),
             difference(
-                f"{mode}: D, noise at step {at[0]} minus step {at[-1]}", damage[:, 0], damage[:, -1], f"step {at[-1]}"
+                f"{mode}: D, noise at step {at[0]} minus step {at[-1]}",
+                damage[:, 0],
+                damage[:, -1],
+                f"step {at[-1]}",
             ),
-            mean(f"{mode}: D of the frames beside the noised one", beside, "0: frames do not depend on each other"),
+            mean(
+                f"{mode}: D of the frames beside the noised one",
+                beside,
+                "0: frames do not depend on each other",
+            ),
         ]
         told[mode] = [f"{v.mean():.2f}" for v in (*moved, *lost)]
     claims += [
@@ -73,28 +109,41 @@ def handover_section(wan: Wan, run: Run, n: int) -> Section:
     for boundary in (0.96, usual, 0.8):
         moved = wan.with_preset(boundary=boundary)
         inside = Run(run.path(f"{boundary:g}"), run.settings)
-        results = noise_study.study(moved, unscored, inside, noise_study.Plan("renoise", at=at, frames=(), others=1))
+        results = noise_study.study(
+            moved, unscored, inside, noise_study.Plan("renoise", at=at, frames=(), others=1)
+        )
         damage[boundary] = sensitivity.sensitivity(results)  # n steps
         serves[boundary] = [moved.expert(t)[0] for t in moved.schedule().timesteps]
     claims = []
     for boundary in (0.96, 0.8):
         other = [serves[boundary][s] != serves[usual][s] for s in at]
-        for which, chosen in (("another expert", other), ("the same expert", [not o for o in other])):
+        for which, chosen in (
+            ("another expert", other),
+            ("the same expert", [not o for o in other]),
+        ):
             named = ", ".join(str(s) for s, take in zip(at, chosen, strict=True) if take)
             claims.append(
                 difference(
                     f"D, noise at steps {named} (served by {which}): boundary {boundary:g} minus {usual:g}",
-                    damage[boundary][:, chosen].mean(1), damage[usual][:, chosen].mean(1), f"boundary {usual:g}",
+                    damage[boundary][:, chosen].mean(1),
+                    damage[usual][:, chosen].mean(1),
+                    f"boundary {usual:g}",
                 )
-            )  # fmt: skip
+            )
     begins = {boundary: serves[boundary].index("low") for boundary in damage}
     figures.bands(
         run.path("handover.png"),
-        {f"low-noise expert from step {begins[b]}": sensitivity.curve(d, np.array(at)) for b, d in damage.items()},
-        x="step that is noised (renoise)", y="D of the video", title="Does sensitivity follow the hand-over between the experts?",
-    )  # fmt: skip
+        {
+            f"low-noise expert from step {begins[b]}": sensitivity.curve(d, np.array(at))
+            for b, d in damage.items()
+        },
+        x="step that is noised (renoise)",
+        y="D of the video",
+        title="Does sensitivity follow the hand-over between the experts?",
+    )
     rates = "; ".join(
-        f"{', '.join(f'{v:.2f}' for v in d.mean(0))} with the hand-over at step {begins[b]}" for b, d in damage.items()
+        f"{', '.join(f'{v:.2f}' for v in d.mean(0))} with the hand-over at step {begins[b]}"
+        for b, d in damage.items()
     )
     text = f"""\
 The paper's sensitivity peaks where its tools change experts, so that the peak could be the hand-over's. Here the boundary is moved
@@ -103,7 +152,9 @@ The paper's sensitivity peaks where its tools change experts, so that the peak c
 to the expert, they move where another expert serves a step.
 
 D at these steps: {rates}. At the steps that changed hands: {claims[0]} (boundary 0.96) and {claims[2]} (0.8)."""
-    return Section("Noise and the hand-over between experts", text, tuple(claims), ("handover.png",))
+    return Section(
+        "Noise and the hand-over between experts", text, tuple(claims), ("handover.png",)
+    )
 
 
 def ensemble_section(wan: Wan, run: Run, n: int) -> Section:
@@ -117,22 +168,29 @@ def ensemble_section(wan: Wan, run: Run, n: int) -> Section:
         ensemble_study.ablation(depth, ((20, 29),), ("update",), early),
     ]
     subjects = {
-        split: groups(held_out("maze", k, size=size, split=split), 10) for split, k in (("dev", dev), ("test", n))
+        split: groups(held_out("maze", k, size=size, split=split), 10)
+        for split, k in (("dev", dev), ("test", n))
     }
-    chosen, rows = ensemble_study.experiment(wan, run, arms, subjects["dev"], subjects["test"], instead=False)
+    chosen, rows = ensemble_study.experiment(
+        wan, run, arms, subjects["dev"], subjects["test"], instead=False
+    )
     paper, base = next(iter(arms[0])), rows[0].rate
     claims = tuple(
         replace(
-            report.of(f"mazes solved: {row.name}, minus plain", row.gain, _role(row, chosen, paper)),
+            report.of(
+                f"mazes solved: {row.name}, minus plain", row.gain, _role(row, chosen, paper)
+            ),
             resolvable=row.resolvable,
         )
         for row in sorted(rows[1:], key=lambda row: row.name != paper)
-    )  # fmt: skip
+    )
     figures.intervals(
-        run.path("ensemble.png"), {row.name: (row.gain.effect, row.gain.low, row.gain.high) for row in rows[1:]},
-        x=f"gain in puzzles solved over one plain run ({base.effect:.2f})", strong=chosen,
+        run.path("ensemble.png"),
+        {row.name: (row.gain.effect, row.gain.low, row.gain.high) for row in rows[1:]},
+        x=f"gain in puzzles solved over one plain run ({base.effect:.2f})",
+        strong=chosen,
         title=f"Three seeds, {n} mazes of {size}x{size}, {short} steps; red: chosen on {dev} dev mazes",
-    )  # fmt: skip
+    )
     by = {row.name: row for row in rows}
     best = by["best of 3 plain runs (oracle)"]
     text = f"""\
@@ -153,9 +211,11 @@ to be gained."""
 def _role(row: ensemble_study.Row, chosen: str, paper: str) -> str:
     """What a row is held against, or is a control of."""
     roles = {
-        "other cases": "wrong donors", "random direction": "random direction of equal norm",
-        "vote": "rival at equal compute", "best of": "upper bound at equal compute",
-    }  # fmt: skip
+        "other cases": "wrong donors",
+        "random direction": "random direction of equal norm",
+        "vote": "rival at equal compute",
+        "best of": "upper bound at equal compute",
+    }
     for key, role in roles.items():
         if key in row.name:
             return role
@@ -170,17 +230,27 @@ def count_section(wan: Wan, run: Run, n: int) -> Section:
     settings |= {f"{f} frames": {"frames": f} for f in (usual - 4, usual + 4)}
     mazes, solved = groups(held_out("maze", n), 20), {}
     for name, changes in settings.items():
-        found = cases.collect(run, name.replace(" ", "_"), mazes, partial(success, wan.with_preset(**changes)))
+        found = cases.collect(
+            run, name.replace(" ", "_"), mazes, partial(success, wan.with_preset(**changes))
+        )
         solved[name] = found["solved"]
     base = solved[f"{whole} steps"]
     claims = tuple(
-        difference(f"mazes solved: {name} minus {whole} steps, {usual} frames", values, base, f"{whole} steps, {usual} frames")
-        for name, values in solved.items() if values is not base
-    )  # fmt: skip
+        difference(
+            f"mazes solved: {name} minus {whole} steps, {usual} frames",
+            values,
+            base,
+            f"{whole} steps, {usual} frames",
+        )
+        for name, values in solved.items()
+        if values is not base
+    )
     figures.intervals(
-        run.path("counts.png"), {name: _triple(values) for name, values in solved.items()},
-        x="share of mazes solved", title=f"{n} mazes; {usual} frames unless said, {whole} steps unless said",
-    )  # fmt: skip
+        run.path("counts.png"),
+        {name: _triple(values) for name, values in solved.items()},
+        x="share of mazes solved",
+        title=f"{n} mazes; {usual} frames unless said, {whole} steps unless said",
+    )
     rates = ", ".join(f"{values.mean():.2f} at {name}" for name, values in solved.items())
     text = f"""\
 Few-step sampling, and other lengths of video (`minicos distilled` and `minicos frames` measure convergence and sensitivity
@@ -193,7 +263,11 @@ def success(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     """Whether each puzzle is solved, 0 or 1: b."""
     condition = cases.condition(wan, batch)
     *_, last = wan.sample(condition, noise=cases.noise(wan, condition, batch))
-    return {"solved": torch.tensor([float(score.solved) for score in cases.scores(wan, last.next, batch)])}
+    return {
+        "solved": torch.tensor(
+            [float(score.solved) for score in cases.scores(wan, last.next, batch)]
+        )
+    }
 
 
 def _triple(values: np.ndarray) -> tuple[float, float, float]:

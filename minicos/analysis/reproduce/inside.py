@@ -30,7 +30,9 @@ class Looking:
 
     def hooks(self, step: int) -> Hooks:
         return (
-            Hooks().on("embed", self.begin, step=step, branch="cond").on("blocks.*", self.see, step=step, branch="cond")
+            Hooks()
+            .on("embed", self.begin, step=step, branch="cond")
+            .on("blocks.*", self.see, step=step, branch="cond")
         )
 
     def begin(self, x: Tensor, site: Site) -> None:
@@ -49,7 +51,9 @@ class Looking:
 def looks(wan: Wan, step: int, batch: Sequence[Case]) -> dict[str, Tensor]:
     """AUROC b form layer at one step of the run."""
     condition, watch = cases.condition(wan, batch), Looking(batch)
-    for made in wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=watch.hooks(step)):
+    for made in wan.sample(
+        condition, noise=cases.noise(wan, condition, batch), hooks=watch.hooks(step)
+    ):
         if made.index == step:
             break
     return {"auroc": torch.stack(watch.found, dim=2)}
@@ -66,17 +70,30 @@ def energy_section(wan: Wan, run: Run, n: int) -> Section:
     for k, form in enumerate(energy.FORMS):
         what, others = f"AUROC of the answer's cells, {form} energy", random[:, k, -third:].mean(1)
         claims += [
-            difference(f"{what}: late minus early third of layers", late[:, k], early[:, k], "early layers"),
-            difference(f"{what}, late third: trained minus untrained", late[:, k], others, "untrained network"),
+            difference(
+                f"{what}: late minus early third of layers", late[:, k], early[:, k], "early layers"
+            ),
+            difference(
+                f"{what}, late third: trained minus untrained",
+                late[:, k],
+                others,
+                "untrained network",
+            ),
         ]
-    lines = {form: trained[:, k] for k, form in enumerate(energy.FORMS)} | {"centred, untrained": random[:, 1]}
+    lines = {form: trained[:, k] for k, form in enumerate(energy.FORMS)} | {
+        "centred, untrained": random[:, 1]
+    }
     figures.bands(
-        run.path("auroc.png"), {name: sensitivity.curve(values, np.arange(depth)) for name, values in lines.items()},
-        x="layer", y="AUROC",
-        title=f"Does token energy single out the answer? Step {step}, {n} puzzles", levels={"blind": 0.5},
-    )  # fmt: skip
+        run.path("auroc.png"),
+        {name: sensitivity.curve(values, np.arange(depth)) for name, values in lines.items()},
+        x="layer",
+        y="AUROC",
+        title=f"Does token energy single out the answer? Step {step}, {n} puzzles",
+        levels={"blind": 0.5},
+    )
     reached = [
-        ", ".join(f"{part[:, k].mean():.2f} ({form})" for k, form in enumerate(energy.FORMS)) for part in (early, late)
+        ", ".join(f"{part[:, k].mean():.2f} ({form})" for k, form in enumerate(energy.FORMS))
+        for part in (early, late)
     ]
     text = f"""\
 "Mark the circle" and its like: the cell to be filled is known, and the AUROC says how well a layer's token energy tells its
@@ -101,10 +118,16 @@ def weigh(wan: Wan, step: int, batch: Sequence[Case]) -> dict[str, Tensor]:
 
     def see(k: Tensor, site: Site) -> None:
         text = ".cross_attn." in site.name
-        received, between = wan.ops.attention_mass(held.pop("q"), k, frames=1 if text else site.grid[0])
+        received, between = wan.ops.attention_mass(
+            held.pop("q"), k, frames=1 if text else site.grid[0]
+        )
         if text:
-            share = received.mean(1) / site.grid[0] / site.grid[1] / site.grid[2]  # b t, of one query
-            found["padding"].append(torch.stack([row[w:].sum() for row, w in zip(share, words, strict=True)]))
+            share = (
+                received.mean(1) / site.grid[0] / site.grid[1] / site.grid[2]
+            )  # b t, of one query
+            found["padding"].append(
+                torch.stack([row[w:].sum() for row, w in zip(share, words, strict=True)])
+            )
         else:
             found["first"].append(between.mean(1)[:, 1:, 0].mean(1))
 
@@ -146,10 +169,13 @@ def attention_section(wan: Wan, run: Run, n: int) -> Section:
         "on frame 0, untrained": random["first"],
     }
     figures.bands(
-        run.path("attention.png"), {name: sensitivity.curve(values, at) for name, values in lines.items()},
-        x="layer", y="share of attention", title=f"Attention on zero-padded text rows and on the given frame, step {step}",
+        run.path("attention.png"),
+        {name: sensitivity.curve(values, at) for name, values in lines.items()},
+        x="layer",
+        y="share of attention",
+        title=f"Attention on zero-padded text rows and on the given frame, step {step}",
         levels={"padding, uniform": float(uniform.mean())},
-    )  # fmt: skip
+    )
     mass, others, given = (f"{values.mean():.2f}" for values in (padding, random["padding"], first))
     text = f"""\
 Exact attention mass at step {step}, mean over heads, tokens and layers (`minicos attention`). Prompts are padded with zero rows,
@@ -165,7 +191,9 @@ def swap_section(wan: Wan, run: Run, n: int) -> Section:
     site = 3 * depth // 4
     few, inside = fewer(n), Run(run.path("layers"), run.settings)
     rare = tuple(name for name in CONTROLS if name != "wrong")
-    curve = swap_study.Plan(tuple(range(depth)), (whole,), ("same_x",), controls=rare, control_layers=(site,))
+    curve = swap_study.Plan(
+        tuple(range(depth)), (whole,), ("same_x",), controls=rare, control_layers=(site,)
+    )
     layers = swap_study.sweep(wan, inside, curve, pairs("mark", few))
     begun = swap_study.Plan((site,), (range(1), range(2), range(SHORT // 2)), ("same_x",))
     swept = swap_study.sweep(wan, inside, begun, pairs("mark", few))
@@ -182,23 +210,65 @@ def swap_section(wan: Wan, run: Run, n: int) -> Section:
 
     early = {f"{arm.name.split(' same')[0]} alone": rate(swept[arm]) for arm in begun.arms}
     claims = (
-        report.of("layer at which half of the swapped runs show A's answer", turn["A"], "the last layer turns all by construction"),
-        report.of("layer at which the latent lies half-way to A (flip = 0)", turn["flip"], "the last layer: +1 by construction"),
-        difference(f"rate of A's answer: layer {depth - 1} minus layer 0", became[:, -1], became[:, 0], "layer 0, all steps"),
-        difference(f"rate of A's answer at layer {site}: own donor minus wrong donor", rate(own), rate(wrong), "wrong donor"),
-        *(
-            difference(f"rate of A's answer at layer {site}: own donor minus {words}", became[:, site], rate(by[name]), words)
-            for name, words in (("shuffled", "shuffled prompt"), ("random", "random direction of equal norm"))
+        report.of(
+            "layer at which half of the swapped runs show A's answer",
+            turn["A"],
+            "the last layer turns all by construction",
+        ),
+        report.of(
+            "layer at which the latent lies half-way to A (flip = 0)",
+            turn["flip"],
+            "the last layer: +1 by construction",
+        ),
+        difference(
+            f"rate of A's answer: layer {depth - 1} minus layer 0",
+            became[:, -1],
+            became[:, 0],
+            "layer 0, all steps",
+        ),
+        difference(
+            f"rate of A's answer at layer {site}: own donor minus wrong donor",
+            rate(own),
+            rate(wrong),
+            "wrong donor",
         ),
         *(
-            difference(f"rate of A's answer at layer {site}: {when} minus all steps", found, became[:, site], "swapped at all steps")
+            difference(
+                f"rate of A's answer at layer {site}: own donor minus {words}",
+                became[:, site],
+                rate(by[name]),
+                words,
+            )
+            for name, words in (
+                ("shuffled", "shuffled prompt"),
+                ("random", "random direction of equal norm"),
+            )
+        ),
+        *(
+            difference(
+                f"rate of A's answer at layer {site}: {when} minus all steps",
+                found,
+                became[:, site],
+                "swapped at all steps",
+            )
             for when, found in early.items()
         ),
-        mean(f"largest change by the null swap at layer {site}", by["null"]["changed"][:, 0], "exactly 0"),
+        mean(
+            f"largest change by the null swap at layer {site}",
+            by["null"]["changed"][:, 0],
+            "exactly 0",
+        ),
         mean(f"off-axis share at layer {site}", own["off_axis"][:, 0], "0: between A and B"),
-        mean("leverage of step 0: how far it moves the latent, of its norm", own["leverage"][:, 0], "0: nothing"),
-    )  # fmt: skip
-    right = [f"{(results[None][f'{run_}.answer'] == code).mean():.2f}" for run_, code in (("a", A), ("b", B))]
+        mean(
+            "leverage of step 0: how far it moves the latent, of its norm",
+            own["leverage"][:, 0],
+            "0: nothing",
+        ),
+    )
+    right = [
+        f"{(results[None][f'{run_}.answer'] == code).mean():.2f}"
+        for run_, code in (("a", A), ("b", B))
+    ]
     shuffled, random = (f"{rate(by[name]).mean():.2f}" for name in ("shuffled", "random"))
     briefly = ", ".join(f"{found.mean():.2f} at {when}" for when, found in early.items())
     text = f"""\

@@ -22,7 +22,9 @@ def untrained(wan: Wan, seed: int = 0) -> Wan:
     high = wan.experts["high"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = DiT(high.cfg, residual=high.blocks[0].residual, time_skip=high.time_skip).requires_grad_(False)
+        network = DiT(
+            high.cfg, residual=high.blocks[0].residual, time_skip=high.time_skip
+        ).requires_grad_(False)
     network = network.to(wan.device, wan.dtype).eval()
     return replace(wan, experts=dict.fromkeys(wan.experts, network))
 
