@@ -290,7 +290,7 @@ PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the firs
             shift=16.0,
             area=720 * 1280,
             negative_prompt=_CUT + NEGATIVE_PROMPT,
-        ),
+        )
     },
     # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes the way there (and is published
     # to decode latents 0 and 7 by themselves). From nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; rope_temporal_skip_len 8

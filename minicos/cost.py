@@ -26,13 +26,13 @@ def flops(cfg: DiTConfig, shape: Sequence[int], times: int = 1) -> int:
     times  g, distinct timesteps of a sample: 1, or f where the first frame has its own
     Element-wise work is left out, as in torch's FlopCounterMode, with which a test compares.
     """
-    d, t, m, l, (pf, ph, pw) = (
+    d, t, m, l, (pf, ph, pw) = (  # noqa: E741
         cfg.dim,
         cfg.text_len,
         cfg.image_tokens,
         tokens(cfg, shape),
         cfg.patch_size,
-    )  # noqa: E741
+    )
     embed = (
         l * d * cfg.in_dim * pf * ph * pw
         + t * (cfg.text_dim + d) * d

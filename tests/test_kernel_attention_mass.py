@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minicos.kernels import attention_mass as module
+from minicos.kernels.attention_mass import attention_mass, attention_mass_sampled
 from torch import Tensor
 
 from minicos import ops
-
 from tests.on_device import (
     DEVICE,
     DTYPES,
@@ -25,8 +26,6 @@ from tests.on_device import (
     randn,
     triton,
 )  # isort: skip  finds minicos.kernels
-from minicos.kernels import attention_mass as module
-from minicos.kernels.attention_mass import attention_mass, attention_mass_sampled
 
 numbers = st.integers(0, 2**31 - 1)
 EXACT = (

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minicos.kernels import latent_mean as module
+from minicos.kernels.latent_mean import latent_mean
 from torch import Tensor
 
 from minicos import ops
-
 from tests.on_device import (
     DEVICE,
     DTYPES,
@@ -24,8 +25,6 @@ from tests.on_device import (
     randn,
     triton,
 )  # isort: skip  finds minicos.kernels
-from minicos.kernels import latent_mean as module
-from minicos.kernels.latent_mean import latent_mean
 
 numbers = st.integers(0, 2**31 - 1)
 

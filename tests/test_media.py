@@ -108,11 +108,7 @@ def test_video_from_frames_or_chunks(tmp_path, pieces):
             stream.codec_context.name,
             stream.codec_context.pix_fmt,
             float(stream.average_rate),
-        ) == (
-            "h264",
-            "yuv420p",
-            16,
-        )
+        ) == ("h264", "yuv420p", 16)
 
 
 def test_a_video_whose_frames_fail_leaves_nothing(tmp_path):

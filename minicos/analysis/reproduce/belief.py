@@ -198,12 +198,7 @@ the answer found along the frames, later frames would settle later."""
         "Several candidates early, one late",
         text,
         claims,
-        (
-            _belief_sheet(wan, run, pictured),
-            "alive.png",
-            "departure.png",
-            "convergence.png",
-        ),
+        (_belief_sheet(wan, run, pictured), "alive.png", "departure.png", "convergence.png"),
     )
 
 
