@@ -1,63 +1,73 @@
 """Procedurally drawn puzzles: what the embedded model is trained and judged on.
 
     p = puzzles.make("maze", seed=0, size=4, split="test")
-    p.prompt, p.candidates            # what is asked, every valid answer
+    p.prompt, p.candidates, p.foils   # what is asked, the valid answers, plausible wrong ones
     p.draw(0)                         # the video of an answer: uint8 (13, h, w, 3), 16 px per cell
-    p.score(video)                    # solved? which answer? why not?
+    p.score(video)                    # solved? which answer? how far? why not?
+    puzzles.FAMILIES["maze-one"].draw(seed=0, split="test")
 
-Pure numpy; `export` alone needs `av`. Sizes: 3, 4 or 5 cells for `maze` and `goal`, 3 or 4 for the rest.
+A kind is a class of puzzles; a family is a kind with its size and knobs, trained on or not (`families.py`).
+Pure numpy; `export` alone needs `av`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import sha256
-from random import Random
 
 from minicos.errors import MinicosError
 
-from .base import FRAMES, Puzzle, Score, timeline
+from .base import CATEGORIES, FRAMES, FREE, Knobs, Puzzle, Score, timeline
 from .draw import CELL
 from .export import export
-from .mark import Mark
-from .maze import Goal, Maze
-from .memory import Memory
-from .turn import Turn
+from .families import FAMILIES, PROMPTS, PUZZLES, SPLITS, WORDS, Family, split_of
 
-PUZZLES: dict[str, type[Puzzle]] = {cls.kind: cls for cls in (Maze, Mark, Goal, Memory, Turn)}
-KINDS = tuple(PUZZLES)
-SPLITS = ("train", "dev", "test")
+KINDS = ("maze", "mark", "goal", "memory", "turn")  # those that come in several sizes
 
 __all__ = [
+    "CATEGORIES",
     "CELL",
+    "FAMILIES",
     "FRAMES",
+    "FREE",
     "KINDS",
+    "PROMPTS",
     "PUZZLES",
     "SPLITS",
+    "WORDS",
+    "Family",
+    "Knobs",
     "Puzzle",
     "Score",
     "distinct",
     "export",
+    "family",
     "make",
+    "of_kind",
     "split_of",
     "timeline",
 ]
 
 
-def make(kind: str, seed: int, size: int = 4, split: str = "train") -> Puzzle:
-    """The puzzle of this seed: a pure function of its arguments. Puzzles are drawn until one belongs to `split`."""
+def family(name: str) -> Family:
+    """The family of this name. Raises MinicosError for an unknown one."""
+    if name not in FAMILIES:
+        raise MinicosError(f"unknown family {name!r}: one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def of_kind(kind: str, size: int = 4, knobs: Knobs = FREE) -> Family:
+    """A family outside the table: a kind at any size it has, with any knobs. Raises MinicosError for others."""
     if kind not in PUZZLES:
-        raise MinicosError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
+        raise MinicosError(f"unknown kind {kind!r}: one of {', '.join(PUZZLES)}")
     cls = PUZZLES[kind]
     if size not in cls.sizes:
         raise MinicosError(f"no {kind} of size {size}: one of {', '.join(map(str, cls.sizes))}")
-    if split not in SPLITS:
-        raise MinicosError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
-    rng = Random(f"{kind}/{size}/{split}/{seed}")
-    while True:
-        puzzle = cls.sample(rng, size)
-        if split_of(puzzle.key) == split:
-            return puzzle
+    return Family(f"{kind}/{size}", cls, size, knobs)
+
+
+def make(kind: str, seed: int, size: int = 4, split: str = "train", knobs: Knobs = FREE) -> Puzzle:
+    """The puzzle of a kind, size and seed: a pure function of its arguments."""
+    return of_kind(kind, size, knobs).draw(seed, split)
 
 
 def distinct(
@@ -67,20 +77,5 @@ def distinct(
     split: str = "test",
     keep: Callable[[Puzzle], bool] = lambda puzzle: True,
 ) -> list[Puzzle]:
-    """The first n distinct (picture, prompt) pairs of a split that `keep` accepts. Raises MinicosError where there are not so many."""
-    found: dict[str, Puzzle] = {}
-    for seed in range(100 * n):
-        puzzle = make(kind, seed, size, split)
-        if keep(puzzle):
-            found.setdefault(f"{puzzle.key}: {puzzle.prompt}", puzzle)
-        if len(found) == n:
-            return list(found.values())
-    raise MinicosError(
-        f"there are not {n} distinct {kind} puzzles of size {size} in the {split} split: ask for fewer"
-    )
-
-
-def split_of(key: str) -> str:
-    """Which split a picture belongs to: 90 % train, 5 % dev, 5 % test, by its canonical key and never by a seed."""
-    percent = int.from_bytes(sha256(key.encode()).digest()[:8], "big") % 100
-    return "train" if percent < 90 else "dev" if percent < 95 else "test"
+    """The first n distinct puzzles of a kind and size that `keep` accepts, see `Family.distinct`."""
+    return of_kind(kind, size).distinct(n, split, keep)

@@ -1,30 +1,75 @@
-"""What all puzzles share: the timeline, the masks, and the frame of scoring."""
+"""What all puzzles share: the timeline, drawing, masks, and the frame of scoring."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from random import Random
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+
+from minicos.errors import MinicosError
 
 from . import draw
 
 FRAMES = 13
-LIMIT = 80.0  # largest deviation (RGB, 0..441, see draw.deviation) between a frame and the one it should be
+LIMIT = 60.0  # largest deviation (RGB, 0..441, see draw.deviation) from the frame that it should be
+LEAN = 0.3  # largest share of the way from its answer to any other picture at which a frame may lie
+WEIGHTS = {"start": 0.1, "kept": 0.1, "way": 0.1}  # the rules of the last frame share the rest
+CATEGORIES = (
+    "abstraction",
+    "knowledge",
+    "perception",
+    "spatiality",
+    "transformation",
+    "memory",
+    "physics",
+)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How hard a puzzle is to be; None leaves a knob to the family's own distribution.
+
+    k  valid answers wanted (1: the twin with a single answer)
+    s  serial depth: length of the chain of steps that depend on each other
+    d  distractors
+    """
+
+    k: int | None = None
+    s: int | None = None
+    d: int | None = None
+
+    def check(self, kind: str, *known: str) -> None:
+        """Raise MinicosError where a knob is turned that `kind` does not have."""
+        for name, value in vars(self).items():
+            if value is not None and name not in known:
+                has = f"it has {', '.join(known)}" if known else "it has none"
+                raise MinicosError(f"{kind} has no knob {name}: {has}")
+
+
+FREE = Knobs()  # every knob left to the family
 
 
 @dataclass(frozen=True)
 class Score:
     """Verdict on one video.
 
-    `answer` is the index of the candidate its last frame shows, None if it shows none; `detail` says why the video is
-    not solved and is empty when it is.
+    solved  the strict verdict: first frame, last frame and the way there are all right
+    answer  index of the candidate that the last frame shows, None if it shows none of the list
+    detail  why the video is not solved; empty when it is
+    foil    index of the foil that the last frame shows, None if it shows none
+    score   graded, 0..1: the weighted mean of `checks`
+    checks  each rule, 0..1: start, kept, way (.1 each), and the rules of the last frame (.7 in all)
     """
 
     solved: bool
     answer: int | None = None
     detail: str = ""
+    foil: int | None = None
+    score: float = 0.0
+    checks: Mapping[str, float] = field(default_factory=dict)
 
 
 def timeline(frames: int = FRAMES) -> np.ndarray:
@@ -36,19 +81,25 @@ def timeline(frames: int = FRAMES) -> np.ndarray:
 class Puzzle:
     """A picture, a prompt, and the videos that answer it.
 
-    Subclasses say what the picture holds (fields), what the answers are (`candidates`) and how each looks at a given
-    progress (`render`); drawing, masks and scoring follow from these.
+    Subclasses say what the picture holds (fields), which answers are right (`candidates`) and which are plausible but
+    wrong (`foils`), and how a given answer looks at a given progress (`animate`). Drawing, masks and scoring follow.
+    An answer is any hashable value: a route, a cell, a board.
     """
 
     size: int  # cells along a side
 
     kind: ClassVar[str]
+    category: ClassVar[str]  # one of CATEGORIES
     sizes: ClassVar[tuple[int, ...]]
+    prompts: ClassVar[tuple[str, ...]]  # every prompt that a puzzle of this kind may have
     frames: ClassVar[int] = FRAMES
+    held_out: ClassVar[frozenset[str]] = frozenset()  # compositions that training never shows
+
+    # -- what subclasses say --
 
     @classmethod
-    def sample(cls, rng: Random, size: int) -> Self:
-        """A random puzzle of this kind."""
+    def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
+        """A random puzzle of this kind. Raises MinicosError for knobs that the kind does not have."""
         raise NotImplementedError
 
     @property
@@ -62,66 +113,102 @@ class Puzzle:
         raise NotImplementedError
 
     @property
-    def candidates(self) -> tuple:
-        """Every valid answer."""
+    def candidates(self) -> tuple[Any, ...]:
+        """The valid answers; where there are very many, some of them (`ambiguity` is their number)."""
         raise NotImplementedError
+
+    @property
+    def foils(self) -> tuple[Any, ...]:
+        """Plausible answers that are wrong, of the same type as `candidates`."""
+        return ()
 
     def backdrop(self) -> np.ndarray:
         """The picture without its objects: floor, grid and walls. float32 (h, w, 3)"""
         raise NotImplementedError
 
-    def render(self, i: int, progress: np.ndarray) -> np.ndarray:
-        """Candidate i at each value of `progress` (n,) in 0..1, as float32 (n, h, w, 3) in 0..255."""
+    def animate(self, answer: Any, progress: np.ndarray) -> np.ndarray:
+        """An answer at each value of `progress` (n,) in 0..1, as float32 (n, h, w, 3) in 0..255."""
         raise NotImplementedError
 
     def variants(self) -> tuple[Self, ...]:
         """The same picture with every other prompt it admits."""
         return ()
 
+    @property
+    def composition(self) -> str | None:
+        """The pair of attribute and rule that this puzzle puts together, where pairs may be held out."""
+        return None
+
+    @property
+    def ambiguity(self) -> int:
+        """k: the number of valid answers."""
+        return len(self.candidates)
+
+    @property
+    def depth(self) -> int:
+        """s: the serial depth."""
+        return 1
+
+    @property
+    def distractors(self) -> int:
+        """d: the number of distractors."""
+        return 0
+
+    # -- drawing --
+
+    def render(self, i: int, progress: np.ndarray) -> np.ndarray:
+        """Answer i at each value of `progress`, see `animate`. From len(candidates) on, i counts foils."""
+        return self.animate((*self.candidates, *self.foils)[i], progress)
+
     def draw(self, i: int) -> np.ndarray:
-        """The video of candidate i: uint8 (13, h, w, 3). Frame 0 is the same for every candidate."""
-        return draw.to_uint8(self.render(i, timeline()))
+        """The video of answer i (see `render`): uint8 (frames, h, w, 3). Frame 0 is the same for every answer."""
+        return draw.to_uint8(self.render(i, timeline(self.frames)))
 
     def first_frame(self) -> np.ndarray:
         """The picture: uint8 (h, w, 3)."""
-        return self._still(0, 0.0)
+        return self._still(self.candidates[0], 0.0)
 
     def foreground(self) -> np.ndarray:
         """Where the objects of frame 0 are (not floor, grid or walls): bool (h, w)."""
         return draw.differs(self.first_frame(), draw.to_uint8(self.backdrop()))
 
     def answer_mask(self, i: int) -> np.ndarray:
-        """Where the video of candidate i differs visibly from frame 0: bool (13, h, w)."""
+        """Where the video of answer i differs visibly from frame 0: bool (frames, h, w)."""
         return draw.differs(self.draw(i), self.first_frame())
+
+    # -- scoring --
 
     def score(self, video: np.ndarray) -> Score:
         """Judge a video uint8 (f, h, w, 3), f >= 5.
 
-        Three frames are looked at. The first must be this picture. The last must be the last frame of one candidate,
-        everywhere and not just on average: that is the answer. The middle one (f // 2) must be on the way there, so a
-        video that jumps to its answer, or turns back, is not solved.
+        The verdict looks at three frames. The first must be this picture. The last must be the last frame of one valid
+        answer, everywhere and not just on average, and clearly of no other. The middle one (f // 2) must be on the way
+        there, so a video that jumps to its answer, or turns back, is not solved. The graded score looks at two more.
         """
-        side = self.size * draw.CELL
-        if (
-            video.ndim != 4
-            or video.shape[1:] != (side, side, 3)
-            or len(video) < 5
-            or video.dtype != np.uint8
-        ):
-            raise ValueError(
-                f"a video is uint8 (f >= 5, {side}, {side}, 3); this one is {video.dtype} {video.shape}"
-            )
-        if detail := self._mismatch(video[0], self.first_frame()):
-            return Score(False, None, f"first frame: {detail}")
-        answer, detail = self._read(video[-1])
-        if answer is None:
-            return Score(False, None, f"last frame: {detail}")
-        if detail := self._mismatch(video[-1], self._still(answer, 1.0)):
-            return Score(False, None, f"last frame: {detail}")
-        middle = len(video) // 2
-        if detail := self._halfway(video[middle], answer, float(timeline(len(video))[middle])):
-            return Score(False, answer, f"frame {middle}: {detail}")
-        return Score(True, answer)
+        self._check_video(video)
+        last = video[-1]
+        start = self._mismatch(video[0], self.first_frame())
+        answer, end = self.read(last)
+        if answer is not None and not end:
+            end = self.wrong(answer) or self._mismatch(last, self._still(answer, 1.0))
+        nearest = self._nearest(last) if answer is None else answer
+        ways = [self._way(video, frame, nearest) for frame in _between(len(video))]
+        detail = start and f"first frame: {start}"
+        detail = detail or (end and f"last frame: {end}") or ways[len(ways) // 2]
+        checks = {
+            "start": float(not start),
+            "kept": self._kept(last, nearest),
+            "way": float(np.mean([not way for way in ways])),
+            **self.rules(last),
+        }
+        return Score(
+            solved=not detail,
+            answer=_index(self.candidates, answer),
+            detail=detail,
+            foil=_index(self.foils, answer),
+            score=_weighted(checks),
+            checks=checks,
+        )
 
     def matches(self, video: np.ndarray) -> np.ndarray:
         """Which candidates every frame of a video uint8 (f, h, w, 3) could come from: bool (f, candidates).
@@ -135,20 +222,68 @@ class Puzzle:
 
     # -- what subclasses may sharpen --
 
-    def _read(self, frame: np.ndarray) -> tuple[int | None, str]:
-        """Which candidate's last frame `frame` shows, or (None, why not)."""
-        errors = [_error(frame, self._still(i, 1.0)) for i in range(len(self.candidates))]
-        return int(np.argmin(errors)), ""
+    def read(self, frame: np.ndarray) -> tuple[Any | None, str]:
+        """The answer that `frame` shows as a last frame, valid or not, or None; and why it is none or not solved."""
+        answers = (*self.candidates, *self.foils)
+        ends = [self._still(answer, 1.0) for answer in answers]
+        best = int(np.argmin([_error(frame, end) for end in ends]))
+        others = [end for i, end in enumerate(ends) if i != best]
+        if max(_lean(frame, ends[best], other) for other in (*others, self.first_frame())) > LEAN:
+            return None, "shows no answer clearly"
+        return answers[best], ""
 
-    def _halfway(self, frame: np.ndarray, answer: int, progress: float) -> str:
+    def wrong(self, answer: Any) -> str:
+        """Why an answer is not valid; empty when it is."""
+        return "" if answer in self.candidates else "shows a wrong answer"
+
+    def rules(self, last: np.ndarray) -> dict[str, float]:
+        """Named checks of the last frame, each 0..1, equally weighted: 0 for the first frame unchanged, 1 for an answer.
+
+        By default one: the share of the change to the nearest valid answer that is there.
+        """
+        first = self.first_frame()
+        ends = [self._still(answer, 1.0) for answer in self.candidates]
+        return {"end": max(_share(last, first, end) for end in ends)}
+
+    def halfway(self, frame: np.ndarray, answer: Any, progress: float) -> str:
         """Why `frame` is not on the way to `answer`; empty when it is."""
-        ways = [_error(frame, self._still(i, progress)) for i in range(len(self.candidates))]
+        answers = {*self.candidates, answer}
+        way = _error(frame, self._still(answer, progress))
+        others = [_error(frame, self._still(a, progress)) for a in answers if a != answer]
         ends = [_error(frame, self._still(answer, end)) for end in (0.0, 1.0)]
-        return "" if ways[answer] <= min(ways + ends) else "not on the way to the answer"
+        return "" if way <= min(others + ends) else "not on the way to the answer"
 
-    def _still(self, i: int, progress: float) -> np.ndarray:
-        """One frame of candidate i: uint8 (h, w, 3)."""
-        return draw.to_uint8(self.render(i, np.array([progress], np.float32)))[0]
+    # -- helpers --
+
+    def _check_video(self, video: np.ndarray) -> None:
+        side = self.size * draw.CELL
+        if (
+            video.ndim != 4
+            or video.shape[1:] != (side, side, 3)
+            or len(video) < 5
+            or video.dtype != np.uint8
+        ):
+            shape = f"uint8 (f >= 5, {side}, {side}, 3)"
+            raise MinicosError(f"a video is {shape}; this one is {video.dtype} {video.shape}")
+
+    def _still(self, answer: Any, progress: float) -> np.ndarray:
+        """One frame of an answer: uint8 (h, w, 3)."""
+        return draw.to_uint8(self.animate(answer, np.array([progress], np.float32)))[0]
+
+    def _nearest(self, frame: np.ndarray) -> Any:
+        """The candidate whose last frame is nearest to `frame`."""
+        return min(self.candidates, key=lambda answer: _error(frame, self._still(answer, 1.0)))
+
+    def _way(self, video: np.ndarray, frame: int, answer: Any) -> str:
+        """Why a frame of a video is not on the way to `answer`, and which; empty when it is."""
+        detail = self.halfway(video[frame], answer, float(timeline(len(video))[frame]))
+        return detail and f"frame {frame}: {detail}"
+
+    def _kept(self, last: np.ndarray, answer: Any) -> float:
+        """The share of what `answer` leaves alone that is as before."""
+        end = self._still(answer, 1.0)
+        alone = ~draw.differs(end, self.first_frame())
+        return float((draw.deviation(last, end) < LIMIT)[alone].mean())
 
     @staticmethod
     def _mismatch(frame: np.ndarray, expected: np.ndarray) -> str:
@@ -158,6 +293,33 @@ class Puzzle:
             return ""
         row, col = (int(k) // draw.CELL for k in np.unravel_index(apart.argmax(), apart.shape))
         return f"cell ({row}, {col}) does not look as it should (deviation {apart.max():.0f}, limit {LIMIT:.0f})"
+
+
+def _between(frames: int) -> tuple[int, int, int]:
+    """The frames at a quarter, at half and at three quarters of a video."""
+    return frames // 4, frames // 2, 3 * (frames - 1) // 4
+
+
+def _index(answers: tuple[Any, ...], answer: Any) -> int | None:
+    return answers.index(answer) if answer in answers else None
+
+
+def _weighted(checks: Mapping[str, float]) -> float:
+    """Mean of the checks: those in WEIGHTS by their weight, all others in equal parts of what is left."""
+    rules = [value for name, value in checks.items() if name not in WEIGHTS]
+    frame = sum(weight * checks[name] for name, weight in WEIGHTS.items())
+    return float(frame + (1 - sum(WEIGHTS.values())) * np.mean(rules))
+
+
+def _share(frame: np.ndarray, first: np.ndarray, end: np.ndarray) -> float:
+    """How much of the change from `first` to `end` is there in `frame`, 0..1, by squared error."""
+    return max(0.0, 1 - _error(frame, end) / _error(first, end))
+
+
+def _lean(frame: np.ndarray, here: np.ndarray, there: np.ndarray) -> float:
+    """Where `frame` lies on the line from one picture (0) to another (1). Noise and blur hardly move it; a mix does."""
+    line = there.astype(np.float32) - here
+    return float(((frame - here.astype(np.float32)) * line).sum() / np.square(line).sum())
 
 
 def _error(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,7 +7,7 @@ centre at (r + 0.5, c + 0.5). A signed distance is negative inside a shape. Canv
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -157,7 +157,8 @@ def box_blur(picture: np.ndarray, width: int) -> np.ndarray:
         padding = [(0, 0)] * blurred.ndim
         padding[axis] = (reach, reach)
         padded = np.moveaxis(np.pad(blurred, padding, mode="edge"), axis, 0)
-        blurred = np.moveaxis(sum(padded[k : k + length] for k in range(width)) / width, 0, axis)
+        total = reduce(np.add, (padded[k : k + length] for k in range(width)))
+        blurred = np.moveaxis(total / width, 0, axis)
     return blurred
 
 

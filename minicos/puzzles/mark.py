@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from . import draw
-from .base import Puzzle
+from .base import FREE, Knobs, Puzzle
 from .draw import CELL, COLOURS, GRID, SHAPES, YELLOW, Cell, Item
 
 
@@ -24,10 +24,13 @@ class Mark(Puzzle):
     target: str  # the shape that is named
 
     kind: ClassVar[str] = "mark"
+    category: ClassVar[str] = "perception"
+    prompts: ClassVar[tuple[str, ...]] = tuple(f"mark the {shape}" for shape in SHAPES)
     sizes: ClassVar[tuple[int, ...]] = (3, 4)
 
     @classmethod
-    def sample(cls, rng: Random, size: int) -> Self:
+    def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
+        knobs.check(cls.kind)
         shapes = sorted(rng.sample(SHAPES, rng.randint(2, 4)), key=SHAPES.index)
         cells = rng.sample(range(size * size), len(shapes))
         items = tuple(
@@ -60,8 +63,8 @@ class Mark(Puzzle):
             canvas[line - 1 : line + 1, :] = canvas[:, line - 1 : line + 1] = GRID
         return draw.border(canvas)
 
-    def render(self, i: int, progress: np.ndarray) -> np.ndarray:
-        return draw.items(self._filled(self.candidates[i], progress), self.items)
+    def animate(self, answer: Cell, progress: np.ndarray) -> np.ndarray:
+        return draw.items(self._filled(answer, progress), self.items)
 
     def _filled(self, cell: Cell, progress: np.ndarray) -> np.ndarray:
         """Backdrop with the cell filled from the bottom up, full a little before the end (n, h, w, 3)."""
@@ -74,8 +77,20 @@ class Mark(Puzzle):
         )
         return draw.border(draw.paint(self.backdrop(), fill, YELLOW))
 
-    def _read(self, frame: np.ndarray) -> tuple[int | None, str]:
-        background = self._filled(self.candidates[0], np.ones(1, np.float32))[0]
+    @property
+    def foils(self) -> tuple[Cell, ...]:
+        """The cells of the other shapes."""
+        return tuple(item.cell for item in self.items if item.shape != self.target)
+
+    @property
+    def distractors(self) -> int:
+        return len(self.items) - 1
+
+    def read(self, frame: np.ndarray) -> tuple[Cell | None, str]:
+        answer, detail = super().read(frame)
+        if answer is None:
+            return None, detail
+        background = self._filled(answer, np.ones(1, np.float32))[0]
         for item in self.items:
             shape, colour = draw.identify(frame, item.cell, background)
             if (shape, colour) != (item.shape, item.colour):
@@ -83,4 +98,4 @@ class Mark(Puzzle):
                     None,
                     f"the {item.colour} {item.shape} at {item.cell} has become a {colour} {shape}",
                 )
-        return 0, ""
+        return answer, ""

@@ -17,7 +17,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from . import draw
-from .base import Puzzle
+from .base import FREE, Knobs, Puzzle
 from .draw import CELL, COLOURS, WALL, Cell
 
 AGENT, TRAIL = COLOURS["green"], COLOURS["sky"]
@@ -88,7 +88,8 @@ def random_doors(rng: Random, size: int) -> frozenset[Edge]:
     """A uniform spanning tree (Aldous-Broder: doors are where a random walk first enters a cell) plus 0-2 doors."""
     grid = neighbours(frozenset(grid_edges(size)), size)
     cell = rng.choice(sorted(grid))
-    seen, doors = {cell}, set()
+    seen = {cell}
+    doors: set[Edge] = set()
     while len(seen) < size * size:
         last, cell = cell, rng.choice(grid[cell])
         if cell not in seen:
@@ -111,16 +112,21 @@ class Maze(Puzzle):
     red: Cell
 
     kind: ClassVar[str] = "maze"
+    category: ClassVar[str] = "spatiality"
+    prompts: ClassVar[tuple[str, ...]] = ("solve the maze",)
     sizes: ClassVar[tuple[int, ...]] = (3, 4, 5)
 
     @classmethod
-    def sample(cls, rng: Random, size: int) -> Self:
-        doors = random_doors(rng, size)
-        start = (rng.randrange(size), rng.randrange(size))
-        steps = distances(neighbours(doors, size), start)
-        return cls(
-            size, doors, start, rng.choice([cell for cell in sorted(steps) if steps[cell] >= 2])
-        )
+    def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
+        knobs.check(cls.kind, "k")
+        while True:
+            doors = random_doors(rng, size)
+            start = (rng.randrange(size), rng.randrange(size))
+            steps = distances(neighbours(doors, size), start)
+            far = [cell for cell in sorted(steps) if steps[cell] >= 2]
+            maze = cls(size, doors, start, rng.choice(far))
+            if knobs.k in (None, len(maze.candidates)):
+                return maze
 
     @property
     def prompt(self) -> str:
@@ -161,7 +167,7 @@ class Maze(Puzzle):
                     )
         return draw.border(canvas)
 
-    def render(self, i: int, progress: np.ndarray) -> np.ndarray:
+    def animate(self, answer: Route, progress: np.ndarray) -> np.ndarray:
         y, x = draw.pixels(self.size * CELL)
         canvas = self.backdrop()
         for colour, cell in self.goals.items():
@@ -169,7 +175,7 @@ class Maze(Puzzle):
             canvas = draw.paint(
                 canvas, draw.coverage(draw.box(y - gy, x - gx, 5, 5)), COLOURS[colour]
             )
-        corners = np.array([draw.centre(cell) for cell in self.candidates[i]], np.float32)
+        corners = np.array([draw.centre(cell) for cell in answer], np.float32)
         travelled = progress * np.float32(len(corners) - 1) * CELL  # px along the route (n,)
         ay, ax = (
             np.interp(travelled, np.arange(len(corners)) * CELL, corners[:, k])[:, None, None]
@@ -204,27 +210,27 @@ class Maze(Puzzle):
             )  # leaves out the 2 px a wall would take
         return np.array(strengths)
 
-    def _read(self, frame: np.ndarray) -> tuple[int | None, str]:
+    def read(self, frame: np.ndarray) -> tuple[Route | None, str]:
         halves = self.read_trail(frame) > 0.5
         drawn = {
             edge for edge, half in zip(grid_edges(self.size), halves, strict=True) if half.all()
         }
-        for i, route in enumerate(self.candidates):
+        for route in (*self.candidates, *self.foils):
             if drawn == set(edges_of(route)) and halves.sum() == 2 * len(drawn):
-                return i, ""
+                return route, ""
         if not drawn:
             return None, "no trail"
         if crossed := sorted(drawn - self.doors):
             return None, f"the trail crosses the wall between {crossed[0][0]} and {crossed[0][1]}"
         return None, "the trail is not a valid route"
 
-    def _halfway(self, frame: np.ndarray, answer: int, progress: float) -> str:
+    def halfway(self, frame: np.ndarray, answer: Route, progress: float) -> str:
         # The trail must be a beginning of the route. How long a beginning is left open, short of nothing and of all.
         halves = self.read_trail(frame) > 0.5
         drawn = {
             edge for edge, half in zip(grid_edges(self.size), halves, strict=True) if half.all()
         }
-        walked = edges_of(self.candidates[answer])
+        walked = edges_of(answer)
         if drawn != set(walked[: len(drawn)]):
             return "the trail is not a beginning of the route"
         if not 0 < len(drawn) < len(walked):
@@ -244,9 +250,11 @@ class Goal(Maze):
     target: str = "red"  # or "blue"
 
     kind: ClassVar[str] = "goal"
+    prompts: ClassVar[tuple[str, ...]] = ("go to the red goal", "go to the blue goal")
 
     @classmethod
-    def sample(cls, rng: Random, size: int) -> Self:
+    def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
+        knobs.check(cls.kind)
         while True:
             maze = Maze.sample(rng, size)
             steps = distances(neighbours(maze.doors, size), maze.start)

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from . import draw
-from .base import Puzzle
+from .base import FREE, Knobs, Puzzle
 from .draw import BLOCK, CELL, COLOURS, SHAPES, Cell, Item
 
 
@@ -31,10 +31,13 @@ class Memory(Puzzle):
     others: tuple[Item, ...]
 
     kind: ClassVar[str] = "memory"
+    category: ClassVar[str] = "memory"
+    prompts: ClassVar[tuple[str, ...]] = ("pass behind the wall",)
     sizes: ClassVar[tuple[int, ...]] = (3, 4)
 
     @classmethod
-    def sample(cls, rng: Random, size: int) -> Self:
+    def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
+        knobs.check(cls.kind)
         lane = rng.randrange(size)
         start, stop = rng.choice(
             [(a, b) for a in range(size) for b in range(size) if abs(a - b) >= 2]
@@ -66,9 +69,9 @@ class Memory(Puzzle):
     def backdrop(self) -> np.ndarray:
         return draw.border(draw.floor(self.size))
 
-    def render(self, i: int, progress: np.ndarray) -> np.ndarray:
+    def animate(self, answer: Cell, progress: np.ndarray) -> np.ndarray:
         y, x = draw.pixels(self.size * CELL)
-        ends = np.array([draw.centre(self.mover.cell), draw.centre(self.candidates[i])], np.float32)
+        ends = np.array([draw.centre(self.mover.cell), draw.centre(answer)], np.float32)
         my, mx = (
             (ends[0, k] + progress * (ends[1, k] - ends[0, k]))[:, None, None] for k in (0, 1)
         )
@@ -97,7 +100,7 @@ class Memory(Puzzle):
             if (r, c) not in ((r0, c0), (r1, c1))
         )
 
-    def _read(self, frame: np.ndarray) -> tuple[int | None, str]:
+    def read(self, frame: np.ndarray) -> tuple[Cell | None, str]:
         empty = self.backdrop()
         rows, cols = self._block()
         empty[rows, cols] = BLOCK
@@ -109,9 +112,9 @@ class Memory(Puzzle):
                     None,
                     f"at {item.cell} stands a {colour} {shape}, not a {item.colour} {item.shape}",
                 )
-        return 0, ""
+        return self.stop, ""
 
-    def _halfway(self, frame: np.ndarray, answer: int, progress: float) -> str:
+    def halfway(self, frame: np.ndarray, answer: Cell, progress: float) -> str:
         # Out of sight means the whole frame looks like the block and the bystanders alone.
         detail = self._mismatch(frame, self._still(answer, progress))
         return detail and f"the object is not hidden: {detail}"

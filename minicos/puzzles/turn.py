@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from . import draw
-from .base import Puzzle
+from .base import FREE, Knobs, Puzzle
 from .draw import CELL, COLOURS
 
 FORMS = (
@@ -49,10 +49,13 @@ class Turn(Puzzle):
     colour: str
 
     kind: ClassVar[str] = "turn"
+    category: ClassVar[str] = "transformation"
+    prompts: ClassVar[tuple[str, ...]] = ("turn the l",)
     sizes: ClassVar[tuple[int, ...]] = (3, 4)
 
     @classmethod
-    def sample(cls, rng: Random, size: int) -> Self:
+    def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
+        knobs.check(cls.kind)
         form, stroke, room = rng.choice(fits(size))
         middle, far = size * CELL // 2, room // PLACES
         centre = middle + PLACES * rng.randint(-far, far), middle + PLACES * rng.randint(-far, far)
@@ -75,8 +78,8 @@ class Turn(Puzzle):
     def backdrop(self) -> np.ndarray:
         return draw.border(draw.floor(self.size))
 
-    def render(self, i: int, progress: np.ndarray) -> np.ndarray:
-        way = {"clockwise": 1, "anticlockwise": -1}[self.candidates[i]]
+    def animate(self, answer: str, progress: np.ndarray) -> np.ndarray:
+        way = {"clockwise": 1, "anticlockwise": -1}[answer]
         angle = ((self.quarter + way * progress) * (np.pi / 2))[:, None, None].astype(np.float32)
         y, x = draw.pixels(self.size * CELL)
         y, x = y - self.centre[0], x - self.centre[1]

@@ -1,0 +1,89 @@
+"""Every family of puzzles: a kind with its size and knobs, and whether the embedded model is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from random import Random
+from typing import Literal
+
+from minicos.errors import MinicosError
+
+from .base import FREE, Knobs, Puzzle
+from .mark import Mark
+from .maze import Goal, Maze
+from .memory import Memory
+from .turn import Turn
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A distribution of puzzles. `domain` "in": trained on; "out": never.
+
+    A family draws puzzles of the compositions that its kind does not hold out, or with `held_out` of those alone.
+    """
+
+    name: str
+    puzzle: type[Puzzle]
+    size: int = 4
+    knobs: Knobs = FREE
+    domain: Literal["in", "out"] = "in"
+    held_out: bool = False
+
+    @property
+    def category(self) -> str:
+        """One of `base.CATEGORIES`."""
+        return self.puzzle.category
+
+    def draw(self, seed: int, split: str = "train") -> Puzzle:
+        """The puzzle of this seed: a pure function of its arguments. Puzzles are drawn until one belongs to `split`."""
+        if split not in SPLITS:
+            raise MinicosError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+        rng = Random(f"{self.name}/{split}/{seed}")
+        while True:
+            puzzle = self.puzzle.sample(rng, self.size, self.knobs)
+            held_out = puzzle.composition in self.puzzle.held_out
+            if held_out == self.held_out and split_of(puzzle.key) == split:
+                return puzzle
+
+    def distinct(
+        self, n: int, split: str = "test", keep: Callable[[Puzzle], bool] = lambda puzzle: True
+    ) -> list[Puzzle]:
+        """The first n distinct (picture, prompt) pairs of a split that `keep` accepts. Raises MinicosError where there are not so many."""
+        found: dict[str, Puzzle] = {}
+        for seed in range(100 * n):
+            puzzle = self.draw(seed, split)
+            if keep(puzzle):
+                found.setdefault(f"{puzzle.key}: {puzzle.prompt}", puzzle)
+            if len(found) == n:
+                return list(found.values())
+        raise MinicosError(
+            f"there are not {n} distinct {self.puzzle.kind} puzzles of size {self.size} in the {split} split: ask for fewer"
+        )
+
+
+def split_of(key: str) -> str:
+    """Which split a picture belongs to: 90 % train, 5 % dev, 5 % test, by its canonical key and never by a seed."""
+    percent = int.from_bytes(sha256(key.encode()).digest()[:8], "big") % 100
+    return "train" if percent < 90 else "dev" if percent < 95 else "test"
+
+
+# One line for each family; a kind's first line is the family that has its name. `-one` marks the twin with one answer.
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("maze", Maze),
+        Family("maze-one", Maze, knobs=Knobs(k=1)),
+        Family("maze-5x5", Maze, size=5, domain="out"),
+        Family("goal", Goal),
+        Family("mark", Mark),
+        Family("memory", Memory),
+        Family("turn", Turn),
+    )
+}
+PUZZLES: dict[str, type[Puzzle]] = {f.puzzle.kind: f.puzzle for f in FAMILIES.values()}
+PROMPTS: tuple[str, ...] = ("", *dict.fromkeys(p for cls in PUZZLES.values() for p in cls.prompts))
+WORDS: tuple[str, ...] = tuple(dict.fromkeys(word for prompt in PROMPTS for word in prompt.split()))
