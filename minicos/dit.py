@@ -230,9 +230,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg, ops, residual) for _ in range(cfg.num_layers))
         self.head = Head(cfg, ops)
         self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last run
-        self.visit = (
-            iter  # the blocks in order; residency.Streamer lends each its weights for its turn
-        )
+        self.visit = iter  # the blocks in order; stream.Streamer brings the weights of each
 
     def forward(
         self,

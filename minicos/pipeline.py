@@ -27,8 +27,9 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import to_uint8
 from minicos.ops import REFERENCE, Ops, without_tf32
-from minicos.residency import Plan, Residency, available, choose, measure
+from minicos.plan import Plan, available, choose, measure
 from minicos.sample import Step, sample
+from minicos.stream import Residency
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.vae import VAE
 from minicos.weights import layouts
@@ -48,7 +49,7 @@ class Wan:
     vae: VAE
     text: TextEncoder
     tokenizer: Tokenizer
-    residency: Residency  # where the networks are: take one for use through `residency.fetch`
+    residency: Residency  # where the networks are: take one for use through `residency.to_device`
     weights: str = ""  # fingerprint of the files, LoRAs included, which runs remember
     clip: CLIP | None = None  # where the network looks at the image through it (Wan2.1)
     tile: int | None = (
@@ -123,7 +124,7 @@ class Wan:
     def expert(self, timestep: float) -> tuple[str, DiT]:
         """The expert that serves a timestep, with its name, ready to run on the device."""
         name = self.serves(timestep)
-        return name, self.residency.fetch(self.experts[name])
+        return name, self.residency.to_device(self.experts[name])
 
     @torch.no_grad()
     @without_tf32()
@@ -177,7 +178,7 @@ class Wan:
                 tuple(ends[0].shape[-2:]), self.preset.area, stride[1], patch[1], rule
             )
             fitted = [fit(end, (height, width), rule).to(self.device) for end in ends]
-            vae = self.residency.fetch(self.vae)
+            vae = self.residency.to_device(self.vae)
             if self.preset.image == "imposed":
                 first = vae.encode(fitted[0].unsqueeze(2)).expand(len(prompts), -1, -1, -1, -1)
             else:
@@ -204,7 +205,7 @@ class Wan:
         )
         guided = any(g != 1 for g in self.preset.guidance.values())
         negative = self.preset.negative_prompt if negative is None else negative
-        encoder = self.residency.fetch(self.text)
+        encoder = self.residency.to_device(self.text)
         return Condition(
             text=encode(encoder, self.tokenizer, prompts),
             text_null=encode(encoder, self.tokenizer, [negative] * len(prompts))
@@ -273,9 +274,11 @@ class Wan:
     def _pixels(self, latent: Tensor) -> Iterator[Tensor]:
         """The pieces of `VAE.stream`, on the device. Between two of them another network may have taken the VAE's place."""
         with without_tf32():
-            pieces = self.residency.fetch(self.vae).stream(latent.to(self.device), tile=self.tile)
+            pieces = self.residency.to_device(self.vae).stream(
+                latent.to(self.device), tile=self.tile
+            )
         while True:
-            self.residency.fetch(self.vae)
+            self.residency.to_device(self.vae)
             with without_tf32():
                 part = next(pieces, None)
             if part is None:
@@ -336,7 +339,7 @@ def load(
     dtype     of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
     decode_dtype  of the VAE's decoder: bfloat16 halves its memory; puzzles decoded so are at 56 dB PSNR of float32. Encoding is in float32
     download  fetch a repository that is not in the cache, after telling its size; without it, nothing is ever downloaded
-    residency     where the weights live (see `residency`): "resident", "swap", "stream", or "auto", the first of these that fits
+    residency     where the weights live (see `plan`): "resident", "swap", "stream", or "auto", the first of these that fits
     frames, size  of the largest video to make room for; the preset's by default. `size` is (height, width) or that of the first frame
     tile          decode frames in tiles of so many pixels a side, which takes less memory and changes values a little; None: whole
     tell          is called with the plan before any weight is read: `lambda plan: print(describe(plan))`
@@ -392,7 +395,7 @@ def load(
             device=device,
             lora=one.loras,
             check_finite=True,
-            place=home.settle(one.name, one.network, one.dtype),
+            place=home.allocate(one.name, one.network, one.dtype),
             label=f"load {one.name}",
         )
     filled = {one.name: one.network for one in networks}
@@ -483,7 +486,7 @@ def _plan(
     video: tuple[int, int, int],
     tile: int | None,
 ) -> Plan:
-    """Which network goes where, for videos of this size: see `residency.choose`."""
+    """Which network goes where, for videos of this size: see `plan.choose`."""
     high, vae = networks[0].network, next(one for one in networks if one.name == "vae")
     (frames, height, width), cfg = video, vae.network.cfg
     stride = cfg.stride

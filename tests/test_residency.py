@@ -20,24 +20,15 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import save_image
 from minicos.pipeline import load
-from minicos.residency import (
-    Parcel,
-    Part,
-    Plan,
-    Streamer,
-    ThreadLane,
-    available,
-    choose,
-    describe,
-    measure,
-)
+from minicos.plan import Part, Plan, available, choose, describe, measure
+from minicos.stream import HostBuffer, Streamer, ThreadCopyQueue
 from minicos.text import TextEncoder
 from minicos.vae import VAE
 
 CPU = torch.device("cpu")
 
 
-class RoughLane(ThreadLane):
+class RoughQueue(ThreadCopyQueue):
     """Takes any time it likes, and leaves NaN in a buffer for as long as it is allowed to write there."""
 
     def __init__(self, seed: int = 0):
@@ -51,39 +42,39 @@ class RoughLane(ThreadLane):
         target.copy_(source)
 
 
-class DeafLane(RoughLane):
+class DeafQueue(RoughQueue):
     """Broken: the computation does not wait for the weights."""
 
-    def wait(self, mark):
+    def wait(self, event):
         pass
 
 
 class HastyStreamer(Streamer):
     """Broken: a buffer is filled again while its block still computes."""
 
-    def visit(self, blocks):
+    def stream(self, blocks):
         blocks = list(blocks)
-        buffers = self._room(max(parcel.size for parcel in self.parcels.values()))
+        buffers = self._buffers(max(host.size for host in self.host.values()))
         for i, block in enumerate(blocks):
-            parcel = self.parcels[block]
-            self.lane.wait(self._fill(buffers[i % 2], parcel, self.lane.mark()))
-            parcel.live_in(buffers[i % 2])
+            host = self.host[block]
+            self.queue.wait(self._fill(buffers[i % 2], host, self.queue.event()))
+            host.bind(buffers[i % 2])
             if i + 2 < len(blocks):
-                self._fill(buffers[i % 2], self.parcels[blocks[i + 2]], self.lane.mark())
+                self._fill(buffers[i % 2], self.host[blocks[i + 2]], self.queue.event())
             yield block
-            parcel.live_in()
+            host.bind()
 
 
-def streamed(network: DiT, lane=None, kind=Streamer) -> DiT:
-    """The network with its blocks streamed; its weights are moved into parcels."""
-    streamer = kind(lane or RoughLane(), CPU)
+def streamed(network: DiT, queue=None, kind=Streamer) -> DiT:
+    """The network with its blocks streamed; its weights are moved into host buffers."""
+    streamer = kind(queue or RoughQueue(), CPU)
     for block in network.blocks:
         before = {name: p.clone() for name, p in block.named_parameters()}
-        parcel = streamer.parcels[block] = Parcel(block, lambda name: before[name].dtype, pin=False)  # noqa: B023
+        host = streamer.host[block] = HostBuffer(block, lambda name: before[name].dtype, pin=False)  # noqa: B023
         for name, value in before.items():
-            parcel.view(name).copy_(value)
-        parcel.live_in()
-    network.visit = streamer.visit
+            host.view(name).copy_(value)
+        host.bind()
+    network.visit = streamer.stream
     return network
 
 
@@ -110,7 +101,9 @@ def test_streamed_equals_resident(small_dit, layers):
 
 
 @pytest.mark.parametrize(
-    "broken", [{"lane": DeafLane()}, {"kind": HastyStreamer}], ids=["not ready", "freed too early"]
+    "broken",
+    [{"queue": DeafQueue()}, {"kind": HastyStreamer}],
+    ids=["not ready", "freed too early"],
 )
 def test_a_broken_streamer_is_found_out(deep, broken):
     """The test above can fail: these two mistakes do not get past it."""
@@ -179,7 +172,7 @@ def test_a_pass_that_breaks_off_harms_no_other(deep, keep):
 
 
 def test_an_error_of_the_copier_is_told(deep):
-    class Failing(ThreadLane):
+    class Failing(ThreadCopyQueue):
         def _copy(self, target, source, after):
             raise RuntimeError("the bus is gone")
 
@@ -231,13 +224,13 @@ def test_swapped_and_streamed_runs_equal_resident_ones(pictures, dtype):
 
 def test_an_expert_moves_once_at_the_boundary(pictures, monkeypatch):
     moves = []
-    live_in = Parcel.live_in
+    bind = HostBuffer.bind
     monkeypatch.setattr(
-        Parcel,
-        "live_in",
-        lambda parcel, memory=None: (
-            moves.append((parcel.module, memory is not None)),
-            live_in(parcel, memory),
+        HostBuffer,
+        "bind",
+        lambda buffer, memory=None: (
+            moves.append((buffer.module, memory is not None)),
+            bind(buffer, memory),
         ),
     )
     wan, *_ = pictures("swap")
@@ -300,18 +293,18 @@ def test_sizes_of_the_parts(a14b):
 @pytest.mark.parametrize(
     ("memory", "residency", "text"),
     [
-        (141e9, "resident", "stay"),
-        (85e9, "resident", "visit"),
-        (51e9, "swap", "visit"),
-        (25e9, "stream", "visit"),
+        (141e9, "resident", "resident"),
+        (85e9, "resident", "offload"),
+        (51e9, "swap", "offload"),
+        (25e9, "stream", "offload"),
     ],
 )
 def test_the_first_plan_that_fits(a14b, memory, residency, text):
     """One card of each size: H200, 80 GB, 48 GB, 24 GB."""
     plan = choose("auto", a14b(), torch.device("cuda"), free=int(memory), host=10**12)
-    assert (plan.residency, plan.parts[3].where) == (residency, text)
+    assert (plan.residency, plan.parts[3].placement) == (residency, text)
     assert plan.peak < memory
-    assert plan.host == {"stay": 0, "visit": text_bytes(plan)}[text] + experts_bytes(plan)
+    assert plan.host == {"resident": 0, "offload": text_bytes(plan)}[text] + experts_bytes(plan)
     words = describe(plan, speed=1e14)
     assert all(name in words for name in ("high", "low", "vae", "text", residency))
 
@@ -320,7 +313,7 @@ def text_bytes(plan: Plan) -> int:
     return sum(
         part.weights
         for part in plan.parts
-        if part.name == "text" or (part.name == "vae" and part.where == "visit")
+        if part.name == "text" or (part.name == "vae" and part.placement == "offload")
     )
 
 

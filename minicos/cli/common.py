@@ -324,7 +324,7 @@ def load(
     import torch
 
     from minicos import attention, cost, pipeline
-    from minicos.residency import Plan, describe
+    from minicos.plan import Plan, describe
 
     def tell(plan: Plan) -> None:
         if plan.weights >= LARGE:

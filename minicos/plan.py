@@ -1,0 +1,235 @@
+"""Where the weights of a model live, decided before any are read: on the device, on the host, or streamed block by block.
+
+`choose` takes the sizes of the networks, what each needs while it runs, and the memory that is free. It returns the first
+plan that fits, with what that plan will cost; `stream.Residency` carries it out. A network is placed in one of three ways:
+
+    resident  on the device from loading to the end
+    offload   in (pinned) host memory, and on the device while it is used. One offloaded network is there at a time, so an
+              expert moves once, at the boundary, and the text encoder leaves when the first expert comes
+    stream    its blocks pass through two buffers on the device in turn: while one block computes, the weights of the next
+              arrive. The rest of the network is resident
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from minicos.errors import MinicosError
+
+CHOICES = ("auto", "resident", "swap", "stream")
+ALIGN = 256  # bytes, of every tensor in a host buffer
+HEADROOM = 0.9  # usable share of the free memory: what libraries keep for themselves is not counted
+
+Dtype = Callable[[str], torch.dtype]  # name of a parameter -> its dtype
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network: its sizes in bytes, and where its weights are placed."""
+
+    name: str  # "high" | "low" | "text" | "vae"
+    weights: int
+    work: int = 0  # memory besides the weights while it runs
+    blocks: int = 0  # the share of the weights in blocks that can be streamed ...
+    block: int = 0  # ... and in the largest of these blocks
+    mapped: int = 0  # the share of the weights that a CPU uses in place, mapped from the file
+    placement: str = "resident"  # "resident" | "offload" | "stream"
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held on the device permanently."""
+        return {
+            "resident": self.weights - self.mapped,
+            "offload": 0,
+            "stream": self.weights - self.blocks,
+        }[self.placement]
+
+    @property
+    def transient_bytes(self) -> int:
+        """Extra bytes on the device while it runs."""
+        return self.work + (self.weights if self.placement == "offload" else 0)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory, where that is not the device's."""
+        return {"resident": 0, "offload": self.weights, "stream": self.blocks}[self.placement]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The placement of every network, and what it costs."""
+
+    residency: str  # "resident" | "swap" | "stream"
+    device: torch.device
+    parts: tuple[Part, ...]
+    free: int | None = None  # bytes on the device when the plan was made; None if unknown
+    operations: int = 0  # floating-point operations of a step, all passes together
+    dtype: torch.dtype = torch.float32  # of the matrix products
+
+    @property
+    def weights(self) -> int:
+        return sum(part.weights for part in self.parts)
+
+    @property
+    def buffers(self) -> int:
+        """Bytes of the two device buffers through which blocks are streamed."""
+        return 2 * max(part.block if part.placement == "stream" else 0 for part in self.parts)
+
+    @property
+    def peak(self) -> int:
+        """Expected bytes on the device at the worst moment."""
+        return (
+            sum(part.resident_bytes for part in self.parts)
+            + self.buffers
+            + max(part.transient_bytes for part in self.parts)
+        )
+
+    @property
+    def host(self) -> int:
+        """Bytes in host memory, where that is not the device's."""
+        return sum(part.host_bytes for part in self.parts)
+
+
+def choose(
+    residency: str,
+    parts: Sequence[Part],
+    device: torch.device,
+    *,
+    free: int | None,
+    host: int | None,
+    operations: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Plan:
+    """The plan of that name. "auto" takes the first that fits: resident, resident with the text encoder offloaded, swap, stream.
+
+    free, host         bytes available on the device and of host memory, None if unknown (see `available`)
+    operations, dtype  of one step, for the estimate of time in `describe`
+    Raises MinicosError with the numbers if the plan, or every plan, needs more than there is.
+    """
+    if residency not in CHOICES:
+        raise MinicosError(f"no residency {residency!r}: take one of {', '.join(CHOICES)}")
+    plans = [
+        Plan(name, device, _placed(parts, placement), free, operations, dtype)
+        for name, placement in _ORDER
+    ]
+    named = (
+        plans
+        if residency == "auto"
+        else [plan for plan in plans if plan.residency == residency][:1]
+    )
+    if residency == "auto" and device.type == "cpu":
+        named = plans[:1]  # moving weights about within one memory gains nothing
+    for plan in named:
+        if _fits(plan, free, host):
+            return plan
+    last = named[-1]
+    needs = f"{last.residency} needs about {_size(last.peak)} of {_size(free)} free on {device}"
+    if last.host:
+        needs += f" and {_size(last.host)} of {_size(host)} of host memory"
+    raise MinicosError(f"not enough memory for the plan: {needs}. {_remedy(last, residency)}")
+
+
+_ORDER: tuple[tuple[str, dict[str, str]], ...] = (
+    ("resident", {}),
+    ("resident", {"text": "offload"}),
+    ("swap", {"text": "offload", "vae": "offload", "high": "offload", "low": "offload"}),
+    ("stream", {"text": "offload", "vae": "offload", "high": "stream", "low": "stream"}),
+)
+
+
+def _placed(parts: Sequence[Part], placement: Mapping[str, str]) -> tuple[Part, ...]:
+    return tuple(replace(part, placement=placement.get(part.name, "resident")) for part in parts)
+
+
+def _fits(plan: Plan, free: int | None, host: int | None) -> bool:
+    if plan.device.type == "cpu":  # one memory holds both
+        return free is None or plan.peak + plan.host <= HEADROOM * free
+    return all(
+        there is None or needed <= HEADROOM * there
+        for needed, there in ((plan.peak, free), (plan.host, host))
+    )
+
+
+def _remedy(plan: Plan, asked: str) -> str:
+    worst = max(plan.parts, key=lambda part: part.transient_bytes)
+    smaller = (
+        "Take a smaller video" if worst.work > worst.weights else "Take a machine with more memory"
+    )
+    return f"{smaller}{'' if asked == 'auto' or plan.device.type == 'cpu' else ', or another --residency'}."
+
+
+def available(device: torch.device) -> int | None:
+    """Free bytes of a device (for the CPU: of host memory); None if the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    try:
+        with open("/proc/meminfo") as file:  # counts what could be freed as free; sysconf does not
+            return next(
+                int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")
+            )
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def describe(plan: Plan, speed: float | None = None) -> str:
+    """The plan in a few lines. `speed`: operations per second, as measured by `cost.throughput`."""
+    free = "" if plan.free is None else f", {_size(plan.free)} free"
+    places = {
+        "resident": "stays on {}",
+        "offload": "on the host, on {} while it is used",
+        "stream": "block by block through {}",
+    }
+    lines = [f"plan: {plan.residency} on {plan.device}{free}"]
+    for part in plan.parts:
+        mapped = (
+            f" ({_size(part.mapped)} of it in its file)"
+            if part.mapped and part.placement == "resident"
+            else ""
+        )
+        lines.append(
+            f"  {part.name:<5}{_size(part.weights):>9}  {places[part.placement].format(plan.device)}{mapped}"
+        )
+    host = f", {_size(plan.host)} on the host" if plan.host else ""
+    lines.append(f"  expected peak {_size(plan.peak)} on {plan.device}{host}")
+    if speed and plan.operations:
+        lines.append(
+            f"  expected time {plan.operations / speed:.3g} s a step: an estimate from {plan.operations / 1e12:.3g} TFLOP"
+            f" at {speed / 1e12:.3g} TFLOP/s, measured here on matrix products"
+        )
+    return "\n".join(lines)
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def measure(name: str, network: nn.Module, dtype: Dtype, *, work: int = 0, mapped: int = 0) -> Part:
+    """The sizes of a network (on the meta device, for example) whose parameters will have these dtypes."""
+    total = _bytes(network, dtype)
+    blocks = [
+        _bytes(block, dtype, f"blocks.{i}.", ALIGN)
+        for i, block in enumerate(getattr(network, "blocks", ()))
+    ]
+    return Part(
+        name, total, work, min(total, sum(blocks)), max(blocks, default=0), min(total, mapped)
+    )
+
+
+def _bytes(module: nn.Module, dtype: Dtype, prefix: str = "", align: int = 1) -> int:
+    sizes = (
+        tensor.numel() * dtype(prefix + name).itemsize
+        for name, tensor in module.state_dict().items()
+    )
+    return sum(-(-size // align) * align for size in sizes)

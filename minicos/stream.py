@@ -1,0 +1,237 @@
+"""Carrying out a plan: offloaded networks move to the device when they are used, streamed ones block by block.
+
+Weights are copied and never changed, so results equal those of a resident model bit for bit (see `plan` for the placements).
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from minicos.errors import MinicosError
+from minicos.plan import ALIGN, Dtype, Plan
+
+N = TypeVar("N", bound=nn.Module)
+
+
+class HostBuffer:
+    """The weights of a module in one piece of host memory, so that a single copy moves all of them."""
+
+    def __init__(self, module: nn.Module, dtype: Dtype, pin: bool):
+        self.module = module
+        # name -> begin, end, shape, dtype
+        self.slots: dict[str, tuple[int, int, torch.Size, torch.dtype]] = {}
+        self.size = 0
+        for name, tensor in module.state_dict().items():
+            size = tensor.numel() * dtype(name).itemsize
+            self.slots[name] = (self.size, self.size + size, tensor.shape, dtype(name))
+            self.size += -(-size // ALIGN) * ALIGN
+        self.memory = host_memory(self.size, pin)
+
+    def view(self, name: str, memory: Tensor | None = None) -> Tensor:
+        """A weight inside `memory` (uint8, laid out like this buffer), by default inside the buffer itself."""
+        begin, end, shape, dtype = self.slots[name]
+        return (self.memory if memory is None else memory)[begin:end].view(dtype).view(shape)
+
+    def bind(self, memory: Tensor | None = None) -> None:
+        """Let the module use the weights in `memory`, by default those of the buffer. Its parameters stay the same objects."""
+        for name, parameter in self.module.named_parameters():
+            parameter.data = self.view(name, memory)
+
+
+def host_memory(size: int, pin: bool) -> Tensor:
+    """`size` bytes of host memory, for a CUDA card pinned.
+
+    Memory is pinned by registering it, since torch rounds its own pinned memory up to a power of two.
+    """
+    memory = torch.empty(size, dtype=torch.uint8)
+    if pin and size:
+        cudart, address = torch.cuda.cudart(), memory.data_ptr()
+        torch.cuda.check_error(int(cudart.cudaHostRegister(address, size, 0)))
+        weakref.finalize(memory, cudart.cudaHostUnregister, address)
+    return memory
+
+
+class CopyQueue(Protocol):
+    """A serial queue of copies that overlaps with computation. Both sides can wait for events of the other."""
+
+    def event(self) -> Any:
+        """An event that occurs when the computation called so far is done."""
+        ...
+
+    def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
+        """Copy once the event `after` has occurred; returns the event of the copy's end."""
+        ...
+
+    def wait(self, event: Any) -> None:
+        """Hold back further computation until the event of a copy has occurred."""
+        ...
+
+
+class CudaCopyQueue:
+    """Copies on a CUDA stream of their own. The current stream orders the computation."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def event(self) -> Any:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(after)
+            target.copy_(source, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(self.stream)
+        return event
+
+    def wait(self, event: Any) -> None:
+        torch.cuda.current_stream(self.device).wait_event(event)
+
+
+class ThreadCopyQueue:
+    """Copies in a thread; events are futures. On the CPU, computation is done when its call returns."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "minicos-copy")
+
+    def event(self) -> Future:
+        done: Future = Future()
+        done.set_result(None)
+        return done
+
+    def copy(self, target: Tensor, source: Tensor, after: Future) -> Future:
+        return self._thread.submit(self._copy, target, source, after)
+
+    def wait(self, event: Future) -> None:
+        event.result()
+
+    def _copy(self, target: Tensor, source: Tensor, after: Future) -> None:
+        after.result()
+        target.copy_(source)
+
+
+class Streamer:
+    """Puts the weights of one block after the other on the device, in two buffers filled in turn.
+
+    Two waits keep the buffers apart: a block computes only after the copy into its buffer, and a copy begins only after the
+    block that used the buffer before. Both buffers live as long as the streamer, so the allocator never reuses their memory
+    and `record_stream` is not needed.
+    """
+
+    def __init__(self, queue: CopyQueue, device: torch.device):
+        self.queue, self.device = queue, device
+        self.host: dict[nn.Module, HostBuffer] = {}  # block -> its weights
+        self._device_buffers: tuple[Tensor, ...] = ()
+        self._pass: object = None  # the pass that uses the device buffers
+        self._bound: set[HostBuffer] = set()  # those whose block points into a device buffer
+
+    def stream(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+        """The blocks in order, each with its weights on the device until the next one is asked for. Replaces `DiT.visit`.
+
+        A pass that stopped early, by an exception or an abandoned generator, is cleaned up by the next one.
+        Raises MinicosError if a second pass begins before the first is finished.
+        """
+        current = self._pass = object()
+        for host in list(self._bound):
+            self._release(host)
+        blocks = list(blocks)
+        hosts = [self.host[block] for block in blocks]
+        buffers = self._buffers(max(host.size for host in self.host.values()))
+        begin = self.queue.event()  # also after what an interrupted pass has left running
+        copied = deque(
+            self._fill(buffers[i % 2], hosts[i], begin) for i in range(min(2, len(hosts)))
+        )
+        for i, (block, host) in enumerate(zip(blocks, hosts, strict=True)):
+            self.queue.wait(copied.popleft())
+            host.bind(buffers[i % 2])
+            self._bound.add(host)
+            yield block
+            if self._pass is not current:
+                raise MinicosError(
+                    "two passes through a streamed network at once: take --residency swap or resident"
+                )
+            self._release(host)
+            computed = self.queue.event()
+            if i + 2 < len(hosts):
+                copied.append(self._fill(buffers[i % 2], hosts[i + 2], computed))
+
+    def _fill(self, buffer: Tensor, host: HostBuffer, after: Any) -> Any:
+        return self.queue.copy(buffer[: host.size], host.memory, after)
+
+    def _release(self, host: HostBuffer) -> None:
+        host.bind()
+        self._bound.discard(host)
+
+    def _buffers(self, size: int) -> tuple[Tensor, ...]:
+        if not self._device_buffers:
+            self._device_buffers = tuple(
+                torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(2)
+            )
+        return self._device_buffers
+
+
+class Residency:
+    """Carries out a plan: `allocate` a network before its weights are read, `to_device` whenever it is to run."""
+
+    def __init__(self, plan: Plan, queue: CopyQueue | None = None):
+        self.plan = plan
+        self._offloaded: dict[nn.Module, HostBuffer] = {}
+        self._on_device: nn.Module | None = None  # the offloaded network that is there now
+        self._queue = queue
+        self._streamer: Streamer | None = None
+
+    def allocate(
+        self, name: str, network: nn.Module, dtype: Dtype
+    ) -> Callable[[str, torch.Size, torch.dtype], Tensor] | None:
+        """Make room for a network that has no weights yet; returns the `place` of `load_into`."""
+        placement = next(part.placement for part in self.plan.parts if part.name == name)
+        pin = self.plan.device.type == "cuda"
+        if placement == "resident":
+            return None
+        if placement == "offload":
+            buffer = self._offloaded[network] = HostBuffer(network, dtype, pin)
+            return lambda name, shape, dtype: buffer.view(name)
+        streamer, blocks = self._open_streamer(), list(network.blocks)
+        for i, block in enumerate(blocks):
+            streamer.host[block] = HostBuffer(block, _within(f"blocks.{i}.", dtype), pin)
+        network.visit = streamer.stream
+
+        def place(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+            first, _, rest = name.partition(".")
+            if first != "blocks":
+                return torch.empty(shape, dtype=dtype, device=self.plan.device)
+            index, _, inside = rest.partition(".")
+            return streamer.host[blocks[int(index)]].view(inside)
+
+        return place
+
+    def to_device(self, network: N) -> N:
+        """The same network, ready to run on the device. Another offloaded network there leaves first."""
+        if self._on_device is not None and self._on_device is not network:
+            self._offloaded[self._on_device].bind()
+            self._on_device = None
+        if network in self._offloaded and self._on_device is None:
+            buffer = self._offloaded[network]
+            buffer.bind(buffer.memory.to(self.plan.device, non_blocking=True, copy=True))
+            self._on_device = network
+        return network
+
+    def _open_streamer(self) -> Streamer:
+        if self._streamer is None:
+            device = self.plan.device
+            cuda = device.type == "cuda"
+            queue = self._queue or (CudaCopyQueue(device) if cuda else ThreadCopyQueue())
+            self._streamer = Streamer(queue, device)
+        return self._streamer
+
+
+def _within(prefix: str, dtype: Dtype) -> Dtype:
+    """`dtype` for names inside the module of this prefix."""
+    return lambda name: dtype(prefix + name)
