@@ -198,10 +198,10 @@ class Residency:
         if placement == "offload":
             buffer = self._offloaded[network] = HostBuffer(network, dtype, pin)
             return lambda name, shape, dtype: buffer.view(name)
-        streamer, blocks = self._open_streamer(), list(network.blocks)
+        streamer, blocks = self._open_streamer(), list(network.get_submodule("blocks").children())
         for i, block in enumerate(blocks):
             streamer.host[block] = HostBuffer(block, _within(f"blocks.{i}.", dtype), pin)
-        network.visit = streamer.stream
+        network.visit = streamer.stream  # type: ignore[assignment]
 
         def place(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
             first, _, rest = name.partition(".")
