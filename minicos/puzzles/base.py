@@ -32,7 +32,7 @@ CATEGORIES = (
 class Knobs:
     """How hard a puzzle is to be; None leaves a knob to the family's own distribution.
 
-    k  valid answers wanted (1: the twin with a single answer)
+    k  valid answers wanted (1: exactly one, the twin; what more means, each kind says)
     s  serial depth: length of the chain of steps that depend on each other
     d  distractors
     """
@@ -296,8 +296,8 @@ class Puzzle:
 
 
 def _between(frames: int) -> tuple[int, int, int]:
-    """The frames at a quarter, at half and at three quarters of a video."""
-    return frames // 4, frames // 2, 3 * (frames - 1) // 4
+    """The frames at a quarter, at half and at three quarters of a video, before the answer is done."""
+    return frames // 4, frames // 2, min(3 * (frames - 1) // 4, frames - 3)
 
 
 def _index(answers: tuple[Any, ...], answer: Any) -> int | None:

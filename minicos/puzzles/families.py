@@ -75,9 +75,12 @@ def split_of(key: str) -> str:
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("maze", Maze),
-        Family("maze-one", Maze, knobs=Knobs(k=1)),
-        Family("maze-5x5", Maze, size=5, domain="out"),
+        Family("maze", Maze, knobs=Knobs(k=2, s=6, d=1)),
+        Family("maze-one", Maze, knobs=Knobs(k=1, s=6, d=1)),
+        Family("maze-3x3", Maze, size=3),
+        Family("maze-4x4", Maze),
+        Family("maze-5x5", Maze, size=5, knobs=Knobs(s=8, d=1), domain="out"),
+        Family("maze-6x6", Maze, size=6, knobs=Knobs(s=10, d=1), domain="out"),
         Family("goal", Goal),
         Family("mark", Mark),
         Family("memory", Memory),

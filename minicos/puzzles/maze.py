@@ -2,7 +2,8 @@
 
 A maze is a uniform spanning tree of the grid plus up to two more doors. Every simple route no longer than the shortest
 plus two is a valid answer: about half of the mazes have more than one, which is what several routes drawn at once in
-an early step can be about.
+an early step can be about. Knobs: `k` 1 (one valid route) or more (at least so many), `s` steps of the shortest route
+at least, `d` decoys at least: corridors that leave the routes, lead toward the goal and end there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from . import draw
-from .base import FREE, Knobs, Puzzle
+from .base import FREE, LIMIT, Knobs, Puzzle
 from .draw import CELL, COLOURS, WALL, Cell
 
 AGENT, TRAIL = COLOURS["green"], COLOURS["sky"]
@@ -114,19 +115,24 @@ class Maze(Puzzle):
     kind: ClassVar[str] = "maze"
     category: ClassVar[str] = "spatiality"
     prompts: ClassVar[tuple[str, ...]] = ("solve the maze",)
-    sizes: ClassVar[tuple[int, ...]] = (3, 4, 5)
+    sizes: ClassVar[tuple[int, ...]] = (3, 4, 5, 6)
 
     @classmethod
     def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
-        knobs.check(cls.kind, "k")
+        knobs.check(cls.kind, "k", "s", "d")
         while True:
             doors = random_doors(rng, size)
             start = (rng.randrange(size), rng.randrange(size))
             steps = distances(neighbours(doors, size), start)
-            far = [cell for cell in sorted(steps) if steps[cell] >= 2]
-            maze = cls(size, doors, start, rng.choice(far))
-            if knobs.k in (None, len(maze.candidates)):
+            far = [cell for cell in sorted(steps) if steps[cell] >= (knobs.s or 2)]
+            if far and (maze := cls(size, doors, start, rng.choice(far)))._has(knobs):
                 return maze
+
+    def _has(self, knobs: Knobs) -> bool:
+        """Whether the maze is as ambiguous as asked for and has as many decoys."""
+        if (knobs.k is not None and self.ambiguity < knobs.k) or knobs.k == 1 < self.ambiguity:
+            return False
+        return self.distractors >= (knobs.d or 0)
 
     @property
     def prompt(self) -> str:
@@ -149,6 +155,51 @@ class Maze(Puzzle):
     def candidates(self) -> tuple[Route, ...]:
         """Valid routes as cells from start to goal, shortest first."""
         return routes(neighbours(self.doors, self.size), self.start, self.red)
+
+    @cached_property
+    def decoys(self) -> tuple[Route, ...]:
+        """Routes from the start into every dead end that lies two steps or more off the valid routes and nearer to the
+        goal, as the crow flies, than where they leave them."""
+        near = neighbours(self.doors, self.size)
+        steps, walked = distances(near, self.start), {c for route in self.candidates for c in route}
+        found = []
+        for cell in sorted(steps):
+            way = _downhill(near, steps, cell)
+            off = sum(c not in walked for c in way)
+            if len(near[cell]) == 1 and off >= 2 and self._gap(cell) < self._gap(way[off]):
+                found.append(way[::-1])
+        return tuple(found)
+
+    @cached_property
+    def shortcut(self) -> tuple[Route, ...]:
+        """The shortest route through one wall, where that is shorter than every valid route."""
+        near = neighbours(self.doors, self.size)
+        there, back = distances(near, self.start), distances(near, self.red)
+        walls = [edge for edge in grid_edges(self.size) if edge not in self.doors]
+        ways = [(there[a] + 1 + back[b], a, b) for wall in walls for a, b in (wall, wall[::-1])]
+        length, a, b = min(ways, default=(self.depth, self.start, self.start))
+        if length >= self.depth:
+            return ()
+        return ((*_downhill(near, there, a)[::-1], *_downhill(near, back, b)),)
+
+    @property
+    def foils(self) -> tuple[Route, ...]:
+        """Dead ends near the goal, and a short cut through a wall."""
+        return self.decoys + self.shortcut
+
+    @property
+    def depth(self) -> int:
+        """Steps of the shortest route."""
+        return len(self.candidates[0]) - 1
+
+    @property
+    def distractors(self) -> int:
+        """Decoys."""
+        return len(self.decoys)
+
+    def _gap(self, cell: Cell) -> int:
+        """Steps to the goal if there were no walls."""
+        return abs(cell[0] - self.red[0]) + abs(cell[1] - self.red[1])
 
     def backdrop(self) -> np.ndarray:
         canvas = draw.floor(self.size)
@@ -212,9 +263,7 @@ class Maze(Puzzle):
 
     def read(self, frame: np.ndarray) -> tuple[Route | None, str]:
         halves = self.read_trail(frame) > 0.5
-        drawn = {
-            edge for edge, half in zip(grid_edges(self.size), halves, strict=True) if half.all()
-        }
+        drawn = self._drawn(frame)
         for route in (*self.candidates, *self.foils):
             if drawn == set(edges_of(route)) and halves.sum() == 2 * len(drawn):
                 return route, ""
@@ -224,16 +273,33 @@ class Maze(Puzzle):
             return None, f"the trail crosses the wall between {crossed[0][0]} and {crossed[0][1]}"
         return None, "the trail is not a valid route"
 
-    def halfway(self, frame: np.ndarray, answer: Route, progress: float) -> str:
-        # The trail must be a beginning of the route. How long a beginning is left open, short of nothing and of all.
+    def rules(self, last: np.ndarray) -> dict[str, float]:
+        """walls: share of the trail that crosses none; goal: the agent is there; route: most of a valid route that is
+        drawn, less what is drawn beyond it."""
+        drawn, ways = self._drawn(last), [set(edges_of(route)) for route in self.candidates]
+        arrived = self._still(self.candidates[0], 1.0)
+        goal = draw.window(self.candidates[0][-1])
+        there = draw.deviation(last, arrived)[goal][5:-5, 5:-5].max() < LIMIT
+        return {
+            "walls": len(drawn & self.doors) / max(len(drawn), 1),
+            "goal": float(there),
+            "route": max(0.0, *((len(way & drawn) - len(drawn - way)) / len(way) for way in ways)),
+        }
+
+    def _drawn(self, frame: np.ndarray) -> set[Edge]:
+        """The edges that carry trail on both halves."""
         halves = self.read_trail(frame) > 0.5
-        drawn = {
+        return {
             edge for edge, half in zip(grid_edges(self.size), halves, strict=True) if half.all()
         }
+
+    def halfway(self, frame: np.ndarray, answer: Route, progress: float) -> str:
+        # The trail must be a beginning of the route. How long a beginning is left open, short of nothing and of all.
+        drawn = self._drawn(frame)
         walked = edges_of(answer)
         if drawn != set(walked[: len(drawn)]):
             return "the trail is not a beginning of the route"
-        if not 0 < len(drawn) < len(walked):
+        if not min(1, int(progress * len(walked))) <= len(drawn) < len(walked):
             return f"{len(drawn)} of {len(walked)} steps are drawn"
         return ""
 
@@ -281,9 +347,22 @@ class Goal(Maze):
         goal, other = (self.red, self.blue) if self.target == "red" else (self.blue, self.red)
         return routes(neighbours(self.doors, self.size), self.start, goal, closed=other)
 
+    @property
+    def foils(self) -> tuple[Route, ...]:
+        """Routes to the other goal."""
+        return self.variants()[0].candidates
+
     def variants(self) -> tuple[Self, ...]:
         other = "blue" if self.target == "red" else "red"
         return (type(self)(self.size, self.doors, self.start, self.red, self.blue, other),)
+
+
+def _downhill(near: dict[Cell, tuple[Cell, ...]], steps: dict[Cell, int], cell: Cell) -> Route:
+    """From a cell to where `steps` are 0, by a shortest way."""
+    way = [cell]
+    while steps[way[-1]]:
+        way.append(min(near[way[-1]], key=lambda c: steps[c]))
+    return tuple(way)
 
 
 def _ribbon(corners: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
