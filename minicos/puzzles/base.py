@@ -154,6 +154,11 @@ class Puzzle:
         """d: the number of distractors."""
         return 0
 
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Latent frames after the first in which every answer looks the same: they need not carry the answer."""
+        return ()
+
     # -- drawing --
 
     def render(self, i: int, progress: np.ndarray) -> np.ndarray:
@@ -201,14 +206,7 @@ class Puzzle:
             "way": float(np.mean([not way for way in ways])),
             **self.rules(last),
         }
-        return Score(
-            solved=not detail,
-            answer=_index(self.candidates, answer),
-            detail=detail,
-            foil=_index(self.foils, answer),
-            score=_weighted(checks),
-            checks=checks,
-        )
+        return self._verdict(answer, detail, checks)
 
     def matches(self, video: np.ndarray) -> np.ndarray:
         """Which candidates every frame of a video uint8 (f, h, w, 3) could come from: bool (f, candidates).
@@ -254,6 +252,17 @@ class Puzzle:
         return "" if way <= min(others + ends) else "not on the way to the answer"
 
     # -- helpers --
+
+    def _verdict(self, answer: Any | None, detail: str, checks: Mapping[str, float]) -> Score:
+        """The score of a video that shows `answer`, fails because of `detail` (if any) and passes `checks`."""
+        return Score(
+            solved=not detail,
+            answer=_index(self.candidates, answer),
+            detail=detail,
+            foil=_index(self.foils, answer),
+            score=_weighted(checks),
+            checks=checks,
+        )
 
     def _check_video(self, video: np.ndarray) -> None:
         side = self.size * draw.CELL

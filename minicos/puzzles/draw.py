@@ -171,19 +171,32 @@ def deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.linalg.norm(box_blur(a.astype(np.float32) - b, 5), axis=-1)
 
 
-def identify(frame: np.ndarray, cell: Cell, background: np.ndarray) -> tuple[str, str]:
-    """The (shape, colour) that best explains what stands in a cell of `frame` (h, w, 3).
+def likeness(
+    frame: np.ndarray, cell: Cell, background: np.ndarray
+) -> tuple[tuple[str, str], float]:
+    """The (shape, colour) that best explains what stands in a cell of `frame` (h, w, 3), and its lean.
 
-    `background` (h, w, 3) is the same picture without the object. Sharp and blurred renderings both compete: against
-    sharp ones alone, a blurred square would pass for a circle. The outer 3 px are left out: walls bleed into them.
+    `background` (h, w, 3) is the same picture without the object. The lean tells blends: it says how far the cell lies
+    on the way from this look to another one, and is .5 for an even blend of two. Sharp and blurred renderings both
+    compete: against sharp ones alone, a blurred square would pass for a circle. The outer 3 px are left out: walls
+    bleed into them.
     """
     inner = (slice(3, -3), slice(3, -3))
     seen, empty = (
         picture[window(cell)][inner].astype(np.float32) for picture in (frame, background)
     )
-    looks = [(name, blur, colour) for name in SHAPES for blur in (1, 3) for colour in COLOURS]
-    drawn = np.stack(
-        [paint(empty, stencil(name, blur)[inner], COLOURS[colour]) for name, blur, colour in looks]
-    )
-    name, _, colour = looks[np.square(drawn - seen).sum((1, 2, 3)).argmin()]
-    return name, colour
+    looks = [(name, colour) for name in SHAPES for colour in COLOURS]
+    covers = np.stack([[stencil(name, blur)[inner] for name, _ in looks] for blur in (1, 3)])
+    colours = np.array([COLOURS[colour] for _, colour in looks], np.float32)[:, None, None]
+    drawn = empty + covers[..., None] * (colours - empty)  # (blurs, looks, h, w, 3)
+    errors = np.square(drawn - seen).sum((2, 3, 4))
+    blur, best = np.unravel_index(errors.argmin(), errors.shape)
+    lines = drawn[blur] - drawn[blur, best]
+    along = (lines * (seen - drawn[blur, best])).sum((1, 2, 3))
+    leans = along / np.maximum(np.square(lines).sum((1, 2, 3)), 1)
+    return looks[best], float(leans.max())
+
+
+def identify(frame: np.ndarray, cell: Cell, background: np.ndarray) -> tuple[str, str]:
+    """The (shape, colour) that best explains what stands in a cell of `frame`, see `likeness`."""
+    return likeness(frame, cell, background)[0]

@@ -14,6 +14,7 @@ from .base import FREE, Knobs, Puzzle
 from .mark import Mark
 from .maze import Goal, Maze
 from .memory import Memory
+from .reveal import Reveal
 from .turn import Turn
 
 SPLITS = ("train", "dev", "test")
@@ -85,6 +86,10 @@ FAMILIES: dict[str, Family] = {
         Family("mark", Mark),
         Family("memory", Memory),
         Family("turn", Turn),
+        Family("reveal", Reveal),
+        Family("reveal-colour", Reveal, knobs=Knobs(k=4)),
+        Family("reveal-one", Reveal, knobs=Knobs(k=1)),
+        Family("reveal-new", Reveal, knobs=Knobs(k=1), domain="out", held_out=True),
     )
 }
 PUZZLES: dict[str, type[Puzzle]] = {f.puzzle.kind: f.puzzle for f in FAMILIES.values()}

@@ -1,0 +1,72 @@
+"""`reveal`: what is hidden stays hidden, dwell is what the prompt says, and named pairs are held out."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from minicos import puzzles
+from minicos.errors import MinicosError
+from minicos.puzzles import draw
+from minicos.puzzles.base import timeline
+from minicos.puzzles.reveal import HELD_OUT, LOOKS, SIDES
+
+
+def some(name, n=8, split="test"):
+    return [puzzles.FAMILIES[name].draw(seed, split) for seed in range(n)]
+
+
+def shown(p, answer, side):
+    """In which frames the whole object of `answer` is in the cell at one end of the lane."""
+    video, blank = p.draw(p.candidates.index(answer)), draw.to_uint8(p.animate(None, timeline()))
+    return [
+        draw.differs(frame, empty).any() and p._look(frame, empty, side) == answer[0]
+        for frame, empty in zip(video, blank, strict=True)
+    ]
+
+
+def test_no_answer_shows_in_frame_0_nor_in_the_hidden_latent_frames():
+    for p in some("reveal"):
+        frames = [0, *(4 * k - j for k in p.hidden for j in range(4))]
+        blank = draw.to_uint8(p.animate(None, timeline()))
+        for i in range(len(p.candidates)):
+            assert (p.draw(i)[frames] == blank[frames]).all()
+
+
+def test_the_longer_reveal_is_the_one_that_the_prompt_names():
+    for p in some("reveal", 30):
+        first, second = (sum(shown(p, p.candidates[0], side)) for side in (p.side, SIDES[p.side]))
+        assert {"equal": first == second, "first": first > second, "second": first < second}[
+            p.dwell
+        ]
+        assert p.prompt.endswith("longer") == (p.dwell == "second")
+
+
+def test_a_picture_admits_as_many_objects_as_its_prompt():
+    for name, k in (("reveal", 24), ("reveal-colour", 4), ("reveal-one", 1), ("reveal-new", 1)):
+        assert {p.ambiguity for p in some(name)} == {k}
+    with pytest.raises(MinicosError, match="24, 4 or 1"):
+        puzzles.make("reveal", 0, knobs=puzzles.Knobs(k=6))
+
+
+def test_held_out_pairs_are_named_out_of_domain_alone():
+    assert {p.named for p in some("reveal-one", 200, "train")}.isdisjoint(HELD_OUT)
+    assert {p.named for p in some("reveal-new", 40)} == HELD_OUT
+
+
+@pytest.mark.parametrize("blend", [2, 3, 4, 24])
+def test_a_blend_of_objects_is_none(blend):
+    rng = np.random.default_rng(0)
+    for name in ("reveal", "reveal-colour"):
+        for p in some(name, 5):
+            picks = rng.permutation(len(p.candidates))[:blend]
+            mean = np.mean([p.draw(int(i)) for i in picks], axis=0)
+            score = p.score(draw.to_uint8(mean))
+            assert not score.solved and score.answer is None
+
+
+def test_objects_that_differ_are_named():
+    p = some("reveal", 1)[0]
+    for a, b in pairwise(LOOKS):
+        score = p.score(draw.to_uint8(p.animate((a, b), timeline())))
+        assert score.detail == f"both reveals: {a} has become {b}" and not score.checks["same"]
