@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from minicos.analysis.energy import FORMS
-from minicos.cli import common, main, points
+from minicos.cli import main, points
+from minicos.cli import options as cli_options
 from minicos.config import VARIANTS
 from minicos.dit import DiT
 from minicos.media import load_image, load_video, save_image
@@ -216,8 +217,8 @@ MISTAKES = {
     "no prompt": (["steps", "--model", "toy"], "--prompt"),
     "empty prompt": (video("--prompt", " "), "prompt is empty"),
     "frames": (video("--frames", "12"), "12 frames: the model makes 4n [+] 1 frames, e.g. 9 or 13"),
-    "no frames": (video("--frames", "0"), "--frames: '0' is not a positive whole number"),
-    "no steps": (video("--steps", "0"), "--steps: '0' is not a positive whole number"),
+    "no frames": (video("--frames", "0"), "--frames: '0' is not a whole number from 1"),
+    "no steps": (video("--steps", "0"), "--steps: '0' is not a whole number from 1"),
     "steps in words": (video("--steps", "few"), "--steps: 'few' is not"),
     "solver": (video("--solver", "heun"), "--solver: invalid choice: 'heun' .choose from .*dpmpp"),
     "shift": (video("--shift", "0"), "--shift: '0' is not a positive number"),
@@ -244,10 +245,13 @@ MISTAKES = {
     "step before the start": (video("--at", "-1"), "--at -1: the run has steps 0 to 5"),
     "step in words": (
         video("--at", "first"),
-        "--at: 'first' is not a list of step numbers such as 0,5,19",
+        "--at: 'first' is not a list of numbers such as 0,5,19",
     ),
-    "negative seed": (video("--seed", "-1"), "seed -1: take a number from 0"),
-    "huge seed": (video("--seed", str(2**63)), "seed 9223372036854775808: take"),
+    "negative seed": (video("--seed", "-1"), "--seed: '-1' is not a whole number from 0"),
+    "huge seed": (
+        video("--seed", str(2**63)),
+        "--seed: '9223372036854775808' is not a whole number",
+    ),
     "preset": (video("--preset", "best"), "'best': take one of tiny, official, cos"),
     "device": (video("--device", "gpu"), "no device 'gpu'"),
     "kernels": (video("--kernels", "--device", "cpu"), "--kernels needs a CUDA card"),
@@ -326,7 +330,10 @@ MISTAKES = {
     ),
     "inspect nothing": (["inspect", "nonsense"], "nonsense does not exist"),
     "inspect a picture": (["inspect", "maze.png"], "maze.png is not a safetensors file"),
-    "puzzle": (["demo", "--model", "toy", "--puzzle", "-1"], "--puzzle -1: count from 0"),
+    "puzzle": (
+        ["demo", "--model", "toy", "--puzzle", "-1"],
+        "--puzzle: '-1' is not a whole number from 0",
+    ),
 }
 
 
@@ -717,7 +724,7 @@ def test_a_preset_can_be_changed_in_part(minicos, monkeypatch, work):
     """What is given replaces the preset's, reaches the loop, and is written down."""
     from minicos import pipeline, schedule
 
-    assert tuple(schedule.SOLVERS) == common.SOLVERS
+    assert tuple(schedule.SOLVERS) == cli_options.SOLVERS
     seen, sample = [], pipeline.sample
     monkeypatch.setattr(
         pipeline,

@@ -398,7 +398,7 @@ def test_the_command_prints_the_plan_and_writes_it_down(toy, tmp_path, capsys, m
     assert (facts["attention"], facts["compiled"]) == ("scaled_dot_product_attention", False)
     assert main(command) == 0  # where the weights are is no part of what a run is
 
-    monkeypatch.setattr("minicos.cli.common.LARGE", 0)
+    monkeypatch.setattr("minicos.cli.opening.LARGE", 0)
     assert main([*command[:-1], str(tmp_path / "other"), "--noise-device", "cuda"]) == 2
     told = capsys.readouterr().err
     assert "plan: resident on cpu" in told

@@ -22,7 +22,7 @@ from minicos.cli import (
     verify,
     watch,
 )
-from minicos.cli.common import Parser
+from minicos.cli.options import Parser
 from minicos.errors import MinicosError
 
 VERBS = (

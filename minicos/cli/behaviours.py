@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from minicos.cli import common
+from minicos.cli import opening, options, run_folder, values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,31 +26,31 @@ KINDS = (
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs, "behaviours", "Self-correction, perception first, memory.", EXAMPLES, run
     )
     parser.add_argument(
-        "--n", type=common.positive, default=50, help="held-out puzzles of each kind (default: 50)"
+        "--n", type=values.positive, default=50, help="held-out puzzles of each kind (default: 50)"
     )
     parser.add_argument(
         "--size", type=int, choices=(3, 4), default=4, help="cells along a side (default: 4)"
     )
     parser.add_argument(
         "--rows",
-        type=common.positive,
+        type=values.positive,
         default=300,
         help="training puzzles that teach the readout (default: 300)",
     )
     parser.add_argument(
-        "--at", type=common.indices, help="steps of the readout (default: 0, and a quarter of them)"
+        "--at", type=values.indices, help="steps of the readout (default: 0, and a quarter of them)"
     )
-    common.add_model_options(parser, out="runs/behaviours")
+    options.add_model_options(parser, out="runs/behaviours")
 
 
 def run(args: argparse.Namespace) -> None:
-    wan = common.load(args)
-    at = common.within(args.at, wan.preset.steps) or (0, wan.preset.steps // 4)
-    folder = common.open_run(args, wan, [], n=args.n, size=args.size, rows=args.rows, at=at)
+    wan = opening.load(args)
+    at = opening.within(args.at, wan.preset.steps) or (0, wan.preset.steps // 4)
+    folder = run_folder.open_run(args, wan, [], n=args.n, size=args.size, rows=args.rows, at=at)
     found = {kind: _courses(wan, folder, kind, args) for kind in KINDS} | {
         "memory": _memory(wan, folder, at, args)
     }

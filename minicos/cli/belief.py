@@ -2,7 +2,7 @@
 
 import argparse
 
-from minicos.cli import common, subjects
+from minicos.cli import opening, options, run_folder, subjects
 
 EXAMPLES = """\
   minicos belief                                      25 held-out mazes with several right answers
@@ -16,11 +16,11 @@ the part of it that is no mixture of answers, and the distance of an observer wh
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs, "belief", "The clean estimate beside an ideal observer's.", EXAMPLES, run
     )
     subjects.add_subject_options(parser, n=25, own=False)
-    common.add_model_options(parser, out="runs/belief")
+    options.add_model_options(parser, out="runs/belief")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis import cases, figures, posterior, stats
 
     chosen = subjects.subjects(args, keep=cases.ambiguous)
-    wan = common.load(args)
-    folder = common.open_run(args, wan, [], **subjects.about(args))
+    wan = opening.load(args)
+    folder = run_folder.open_run(args, wan, [], **subjects.about(args))
     found = cases.collect(
         folder,
         "beliefs",

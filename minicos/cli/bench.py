@@ -5,7 +5,7 @@ import json
 import sys
 
 from minicos.bench import BENCHMARKS
-from minicos.cli import common
+from minicos.cli import options
 from minicos.errors import MinicosError
 
 EXAMPLES = """\
@@ -21,7 +21,7 @@ measured here says why. Results: kernels/BENCHMARKS.md
 
 def add(verbs) -> None:
     what = "\n".join(f"  {name:10} {about}" for name, about in BENCHMARKS.items())
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs, "bench", "Measure the speed beside peers.", f"{EXAMPLES}\nwhat:\n{what}", run
     )
     parser.add_argument(

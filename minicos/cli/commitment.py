@@ -2,7 +2,7 @@
 
 import argparse
 
-from minicos.cli import common, subjects
+from minicos.cli import opening, options, run_folder, subjects, values
 from minicos.errors import MinicosError
 
 EXAMPLES = """\
@@ -15,16 +15,16 @@ at each step the clean estimate is thrown back to its noise level with fresh noi
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "commitment", "When is the answer decided?", EXAMPLES, run)
+    parser = options.add_parser(verbs, "commitment", "When is the answer decided?", EXAMPLES, run)
     subjects.add_subject_options(parser, n=20)
-    common.add_model_options(parser, out="runs/commitment")
+    options.add_model_options(parser, out="runs/commitment")
     parser.add_argument(
         "--at",
-        type=common.indices,
+        type=values.indices,
         help="steps to complete from (default: six, denser at the start)",
     )
     parser.add_argument(
-        "--count", type=common.positive, default=8, help="completions of each step (default: 8)"
+        "--count", type=values.positive, default=8, help="completions of each step (default: 8)"
     )
 
 
@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> None:
             "--count 1: without a scorer, completions are held against each other: take 2 or more"
         )
     chosen = subjects.subjects(args, keep=cases.ambiguous)
-    wan = common.load(args)
-    at = common.within(args.at, wan.preset.steps) or spread(6, wan.preset.steps)
-    folder = common.open_run(args, wan, [], **subjects.about(args), at=at, count=args.count)
+    wan = opening.load(args)
+    at = opening.within(args.at, wan.preset.steps) or spread(6, wan.preset.steps)
+    folder = run_folder.open_run(args, wan, [], **subjects.about(args), at=at, count=args.count)
     if args.prompt is not None:
         kept = cases.collect(
             folder,

@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from minicos.cli import common
+from minicos.cli import opening, options, run_folder, values
 
 EXAMPLES = """\
   minicos demo
@@ -14,16 +14,16 @@ SIZE = 4  # cells along a side
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs, "demo", "Solve a maze and show how, on the embedded model.", EXAMPLES, run
     )
     parser.add_argument(
         "--puzzle",
-        type=int,
+        type=values.whole(0, 10_000),
         default=4,
         help="which of the held-out mazes with several routes, from 0 (default: 4)",
     )
-    common.add_model_options(
+    options.add_model_options(
         parser, out="demo", seed=6
     )  # where both routes are plain to see at first
 
@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> None:
     from minicos.media import save_image, save_video
 
     puzzle = ambiguous_maze(args.puzzle)
-    files = common.layout(args)
+    files = opening.layout(args)
     if files.variant != "tiny":
         raise MinicosError(
             f"the demo's puzzles are for the embedded model, not {files.variant}: try `minicos steps`."
         )
-    wan = common.load(args, files)
+    wan = opening.load(args, files)
     picture = puzzle.first_frame()  # uint8 h w 3
     condition = wan.condition(puzzle.prompt, torch.from_numpy(picture).permute(2, 0, 1) / 255)
     noise = wan.noise(condition, args.seed)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         Energy(chosen, sheets=("raw",), ops=wan.ops),
         Routes(wan, puzzle),
     ]
-    folder = common.open_run(args, wan, analyses, puzzle=puzzle.key)
+    folder = run_folder.open_run(args, wan, analyses, puzzle=puzzle.key)
     save_image(folder.path("first_frame.png"), picture)
     latent = observe(wan, condition, folder, analyses, noise)
     video = wan.decode(latent)[0]

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from minicos.cli import common
+from minicos.cli import opening, options, run_folder, values
 from minicos.cli.subjects import add_subject_options
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ BATCH = 10  # puzzles computed, and kept, at a time
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs, "ensemble", "Average hidden states over seeds: does it help?", EXAMPLES, run
     )
     add_subject_options(parser, None, 100, size=5, split=False)
     parser.add_argument(
         "--choose",
-        type=int,
+        type=values.whole(0, values.MOST_PUZZLES),
         default=40,
         metavar="N",
         help="dev puzzles that choose the arm; 0: the first one is taken",
@@ -40,7 +40,7 @@ def add(verbs) -> None:
         "--negative", dest="negative_prompt", help="what should not; used where guidance is not 1"
     )
     parser.add_argument(
-        "--frames", type=common.positive, help="video frames, 4n + 1 (default: the preset's)"
+        "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
     )
     parser.add_argument(
         "--modes",
@@ -58,9 +58,11 @@ def add(verbs) -> None:
         help="steps that share, 0 or 0-4; of several, one is chosen (default: 0 and the first quarter; 0)",
     )
     parser.add_argument(
-        "--seeds", type=common.positive, default=3, help="runs that share, T (default: 3)"
+        "--seeds", type=values.positive, default=3, help="runs that share, T (default: 3)"
     )
-    parser.add_argument("--alpha", type=float, default=0.5, help="of mode mix (default: 0.5)")
+    parser.add_argument(
+        "--alpha", type=values.number, default=0.5, help="of mode mix (default: 0.5)"
+    )
     parser.add_argument(
         "--keep-norm", action="store_true", help="give the mean the norm of what it is the mean of"
     )
@@ -70,7 +72,7 @@ def add(verbs) -> None:
     parser.add_argument(
         "--carrier", default="0", help="the seed that is finished, or 'all' (default: 0)"
     )
-    common.add_model_options(parser, out="runs/ensemble")
+    options.add_model_options(parser, out="runs/ensemble")
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -79,12 +81,12 @@ def names(text: str) -> tuple[str, ...]:
 
 def spans(text: str) -> tuple[tuple[int, int], ...]:
     """ "0,0-4" -> ((0, 0), (0, 4))"""
-    ends = [part.split("-") for part in text.split(",")]
-    if not all(
-        len(e) <= 2 and all(k.isdecimal() for k in e) and int(e[0]) <= int(e[-1]) for e in ends
-    ):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 20-29 or 0,0-4")
-    return tuple((int(e[0]), int(e[-1])) for e in ends)
+    found = tuple(values.span(part) for part in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(
+            f"{values.shown(text)} is not a list such as 20-29 or 0,0-4"
+        )
+    return found
 
 
 def run(args: argparse.Namespace) -> None:
@@ -99,8 +101,8 @@ def run(args: argparse.Namespace) -> None:
     if args.carrier != "all" and not args.carrier.isdecimal():
         raise MinicosError(f"--carrier {args.carrier}: a number from 0, or all")
     scored = args.puzzle is not None
-    image = common.images(args)["image"]
-    wan = common.load(args)
+    image = opening.images(args)["image"]
+    wan = opening.load(args)
     like = Ensemble(
         (0,),
         seeds=args.seeds,
@@ -151,7 +153,7 @@ def puzzles(
     settings |= {"puzzle": args.puzzle, "size": args.size, "n": args.n, "choose": args.choose}
     test = held_out(args, "test", args.n)
     dev = held_out(args, "dev", args.choose) if args.choose and sum(map(len, arms)) > 1 else []
-    folder = common.open_run(args, wan, [], **settings)
+    folder = run_folder.open_run(args, wan, [], **settings)
     chosen, table = experiment(wan, folder, arms, dev, test)
     how = f"chosen on {args.choose} dev puzzles" if dev else "fixed beforehand"
     folder.save_json("result.json", {"chosen": chosen, "rows": [asdict(row) for row in table]})
@@ -207,8 +209,10 @@ def own(
     first = next(iter(arms))
     *_, random = controls(first, arms[first]).items()
     arms = {**arms, random[0]: random[1]}
-    common.tell_unknown(wan, args.prompt)
-    folder = common.open_run(args, wan, [], **settings, **common.subject(args, {"image": image}))
+    opening.tell_unknown(wan, args.prompt)
+    folder = run_folder.open_run(
+        args, wan, [], **settings, **run_folder.subject(args, {"image": image})
+    )
     case = cases.Case(args.prompt, image, args.seed)
     data = cases.collect(folder, "latents", [[case]], partial(compare, wan, arms))
     draw(folder, wan, data, arms)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from minicos.cli import common
+from minicos.cli import opening, options, run_folder
 
 EXAMPLES = """\
   minicos generate --image maze.png --prompt "solve the maze" --out solved
@@ -12,20 +12,20 @@ EXAMPLES = """\
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "generate", "Make a video.", EXAMPLES, run)
-    common.add_condition_options(parser)
-    common.add_model_options(parser, out="runs/generate")
+    parser = options.add_parser(verbs, "generate", "Make a video.", EXAMPLES, run)
+    options.add_condition_options(parser)
+    options.add_model_options(parser, out="runs/generate")
 
 
 def run(args: argparse.Namespace) -> None:
     from minicos.analysis.observe import observe
     from minicos.media import save_video
 
-    images = common.images(args)
-    wan = common.load(args, image=images["image"])
-    condition = common.condition(args, wan, images)
+    images = opening.images(args)
+    wan = opening.load(args, image=images["image"])
+    condition = opening.condition(args, wan, images)
     noise = wan.noise(condition, args.seed)
-    folder = common.open_run(args, wan, [], **common.subject(args, images))
+    folder = run_folder.open_run(args, wan, [], **run_folder.subject(args, images))
     latent = observe(wan, condition, folder, [], noise)
     save_video(folder.path("video.mp4"), wan.frames(latent[0]), fps=wan.preset.fps)
     print(folder.path("video.mp4"))

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from minicos.cli import common
+from minicos.cli import options
 
 EXAMPLES = """\
   minicos inspect Wan2.2-I2V-A14B/
@@ -14,7 +14,7 @@ EXAMPLES = """\
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs, "inspect", "Say what a checkpoint is, without loading it.", EXAMPLES, run
     )
     parser.add_argument(

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from minicos.cli import common, subjects
+from minicos.cli import opening, options, run_folder, subjects, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def add(verbs) -> None:
             partial(several, distilled),
         ),
     ):
-        parser = common.add_parser(verbs, name, help, examples, run)
+        parser = options.add_parser(verbs, name, help, examples, run)
         subjects.add_subject_options(parser, n=25)
         parser.add_argument(
-            "--seeds", type=common.positive, default=1, help="of a case of your own (default: 1)"
+            "--seeds", type=values.positive, default=1, help="of a case of your own (default: 1)"
         )
         parser.add_argument(
             "--negative",
@@ -72,24 +72,26 @@ def add(verbs) -> None:
         )
         how.add_argument(
             "--dose",
-            type=float,
+            type=values.positive_number,
             help="of add: squared norm in all, in latent frames of unit variance",
         )
-        how.add_argument("--layer", type=int, help="also compare this block's output by CKA")
+        how.add_argument(
+            "--layer", type=values.whole(0, 999), help="also compare this block's output by CKA"
+        )
         how.add_argument(
             "--others",
-            type=common.positive,
+            type=values.positive,
             default=2,
             help="other seeds for the yardstick (default: 2)",
         )
         if name == "noise":
             how.add_argument(
-                "--at", type=common.indices, help="steps to noise, e.g. 0,5,19 (default: all)"
+                "--at", type=values.indices, help="steps to noise, e.g. 0,5,19 (default: all)"
             )
             how.add_argument(
                 "--in",
                 dest="inside",
-                type=common.indices,
+                type=values.indices,
                 help="latent frames to noise (default: all)",
             )
             how.add_argument(
@@ -100,7 +102,7 @@ def add(verbs) -> None:
             )
             how.add_argument(
                 "--boundaries",
-                type=listed(float),
+                type=listed(values.share),
                 help="several places of the hand-over, e.g. 0.875,0.9",
             )
         else:
@@ -108,19 +110,19 @@ def add(verbs) -> None:
             default = (5, 9, 13, 17) if name == "frames" else (4, 8, 20, 50)
             parser.add_argument(
                 "--counts",
-                type=common.indices,
+                type=values.indices,
                 default=default,
                 help=f"{what} (default: {','.join(map(str, default))})",
             )
             parser.add_argument(
                 "--points",
-                type=common.positive,
+                type=values.positive,
                 default=5,
                 help="steps to noise, evenly spread (default: 5)",
             )
         if name != "frames":
             parser.add_argument(
-                "--frames", type=common.positive, help="4n + 1 (default: the preset's)"
+                "--frames", type=values.frames, help="4n + 1 (default: the preset's)"
             )
         if name == "distilled":
             parser.add_argument(
@@ -128,7 +130,7 @@ def add(verbs) -> None:
                 type=listed(str),
                 help="other weights, one for each count, instead of --model",
             )
-        common.add_model_options(parser, out=f"runs/{name}")
+        options.add_model_options(parser, out=f"runs/{name}")
 
 
 def listed(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
@@ -161,7 +163,7 @@ def noise(args: argparse.Namespace) -> None:
         settings = {str(b): Setting(wan.with_preset(boundary=b), plan) for b in args.boundaries}
         _told(args, wan, cases, settings, about, "boundary", "step")
         return
-    run = common.open_run(args, wan, [], **about, plan=asdict(plan))
+    run = run_folder.open_run(args, wan, [], **about, plan=asdict(plan))
     results = study(wan, cases, run, plan)
     run.save_json("results.json", sensitivity.to_json(results))
     pictures = sensitivity.draw(results, wan, run)
@@ -241,7 +243,7 @@ def _subject(args: argparse.Namespace) -> "tuple[list[Case], dict, Wan]":
 
 def _load(args: argparse.Namespace) -> "Wan":
     """The model; under Euler unless a solver is asked for, since an edit makes a multistep solver start afresh."""
-    wan = common.load(args, image=subjects.image(args))
+    wan = opening.load(args, image=subjects.image(args))
     return wan if args.solver else wan.with_preset(solver="euler")
 
 
@@ -271,7 +273,7 @@ def _told(
         name: {"preset": asdict(s.wan.preset), "weights": s.wan.weights, "plan": asdict(s.plan)}
         for name, s in settings.items()
     }
-    run = common.open_run(args, wan, [], **about, settings=kept)
+    run = run_folder.open_run(args, wan, [], **about, settings=kept)
     named = {re.sub(r"[^\w.]+", "_", name): setting for name, setting in settings.items()}
     found = analysis.compare(named, cases, run)
     rows = analysis.rows(found)

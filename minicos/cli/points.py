@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 
-from minicos.cli import common
+from minicos.cli import options
 
 EXAMPLES = """\
   minicos points                              the embedded model's points, blocks folded into one
@@ -15,7 +15,7 @@ letters: b batch, l tokens (f*h*w), d width, n heads, k head width, t text rows,
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs, "points", "List every hook point with its shape.", EXAMPLES, run
     )
     parser.add_argument(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicos.cli import common
+from minicos.cli import options, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ SECTIONS = (
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs, "reproduce", "Run every experiment and write one report.", EXAMPLES, run
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--n",
-        type=common.positive,
+        type=values.positive,
         help="puzzles of every headline (default: 100); curves take a quarter of them",
     )
     size.add_argument("--full", action="store_true", help="1,000 puzzles: hours")
@@ -58,7 +58,7 @@ def add(verbs) -> None:
         help="the embedded model (default), or a folder with one trained like it",
     )
     parser.add_argument(
-        "--workers", type=common.positive, help="sections at a time (default: one for each core)"
+        "--workers", type=values.positive, help="sections at a time (default: one for each core)"
     )
     parser.add_argument(
         "--out",

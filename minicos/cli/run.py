@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from minicos.cli import common
+from minicos.cli import opening, options, run_folder, values
 from minicos.cli.swap import layers, ranges
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ noise changes the latent that enters a step, the swap acts inside the pass, then
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs, "run", "Several interventions and analyses in one pass.", EXAMPLES, run
     )
-    common.add_condition_options(parser)
-    common.add_model_options(parser, out="runs/run")
+    options.add_condition_options(parser)
+    options.add_model_options(parser, out="runs/run")
     see = parser.add_argument_group("analyses")
     see.add_argument("--x0", action="store_true", help="the clean estimate, as `minicos steps`")
     see.add_argument(
@@ -30,12 +30,12 @@ def add(verbs) -> None:
     )
     see.add_argument(
         "--attention",
-        type=common.indices,
+        type=values.indices,
         metavar="LAYERS",
         help="attention of these layers, e.g. 0,6",
     )
     see.add_argument(
-        "--at", type=common.indices, help="steps to show (default: eight, denser at the start)"
+        "--at", type=values.indices, help="steps to show (default: eight, denser at the start)"
     )
     do = parser.add_argument_group("interventions")
     do.add_argument(
@@ -77,12 +77,12 @@ def add(verbs) -> None:
         default="lockstep",
         help="as --modes of `minicos ensemble`; the overrides take a pass more in each --share-at step (default: lockstep)",
     )
-    do.add_argument("--alpha", type=float, default=0.5, help="of --how mix (default: 0.5)")
+    do.add_argument("--alpha", type=values.number, default=0.5, help="of --how mix (default: 0.5)")
     do.add_argument(
-        "--share-at", type=common.indices, default=(0,), help="steps of the ensemble (default: 0)"
+        "--share-at", type=values.indices, default=(0,), help="steps of the ensemble (default: 0)"
     )
     do.add_argument(
-        "--seeds", type=common.positive, help="samples; the first is shown (default: 1; 3 to share)"
+        "--seeds", type=values.positive, help="samples; the first is shown (default: 1; 3 to share)"
     )
 
 
@@ -98,10 +98,10 @@ def run(args: argparse.Namespace) -> None:
     from minicos.errors import MinicosError
     from minicos.media import save_video
 
-    images, files = common.images(args), common.layout(args)
-    total, depth = common.plan(args, files).steps, files.experts["high"].config.num_layers
+    images, files = opening.images(args), opening.layout(args)
+    total, depth = opening.plan(args, files).steps, files.experts["high"].config.num_layers
     chosen, seeds = (
-        common.within(args.at, total) or spread(8, total),
+        opening.within(args.at, total) or spread(8, total),
         args.seeds or (3 if args.ensemble else 1),
     )
     if (args.swap is None) != (args.other is None):
@@ -113,16 +113,16 @@ def run(args: argparse.Namespace) -> None:
     for option, given in (("--swap", args.swap), ("--attention", args.attention)):
         if given and not (EMBED if option == "--swap" else 0) <= given[0] <= given[-1] < depth:
             raise MinicosError(f"{option}: this model has layers 0 to {depth - 1}.")
-    common.within(args.share_at, total, "--share-at ")
+    opening.within(args.share_at, total, "--share-at ")
     edits = [_noise(parts, args.mode, args.seed, total) for parts in args.noise]
     during = ranges(args.during, total)
     if len(during) != 1:
         raise MinicosError(f"--during {args.during}: one range of steps, such as 0-4.")
 
-    wan = common.load(args, files, images["image"])
+    wan = opening.load(args, files, images["image"])
     if edits and args.solver is None:  # an edit makes a multistep solver start afresh
         wan = wan.with_preset(solver="euler")
-    condition = common.condition(args, wan, images, seeds)
+    condition = opening.condition(args, wan, images, seeds)
     frames = range(condition.shape[2])
     if outside := [f for edit in edits for f in edit.frames or () if f not in frames]:
         raise MinicosError(
@@ -170,8 +170,8 @@ def run(args: argparse.Namespace) -> None:
             "attention",
         )
     }
-    folder = common.open_run(
-        args, wan, analyses, **common.subject(args, images), **settings, seeds=seeds, at=chosen
+    folder = run_folder.open_run(
+        args, wan, analyses, **run_folder.subject(args, images), **settings, seeds=seeds, at=chosen
     )
     noise = wan.noise(condition, args.seed)
     latent = observe(wan, condition, folder, analyses, noise, changes)
@@ -193,10 +193,10 @@ def _noise(parts: list[str], mode: str, seed: int, total: int) -> "Noise":
             axis, _, numbers = part.partition(":")
             if axis not in ("step", "frame") or axis in found:
                 raise ValueError
-            found[axis] = common.indices(numbers)
+            found[axis] = values.indices(numbers)
     except (ValueError, argparse.ArgumentTypeError):
         raise MinicosError(
             f"--noise {' '.join(parts)}: give step:10, or frame:1, or step:2,3 frame:1."
         ) from None
-    steps = common.within(found.get("step"), total, "--noise step:") or tuple(range(total))
+    steps = opening.within(found.get("step"), total, "--noise step:") or tuple(range(total))
     return Noise(mode, steps, found.get("frame"), seed=seed)

@@ -2,9 +2,10 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicos.cli import common
+from minicos.cli import run_folder, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def add_subject_options(
         choices=(3, 4, 5),
         help=f"cells along a side (default: {size})",
     )
-    puzzles.add_argument("--n", type=common.positive, default=n, help=f"how many (default: {n})")
+    puzzles.add_argument("--n", type=values.positive, default=n, help=f"how many (default: {n})")
     if split:
         puzzles.add_argument(
             "--split", choices=("dev", "test"), default="test", help="default: test"
@@ -48,7 +49,7 @@ def add_subject_options(
     case = parser.add_argument_group("or a case of your own (any model; no score)")
     case.add_argument("--prompt", help="what should happen")
     case.add_argument(
-        "--image", type=common.Path, help="first frame (png, jpg), for image-to-video models"
+        "--image", type=Path, help="first frame (png, jpg), for image-to-video models"
     )
 
 
@@ -79,5 +80,5 @@ def image(args: argparse.Namespace) -> "Tensor | None":
 def about(args: argparse.Namespace) -> dict[str, object]:
     """The options of `subjects` among a run's settings."""
     if args.prompt is not None:
-        return common.subject(args, {"image": image(args)})
+        return run_folder.subject(args, {"image": image(args)})
     return {"puzzle": args.puzzle, "size": args.size, "n": args.n, "split": args.split}

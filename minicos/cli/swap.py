@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicos.cli import common
+from minicos.cli import opening, options, run_folder, values
 from minicos.cli.subjects import add_subject_options
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ writes last_frames.png, curves over layers and a map of layers x steps, swap.jso
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(verbs, "swap", HELP, EXAMPLES, run)
+    parser = options.add_parser(verbs, "swap", HELP, EXAMPLES, run)
     add_subject_options(parser, None, 10, kinds=("mark", "goal"), own=False)
     probe = parser.add_argument_group("or drawn pictures (any image-to-video model; scored)")
     probe.add_argument(
-        "--probe", type=common.positive, metavar="N", help="N pictures with cats and bicycles"
+        "--probe", type=values.positive, metavar="N", help="N pictures with cats and bicycles"
     )
     probe.add_argument(
         "--pixels", default="480x832", help="their height x width (default: 480x832)"
@@ -42,14 +42,14 @@ def add(verbs) -> None:
     case.add_argument(
         "--image", type=Path, help="the picture (png, jpg), for image-to-video models"
     )
-    common.add_model_options(parser, out="runs/swap")
+    options.add_model_options(parser, out="runs/swap")
     parser.add_argument(
         "--negative",
         dest="negative_prompt",
         help="what should not be; used where guidance is not 1",
     )
     parser.add_argument(
-        "--frames", type=common.positive, help="video frames, 4n + 1 (default: the preset's)"
+        "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
     )
     swap = parser.add_argument_group("swap")
     swap.add_argument(
@@ -92,32 +92,21 @@ def add(verbs) -> None:
 
 def layers(text: str) -> tuple[int, ...]:
     """embed,0,3,6-9"""
-    found = []
-    try:
-        for part in text.replace("embed", "-1").split(","):
-            first, dash, last = part.partition("-") if not part.startswith("-") else (part, "", "")
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
-    except ValueError:
-        found = []
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers such as embed,0,3,6-9")
-    return tuple(sorted(set(found)))
+    spans = [(-1, -1) if part in ("embed", "-1") else values.span(part) for part in text.split(",")]
+    if not all(spans):
+        raise argparse.ArgumentTypeError(
+            f"{values.shown(text)} is not a list of layers such as embed,0,3,6-9"
+        )
+    return tuple(sorted({layer for first, last in spans for layer in range(first, last + 1)}))
 
 
 def ranges(text: str, total: int) -> tuple[range, ...]:
     """0,0-4,all"""
     from minicos.errors import MinicosError
 
-    try:
-        parts = (f"0-{total - 1}" if part == "all" else part for part in text.split(","))
-        ends = [
-            (first, last if dash else first)
-            for first, dash, last in (part.partition("-") for part in parts)
-        ]
-        found = tuple(range(int(first), int(last) + 1) for first, last in ends)
-    except ValueError:
-        found = ()
-    if not found or any(not steps or steps.stop > total for steps in found):
+    spans = [(0, total - 1) if part == "all" else values.span(part) for part in text.split(",")]
+    found = tuple(range(span[0], span[1] + 1) for span in spans if span)
+    if not all(spans) or any(steps.stop > total for steps in found):
         raise MinicosError(f"--during {text}: give steps 0 to {total - 1} such as 0,0-4,all.")
     return found
 
@@ -126,10 +115,10 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis import swap, swap_pairs, swap_results, swap_study
     from minicos.errors import MinicosError
 
-    image = common.images(args)["image"]
+    image = opening.images(args)["image"]
     made = subjects(args, image)
-    wan = common.load(args)
-    common.tell_unknown(wan, *(case.prompt for pair in made for case in (pair.a, pair.b)))
+    wan = opening.load(args)
+    opening.tell_unknown(wan, *(case.prompt for pair in made for case in (pair.a, pair.b)))
     depth = len(wan.experts["high"].blocks)
     whole_stream = args.what == "stream" and args.side == "output"
     chosen = args.at or tuple(range(swap.EMBED if whole_stream else 0, depth))
@@ -168,11 +157,11 @@ def run(args: argparse.Namespace) -> None:
         "probe": args.probe,
         "other": args.other,
         "one_way": args.one_way,
-        **common.subject(args, {"image": image}),
+        **run_folder.subject(args, {"image": image}),
         **asdict(plan),
         "ranges": [str(r) for r in plan.ranges],
     }
-    folder = common.open_run(args, wan, [], **settings)
+    folder = run_folder.open_run(args, wan, [], **settings)
     results = swap_study.sweep(wan, folder, plan, made)
     lines, turns = (
         swap_results.table(plan, results, pictures),

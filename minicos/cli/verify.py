@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from minicos.cli import common
+from minicos.cli import options, values
 
 if TYPE_CHECKING:
     from minicos.verify import Part, Row
@@ -24,7 +24,7 @@ WIDTH = 38  # of the column of points
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs,
         "verify",
         "Compare a model with diffusers and transformers, layer by layer.",
@@ -54,7 +54,7 @@ def add(verbs) -> None:
     )
     parser.add_argument(
         "--tolerance",
-        type=common.positive_number,
+        type=values.positive_number,
         help="of rel_l2 (default: 5e-6 in float32, 5e-2 in bfloat16; 2e-5 as shipped)",
     )
     parser.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from minicos.cli import common
+from minicos.cli import opening, options, run_folder, values
 
 STEPS = """\
   minicos steps --image maze.png --prompt "solve the maze" --out seen
@@ -37,12 +37,12 @@ VERBS = {
 
 def add(verbs) -> None:
     for name, (help, examples) in VERBS.items():
-        parser = common.add_parser(verbs, name, help, examples, partial(run, name))
-        common.add_condition_options(parser)
-        common.add_model_options(parser, out=f"runs/{name}")
+        parser = options.add_parser(verbs, name, help, examples, partial(run, name))
+        options.add_condition_options(parser)
+        options.add_model_options(parser, out=f"runs/{name}")
         parser.add_argument(
             "--at",
-            type=common.indices,
+            type=values.indices,
             help="steps to show, e.g. 0,5,19 (default: eight, denser at the start)",
         )
         others = [verb for verb in VERBS if verb != name]
@@ -51,15 +51,15 @@ def add(verbs) -> None:
         )
         parser.add_argument(
             "--seeds",
-            type=common.positive,
+            type=values.positive,
             default=1,
             help="samples; the first is shown (default: 1)",
         )
         parser.add_argument(
-            "--layers", type=common.indices, help="of attention (default: eight, evenly)"
+            "--layers", type=values.indices, help="of attention (default: eight, evenly)"
         )
         parser.add_argument(
-            "--heads", type=common.indices, help="of attention, e.g. 0,3 (default: the mean of all)"
+            "--heads", type=values.indices, help="of attention, e.g. 0,3 (default: the mean of all)"
         )
         parser.add_argument(
             "--branch",
@@ -69,7 +69,7 @@ def add(verbs) -> None:
         )
         parser.add_argument(
             "--queries",
-            type=common.positive,
+            type=values.positive,
             help="of attention: random ones of every latent frame (default: all, exactly)",
         )
 
@@ -82,10 +82,10 @@ def run(name: str, args: argparse.Namespace) -> None:
     from minicos.analysis.steps import Steps, spread
     from minicos.errors import MinicosError
 
-    images = common.images(args)
-    files = common.layout(args)
-    total, cfg = common.plan(args, files).steps, files.experts["high"].config
-    chosen = common.within(args.at, total) or spread(8, total)
+    images = opening.images(args)
+    files = opening.layout(args)
+    total, cfg = opening.plan(args, files).steps, files.experts["high"].config
+    chosen = opening.within(args.at, total) or spread(8, total)
     layers = args.layers or tuple(evenly(cfg.num_layers, 8))
     for option, given, count in (
         ("--layers", layers, cfg.num_layers),
@@ -95,8 +95,8 @@ def run(name: str, args: argparse.Namespace) -> None:
             raise MinicosError(f"{option}: this model has them from 0 to {count - 1}.")
     if args.queries == 1:
         raise MinicosError("--queries 1: a standard error needs two or more.")
-    wan = common.load(args, files, images["image"])
-    condition = common.condition(args, wan, images, args.seeds)
+    wan = opening.load(args, files, images["image"])
+    condition = opening.condition(args, wan, images, args.seeds)
     asked = {name, *args.also}
     analyses = []
     if "steps" in asked:
@@ -118,7 +118,7 @@ def run(name: str, args: argparse.Namespace) -> None:
             "queries": args.queries,
             "at": chosen,
         }
-    folder = common.open_run(args, wan, analyses, **common.subject(args, images), **watched)
+    folder = run_folder.open_run(args, wan, analyses, **run_folder.subject(args, images), **watched)
     observe(wan, condition, folder, analyses, noise)
     for analysis in analyses:
         first, *rest = analysis.draw(recorded(folder, analysis.name, total), folder)

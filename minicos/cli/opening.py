@@ -1,0 +1,172 @@
+"""From options to a model that is ready to run, and to the condition of its video."""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from minicos.errors import MinicosError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minicos.condition import Condition
+    from minicos.config import Preset
+    from minicos.ops import Ops
+    from minicos.pipeline import Wan
+    from minicos.weights.layouts import Layout
+
+LARGE = 10**9  # bytes of weights from which the plan is printed: the embedded model starts without
+
+
+def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
+    """First and last frame of the options. Read before the model, so that a wrong path is told at once."""
+    from minicos.media import load_image
+
+    paths = {"image": args.image, "last": getattr(args, "last", None)}
+    return {name: None if path is None else load_image(path) for name, path in paths.items()}
+
+
+def layout(args: argparse.Namespace) -> "Layout":
+    """The files of the options' model and what it is, from headers alone; torch is not needed."""
+    from minicos.weights.layouts import find
+
+    files: dict[str, list[tuple[str, float]]] = {}
+    for expert, one in args.lora:
+        files.setdefault(expert, []).append(one)
+    return find(
+        args.model, variant=args.variant, parts=dict(args.part), lora=files, download=args.download
+    )
+
+
+def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
+    """The way of sampling that the options name. Whatever can be refused without reading a weight is refused here."""
+    from minicos.config import preset
+
+    if not (getattr(args, "prompt", None) or "-").strip():
+        raise MinicosError(
+            "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'"
+        )
+    above = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise MinicosError(f"{above} is a file, not a folder. Choose another --out.")
+    if not os.access(above, os.W_OK):
+        raise MinicosError(f"cannot write into {above}. Choose another --out.")
+    variant = files.variant
+    chosen = replace(preset(variant, args.preset), **_changes(args))
+    if args.boundary is not None and len(files.experts) == 1:
+        raise MinicosError(f"--boundary is between two experts, and {variant} has one here.")
+    if "last" in args:
+        if args.image is None and chosen.image in ("channels", "first and last"):
+            raise MinicosError(f"{variant} makes a video from a first frame: give an image")
+        if args.image is not None and chosen.image == "none":
+            raise MinicosError(f"{variant} makes a video from text alone and takes no image")
+        if (args.last is not None) != (chosen.image == "first and last"):
+            what = (
+                "needs a last frame, too: give one" if args.last is None else "takes no last frame"
+            )
+            raise MinicosError(f"{variant} {what}")
+    return chosen
+
+
+def within(at: tuple[int, ...] | None, steps: int, option: str = "--at ") -> tuple[int, ...] | None:
+    """The steps of an option, which the run must have."""
+    if at and (at[0] < 0 or at[-1] >= steps):
+        raise MinicosError(f"{option}{','.join(map(str, at))}: the run has steps 0 to {steps - 1}.")
+    return at
+
+
+def load(
+    args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor | None" = None
+) -> "Wan":
+    """The model of the options, under their preset, with room for a video from this first frame.
+
+    Tells what was merged into it and what else its files could be and, of a large one, the plan: which weights go where.
+    """
+    import torch
+
+    from minicos import attention, cost, pipeline
+    from minicos.plan import Plan, describe
+
+    def tell(plan: Plan) -> None:
+        if plan.weights >= LARGE:
+            print(describe(plan, cost.throughput(plan.device, plan.dtype)), file=sys.stderr)
+            print(
+                f"  attention {attention.describe(attention.with_best(ops, plan.device))}",
+                file=sys.stderr,
+            )
+
+    files = files or layout(args)
+    chosen, ops = plan(args, files), _ops(args)
+    wan = pipeline.load(
+        files,
+        preset=args.preset,
+        device=args.device,
+        residency=args.residency,
+        frames=chosen.frames,
+        size=None if image is None else tuple(image.shape[-2:]),
+        tile=args.tile,
+        tell=tell,
+        ops=ops,
+        decode_dtype=getattr(torch, args.decode_dtype),
+        compile=args.compile,
+    ).with_preset(**_changes(args))
+    for line in (
+        *wan.notes,
+        *(map(str, wan.loras) if args.lora else ()),
+    ):  # one of the model's own is no news
+        print(f"minicos: {line}", file=sys.stderr)
+    return wan
+
+
+def _ops(args: argparse.Namespace) -> "Ops":
+    """The operations of the options."""
+    import torch
+
+    from minicos.ops import REFERENCE
+
+    if not args.kernels:
+        return REFERENCE
+    if not torch.cuda.is_available() or not (args.device or "cuda").startswith("cuda"):
+        raise MinicosError(
+            "--kernels needs a CUDA card: the Triton kernels run nowhere else. Leave it out."
+        )
+    try:
+        return REFERENCE.with_kernels()
+    except ImportError as error:
+        raise MinicosError(
+            f"--kernels needs Triton ({error}). Install it, or leave --kernels out."
+        ) from error
+
+
+def _changes(args: argparse.Namespace) -> dict[str, object]:
+    """The fields of the preset that options change."""
+    names = (
+        "steps",
+        "solver",
+        "shift",
+        "guidance",
+        "boundary",
+        "frames",
+        "negative_prompt",
+        "noise_device",
+    )
+    given = {name: getattr(args, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def condition(
+    args: argparse.Namespace, wan: "Wan", images: "dict[str, Tensor | None]", samples: int = 1
+) -> "Condition":
+    """The condition of the options, for one sample or several; warns about words that the model's tokenizer does not know."""
+    tell_unknown(wan, args.prompt)
+    return wan.condition([args.prompt] * samples, **images)
+
+
+def tell_unknown(wan: "Wan", *prompts: str) -> None:
+    """Name the words that the model's tokenizer does not know: it reads <unk> in their place."""
+    if words := dict.fromkeys(
+        word for prompt in prompts for word in wan.tokenizer.unknown_words(prompt)
+    ):
+        print(f"minicos: the model does not know the words {', '.join(words)}", file=sys.stderr)

@@ -1,0 +1,171 @@
+"""Options that several verbs share: the parser, the model's, the condition's."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from minicos.cli import values
+
+SOLVERS = (
+    "euler",
+    "unipc",
+    "dpmpp",
+)  # as in `minicos.schedule`, which imports torch  # as in `minicos.schedule`, which imports torch
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes in one sentence, as everywhere in minicos."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"minicos: {message}. Try `{self.prog} --help`.\n")
+
+
+def add_parser(verbs, name: str, help: str, examples: str, run: Callable) -> Parser:
+    """A verb with one line of help and examples below its options."""
+    parser = verbs.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+MODEL_HELP = """\
+--model takes
+  tiny                        the model inside the package (default)
+  a folder                    in the official layout (high_noise_model/ ...) or that of diffusers (transformer/ ...)
+  a file                      of ComfyUI or DiffSynth, e.g. --model wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors
+                                --part low=wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors --part vae=wan_2.1_vae.safetensors
+                                --part text=umt5_xxl_fp8_e4m3fn_scaled.safetensors --part tokenizer=tokenizer.json
+  a repository's id           on the Hub, e.g. --model Wan-AI/Wan2.2-I2V-A14B: from the local cache, or fetched with --download
+LoRA files go to one expert each (a model of one network is its own high one), with a strength if not 1:
+  --model Wan2.2-I2V-A14B --variant VBVR-Wan2.2 --lora high=high_noise_lora.safetensors low=low_noise_lora.safetensors:0.5
+"""
+
+
+def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) -> None:
+    """Model, way of sampling, output."""
+    parser.epilog = f"{parser.epilog}\n{MODEL_HELP}"
+    parser.add_argument(
+        "--model",
+        default="tiny",
+        help="'tiny', a folder, a file or a Hub id, see below (default: tiny)",
+    )
+    parser.add_argument(
+        "--variant",
+        help="what it is where its files cannot tell, e.g. VBVR-Wan2.2 or Wan2.1-T2V-14B",
+    )
+    parser.add_argument(
+        "--part",
+        type=values.part,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=FILE",
+        help="files that lie elsewhere; NAME is high, low, vae, text, tokenizer or clip",
+    )
+    parser.add_argument(
+        "--lora",
+        type=values.lora,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="EXPERT=FILE[:STRENGTH]",
+        help="merge a LoRA into an expert, high or low",
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="fetch a Hub id, after telling its size"
+    )
+    parser.add_argument(
+        "--preset",
+        help="way of sampling, e.g. official (the authors' code) or cos (the paper's tools)",
+    )
+    sampling = parser.add_argument_group("sampling", "the preset's, where not given")
+    sampling.add_argument("--steps", type=values.steps, help="denoising steps")
+    sampling.add_argument(
+        "--solver", choices=SOLVERS, help="how to go from one noise level to the next"
+    )
+    sampling.add_argument(
+        "--shift",
+        type=values.positive_number,
+        metavar="S",
+        help="how far the levels lie towards noise; 1 spaces them evenly",
+    )
+    sampling.add_argument(
+        "--guidance",
+        type=values.guidance,
+        metavar="G",
+        help="strength of the prompt: 5, or high=4,low=3; 1 skips the second pass",
+    )
+    sampling.add_argument(
+        "--boundary",
+        type=values.share,
+        metavar="B",
+        help="timesteps from 1000 B on go to the high-noise expert, e.g. 0.9",
+    )
+    parser.add_argument(
+        "--seed",
+        type=values.seed,
+        default=seed,
+        help=f"of the noise; the same on every machine (default: {seed})",
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)"
+    )
+    parser.add_argument(
+        "--residency",
+        choices=("auto", "resident", "swap", "stream"),
+        default="auto",
+        help="weights all on the device, one network at a time, or block by block (default: the first that fits)",
+    )
+    parser.add_argument(
+        "--kernels", action="store_true", help="compute with the Triton kernels; needs a CUDA card"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the blocks: worth it for long runs, since the first step takes minutes; needs a C++ compiler",
+    )
+    parser.add_argument(
+        "--tile",
+        type=values.side,
+        help="decode large frames in tiles of so many pixels a side, e.g. 256: less memory (default: whole)",
+    )
+    parser.add_argument(
+        "--decode-dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="bfloat16 decodes within half the memory; pictures differ by a level or so (default: float32)",
+    )
+    parser.add_argument(
+        "--noise-device",
+        choices=("cpu", "cuda"),
+        help="cpu: noise that is the same on every machine; cuda: that of the official code (default: cpu)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(out),
+        help=f"run folder; run again to continue (default: {out})",
+    )
+
+
+def add_condition_options(parser: argparse.ArgumentParser) -> None:
+    """What to make a video of."""
+    parser.add_argument("--prompt", required=True, help="what should happen")
+    parser.add_argument(
+        "--image", type=Path, help="first frame (png, jpg), for image-to-video models"
+    )
+    parser.add_argument(
+        "--last", type=Path, help="last frame, for models that lead from one frame to another"
+    )
+    parser.add_argument(
+        "--negative", dest="negative_prompt", help="what should not; used where guidance is not 1"
+    )
+    parser.add_argument(
+        "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
+    )

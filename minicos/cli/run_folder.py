@@ -1,0 +1,61 @@
+"""The run folder of the options: what identifies a run, and what is only written down with it."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minicos.analysis.observe import Analysis
+    from minicos.pipeline import Wan
+    from minicos.runs import Run
+
+
+def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dict[str, str | None]:
+    """What a run is about, among its settings: an image counts by its pixels, not by its name."""
+    from hashlib import sha256
+
+    hashes = {
+        k: sha256(x.numpy().tobytes()).hexdigest()[:16] for k, x in images.items() if x is not None
+    }
+    return {"prompt": args.prompt, "image": None, **hashes}
+
+
+def _decoding(wan: "Wan") -> dict[str, object]:
+    """How latents become pixels, where not as by default: whole frames, in float32."""
+    import torch
+
+    dtype = {"decode_dtype": str(wan.decode_dtype)} if wan.decode_dtype != torch.float32 else {}
+    return dtype | ({"tile": wan.tile} if wan.tile else {})
+
+
+def open_run(
+    args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object
+) -> "Run":
+    """The run folder of the options: entered again if it holds the same run, refused if it holds another."""
+    from minicos.attention import describe
+    from minicos.config import PRESETS
+    from minicos.runs import Run
+
+    model = {
+        "model": wan.variant,
+        "weights": wan.weights,
+        **asdict(wan.preset),
+        "dtype": str(wan.dtype),
+        "seed": args.seed,
+        **_decoding(wan),
+    }
+    facts = {
+        "command": args.command,
+        "model_path": str(args.model),
+        "device": str(wan.device),
+        "preset": args.preset or next(iter(PRESETS[wan.variant])),
+        "residency": wan.residency.plan.residency,
+        "attention": describe(wan.ops),
+        "kernels": args.kernels,
+        "compiled": args.compile,
+        "loras": [asdict(one) for one in wan.loras],
+    }
+    return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)

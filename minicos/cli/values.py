@@ -1,0 +1,122 @@
+"""What options may hold: argparse types that turn text into numbers and refuse the rest in one sentence.
+
+Every bound of an option stands here. They are far above what anyone needs, and low enough that a slip of the finger
+(`--steps 1000000000`) is refused before any work begins.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+
+MOST_STEPS = 10_000
+MOST_FRAMES = 10_001
+MOST_PUZZLES = 100_000  # also of seeds, rows and other things that are counted
+MOST_PIXELS = 16_384  # of one side of a frame
+MOST_AREA = 1 << 26  # pixels of a frame
+MOST_SEED = 2**63 - 1  # what torch's generators take, less room for one seed per sample
+LARGEST = 1e6  # of guidance, shift and other factors that multiply a latent
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A type: whole numbers from `low` to `high`."""
+
+    def read(text: str) -> int:
+        digits = text.strip()
+        if re.fullmatch(r"[+-]?[0-9]{1,30}", digits) and low <= (value := int(digits)) <= high:
+            return value
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not a whole number from {low} to {high}"
+        )
+
+    return read
+
+
+positive = whole(1, MOST_PUZZLES)
+steps = whole(1, MOST_STEPS)
+frames = whole(1, MOST_FRAMES)
+side = whole(1, MOST_PIXELS)
+area = whole(1, MOST_AREA)
+seed = whole(0, MOST_SEED - MOST_PUZZLES)
+
+
+def indices(text: str) -> tuple[int, ...]:
+    """Numbers of steps, layers or heads such as 0,5,19: sorted, each once. The run says which it has."""
+    if not re.fullmatch(r"\s*-?[0-9]{1,9}\s*(,\s*-?[0-9]{1,9}\s*)*", text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a list of numbers such as 0,5,19")
+    return tuple(sorted({int(part) for part in text.split(",")}))
+
+
+def span(text: str) -> tuple[int, int] | None:
+    """First and last of "20-29", or of "3"; None where the text is neither."""
+    match = re.fullmatch(r"\s*([0-9]{1,5})(?:-([0-9]{1,5}))?\s*", text)
+    if not match or int(match[1]) > int(match[2] or match[1]):
+        return None
+    return int(match[1]), int(match[2] or match[1])
+
+
+def number(text: str) -> float:
+    """A finite number of no more than `LARGEST`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number")
+    if abs(value) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is beyond {LARGEST:.0f}")
+    return value
+
+
+def positive_number(text: str) -> float:
+    if (value := number(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a positive number")
+    return value
+
+
+def share(text: str) -> float:
+    if not 0 < (value := number(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number between 0 and 1, e.g. 0.9")
+    return value
+
+
+def guidance(text: str) -> dict[str, float]:
+    """The guidance of each expert, from "5" or "high=4,low=3"."""
+    if "=" not in text:
+        return dict.fromkeys(("high", "low"), number(text))
+    pairs = [part.partition("=") for part in text.split(",")]
+    if sorted(name for name, _, _ in pairs) != ["high", "low"]:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not guidance for both experts: a number, or e.g. high=4,low=3"
+        )
+    return {name: number(value) for name, _, value in pairs}
+
+
+def part(text: str) -> tuple[str, str]:
+    """NAME=FILE."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not NAME=FILE, e.g. vae=Wan2.1_VAE.safetensors"
+        )
+    return name, file
+
+
+def lora(text: str) -> tuple[str, tuple[str, float]]:
+    """EXPERT=FILE, perhaps with :STRENGTH. What follows the last colon is a strength where it is a number."""
+    expert, file = part(text)
+    path, _, ending = file.rpartition(":")
+    try:
+        strength = float(ending)
+    except ValueError:
+        path = ""  # C:\a.safetensors has a colon, too
+    if not path:
+        return expert, (file, 1.0)
+    if not math.isfinite(strength):
+        raise argparse.ArgumentTypeError(f"{shown(text)}: the strength {ending} is not a number")
+    return expert, (path, strength)
+
+
+def shown(text: str) -> str:
+    """What was given, quoted and short enough for one line."""
+    return repr(text if len(text) <= 60 else f"{text[:40]}...{text[-10:]}")
