@@ -64,8 +64,10 @@ def disc(y: np.ndarray, x: np.ndarray, radius: float) -> np.ndarray:
     return np.sqrt(y * y + x * x) - np.float32(radius)
 
 
-def box(y: np.ndarray, x: np.ndarray, half_h: float, half_w: float) -> np.ndarray:
-    """Signed distance (Chebyshev) to an upright box about the origin."""
+def box(
+    y: np.ndarray, x: np.ndarray, half_h: float | np.ndarray, half_w: float | np.ndarray
+) -> np.ndarray:
+    """Signed distance (Chebyshev) to an upright box about the origin; its halves may be arrays that broadcast."""
     return np.maximum(np.abs(y) - np.float32(half_h), np.abs(x) - np.float32(half_w))
 
 

@@ -14,6 +14,7 @@ from .base import FREE, Knobs, Puzzle
 from .mark import Mark
 from .maze import Goal, Maze
 from .memory import Memory
+from .mirror import Mirror
 from .reveal import Reveal
 from .turn import Turn
 
@@ -86,6 +87,10 @@ FAMILIES: dict[str, Family] = {
         Family("mark", Mark),
         Family("memory", Memory),
         Family("turn", Turn),
+        Family("turn-one", Turn, knobs=Knobs(k=1)),
+        Family("mirror", Mirror),
+        Family("mirror-one", Mirror, knobs=Knobs(k=1)),
+        Family("mirror-new", Mirror, knobs=Knobs(k=1), domain="out", held_out=True),
         Family("reveal", Reveal),
         Family("reveal-colour", Reveal, knobs=Knobs(k=4)),
         Family("reveal-one", Reveal, knobs=Knobs(k=1)),
