@@ -1,0 +1,289 @@
+"""What a page shows, and how it becomes one HTML file.
+
+Every string of a run (prompt, file names, notes) travels as JSON and enters the document as text, never
+as markup. Videos become sprites: one picture that holds all frames. Arrays become uint8 with their true
+ends beside them. A page stays below `LIMIT` bytes: where a run holds more, frames shrink and steps are
+thinned, and the page says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+LIMIT = 20_000_000  # bytes of a page
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The video of one step's clean estimate (or of the result)."""
+
+    step: int
+    label: str  # shown under it
+    video: np.ndarray  # uint8 (f, h, w, 3)
+
+
+@dataclass(frozen=True)
+class Map:
+    """A number for every token, at some steps and layers, laid over the frame.
+
+    kind    "tokens": values (steps, layers, f, h, w); "pairs": values (steps, layers, l, l) with
+            l = f h w, row = the token that attends, column = the token attended to
+    stride  video frames to a latent frame after the first
+    """
+
+    name: str
+    values: np.ndarray
+    steps: Sequence[int]
+    layers: Sequence[int]
+    grid: tuple[int, int, int]
+    stride: int = 4
+    unit: str = ""
+    kind: str = "tokens"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart; NaN where there is no value. `low` and `high` draw a band."""
+
+    name: str
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A chart. An axis called "step" or "layer" follows the page's slider."""
+
+    title: str
+    axis: str
+    x: Sequence[float]
+    series: Sequence[Series]
+    ends: tuple[float, float] | None = None  # the y axis spans at least these
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An intervention, and where it acts. Empty: everywhere."""
+
+    label: str
+    steps: Sequence[int] = ()
+    frames: Sequence[int] = ()  # latent frames
+    layers: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything `index.html` shows."""
+
+    title: str
+    command: str
+    prompt: str = ""
+    summary: str = ""
+    picture: np.ndarray | None = None  # uint8 (h, w, 3)
+    sigmas: Sequence[float] = ()  # steps + 1
+    fps: int = 16
+    clips: Sequence[Clip] = ()
+    maps: Sequence[Map] = ()
+    curves: Sequence[Curve] = ()
+    marks: Sequence[Mark] = ()
+    numbers: Sequence[Sequence[object]] = ()  # name, value, interval, n, note
+    columns: Sequence[str] = ()  # header of `rows`
+    rows: Sequence[Sequence[object]] = ()  # a cell may be {"href": ..., "text": ...}
+    settings: Mapping[str, object] = field(default_factory=dict)
+    files: Sequence[str] = ()
+    next: Sequence[tuple[str, str]] = ()  # (why, command)
+
+
+def render(page: Page, limit: int = LIMIT) -> str:
+    """The page as HTML of at most `limit` bytes.
+
+    Frames are halved in size down to 128 pixels, and then every second step is dropped from clips and
+    maps, until the page fits or two steps are left; the page states what was done.
+    """
+    width, thin, done = 512, 1, ""
+    while True:
+        html = _html(page, width, thin, done)
+        if len(html.encode()) <= limit or thin > max(
+            len(page.clips), *(len(m.steps) for m in page.maps), 1
+        ):
+            return html
+        width, thin = (width // 2, thin) if width > 128 else (width, 2 * thin)
+        every = "every step" if thin == 1 else f"every {thin}th step"
+        done = f"To keep the page small it shows frames at most {width} pixels wide, {every}."
+
+
+def _html(page: Page, width: int, thin: int, done: str) -> str:
+    files = resources.files(__package__)
+    template, script = (
+        files.joinpath(name).read_text(encoding="utf-8") for name in ("template.html", "page.js")
+    )
+    text = json.dumps(_data(page, width, thin, done), ensure_ascii=False, allow_nan=False)
+    text = text.replace("<", "\\u003c")  # nothing in the data can end its script element
+    head, rest = template.split("DATA", 1)
+    middle, tail = rest.split("SCRIPT", 1)
+    return head + text + middle + script + tail
+
+
+def _data(page: Page, width: int, thin: int, done: str) -> dict[str, Any]:
+    clips = _thinned(page.clips, thin)
+    maps = [_map(m, thin) for m in page.maps]
+    notes = [done] if done else []
+    if maps:
+        notes.append("Overlays are rounded to 256 levels between the ends shown under them.")
+    return {
+        "title": page.title,
+        "prompt": page.prompt,
+        "summary": page.summary,
+        "command": page.command,
+        "picture": None if page.picture is None else _image(_small(page.picture[None], width)[0]),
+        "sigmas": [float(s) for s in page.sigmas],
+        "fps": page.fps,
+        "frames": max((len(c.video) for c in clips), default=_frames(page.maps)),
+        "clips": [_clip(c, width) for c in clips],
+        "maps": maps,
+        "curves": [_curve(c) for c in page.curves],
+        "marks": [
+            {
+                "label": m.label,
+                "steps": [int(i) for i in m.steps],
+                "frames": [int(i) for i in m.frames],
+                "layers": [int(i) for i in m.layers],
+            }
+            for m in page.marks
+        ],
+        "numbers": [[_plain(cell) for cell in row] for row in page.numbers],
+        "columns": list(page.columns),
+        "rows": [[_plain(cell) for cell in row] for row in page.rows],
+        "settings": [[k, _plain(v)] for k, v in page.settings.items()],
+        "files": list(page.files),
+        "next": [{"why": why, "command": command} for why, command in page.next],
+        "thinned": " ".join(notes),
+    }
+
+
+def _thinned(items: Sequence[Any], thin: int) -> list[Any]:
+    """Every `thin`-th item, and the last."""
+    kept = list(items[::thin])
+    return kept if not items or (len(items) - 1) % thin == 0 else [*kept, items[-1]]
+
+
+def _frames(maps: Sequence[Map]) -> int:
+    return max((m.stride * (m.grid[0] - 1) + 1 for m in maps), default=1)
+
+
+def _small(video: np.ndarray, width: int) -> np.ndarray:
+    """A video (f, h, w, 3) at most `width` pixels wide, aspect kept."""
+    h, w = video.shape[1:3]
+    if w <= width:
+        return video
+    size = (width, max(1, round(h * width / w)))
+    frames = [Image.fromarray(f).resize(size, Image.Resampling.BOX) for f in video]
+    return np.stack([np.asarray(f) for f in frames])
+
+
+def _clip(clip: Clip, width: int) -> dict[str, Any]:
+    video = _small(clip.video, width)
+    f, h, w, _ = video.shape
+    columns = math.ceil(math.sqrt(f))
+    rows = math.ceil(f / columns)
+    sheet = np.zeros((rows * h, columns * w, 3), np.uint8)
+    for i, frame in enumerate(video):
+        r, c = divmod(i, columns)
+        sheet[r * h : (r + 1) * h, c * w : (c + 1) * w] = frame
+    return {
+        "step": clip.step,
+        "label": clip.label,
+        "frames": f,
+        "width": w,
+        "height": h,
+        "columns": columns,
+        "sprite": _image(sheet),
+    }
+
+
+def _image(picture: np.ndarray) -> str:
+    """A picture (h, w, 3) as a data address: PNG, or JPEG where PNG is large and JPEG smaller."""
+    image, png, jpeg = Image.fromarray(picture), io.BytesIO(), io.BytesIO()
+    image.save(png, "png")
+    kind, data = "png", png.getvalue()
+    if len(data) > 200_000:
+        image.save(jpeg, "jpeg", quality=88)
+        if len(jpeg.getvalue()) < len(data):
+            kind, data = "jpeg", jpeg.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _map(m: Map, thin: int) -> dict[str, Any]:
+    keep = _thinned(range(len(m.steps)), thin)
+    values = np.asarray(m.values, np.float32)[keep]
+    flat = values.reshape(values.shape[0] * values.shape[1], -1)
+    finite = np.where(np.isfinite(flat), flat, np.nan)
+    blank = np.asarray(np.isnan(finite).all(axis=1))
+    low = np.zeros(len(flat), np.float32) if m.kind == "pairs" else _ends(finite, blank, np.nanmin)
+    high = _ends(finite, blank, np.nanmax)
+    span = np.where(high > low, high - low, 1)[:, None]
+    codes = np.nan_to_num(np.rint(255 * (finite - low[:, None]) / span)).astype(np.uint8)
+    return {
+        "name": m.name,
+        "kind": m.kind,
+        "unit": m.unit,
+        "steps": [int(m.steps[i]) for i in keep],
+        "layers": [int(k) for k in m.layers],
+        "grid": list(m.grid),
+        "stride": m.stride,
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "data": base64.b64encode(codes.tobytes()).decode(),
+    }
+
+
+def _ends(rows: np.ndarray, blank: np.ndarray, end: Any) -> np.ndarray:
+    out = np.zeros(len(rows), np.float32)
+    out[~blank] = end(rows[~blank], axis=1)
+    return out
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    low, high = curve.ends or (None, None)
+    return {
+        "title": curve.title,
+        "axis": curve.axis,
+        "x": [_plain(x) for x in curve.x],
+        "from": low,
+        "to": high,
+        "series": [
+            {
+                "name": s.name,
+                "y": [_plain(y) for y in s.y],
+                "low": None if s.low is None else [_plain(y) for y in s.low],
+                "high": None if s.high is None else [_plain(y) for y in s.high],
+            }
+            for s in curve.series
+        ],
+    }
+
+
+def _plain(value: object) -> Any:
+    """A value that JSON can hold: NaN and infinity become null, anything unknown its text."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(v) for v in value)
+    return str(value)

@@ -1,0 +1,125 @@
+"""The page of a run: what goes into the file, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicos.page import Clip, Curve, Map, Mark, Page, Series, render
+from tests.browser import CHROMIUM, DRIVER, browser
+
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver on the PATH"
+)
+HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+
+
+def made(frames: int = 5, steps: int = 4, side: int = 32) -> Page:
+    """A page with everything on it; the clip of step s is of the grey level 60 s + 5 f."""
+    level = 60 * np.arange(steps)[:, None] + 5 * np.arange(frames)
+    videos = np.broadcast_to(level[:, :, None, None, None], (steps, frames, side, side, 3))
+    rng = np.random.default_rng(0)
+    energy = rng.random((steps, 3, 2, 4, 4))
+    energy[0, 0] = np.nan
+    return Page(
+        title="minicos steps",
+        command=f"minicos steps --prompt '{HOSTILE}'",
+        prompt=HOSTILE,
+        summary="tiny",
+        picture=np.zeros((side, side, 3), np.uint8),
+        sigmas=[1.0, 0.9, 0.6, 0.3, 0.0],
+        clips=[Clip(i, f"step {i}", v.astype(np.uint8)) for i, v in enumerate(videos)],
+        maps=[
+            Map("Token energy", energy, range(steps), range(3), (2, 4, 4)),
+            Map("Attention", rng.random((1, 1, 32, 32)), [1], [2], (2, 4, 4), kind="pairs"),
+        ],
+        curves=[
+            Curve("Answers alive", "step", range(4), [Series("alive", [2, float("nan"), 1, 1])]),
+            Curve("Energy", "layer", range(3), [Series("e", [1, 2, 3], [0, 1, 2], [2, 3, 4])]),
+        ],
+        marks=[Mark("noise: replace", steps=[1, 2], frames=[1])],
+        numbers=[("D", 0.31, "0.2 to 0.4", 25, HOSTILE), ("none", float("inf"), "", None, "")],
+        columns=["case", "solved"],
+        rows=[({"href": "00000/index.html", "text": HOSTILE}, True)],
+        settings={"steps": 4, "guidance": {"high": 1.0}},
+        files=["video.mp4", HOSTILE],
+        next=[("See attention", "minicos attention --puzzle maze")],
+    )
+
+
+def embedded(html: str) -> dict:
+    """The data inside a page."""
+    text = html.split('<script id="data" type="application/json">', 1)[1]
+    return json.loads(text.split("</script>", 1)[0])
+
+
+def test_text_of_a_run_never_becomes_markup():
+    html = render(made())
+    assert html.count("<script") == html.count("</script>") == 2
+    assert embedded(html)["prompt"] == HOSTILE
+
+
+def test_arrays_are_quantised_between_their_own_ends():
+    page = made()
+    data = embedded(render(page))["maps"][0]
+    values = page.maps[0].values.reshape(12, 32)
+    assert data["low"][1:] == pytest.approx(values[1:].min(1), rel=1e-6)
+    assert data["high"][1:] == pytest.approx(values[1:].max(1), rel=1e-6)
+    assert data["low"][0] == data["high"][0] == 0  # a layer without a value
+
+
+def test_nan_and_infinity_become_null():
+    data = embedded(render(made()))
+    assert data["curves"][0]["series"][0]["y"] == [2, None, 1, 1]
+    assert data["numbers"][1][1] is None
+
+
+def test_a_page_over_the_limit_is_thinned_and_says_so():
+    rng = np.random.default_rng(1)
+    clips = [Clip(i, str(i), rng.integers(0, 255, (9, 256, 256, 3), np.uint8)) for i in range(8)]
+    full = render(Page("t", "c", clips=clips))
+    html = render(Page("t", "c", clips=clips), limit=len(full) // 8)
+    assert len(html.encode()) <= len(full) // 8
+    data = embedded(html)
+    assert data["thinned"].startswith("To keep the page small")
+    assert [c["step"] for c in data["clips"]][-1] == 7  # the last step always stays
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1200, 400])
+def test_in_a_browser(tmp_path: Path, width: int):
+    page = tmp_path / "index.html"
+    page.write_text(render(made()), encoding="utf-8")
+    with browser(tmp_path / "profile", width) as window:
+        window.open(page)
+        grey = "return document.getElementById('estimate').getContext('2d').getImageData(9,9,1,1).data[0]"
+        assert window.run("return document.title") == "minicos: minicos steps"
+        assert window.run(grey) == 180 + 20  # it opens at the last step and frame
+        for name, value in (("step", 1), ("frame", 2)):
+            window.run(
+                f"let e = document.getElementById('{name}'); e.value = {value};"
+                "e.dispatchEvent(new Event('input'))"
+            )
+        assert window.run(grey) == 60 + 10
+        caption = "return document.getElementById('estimate-caption').textContent"
+        assert "noise: replace here" in window.run(caption)
+        click = (
+            "let c = document.getElementById('overlay'), b = c.getBoundingClientRect();"
+            "c.dispatchEvent(new MouseEvent('click', {clientX: b.left + 5, clientY: b.top + 5}));"
+            "return document.getElementById('overlay-caption').textContent"
+        )
+        assert "that this token gives" in window.run(click)
+        assert "that this token receives" in window.run(click)
+        before = window.run("return document.getElementById('overlay').toDataURL()")
+        window.run(
+            "let e = document.getElementById('map'); e.value = 0;"
+            "e.dispatchEvent(new Event('change'))"
+        )
+        assert window.run("return document.getElementById('overlay').toDataURL()") != before
+        assert window.run("return window.hacked === undefined")
+        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert window.run(wide) <= 0  # nothing sticks out, on a phone neither
+        assert window.errors() == []
