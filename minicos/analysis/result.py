@@ -1,0 +1,217 @@
+"""What a study found, and its one form on disk: `results.json` in the run folder.
+
+    {"schema": 1,
+     "what": "noise",
+     "settings": {"model": "tiny", "n": 25, ...},
+     "numbers": [{"name": "D: step noise minus frame noise", "value": 0.63, "low": 0.58, "high": 0.68,
+                  "n": 100, "unit": "D", "note": "the same cells, frame by frame", "resolvable": 0.05}],
+     "tables": {"edits": [{"edit": "step 5", "D": {"value": 0.9, "low": 0.8, "high": 1.0, "n": 25}}]},
+     "curves": [{"name": "D", "x": [0, 5], "value": [1.0, 0.9], "low": [...], "high": [...],
+                 "x_label": "step that is noised", "unit": "D"}],
+     "files": ["sensitivity.png", "videos.png"]}
+
+The numbers are the findings, in the order in which they are read; tables and curves are the details. JSON has no infinity and no
+NaN: both are null, which means that there is no such value.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Self
+
+from minicos.errors import MinicosError
+from minicos.runs import Run, read_json
+
+SCHEMA = 1
+FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n cases with its 95 % interval. None: there is no such value."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            number = getattr(self, name)
+            object.__setattr__(self, name, _finite(number))
+
+    def __str__(self) -> str:
+        return brief(self)
+
+
+@dataclass(frozen=True)
+class Number:
+    """One finding. `note` names what it is compared with: the control, or what is true by construction."""
+
+    name: str
+    value: float | None
+    low: float | None = None  # the 95 % interval, where the number is a mean over cases
+    high: float | None = None
+    n: int | None = None  # cases that have a value
+    unit: str = ""
+    note: str = ""
+    resolvable: float | None = None  # a difference's: the smallest that n cases find, 80 % power
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high", "resolvable"):
+            object.__setattr__(self, name, _finite(getattr(self, name)))
+
+    @classmethod
+    def of(cls, name: str, interval: Interval, *, unit: str = "", note: str = "") -> Self:
+        """The number of an interval."""
+        return cls(name, interval.value, interval.low, interval.high, interval.n, unit, note)
+
+    def __str__(self) -> str:
+        return brief(self)
+
+
+Cell = str | int | float | bool | None | Interval
+Row = Mapping[str, Cell]  # column -> what stands there
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Means over cases along an axis, with their intervals where there are several cases."""
+
+    name: str
+    x: Sequence[float]
+    value: Sequence[float | None]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+    x_label: str = ""
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("x", "value", "low", "high"):
+            values = tuple(
+                _finite(float(v)) if v is not None else None for v in getattr(self, name)
+            )
+            object.__setattr__(self, name, values)
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that a study found. `files` are names in the run folder, the one to open first in front."""
+
+    what: str  # the study
+    settings: Mapping[str, Any]  # all that decides the numbers; JSON values
+    numbers: Sequence[Number] = ()
+    tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    curves: Sequence[Curve] = ()
+    files: Sequence[str] = ()
+
+    def number(self, name: str) -> Number:
+        """The number of a name. Raises KeyError where there is none."""
+        for number in self.numbers:
+            if number.name == name:
+                return number
+        raise KeyError(f"no number {name!r} in {', '.join(n.name for n in self.numbers)}")
+
+    def text(self) -> str:
+        """Numbers and tables for a terminal."""
+        numbers = [
+            {"": n.name, "value [95 %]": brief(n), "n": n.n, "compared with": n.note or None}
+            for n in self.numbers
+        ]
+        parts = [f"{name}\n{table(rows)}" for name, rows in self.tables.items() if rows]
+        return "\n\n".join([table(numbers), *parts] if numbers else parts)
+
+
+def write(run: Run, result: Result) -> None:
+    """Save the result in its run folder, in one step."""
+    run.save_json(FILE, {"schema": SCHEMA, **_plain(asdict(result))})
+
+
+def read(place: str | Path) -> Result:
+    """The result of a run folder or of a file. Raises MinicosError where it is missing, damaged or of another schema."""
+    path = Path(place)
+    path = path / FILE if path.is_dir() else path
+    kept = read_json(path)
+    if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
+        schema = kept.get("schema") if isinstance(kept, dict) else None
+        raise MinicosError(
+            f"{path} has schema {schema!r}, and this version reads {SCHEMA}. Run the study again."
+        )
+    try:
+        return Result(
+            kept["what"],
+            kept["settings"],
+            tuple(Number(**number) for number in kept["numbers"]),
+            {
+                name: tuple({k: _cell(v) for k, v in row.items()} for row in rows)
+                for name, rows in kept["tables"].items()
+            },
+            tuple(Curve(**curve) for curve in kept["curves"]),
+            tuple(kept["files"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MinicosError(
+            f"{path} is not the result of a study ({error}). Run the study again."
+        ) from error
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as aligned columns; columns that are empty everywhere are left out."""
+    lines = cells(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a table of Markdown."""
+    head, *lines = ([cell.replace("|", "\\|") for cell in line] for line in cells(rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The head and every row as strings. A row may lack columns; those that no row fills are left out."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    filled = [name for name in names if any(row.get(name) is not None for row in rows)]
+    return [filled, *([_shown(row.get(name)) for name in filled] for row in rows)]
+
+
+def brief(value: Interval | Number) -> str:
+    """ "0.123 [0.100, 0.150]"; "-" for what has no value."""
+    middle = _shown(value.value)
+    return (
+        middle
+        if value.low is None and value.high is None
+        else f"{middle} [{_shown(value.low)}, {_shown(value.high)}]"
+    )
+
+
+def _shown(cell: Cell) -> str:
+    if isinstance(cell, Interval):
+        return brief(cell)
+    if isinstance(cell, float):
+        return f"{cell:.3f}" if cell == 0 or abs(cell) >= 0.0995 else f"{cell:.3g}"
+    return "-" if cell is None else str(cell)
+
+
+def _cell(value: Any) -> Cell:
+    return Interval(**value) if isinstance(value, dict) else value
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not isfinite(value) else float(value)
+
+
+def _plain(value: Any) -> Any:
+    """The same as JSON values: what is not finite is null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)  # numpy's too
+    return _finite(value) if isinstance(value, float) else value
