@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicos import puzzles
-from minicos.analysis import behaviours, cases, commitment, posterior
+from minicos.analysis import behaviours, commitment
 from minicos.analysis.behaviours import Course
+from minicos.analysis.tools import cases, posterior
 from minicos.pipeline import load
 from minicos.puzzles.draw import BLOCK, CELL
 

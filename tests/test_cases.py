@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from minicos import puzzles
-from minicos.analysis import cases
-from minicos.analysis.cases import Case
+from minicos.analysis.tools import cases
+from minicos.analysis.tools.cases import Case
 from minicos.pipeline import load
 from minicos.runs import Run
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minicos import ops
-from minicos.analysis import cases, ensemble, ensemble_study
-from minicos.analysis.ensemble import Ensemble, Passes, rows, run, share, window
+from minicos.analysis.ensemble import share as ensemble
+from minicos.analysis.ensemble import study as ensemble_study
+from minicos.analysis.ensemble.share import Ensemble, Passes, rows, run, share, window
+from minicos.analysis.tools import cases
 from minicos.cli import main
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
@@ -424,18 +426,18 @@ def test_chosen_on_dev_tested_on_test(tmp_path):
         "vote among 3 plain runs",
         "best of 3 plain runs (oracle)",
     ]
-    assert by_name["plain (T = 1)"].rate.effect == 0.5
-    assert (by_name[best].rate.effect, by_name[best].gain.effect, by_name[best].distance) == (
+    assert by_name["plain (T = 1)"].rate.value == 0.5
+    assert (by_name[best].rate.value, by_name[best].gain.value, by_name[best].distance) == (
         0.75,
         0.25,
         0.25,
     )
     assert (
-        by_name["vote among 3 plain runs"].rate.effect
-        == by_name["best of 3 plain runs (oracle)"].rate.effect
+        by_name["vote among 3 plain runs"].rate.value
+        == by_name["best of 3 plain runs (oracle)"].rate.value
         == 0.75
     )
-    assert by_name["lockstep 0-9 @0"].gain.effect == -0.5
+    assert by_name["lockstep 0-9 @0"].gain.value == -0.5
     assert {row.name for row in table if row.p_holm is not None} == {
         *first,
         best,

@@ -12,18 +12,22 @@ from hypothesis import strategies as st
 
 import minicos.sample
 from minicos import puzzles
-from minicos.analysis import cases, noise, noise_study, sensitivity, settings, stats
-from minicos.analysis.cases import Case
-from minicos.analysis.noise import Noise, follow, measure
-from minicos.analysis.noise_study import Plan, study
-from minicos.analysis.observe import observe
+from minicos.analysis import sweep as settings
+from minicos.analysis.noise import edit
+from minicos.analysis.noise import results as sensitivity
+from minicos.analysis.noise import study as noise_study
+from minicos.analysis.noise.edit import Noise, follow, measure
+from minicos.analysis.noise.study import Plan, study
+from minicos.analysis.tools import cases, stats
+from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.record import record
 from minicos.cli import main
 from minicos.errors import MinicosError
 from minicos.pipeline import load
 from minicos.runs import Run
 
 STEPS = 5
-EDITED = tuple(mode for mode in noise.MODES if mode != "null")
+EDITED = tuple(mode for mode in edit.MODES if mode != "null")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def clean(wan, subjects, tmp_path_factory):
         condition = cases.condition(model, subjects)
         start = cases.noise(model, condition, subjects)
         run = Run.open(tmp_path_factory.mktemp("clean"), {})
-        observe(model, condition, run, [noise.Clean(3)], start)
+        record(model, condition, run, [edit.Clean(3)], start)
         return condition, start, run
 
     return make
@@ -315,9 +319,7 @@ def test_late_noise_breaks_what_early_noise_does_not(tmp_path):
     table = sensitivity.table(sensitivity.rows(results))
     assert "step 5" in table
     assert {"dose", "D", "solved", "right frames"} == set(sensitivity.headline(results))
-    assert (
-        sensitivity.peak(sensitivity.sensitivity(results), sensitivity.at(results))[0].effect == 5
-    )
+    assert sensitivity.peak(sensitivity.sensitivity(results), sensitivity.at(results))[0].value == 5
     share = results.runs["frame 1"]["right"]
     assert results.shown("frame 1", "untouched").tolist() == [
         k not in (1, 2, 3, 4) for k in range(13)
@@ -332,9 +334,9 @@ def test_late_noise_breaks_what_early_noise_does_not(tmp_path):
 def test_peaks_of_cases_that_agree():
     values = np.array([[0.0, 2.0, 1.0], [0.1, 3.0, 1.0]])
     top, _ = sensitivity.peak(values, np.array([0, 10, 20]))
-    assert (top.effect, top.low, top.high) == (10, 10, 10)
+    assert (top.value, top.low, top.high) == (10, 10, 10)
     torn, _ = sensitivity.peak(np.array([[5.0, 0.0, 0.0], [0.0, 0.0, 4.0]]), np.array([0, 10, 20]))
-    assert (torn.effect, torn.low, torn.high) == (0, 0, 20)
+    assert (torn.value, torn.low, torn.high) == (0, 0, 20)
 
 
 def test_settled_is_when_it_stays_near():
@@ -371,7 +373,7 @@ def test_the_boundary_is_swept_in_one_command(tmp_path, capsys):
     told = capsys.readouterr().out
     found = json.loads((out / "settings.json").read_text())
     assert [row["handover"] for row in found] == [3, 1]  # sigmas 1, .94, .83, .63
-    assert found[0]["shift"]["effect"] == 0
+    assert found[0]["shift"]["value"] == 0
     assert "against the first" in told
     for name in (
         "settings.png",

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicos.analysis import report, stats
+from minicos.analysis import report
 from minicos.analysis.reproduce import EXPERIMENTS, subjects
+from minicos.analysis.tools import stats
 from minicos.cli import main, reproduce
 from minicos.pipeline import load
 from tests.test_cli import posix, start, wait_for
@@ -115,7 +116,7 @@ def test_the_command_knows_every_section():
 def test_a_difference_leaves_out_what_has_no_value_and_tells_its_power():
     a, b = np.array([1.0, 2.0, np.nan, 4.0]), np.array([0.0, 0.0, 0.0, 1.0])
     claim = report.difference("more", a, b, "b")
-    assert claim.n == 3 and claim.effect == 2.0
+    assert claim.n == 3 and claim.value == 2.0
     assert claim.resolvable == stats.resolvable(np.std([1, 2, 3]), 3)
     assert str(claim).endswith("(above zero)")
     assert str(report.difference("less", b[:2], a[:2], "a")).endswith("(below zero)")
@@ -147,8 +148,8 @@ def test_unpaired_means():
     a, b = rng.normal(1, 1, 400), rng.normal(0, 1, 300)
     found = stats.unpaired(a, b)
     width = 1.96 * (a.var() / 400 + b.var() / 300) ** 0.5
-    assert found.effect == a.mean() - b.mean() and found.n == 300
-    assert found.high - found.effect == pytest.approx(width, rel=0.05)  # measured: 1 %
+    assert found.value == a.mean() - b.mean() and found.n == 300
+    assert found.high - found.value == pytest.approx(width, rel=0.05)  # measured: 1 %
 
 
 # -- subjects -----------------------------------------------------------------------------------------------------------

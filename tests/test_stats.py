@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicos.analysis import stats
+from minicos.analysis.tools import stats
 
 
 def latents(n: int, seed: int = 0) -> torch.Tensor:

@@ -11,10 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicos.analysis import cases, swap, swap_pairs, swap_results, swap_study
-from minicos.analysis.probe import Probe
-from minicos.analysis.swap import EMBED, Swap
-from minicos.analysis.swap_study import Plan
+from minicos.analysis.swap import pairs as swap_pairs
+from minicos.analysis.swap import results as swap_results
+from minicos.analysis.swap import states as swap
+from minicos.analysis.swap import study as swap_study
+from minicos.analysis.swap.pictures import Probe
+from minicos.analysis.swap.states import EMBED, Swap
+from minicos.analysis.swap.study import Plan
+from minicos.analysis.tools import cases
 from minicos.cli import main
 from minicos.errors import MinicosError
 from minicos.hooks import Site
@@ -240,13 +244,13 @@ def test_leverage_is_that_of_the_guided_step(guided):
 def test_crossing_is_where_the_mean_curve_gets_there():
     rising = np.tile([-1.0, -1.0, 1.0, 1.0], (20, 1))
     at = swap_results.crossing([0, 2, 4, 6], rising, 0.0)
-    assert (at.effect, at.low, at.high, at.n) == (3, 3, 3, 20)
+    assert (at.value, at.low, at.high, at.n) == (3, 3, 3, 20)
     never = swap_results.crossing([0, 1], np.zeros((5, 2)), 0.5)
-    assert (never.effect, never.low, never.high) == (np.inf, np.inf, np.inf)
-    assert swap_results.crossing([4, 5], np.ones((5, 2)), 0.5).effect == 4  # there already
+    assert (never.value, never.low, never.high) == (np.inf, np.inf, np.inf)
+    assert swap_results.crossing([4, 5], np.ones((5, 2)), 0.5).value == 4  # there already
     mixed = np.repeat([[0.0, 1, 1, 1], [0, 0, 0, 1]], 10, axis=0)
     at = swap_results.crossing([0, 1, 2, 3], mixed, 0.6)
-    assert 2 < at.effect < 3
+    assert 2 < at.value < 3
     assert at.low < 1 < 2 < at.high <= 3  # resampled, either half may win
 
 
@@ -422,7 +426,7 @@ def test_a_killed_sweep_continues_with_the_same_result(toy, tmp_path, monkeypatc
     lines = swap_results.table(plan, whole, 3)
     assert [line["changed"] for line in lines if line["arm"].endswith("null")] == [0, 0, 0]
     assert [
-        line["flip"].effect
+        line["flip"].value
         for line in lines
         if line["layer"] == 11 and line["arm"].startswith("steps")
     ] == [1, 1]
@@ -468,7 +472,7 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
         for c in ("", " null", " wrong")
     }
     assert [line["flip"]["n"] for line in found["turns"]] == [2, 2]
-    assert found["turns"][0]["flip"]["effect"] is None  # a random network does not turn at step 0
+    assert found["turns"][0]["flip"]["value"] is None  # a random network does not turn at step 0
     assert (tmp_path / "run/last_frames.png").exists()
     assert (tmp_path / "run/videos/steps_0-1_same_x/layer_embed.mp4").exists()
     assert main(argv) == 0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minicos.analysis import cases
+from minicos.analysis.tools import cases
 from minicos.config import TINY_VAE, VAE22, VAEConfig
 from minicos.media import to_float
 from minicos.pipeline import load

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from minicos import ops, puzzles
 from minicos.analysis.attention import Attention, words
 from minicos.analysis.energy import Energy, centred, components, on_tokens, separation
-from minicos.analysis.observe import observe, recorded
+from minicos.analysis.tools.record import record, recorded
 from minicos.hooks import Hooks
 from minicos.pipeline import load
 from minicos.runs import Run
@@ -57,7 +57,7 @@ def tensors(wan, condition, noise, *names) -> dict[str, torch.Tensor]:
 
 def test_update_is_what_a_block_wrote(wan, condition, run):
     noise = wan.noise(condition, 0)
-    observe(wan, condition, run, [Energy((0,))], noise)
+    record(wan, condition, run, [Energy((0,))], noise)
     kept = recorded(run, "energy", STEPS)[0]
     seen = tensors(wan, condition, noise, "embed", "blocks.0", "blocks.5", "blocks.6")
     for layer, (before, after) in {0: ("embed", "blocks.0"), 6: ("blocks.5", "blocks.6")}.items():
@@ -89,7 +89,7 @@ def test_energy_computes_with_the_models_operations(toy, condition, run):
     wan = load(toy, device="cpu", ops=replace(ops.REFERENCE, token_energy=counted)).with_preset(
         "cos", steps=1
     )
-    observe(wan, condition, run, [Energy((), ops=wan.ops)], wan.noise(condition, 0))
+    record(wan, condition, run, [Energy((), ops=wan.ops)], wan.noise(condition, 0))
     assert len(seen) == 2 * 12 * 3  # branches, layers, forms
 
 
@@ -222,7 +222,7 @@ def test_attention_computes_with_the_models_operations(toy, condition, run):
     wan = load(toy, device="cpu", ops=replace(ops.REFERENCE, attention_mass=counted)).with_preset(
         "cos", steps=1
     )
-    observe(wan, condition, run, [Attention((0, 7), (0,), ops=wan.ops)], wan.noise(condition, 0))
+    record(wan, condition, run, [Attention((0, 7), (0,), ops=wan.ops)], wan.noise(condition, 0))
     assert seen == [4, 1, 4, 1]  # self-attention by frames, cross-attention as one
 
 
@@ -232,7 +232,7 @@ def test_attention_from_a_sample_is_kept_with_its_error(wan, condition, tmp_path
     for name, queries in {"exact": None, "some": 3, "again": 3, "all": 100}.items():
         analysis = Attention((7,), (0,), words=words(condition, "cond"), queries=queries)
         run = Run.open(tmp_path / name, {})
-        observe(wan, condition, run, [analysis], noise)
+        record(wan, condition, run, [analysis], noise)
         saved = recorded(run, "attention", STEPS)
         kept[name] = saved[0]
         assert all(run.has(file) for file in analysis.draw(saved, run))
@@ -253,7 +253,7 @@ def test_attention_from_a_sample_is_kept_with_its_error(wan, condition, tmp_path
 def test_attention_that_is_kept(wan, condition, run):
     noise = wan.noise(condition, 0)
     analysis = Attention((0, 7), (0,), words=words(condition, "cond"))
-    observe(wan, condition, run, [analysis], noise)
+    record(wan, condition, run, [analysis], noise)
     first, second = recorded(run, "attention", STEPS)
     assert not second  # step 1 was not asked for
     names = [f"blocks.7.{part}.{x}" for part in ("self_attn", "cross_attn") for x in "qk"]
@@ -276,7 +276,7 @@ def test_chosen_heads_are_averaged(wan, condition, tmp_path):
     noise, kept = wan.noise(condition, 0), {}
     for heads in ((0,), (2,), (0, 2)):
         run = Run.open(tmp_path / str(heads), {})
-        observe(wan, condition, run, [Attention((3,), (0,), heads)], noise)
+        record(wan, condition, run, [Attention((3,), (0,), heads)], noise)
         kept[heads] = recorded(run, "attention", STEPS)[0]["between.3"]
     assert rel_max((kept[0,] + kept[2,]) / 2, kept[0, 2]) < 1e-6
     assert not np.allclose(kept[0,], kept[2,])

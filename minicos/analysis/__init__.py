@@ -1,1 +1,1 @@
-"""One file for each question asked of a model; `observe` runs any number of them in one pass over the denoising steps."""
+"""One file for each question asked of a model; `record` runs any number of them in one pass over the denoising steps."""

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import figures
-from minicos.analysis.observe import Saved
+from minicos.analysis.tools import figures
+from minicos.analysis.tools.record import Saved
 from minicos.condition import Condition
 from minicos.hooks import Hooks, Site
 from minicos.ops import REFERENCE, Ops, stratified
@@ -82,7 +82,7 @@ class Attention:
             keep(*(mass[0].mean(0) for mass in masses))
             keep(*(error[0].square().sum(0).sqrt() / q.shape[1] for error in errors), name="_error")
 
-    def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+    def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         kept = dict(self._kept)
         self._kept.clear()
         return kept  # "received.3": f h w; "between.3": f f; "text.3": t; of a sample also "received_error.3" ...

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from minicos.analysis import cases, posterior
-from minicos.analysis.cases import Case
+from minicos.analysis.tools import cases, posterior
+from minicos.analysis.tools.cases import Case
 from minicos.hooks import Hooks, Site
 from minicos.pipeline import Wan
 from minicos.puzzles import Puzzle

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minicos.analysis import cases
-from minicos.analysis.cases import Case
-from minicos.analysis.stats import yardstick
+from minicos.analysis.tools import cases
+from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.stats import yardstick
 from minicos.condition import Condition
 from minicos.pipeline import Wan
 from minicos.sample import Step

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minicos.analysis import figures
-from minicos.analysis.observe import Saved
-from minicos.analysis.stats import auroc, massive
+from minicos.analysis.tools import figures
+from minicos.analysis.tools.record import Saved
+from minicos.analysis.tools.stats import auroc, massive
 from minicos.hooks import Hooks, Site
 from minicos.ops import REFERENCE, Ops
 from minicos.runs import Run
@@ -70,7 +70,7 @@ class Energy:
             self._kept[site.branch].setdefault(form, []).append(value.cpu())
         self._last["stream"] = h
 
-    def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+    def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         kept = {
             f"{b}.{form}": torch.stack(layers)
             for b, forms in self._kept.items()

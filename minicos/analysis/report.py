@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minicos.analysis import stats
-from minicos.analysis.stats import Interval
+from minicos.analysis.tools import stats
+from minicos.analysis.tools.stats import Interval
 from minicos.runs import replace_file, write_json
 
 FIELDS = ("claim", "effect", "low", "high", "n", "control", "command")  # of claims.json
@@ -35,7 +35,7 @@ class Claim:
 
     @property
     def brief(self) -> str:
-        return f"{number(self.effect)} [{number(self.low)}, {number(self.high)}]"
+        return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
 
     def __str__(self) -> str:
         """The number and, of a difference, what may be said of its sign."""
@@ -77,7 +77,7 @@ def difference(claim: str, a: np.ndarray, b: np.ndarray, control: str) -> Claim:
 
 
 def of(claim: str, interval: Interval, control: str) -> Claim:
-    return Claim(claim, interval.effect, interval.low, interval.high, interval.n, control)
+    return Claim(claim, interval.value, interval.low, interval.high, interval.n, control)
 
 
 def _resolvable(d: np.ndarray) -> float | None:
@@ -122,7 +122,7 @@ def _head(about: str) -> str:
 
 def _part(name: str, section: Section) -> str:
     rows = [
-        f"| {c.claim} | {number(c.effect)} | {number(c.low)} … {number(c.high)} | {c.n} | {c.control} | {_power(c)} |"
+        f"| {c.claim} | {number(c.value)} | {number(c.low)} … {number(c.high)} | {c.n} | {c.control} | {_power(c)} |"
         for c in section.claims
     ]
     return "\n\n".join(

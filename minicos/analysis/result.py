@@ -16,7 +16,7 @@ NaN: both are null, which means that there is no such value.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import isfinite, isinf, isnan, nan
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -30,17 +30,12 @@ FILE = "results.json"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n cases with its 95 % interval. None: there is no such value."""
+    """A mean over n cases with its 95 % interval. NaN: there is no value; infinity: what was looked for never came."""
 
-    value: float | None
-    low: float | None
-    high: float | None
+    value: float
+    low: float
+    high: float
     n: int
-
-    def __post_init__(self) -> None:
-        for name in ("value", "low", "high"):
-            number = getattr(self, name)
-            object.__setattr__(self, name, _finite(number))
 
     def __str__(self) -> str:
         return brief(self)
@@ -51,17 +46,13 @@ class Number:
     """One finding. `note` names what it is compared with: the control, or what is true by construction."""
 
     name: str
-    value: float | None
-    low: float | None = None  # the 95 % interval, where the number is a mean over cases
-    high: float | None = None
+    value: float
+    low: float = nan  # the 95 % interval, where the number is a mean over cases
+    high: float = nan
     n: int | None = None  # cases that have a value
     unit: str = ""
     note: str = ""
-    resolvable: float | None = None  # a difference's: the smallest that n cases find, 80 % power
-
-    def __post_init__(self) -> None:
-        for name in ("value", "low", "high", "resolvable"):
-            object.__setattr__(self, name, _finite(getattr(self, name)))
+    resolvable: float = nan  # a difference's: the smallest that n cases find with 80 % power
 
     @classmethod
     def of(cls, name: str, interval: Interval, *, unit: str = "", note: str = "") -> Self:
@@ -82,18 +73,11 @@ class Curve:
 
     name: str
     x: Sequence[float]
-    value: Sequence[float | None]
-    low: Sequence[float | None] = ()
-    high: Sequence[float | None] = ()
+    value: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
     x_label: str = ""
     unit: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("x", "value", "low", "high"):
-            values = tuple(
-                _finite(float(v)) if v is not None else None for v in getattr(self, name)
-            )
-            object.__setattr__(self, name, values)
 
 
 @dataclass(frozen=True)
@@ -143,12 +127,12 @@ def read(place: str | Path) -> Result:
         return Result(
             kept["what"],
             kept["settings"],
-            tuple(Number(**number) for number in kept["numbers"]),
+            tuple(Number(**_filled(number)) for number in kept["numbers"]),
             {
                 name: tuple({k: _cell(v) for k, v in row.items()} for row in rows)
                 for name, rows in kept["tables"].items()
             },
-            tuple(Curve(**curve) for curve in kept["curves"]),
+            tuple(Curve(**_filled(curve)) for curve in kept["curves"]),
             tuple(kept["files"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -181,29 +165,38 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def brief(value: Interval | Number) -> str:
-    """ "0.123 [0.100, 0.150]"; "-" for what has no value."""
-    middle = _shown(value.value)
-    return (
-        middle
-        if value.low is None and value.high is None
-        else f"{middle} [{_shown(value.low)}, {_shown(value.high)}]"
-    )
+    """ "0.123 [0.100, 0.150]"; "-" for what has no value, "never" for infinity."""
+    bare = isnan(value.low) and isnan(value.high)
+    ends = "" if bare else f" [{_shown(value.low)}, {_shown(value.high)}]"
+    return f"{_shown(value.value)}{ends}"
 
 
 def _shown(cell: Cell) -> str:
     if isinstance(cell, Interval):
         return brief(cell)
+    if cell is None or (isinstance(cell, float) and isnan(cell)):
+        return "-"
     if isinstance(cell, float):
+        if isinf(cell):
+            return "never"
         return f"{cell:.3f}" if cell == 0 or abs(cell) >= 0.0995 else f"{cell:.3g}"
-    return "-" if cell is None else str(cell)
+    return str(cell)
 
 
 def _cell(value: Any) -> Cell:
-    return Interval(**value) if isinstance(value, dict) else value
+    return Interval(**_filled(value)) if isinstance(value, dict) else value
 
 
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not isfinite(value) else float(value)
+def _filled(kept: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a number, an interval or a curve: what JSON holds as null is NaN again; n may be missing."""
+    return {
+        name: tuple(nan if v is None else v for v in value)
+        if isinstance(value, list)
+        else nan
+        if value is None and name != "n"
+        else value
+        for name, value in kept.items()
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -214,4 +207,4 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)  # numpy's too
-    return _finite(value) if isinstance(value, float) else value
+    return value if not isinstance(value, float) else float(value) if isfinite(value) else None

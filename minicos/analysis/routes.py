@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import figures
-from minicos.analysis.observe import Saved
+from minicos.analysis.tools import figures
+from minicos.analysis.tools.record import Saved
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.pipeline import Wan
 from minicos.puzzles.maze import Maze, edges_of, grid_edges
@@ -30,7 +30,7 @@ class Routes:
     def hooks(self) -> Hooks:
         return NO_HOOKS
 
-    def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+    def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         last = self.wan.decode(step.x0[:1])[0, -1]  # the whole trail is in the last frame
         return {"trail": torch.from_numpy(self.puzzle.read_trail(last).clip(0, 1).mean(1))}  # edges
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import figures
-from minicos.analysis.observe import Saved
-from minicos.analysis.stats import squared, yardstick
+from minicos.analysis.tools import figures
+from minicos.analysis.tools.record import Saved
+from minicos.analysis.tools.stats import squared, yardstick
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import load_image, save_image, save_video
 from minicos.pipeline import Wan
@@ -46,7 +46,7 @@ class Steps:
     def hooks(self) -> Hooks:
         return NO_HOOKS
 
-    def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+    def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         estimates = self._estimates(step)
         if step.index in self.chosen:
             for branch, x0 in estimates.items():

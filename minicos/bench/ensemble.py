@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
-from minicos.analysis import cases
-from minicos.analysis.ensemble import Ensemble, Passes, hooks, rows, run, window
+from minicos.analysis.ensemble.share import Ensemble, Passes, hooks, rows, run, window
+from minicos.analysis.tools import cases
 from minicos.bench.measure import Line, alternate
 from minicos.bench.networks import operations, subject
 from minicos.pipeline import load

@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from minicos.analysis import cases
-from minicos.analysis.noise import Clean, Noise, measure
-from minicos.analysis.observe import observe
+from minicos.analysis.noise.edit import Clean, Noise, measure
+from minicos.analysis.tools import cases
+from minicos.analysis.tools.record import record
 from minicos.bench.measure import Line, alternate
 from minicos.bench.networks import operations
 from minicos.pipeline import load
@@ -33,7 +33,7 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
     def sweep(side: str, start: int | None = None) -> None:
         with TemporaryDirectory() as folder:
             clean = Run.open(Path(folder), {})
-            observe(wan, condition, clean, [Clean(None)], noise)
+            record(wan, condition, clean, [Clean(None)], noise)
             measured = [measure(wan, condition, noise, clean, edit, start=start) for edit in edits]
             passes[side] = steps + sum(int(one["passes"]) for one in measured)
 

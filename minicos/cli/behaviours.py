@@ -8,7 +8,7 @@ from minicos.cli import opening, options, run_folder, values
 if TYPE_CHECKING:
     import numpy as np
 
-    from minicos.analysis.stats import Interval
+    from minicos.analysis.tools.stats import Interval
     from minicos.pipeline import Wan
     from minicos.runs import Run
 
@@ -62,7 +62,8 @@ def _courses(wan: "Wan", folder: "Run", kind: str, args: argparse.Namespace) -> 
     """Self-correction and perception on the puzzles of one kind."""
     import numpy as np
 
-    from minicos.analysis import behaviours, cases, stats
+    from minicos.analysis import behaviours
+    from minicos.analysis.tools import cases, stats
 
     chosen = cases.held_out(kind, args.n, size=args.size, seed=args.seed)
     kept = cases.collect(
@@ -109,7 +110,8 @@ def _memory(
     import numpy as np
     import torch
 
-    from minicos.analysis import behaviours, cases, figures, stats
+    from minicos.analysis import behaviours
+    from minicos.analysis.tools import cases, figures, stats
     from minicos.puzzles.draw import COLOURS, SHAPES
 
     parts = {}
@@ -142,7 +144,7 @@ def _memory(
             rates = [stats.bootstrap(hits) for hits, _ in layers]
             lines[f"{what}, step {step}"] = (
                 np.arange(depth) + behaviours.EMBED,
-                np.array([(i.effect, i.low, i.high) for i in rates]).T,
+                np.array([(i.value, i.low, i.high) for i in rates]).T,
             )
             best = int(
                 np.argmax([promised for _, promised in layers])

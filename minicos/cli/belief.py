@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from minicos.analysis import cases, figures, posterior, stats
+    from minicos.analysis.tools import cases, figures, posterior, stats
 
     chosen = subjects.subjects(args, keep=cases.ambiguous)
     wan = opening.load(args)
@@ -45,9 +45,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
     def lines(*names: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        rows = {
-            name: np.array([(i.effect, i.low, i.high) for i in table[name]]).T for name in names
-        }
+        rows = {name: np.array([(i.value, i.low, i.high) for i in table[name]]).T for name in names}
         return {COLUMNS[name]: (np.arange(rows[name].shape[1]), rows[name]) for name in names}
 
     several = np.mean([len(case.puzzle.candidates) for case in chosen])
@@ -70,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     for step, row in enumerate(zip(*table.values(), strict=True)):
         print(
             f"{step:4}  "
-            + "  ".join(f"{f'{i.effect:5.3f} [{i.low:5.3f}, {i.high:5.3f}]':22}" for i in row)
+            + "  ".join(f"{f'{i.value:5.3f} [{i.low:5.3f}, {i.high:5.3f}]':22}" for i in row)
         )
     print(folder.path("alive.png"), folder.path("departure.png"))
 

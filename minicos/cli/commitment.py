@@ -32,8 +32,9 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from minicos.analysis import cases, commitment, figures, stats
+    from minicos.analysis import commitment
     from minicos.analysis.steps import spread
+    from minicos.analysis.tools import cases, figures, stats
 
     if args.prompt is not None and args.count < 2:
         raise MinicosError(

@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from minicos.analysis.energy import Energy
-    from minicos.analysis.observe import observe, recorded
     from minicos.analysis.routes import Routes
     from minicos.analysis.steps import Steps, spread
+    from minicos.analysis.tools.record import record, recorded
     from minicos.errors import MinicosError
     from minicos.media import save_image, save_video
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     folder = run_folder.open_run(args, wan, analyses, puzzle=puzzle.key)
     save_image(folder.path("first_frame.png"), picture)
-    latent = observe(wan, condition, folder, analyses, noise)
+    latent = record(wan, condition, folder, analyses, noise)
     video = wan.decode(latent)[0]
     save_video(folder.path("video.mp4"), video, fps=wan.preset.fps)
     for analysis in analyses:

@@ -7,8 +7,8 @@ from minicos.cli import opening, options, run_folder, values
 from minicos.cli.subjects import add_subject_options
 
 if TYPE_CHECKING:
-    from minicos.analysis.ensemble import Ensemble
-    from minicos.analysis.ensemble_study import Row
+    from minicos.analysis.ensemble.share import Ensemble
+    from minicos.analysis.ensemble.study import Row
     from minicos.pipeline import Wan
     from minicos.runs import Run
 
@@ -92,8 +92,8 @@ def spans(text: str) -> tuple[tuple[int, int], ...]:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from minicos.analysis.ensemble import Ensemble
-    from minicos.analysis.ensemble_study import ablation
+    from minicos.analysis.ensemble.share import Ensemble
+    from minicos.analysis.ensemble.study import ablation
     from minicos.errors import MinicosError
 
     if (args.puzzle is None) == (args.prompt is None):
@@ -142,8 +142,8 @@ def puzzles(
     """Choose an arm on the dev split, report it with the ablation, its controls and its rivals on the test split."""
     from dataclasses import asdict
 
-    from minicos.analysis import figures
-    from minicos.analysis.ensemble_study import experiment
+    from minicos.analysis.ensemble.study import experiment
+    from minicos.analysis.tools import figures
     from minicos.errors import MinicosError
 
     if args.n < args.seeds:
@@ -159,8 +159,8 @@ def puzzles(
     folder.save_json("result.json", {"chosen": chosen, "rows": [asdict(row) for row in table]})
     figures.intervals(
         folder.path("ensemble.png"),
-        {row.name: (row.gain.effect, row.gain.low, row.gain.high) for row in table[1:]},
-        x=f"gain in puzzles solved over one plain run ({table[0].rate.effect:.2f}), n = {args.n}",
+        {row.name: (row.gain.value, row.gain.low, row.gain.high) for row in table[1:]},
+        x=f"gain in puzzles solved over one plain run ({table[0].rate.value:.2f}), n = {args.n}",
         title=f"{args.seeds} seeds, {args.puzzle} {args.size}x{args.size}, {wan.preset.steps} steps; red: {how}",
         strong=chosen,
     )
@@ -176,7 +176,7 @@ def puzzles(
 
 def held_out(args: argparse.Namespace, split: str, n: int) -> list[list]:
     """Puzzles in even batches of BATCH or more: wrong donors need company."""
-    from minicos.analysis import cases
+    from minicos.analysis.tools import cases
 
     made = cases.held_out(args.puzzle, n, size=args.size, split=split, seed=args.seed)
     count = max(1, n // max(BATCH, args.seeds))
@@ -187,12 +187,12 @@ def show(table: list["Row"]) -> None:
     width = max(len(row.name) for row in table)
     print(f"{'':{width}}  solved  gain    95 % interval     p      Holm    D to plain  passes")
     first, *others = table
-    print(f"{first.name:{width}}  {first.rate.effect:6.3f}  {first.passes:58.1f}")
+    print(f"{first.name:{width}}  {first.rate.value:6.3f}  {first.passes:58.1f}")
     for row in others:
         holm = "" if row.p_holm is None else f"{row.p_holm:.2g}"
         distance = "" if row.distance is None else f"{row.distance:.3f}"
         print(
-            f"{row.name:{width}}  {row.rate.effect:6.3f}  {row.gain.effect:+.3f}  [{row.gain.low:+.3f}, {row.gain.high:+.3f}]"
+            f"{row.name:{width}}  {row.rate.value:6.3f}  {row.gain.value:+.3f}  [{row.gain.low:+.3f}, {row.gain.high:+.3f}]"
             f"  {row.p:<6.2g} {holm:6}  {distance:>8}  {row.passes:6.1f}"
         )
 
@@ -203,8 +203,8 @@ def own(
     """One picture or prompt: every plain run and every arm as videos, side by side, and D of each arm to its plain run."""
     from functools import partial
 
-    from minicos.analysis import cases
-    from minicos.analysis.ensemble_study import compare, controls, moved
+    from minicos.analysis.ensemble.study import compare, controls, moved
+    from minicos.analysis.tools import cases
 
     first = next(iter(arms))
     *_, random = controls(first, arms[first]).items()
@@ -234,7 +234,7 @@ def draw(folder: "Run", wan: "Wan", data: dict, arms: dict[str, "Ensemble"]) -> 
     import numpy as np
     import torch
 
-    from minicos.analysis import figures
+    from minicos.analysis.tools import figures
     from minicos.media import save_video
 
     videos = {}

@@ -18,7 +18,7 @@ def add(verbs) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from minicos.analysis.observe import observe
+    from minicos.analysis.tools.record import record
     from minicos.media import save_video
 
     images = opening.images(args)
@@ -26,6 +26,6 @@ def run(args: argparse.Namespace) -> None:
     condition = opening.condition(args, wan, images)
     noise = wan.noise(condition, args.seed)
     folder = run_folder.open_run(args, wan, [], **run_folder.subject(args, images))
-    latent = observe(wan, condition, folder, [], noise)
+    latent = record(wan, condition, folder, [], noise)
     save_video(folder.path("video.mp4"), wan.frames(latent[0]), fps=wan.preset.fps)
     print(folder.path("video.mp4"))

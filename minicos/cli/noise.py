@@ -12,9 +12,9 @@ from minicos.cli import opening, options, run_folder, subjects, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
-    from minicos.analysis.cases import Case
-    from minicos.analysis.noise_study import Plan
-    from minicos.analysis.settings import Setting
+    from minicos.analysis.noise.study import Plan
+    from minicos.analysis.sweep import Setting
+    from minicos.analysis.tools.cases import Case
     from minicos.pipeline import Wan
 
 T = TypeVar("T")
@@ -146,9 +146,9 @@ def listed(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 
 def noise(args: argparse.Namespace) -> None:
-    from minicos.analysis import sensitivity
-    from minicos.analysis.noise_study import Plan, study
-    from minicos.analysis.settings import Setting
+    from minicos.analysis.noise import results as sensitivity
+    from minicos.analysis.noise.study import Plan, study
+    from minicos.analysis.sweep import Setting
 
     cases, about, wan = _subject(args)
     plan = Plan(
@@ -176,7 +176,7 @@ def noise(args: argparse.Namespace) -> None:
         print(f"step noise - frame noise, {name}: {value}")
     top, _ = sensitivity.peak(sensitivity.sensitivity(results), sensitivity.at(results))
     hand = "" if results.handover is None else f"; the experts change at step {results.handover}"
-    print(f"D peaks for noise at step {top.effect:.0f} [{top.low:.0f}, {top.high:.0f}]{hand}")
+    print(f"D peaks for noise at step {top.value:.0f} [{top.low:.0f}, {top.high:.0f}]{hand}")
     spent, full = results.passes()
     print(
         f"{spent} network passes for the steps' sweep and its clean run: {spent / full:.3f} of as many full runs"
@@ -191,7 +191,7 @@ def several(settings: Callable, args: argparse.Namespace) -> None:
 
 
 def frames(args: argparse.Namespace, wan: "Wan") -> dict[str, "Setting"]:
-    from minicos.analysis.settings import Setting
+    from minicos.analysis.sweep import Setting
 
     if wan.variant == "tiny" and (other := [f for f in args.counts if f != 13]):
         print(
@@ -202,7 +202,7 @@ def frames(args: argparse.Namespace, wan: "Wan") -> dict[str, "Setting"]:
 
 
 def distilled(args: argparse.Namespace, wan: "Wan") -> dict[str, "Setting"]:
-    from minicos.analysis.settings import Setting
+    from minicos.analysis.sweep import Setting
 
     if args.models is None:
         return {
@@ -222,7 +222,7 @@ def distilled(args: argparse.Namespace, wan: "Wan") -> dict[str, "Setting"]:
 
 def _plan(args: argparse.Namespace, steps: int) -> "Plan":
     """Noise at `--points` steps spread over the run, the first included and the last not; frame noise is left to `minicos noise`."""
-    from minicos.analysis.noise_study import Plan
+    from minicos.analysis.noise.study import Plan
 
     points = min(args.points, steps)
     at = tuple(sorted({i * steps // points for i in range(points)}))
@@ -265,7 +265,7 @@ def _told(
     axis: str,
 ) -> None:
     """Study the settings, print their table, draw them together."""
-    from minicos.analysis import settings as analysis
+    from minicos.analysis import sweep as analysis
 
     for setting in settings.values():
         _check(setting.plan, setting.wan)

@@ -7,7 +7,7 @@ from minicos.cli import opening, options, run_folder, values
 from minicos.cli.swap import layers, ranges
 
 if TYPE_CHECKING:
-    from minicos.analysis.noise import Noise
+    from minicos.analysis.noise.edit import Noise
 
 EXAMPLES = """\
   minicos run --image shapes.png --prompt "mark the circle" --x0 --energy
@@ -87,13 +87,14 @@ def add(verbs) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from minicos.analysis import compose
     from minicos.analysis.attention import Attention, words
     from minicos.analysis.energy import Energy
-    from minicos.analysis.ensemble import Ensemble, window
-    from minicos.analysis.observe import observe, recorded
+    from minicos.analysis.ensemble import share
+    from minicos.analysis.ensemble.share import Ensemble, window
     from minicos.analysis.steps import Steps, spread
-    from minicos.analysis.swap import EMBED, Swap
+    from minicos.analysis.swap.states import EMBED, Swap
+    from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
+    from minicos.analysis.tools.record import record, recorded
     from minicos.cli.ensemble import spans
     from minicos.errors import MinicosError
     from minicos.media import save_video
@@ -128,12 +129,12 @@ def run(args: argparse.Namespace) -> None:
         raise MinicosError(
             f"--noise frame:{outside[0]}: this run has latent frames 0 to {frames[-1]}."
         )
-    changes = compose.NO_CHANGES
+    changes = NO_INTERVENTIONS
     for edit in edits:
-        changes += compose.noised(edit)
+        changes += Interventions(edits=(edit,))
     if args.swap:
         swap = Swap(args.swap, during[0], what=args.what)
-        changes += compose.swapped(wan.condition([args.other] * seeds, **images), swap, args.donor)
+        changes += swap.intervention(wan.condition([args.other] * seeds, **images), args.donor)
     if args.ensemble:
         try:
             ((first, last),) = spans(args.ensemble)
@@ -145,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
         e = Ensemble(
             window(first, last, depth), args.how, args.share_at, seeds, alpha, carrier=None
         )
-        changes += compose.shared(e, wan.ops)
+        changes += share.intervention(e, wan.ops)
     analyses = [Steps(wan, chosen)] if args.x0 else []
     if args.energy:
         analyses.append(Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops))
@@ -174,7 +175,7 @@ def run(args: argparse.Namespace) -> None:
         args, wan, analyses, **run_folder.subject(args, images), **settings, seeds=seeds, at=chosen
     )
     noise = wan.noise(condition, args.seed)
-    latent = observe(wan, condition, folder, analyses, noise, changes)
+    latent = record(wan, condition, folder, analyses, noise, changes)
     save_video(folder.path("video.mp4"), wan.decode(latent[:1])[0], fps=wan.preset.fps)
     print(folder.path("video.mp4"))
     for analysis in analyses:
@@ -184,7 +185,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _noise(parts: list[str], mode: str, seed: int, total: int) -> "Noise":
     """From ["step:2,3", "frame:1"]: both at once are noise in these frames at these steps."""
-    from minicos.analysis.noise import Noise
+    from minicos.analysis.noise.edit import Noise
     from minicos.errors import MinicosError
 
     found = {}

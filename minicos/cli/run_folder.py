@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minicos.analysis.observe import Analysis
+    from minicos.analysis.tools.record import Recorder
     from minicos.pipeline import Wan
     from minicos.runs import Run
 
@@ -32,7 +32,7 @@ def _decoding(wan: "Wan") -> dict[str, object]:
 
 
 def open_run(
-    args: argparse.Namespace, wan: "Wan", analyses: Sequence["Analysis"], **settings: object
+    args: argparse.Namespace, wan: "Wan", analyses: Sequence["Recorder"], **settings: object
 ) -> "Run":
     """The run folder of the options: entered again if it holds the same run, refused if it holds another."""
     from minicos.attention import describe

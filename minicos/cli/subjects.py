@@ -11,7 +11,7 @@ from minicos.errors import MinicosError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minicos.analysis.cases import Case
+    from minicos.analysis.tools.cases import Case
     from minicos.puzzles import Puzzle
 
 KINDS = ("maze", "goal", "mark", "memory", "turn")
@@ -57,7 +57,7 @@ def subjects(
     args: argparse.Namespace, keep: Callable[["Puzzle"], bool] = lambda puzzle: True
 ) -> list["Case"]:
     """The cases of the options, with noise seeds from --seed on. `keep` chooses among puzzles, e.g. those with several answers."""
-    from minicos.analysis.cases import Case, held_out
+    from minicos.analysis.tools.cases import Case, held_out
 
     if args.prompt is not None:
         return [Case(args.prompt, image(args), args.seed)]

@@ -12,8 +12,8 @@ from minicos.cli.subjects import add_subject_options
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minicos.analysis.stats import Interval
-    from minicos.analysis.swap_pairs import Pair
+    from minicos.analysis.swap.pairs import Pair
+    from minicos.analysis.tools.stats import Interval
 
 HELP = "Put hidden states of one prompt's run into another's: where the answer turns."
 EXAMPLES = """\
@@ -112,7 +112,10 @@ def ranges(text: str, total: int) -> tuple[range, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from minicos.analysis import swap, swap_pairs, swap_results, swap_study
+    from minicos.analysis.swap import pairs as swap_pairs
+    from minicos.analysis.swap import results as swap_results
+    from minicos.analysis.swap import states as swap
+    from minicos.analysis.swap import study as swap_study
     from minicos.errors import MinicosError
 
     image = opening.images(args)["image"]
@@ -175,8 +178,8 @@ def run(args: argparse.Namespace) -> None:
 
 def subjects(args: argparse.Namespace, image: "Tensor | None") -> list["Pair"]:
     """The pairs of the options; exactly one subject must be given."""
-    from minicos.analysis import swap_pairs
-    from minicos.analysis.cases import Case
+    from minicos.analysis.swap import pairs as swap_pairs
+    from minicos.analysis.tools.cases import Case
     from minicos.errors import MinicosError
 
     chosen = [x for x in (args.puzzle, args.probe, args.prompt) if x is not None]
@@ -200,7 +203,7 @@ def subjects(args: argparse.Namespace, image: "Tensor | None") -> list["Pair"]:
 
 def tell(lines: list[dict], turns: list[dict], plain: dict) -> None:
     """The table, each arm under its headline."""
-    from minicos.analysis.swap_pairs import UNREAD, A, B
+    from minicos.analysis.swap.pairs import UNREAD, A, B
 
     if (plain["a.answer"] != UNREAD).all():
         right = (plain["a.answer"] == A).mean(), (plain["b.answer"] == B).mean()
@@ -224,11 +227,11 @@ def tell(lines: list[dict], turns: list[dict], plain: dict) -> None:
         rates = ""
         if "A" in line:
             a = line["A"]
-            rates = f"  {a.effect:4.2f} [{a.low:4.2f}, {a.high:4.2f}]  {line['B'].effect:8.2f}  {line['neither'].effect:8.2f}"
+            rates = f"  {a.value:4.2f} [{a.low:4.2f}, {a.high:4.2f}]  {line['B'].value:8.2f}  {line['neither'].value:8.2f}"
         f = line["flip"]
         layer = "embed" if line["layer"] < 0 else line["layer"]
         print(
-            f"  {layer:>5}  {f.effect:+.3f} [{f.low:+.3f}, {f.high:+.3f}]  {line['off_axis']:8.3f}  {line['leverage']:8.5f}  "
+            f"  {layer:>5}  {f.value:+.3f} [{f.low:+.3f}, {f.high:+.3f}]  {line['off_axis']:8.3f}  {line['leverage']:8.5f}  "
             f"{line['changed']:14.2g}{rates}"
         )
 
@@ -247,6 +250,6 @@ def plain_numbers(lines: list[dict]) -> list[dict]:
 def place(at: "Interval") -> str:
     """A layer with its interval, in words where the curve never gets there."""
     low, mean, high = (
-        "never" if x == float("inf") else f"{x:.1f}" for x in (at.low, at.effect, at.high)
+        "never" if x == float("inf") else f"{x:.1f}" for x in (at.low, at.value, at.high)
     )
     return f"{mean} [{low}, {high}], n = {at.n}"

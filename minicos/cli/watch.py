@@ -77,9 +77,9 @@ def add(verbs) -> None:
 def run(name: str, args: argparse.Namespace) -> None:
     from minicos.analysis.attention import Attention, words
     from minicos.analysis.energy import Energy
-    from minicos.analysis.figures import evenly
-    from minicos.analysis.observe import observe, recorded
     from minicos.analysis.steps import Steps, spread
+    from minicos.analysis.tools.figures import evenly
+    from minicos.analysis.tools.record import record, recorded
     from minicos.errors import MinicosError
 
     images = opening.images(args)
@@ -119,7 +119,7 @@ def run(name: str, args: argparse.Namespace) -> None:
             "at": chosen,
         }
     folder = run_folder.open_run(args, wan, analyses, **run_folder.subject(args, images), **watched)
-    observe(wan, condition, folder, analyses, noise)
+    record(wan, condition, folder, analyses, noise)
     for analysis in analyses:
         first, *rest = analysis.draw(recorded(folder, analysis.name, total), folder)
         print(f"{folder.path(first)}  (and {len(rest)} more)")

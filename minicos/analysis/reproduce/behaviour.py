@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import behaviours, cases, figures
-from minicos.analysis.cases import Case, held_out
+from minicos.analysis import behaviours
 from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import groups
+from minicos.analysis.tools import cases, figures
+from minicos.analysis.tools.cases import Case, held_out
 from minicos.pipeline import Wan
 from minicos.puzzles.draw import COLOURS, SHAPES
 from minicos.runs import Run

@@ -7,20 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import (
-    behaviours,
-    cases,
-    commitment,
-    figures,
-    posterior,
-    report,
-    sensitivity,
-    stats,
-    steps,
-)
-from minicos.analysis.cases import Case, held_out
+from minicos.analysis import behaviours, commitment, report, steps
+from minicos.analysis.noise import results as sensitivity
 from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import SHORT, fewer, groups, several, untrained
+from minicos.analysis.tools import cases, figures, posterior, stats
+from minicos.analysis.tools.cases import Case, held_out
 from minicos.pipeline import Wan
 from minicos.runs import Run
 

@@ -8,19 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import (
-    cases,
-    ensemble,
-    ensemble_study,
-    figures,
-    noise_study,
-    report,
-    sensitivity,
-    stats,
-)
-from minicos.analysis.cases import Case, held_out
+from minicos.analysis import report
+from minicos.analysis.ensemble import share as ensemble
+from minicos.analysis.ensemble import study as ensemble_study
+from minicos.analysis.noise import results as sensitivity
+from minicos.analysis.noise import study as noise_study
 from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import AT_LEAST, SHORT, fewer, groups, several
+from minicos.analysis.tools import cases, figures, stats
+from minicos.analysis.tools.cases import Case, held_out
 from minicos.pipeline import Wan
 from minicos.runs import Run
 
@@ -186,8 +182,8 @@ def ensemble_section(wan: Wan, run: Run, n: int) -> Section:
     )
     figures.intervals(
         run.path("ensemble.png"),
-        {row.name: (row.gain.effect, row.gain.low, row.gain.high) for row in rows[1:]},
-        x=f"gain in puzzles solved over one plain run ({base.effect:.2f})",
+        {row.name: (row.gain.value, row.gain.low, row.gain.high) for row in rows[1:]},
+        x=f"gain in puzzles solved over one plain run ({base.value:.2f})",
         strong=chosen,
         title=f"Three seeds, {n} mazes of {size}x{size}, {short} steps; red: chosen on {dev} dev mazes",
     )
@@ -195,7 +191,7 @@ def ensemble_section(wan: Wan, run: Run, n: int) -> Section:
     best = by["best of 3 plain runs (oracle)"]
     text = f"""\
 States of the middle blocks are averaged over three seeds, early, and one trajectory is finished (`minicos ensemble`), on
-{size}x{size} mazes, larger than any that the model was trained on, at {short} steps: one plain run solves {base.effect:.2f}. Three
+{size}x{size} mazes, larger than any that the model was trained on, at {short} steps: one plain run solves {base.value:.2f}. Three
 windows and a rival mode were tried on {dev} dev mazes, and "{chosen}" was taken (most solved; of equals the first). On test
 it stands beside the paper's windows, with p values corrected after Holm. By construction only the last layer of an override
 counts, and step 0 of {short} moves the latent further than step 0 of 50: D of the paper's window to the plain run is
@@ -272,4 +268,4 @@ def success(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
 
 def _triple(values: np.ndarray) -> tuple[float, float, float]:
     interval = stats.bootstrap(values)
-    return interval.effect, interval.low, interval.high
+    return interval.value, interval.low, interval.high

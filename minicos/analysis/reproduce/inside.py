@@ -8,11 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import cases, energy, figures, report, sensitivity, swap_results, swap_study
-from minicos.analysis.cases import Case, held_out
+from minicos.analysis import energy, report
+from minicos.analysis.noise import results as sensitivity
 from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import SHORT, fewer, groups, untrained
-from minicos.analysis.swap_pairs import CONTROLS, A, B, pairs
+from minicos.analysis.swap import results as swap_results
+from minicos.analysis.swap import study as swap_study
+from minicos.analysis.swap.pairs import CONTROLS, A, B, pairs
+from minicos.analysis.tools import cases, figures
+from minicos.analysis.tools.cases import Case, held_out
 from minicos.hooks import Hooks, Site
 from minicos.pipeline import Wan
 from minicos.runs import Run
@@ -38,7 +42,7 @@ class Looking:
     def begin(self, x: Tensor, site: Site) -> None:
         self.before = x
 
-    def see(self, x: Tensor, site: Site) -> None:
+    def keep(self, x: Tensor, site: Site) -> None:
         rows = []
         for h, before, case in zip(x, self.before, self.batch, strict=True):
             mask = energy.on_tokens(case.puzzle.answer_mask(0), site.grid)
@@ -116,7 +120,7 @@ def weigh(wan: Wan, step: int, batch: Sequence[Case]) -> dict[str, Tensor]:
     def hold(q: Tensor, site: Site) -> None:
         held["q"] = q
 
-    def see(k: Tensor, site: Site) -> None:
+    def keep(k: Tensor, site: Site) -> None:
         text = ".cross_attn." in site.name
         received, between = wan.ops.attention_mass(
             held.pop("q"), k, frames=1 if text else site.grid[0]
@@ -134,7 +138,7 @@ def weigh(wan: Wan, step: int, batch: Sequence[Case]) -> dict[str, Tensor]:
     hooks = Hooks()
     for part in ("self_attn", "cross_attn"):
         hooks = hooks.on(f"blocks.*.{part}.q", hold, step=step, branch="cond").on(
-            f"blocks.*.{part}.k", see, step=step, branch="cond"
+            f"blocks.*.{part}.k", keep, step=step, branch="cond"
         )
     for made in wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=hooks):
         if made.index == step:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from minicos.analysis import cases
-from minicos.analysis.cases import Case, held_out
+from minicos.analysis.tools import cases
+from minicos.analysis.tools.cases import Case, held_out
 from minicos.dit import DiT
 from minicos.pipeline import Wan
 

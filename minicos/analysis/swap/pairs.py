@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from minicos import puzzles
-from minicos.analysis import cases
-from minicos.analysis.cases import Case
-from minicos.analysis.probe import Probe
+from minicos.analysis.swap.pictures import Probe
+from minicos.analysis.tools import cases
+from minicos.analysis.tools.cases import Case
 from minicos.errors import MinicosError
 
 CONTROLS = ("null", "wrong", "shuffled", "random")

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicos.analysis import figures
-from minicos.analysis.cases import Case
-from minicos.analysis.noise_study import Plan, Results, study
-from minicos.analysis.sensitivity import at, curve, draw, peak, sensitivity, to_json
-from minicos.analysis.stats import Interval, bootstrap, paired
+from minicos.analysis.noise.results import at, curve, draw, peak, sensitivity, to_json
+from minicos.analysis.noise.study import Plan, Results, study
+from minicos.analysis.tools import figures
+from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.stats import Interval, bootstrap, paired
 from minicos.pipeline import Wan
 from minicos.runs import Run
 
@@ -90,8 +90,8 @@ def rows(found: Mapping[str, Results]) -> list[Row]:
                 solved=bootstrap(results.runs["clean"]["solved"]) if results.puzzles else None,
                 settled=bootstrap(settled(results)),
                 peak=top,
-                shift=Interval(top.effect - top_first.effect, float(low), float(high), top.n),
-                largest=bootstrap(values[:, list(steps).index(top.effect)]),
+                shift=Interval(top.value - top_first.value, float(low), float(high), top.n),
+                largest=bootstrap(values[:, list(steps).index(top.value)]),
                 between=_between(results, first),
             )
         )
@@ -127,7 +127,7 @@ def table(found: Sequence[Row], x: str) -> str:
         handover = "-" if row.handover is None else str(row.handover)
         numbers = (row.solved, row.settled, row.peak, row.shift, row.largest, row.between)
         brief = [
-            "-" if v is None else f"{v.effect:.2f} [{v.low:.2f}, {v.high:.2f}]" for v in numbers
+            "-" if v is None else f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]" for v in numbers
         ]
         lines.append([row.name, str(row.steps), handover, *brief])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -10,10 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import cases
-from minicos.analysis.cases import Case
-from minicos.analysis.swap import DONORS, EMBED, REGIONS, Swap, flip, leverage, lockstep, tokens
-from minicos.analysis.swap_pairs import UNREAD, Pair, donors
+from minicos.analysis.swap.pairs import UNREAD, Pair, donors
+from minicos.analysis.swap.states import (
+    DONORS,
+    EMBED,
+    REGIONS,
+    Swap,
+    flip,
+    leverage,
+    lockstep,
+    tokens,
+)
+from minicos.analysis.tools import cases
+from minicos.analysis.tools.cases import Case
 from minicos.errors import MinicosError
 from minicos.media import save_video
 from minicos.pipeline import Wan

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minicos.analysis.tools.interventions import Donor, Interventions
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
@@ -127,6 +128,14 @@ class Swap:
             for point, hook in rules.items():
                 hooks = hooks.on(point, hook, step=self.steps, branch=self.branch)
         return hooks
+
+    def intervention(self, give: Condition, donor: str = "own") -> Interventions:
+        """This swap as one of several interventions in a run: its states come from a run under `give`, donor of `DONORS`."""
+        if donor not in DONORS:
+            raise MinicosError(f"no donor {donor!r}: take one of {', '.join(DONORS)}")
+        states: States = {}
+        gives = Donor(give, self.steps, self.record(states), own=donor == "own")
+        return Interventions(self.hooks(states), donors=(gives,))
 
     def _points(self, layer: int) -> tuple[str, ...]:
         """The hook points that a swap at a layer replaces; for an update, the one that it starts from and the one it replaces."""

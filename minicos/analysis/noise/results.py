@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from minicos.analysis import figures
-from minicos.analysis.noise_study import Results
-from minicos.analysis.stats import Interval, bootstrap, paired
+from minicos.analysis.noise.study import Results
+from minicos.analysis.tools import figures
+from minicos.analysis.tools.stats import Interval, bootstrap, paired
 from minicos.pipeline import Wan
 from minicos.runs import Run
 
@@ -118,7 +118,7 @@ def _brief(value: Interval | None, key: str) -> str:
     if value is None:
         return "-"
     sign = "+" if key in ("solved", "right", "right_untouched", "right_answer") else ""
-    return f"{value.effect:{sign}.2f} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
+    return f"{value.value:{sign}.2f} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
 
 
 def headline(results: Results) -> dict[str, Interval]:

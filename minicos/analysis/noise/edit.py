@@ -38,9 +38,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from minicos.analysis import stats
-from minicos.analysis.figures import evenly
-from minicos.analysis.observe import Saved, entering, kept
+from minicos.analysis.tools import stats
+from minicos.analysis.tools.figures import evenly
+from minicos.analysis.tools.record import Saved, entering, kept
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
@@ -161,7 +161,7 @@ class Clean:
     def _record(self, h: Tensor, site: Site) -> None:
         self._seen.append(h[:, evenly(h.shape[1], TOKENS)].float())
 
-    def see(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+    def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         kept = {"x0": step.x0}
         if self.layer is not None:
             kept["hidden"] = self._seen.pop()
@@ -210,8 +210,8 @@ def measure(
         out["hidden"] = out["cka"].clone()
     injected = torch.zeros(b, f, dtype=torch.float64)
     for step, dose in steps:
-        i, seen = step.index, watch.see(step, clean)
-        held = kept(clean, Clean.name, i) if twins is None else beside.see(next(twins)[0], clean)
+        i, seen = step.index, watch.keep(step, clean)
+        held = kept(clean, Clean.name, i) if twins is None else beside.keep(next(twins)[0], clean)
         injected += dose.cpu()
         passes += (1 + (step.velocity_uncond is not None)) * (1 if twins is None else 2)
         if i < first:

@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minicos.analysis import cases, stats
-from minicos.analysis.cases import Case
-from minicos.analysis.ensemble import Ensemble, Passes, rows, run, window
+from minicos.analysis.ensemble.share import Ensemble, Passes, rows, run, window
+from minicos.analysis.tools import cases, stats
+from minicos.analysis.tools.cases import Case
 from minicos.pipeline import Wan
 from minicos.runs import Run
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis import cases, stats
-from minicos.analysis.cases import Case
-from minicos.analysis.figures import evenly
-from minicos.analysis.noise import Clean, Noise, measure
-from minicos.analysis.observe import kept, observe
+from minicos.analysis.noise.edit import Clean, Noise, measure
+from minicos.analysis.tools import cases, stats
+from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.figures import evenly
+from minicos.analysis.tools.record import kept, record
 from minicos.errors import MinicosError
 from minicos.pipeline import Wan
 from minicos.puzzles import timeline
@@ -149,7 +149,7 @@ def study(wan: Wan, subjects: Sequence[Case], run: Run, plan: Plan, most: int = 
             file = f"{index:03d}/{name.replace(' ', '_')}.safetensors"
             if not run.has(file):
                 if name == "clean":
-                    final = observe(wan, condition, clean, [Clean(plan.layer)], noise)
+                    final = record(wan, condition, clean, [Clean(plan.layer)], noise)
                     passes = sum(
                         1 + (wan.preset.guidance[wan.expert(t)[0]] != 1) for t in schedule.timesteps
                     )

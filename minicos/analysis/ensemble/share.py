@@ -31,6 +31,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from minicos.analysis.tools.interventions import Donor, Interventions
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
@@ -188,6 +189,14 @@ def two_passes(
         first = _at(first, f"blocks.{k}", keep, e)
         second = _at(second, f"blocks.{k}" if e.mode == "override" else _input(k), put, e)
     return first, second
+
+
+def intervention(e: Ensemble, ops: Ops = REFERENCE) -> Interventions:
+    """Sharing inside the passes as one of several interventions in a run of rows (case seed): not modes "x0" and "latent"."""
+    if e.mode not in TWO_PASS:
+        return Interventions(hooks(e, ops))
+    first, second = two_passes(e, {}, ops)
+    return Interventions(second, donors=(Donor(None, e.steps, first, own=False),))
 
 
 def _at(rules: Hooks, point: str, hook: Callable, e: Ensemble) -> Hooks:

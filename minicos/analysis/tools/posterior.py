@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minicos.analysis import cases
-from minicos.analysis.cases import Case
+from minicos.analysis.tools import cases
+from minicos.analysis.tools.cases import Case
 from minicos.media import to_float
 from minicos.pipeline import Wan
 from minicos.puzzles import Puzzle

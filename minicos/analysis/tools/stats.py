@@ -5,12 +5,13 @@ interval: both arms of a comparison see the same puzzles and the same noise.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from minicos.analysis.result import Interval
 
 # -- how far apart ----------------------------------------------------------------------------------------------------
 
@@ -86,19 +87,6 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
 
 
 # -- how sure ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over n puzzles with its 95 % bootstrap interval."""
-
-    effect: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.effect:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}"
 
 
 def bootstrap(

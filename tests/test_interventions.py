@@ -8,20 +8,30 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minicos.analysis import ensemble
-from minicos.analysis.compose import NO_CHANGES, noised, shared, swapped
 from minicos.analysis.energy import Energy
-from minicos.analysis.ensemble import Ensemble
-from minicos.analysis.noise import Noise, follow
-from minicos.analysis.observe import observe, recorded
+from minicos.analysis.ensemble import share as ensemble
+from minicos.analysis.ensemble.share import Ensemble
+from minicos.analysis.noise.edit import Noise, follow
 from minicos.analysis.steps import Steps
-from minicos.analysis.swap import Swap, lockstep
+from minicos.analysis.swap.states import Swap, lockstep
+from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
+from minicos.analysis.tools.record import record, recorded
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS
 from minicos.pipeline import load
 from minicos.runs import Run
 
 STEPS, SEEDS = 3, 3
+
+
+def noised(edit: Noise) -> Interventions:
+    return Interventions(edits=(edit,))
+
+
+def swapped(give, swap: Swap, donor: str = "own") -> Interventions:
+    return swap.intervention(give, donor)
+
+
 LAYERS = (2, 3)
 
 
@@ -42,10 +52,12 @@ def made(wan):
     return take, give, wan.noise(take, 0)
 
 
-def watched(wan, condition, noise, folder, changes=NO_CHANGES) -> list[dict[str, torch.Tensor]]:
+def watched(
+    wan, condition, noise, folder, changes=NO_INTERVENTIONS
+) -> list[dict[str, torch.Tensor]]:
     """All that is saved of a run's steps."""
     run = Run.open(folder, {})
-    observe(wan, condition, run, [Steps(wan, ()), Energy((0,), sheets=("raw",))], noise, changes)
+    record(wan, condition, run, [Steps(wan, ()), Energy((0,), sheets=("raw",))], noise, changes)
     return [run.load_tensors(f"steps/{i:03d}.safetensors") for i in range(len(wan.schedule()))]
 
 
@@ -69,16 +81,18 @@ NULLS = {
     "own": lambda take: swapped(take, Swap(LAYERS, range(STEPS))),
     "same_x": lambda take: swapped(take, Swap((5,), range(1, 2)), "same_x"),
     "update": lambda take: swapped(take, Swap((4,), range(STEPS), what="ffn")),
-    "seeds": lambda take: shared(Ensemble(LAYERS, "mix", seeds=SEEDS, alpha=0.0)),
-    "one seed": lambda take: shared(Ensemble(LAYERS, "override", steps=(0, 2), seeds=1)),
-    "nothing": lambda take: NO_CHANGES,
+    "seeds": lambda take: ensemble.intervention(Ensemble(LAYERS, "mix", seeds=SEEDS, alpha=0.0)),
+    "one seed": lambda take: ensemble.intervention(
+        Ensemble(LAYERS, "override", steps=(0, 2), seeds=1)
+    ),
+    "nothing": lambda take: NO_INTERVENTIONS,
 }
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chosen=st.lists(st.sampled_from(sorted(NULLS)), min_size=1, max_size=3, unique=True))
 def test_null_interventions_change_nothing(wan, made, plain, tmp_path_factory, chosen):
-    changes = sum((NULLS[name](made[0]) for name in chosen), NO_CHANGES)
+    changes = sum((NULLS[name](made[0]) for name in chosen), NO_INTERVENTIONS)
     assert same(watched(wan, made[0], made[2], tmp_path_factory.mktemp("null"), changes), plain)
 
 
@@ -87,14 +101,14 @@ def independent(give) -> list:
     return [
         noised(Noise("replace", (2,), seed=5)),
         swapped(give, Swap((1,), range(1))),
-        shared(Ensemble((6,), "lockstep", steps=(1,), seeds=SEEDS)),
+        ensemble.intervention(Ensemble((6,), "lockstep", steps=(1,), seeds=SEEDS)),
     ]
 
 
 def test_the_order_of_independent_interventions_does_not_matter(wan, made, plain, tmp_path):
     take, give, noise = made
     runs = [
-        watched(wan, take, noise, tmp_path / str(i), sum(order, NO_CHANGES))
+        watched(wan, take, noise, tmp_path / str(i), sum(order, NO_INTERVENTIONS))
         for i, order in enumerate(permutations(independent(give)))
     ]
     assert all(same(run, runs[0]) for run in runs[1:])
@@ -132,7 +146,9 @@ def test_each_alone_is_its_own_experiment(wan, made, tmp_path):
         ours = watched(wan, take, noise, tmp_path / donor, swapped(give, swap, donor))
         assert torch.equal(ours[-1]["next"], step.next)
     alone = ensemble.run(wan, take, noise, Ensemble(LAYERS, "update", seeds=SEEDS, carrier=None))
-    assert torch.equal(watched(wan, take, noise, tmp_path / "share", shared(e))[-1]["next"], alone)
+    assert torch.equal(
+        watched(wan, take, noise, tmp_path / "share", ensemble.intervention(e))[-1]["next"], alone
+    )
 
 
 @pytest.mark.parametrize("mode", ensemble.TWO_PASS)
@@ -145,7 +161,7 @@ def test_an_ensemble_of_two_passes_is_its_own_experiment(toy, made, tmp_path, mo
     take = replace(take, text_null=give.text)
     e = Ensemble(LAYERS, mode, steps=(0, 2), seeds=SEEDS, branches=branches, carrier=None)
     ours = watched(
-        guided, take, noise, tmp_path, shared(e)
+        guided, take, noise, tmp_path, ensemble.intervention(e)
     )  # UniPC, whose history no first pass may enter
     assert torch.equal(ours[-1]["next"], ensemble.run(guided, take, noise, e))
 
@@ -154,7 +170,7 @@ def test_a_first_pass_is_made_under_the_interventions_before_it(wan, made, tmp_p
     take, give, noise = made
     swap, edit = Swap((1,), range(STEPS)), noised(Noise("replace", (1,), seed=5))
     mean, lockstep_mean = (
-        shared(Ensemble((6,), mode, steps=(1, 2), seeds=SEEDS, carrier=None))
+        ensemble.intervention(Ensemble((6,), mode, steps=(1, 2), seeds=SEEDS, carrier=None))
         for mode in ("override", "lockstep")
     )
     after = watched(wan, take, noise, tmp_path / "after", edit + (swapped(give, swap) + mean))
@@ -174,7 +190,7 @@ def test_a_killed_ensemble_of_two_passes_continues_to_the_last_bit(wan, made, tm
     take, give, noise = made
 
     def changes():
-        return swapped(give, Swap((1,), range(STEPS))) + shared(
+        return swapped(give, Swap((1,), range(STEPS))) + ensemble.intervention(
             Ensemble((6,), "override", steps=range(STEPS), seeds=SEEDS)
         )
 
@@ -188,10 +204,10 @@ def test_a_killed_ensemble_of_two_passes_continues_to_the_last_bit(wan, made, tm
 def test_analyses_see_what_interventions_did(wan, made, tmp_path):
     take, give, noise = made
     run = Run.open(tmp_path, {})
-    observe(wan, take, run, [Energy((0,))], noise, swapped(give, Swap((3,), range(1))))
+    record(wan, take, run, [Energy((0,))], noise, swapped(give, Swap((3,), range(1))))
     a, b = Run.open(tmp_path / "a", {}), Run.open(tmp_path / "b", {})
-    observe(wan, give, a, [Energy((0,))], noise)
-    observe(wan, take, b, [Energy((0,))], noise)
+    record(wan, give, a, [Energy((0,))], noise)
+    record(wan, take, b, [Energy((0,))], noise)
     swapped_raw, a_raw, b_raw = (recorded(r, "energy", 1)[0]["cond.raw"] for r in (run, a, b))
     assert torch.equal(swapped_raw[:3], b_raw[:3])
     assert torch.equal(swapped_raw[3], a_raw[3])
@@ -223,5 +239,5 @@ def test_mistakes(wan, made):
     with pytest.raises(MinicosError, match="no donor 'mine'"):
         swapped(give, Swap((3,), range(1)), "mine")
     with pytest.raises(MinicosError, match="not made of hooks alone"):
-        shared(Ensemble((), "x0", seeds=SEEDS))
-    assert shared(Ensemble(LAYERS, "lockstep", seeds=1)).hooks is NO_HOOKS
+        ensemble.intervention(Ensemble((), "x0", seeds=SEEDS))
+    assert ensemble.intervention(Ensemble(LAYERS, "lockstep", seeds=1)).hooks is NO_HOOKS

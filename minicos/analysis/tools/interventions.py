@@ -1,14 +1,14 @@
-"""One pass with several interventions and several analyses at once.
+"""Interventions in one run: edits of the latent between steps, hooks inside the passes, and states from other runs.
 
 The rule: edits change the latent that enters a step, in the order of `+`; inside the pass interventions act in the same order, each on
-what the one before it left; analyses look last, and so see what the interventions did.
+what the one before it left; recorders look last, and so see what the interventions did.
 
-    changes = noised(Noise("replace", (10,))) + swapped(give, Swap((6,), range(20))) + shared(Ensemble((6, 7, 8), "update"))
-    observe(wan, condition, run, [Steps(wan, (0, 10)), Energy((0, 10))], noise, changes)
+    what = Interventions(edits=(Noise("replace", (10,)),)) + Swap((6,), range(20)).intervention(give)
+    record(wan, condition, run, [Steps(wan, (0, 10)), Energy((0, 10))], noise, what)
 
-A donor's run is never edited and starts from the noise that was given, so a swap hands over what an undisturbed run would have held.
+A donor's run is never edited and starts from the noise that was given, so a swap takes what an undisturbed run would have held.
 The first pass of an ensemble of two is one of this run itself, at the same edited latent and under the interventions before it.
-The states of one that goes its own way are saved with each step: a killed run continues to the last bit.
+The states of a donor on its own trajectory are saved with each step: a killed run continues to the last bit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +17,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from minicos.analysis import ensemble
-from minicos.analysis.ensemble import TWO_PASS, Ensemble
-from minicos.analysis.swap import DONORS, States, Swap
 from minicos.condition import Condition
-from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
-from minicos.ops import REFERENCE, Ops
 from minicos.pipeline import Wan
 from minicos.sample import Step
 from minicos.schedule import Memory
@@ -37,30 +32,31 @@ class Edit(Protocol):
 
 @dataclass(frozen=True)
 class Donor:
-    """Another run that goes beside, one step ahead, and gives its states away."""
+    """A second run, one step ahead, whose states are copied into this one."""
 
-    condition: (
-        Condition | None
-    )  # None: that of the run that it gives to, whose interventions so far it shares
+    # None: that of the run that it gives to, whose interventions so far it shares
+    condition: Condition | None
     steps: Sequence[int]  # in which it gives
     hooks: Hooks  # keep what it gives
     own: bool = True  # on its own trajectory; False: at the latents of the run that it gives to
 
 
 @dataclass(frozen=True)
-class Changes:
+class Interventions:
     """Interventions in one run; `a + b` makes those of a, then those of b."""
 
     hooks: Hooks = NO_HOOKS
     edits: tuple[Edit, ...] = ()
     donors: tuple[Donor, ...] = ()
 
-    def __add__(self, other: "Changes") -> "Changes":
+    def __add__(self, other: "Interventions") -> "Interventions":
         donors = (
             replace(d, hooks=self.hooks + d.hooks) if d.condition is None else d
             for d in other.donors
         )
-        return Changes(self.hooks + other.hooks, self.edits + other.edits, (*self.donors, *donors))
+        return Interventions(
+            self.hooks + other.hooks, self.edits + other.edits, (*self.donors, *donors)
+        )
 
     def enter(self, x: Tensor, index: int, sigma: Tensor, x0: Tensor | None) -> Tensor:
         """The latent that enters step `index` instead of x; x itself where nothing changes."""
@@ -68,7 +64,7 @@ class Changes:
             x = edit(x, index, sigma, x0)
         return x
 
-    def beside(
+    def with_donors(
         self,
         wan: Wan,
         steps: Iterator[Step],
@@ -111,30 +107,7 @@ class Changes:
         return ((f"donor{i}", donor) for i, donor in enumerate(self.donors))
 
 
-NO_CHANGES = Changes()
-
-
-def noised(edit: Edit) -> Changes:
-    """Noise (`noise.Noise`), or any other edit of the latent that enters a step."""
-    return Changes(edits=(edit,))
-
-
-def swapped(give: Condition, swap: Swap, donor: str = "own") -> Changes:
-    """States of a run under the condition `give`, put into this one (`swap.Swap`); donor of `swap.DONORS`."""
-    if donor not in DONORS:
-        raise MinicosError(f"no donor {donor!r}: take one of {', '.join(DONORS)}")
-    states: States = {}
-    return Changes(
-        swap.hooks(states), donors=(Donor(give, swap.steps, swap.record(states), donor == "own"),)
-    )
-
-
-def shared(e: Ensemble, ops: Ops = REFERENCE) -> Changes:
-    """States shared between the seeds of a batch (case seed) by a mode that acts inside passes: not "x0" or "latent"."""
-    if e.mode not in TWO_PASS:
-        return Changes(ensemble.hooks(e, ops))
-    first, second = ensemble.two_passes(e, {}, ops)
-    return Changes(second, donors=(Donor(None, e.steps, first, own=False),))
+NO_INTERVENTIONS = Interventions()
 
 
 def state(memory: object, prefix: str = "memory.") -> dict[str, Tensor]:

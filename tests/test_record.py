@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicos import puzzles
-from minicos.analysis import figures
 from minicos.analysis.energy import Energy
-from minicos.analysis.observe import observe, recorded
 from minicos.analysis.routes import Routes, evidence
 from minicos.analysis.steps import Steps, convergence, spread
+from minicos.analysis.tools import figures
+from minicos.analysis.tools.record import record, recorded
 from minicos.dit import DiT
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import load_image, save_video
@@ -53,7 +53,7 @@ def truth(wan, condition):
 
 def test_what_is_kept_of_a_run(wan, condition, run, truth):
     analyses = [Steps(wan, (0, 3)), Energy((3,))]
-    final = observe(wan, condition, run, analyses, wan.noise(condition, 0))
+    final = record(wan, condition, run, analyses, wan.noise(condition, 0))
     assert torch.equal(final, truth[-1].next)  # watching changes nothing
     estimates, energies = recorded(run, "x0", STEPS), recorded(run, "energy", STEPS)
     assert len(estimates) == len(energies) == STEPS
@@ -83,7 +83,7 @@ def norms(wan, condition, step, branch) -> torch.Tensor:
 
 def test_pictures_of_the_clean_estimate(wan, condition, run, truth):
     analysis = Steps(wan, (0, 3), columns=5)
-    observe(wan, condition, run, [analysis], wan.noise(condition, 0))
+    record(wan, condition, run, [analysis], wan.noise(condition, 0))
     names = analysis.draw(recorded(run, "x0", STEPS), run)
     sheets = ["x0_sheet.png", "x0_cond_sheet.png", "x0_uncond_sheet.png"]
     assert names == [*sheets, "convergence.png", "x0/step_00.mp4", "x0/step_03.mp4"]
@@ -126,7 +126,7 @@ def test_convergence_of_several_seeds_is_measured_by_their_difference():
 
 def test_pictures_of_energy(wan, condition, run):
     analysis = Energy((0, 3))
-    observe(wan, condition, run, [analysis], wan.noise(condition, 0))
+    record(wan, condition, run, [analysis], wan.noise(condition, 0))
     saved = recorded(run, "energy", STEPS)
     first, *rest = analysis.draw(saved, run)
     forms = ("raw", "centred", "update", "components")
@@ -170,7 +170,7 @@ def test_energy_of_experts_with_and_without_guidance(wan, condition, run):
     two = replace(wan, experts={"high": one, "low": one}).with_preset(
         guidance={"high": 3.0, "low": 1.0}
     )
-    observe(two, condition, run, [Energy(())], two.noise(condition, 0))
+    record(two, condition, run, [Energy(())], two.noise(condition, 0))
     branches = [{name.split(".")[0] for name in kept} for kept in recorded(run, "energy", STEPS)]
     experts = [two.expert(t)[0] for t in two.schedule().timesteps]
     assert branches == [{"cond", "uncond"} if name == "high" else {"cond"} for name in experts]
@@ -191,7 +191,7 @@ class Interrupt:
     def hooks(self):
         return NO_HOOKS
 
-    def see(self, step, run):
+    def keep(self, step, run):
         if step.index == self.at:
             raise KeyboardInterrupt
         return {}
@@ -203,9 +203,9 @@ def test_an_interrupted_run_continues_bit_for_bit(solver, wan, condition, run, m
     truth = list(wan.sample(condition, seed=0))
     for at in (1, 3):
         with pytest.raises(KeyboardInterrupt):
-            observe(wan, condition, run, [Energy(()), Interrupt(at)], noise)
+            record(wan, condition, run, [Energy(()), Interrupt(at)], noise)
         assert not run.has(f"steps/{at:03}.safetensors")
-    final = observe(wan, condition, run, [Energy(())], noise)
+    final = record(wan, condition, run, [Energy(())], noise)
     assert torch.equal(final, truth[-1].next)
     for step, energy in zip(truth, recorded(run, "energy", STEPS), strict=True):
         assert torch.equal(
@@ -214,20 +214,20 @@ def test_an_interrupted_run_continues_bit_for_bit(solver, wan, condition, run, m
         assert {name.split(".")[0] for name in energy} == {"cond", "uncond"}
 
     monkeypatch.setattr(DiT, "forward", None)  # all is there: no pass is needed
-    assert torch.equal(observe(wan, condition, run, [Energy(())], noise), final)
+    assert torch.equal(record(wan, condition, run, [Energy(())], noise), final)
 
 
 def test_a_step_that_was_lost_is_made_again(wan, condition, run, truth):
     noise = wan.noise(condition, 0)
-    observe(wan, condition, run, [], noise)
+    record(wan, condition, run, [], noise)
     run.path("steps/001.safetensors").unlink()
-    assert torch.equal(observe(wan, condition, run, [], noise), truth[-1].next)
+    assert torch.equal(record(wan, condition, run, [], noise), truth[-1].next)
     assert torch.equal(run.load_tensors("steps/001.safetensors")["next"], truth[1].next)
 
 
 def test_an_analysis_keeps_to_its_own_name(wan, condition, run):
     energy = Energy(())
-    observe(wan, condition, run, [energy, Steps(wan, ())], wan.noise(condition, 0))
+    record(wan, condition, run, [energy, Steps(wan, ())], wan.noise(condition, 0))
     assert all(set(kept) == {"guided", "cond", "uncond"} for kept in recorded(run, "x0", STEPS))
     assert recorded(run, "x", STEPS) == [{}] * STEPS
 
@@ -262,7 +262,7 @@ def test_routes_are_read_from_the_last_frame(wan, run, monkeypatch):
         "solve the maze", torch.from_numpy(maze.first_frame()).permute(2, 0, 1) / 255
     )
     step = next(islice(wan.sample(condition), 1))
-    kept = analysis.see(step, run)
+    kept = analysis.keep(step, run)
     assert evidence(maze, kept["trail"][None].numpy())[:, 0].argmax() == 1
     assert analysis.draw([kept] * 3, run) == ["routes.png"]
     assert load_image(run.path("routes.png")).shape[0] == 3

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from minicos.analysis import figures
-from minicos.analysis.stats import Interval, bootstrap
-from minicos.analysis.swap import EMBED
-from minicos.analysis.swap_pairs import NEITHER, UNREAD, A, B
-from minicos.analysis.swap_study import Arm, Plan, Results, layer_name
+from minicos.analysis.swap.pairs import NEITHER, UNREAD, A, B
+from minicos.analysis.swap.states import EMBED
+from minicos.analysis.swap.study import Arm, Plan, Results, layer_name
+from minicos.analysis.tools import figures
+from minicos.analysis.tools.stats import Interval, bootstrap
 from minicos.runs import Run
 
 MEASURES = {  # what is drawn: its label, the height at which a run counts as turned, and its limits
@@ -114,7 +114,7 @@ def _curves(
     for control in (None, *plan.controls):
         mine = [line for line in lines if line["arm"] == replace(arm, control=control).name]
         found = [(line["layer"], line[measure]) for line in mine]
-        curves[control or plan.what] = [(layer, i.effect, i.low, i.high) for layer, i in found]
+        curves[control or plan.what] = [(layer, i.value, i.low, i.high) for layer, i in found]
     name = f"{measure}_{arm.file}.png"
     figures.errorbars(
         run.path(name),
@@ -131,7 +131,7 @@ def _map(plan: Plan, lines: Sequence[dict], run: Run, measure: str) -> str:
     """A measure over layers and ranges of steps."""
     label, _, limits = MEASURES[measure]
     rows = [arm.name for arm in plan.effects]
-    values = [[line[measure].effect for line in lines if line["arm"] == row] for row in rows]
+    values = [[line[measure].value for line in lines if line["arm"] == row] for row in rows]
     name = f"{measure}_map.png"
     figures.matrix(
         run.path(name),
