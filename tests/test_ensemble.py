@@ -496,7 +496,7 @@ def test_puzzles_chosen_on_dev_reported_on_test(toy, tmp_path, capsys):
         "best of 3 plain runs (oracle)",
     } < set(named)
     assert [row["passes"] for row in table["rows"][:2]] == [2, 4]  # N; T + N - 1
-    assert "chosen on 3 dev puzzles: gain +0.000" in text
+    assert "chosen on 3 dev puzzles: gain 0.000" in text
     assert (out / "ensemble.png").exists()
     (out / "test/000.safetensors").unlink()  # as if it had been killed there
     assert main(command) == 0

@@ -116,7 +116,7 @@ def test_the_command_knows_every_section():
 def test_a_difference_leaves_out_what_has_no_value_and_tells_its_power():
     a, b = np.array([1.0, 2.0, np.nan, 4.0]), np.array([0.0, 0.0, 0.0, 1.0])
     claim = report.difference("more", a, b, "b")
-    assert claim.n == 3 and claim.value == 2.0
+    assert claim.n == 3 and claim.effect == 2.0
     assert claim.resolvable == stats.resolvable(np.std([1, 2, 3]), 3)
     assert str(claim).endswith("(above zero)")
     assert str(report.difference("less", b[:2], a[:2], "a")).endswith("(below zero)")

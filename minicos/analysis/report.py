@@ -35,7 +35,7 @@ class Claim:
 
     @property
     def brief(self) -> str:
-        return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
+        return f"{number(self.effect)} [{number(self.low)}, {number(self.high)}]"
 
     def __str__(self) -> str:
         """The number and, of a difference, what may be said of its sign."""
@@ -122,7 +122,7 @@ def _head(about: str) -> str:
 
 def _part(name: str, section: Section) -> str:
     rows = [
-        f"| {c.claim} | {number(c.value)} | {number(c.low)} … {number(c.high)} | {c.n} | {c.control} | {_power(c)} |"
+        f"| {c.claim} | {number(c.effect)} | {number(c.low)} … {number(c.high)} | {c.n} | {c.control} | {_power(c)} |"
         for c in section.claims
     ]
     return "\n\n".join(

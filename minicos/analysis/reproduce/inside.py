@@ -36,7 +36,7 @@ class Looking:
         return (
             Hooks()
             .on("embed", self.begin, step=step, branch="cond")
-            .on("blocks.*", self.see, step=step, branch="cond")
+            .on("blocks.*", self.keep, step=step, branch="cond")
         )
 
     def begin(self, x: Tensor, site: Site) -> None:
