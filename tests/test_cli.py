@@ -43,7 +43,7 @@ VERBS = (
         "run",
         "reproduce",
     ),
-    *("points", "inspect", "verify", "bench"),
+    *("puzzles", "points", "inspect", "verify", "bench"),
 )
 posix = pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
 PICTURE = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)

@@ -6,8 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from minicos import puzzles
+from minicos import cli, puzzles
 from minicos.errors import MinicosError
+from minicos.media import load_image
 from minicos.puzzles import CATEGORIES, FAMILIES, PROMPTS, SPLITS, WORDS, Knobs, Puzzle, draw
 
 N = 4  # puzzles of each family
@@ -136,3 +137,18 @@ def test_unknown_names_and_knobs_are_refused():
 
 def test_prompts_need_few_words():
     assert len(set(PROMPTS)) == len(PROMPTS) and len(WORDS) <= 80
+
+
+def test_the_verb_lists_families_and_writes_a_folder_for_each_puzzle(tmp_path, capsys):
+    assert cli.main(["puzzles", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(FAMILIES)
+    command = ["puzzles", "--kind", "mark", "--n", "2", "--split", "dev", "--out", str(tmp_path)]
+    assert cli.main(command) == 0 and cli.main([*command, "--size", "3"]) == 0
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert folders == ["mark-own_3x3_dev", "mark_4x4_dev"]
+    prompt = (tmp_path / "mark_4x4_dev/00001/prompt.txt").read_text().strip()
+    assert prompt == FAMILIES["mark"].draw(1, "dev").prompt
+    height, width = load_image(tmp_path / "mark_4x4_dev.png").shape[1:]
+    assert height == 2 * 2 * (64 + 8) and width == 2 * 11 * (64 + 8)
+    assert cli.main([*command, "--k", "2"]) == 2
+    assert "mark has no knob k" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from minicos.cli import (
     inspect,
     noise,
     points,
+    puzzles,
     reproduce,
     run,
     swap,
@@ -37,6 +38,7 @@ VERBS = (
     ensemble,
     run,
     reproduce,
+    puzzles,
     points,
     inspect,
     verify,
@@ -53,6 +55,7 @@ Watch a video diffusion model reason, step by step.
   minicos run --image maze.png --prompt "solve the maze" --noise step:10 --x0 --energy    several of these in one pass
   minicos reproduce                                                every experiment, one report
   minicos generate --image maze.png --prompt "solve the maze"      just the video
+  minicos puzzles --list                                           what the embedded model is trained and judged on
   minicos points                                                   every hook point of a model
   minicos inspect PATH                                             what a checkpoint is
   minicos verify                                                   does it compute what diffusers computes?

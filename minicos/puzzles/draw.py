@@ -92,13 +92,12 @@ def coverage(distance: np.ndarray) -> np.ndarray:
     return np.clip(np.float32(0.5) - distance, 0, 1)
 
 
-def paint(canvas: np.ndarray, cover: np.ndarray, colour: Colour) -> np.ndarray:
-    """Lay a colour over `canvas` (..., h, w, 3) where `cover` (..., h, w) is 1; leading axes broadcast."""
+def paint(canvas: np.ndarray, cover: np.ndarray, colour: Colour | np.ndarray) -> np.ndarray:
+    """Lay a colour, or a picture (h, w, 3), over `canvas` (..., h, w, 3) where `cover` (..., h, w) is 1; leading axes broadcast."""
     painted = np.empty((*np.broadcast_shapes(canvas.shape[:-1], cover.shape), 3), np.float32)
-    for k, level in enumerate(
-        colour
-    ):  # by channel: broadcasting over a last axis of 3 is five times slower
-        painted[..., k] = canvas[..., k] + cover * (np.float32(level) - canvas[..., k])
+    colour = np.asarray(colour, np.float32)
+    for k in range(3):  # by channel: broadcasting over a last axis of 3 is five times slower
+        painted[..., k] = canvas[..., k] + cover * (colour[..., k] - canvas[..., k])
     return painted
 
 
@@ -106,6 +105,29 @@ def floor(size: int) -> np.ndarray:
     """Empty floor of size x size cells (h, w, 3)."""
     side = size * CELL
     return np.full((side, side, 3), FLOOR, np.float32)
+
+
+def grid(size: int) -> np.ndarray:
+    """Floor with lines between the cells and the wall all round (h, w, 3)."""
+    canvas = floor(size)
+    for line in range(CELL, size * CELL, CELL):
+        canvas[line - 1 : line + 1, :] = canvas[:, line - 1 : line + 1] = GRID
+    return border(canvas)
+
+
+def filled(level: np.ndarray) -> np.ndarray:
+    """Coverage of cells that fill from the bottom, the lines between them left free: level (n, rows, columns) in 0..1 to
+    (n, h, w)."""
+    inside = np.zeros(CELL, np.float32)
+    inside[1:-1] = 1
+    above = np.arange(CELL, 0, -1, dtype=np.float32) - np.float32(
+        1.5
+    )  # px of level below a pixel's centre
+    height = np.float32(CELL - 2) * level.astype(np.float32)[:, :, None, :]  # px
+    upright = coverage(above[:, None] - height) * inside[:, None]  # (n, rows, CELL, columns)
+    n, rows, _, columns = upright.shape
+    cells = upright[..., None] * inside
+    return cells.reshape(n, rows * CELL, columns * CELL)
 
 
 def border(canvas: np.ndarray) -> np.ndarray:
@@ -153,7 +175,8 @@ def differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def box_blur(picture: np.ndarray, width: int) -> np.ndarray:
     """Mean over width x width pixels (odd), edges repeated; (..., h, w, 3) -> float32 of the same shape."""
-    blurred, reach = picture.astype(np.float32), width // 2
+    blurred: np.ndarray = picture.astype(np.float32)
+    reach = width // 2
     for axis in (-3, -2):
         length = blurred.shape[axis]
         padding = [(0, 0)] * blurred.ndim

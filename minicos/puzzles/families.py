@@ -11,6 +11,7 @@ from typing import Literal
 from minicos.errors import MinicosError
 
 from .base import FREE, Knobs, Puzzle
+from .latin import Latin
 from .mark import Mark
 from .maze import Goal, Maze
 from .memory import Memory
@@ -83,6 +84,10 @@ FAMILIES: dict[str, Family] = {
         Family("maze-4x4", Maze),
         Family("maze-5x5", Maze, size=5, knobs=Knobs(s=8, d=1), domain="out"),
         Family("maze-6x6", Maze, size=6, knobs=Knobs(s=10, d=1), domain="out"),
+        Family("latin", Latin, size=5, knobs=Knobs(k=2)),
+        Family("latin-one", Latin, size=5, knobs=Knobs(k=1)),
+        Family("latin-many", Latin, size=5, knobs=Knobs(k=100)),
+        Family("latin-4x4", Latin, size=4, knobs=Knobs(k=2), domain="out"),
         Family("goal", Goal),
         Family("mark", Mark),
         Family("memory", Memory),

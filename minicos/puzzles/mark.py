@@ -10,7 +10,7 @@ import numpy as np
 
 from . import draw
 from .base import FREE, Knobs, Puzzle
-from .draw import CELL, COLOURS, GRID, SHAPES, YELLOW, Cell, Item
+from .draw import COLOURS, SHAPES, YELLOW, Cell, Item
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,16 @@ class Mark(Puzzle):
         )
 
     def backdrop(self) -> np.ndarray:
-        canvas = draw.floor(self.size)
-        for line in range(CELL, self.size * CELL, CELL):
-            canvas[line - 1 : line + 1, :] = canvas[:, line - 1 : line + 1] = GRID
-        return draw.border(canvas)
+        return draw.grid(self.size)
 
     def animate(self, answer: Cell, progress: np.ndarray) -> np.ndarray:
         return draw.items(self._filled(answer, progress), self.items)
 
     def _filled(self, cell: Cell, progress: np.ndarray) -> np.ndarray:
         """Backdrop with the cell filled from the bottom up, full a little before the end (n, h, w, 3)."""
-        y, x = draw.pixels(self.size * CELL)
-        cy, cx = draw.centre(cell)
-        inner = CELL / 2 - 1
-        level = 2 * inner * np.minimum(1.1 * progress, 1).astype(np.float32)[:, None, None]  # px
-        fill = draw.coverage(draw.box(y - cy, x - cx, inner, inner)) * draw.coverage(
-            cy + inner - level - y
-        )
-        return draw.border(draw.paint(self.backdrop(), fill, YELLOW))
+        level = np.zeros((len(progress), self.size, self.size), np.float32)
+        level[:, *cell] = np.minimum(1.1 * progress, 1)
+        return draw.border(draw.paint(self.backdrop(), draw.filled(level), YELLOW))
 
     @property
     def foils(self) -> tuple[Cell, ...]:

@@ -1,0 +1,86 @@
+"""`minicos puzzles`: draw the puzzles of the embedded model and write them as files."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minicos.cli import common
+
+if TYPE_CHECKING:
+    from minicos.puzzles import Family
+
+EXAMPLES = """\
+  minicos puzzles --list                                every family, and what its knobs are set to
+  minicos puzzles --kind latin --n 3 --out puzzles      three of one family, and a sheet of them
+  minicos puzzles --kind maze --size 5 --d 2            a kind with a size and knobs of your own
+each puzzle is a folder: first_frame.png, final_frame.png, ground_truth.mp4, prompt.txt (as in VBVR-Bench), answers/, foils/
+"""
+
+
+def add(verbs) -> None:
+    parser = common.add_parser(
+        verbs, "puzzles", "Draw puzzles and write them as files.", EXAMPLES, run
+    )
+    parser.add_argument("--list", action="store_true", help="list every family and stop")
+    parser.add_argument(
+        "--kind",
+        metavar="NAME",
+        action="append",
+        help="a family; may be given more than once (default: all)",
+    )
+    parser.add_argument("--n", type=common.positive, default=5, help="of each kind (default: 5)")
+    parser.add_argument(
+        "--split", choices=("train", "dev", "test"), default="test", help="(default: test)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("puzzles"), help="(default: puzzles)")
+    parser.add_argument("--scale", type=common.positive, default=1, help="repeat pixels")
+    own = parser.add_argument_group("a kind of your own making, where one of these is given")
+    own.add_argument("--size", type=common.positive, help="cells along a side")
+    for knob, what in (("k", "valid answers"), ("s", "serial depth"), ("d", "distractors")):
+        own.add_argument(f"--{knob}", type=common.positive, help=what)
+
+
+def run(args: argparse.Namespace) -> None:
+    from minicos.puzzles import FAMILIES
+
+    if args.list:
+        print(*map(_line, FAMILIES.values()), sep="\n")
+        return
+    for family in [_family(name, args) for name in args.kind or FAMILIES]:
+        _write(family, args)
+
+
+def _family(name: str, args: argparse.Namespace) -> "Family":
+    """The family of this name, or a kind with the size and the knobs of the options."""
+    from minicos import puzzles
+
+    if args.size is args.k is args.s is args.d is None:
+        return puzzles.family(name)
+    own = puzzles.of_kind(name, args.size or 4, puzzles.Knobs(args.k, args.s, args.d))
+    knobs = "".join(f"-{knob}{value}" for knob, value in vars(own.knobs).items() if value)
+    return replace(own, name=f"{name}-own{knobs}")
+
+
+def _write(family: "Family", args: argparse.Namespace) -> None:
+    """The first puzzles of a family in a folder of their own, those that exist left alone, and a sheet beside it."""
+    from minicos.media import save_image
+    from minicos.puzzles import export
+    from minicos.puzzles.export import sheet
+
+    folder = args.out / f"{family.name}_{family.size}x{family.size}_{args.split}"
+    drawn = [family.draw(seed, args.split) for seed in range(args.n)]
+    for seed, puzzle in enumerate(drawn):
+        if not (folder / f"{seed:05d}").exists():
+            export(puzzle, 0, folder / f"{seed:05d}", args.scale)
+        print(folder / f"{seed:05d}")
+    save_image(folder.with_suffix(".png"), sheet(drawn))
+    print(folder.with_suffix(".png"))
+
+
+def _line(family: "Family") -> str:
+    """What a family is, in a line: name, category, domain, size, knobs and a prompt."""
+    knobs = " ".join(f"{k}={v}" for k, v in vars(family.knobs).items() if v is not None)
+    where = f"{family.domain:3}  {family.size}x{family.size}"
+    prompt = family.draw(0, "test").prompt
+    return f'{family.name:16} {family.category:14} {where}  {knobs:12} "{prompt}"'
