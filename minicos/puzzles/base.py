@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar, Self
@@ -224,11 +224,10 @@ class Puzzle:
         """The answer that `frame` shows as a last frame, valid or not, or None; and why it is none or not solved."""
         answers = (*self.candidates, *self.foils)
         ends = [self._still(answer, 1.0) for answer in answers]
-        best = int(np.argmin([_error(frame, end) for end in ends]))
-        others = [end for i, end in enumerate(ends) if i != best]
-        if max(_lean(frame, ends[best], other) for other in (*others, self.first_frame())) > LEAN:
+        shown = clearest(frame, [*ends, self.first_frame()])
+        if shown is None or shown == len(answers):
             return None, "shows no answer clearly"
-        return answers[best], ""
+        return answers[shown], ""
 
     def wrong(self, answer: Any) -> str:
         """Why an answer is not valid; empty when it is."""
@@ -302,6 +301,13 @@ class Puzzle:
             return ""
         row, col = (int(k) // draw.CELL for k in np.unravel_index(apart.argmax(), apart.shape))
         return f"cell ({row}, {col}) does not look as it should (deviation {apart.max():.0f}, limit {LIMIT:.0f})"
+
+
+def clearest(frame: np.ndarray, pictures: Sequence[np.ndarray]) -> int | None:
+    """Which of several pictures, no two the same, a frame shows. None where it leans to another by more than LEAN."""
+    best = int(np.argmin([_error(frame, picture) for picture in pictures]))
+    leans = [_lean(frame, pictures[best], p) for i, p in enumerate(pictures) if i != best]
+    return best if max(leans) <= LEAN else None
 
 
 def _between(frames: int) -> tuple[int, int, int]:

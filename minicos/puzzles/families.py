@@ -17,6 +17,7 @@ from .maze import Goal, Maze
 from .memory import Memory
 from .mirror import Mirror
 from .reveal import Reveal
+from .shell import Shell
 from .turn import Turn
 
 SPLITS = ("train", "dev", "test")
@@ -100,6 +101,10 @@ FAMILIES: dict[str, Family] = {
         Family("reveal-colour", Reveal, knobs=Knobs(k=4)),
         Family("reveal-one", Reveal, knobs=Knobs(k=1)),
         Family("reveal-new", Reveal, knobs=Knobs(k=1), domain="out", held_out=True),
+        Family("shell", Shell, knobs=Knobs(s=2)),
+        Family("shell-one", Shell, knobs=Knobs(k=1, s=2)),
+        Family("shell-short", Shell, knobs=Knobs(s=1)),
+        Family("shell-long", Shell, knobs=Knobs(s=3), domain="out"),
     )
 }
 PUZZLES: dict[str, type[Puzzle]] = {f.puzzle.kind: f.puzzle for f in FAMILIES.values()}

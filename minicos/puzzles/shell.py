@@ -1,0 +1,222 @@
+"""`shell`: a ball goes under one of three cups, neighbouring cups change places, and the cup with the ball lifts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from minicos.errors import MinicosError
+
+from . import draw
+from .base import FREE, Knobs, Puzzle, Score, clearest, timeline
+from .draw import CELL, COLOURS, SHAPES, Item
+
+SPOTS = (12, 32, 52)  # x of the cups, px
+CUP = 6, 7  # half height and half width, px
+BALL = 4.5  # radius, px
+LIFT, SWING = 13, 8  # how far a cup lifts, and leaves the row when it changes places, px
+PAIRS = ("left", "right")  # which two neighbours change places
+LENGTHS = range(1, 6)  # how many times they may
+UNCLEAR = -1  # in place of a pair
+
+
+class Answer(NamedTuple):
+    """Which pairs change places, and under which cup the ball is at the end."""
+
+    swaps: tuple[int, ...]  # indices of PAIRS
+    ball: int  # index of SPOTS
+
+
+@dataclass(frozen=True)
+class Shell(Puzzle):
+    """Cover the ball, swap neighbouring cups s times, and lift the cup with the ball.
+
+    The cups look alike and the picture shows only where the ball is at first, so that where it ends follows from the
+    swaps that are drawn. A model chooses them (k = 2 ** s) or the prompt names them (k = 1). Covering the ball, each swap
+    and the lift at the end take four frames, a latent frame, each. One or two bystanders (d) stand in the free row.
+
+    Distinct pictures: 3,836,160 for each s (3 spots, 30 pairs of colours, 12 heights, bystanders in 4 cells).
+    """
+
+    ball: int  # index of SPOTS
+    colours: tuple[str, str]  # of ball and cups
+    row: int  # y of the cups, px
+    others: tuple[Item, ...]
+    length: int  # number of swaps
+    named: tuple[int, ...] | None = None  # the swaps that the prompt names
+
+    kind: ClassVar[str] = "shell"
+    category: ClassVar[str] = "memory"
+    sizes: ClassVar[tuple[int, ...]] = (4,)
+    prompts: ClassVar[tuple[str, ...]] = (
+        "swap the cups then show the ball",
+        *(
+            f"swap {' '.join(names)} then show the ball"
+            for length in LENGTHS
+            for names in product(PAIRS, repeat=length)
+        ),
+    )
+
+    @classmethod
+    def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
+        knobs.check(cls.kind, "k", "s", "d")
+        length = knobs.s or 2
+        if length not in LENGTHS:
+            raise MinicosError(f"{cls.kind} has 1 to {max(LENGTHS)} swaps, not s = {length}")
+        if knobs.k not in (None, 1, 2**length):
+            raise MinicosError(f"{cls.kind} has 1 or 2 ** s answers, not k = {knobs.k}")
+        free, row = rng.choice(((0, rng.randrange(36, 48, 2)), (3, rng.randrange(22, 34, 2))))
+        columns = sorted(rng.sample(range(size), knobs.d or rng.randint(1, 2)))
+        others = tuple(
+            Item(rng.choice(SHAPES), rng.choice(tuple(COLOURS)), (free, column))
+            for column in columns
+        )
+        ball, cups = rng.sample(tuple(COLOURS), 2)
+        spot, swaps = rng.randrange(3), tuple(rng.randrange(2) for _ in range(length))
+        return cls(size, spot, (ball, cups), row, others, length, swaps if knobs.k == 1 else None)
+
+    @property
+    def prompt(self) -> str:
+        swaps = "the cups" if self.named is None else _names(self.named)
+        return f"swap {swaps} then show the ball"
+
+    @property
+    def key(self) -> str:
+        ball, cups = self.colours
+        others = " ".join(map(str, self.others))
+        return f"{self.kind}/{self.size}/{ball} ball {self.ball} {cups} cups {self.row} others {others}"
+
+    @property
+    def frames(self) -> int:  # type: ignore[override]
+        """1 and four for each of cover, swaps and lift."""
+        return 4 * self.length + 9
+
+    @property
+    def candidates(self) -> tuple[Answer, ...]:
+        """Every sequence of swaps that the prompt admits, with the cup under which the ball is then."""
+        chosen = product(range(2), repeat=self.length) if self.named is None else (self.named,)
+        return tuple(Answer(swaps, self._follow(swaps)) for swaps in chosen)
+
+    @property
+    def foils(self) -> tuple[Answer, ...]:
+        """The same swaps with the ball under a wrong cup: where it was at first, if that is wrong."""
+        return tuple(
+            Answer(swaps, self.ball if self.ball != ball else (ball + 1) % 3)
+            for swaps, ball in self.candidates
+        )
+
+    @property
+    def depth(self) -> int:
+        return self.length
+
+    @property
+    def distractors(self) -> int:
+        return len(self.others)
+
+    def backdrop(self) -> np.ndarray:
+        return draw.border(draw.floor(self.size))
+
+    def animate(self, answer: Answer, progress: np.ndarray) -> np.ndarray:
+        canvas = draw.items(self.backdrop(), self.others)
+        canvas = np.repeat(canvas[None], len(progress), axis=0)
+        band = slice(self.row - LIFT - CUP[0] - 1, self.row + SWING + CUP[0] + 1)
+        y, x = draw.pixels(self.size * CELL)
+        y = y[band]
+        frame = progress * (self.frames - 2)
+        lifting = self.frames - 5
+        for spot, now in ((self.ball, frame <= 4), (answer.ball, frame >= lifting)):
+            cover = draw.coverage(draw.disc(y - self.row, x - SPOTS[spot], BALL))
+            canvas[now, band] = draw.paint(canvas[now, band], cover, COLOURS[self.colours[0]])
+        for cy, cx in self._cups(answer, frame):
+            cover = draw.coverage(draw.box(y - cy, x - cx, *CUP))
+            canvas[:, band] = draw.paint(canvas[:, band], cover, COLOURS[self.colours[1]])
+        return canvas
+
+    def _cups(self, answer: Answer, frame: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Centres (y, x) of the three cups, each (n, 1, 1), at `frame` (n,) counted in 0..frames - 2."""
+        y = np.full((3, len(frame)), self.row, np.float32)
+        x = np.repeat(np.array(SPOTS, np.float32)[:, None], len(frame), axis=1)
+        y[self.ball] -= LIFT * np.clip(1 - frame / 3, 0, 1)
+        y[answer.ball] -= LIFT * np.clip((frame - self.frames + 5) / 3, 0, 1)
+        for turn, pair in enumerate(answer.swaps):
+            part = (frame - 4) / 4 - turn
+            now = (part > 0) & (part < 1)
+            angle = np.pi * part[now]
+            middle, reach = (SPOTS[pair] + SPOTS[pair + 1]) / 2, (SPOTS[1] - SPOTS[0]) / 2
+            for cup, side in ((pair, -1), (pair + 1, 1)):
+                x[cup, now] = middle + side * reach * np.cos(angle)
+                y[cup, now] = self.row + side * SWING * np.sin(angle)
+        return [(cy[:, None, None], cx[:, None, None]) for cy, cx in zip(y, x, strict=True)]
+
+    def score(self, video: np.ndarray) -> Score:
+        """Judge a video uint8 (f, 64, 64, 3), f >= 5.
+
+        The first frame must be this picture. In the middle of each swap it must be clear which cups change places, as
+        the prompt says if it does. In the last frame the ball must be, clearly, under the cup where these swaps bring it.
+        """
+        self._check_video(video)
+        start, last = self._mismatch(video[0], self.first_frame()), video[-1]
+        covered = self._mismatch(*self._moment(video, 4, self.candidates[0]))
+        swaps = tuple(self._swap(video, turn) for turn in range(self.length))
+        ends = [Answer((), spot) for spot in range(len(SPOTS))]
+        ball = clearest(last, [self._still(end, 1.0) for end in ends])
+        detail = start and f"first frame: {start}"
+        detail = detail or (covered and f"the ball is not covered: {covered}")
+        detail = detail or self._complaint(swaps, ball)
+        end = ends[ball or 0]
+        if not detail and (shown := self._mismatch(last, self._still(end, 1.0))):
+            detail = f"last frame: {shown}"
+        asked = self.named or swaps
+        right = [swap == ask != UNCLEAR for swap, ask in zip(swaps, asked, strict=True)]
+        checks = {
+            "start": float(not start),
+            "kept": self._kept(last, end),
+            "way": float(not covered),
+            "swaps": sum(right) / len(right),
+            "ball": float(UNCLEAR not in swaps and ball == self._follow(swaps)),
+        }
+        return self._verdict((swaps, ball), detail, checks)
+
+    def _complaint(self, swaps: tuple[int, ...], ball: int | None) -> str:
+        """Why what was read is no answer; empty when it is one."""
+        if UNCLEAR in swaps:
+            return f"swap {swaps.index(UNCLEAR) + 1}: it is not clear which cups change places"
+        if self.named is not None and self.named != swaps:
+            return f"the cups swap {_names(swaps)}, not {_names(self.named)}"
+        if ball is None:
+            return "last frame: it is not clear where the ball is"
+        if ball != (right := self._follow(swaps)):
+            return f"last frame: the ball is under cup {ball + 1}, not under cup {right + 1}"
+        return ""
+
+    def _swap(self, video: np.ndarray, turn: int) -> int:
+        """Which pair changes places in a swap, or UNCLEAR."""
+        moments = [
+            self._moment(video, 4 * turn + 6, Answer((pair,) * self.length, 0)) for pair in (0, 1)
+        ]
+        rest = self._still(Answer((), 0), 4 / (self.frames - 2))
+        seen = clearest(moments[0][0], [*(look for _, look in moments), rest])
+        return UNCLEAR if seen is None or seen > 1 else seen
+
+    def _moment(
+        self, video: np.ndarray, frame: int, answer: Answer
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `video` shows, and what it should, at the time of one frame of a video of full length."""
+        index = round(frame * (len(video) - 2) / (self.frames - 2))
+        return video[index], self._still(answer, float(timeline(len(video))[index]))
+
+    def _follow(self, swaps: tuple[int, ...]) -> int:
+        """Where the ball is after these swaps."""
+        ball = self.ball
+        for pair in swaps:
+            ball = {pair: pair + 1, pair + 1: pair}.get(ball, ball)
+        return ball
+
+
+def _names(swaps: tuple[int, ...]) -> str:
+    """Swaps in words."""
+    return " ".join(PAIRS[swap] for swap in swaps)
