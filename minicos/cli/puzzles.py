@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicos.cli import common
+from minicos.cli import options, values
 
 if TYPE_CHECKING:
     from minicos.puzzles import Family
@@ -19,7 +19,7 @@ each puzzle is a folder: first_frame.png, final_frame.png, ground_truth.mp4, pro
 
 
 def add(verbs) -> None:
-    parser = common.add_parser(
+    parser = options.add_parser(
         verbs, "puzzles", "Draw puzzles and write them as files.", EXAMPLES, run
     )
     parser.add_argument("--list", action="store_true", help="list every family and stop")
@@ -29,16 +29,16 @@ def add(verbs) -> None:
         action="append",
         help="a family; may be given more than once (default: all)",
     )
-    parser.add_argument("--n", type=common.positive, default=5, help="of each kind (default: 5)")
+    parser.add_argument("--n", type=values.positive, default=5, help="of each kind (default: 5)")
     parser.add_argument(
         "--split", choices=("train", "dev", "test"), default="test", help="(default: test)"
     )
     parser.add_argument("--out", type=Path, default=Path("puzzles"), help="(default: puzzles)")
-    parser.add_argument("--scale", type=common.positive, default=1, help="repeat pixels")
+    parser.add_argument("--scale", type=values.positive, default=1, help="repeat pixels")
     own = parser.add_argument_group("a kind of your own making, where one of these is given")
-    own.add_argument("--size", type=common.positive, help="cells along a side")
+    own.add_argument("--size", type=values.positive, help="cells along a side")
     for knob, what in (("k", "valid answers"), ("s", "serial depth"), ("d", "distractors")):
-        own.add_argument(f"--{knob}", type=common.positive, help=what)
+        own.add_argument(f"--{knob}", type=values.positive, help=what)
 
 
 def run(args: argparse.Namespace) -> None:
