@@ -11,6 +11,8 @@ from importlib import import_module
 _HOME = {  # what a notebook imports, and where it lives; loaded on first use, so that `minicos inspect` never imports torch
     "load": "pipeline",
     "Wan": "pipeline",
+    "Model": "sample",
+    "State": "sample",
     "Step": "sample",
     "Condition": "condition",
     "Hooks": "hooks",

@@ -9,7 +9,8 @@ preset's choice, since the official procedures and DiffSynth differ (`config.RES
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,26 +23,12 @@ from minicos.errors import MinicosError
 from minicos.vae import VAE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Condition:
-    """All that stays the same from step to step."""
+    """All that stays the same from step to step, as the loop sees it; each kind of model adds what its network needs."""
 
-    text: Tensor  # b t d'  rows of the prompt, zero beyond its length
-    text_null: Tensor | None  # b t d'  rows of the negative prompt, for guidance
     shape: tuple[int, int, int, int, int]  # b c f h w of the latents
-    y: Tensor | None = None  # b 20 f h w  mask (4) and image latent (16), concatenated behind x
     first: Tensor | None = None  # b c 1 h w  latent imposed on frame 0
-    clip: Tensor | None = (
-        None  # b m d'  CLIP features of the image, or of first and last; the same in both branches
-    )
-
-    def branch(self, name: str) -> Tensor:
-        """The text rows of "cond" or "uncond"."""
-        if name == "uncond" and self.text_null is None:
-            raise MinicosError(
-                "guidance needs a negative prompt, and this condition has none: make it again under the preset that guides"
-            )
-        return self.text if name == "cond" else self.text_null
 
     def impose(self, x: Tensor) -> Tensor:
         """x with its first frame replaced by the imposed one, if there is one."""
@@ -54,6 +41,60 @@ class Condition:
         out = torch.full((1, 1, self.shape[2], 1, 1), value, dtype=torch.float32, device=device)
         out[:, :, 0] = 0
         return out
+
+    def rows(self, index: Tensor) -> Self:
+        """Some samples of the batch, in the order of `index`, which may repeat them."""
+        count = self.shape[0]
+        batched = {
+            field.name: x[index.to(x.device)]
+            for field in fields(self)
+            if isinstance(x := getattr(self, field.name), Tensor) and len(x) == count
+        }
+        return replace(self, shape=(len(index), *self.shape[1:]), **batched)
+
+    def same_but_text(self, other: "Condition") -> bool:
+        """Whether the two differ at most in a prompt that enters a network through cross-attention alone.
+
+        False where that is not known, as here: then a pass of either condition is made where one might have served both.
+        """
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanCondition(Condition):
+    """What Wan is conditioned on; made by `Wan.condition`."""
+
+    text: Tensor  # b t d'  rows of the prompt, zero beyond its length
+    text_null: Tensor | None = None  # b t d'  rows of the negative prompt, for guidance
+    y: Tensor | None = None  # b 20 f h w  mask (4) and image latent (16), concatenated behind x
+    clip: Tensor | None = (
+        None  # b m d'  CLIP features of the image, or of first and last; the same in both branches
+    )
+
+    def branch(self, name: str) -> Tensor:
+        """The text rows of "cond" or "uncond". Raises MinicosError where there is no negative prompt."""
+        if name == "cond":
+            return self.text
+        if self.text_null is None:
+            raise MinicosError(
+                "guidance needs a negative prompt, and this condition has none: make it again under the preset that guides"
+            )
+        return self.text_null
+
+    def same_but_text(self, other: Condition) -> bool:
+        if not isinstance(other, WanCondition):
+            return False
+        pairs = (
+            (getattr(self, f.name), getattr(other, f.name))
+            for f in fields(self)
+            if f.name != "text"
+        )
+        return all(
+            torch.equal(x, y)
+            if isinstance(x, Tensor) and isinstance(y, Tensor)
+            else x is y or x == y
+            for x, y in pairs
+        )
 
 
 def frame_size(

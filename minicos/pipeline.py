@@ -8,7 +8,7 @@ video = wan.decode(step.next)
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from minicos import attention, cost, schedule
 from minicos.clip import CLIP, load_clip
-from minicos.condition import Condition, check_frames, crop_like, fit, frame_size, image_channels
-from minicos.config import Preset, VAEConfig
+from minicos.condition import WanCondition, check_frames, crop_like, fit, frame_size, image_channels
+from minicos.config import DiTConfig, Preset, VAEConfig
 from minicos.config import preset as presets
 from minicos.dit import FLOAT32, DiT, points
 from minicos.errors import MinicosError
-from minicos.hooks import NO_HOOKS, Hooks
+from minicos.hooks import Hooks
 from minicos.media import to_uint8
 from minicos.ops import REFERENCE, Ops, without_tf32
 from minicos.plan import Plan, available, choose, measure
-from minicos.sample import Step, sample
+from minicos.sample import VIDEO, Latents, Model, Moment, classifier_free, draw_noise
 from minicos.stream import Residency
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.vae import VAE
@@ -40,7 +40,7 @@ from minicos.weights.lora import read as read_lora
 
 
 @dataclass(frozen=True)
-class Wan:
+class Wan(Model[WanCondition]):
     """Networks and the way they are run. `with_preset` gives the same networks another way of sampling."""
 
     variant: str
@@ -59,9 +59,9 @@ class Wan:
     notes: tuple[str, ...] = ()  # what else the files could be
 
     @property
-    def points(self) -> Mapping[str, str]:
-        """Every hook point and its shape in letters."""
-        return _points(self.experts["high"].cfg)
+    def cfg(self) -> DiTConfig:
+        """Of the diffusion transformer; experts share it."""
+        return self.experts["high"].cfg
 
     @property
     def device(self) -> torch.device:
@@ -114,17 +114,70 @@ class Wan:
             )
         return replace(self, preset=chosen)
 
+    # -- as a `Model` --------------------------------------------------------------------------------------------------
+
     def schedule(self) -> schedule.Schedule:
         return schedule.make(self.preset.solver, self.preset.steps, self.preset.shift)
 
-    def serves(self, timestep: float) -> str:
-        """The name of the expert that serves a timestep: "high" | "low"."""
-        return schedule.expert(timestep, self.preset.boundary if len(self.experts) > 1 else None)
+    def expert_name(self, timestep: float) -> str:
+        boundary = self.preset.boundary if len(self.experts) > 1 else None
+        return schedule.expert_name(timestep, boundary)
 
-    def expert(self, timestep: float) -> tuple[str, DiT]:
-        """The expert that serves a timestep, with its name, ready to run on the device."""
-        name = self.serves(timestep)
-        return name, self.residency.to_device(self.experts[name])
+    def branches(self, expert: str, condition: WanCondition) -> tuple[str, ...]:
+        if self._strength(expert) == 1:
+            return ("cond",)
+        condition.branch("uncond")  # raises where there is no negative prompt
+        return "cond", "uncond"
+
+    def velocity(
+        self, latents: Latents, moment: Moment, branch: str, condition: WanCondition, hooks: Hooks
+    ) -> Latents:
+        x, text = latents[VIDEO], condition.branch(branch)
+        dit = self.residency.to_device(self.experts[moment.expert])
+        time = condition.per_frame(moment.timestep)[
+            0, :, :, 0, 0
+        ]  # 1 g, on the host, where the sinusoid is built
+        time = time.expand(len(x), -1)
+        return {VIDEO: dit(x, time, text, condition.y, condition.clip, hooks=hooks)}
+
+    def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
+        return classifier_free(passes, self._strength(moment.expert))
+
+    def _strength(self, expert: str) -> float:
+        if expert not in self.preset.guidance:
+            raise MinicosError(
+                f"this run needs guidance for {expert}; it was given {self.preset.guidance}"
+            )
+        return self.preset.guidance[expert]
+
+    @property
+    def points(self) -> Mapping[str, str]:
+        return _points(self.cfg)
+
+    @property
+    def depth(self) -> int:
+        return self.cfg.num_layers
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        return "self_attn", "cross_attn", "ffn"
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        return self.vae.cfg.stride
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        f, h, w = (
+            size // patch for size, patch in zip(shape[2:], self.cfg.patch_size, strict=True)
+        )
+        return f, h, w
+
+    def noise(self, condition: WanCondition, seed: int | Sequence[int]) -> Tensor:
+        """Gaussian noise of the latents' shape, drawn on the preset's `noise_device`; see `sample.draw_noise`."""
+        source = self.device if self.preset.noise_device == "cuda" else torch.device("cpu")
+        return draw_noise(condition.shape, seed, source).to(self.device)
+
+    # -- from prompt and image to a video ------------------------------------------------------------------------------
 
     @torch.no_grad()
     @without_tf32()
@@ -137,7 +190,7 @@ class Wan:
         negative: str | None = None,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
-    ) -> Condition:
+    ) -> WanCondition:
         """What to make: one prompt or several, and for image-to-video a first frame for each.
 
         image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; made to fit as the preset's `resize` says
@@ -152,7 +205,7 @@ class Wan:
                 "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'"
             )
         frames = self.preset.frames if frames is None else frames
-        stride, patch = self.vae.cfg.stride, self.experts["high"].cfg.patch_size
+        stride, patch = self.vae.cfg.stride, self.cfg.patch_size
         check_frames(frames, stride[0])
         if self.needs_image and image is None:
             raise MinicosError(f"{self.variant} makes a video from a first frame: give an image")
@@ -206,7 +259,7 @@ class Wan:
         guided = any(g != 1 for g in self.preset.guidance.values())
         negative = self.preset.negative_prompt if negative is None else negative
         encoder = self.residency.to_device(self.text)
-        return Condition(
+        return WanCondition(
             text=encode(encoder, self.tokenizer, prompts),
             text_null=encode(encoder, self.tokenizer, [negative] * len(prompts))
             if guided
@@ -215,48 +268,6 @@ class Wan:
             y=y,
             first=first,
             clip=clip,
-        )
-
-    def noise(self, condition: Condition, seed: int | list[int]) -> Tensor:
-        """Gaussian noise of the latents' shape, one seed for each sample (a number n means n, n + 1, ...).
-
-        It is drawn on the preset's `noise_device`. Raises MinicosError for seeds that are too few, too many or out of range.
-        """
-        count = condition.shape[0]
-        seeds = range(seed, seed + count) if isinstance(seed, int) else seed
-        if len(seeds) != count:
-            raise MinicosError(f"{len(seeds)} seeds for {count} samples: give one for each")
-        if not all(0 <= s < 2**63 for s in seeds):
-            raise MinicosError(f"seed {seed}: take a number from 0 to 2^63 - 1")
-        source = self.device if self.preset.noise_device == "cuda" else torch.device("cpu")
-        drawn = [torch.Generator(source).manual_seed(s) for s in seeds]
-        each = [
-            torch.randn(condition.shape[1:], generator=generator, device=source)
-            for generator in drawn
-        ]
-        return torch.stack(each).to(self.device)
-
-    def sample(
-        self,
-        condition: Condition,
-        *,
-        seed: int | list[int] = 0,
-        noise: Tensor | None = None,
-        hooks: Hooks = NO_HOOKS,
-        start: int = 0,
-        memory: object = None,
-    ) -> Iterator[Step]:
-        """The denoising loop under this preset; see `minicos.sample`. `noise` overrides `seed`."""
-        noise = self.noise(condition, seed) if noise is None else noise
-        return sample(
-            self,
-            noise,
-            condition,
-            schedule=self.schedule(),
-            guidance=self.preset.guidance,
-            hooks=hooks,
-            start=start,
-            memory=memory,
         )
 
     @torch.no_grad()

@@ -1,51 +1,199 @@
 """The denoising loop, as a generator: `for step in sample(...)` hands out every step, and the loop's body may change it.
 
-Flow matching: x = (1 - sigma) x0 + sigma noise, velocity = noise - x0. A step asks the network for the velocity at x and
-moves x to the next, smaller sigma. What the network believes the final video to be is x0 = x - sigma velocity: the clean
+Flow matching: x = (1 - sigma) x0 + sigma noise, velocity = noise - x0. A step asks the model for the velocity at x and
+moves x to the next, smaller sigma. What the model believes the final video to be is x0 = x - sigma velocity: the clean
 estimate, which *Demystifying Video Reasoning* (arXiv 2603.16870) decodes at every step to watch a model reason.
+
+`Model` is the contract between this loop and whatever it samples from: Wan, another family, an exact posterior without
+a network. `State` is what travels beside the latent from step to step.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from minicos.condition import Condition
-from minicos.dit import DiT
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.ops import without_tf32
-from minicos.schedule import SOLVERS, Schedule
+from minicos.schedule import SOLVERS, History, Schedule
+
+VIDEO = "video"  # the latent that a run is about: b c f h w
+Latents = Mapping[str, Tensor]  # by name: VIDEO, and whatever is denoised along with it
+C = TypeVar("C", bound=Condition)
 
 
-class Model(Protocol):
-    """What the loop needs of a model."""
+@dataclass(frozen=True)
+class Moment:
+    """Where in a run a pass is made."""
+
+    step: int  # counted from 0
+    sigma: float
+    timestep: int | float  # the number given to the network, in 0..1000
+    expert: str  # "high" | "low"
+
+
+@dataclass(frozen=True)
+class State:
+    """What travels beside the video latent: it leaves a step with the latent, is saved with it and resumed with it."""
+
+    history: Mapping[str, History] = field(default_factory=dict)  # of a multistep solver, by latent
+    beside: Latents = field(default_factory=dict)  # denoised along with the video (LTX-2's audio)
+
+    def edited(self) -> "State":
+        """What is left after an edit of the video latent: the solver's history of it, which would undo the edit, is dropped."""
+        return State({k: h for k, h in self.history.items() if k != VIDEO}, self.beside)
+
+    def rows(self, index: Tensor) -> "State":
+        """Some samples of the batch, in the order of `index`, which may repeat them."""
+        tensors = self.tensors().items()
+        return State.from_tensors({k: v[index.to(v.device)] if v.ndim else v for k, v in tensors})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As tensors for a safetensors file; `from_tensors` is the inverse."""
+        out = {f"beside.{name}": x.clone() for name, x in self.beside.items()}
+        for name, history in self.history.items():
+            out |= {f"history.{name}.{key}": x for key, x in history.tensors().items()}
+        return out
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], device: torch.device | None = None
+    ) -> "State":
+        """The state saved in a file's tensors, on `device`. Names that begin otherwise are left alone."""
+        beside: dict[str, Tensor] = {}
+        history: dict[str, dict[str, Tensor]] = {}
+        for key, x in tensors.items():
+            kind, _, name = key.partition(".")
+            if kind == "beside":
+                beside[name] = x.to(device)
+            elif kind == "history":
+                name, _, part = name.partition(".")
+                history.setdefault(name, {})[part] = x.to(device)
+        return cls({k: History.from_tensors(parts) for k, parts in history.items()}, beside)
+
+
+class Model(ABC, Generic[C]):
+    """What the loop and the studies ask of a model: all that the author of a new one reads.
+
+    Write `schedule` and `velocity`, for a model without a network that is enough. Override what else differs: the rest is
+    that of one network of flow matching, without guidance, without hook points, on the CPU.
+
+    `schedule` is fixed before a run. Then, at each step, `velocity` is asked for once for each of `branches`, and `guide`
+    combines the answers; the solver of the schedule moves every latent. C is the class of its conditions.
+    """
+
+    # -- what the loop asks --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def schedule(self) -> Schedule:
+        """The noise levels of a run, the timesteps given to the network, and the solver."""
+
+    @abstractmethod
+    def velocity(
+        self, latents: Latents, moment: Moment, branch: str, condition: C, hooks: Hooks
+    ) -> Latents:
+        """One pass: the velocity noise - x0 of every latent, float32, under the same names.
+
+        latents  VIDEO (b c f h w, float32; frames that the condition imposes are in place) and what travels beside it
+        branch   one of `branches`
+        hooks    to be called on the hook points; step, sigma, expert and branch of the site are filled in, its grid is not
+        """
+
+    def branches(self, expert: str, condition: C) -> tuple[str, ...]:
+        """The passes of a step, in their order; "cond" among them. Guidance by a negative prompt adds "uncond".
+
+        Raises MinicosError where the condition lacks what one of them needs.
+        """
+        return ("cond",)
+
+    def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
+        """The velocities that the step takes, from those of its passes (branch -> velocities)."""
+        return passes["cond"]
+
+    def expert_name(self, timestep: float) -> str:
+        """Which network serves a timestep: "high" | "low"."""
+        return "high"
+
+    def beside(self, noise: Tensor, condition: C) -> Latents:
+        """The noise of the latents that travel beside the video, for a run that starts from `noise`; none for most models."""
+        return {}
 
     @property
-    def points(self) -> Mapping[str, str]: ...
+    def points(self) -> Mapping[str, str]:
+        """Every hook point and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}."""
+        return {}
 
-    def serves(self, timestep: float) -> str:
-        """The name of the expert for a timestep: "high" | "low"."""
-        ...
+    # -- what studies ask ----------------------------------------------------------------------------------------------
 
-    def expert(self, timestep: float) -> tuple[str, DiT]:
-        """The same with its network, ready to run; another expert may have to leave the device for it."""
-        ...
+    @property
+    def depth(self) -> int:
+        """Of the network, in blocks."""
+        return 0
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        """Of a block, each a hook point of its own: "self_attn", "cross_attn", "ffn"."""
+        return ()
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Video frames and pixels per latent, along f, h, w."""
+        return 1, 1, 1
+
+    @property
+    def stream_decides(self) -> bool:
+        """Whether latent, timestep and the stream that leaves the last block fix the velocity of a pass.
+
+        Where they do, to swap that stream hands over the donor's velocity by construction.
+        """
+        return True
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """The token grid f h w of latents of a shape (b c f h w)."""
+        f, h, w = shape[2:]
+        return f, h, w
+
+    def frames_behind(self, frame: int) -> range:
+        """The frames of the decoded video that a latent frame stands for."""
+        t = self.stride[0]
+        return range(0, 1) if frame == 0 else range(t * (frame - 1) + 1, t * frame + 1)
+
+    def noise(self, condition: C, seed: int | Sequence[int]) -> Tensor:
+        """Gaussian noise of the latents' shape; see `draw_noise`."""
+        return draw_noise(condition.shape, seed)
+
+    def sample(
+        self,
+        condition: C,
+        *,
+        seed: int | Sequence[int] = 0,
+        noise: Tensor | None = None,
+        hooks: Hooks = NO_HOOKS,
+        start: int = 0,
+        state: State | None = None,
+    ) -> "Iterator[Step]":
+        """The denoising loop; see `minicos.sample.sample`. `noise` overrides `seed`."""
+        noise = self.noise(condition, seed) if noise is None else noise
+        return sample(self, noise, condition, hooks=hooks, start=start, state=state)
 
 
 @dataclass
 class Step:
     """One turn of the loop. Read anything. Assign `next` to intervene: the loop continues from it.
 
-    An edit, also one in place (`step.next += e`), drops the solver's history, which would silently undo it.
+    An edit, also one in place (`step.next += e`), drops the solver's history of the video, which would silently undo it; what
+    travels beside it stays (`State.edited`). Assign `state` to change that.
     """
 
     index: int  # counted from 0
     sigma: float
     sigma_next: float
-    timestep: int | float  # what the network is told, in 0..1000
+    timestep: int | float  # the number given to the network, in 0..1000
     expert: str  # "high" | "low"
     sigma_map: Tensor  # sigma per frame, 0 where a frame is imposed  1 1 f 1 1
     x: Tensor  # latent entering the step                             b c f h w
@@ -53,7 +201,7 @@ class Step:
     velocity_uncond: Tensor | None  # None where guidance is 1
     velocity: Tensor  # guided
     next: Tensor  # latent leaving the step                           b c f h w
-    memory: object  # the solver's history after this step, saved with it
+    state: State  # what leaves the step with it
 
     @property
     def x0(self) -> Tensor:
@@ -67,7 +215,12 @@ class Step:
 
     @property
     def x0_uncond(self) -> Tensor:
-        """The clean estimate of the unprompted branch; there is one only where guidance is not 1."""
+        """The clean estimate of the unprompted branch. Raises MinicosError at guidance 1, where there is none."""
+        if self.velocity_uncond is None:
+            raise MinicosError(
+                f"step {self.index} has no unconditional pass: guidance is 1 for its expert"
+                f" ({self.expert!r}). Sample with another guidance, or read x0_cond."
+            )
         return self.x - self.sigma_map * self.velocity_uncond
 
     @property
@@ -77,90 +230,134 @@ class Step:
 
 
 def sample(
-    model: Model,
+    model: Model[C],
     noise: Tensor,
-    condition: Condition,
+    condition: C,
     *,
-    schedule: Schedule,
-    guidance: Mapping[str, float],
     hooks: Hooks = NO_HOOKS,
     start: int = 0,
-    memory: object = None,
+    state: State | None = None,
 ) -> Iterator[Step]:
     """Denoise from `noise` (b c f h w, float32), one `Step` at a time.
 
-    guidance   {"high": g, "low": g}; v = v_uncond + g (v_cond - v_uncond), and 1 skips the uncond pass
-    hooks      run inside every forward pass; one that names no point, or a moment that this run does not have, raises
-               MinicosError here, before anything runs
-    start      resume: `noise` is then the latent entering step `start`, `memory` that of the step before. Indices stay absolute,
+    hooks      run inside every forward pass
+    start      resume: `noise` is then the latent entering step `start`, `state` that of the step before. Indices stay absolute,
                and a resumed run continues the undisturbed one bit for bit
     Loop bodies run with gradients as the caller has them; the network itself runs without.
+    Raises MinicosError at the call, before anything runs: for noise of another shape or dtype, a hook on no point or at a
+    moment that this run does not have, a start outside the run, a condition without a negative prompt where one is
+    needed, and where something should travel beside the latent and `state` is missing.
     """
     if tuple(noise.shape) != tuple(condition.shape) or noise.dtype != torch.float32:
         raise MinicosError(
             f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 {condition.shape}"
         )
-    experts = [model.serves(timestep) for timestep in schedule.timesteps]
-    if not set(experts) <= set(guidance):
-        needs = ", ".join(sorted(set(experts)))
-        raise MinicosError(f"this run needs guidance for {needs}; it was given {dict(guidance)}")
-    passes = [
-        {"step": i, "expert": name, "branch": branch}
-        for i, name in enumerate(
-            experts
-        )  # also those before `start`: a resumed run has the hooks of the whole one
-        for branch in (("cond",) if guidance[name] == 1 else ("cond", "uncond"))
+    schedule = model.schedule()
+    passes = [  # also those before `start`: a resumed run has the hooks of the whole one
+        {"step": i, "expert": expert, "branch": branch}
+        for i, expert in enumerate(map(model.expert_name, schedule.timesteps))
+        for branch in model.branches(expert, condition)
     ]
     hooks.check(model.points, passes)
     if not 0 <= start <= len(schedule):
         raise MinicosError(f"a run of {len(schedule)} steps cannot start at step {start}")
-    if any(g != 1 for g in guidance.values()):
-        condition.branch("uncond")  # raises where there is no negative prompt
-    return _steps(model, noise, condition, schedule, guidance, hooks, start, memory)
+    beside = model.beside(noise, condition)
+    if state is None and start == 0:
+        state = State(beside=beside)
+    state = state or State()
+    if missing := ", ".join(beside.keys() - state.beside.keys()):
+        raise MinicosError(
+            f"this model denoises {missing} along with the video: start at step {start} with the state of the step before"
+        )
+    return _steps(model, noise, condition, schedule, hooks, start, state)
 
 
-def _steps(model, x, condition, schedule, guidance, hooks, start, memory) -> Iterator[Step]:
-    solver = SOLVERS[schedule.solver]
+def _steps(
+    model: Model[C],
+    x: Tensor,
+    condition: C,
+    schedule: Schedule,
+    hooks: Hooks,
+    start: int,
+    state: State,
+) -> Iterator[Step]:
     for i in range(start, len(schedule)):
         sigma, timestep = schedule.sigmas[i], schedule.timesteps[i]
+        moment = Moment(i, sigma, timestep, model.expert_name(timestep))
         x = condition.impose(x)
-        name, dit = model.expert(timestep)
-        here = hooks.at(step=i, sigma=sigma, expert=name)
-        cond = _velocity(dit, x, timestep, condition, here, "cond")
-        g = guidance[name]
-        uncond = None if g == 1 else _velocity(dit, x, timestep, condition, here, "uncond")
-        velocity = cond if uncond is None else uncond + g * (cond - uncond)
-        proposed, memory = solver(x, velocity, i, schedule, memory)
-        proposed = condition.impose(proposed)
+        latents = {VIDEO: x, **state.beside}
+        passes = {
+            branch: _velocity(model, latents, moment, branch, condition, hooks)
+            for branch in model.branches(moment.expert, condition)
+        }
+        velocity = model.guide(passes, latents, moment)
+        moved, state = _advance(latents, velocity, i, schedule, state)
+        proposed = condition.impose(moved)
         step = Step(
             index=i,
             sigma=sigma,
             sigma_next=schedule.sigmas[i + 1],
             timestep=timestep,
-            expert=name,
+            expert=moment.expert,
             sigma_map=condition.per_frame(sigma, x.device),
             x=x,
-            velocity_cond=cond,
-            velocity_uncond=uncond,
-            velocity=velocity,
+            velocity_cond=passes["cond"][VIDEO],
+            velocity_uncond=passes["uncond"][VIDEO] if "uncond" in passes else None,
+            velocity=velocity[VIDEO],
             next=proposed,
-            memory=memory,
+            state=state,
         )
         version = proposed._version  # torch counts the writes into a tensor
         yield step
         if step.next is not proposed or proposed._version != version:
-            step.memory = memory = None
-        x = step.next
+            step.state = step.state.edited()
+        x, state = step.next, step.state
 
 
 @torch.no_grad()
 @without_tf32()
 def _velocity(
-    dit: DiT, x: Tensor, timestep: float, condition: Condition, hooks: Hooks, branch: str
+    model: Model[C], latents: Latents, moment: Moment, branch: str, condition: C, hooks: Hooks
+) -> Latents:
+    here = hooks.at(step=moment.step, sigma=moment.sigma, expert=moment.expert, branch=branch)
+    return model.velocity(latents, moment, branch, condition, here)
+
+
+def _advance(
+    latents: Latents, velocity: Latents, i: int, schedule: Schedule, state: State
+) -> tuple[Tensor, State]:
+    """Every latent at the end of step i: the video, and the state that leaves with it."""
+    solver = SOLVERS[schedule.solver]
+    moved: dict[str, Tensor] = {}
+    history: dict[str, History] = {}
+    for name, x in latents.items():
+        moved[name], left = solver(x, velocity[name], i, schedule, state.history.get(name))
+        if left is not None:
+            history[name] = left
+    return moved.pop(VIDEO), State(history, moved)
+
+
+def classifier_free(passes: Mapping[str, Latents], strength: float) -> Latents:
+    """v_uncond + strength (v_cond - v_uncond), of every latent (arXiv:2207.12598, eq. 6); strength 1 needs no uncond pass."""
+    cond = passes["cond"]
+    if strength == 1:
+        return cond
+    uncond = passes["uncond"]
+    return {name: uncond[name] + strength * (cond[name] - uncond[name]) for name in cond}
+
+
+def draw_noise(
+    shape: Sequence[int], seed: int | Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    t = condition.per_frame(timestep)[0, :, :, 0, 0].expand(
-        len(x), -1
-    )  # b g, on the host, where the sinusoid is built
-    return dit(
-        x, t, condition.branch(branch), condition.y, condition.clip, hooks=hooks.at(branch=branch)
-    )
+    """Gaussian noise of a shape (b c f h w), one seed for each sample (a number n means n, n + 1, ...), drawn on `device`.
+
+    Raises MinicosError for seeds that are too few, too many or out of range.
+    """
+    count, *rest = shape
+    seeds = range(seed, seed + count) if isinstance(seed, int) else seed
+    if len(seeds) != count:
+        raise MinicosError(f"{len(seeds)} seeds for {count} samples: give one for each")
+    if not all(0 <= s < 2**63 for s in seeds):
+        raise MinicosError(f"seed {seed}: take a number from 0 to 2^63 - 1")
+    drawn = [torch.Generator(device).manual_seed(s) for s in seeds]
+    return torch.stack([torch.randn(rest, generator=g, device=device) for g in drawn])

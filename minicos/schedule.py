@@ -10,7 +10,7 @@ step knows where it would end: x0 = x - sigma v. A schedule says at which sigmas
             now that the x0 at its end is known
 
 `shift` moves the stops towards noise: sigma' = shift sigma / (1 + (shift - 1) sigma). Euler has no past. The other two
-keep a `Memory`, a value that travels through the loop; without one they restart at first order. Drop it when a latent
+keep a `History`, a value that travels through the loop; without one they restart at first order. Drop it when a latent
 was edited: it belongs to the latent that is gone, and UniPC would pull the edit back to it.
 
 Numbers are rounded where the official code rounds: float64 tables, rounded once; updates in float32. Sources:
@@ -18,7 +18,7 @@ wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2, diffsynth/diffusion/f
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -93,20 +93,20 @@ def make(solver: str, steps: int, shift: float) -> Schedule:
     return SCHEDULES[solver](steps, shift)
 
 
-def expert(timestep: float, boundary: float | None) -> str:
+def expert_name(timestep: float, boundary: float | None) -> str:
     """Which expert serves a timestep: "high" at and above 1000 boundary, else "low"; "high" where boundary is None."""
     return "high" if boundary is None or timestep >= 1000 * boundary else "low"
 
 
 @dataclass(frozen=True)
-class Memory:
+class History:
     """What a multistep solver remembers; as many clean estimates as the order of the step that wrote it."""
 
     step: int  # the step that wrote it
     x0: tuple[Tensor, ...]  # the clean estimates of the last one or two steps, newest last
     x: Tensor | None = None  # UniPC: the latent from which that step departed, after correction
 
-    def state(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """As tensors for a safetensors file (copies, since a file must not hold one storage twice)."""
         tensors = {f"x0.{i}": x0.clone() for i, x0 in enumerate(self.x0)} | {
             "step": torch.tensor(self.step)
@@ -114,17 +114,17 @@ class Memory:
         return tensors if self.x is None else tensors | {"x": self.x.clone()}
 
     @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> "Memory":
-        """The inverse of `state`."""
-        x0 = tuple(state[key] for key in sorted(state) if key.startswith("x0."))
-        return cls(int(state["step"]), x0, state.get("x"))
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "History":
+        """The inverse of `tensors`."""
+        x0 = tuple(tensors[key] for key in sorted(tensors) if key.startswith("x0."))
+        return cls(int(tensors["step"]), x0, tensors.get("x"))
 
 
-Solver = Callable[[Tensor, Tensor, int, Schedule, Memory | None], tuple[Tensor, Memory | None]]
+Solver = Callable[[Tensor, Tensor, int, Schedule, History | None], tuple[Tensor, History | None]]
 
 
 def euler_step(
-    x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None
+    x: Tensor, velocity: Tensor, i: int, schedule: Schedule, history: History | None = None
 ) -> tuple[Tensor, None]:
     """x' = x + v (sigma' - sigma). Remembers nothing."""
     sigma = _sigmas(schedule)
@@ -132,26 +132,26 @@ def euler_step(
 
 
 def dpmpp_step(
-    x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None
-) -> tuple[Tensor, Memory]:
+    x: Tensor, velocity: Tensor, i: int, schedule: Schedule, history: History | None = None
+) -> tuple[Tensor, History]:
     """DPM-Solver++ 2M, midpoint (arXiv:2211.01095, algorithm 2). First order on the first step, the last, a restart."""
-    _follows(memory, i)
+    _follows(history, i)
     sigma = _sigmas(schedule)
     x0 = x - sigma[i] * velocity
-    return _predict(x, x0, i, sigma, memory), Memory(i, (x0,))
+    return _predict(x, x0, i, sigma, history), History(i, (x0,))
 
 
 def unipc_step(
-    x: Tensor, velocity: Tensor, i: int, schedule: Schedule, memory: Memory | None = None
-) -> tuple[Tensor, Memory]:
+    x: Tensor, velocity: Tensor, i: int, schedule: Schedule, history: History | None = None
+) -> tuple[Tensor, History]:
     """UniPC of order 2, B(h) = e^h - 1 (arXiv:2302.04867): correct the last step, then predict as DPM-Solver++ does."""
-    _follows(memory, i)
+    _follows(history, i)
     sigma = _sigmas(schedule)
     x0 = x - sigma[i] * velocity  # of the latent that the network saw, before it is corrected
-    if memory is not None:
-        x = _correct(x0, i, sigma, memory)
-    history = (x0,) if memory is None else (memory.x0[-1], x0)
-    return _predict(x, x0, i, sigma, memory), Memory(i, history, x)
+    if history is not None:
+        x = _correct(x0, i, sigma, history)
+    seen = (x0,) if history is None else (history.x0[-1], x0)
+    return _predict(x, x0, i, sigma, history), History(i, seen, x)
 
 
 SOLVERS: dict[str, Solver] = {"euler": euler_step, "unipc": unipc_step, "dpmpp": dpmpp_step}
@@ -162,10 +162,10 @@ def _sigmas(schedule: Schedule) -> Tensor:
     return torch.tensor(schedule.sigmas, dtype=torch.float32, device="cpu")
 
 
-def _follows(memory: Memory | None, i: int) -> None:
-    if memory is not None and memory.step != i - 1:
+def _follows(history: History | None, i: int) -> None:
+    if history is not None and history.step != i - 1:
         raise ValueError(
-            f"step {i} was given the memory of step {memory.step}: pass that of step {i - 1}, or None"
+            f"step {i} was given the history of step {history.step}: pass that of step {i - 1}, or None"
         )
 
 
@@ -180,24 +180,24 @@ def _advance(x: Tensor, x0: Tensor, bend: Tensor | float, start: Tensor, end: Te
     return end / start * x - alpha * decay * x0 - alpha * decay * bend
 
 
-def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, memory: Memory | None) -> Tensor:
+def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, history: History | None) -> Tensor:
     """From sigma_i to sigma_i+1 with x0 extrapolated by half a step, or kept (first order) on a first or last step."""
-    if memory is None or i == len(sigma) - 2:
+    if history is None or i == len(sigma) - 2:
         return _advance(x, x0, 0.0, sigma[i], sigma[i + 1])
     before, here, there = _log_snr(sigma[i - 1 : i + 2])
-    slope = (memory.x0[-1] - x0) / (
+    slope = (history.x0[-1] - x0) / (
         (before - here) / (there - here)
     )  # change of x0 per step of this length
     return _advance(x, x0, 0.5 * slope, sigma[i], sigma[i + 1])
 
 
-def _correct(x0: Tensor, i: int, sigma: Tensor, memory: Memory) -> Tensor:
+def _correct(x0: Tensor, i: int, sigma: Tensor, history: History) -> Tensor:
     """UniC: the step from sigma_i-1 to sigma_i again, now that the clean estimate at its end is known.
 
     Seen from sigma_i-1 in units of the step, that estimate lies at 1 and the one before at r < 0. The weights rho of
     their differences make the update exact for x0 quadratic in lambda: rho_1 + rho_2 = b_1, r rho_1 + rho_2 = b_2.
     """
-    *earlier, last = memory.x0
+    *earlier, last = history.x0
     bend = x0 - last
     if not earlier:
         bend = 0.5 * bend
@@ -209,4 +209,4 @@ def _correct(x0: Tensor, i: int, sigma: Tensor, memory: Memory) -> Tensor:
         b = torch.stack([phi_1, 2 * phi_2]) / torch.expm1(h)
         rho = torch.linalg.solve(r.new_tensor([[1, 1], [r, 1]]), b)
         bend = rho[0] * ((earlier[0] - last) / r) + rho[1] * bend
-    return _advance(memory.x, last, bend, sigma[i - 1], sigma[i])
+    return _advance(history.x, last, bend, sigma[i - 1], sigma[i])

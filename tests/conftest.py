@@ -1,8 +1,7 @@
 """One thread, no deadlines, a visible skip for tests that need a GPU, and the networks that several files share."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,9 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minicos.clip import CLIP
-from minicos.config import PRESETS, TINY_TEXT, TINY_VAE, VARIANTS, CLIPConfig, DiTConfig
-from minicos.dit import DiT, points
-from minicos.schedule import expert
+from minicos.config import PRESETS, TINY_TEXT, TINY_VAE, VARIANTS, CLIPConfig, DiTConfig, Preset
+from minicos.dit import DiT
+from minicos.pipeline import Wan
+from minicos.plan import Plan
+from minicos.stream import Residency
 from minicos.text import TextEncoder
 from minicos.tiny import tokenizer
 from minicos.vae import VAE
@@ -75,30 +76,20 @@ def small_dit():
     return make
 
 
-@dataclass(frozen=True)
-class Pair:
-    """All that the loop needs of a model: experts, and which of them serves a timestep."""
-
-    high: DiT
-    low: DiT
-    boundary: float | None = 0.9
-
-    @property
-    def points(self) -> Mapping[str, str]:
-        return points(self.high.cfg)
-
-    def serves(self, timestep: float) -> str:
-        return expert(timestep, self.boundary)
-
-    def expert(self, timestep: float) -> tuple[str, DiT]:
-        name = self.serves(timestep)
-        return name, getattr(self, name)
-
-
 @pytest.fixture(scope="session")
 def pair():
-    """high, low, boundary -> a model of two experts."""
-    return Pair
+    """high, low, fields of a preset -> `Wan` with two experts, and the other parts too small to matter."""
+    vae, text = VAE(replace(TINY_VAE, dim=4)), TextEncoder(TINY_TEXT)
+    plain = Preset("euler", 20, 5.0, {"high": 1.0, "low": 1.0}, boundary=0.9)
+
+    def make(high: DiT, low: DiT, **fields) -> Wan:
+        experts, home = (
+            {"high": high, "low": low},
+            Residency(Plan("resident", torch.device("cpu"), ())),
+        )
+        return Wan("pair", replace(plain, **fields), experts, vae, text, None, home)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -722,14 +722,13 @@ def test_the_record_of_a_run(minicos, work):
 
 def test_a_preset_can_be_changed_in_part(minicos, monkeypatch, work):
     """What is given replaces the preset's, reaches the loop, and is written down."""
-    from minicos import pipeline, schedule
+    from minicos import sample as loop
+    from minicos import schedule
 
     assert tuple(schedule.SOLVERS) == cli_options.SOLVERS
-    seen, sample = [], pipeline.sample
+    seen, sample = [], loop.sample
     monkeypatch.setattr(
-        pipeline,
-        "sample",
-        lambda wan, *args, **kw: seen.append((wan, kw)) or sample(wan, *args, **kw),
+        loop, "sample", lambda wan, *args, **kw: seen.append(wan) or sample(wan, *args, **kw)
     )
     argv = [
         "generate",
@@ -754,10 +753,10 @@ def test_a_preset_can_be_changed_in_part(minicos, monkeypatch, work):
         "0.7",
     ]
     assert minicos(*argv, *changes)[0] == 0
-    ((wan, options),) = seen
-    assert options["schedule"] == schedule.make("dpmpp", 2, 3.0)
-    assert options["guidance"] == {"high": 2.0, "low": 1.5}
-    assert [wan.expert(t)[0] for t in (700, 699)] == ["high", "low"]
+    (wan,) = seen
+    assert wan.schedule() == schedule.make("dpmpp", 2, 3.0)
+    assert wan.preset.guidance == {"high": 2.0, "low": 1.5}
+    assert [wan.expert_name(t) for t in (700, 699)] == ["high", "low"]
     settings = json.loads((work / "run/run.json").read_text())["settings"]
     names = ("solver", "steps", "shift", "guidance", "boundary", "resize")
     assert [settings[name] for name in names] == [

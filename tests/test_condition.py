@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from minicos.condition import (
-    Condition,
+    WanCondition,
     check_frames,
     cover,
     crop_like,
@@ -283,8 +283,10 @@ def test_resizing_to_the_same_size_changes_nothing(image):
 
 
 @pytest.fixture
-def plain() -> Condition:
-    return Condition(torch.ones(1, 5, 8), torch.zeros(1, 5, 8), (1, 4, 3, 2, 2))
+def plain() -> WanCondition:
+    return WanCondition(
+        text=torch.ones(1, 5, 8), text_null=torch.zeros(1, 5, 8), shape=(1, 4, 3, 2, 2)
+    )
 
 
 def test_branches_have_their_own_prompt(plain):

@@ -12,7 +12,7 @@ from torch import Tensor
 from minicos import ops
 from minicos.analysis.ensemble import share as ensemble
 from minicos.analysis.ensemble import study as ensemble_study
-from minicos.analysis.ensemble.share import Ensemble, Passes, rows, run, share, window
+from minicos.analysis.ensemble.share import Ensemble, Passes, run, share, window
 from minicos.analysis.tools import cases
 from minicos.cli import main
 from minicos.errors import MinicosError
@@ -34,7 +34,7 @@ def wan(toy):
 def start(wan):
     """Condition and noise of rows (case seed): three marks of three cells, three seeds of each."""
     batch = cases.held_out("mark", CASES, size=3)
-    condition = rows(cases.condition(wan, batch), torch.arange(CASES).repeat_interleave(T))
+    condition = cases.condition(wan, batch).rows(torch.arange(CASES).repeat_interleave(T))
     return condition, wan.noise(condition, 7)
 
 
@@ -265,7 +265,7 @@ def test_seeds_may_be_permuted(wan, start, mode):
     e = everything(mode, () if mode in ensemble.BETWEEN_STEPS else WINDOW, steps=(0, 1))
     order = torch.tensor([2, 0, 1]).repeat(CASES) + torch.arange(CASES).repeat_interleave(T) * T
     out = run(wan, *start, e)
-    turned = run(wan, rows(start[0], order), start[1][order], e)
+    turned = run(wan, start[0].rows(order), start[1][order], e)
     assert relative(turned, out[order]) < 1e-5
 
 
@@ -317,7 +317,7 @@ def test_a_multistep_run_goes_on_with_its_memory(wan, start, solver):
 def test_passes_are_as_told(wan, mode, branches, guidance, expected):
     guided = wan.with_preset(steps=4, guidance={"high": guidance, "low": guidance})
     single = cases.condition(guided, cases.held_out("mark", 1, size=3))
-    condition = rows(single, torch.zeros(T, dtype=torch.int64))
+    condition = single.rows(torch.zeros(T, dtype=torch.int64))
     counter = Passes()
     run(
         guided,
@@ -332,7 +332,7 @@ def test_passes_are_as_told(wan, mode, branches, guidance, expected):
 def test_only_the_named_branch_shares(wan, start):
     guided = wan.with_preset(guidance={"high": 2.0, "low": 2.0})
     batch = cases.held_out("mark", CASES, size=3)
-    condition = rows(cases.condition(guided, batch), torch.arange(CASES).repeat_interleave(T))
+    condition = cases.condition(guided, batch).rows(torch.arange(CASES).repeat_interleave(T))
     seen: dict[str, Tensor] = {}
     watch = Hooks().on("blocks.7", lambda x, site: seen.__setitem__(site.branch, x), step=(0,))
     hooked = ensemble.hooks(everything("lockstep", (6,))) + watch

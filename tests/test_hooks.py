@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minicos.condition import Condition
+from minicos.condition import WanCondition
 from minicos.config import VARIANTS
 from minicos.dit import DiT, points, watched
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Record, Site
 from minicos.ops import token_energy
 from minicos.sample import sample
-from minicos.schedule import make
 from tests.golden import rel_max
 
 pytestmark = pytest.mark.filterwarnings(
@@ -76,14 +75,13 @@ def run(network, inputs):
 @pytest.fixture(scope="module")
 def loop(pair, small_dit):
     """hooks -> the steps of a loop of three, with two experts and two branches, under them."""
-    model = pair(small_dit(0), small_dit(1))
+    model = pair(small_dit(0), small_dit(1), steps=3, guidance={"high": 3.0, "low": 2.0})
     draw = torch.Generator().manual_seed(1)
     noise, text, null = (
         torch.randn(*shape, generator=draw) for shape in ((1, 4, 1, 4, 4), (1, 5, 8), (1, 5, 8))
     )
-    condition = Condition(text, null, (1, 4, 1, 4, 4))
-    options = {"schedule": make("euler", 3, 5.0), "guidance": {"high": 3.0, "low": 2.0}}
-    return lambda hooks=NO_HOOKS: sample(model, noise, condition, **options, hooks=hooks)
+    condition = WanCondition(text=text, text_null=null, shape=(1, 4, 1, 4, 4))
+    return lambda hooks=NO_HOOKS: sample(model, noise, condition, hooks=hooks)
 
 
 # -- what a hook sees --------------------------------------------------------------------------------------------------
@@ -378,12 +376,9 @@ def test_unknown_experts_and_branches_are_refused(limit):
 @pytest.fixture(scope="module")
 def high_only(pair, small_dit):
     """hooks, start -> a loop of 20 steps of one expert, with guidance 1: no uncond pass."""
-    model, noise = pair(small_dit(), small_dit(), None), torch.zeros(1, 4, 1, 4, 4)
-    condition = Condition(torch.zeros(1, 5, 8), None, (1, 4, 1, 4, 4))
-    options = {"schedule": make("euler", 20, 5.0), "guidance": {"high": 1, "low": 1}}
-    return lambda hooks, start=0: sample(
-        model, noise, condition, **options, hooks=hooks, start=start
-    )
+    model, noise = pair(small_dit(), small_dit(), boundary=None), torch.zeros(1, 4, 1, 4, 4)
+    condition = WanCondition(text=torch.zeros(1, 5, 8), shape=(1, 4, 1, 4, 4))
+    return lambda hooks, start=0: sample(model, noise, condition, hooks=hooks, start=start)
 
 
 EXTENT = "and this run has steps 0 to 19, expert high, branch cond"

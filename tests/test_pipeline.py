@@ -71,8 +71,8 @@ def test_the_embedded_model():
     two = (EMBEDDED / "low_noise_model").is_dir()  # comes with the second stage of its training
     assert wan.variant == "tiny"
     assert set(wan.experts) == ({"high", "low"} if two else {"high"})
-    assert wan.expert(900)[0] == "high"
-    assert wan.expert(899)[0] == ("low" if two else "high")
+    assert wan.expert_name(900) == "high"
+    assert wan.expert_name(899) == ("low" if two else "high")
     assert wan.preset == config.preset("tiny", "tiny")
     assert wan.takes_image
     assert len(wan.points) == 148
@@ -120,7 +120,7 @@ def test_a_low_noise_expert_can_be_a_lora_on_the_other(two_experts, wan):
         *(last(w, w.condition("turn the l", image())) for w in (both, wan.with_preset("tiny")))
     )
     handed_over = both.with_preset(boundary=0.5)
-    assert [handed_over.expert(t)[0] for t in (500, 499)] == ["high", "low"]
+    assert [handed_over.expert_name(t) for t in (500, 499)] == ["high", "low"]
 
 
 @pytest.mark.parametrize("name", ["tiny", "cos"])
@@ -228,7 +228,10 @@ def test_every_preset_of_every_variant_has_a_schedule(variant):
         assert len(made) == preset.steps
         assert preset.frames % 4 == 1
         if preset.boundary:
-            assert {schedule.expert(t, preset.boundary) for t in made.timesteps} == {"high", "low"}
+            assert {schedule.expert_name(t, preset.boundary) for t in made.timesteps} == {
+                "high",
+                "low",
+            }
     assert config.preset(variant) is next(iter(config.PRESETS[variant].values()))
 
 

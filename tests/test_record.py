@@ -172,7 +172,7 @@ def test_energy_of_experts_with_and_without_guidance(wan, condition, run):
     )
     record(two, condition, run, [Energy(())], two.noise(condition, 0))
     branches = [{name.split(".")[0] for name in kept} for kept in recorded(run, "energy", STEPS)]
-    experts = [two.expert(t)[0] for t in two.schedule().timesteps]
+    experts = [two.expert_name(t) for t in two.schedule().timesteps]
     assert branches == [{"cond", "uncond"} if name == "high" else {"cond"} for name in experts]
     assert set(experts) == {"high", "low"}
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from minicos.condition import Condition
+from minicos.condition import WanCondition
 from minicos.config import VAEConfig
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Record
-from minicos.sample import Step, sample
+from minicos.sample import State, Step, sample
 from minicos.schedule import SOLVERS, make
 from minicos.vae import VAE
 from tests import golden
@@ -31,13 +31,13 @@ def i2v_pair(pair, golden_dit):
     high = golden_dit("dit_i2v")
     low = copy.deepcopy(high)
     low.blocks = low.blocks[::-1]
-    return lambda boundary: pair(high, low, boundary)
+    return lambda **preset: pair(high, low, **preset)
 
 
 @pytest.fixture(scope="module")
-def i2v(padded) -> Condition:
+def i2v(padded) -> WanCondition:
     text, null = (padded(LOOPS[f"i2v.context{end}"]) for end in ("", "_null"))
-    return Condition(text, null, (1, 16, 3, 4, 6), y=LOOPS["i2v.y"][None])
+    return WanCondition(text=text, text_null=null, shape=(1, 16, 3, 4, 6), y=LOOPS["i2v.y"][None])
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +46,22 @@ def golden_steps(i2v_pair, pair, golden_dit, i2v, padded):
 
     def run(case: str) -> list[Step]:
         config = CONFIG[case]
+        low, high = config.get("guidance_low_high", [config.get("guidance")] * 2)
+        preset = {
+            "solver": "euler" if case == "i2v_euler" else "unipc",
+            "steps": config["steps"],
+            "shift": config["shift"],
+            "guidance": {"high": high, "low": low},
+            "boundary": config.get("boundary"),
+        }
+        model, condition = i2v_pair(**preset), i2v
         if case == "ti2v":
-            model, guidance = (
-                pair(golden_dit("dit_ti2v"), golden_dit("dit_ti2v"), None),
-                {"high": config["guidance"]},
-            )
+            model = pair(golden_dit("dit_ti2v"), golden_dit("dit_ti2v"), **preset)
             text, null = (padded(LOOPS[f"ti2v.context{end}"]) for end in ("", "_null"))
-            condition = Condition(text, null, (1, 48, 3, 4, 6), first=LOOPS["ti2v.z"][None])
-        else:
-            model, condition = i2v_pair(config["boundary"]), i2v
-            low, high = config.get("guidance_low_high", [config.get("guidance")] * 2)
-            guidance = {"high": high, "low": low}
-        schedule = make(
-            "euler" if case == "i2v_euler" else "unipc", config["steps"], config["shift"]
-        )
+            shape, first = (1, 48, 3, 4, 6), LOOPS["ti2v.z"][None]
+            condition = WanCondition(text=text, text_null=null, shape=shape, first=first)
         noise = LOOPS[f"{case.removesuffix('_euler')}.noise"][None]
-        return list(sample(model, noise, condition, schedule=schedule, guidance=guidance))
+        return list(sample(model, noise, condition))
 
     return run
 
@@ -100,11 +100,10 @@ def model(pair, small_dit):
 
 
 @pytest.fixture(scope="module")
-def condition() -> Condition:
+def condition() -> WanCondition:
     draw = torch.Generator().manual_seed(1)
-    return Condition(
-        torch.randn(2, 5, 8, generator=draw), torch.randn(2, 5, 8, generator=draw), (2, 4, 3, 4, 4)
-    )
+    text, null = (torch.randn(2, 5, 8, generator=draw) for _ in range(2))
+    return WanCondition(text=text, text_null=null, shape=(2, 4, 3, 4, 4))
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +113,12 @@ def noise(condition) -> Tensor:
 
 @pytest.fixture(scope="module")
 def loop(model, condition, noise):
-    """A loop of six steps with both experts. x, start and memory resume it."""
+    """A loop of six steps with both experts. x, start and state resume it."""
 
     def make_loop(solver="euler", x=noise, given=condition, guidance=(3.0, 2.0), **options):
-        schedule, (high, low) = make(solver, 6, 5.0), guidance
-        return sample(
-            model, x, given, schedule=schedule, guidance={"high": high, "low": low}, **options
-        )
+        strength = dict(zip(("high", "low"), guidance, strict=True))
+        wan = model.with_preset(solver=solver, steps=6, guidance=strength)
+        return sample(wan, x, given, **options)
 
     return make_loop
 
@@ -205,7 +203,7 @@ def test_sites_of_a_loop(loop, model, condition):
         assert (site.sigma, site.expert, site.grid) == (step.sigma, step.expert, (3, 2, 2))
         if site.name == "text":
             assert torch.equal(
-                tensor, getattr(model, site.expert).text_embedding(condition.branch(site.branch))
+                tensor, model.experts[site.expert].text_embedding(condition.branch(site.branch))
             )
 
 
@@ -226,7 +224,7 @@ def test_looking_changes_no_bit_of_a_loop(solver, loop):
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(solver, at, loop):
     whole, record = list(loop(solver)), Record(lambda x: None)
     hooks = Hooks().on("velocity", record, branch="cond")
-    resumed = list(loop(solver, x=whole[at].x, start=at, memory=whole[at - 1].memory, hooks=hooks))
+    resumed = list(loop(solver, x=whole[at].x, start=at, state=whole[at - 1].state, hooks=hooks))
     assert (
         [s.index for s in resumed]
         == [site.step for site, _ in record.entries]
@@ -238,7 +236,7 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(solver, at, loop):
 
 
 @pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
-def test_a_multistep_solver_needs_its_memory_to_resume(solver, loop):
+def test_a_multistep_solver_needs_its_history_to_resume(solver, loop):
     whole = list(loop(solver))
     without = next(loop(solver, x=whole[3].x, start=3))
     assert rel_max(without.next, whole[3].next) > 1e-4
@@ -249,7 +247,7 @@ def test_a_multistep_solver_needs_its_memory_to_resume(solver, loop):
 
 @solvers
 def test_an_edited_latent_starts_afresh(solver, loop, noise):
-    """From there on the loop is one that was started at the edit, without a memory."""
+    """From there on the loop is one that was started at the edit, without a history."""
     edit = noise.flip(1)
     edited = []
     for step in loop(solver):
@@ -265,23 +263,20 @@ def test_an_edited_latent_starts_afresh(solver, loop, noise):
 def test_an_edit_is_not_pulled_back(solver, i2v_pair, i2v):
     """UniPC corrects each step when it sees where that led; with a history kept, it would correct an edit away. DPM++ would
     take the difference of the two clean estimates for a slope, and go on along it."""
-    schedule = make(solver, 20, 5.0)
-    options = {"schedule": schedule, "guidance": {"high": 1, "low": 1}}
-    model, start = i2v_pair(0.9), LOOPS["i2v.noise"][None]
-    clean = list(islice(sample(model, start, i2v, **options), 8))
+    model, start = i2v_pair(solver=solver), LOOPS["i2v.noise"][None]
+    clean = list(islice(sample(model, start, i2v), 8))
     sigma = clean[6].sigma_next
     edit = (1 - sigma) * clean[6].x0 + sigma * start.flip(2)  # other noise
     edit_size = (edit - clean[6].next).norm()
 
-    for step in islice(sample(model, start, i2v, **options), 8):
+    for step in islice(sample(model, start, i2v), 8):
         if step.index == 6:
             step.next = edit
     assert (step.next - edit).norm() / edit_size < 0.1  # measured 0.02: one small step further
     assert (step.next - clean[7].next).norm() / edit_size > 0.9  # measured 1.00
 
-    kept = next(
-        sample(model, edit, i2v, **options, start=7, memory=clean[6].memory)
-    ).next  # what would have been
+    # what would have been
+    kept = next(sample(model, edit, i2v, start=7, state=clean[6].state)).next
     if solver == "unipc":
         assert (kept - edit).norm() / edit_size > 0.9  # measured 0.96
         assert (kept - clean[7].next).norm() / edit_size < 0.1  # measured 0.04
@@ -293,15 +288,15 @@ def test_an_edit_is_not_pulled_back(solver, i2v_pair, i2v):
 
 @solvers
 def test_an_edited_run_can_be_resumed_from_its_steps(solver, loop, noise):
-    """The memory of an edited step is gone from the step, too."""
+    """The history of an edited step is gone from the step, too."""
     edited = []
     for step in loop(solver):
         if step.index == 2:
             step.next = noise.flip(1)
         edited.append(step)
-    assert edited[2].memory is None
+    assert edited[2].state == State()
     for at in (3, 4):
-        *_, last = loop(solver, x=edited[at].x, start=at, memory=edited[at - 1].memory)
+        *_, last = loop(solver, x=edited[at].x, start=at, state=edited[at - 1].state)
         assert torch.equal(last.next, edited[-1].next)
 
 
@@ -346,8 +341,7 @@ def test_the_network_runs_without_gradients_even_where_it_could_have_them(
 ):
     network, seen = small_dit().requires_grad_(True), []
     hooks = Hooks().on("blocks.0", lambda x, site: seen.append(x.requires_grad))
-    options = {"schedule": make("euler", 2, 5.0), "guidance": {"high": 1, "low": 1}}
-    steps = sample(pair(network, network), noise, condition, **options, hooks=hooks)
+    steps = sample(pair(network, network, steps=2), noise, condition, hooks=hooks)
     assert not any(step.next.requires_grad for step in steps)
     assert seen == [False, False]
     assert network(

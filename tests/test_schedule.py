@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from minicos.errors import MinicosError
-from minicos.schedule import SCHEDULES, SOLVERS, Memory, Schedule, expert, make, shifted
+from minicos.schedule import SCHEDULES, SOLVERS, History, Schedule, expert_name, make, shifted
 from tests import golden
 
 TABLES = json.loads((golden.FOLDER / "schedules.json").read_text())
@@ -92,15 +92,15 @@ def test_mistakes_name_what_is_possible():
 
 
 def test_experts_meet_at_the_boundary():
-    assert [expert(t, 0.9) for t in (999, 900, 900.0, 899, 899.99)] == [
+    assert [expert_name(t, 0.9) for t in (999, 900, 900.0, 899, 899.99)] == [
         "high",
         "high",
         "high",
         "low",
         "low",
     ]
-    assert expert(0, None) == "high"
-    experts = [expert(t, 0.875) for t in make("euler", 50, 5.0).timesteps]
+    assert expert_name(0, None) == "high"
+    experts = [expert_name(t, 0.875) for t in make("euler", 50, 5.0).timesteps]
     assert experts == sorted(experts)
     assert experts.count("high") == 21
 
@@ -143,16 +143,16 @@ def run(
     velocity=toy_velocity,
     start: int = 0,
     stop: int | None = None,
-    memory=None,
+    history=None,
 ):
-    """Latents after every step from `start`, and the last memory."""
+    """Latents after every step from `start`, and the last history."""
     out = []
     for i in range(start, len(schedule) if stop is None else stop):
-        x, memory = SOLVERS[schedule.solver](
-            x, velocity(x, schedule.sigmas[i]), i, schedule, memory
+        x, history = SOLVERS[schedule.solver](
+            x, velocity(x, schedule.sigmas[i]), i, schedule, history
         )
         out.append(x)
-    return out, memory
+    return out, history
 
 
 @pytest.mark.parametrize("case", TOY_RUNS)
@@ -211,43 +211,43 @@ def test_order_of_convergence(solver):
     assert 1.8 < gain < 2.2 if solver == "euler" else gain > 3.3
 
 
-# -- memory ------------------------------------------------------------------------------------------------------------
+# -- history ------------------------------------------------------------------------------------------------------------
 
 
 @given(st.sampled_from(MULTISTEP), st.integers(1, 19))
 @settings(max_examples=38, deadline=None)
 def test_resumed_is_undisturbed(solver, at):
-    """A run cut anywhere and continued from the saved latent and memory is the same run, bit for bit."""
+    """A run cut anywhere and continued from the saved latent and history is the same run, bit for bit."""
     schedule = make(solver, 20, 5.0)
     whole, _ = run(schedule, TOY["in.x0"])
-    first, memory = run(schedule, TOY["in.x0"], stop=at)
+    first, history = run(schedule, TOY["in.x0"], stop=at)
     saved = load(
         save(
             {
                 "latent": first[-1],
-                **{f"memory.{key}": value for key, value in memory.state().items()},
+                **{f"history.{key}": value for key, value in history.tensors().items()},
             }
         )
     )
-    memory = Memory.from_state(
-        {key.removeprefix("memory."): value for key, value in saved.items() if key != "latent"}
+    history = History.from_tensors(
+        {key.removeprefix("history."): value for key, value in saved.items() if key != "latent"}
     )
-    rest, _ = run(schedule, saved["latent"], start=at, memory=memory)
+    rest, _ = run(schedule, saved["latent"], start=at, history=history)
     assert all(torch.equal(a, b) for a, b in zip(whole, first + rest, strict=True))
 
 
 @given(st.sampled_from(MULTISTEP), st.integers(1, 15), st.floats(1, 12), seeds)
 @settings(max_examples=40, deadline=None)
-def test_an_edit_survives_when_memory_is_dropped(solver, at, shift, seed):
+def test_an_edit_survives_when_history_is_dropped(solver, at, shift, seed):
     """The latent is replaced by that of another noise: how far from its path, in units of the edit, do we get?"""
     other = replace(VIDEOS, noise=torch.randn(64, generator=torch.Generator().manual_seed(seed)))
     schedule = make(solver, 20, shift)
     sigma, sigma_next = schedule.sigmas[at : at + 2]
-    _, memory = run(schedule, VIDEOS.flow(schedule.sigmas[0]), VIDEOS.velocity, stop=at)
+    _, history = run(schedule, VIDEOS.flow(schedule.sigmas[0]), VIDEOS.velocity, stop=at)
 
-    def distance(memory):
+    def distance(history):
         (x,), _ = run(
-            schedule, other.flow(sigma), VIDEOS.velocity, start=at, stop=at + 1, memory=memory
+            schedule, other.flow(sigma), VIDEOS.velocity, start=at, stop=at + 1, history=history
         )
         return (
             (x - other.flow(sigma_next)).norm() / (VIDEOS.flow(sigma) - other.flow(sigma)).norm()
@@ -256,45 +256,45 @@ def test_an_edit_survives_when_memory_is_dropped(solver, at, shift, seed):
     assert distance(None) < 0.02  # measured 0.006
     if solver == "unipc":
         assert (
-            distance(memory) > 0.5
+            distance(history) > 0.5
         )  # measured 0.65: its corrector starts again from the latent before the edit
 
 
 @pytest.mark.parametrize("solver", MULTISTEP)
 def test_a_restart_is_a_first_step(solver):
-    """Without memory a step in the middle is the exponential Euler step, and the next one is of second order again."""
+    """Without history a step in the middle is the exponential Euler step, and the next one is of second order again."""
     schedule = make(solver, 10, 5.0)
     x, velocity = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor(schedule.sigmas)
-    moved, memory = SOLVERS[solver](x, velocity, 4, schedule, None)
+    moved, history = SOLVERS[solver](x, velocity, 4, schedule, None)
     assert torch.allclose(moved, x + velocity * (sigma[5] - sigma[4]), atol=1e-6)  # measured 2.4e-7
-    assert memory.step == 4
-    assert len(memory.x0) == 1
-    _, memory = SOLVERS[solver](moved, velocity, 5, schedule, memory)
-    assert len(memory.x0) == (2 if solver == "unipc" else 1)
+    assert history.step == 4
+    assert len(history.x0) == 1
+    _, history = SOLVERS[solver](moved, velocity, 5, schedule, history)
+    assert len(history.x0) == (2 if solver == "unipc" else 1)
 
 
 @pytest.mark.parametrize("solver", MULTISTEP)
-def test_a_memory_of_another_step_is_refused(solver):
+def test_a_history_of_another_step_is_refused(solver):
     schedule = make(solver, 10, 5.0)
-    _, memory = run(schedule, TOY["in.x0"], stop=3)
-    with pytest.raises(ValueError, match="step 5 was given the memory of step 2"):
-        SOLVERS[solver](TOY["in.x0"], TOY["in.x0"], 5, schedule, memory)
+    _, history = run(schedule, TOY["in.x0"], stop=3)
+    with pytest.raises(ValueError, match="step 5 was given the history of step 2"):
+        SOLVERS[solver](TOY["in.x0"], TOY["in.x0"], 5, schedule, history)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_solvers_are_pure(solver):
-    """Neither the latent, the velocity nor the memory changes, and steps can be repeated."""
+    """Neither the latent, the velocity nor the history changes, and steps can be repeated."""
     schedule = make(solver, 6, 5.0)
-    latents, memory = run(schedule, TOY["in.x0"], stop=3)
+    latents, history = run(schedule, TOY["in.x0"], stop=3)
     x, velocity = latents[-1].clone(), toy_velocity(latents[-1], schedule.sigmas[3])
-    copies = x.clone(), velocity.clone(), {} if memory is None else memory.state()
-    once, twice = (SOLVERS[solver](x, velocity, 3, schedule, memory)[0] for _ in range(2))
+    copies = x.clone(), velocity.clone(), {} if history is None else history.tensors()
+    once, twice = (SOLVERS[solver](x, velocity, 3, schedule, history)[0] for _ in range(2))
     assert torch.equal(once, twice)
     assert torch.equal(x, copies[0])
     assert torch.equal(velocity, copies[1])
-    assert memory is None or all(
-        torch.equal(value, copies[2][key]) for key, value in memory.state().items()
+    assert history is None or all(
+        torch.equal(value, copies[2][key]) for key, value in history.tensors().items()
     )
 
 

@@ -22,7 +22,7 @@ from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.stats import yardstick
 from minicos.condition import Condition
 from minicos.pipeline import Wan
-from minicos.sample import Step
+from minicos.sample import State, Step
 
 DECIDED = 0.9
 
@@ -38,9 +38,11 @@ def renoise(step: Step, seeds: Sequence[int]) -> Tensor:
     )
 
 
-def complete(wan: Wan, condition: Condition, x: Tensor, start: int) -> Tensor:
-    """Sample on from latents x (b c f h w) that enter step `start`, without a solver's memory; the final latents."""
-    for step in wan.sample(condition, noise=x, start=start):
+def complete(
+    wan: Wan, condition: Condition, x: Tensor, start: int, state: State | None = None
+) -> Tensor:
+    """Sample on from latents x (b c f h w) that enter step `start` with what travels beside them; the final latents."""
+    for step in wan.sample(condition, noise=x, start=start, state=state):
         x = step.next
     return x
 
@@ -54,13 +56,17 @@ def completions(
     """
     condition = cases.condition(wan, batch)
     out = {}
+    beside: State | None = (
+        None  # what entered the step with its latent; a renoised one has no history
+    )
     for step in wan.sample(condition, noise=cases.noise(wan, condition, batch)):
         if step.index in at:
             ends = (
-                complete(wan, condition, x, step.index)
+                complete(wan, condition, x, step.index, beside)
                 for x in renoise(step, [seed + k for k in range(count)])
             )
             out[step.index] = torch.stack([_answers(wan, end, batch) for end in ends], dim=1)
+        beside = step.state.edited()
     return torch.stack([out[s] for s in at], dim=1)
 
 
@@ -96,10 +102,12 @@ def spread(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_0
     """
     condition = cases.condition(wan, [case])
     ends = {}
+    beside: State | None = None
     for step in wan.sample(condition, noise=cases.noise(wan, condition, [case])):
         if step.index in at:
             starts = renoise(step, [seed + k for k in range(count)])
-            ends[step.index] = [complete(wan, condition, x, step.index) for x in starts]
+            ends[step.index] = [complete(wan, condition, x, step.index, beside) for x in starts]
+        beside = step.state.edited()
     others = [complete(wan, condition, wan.noise(condition, [seed + k]), 0) for k in range(count)]
     unit = yardstick(others).sum()
     return torch.stack([yardstick(ends[s]).sum() / unit for s in at])

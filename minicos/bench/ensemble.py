@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from minicos.analysis.ensemble.share import Ensemble, Passes, hooks, rows, run, window
+from minicos.analysis.ensemble.share import Ensemble, Passes, hooks, run, window
 from minicos.analysis.tools import cases
 from minicos.bench.measure import Line, alternate
 from minicos.bench.networks import operations, subject
@@ -30,7 +30,7 @@ def _real(device: torch.device, quick: bool) -> Line:
     wan = load("tiny", device=device, ops=ops).with_preset(steps=steps)
     batch = cases.held_out("maze", 1)
     condition = cases.condition(wan, batch)
-    three = rows(condition, torch.zeros(SEEDS, dtype=torch.long))
+    three = condition.rows(torch.zeros(SEEDS, dtype=torch.long))
     noise = wan.noise(three, seed=0)
     e = Ensemble(window(20, 29, wan.experts["high"].cfg.num_layers), seeds=SEEDS)
     name = f"{SEEDS} seeds at step 0 of {steps}, tiny"

@@ -26,7 +26,7 @@ finished: T N, and T (N + 1). Measured by `Passes`. A plain run takes N; best of
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,7 +38,6 @@ from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.ops import REFERENCE, Ops
 from minicos.pipeline import Wan
 from minicos.sample import Step
-from minicos.schedule import Memory
 
 TWO_PASS, ONE_PASS, BETWEEN_STEPS = (
     ("override", "input_override"),
@@ -259,50 +258,30 @@ def run(
     first = (
         wan if guided else wan.with_preset(guidance=dict.fromkeys(guidance, 1.0))
     )  # where cond alone shares
-    x, memory = noise, None
+    x, state = noise, None
     for i in range(last + 1):
         if i in e.steps and e.mode in TWO_PASS:
-            next(first.sample(condition, noise=x, hooks=watch + ahead, start=i, memory=memory))
+            next(first.sample(condition, noise=x, hooks=watch + ahead, start=i, state=state))
             if i == last:  # the second pass of the last shared step is already the carriers' own
-                condition, x, memory = (
-                    rows(condition, chosen),
+                condition, x, state = (
+                    condition.rows(chosen),
                     x[chosen.to(x.device)],
-                    _rows(memory, chosen),
+                    state and state.rows(chosen),
                 )
                 found.update({name: h[chosen.to(h.device)] for name, h in found.items()})
-        step = next(wan.sample(condition, noise=x, hooks=watch + inside, start=i, memory=memory))
-        x, memory = step.next, step.memory
+        step = next(wan.sample(condition, noise=x, hooks=watch + inside, start=i, state=state))
+        x, state = step.next, step.state
         if i in e.steps and e.mode in BETWEEN_STEPS:
-            x, memory = condition.impose(edit(step, e, wan.ops)), None
+            x, state = condition.impose(edit(step, e, wan.ops)), state.edited()
     if len(x) != len(chosen):
-        condition, x, memory = (
-            rows(condition, chosen),
+        condition, x, state = (
+            condition.rows(chosen),
             x[chosen.to(x.device)],
-            _rows(memory, chosen),
+            state and state.rows(chosen),
         )
-    for step in wan.sample(condition, noise=x, hooks=watch, start=last + 1, memory=memory):
+    for step in wan.sample(condition, noise=x, hooks=watch, start=last + 1, state=state):
         x = step.next
     return x
-
-
-def rows(condition: Condition, index: Tensor) -> Condition:
-    """Some samples of a batch's condition, in the order of `index`, which may repeat them."""
-    count = condition.shape[0]
-    tensors = {f.name: getattr(condition, f.name) for f in fields(condition)}
-    batched = {
-        k: v[index.to(v.device)]
-        for k, v in tensors.items()
-        if isinstance(v, Tensor) and len(v) == count
-    }
-    return replace(condition, **batched, shape=(len(index), *condition.shape[1:]))
-
-
-def _rows(memory: object, index: Tensor) -> object:
-    if not isinstance(memory, Memory):
-        return memory
-    return Memory.from_state(
-        {k: v[index.to(v.device)] if v.ndim else v for k, v in memory.state().items()}
-    )
 
 
 class Passes:

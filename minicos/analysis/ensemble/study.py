@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minicos.analysis.ensemble.share import Ensemble, Passes, rows, run, window
+from minicos.analysis.ensemble.share import Ensemble, Passes, run, window
 from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.cases import Case
 from minicos.pipeline import Wan
@@ -70,7 +70,7 @@ def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> di
     """
     (seeds,) = {e.seeds for e in arms.values()}
     single = cases.condition(wan, batch)
-    condition = rows(single, torch.arange(len(batch)).repeat_interleave(seeds))
+    condition = single.rows(torch.arange(len(batch)).repeat_interleave(seeds))
     noise = torch.stack(
         [cases.noise(wan, single, batch, APART * j) for j in range(seeds)], dim=1
     ).flatten(0, 1)

@@ -46,7 +46,7 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.pipeline import Wan
 from minicos.runs import Run
-from minicos.sample import Step
+from minicos.sample import State, Step
 
 MODES = ("replace", "renoise", "erase", "add", "null")
 TOKENS = 1024  # rows of a hidden state that CKA is taken over, at most
@@ -129,14 +129,15 @@ def follow(
     edit: Noise,
     *,
     start: int = 0,
-    memory: object = None,
+    state: State | None = None,
     x0: Tensor | None = None,
     hooks: Hooks = NO_HOOKS,
 ) -> Iterator[tuple[Step, Tensor]]:
     """The run under `edit`, from the clean latent x that enters step `start`: each step, and the dose that entered it (b f)."""
     entered = edit(x, start, condition.per_frame(wan.schedule().sigmas[start]), x0)
-    memory = memory if entered is x else None
-    for step in wan.sample(condition, noise=entered, start=start, memory=memory, hooks=hooks):
+    if state is not None and entered is not x:
+        state = state.edited()
+    for step in wan.sample(condition, noise=entered, start=start, state=state, hooks=hooks):
         injected = stats.squared(entered, x) / x[0, :, 0].numel()
         x, step.next = step.next, edit.after(step)
         entered = step.next
@@ -191,16 +192,16 @@ def measure(
     n, first = len(wan.schedule()), min(edit.steps)
     start = first if start is None else start
     before = kept(clean, Clean.name, start - 1)["x0"].to(noise) if start else None
-    x, memory = entering(clean, start, noise)
+    x, state = entering(clean, start, noise)
     watch = Clean(layer)
     steps = follow(
-        wan, condition, x, edit, start=start, memory=memory, x0=before, hooks=watch.hooks()
+        wan, condition, x, edit, start=start, state=state, x0=before, hooks=watch.hooks()
     )
     twins, passes = None, 0
     if wan.preset.solver != "euler" and edit.mode != "null" and edit.steps != (0,):
         beside = Clean(layer)
         null = replace(edit, mode="null")
-        twins = follow(wan, condition, x, null, start=start, memory=memory, hooks=beside.hooks())
+        twins = follow(wan, condition, x, null, start=start, state=state, hooks=beside.hooks())
     b, _, f, _, _ = noise.shape
     out = {
         "squared": torch.full((b, n, f), torch.nan, dtype=torch.float64),

@@ -151,7 +151,8 @@ def study(wan: Wan, subjects: Sequence[Case], run: Run, plan: Plan, most: int = 
                 if name == "clean":
                     final = record(wan, condition, clean, [Clean(plan.layer)], noise)
                     passes = sum(
-                        1 + (wan.preset.guidance[wan.expert(t)[0]] != 1) for t in schedule.timesteps
+                        1 + (wan.preset.guidance[wan.expert_name(t)] != 1)
+                        for t in schedule.timesteps
                     )
                     found = {"final": final, "passes": torch.tensor(passes)}
                 else:
@@ -170,7 +171,7 @@ def study(wan: Wan, subjects: Sequence[Case], run: Run, plan: Plan, most: int = 
         name: {key: _joined([part[key] for part in some if key in part]) for key in some[0]}
         for name, some in parts.items()
     }
-    low = [i for i, t in enumerate(schedule.timesteps) if wan.expert(t)[0] == "low"]
+    low = [i for i, t in enumerate(schedule.timesteps) if wan.expert_name(t) == "low"]
     free = tuple(f for f, fixed in enumerate(imposed) if not fixed)
     results = Results(
         plan, edits, runs, schedule.sigmas, low[0] if low and low[0] else None, free, np.empty(0)

@@ -109,7 +109,7 @@ def handover_section(wan: Wan, run: Run, n: int) -> Section:
             moved, unscored, inside, noise_study.Plan("renoise", at=at, frames=(), others=1)
         )
         damage[boundary] = sensitivity.sensitivity(results)  # n steps
-        serves[boundary] = [moved.expert(t)[0] for t in moved.schedule().timesteps]
+        serves[boundary] = [moved.expert_name(t) for t in moved.schedule().timesteps]
     claims = []
     for boundary in (0.96, 0.8):
         other = [serves[boundary][s] != serves[usual][s] for s in at]

@@ -39,7 +39,7 @@ from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.pipeline import Wan
-from minicos.sample import Step
+from minicos.sample import State, Step
 
 WHAT = (
     "stream",
@@ -174,13 +174,15 @@ def lockstep(
     donor: str = "own",
     x: Tensor | None = None,
     start: int = 0,
+    state: State | None = None,
 ) -> Iterator[list[Step]]:
     """Run B once for each swap, all in step with their donor: at every step, the list of B's steps (one for each swap).
 
     give, take  the conditions of A and B; both start from `noise`
     swaps       over the same steps. Under donor `own` they share one run of A, under `same_x` each has a pass of A at its own latent
                 (whole streams excepted: see the top)
-    x, start    B's undisturbed latent entering step `start` (at most the first swapped step), so that nothing is computed twice
+    x, start    B's undisturbed latent entering step `start` (at most the first swapped step), so that nothing is computed twice,
+    state       and what travels beside it
     No more than one step's states of A are kept.
     """
     steps, total = swaps[0].steps, len(wan.schedule())
@@ -193,11 +195,7 @@ def lockstep(
             f"steps {steps.start} to {steps.stop - 1} are not among the steps {start} to {total - 1}"
         )
     x = noise if x is None else x
-    if (
-        donor == "same_x"
-        and _same_but_text(give, take)
-        and all(swap.whole_stream for swap in swaps)
-    ):
+    if donor == "same_x" and give.same_but_text(take) and all(swap.whole_stream for swap in swaps):
         # A and B part only in the text: its keys and values, which no latent enters, carry all of A into a block's stream.
         outputs = [max(swap.layers) - (swap.at == "input") for swap in swaps]
         swaps = [
@@ -214,11 +212,11 @@ def lockstep(
     else:
         stores = [{} for _ in swaps]
         gives = [
-            wan.sample(give, noise=x, start=start, hooks=swap.record(s))
+            wan.sample(give, noise=x, start=start, state=state, hooks=swap.record(s))
             for swap, s in zip(swaps, stores, strict=True)
         ]
     takes = [
-        wan.sample(take, noise=x, start=start, hooks=swap.hooks(s))
+        wan.sample(take, noise=x, start=start, state=state, hooks=swap.hooks(s))
         for swap, s in zip(swaps, stores, strict=True)
     ]
     for index in range(start, total):
@@ -228,15 +226,6 @@ def lockstep(
             for a, b in zip(given, taken, strict=False):
                 a.next = b.next
         yield taken
-
-
-def _same_but_text(a: Condition, b: Condition) -> bool:
-    """Whether two conditions agree in everything but the prompt."""
-    fields = {name: (value, vars(b)[name]) for name, value in vars(a).items() if name != "text"}
-    return all(
-        torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x is y or x == y
-        for x, y in fields.values()
-    )
 
 
 def flip(y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

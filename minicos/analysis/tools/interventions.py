@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from minicos.condition import Condition
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.pipeline import Wan
-from minicos.sample import Step
-from minicos.schedule import Memory
+from minicos.sample import State, Step
 
 
 class Edit(Protocol):
@@ -87,21 +87,24 @@ class Interventions:
                 noise=before[f"{name}.next"].to(noise) if start else noise,
                 hooks=d.hooks,
                 start=start,
-                memory=remembered(before, noise, f"{name}.memory."),
+                state=_saved(before, name, noise.device) if start else None,
             )
             for name, d in own.items()
         }
+        state = State.from_tensors(before, noise.device) if start else None
         for index in range(start, len(wan.schedule())):
-            kept = {}
+            kept: dict[str, Tensor] = {}
             for name, d in self._named():
                 if d.own and index <= max(d.steps):
                     given = next(runs[name])
-                    kept |= {f"{name}.next": given.next, **state(given.memory, f"{name}.memory.")}
+                    kept[f"{name}.next"] = given.next
+                    kept |= {f"{name}.{k}": v for k, v in given.state.tensors().items()}
                 elif not d.own and index in d.steps:
-                    next(wan.sample(d.condition or condition, noise=x, hooks=d.hooks, start=index))
+                    given = d.condition or condition
+                    next(wan.sample(given, noise=x, hooks=d.hooks, start=index, state=state))
             step = next(steps)
             yield step, kept
-            x = step.next
+            x, state = step.next, step.state
 
     def _named(self) -> Iterator[tuple[str, Donor]]:
         return ((f"donor{i}", donor) for i, donor in enumerate(self.donors))
@@ -110,20 +113,8 @@ class Interventions:
 NO_INTERVENTIONS = Interventions()
 
 
-def state(memory: object, prefix: str = "memory.") -> dict[str, Tensor]:
-    """A solver's memory as tensors whose names begin with `prefix`; none where it remembers nothing."""
-    return (
-        {f"{prefix}{k}": v for k, v in memory.state().items()} if isinstance(memory, Memory) else {}
-    )
-
-
-def remembered(
-    tensors: Mapping[str, Tensor], like: Tensor, prefix: str = "memory."
-) -> Memory | None:
-    """The inverse of `state`, on the device of `like`."""
-    found = {
-        k.removeprefix(prefix): v.to(like.device)
-        for k, v in tensors.items()
-        if k.startswith(prefix)
-    }
-    return Memory.from_state(found) if found else None
+def _saved(tensors: Mapping[str, Tensor], donor: str, device: torch.device) -> State:
+    """What travelled beside a donor's latent, from what `Changes.beside` gave."""
+    prefix = f"{donor}."
+    found = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+    return State.from_tensors(found, device)

@@ -10,13 +10,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions, remembered, state
+from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
 from minicos.condition import Condition
 from minicos.hooks import Hooks
 from minicos.pipeline import Wan
 from minicos.runs import Run, progress
-from minicos.sample import Step
-from minicos.schedule import Memory
+from minicos.sample import State, Step
 
 Saved = Sequence[Mapping[str, Tensor]]  # for each step, what `keep` returned
 
@@ -54,19 +53,19 @@ def record(
     done = 0
     while done < len(schedule) and run.has(_file(done)):
         done += 1
-    x, memory = entering(run, done, noise)
+    x, state = entering(run, done, noise)
     if not done:
         x = interventions.enter(x, 0, condition.per_frame(schedule.sigmas[0]), None)
     before = run.load_tensors(_file(done - 1)) if done else {}
-    steps = wan.sample(condition, noise=x, hooks=hooks, start=done, memory=memory)
+    steps = wan.sample(condition, noise=x, hooks=hooks, start=done, state=state)
     steps = interventions.with_donors(wan, steps, condition, noise, x, done, before)
     for step, kept in progress(steps, len(schedule) - done, "denoise"):
         entered = interventions.enter(
             step.next, step.index + 1, (step.sigma_map > 0) * step.sigma_next, step.x0
         )
         if entered is not step.next:  # as `sample` does: a history would undo the edit
-            step.next, step.memory = entered, None
-        tensors = {"next": step.next, **state(step.memory), **kept}
+            step.next, step.state = entered, step.state.edited()
+        tensors = {"next": step.next, **step.state.tensors(), **kept}
         for r in recorders:
             tensors |= {f"{r.name}.{k}": v for k, v in r.keep(step, run).items()}
         run.save_tensors(_file(step.index), tensors)
@@ -74,12 +73,12 @@ def record(
     return x
 
 
-def entering(run: Run, index: int, noise: Tensor) -> tuple[Tensor, Memory | None]:
-    """The latent that enters step `index` of a run saved by `record` from `noise`, and the solver's memory: where to resume."""
+def entering(run: Run, index: int, noise: Tensor) -> tuple[Tensor, State | None]:
+    """The latent that enters step `index` of a run saved by `record` from `noise`, and the state: where to resume."""
     if not index:
         return noise, None
     tensors = run.load_tensors(_file(index - 1))
-    return tensors["next"].to(noise.device), remembered(tensors, noise)
+    return tensors["next"].to(noise.device), State.from_tensors(tensors, noise.device)
 
 
 def recorded(run: Run, name: str, steps: int) -> list[dict[str, Tensor]]:
