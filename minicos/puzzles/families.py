@@ -17,6 +17,7 @@ from .maze import Goal, Maze
 from .memory import Memory
 from .mirror import Mirror
 from .reveal import Reveal
+from .sequence import Sequence
 from .shell import Shell
 from .turn import Turn
 
@@ -75,7 +76,8 @@ def split_of(key: str) -> str:
     return "train" if percent < 90 else "dev" if percent < 95 else "test"
 
 
-# One line for each family; a kind's first line is the family that has its name. `-one` marks the twin with one answer.
+# One line for each family; a kind's first line is the family that has its name. `-one` marks the twin
+# with one answer, `-short` that with a short chain.
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -89,6 +91,9 @@ FAMILIES: dict[str, Family] = {
         Family("latin-one", Latin, size=5, knobs=Knobs(k=1)),
         Family("latin-many", Latin, size=5, knobs=Knobs(k=100)),
         Family("latin-4x4", Latin, size=4, knobs=Knobs(k=2), domain="out"),
+        Family("sequence", Sequence),
+        Family("sequence-short", Sequence, knobs=Knobs(s=1)),
+        Family("sequence-pairs", Sequence, knobs=Knobs(s=2), domain="out", held_out=True),
         Family("goal", Goal),
         Family("mark", Mark),
         Family("memory", Memory),

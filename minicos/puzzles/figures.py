@@ -1,0 +1,102 @@
+"""Figures: shapes in five sizes and eight directions, and the reading of one from a cell."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from . import draw
+from .base import LEAN
+from .draw import CELL, COLOURS, Cell
+
+RADII = (3.0, 4.0, 5.0, 6.0, 7.0)  # px, of the circle around a figure of each level
+TURNS = {"circle": 1, "square": 1, "cross": 1, "triangle": 8, "half": 8}  # directions it can show
+NAMES = tuple(TURNS)
+
+
+class Figure(NamedTuple):
+    """A coloured shape of a size and direction."""
+
+    shape: str
+    colour: str
+    level: int = 2  # index into RADII
+    turn: int = 0  # eighths of a clockwise turn
+
+    def __str__(self) -> str:
+        return f"{self.colour} {self.shape} {self.level}{self.turn}"
+
+
+def distance(shape: str, radius: float, turn: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Signed distance to a figure about the origin, apex or round side up before it turns."""
+    angle = np.float32(turn * np.pi / 4)
+    y, x = np.cos(angle) * y - np.sin(angle) * x, np.cos(angle) * x + np.sin(angle) * y
+    if shape == "circle":
+        return draw.disc(y, x, radius)
+    if shape == "square":
+        return draw.box(y, x, 0.75 * radius, 0.75 * radius)
+    if shape == "cross":
+        arm, pen = 0.95 * radius, 0.36 * radius
+        return np.minimum(draw.box(y, x, arm, pen), draw.box(y, x, pen, arm))
+    if shape == "triangle":
+        side = 0.944 * np.abs(x) - 0.329 * (y + radius)  # pointed, so that its direction shows
+        return np.maximum(y - 0.78 * radius, side)
+    if shape == "half":
+        return np.maximum(draw.disc(y - 0.4 * radius, x, radius), y - 0.4 * radius)
+    raise ValueError(f"unknown figure {shape!r}: one of {', '.join(NAMES)}")
+
+
+@cache
+def cover(shape: str, level: int, turn: int) -> np.ndarray:
+    """Coverage of a figure in the middle of one cell (CELL, CELL)."""
+    y, x = draw.pixels(CELL)
+    y, x = y - CELL / 2, x - CELL / 2
+    return draw.coverage(distance(shape, RADII[level], turn, y, x))
+
+
+def put(canvas: np.ndarray, figure: Figure, cell: Cell, shown: np.ndarray | None = None) -> None:
+    """Paint a figure into a cell of `canvas` (n, h, w, 3), in place; `shown` (n,) in 0..1 reveals it from the bottom up."""
+    here = (slice(None), *draw.window(cell))
+    mask = cover(figure.shape, figure.level, figure.turn)
+    if shown is not None:
+        up = np.arange(CELL, 0, -1, dtype=np.float32) - np.float32(0.5)  # px above the cell's floor
+        mask = (
+            mask
+            * draw.coverage(up[:, None] - CELL * shown[:, None, None])
+            * (shown > 0)[:, None, None]
+        )
+    canvas[here] = draw.paint(canvas[here], mask, COLOURS[figure.colour])
+
+
+@cache
+def _bank(levels: tuple[int, ...]) -> tuple[tuple[Figure, ...], np.ndarray]:
+    """Every figure of some levels in red, and the coverage of each (n, CELL, CELL)."""
+    kinds = [
+        Figure(name, "red", level, turn)
+        for name in NAMES
+        for level in levels
+        for turn in range(TURNS[name])
+    ]
+    return tuple(kinds), np.stack([cover(f.shape, f.level, f.turn) for f in kinds])
+
+
+def read(
+    frame: np.ndarray, cell: Cell, background: np.ndarray, levels: tuple[int, ...] = (0, 1, 2, 3, 4)
+) -> Figure | None:
+    """The figure in a cell of `frame` (h, w, 3), None where the cell is empty or shows none clearly.
+
+    `background` (h, w, 3) is the picture without it. Clear means, as for whole frames, nowhere near a mix with another.
+    """
+    kinds, masks = _bank(levels)
+    seen, empty = (p[draw.window(cell)].astype(np.float32) for p in (frame, background))
+    colours = np.array(list(COLOURS.values()), np.float32)
+    looks = empty + masks[:, None, ..., None] * (colours[:, None, None] - empty)
+    flat = np.concatenate([empty.reshape(1, -1), looks.reshape(-1, empty.size)])
+    best = int(np.square(flat - seen.ravel()).sum(1).argmin())
+    others = np.delete(flat, best, axis=0) - flat[best]
+    leans = others @ (seen.ravel() - flat[best]) / np.square(others).sum(1)
+    if best == 0 or leans.max() > LEAN:
+        return None
+    kind, colour = divmod(best - 1, len(COLOURS))
+    return kinds[kind]._replace(colour=tuple(COLOURS)[colour])
