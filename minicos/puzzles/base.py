@@ -306,7 +306,7 @@ class Puzzle:
 def clearest(frame: np.ndarray, pictures: Sequence[np.ndarray]) -> int | None:
     """Which of several pictures, no two the same, a frame shows. None where it leans to another by more than LEAN."""
     best = int(np.argmin([_error(frame, picture) for picture in pictures]))
-    leans = [_lean(frame, pictures[best], p) for i, p in enumerate(pictures) if i != best]
+    leans = [draw.lean(frame, pictures[best], p) for i, p in enumerate(pictures) if i != best]
     return best if max(leans) <= LEAN else None
 
 
@@ -329,12 +329,6 @@ def _weighted(checks: Mapping[str, float]) -> float:
 def _share(frame: np.ndarray, first: np.ndarray, end: np.ndarray) -> float:
     """How much of the change from `first` to `end` is there in `frame`, 0..1, by squared error."""
     return max(0.0, 1 - _error(frame, end) / _error(first, end))
-
-
-def _lean(frame: np.ndarray, here: np.ndarray, there: np.ndarray) -> float:
-    """Where `frame` lies on the line from one picture (0) to another (1). Noise and blur hardly move it; a mix does."""
-    line = there.astype(np.float32) - here
-    return float(((frame - here.astype(np.float32)) * line).sum() / np.square(line).sum())
 
 
 def _error(a: np.ndarray, b: np.ndarray) -> float:

@@ -196,15 +196,21 @@ def deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.linalg.norm(box_blur(a.astype(np.float32) - b, 5), axis=-1)
 
 
+def lean(frame: np.ndarray, here: np.ndarray, there: np.ndarray) -> float:
+    """Where `frame` lies on the line from one picture (0) to another (1). Noise and blur hardly move it; a mix does."""
+    line = there.astype(np.float32) - here
+    return float(((frame - here.astype(np.float32)) * line).sum() / np.square(line).sum())
+
+
 def likeness(
     frame: np.ndarray, cell: Cell, background: np.ndarray
 ) -> tuple[tuple[str, str], float]:
     """The (shape, colour) that best explains what stands in a cell of `frame` (h, w, 3), and its lean.
 
     `background` (h, w, 3) is the same picture without the object. The lean tells blends: it says how far the cell lies
-    on the way from this look to another one, and is .5 for an even blend of two. Sharp and blurred renderings both
-    compete: against sharp ones alone, a blurred square would pass for a circle. The outer 3 px are left out: walls
-    bleed into them.
+    on the way from this look, as blurred as fits best, to another one, and is about .5 for an even blend of two.
+    Sharp and blurred renderings both compete: against sharp ones alone, a blurred square would pass for a circle. The
+    outer 3 px are left out: walls bleed into them.
     """
     inner = (slice(3, -3), slice(3, -3))
     seen, empty = (
@@ -213,13 +219,13 @@ def likeness(
     looks = [(name, colour) for name in SHAPES for colour in COLOURS]
     covers = np.stack([[stencil(name, blur)[inner] for name, _ in looks] for blur in (1, 3)])
     colours = np.array([COLOURS[colour] for _, colour in looks], np.float32)[:, None, None]
-    drawn = empty + covers[..., None] * (colours - empty)  # (blurs, looks, h, w, 3)
-    errors = np.square(drawn - seen).sum((2, 3, 4))
-    blur, best = np.unravel_index(errors.argmin(), errors.shape)
-    lines = drawn[blur] - drawn[blur, best]
-    along = (lines * (seen - drawn[blur, best])).sum((1, 2, 3))
-    leans = along / np.maximum(np.square(lines).sum((1, 2, 3)), 1)
-    return looks[best], float(leans.max())
+    sharp, blurred = empty + covers[..., None] * (colours - empty)  # (looks, h, w, 3) each
+    errors = np.square(np.stack([sharp, blurred]) - seen).sum((2, 3, 4))
+    best = int(errors.min(0).argmin())
+    mix = np.clip(lean(seen, sharp[best], blurred[best]), 0, 1)
+    fit = sharp + mix * (blurred - sharp)
+    leans = [lean(seen, fit[best], look) for i, look in enumerate(fit) if i != best]
+    return looks[best], max(leans)
 
 
 def identify(frame: np.ndarray, cell: Cell, background: np.ndarray) -> tuple[str, str]:
