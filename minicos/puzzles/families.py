@@ -16,6 +16,7 @@ from .mark import Mark
 from .maze import Goal, Maze
 from .memory import Memory
 from .mirror import Mirror
+from .pick import Pick
 from .reveal import Reveal
 from .sequence import Sequence
 from .shell import Shell
@@ -94,6 +95,8 @@ FAMILIES: dict[str, Family] = {
         Family("sequence", Sequence),
         Family("sequence-short", Sequence, knobs=Knobs(s=1)),
         Family("sequence-pairs", Sequence, knobs=Knobs(s=2), domain="out", held_out=True),
+        Family("pick", Pick),
+        Family("pick-second", Pick, domain="out", held_out=True),
         Family("goal", Goal),
         Family("mark", Mark),
         Family("memory", Memory),

@@ -1,0 +1,170 @@
+"""`pick`: compare the things in the picture and mark one: the largest, the one with the fewest dots, the odd one.
+
+Nothing names what to mark, as `mark` does: it follows from comparing. Knob `d`: the number of other things. The second
+largest never occurs in training, although the second smallest and the second most dots do: `pick-second` asks for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from random import Random
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from . import draw, figures
+from .base import FREE, Knobs, Puzzle
+from .draw import CELL, COLOURS, YELLOW, Cell
+from .figures import TURNS, Figure
+
+BY_SIZE = {"smallest": 0, "second smallest": 1, "second largest": -2, "largest": -1}  # rank
+BY_DOTS = {"fewest dots": 0, "second fewest dots": 1, "second most dots": -2, "most dots": -1}
+ODD = "odd one"
+SPOTS = {  # px from the middle of a cell (y, x)
+    1: ((0, 0),),
+    2: ((-4, -4), (4, 4)),
+    3: ((-4, -4), (0, 0), (4, 4)),
+    4: ((-4, -4), (-4, 4), (4, -4), (4, 4)),
+    5: ((-4, -4), (-4, 4), (0, 0), (4, -4), (4, 4)),
+}
+
+
+class Thing(NamedTuple):
+    """A figure in a cell, or, where `dots` is not 0, so many dots of its colour."""
+
+    figure: Figure
+    dots: int
+    cell: Cell
+
+    def __str__(self) -> str:
+        what = f"{self.figure.colour} {self.dots} dots" if self.dots else str(self.figure)
+        return f"{what}@{self.cell[0]},{self.cell[1]}"
+
+
+@dataclass(frozen=True)
+class Pick(Puzzle):
+    """Mark the thing that the rule singles out."""
+
+    things: tuple[Thing, ...]
+    rule: str  # of BY_SIZE or BY_DOTS, or ODD
+
+    kind: ClassVar[str] = "pick"
+    category: ClassVar[str] = "perception"
+    sizes: ClassVar[tuple[int, ...]] = (3, 4)
+    prompts: ClassVar[tuple[str, ...]] = tuple(f"mark the {r}" for r in (*BY_SIZE, *BY_DOTS, ODD))
+    held_out: ClassVar[frozenset[str]] = frozenset({"second largest"})
+
+    @classmethod
+    def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
+        knobs.check(cls.kind, "d")
+        n = 1 + (rng.randint(3, 7) if knobs.d is None else knobs.d)
+        rule = rng.choice(rng.choice((tuple(BY_SIZE), tuple(BY_DOTS), (ODD,))))
+        cells = [divmod(k, size) for k in rng.sample(range(size * size), n)]
+        if rule == ODD:
+            same, other = _odd(rng)
+            kinds = [(other, 0), *[(same, 0)] * (n - 1)]
+        elif rule in BY_SIZE:
+            shape = rng.choice(tuple(TURNS))
+            sizes = _values(rng, n, len(figures.RADII))
+            kinds = [(_figure(rng, shape)._replace(level=level), 0) for level in sizes]
+        else:
+            kinds = [(_figure(rng, "circle"), 1 + more) for more in _values(rng, n, len(SPOTS))]
+        things = (Thing(*kind, cell) for kind, cell in zip(kinds, cells, strict=True))
+        return cls(size, tuple(sorted(things, key=lambda thing: thing.cell)), rule)
+
+    @property
+    def prompt(self) -> str:
+        return f"mark the {self.rule}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.size}/{' '.join(map(str, self.things))}"
+
+    @property
+    def composition(self) -> str:
+        return self.rule
+
+    @property
+    def distractors(self) -> int:
+        return len(self.things) - 1
+
+    @property
+    def target(self) -> Thing:
+        """The thing to mark."""
+        if self.rule == ODD:
+            kinds = [thing.figure for thing in self.things]
+            return next(thing for thing in self.things if kinds.count(thing.figure) == 1)
+        order = sorted(self.things, key=lambda thing: (thing.dots, thing.figure.level))
+        return order[{**BY_SIZE, **BY_DOTS}[self.rule]]
+
+    @property
+    def candidates(self) -> tuple[Cell, ...]:
+        """The cell to mark."""
+        return (self.target.cell,)
+
+    @property
+    def foils(self) -> tuple[Cell, ...]:
+        """The other cells that hold a thing."""
+        return tuple(thing.cell for thing in self.things if thing != self.target)
+
+    def variants(self) -> tuple[Self, ...]:
+        rules = next((r for r in (BY_SIZE, BY_DOTS) if self.rule in r), {})
+        return tuple(
+            replace(self, rule=rule)
+            for rule in rules
+            if rule != self.rule and (rule in self.held_out) == (self.rule in self.held_out)
+        )
+
+    def backdrop(self) -> np.ndarray:
+        return draw.grid(self.size)
+
+    def animate(self, answer: Cell, progress: np.ndarray) -> np.ndarray:
+        level = np.zeros((len(progress), self.size, self.size), np.float32)
+        level[:, *answer] = np.minimum(1.1 * progress, 1)
+        canvas = draw.border(draw.paint(self.backdrop(), draw.filled(level), YELLOW))
+        for thing in self.things:
+            if thing.dots:
+                here = (slice(None), *draw.window(thing.cell))
+                canvas[here] = draw.paint(
+                    canvas[here], _dots(thing.dots), COLOURS[thing.figure.colour]
+                )
+            else:
+                figures.put(canvas, thing.figure, thing.cell)
+        return canvas
+
+
+@cache
+def _dots(count: int) -> np.ndarray:
+    """Coverage of so many dots in one cell (CELL, CELL)."""
+    y, x = draw.pixels(CELL)
+    spots = [draw.disc(y - CELL / 2 - dy, x - CELL / 2 - dx, 2.2) for dy, dx in SPOTS[count]]
+    return draw.coverage(np.minimum.reduce(spots))
+
+
+def _figure(rng: Random, shape: str) -> Figure:
+    return Figure(shape, rng.choice(tuple(COLOURS)), turn=rng.randrange(TURNS[shape]))
+
+
+def _values(rng: Random, n: int, top: int) -> list[int]:
+    """n numbers below `top`; the two largest and the two smallest occur once, so that every rule has one answer."""
+    if n <= top:
+        return rng.sample(range(top), n)
+    return [*range(top), *(rng.randrange(2, top - 2) for _ in range(n - top))]
+
+
+def _odd(rng: Random) -> tuple[Figure, Figure]:
+    """A figure and one that differs from it in shape, colour, size (two levels or more) or direction (a quarter or more)."""
+    same = _figure(rng, rng.choice(tuple(TURNS)))._replace(level=rng.randrange(5))
+    what = rng.choice(("shape", "colour", "level", "turn"))
+    if what == "shape":
+        shape = rng.choice([name for name in TURNS if name != same.shape])
+        return same, same._replace(shape=shape, turn=rng.randrange(TURNS[shape]))
+    if what == "colour":
+        return same, same._replace(colour=rng.choice([c for c in COLOURS if c != same.colour]))
+    if what == "level":
+        return same, same._replace(
+            level=rng.choice([n for n in range(5) if abs(n - same.level) > 1])
+        )
+    same = same._replace(shape=rng.choice([name for name in TURNS if TURNS[name] > 1]))
+    return same, same._replace(turn=(same.turn + rng.randint(2, 6)) % TURNS[same.shape])
