@@ -170,7 +170,7 @@ TINY_VAE = VAEConfig(
     dim=16, dim_mult=(1, 1, 2, 4), num_res_blocks=1
 )  # mean and std come with its weights
 TINY_TEXT = TextConfig(
-    vocab_size=32, dim=64, dim_attn=64, dim_ffn=128, num_heads=4, num_layers=2, text_len=16
+    vocab_size=96, dim=64, dim_attn=64, dim_ffn=128, num_heads=4, num_layers=2, text_len=16
 )
 
 NEGATIVE_PROMPT = (  # wan/configs/shared_config.py; the official code falls back to it when no negative prompt is given

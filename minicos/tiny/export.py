@@ -15,7 +15,9 @@ from minicos.weights import lora
 
 
 def export(folder: Path, weights: Path, tokenizer: Tokenizer) -> None:
-    """From the checkpoints of `folder` to `weights`; without the `low` stage the model has one expert."""
+    """From the checkpoints of `folder` to `weights`, the tokenizer's file included; without `low` the model has one expert."""
+    words = (folder / "tokenizer.json").read_bytes()
+    replace_file(weights / "google/umt5-xxl/tokenizer.json", lambda path: path.write_bytes(words))
     vae, student = train_vae.finished(folder), train_dit.finished(folder, tokenizer)
     cfg = student.dit.cfg
     high = weights / "high_noise_model"

@@ -88,18 +88,20 @@ def train(
     decay: float,
     ema: float,
     folder: Path,
-    save_every: int = 200,
+    save_every: int = 1000,
+    save_seconds: float = 300,
     log: Callable[[int, float], str] = lambda step, loss: "",
 ) -> None:
     """Run the loop to `steps`, resuming from `folder`. Data must depend on the step alone, so that a resumed run continues the same one.
 
-    Leaves `folder/averaged.safetensors` (the exponential average of the parameters) and `folder/log.jsonl`.
+    A checkpoint is written every `save_every` steps and every `save_seconds`. Leaves `folder/averaged.safetensors` (the exponential average of the parameters) and `folder/log.jsonl`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     start = _resume(folder, model, average, opts)
     base = [[g["lr"] for g in o.param_groups] for o in opts]
     total, since, clock = 0.0, 0, time.monotonic()
+    saved = clock
     for step in range(start, steps):
         for o, rates in zip(opts, base, strict=True):
             for group, lr in zip(o.param_groups, rates, strict=True):
@@ -114,8 +116,7 @@ def train(
             o.zero_grad(set_to_none=True)
         keep = min(ema, (step + 1) / (step + 10))
         with torch.no_grad():
-            for name, value in model.state_dict().items():
-                average[name].lerp_(value, 1 - keep)
+            torch._foreach_lerp_(list(average.values()), list(model.state_dict().values()), 1 - keep)
         total, since = total + loss.item(), since + 1
         if not math.isfinite(total):
             raise FloatingPointError(f"the loss is not finite at step {step}")
@@ -133,8 +134,10 @@ def train(
             with (folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
             total, since, clock = 0.0, 0, time.monotonic()
-        if (step + 1) % save_every == 0 or step + 1 == steps:
+        due = time.monotonic() - saved > save_seconds
+        if due or (step + 1) % save_every == 0 or step + 1 == steps:
             _save(folder, model, average, opts, step + 1)
+            saved = time.monotonic()
 
 
 def _save(

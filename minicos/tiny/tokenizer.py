@@ -2,7 +2,8 @@
 
     python -m minicos.tiny.tokenizer minicos/tiny/weights/google/umt5-xxl/tokenizer.json
 
-writes the file that lies beside the model's weights, in the official layout.
+writes the file that lies beside the model's weights, in the official layout. A word keeps its id for ever: words that puzzles have
+learnt since are appended, so that weights trained before know the rows they had.
 """
 
 import sys
@@ -10,24 +11,36 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from minicos import puzzles
 from minicos.config import TINY_TEXT
 from minicos.runs import replace_file
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2; the first two as in UMT5
-LEXICON = """
+FIRST = """
     solve the maze mark circle triangle square cross go to red blue goal pass behind wall turn l
     grow continue size sequence of and a left right up down
-"""
-WORDS = LEXICON.split()  # ids 3 and up
+""".split()  # ids 3 and up, as in the first release
 
 
-def build() -> Tokenizer:
-    """Lower case, split at white space and punctuation, look each word up, append </s>."""
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
-    if len(vocabulary) > TINY_TEXT.vocab_size:
+def words(known: tuple[str, ...] = (*SPECIAL, *FIRST)) -> tuple[str, ...]:
+    """All tokens in the order of their ids: `known` and, behind them, the words of prompts that it lacks."""
+    return tuple(dict.fromkeys((*known, *puzzles.WORDS)))
+
+
+def tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The tokens of a tokenizer in the order of their ids."""
+    ids = tokenizer.get_vocab()
+    return tuple(sorted(ids, key=ids.__getitem__))
+
+
+def build(all_tokens: tuple[str, ...] | None = None) -> Tokenizer:
+    """Lower case, split at white space and punctuation, look each word up, append </s>. Tokens are `words()` by default."""
+    all_tokens = all_tokens or words()
+    if len(all_tokens) > TINY_TEXT.vocab_size:
         raise ValueError(
-            f"{len(vocabulary)} tokens do not fit into the {TINY_TEXT.vocab_size} rows of the embedding"
+            f"{len(all_tokens)} tokens do not fit into the {TINY_TEXT.vocab_size} rows of the embedding"
         )
+    vocabulary = {word: i for i, word in enumerate(all_tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -41,4 +54,6 @@ def build() -> Tokenizer:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    replace_file(Path(sys.argv[1]), lambda temporary: build().save(str(temporary)))
+    path = Path(sys.argv[1])
+    known = words(tokens(Tokenizer.from_file(str(path)))) if path.exists() else words()
+    replace_file(path, lambda temporary: build(known).save(str(temporary)))

@@ -6,18 +6,26 @@ python -m minicos.tiny.train decoder  --out FOLDER     more of the decoder alone
 python -m minicos.tiny.train dit      --out FOLDER     text encoder and DiT, from the shards that `latents` has written so far
 python -m minicos.tiny.train low      --out FOLDER     the low-noise expert, a LoRA on the DiT
 python -m minicos.tiny.train export   --out FOLDER     write it all in the official layout to minicos/tiny/weights
+
+With `--resume-from MODEL` a new FOLDER begins with the VAE, text encoder and high-noise expert of MODEL ("tiny" or a folder) and
+with fresh optimisers: the stage `vae` is then not needed. FOLDER should lie outside the work tree. To stop early, run `dit` again
+with `--steps` a few hundred above the step reached: the rate then falls to zero over these.
 """
 
 import argparse
 from pathlib import Path
 
+import tokenizers
 import torch
 
+from minicos.pipeline import load
+from minicos.runs import replace_file
 from minicos.text import Tokenizer
-from minicos.tiny import data, train_dit, train_vae
+from minicos.tiny import data, mixture, tokenizer, train_dit, train_vae
 
 WEIGHTS = Path(__file__).parent / "weights"
-STEPS = {"vae": 2400, "latents": 150, "decoder": 7600, "dit": 12600, "low": 700, "export": 0}
+TOKENIZER = WEIGHTS / "google" / "umt5-xxl" / "tokenizer.json"
+STEPS = {"vae": 2400, "latents": 40, "decoder": 3000, "dit": 24000, "low": 700, "export": 0}
 
 
 def main() -> None:
@@ -36,7 +44,12 @@ def main() -> None:
         help="training steps, or shards for `latents`; a default for each stage",
     )
     parser.add_argument(
-        "--mixture", choices=data.MIXTURES, default="first", help="which puzzles `latents` encodes"
+        "--resume-from", metavar="MODEL", help="a model that a new --out begins with"
+    )
+    parser.add_argument(
+        "--family",
+        action="append",
+        help="for `latents`: encode puzzles of this family alone; may be given more than once",
     )
     parser.add_argument(
         "--part", default="0/1", help="k/n: of n processes that share the shards, this is number k"
@@ -45,30 +58,24 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--compile", action="store_true", help="compile the VAE first: up to twice as fast"
+        "--compile", action="store_true", help="compile the networks: minutes at first, then faster"
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     steps = args.steps or STEPS[args.stage]
-    tokenizer = Tokenizer.load(
-        WEIGHTS / "google" / "umt5-xxl" / "tokenizer.json", train_dit.CFG.text_len
-    )
+    words = prepare(args.out, args.resume_from)
+    common = {"steps": steps, "seed": args.seed, "device": args.device}
     if args.stage == "vae":
-        train_vae.train(
-            args.out, steps=steps, seed=args.seed, device=args.device, compiled=args.compile
-        )
+        train_vae.train(args.out, compiled=args.compile, **common)
     elif args.stage == "decoder":
-        train_vae.train_decoder(
-            args.out, steps=steps, seed=args.seed, device=args.device, compiled=args.compile
-        )
+        train_vae.train_decoder(args.out, compiled=args.compile, **common)
     elif args.stage == "latents":
         part, parts = map(int, args.part.split("/"))
-        vae = train_vae.finished(args.out).to(args.device)
         data.write(
-            vae,
+            train_vae.finished(args.out).to(args.device),
             args.out / "latents",
-            args.mixture,
+            [s for s in mixture.sources() if not args.family or s.family.name in args.family],
             seed=args.seed,
             shards=steps,
             part=part,
@@ -76,13 +83,29 @@ def main() -> None:
             compiled=args.compile,
         )
     elif args.stage == "dit":
-        train_dit.train(args.out, tokenizer, steps=steps, seed=args.seed, device=args.device)
+        train_dit.train(args.out, words, compiled=args.compile, **common)
     elif args.stage == "low":
-        train_dit.train_low(args.out, tokenizer, steps=steps, seed=args.seed, device=args.device)
+        train_dit.train_low(args.out, words, **common)
     else:
         from minicos.tiny.export import export
 
-        export(args.out, WEIGHTS, tokenizer)
+        export(args.out, WEIGHTS, words)
+
+
+def prepare(folder: Path, model: str | None = None) -> Tokenizer:
+    """The tokenizer of `folder`, which is new at first and may begin with the weights of a model; words are only ever added to it."""
+    path = folder / "tokenizer.json"
+    begun = path.exists()
+    source = path if begun else TOKENIZER
+    known = tokenizer.words(tokenizer.tokens(tokenizers.Tokenizer.from_file(str(source))))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not begun and model:
+        wan = load(model, device="cpu")
+        train_vae.adopt(folder, wan.vae)
+        words = Tokenizer(tokenizer.build(known), train_dit.CFG.text_len)
+        train_dit.adopt(folder, wan, words)
+    replace_file(path, lambda to: tokenizer.build(known).save(str(to)))
+    return Tokenizer.load(path, train_dit.CFG.text_len)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from minicos.config import TINY_TEXT, VARIANTS
 from minicos.dit import DiT
 from minicos.ops import REFERENCE, Ops
+from minicos.pipeline import Wan
+from minicos.runs import replace_file
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.tiny import optim
-from minicos.tiny.data import PLAN, PROMPTS, Pool, planned
+from minicos.tiny.data import Pool
+from minicos.tiny.mixture import sources
 from minicos.weights.lora import LowRank
 
 CFG = VARIANTS["tiny"]
@@ -46,9 +49,11 @@ class Student(nn.Module):
         self.tokenizer = tokenizer
         initialise(self)
 
-    def loss(self, x0: Tensor, y: Tensor, prompt: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    def loss(
+        self, x0: Tensor, y: Tensor, prompts: list[str], noise: Tensor, sigma: Tensor
+    ) -> Tensor:
         """Mean squared error of the velocity; x0 b c f h w, sigma b."""
-        text = encode(self.text, self.tokenizer, list(PROMPTS))[prompt]
+        text = encode(self.text, self.tokenizer, prompts)
         s = sigma.view(-1, 1, 1, 1, 1)
         velocity = self.dit((1 - s) * x0 + s * noise, 1000 * sigma, text, y)
         return (velocity - (noise - x0)).square().mean()
@@ -74,13 +79,16 @@ def noise_levels(n: int, rng: np.random.Generator, below: float = 1.0) -> Tensor
     return torch.from_numpy(SHIFT * u / (1 + (SHIFT - 1) * u)).float()
 
 
-def batch(pool: Pool, seed: int, step: int, n: int, below: float = 1.0) -> tuple[Tensor, ...]:
+def batch(
+    pool: Pool, seed: int, step: int, below: float = 1.0
+) -> tuple[Tensor, Tensor, list[str], Tensor, Tensor]:
     """The arguments of `Student.loss` for a training step."""
     rng = np.random.default_rng((seed, step))
-    x0, y, prompt = pool.batch(rng, planned(step), n)
-    prompt[torch.from_numpy(rng.random(n) < DROP)] = 0
+    x0, y, prompts = pool.batch(rng)
+    dropped = rng.random(len(prompts)) < DROP
+    prompts = ["" if gone else prompt for prompt, gone in zip(prompts, dropped, strict=True)]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
-    return x0, y, prompt, noise, noise_levels(n, rng, below)
+    return x0, y, prompts, noise, noise_levels(len(x0), rng, below)
 
 
 def is_block_matrix(name: str, p: nn.Parameter) -> bool:
@@ -93,34 +101,78 @@ def train(
     *,
     steps: int,
     seed: int,
-    batch_size: int = 64,
     device: str = "cpu",
+    compiled: bool = False,
 ) -> None:
-    """First stage: all noise levels, into `folder`/dit, resuming; takes in shards of `folder`/latents as they are written."""
+    """First stage: all noise levels, into `folder`/dit, resuming; takes in shards of `folder`/latents as they are written.
+
+    Starts from `folder`/start.safetensors if that is there (see `adopt`).
+    """
     torch.manual_seed(seed)
-    student = Student(tokenizer).to(device)
+    student = Student(tokenizer)
+    start = folder / "start.safetensors"
+    if start.exists():
+        student.load_state_dict(load_file(start))
+    student.to(device)
     opts = optim.optimisers(student, is_block_matrix, muon_lr=8e-3, adam_lr=2e-3)
-    pool = Pool(folder / "latents")
+    fit(student, opts, folder, "dit", steps=steps, seed=seed, device=device, compiled=compiled)
+
+
+def fit(
+    student: Student,
+    opts: list[torch.optim.Optimizer],
+    folder: Path,
+    stage: str,
+    *,
+    steps: int,
+    seed: int,
+    device: str,
+    below: float = 1.0,
+    decay: float = 1 / 3,
+    ema: float = 0.998,
+    compiled: bool = False,
+) -> None:
+    """Train on the pool of `folder`/latents into `folder`/`stage`, resuming."""
+    pool = Pool(folder / "latents", sources(), folder / stage / "shards.json")
+    if compiled:
+        for block in student.dit.blocks:
+            block.compile(dynamic=True)  # one compilation serves every shape
+    (folder / stage).mkdir(parents=True, exist_ok=True)
 
     def loss_at(step: int) -> Tensor:
-        if step % 50 == 0:
-            pool.refresh()
-        now = [tensor.to(device) for tensor in batch(pool, seed, step, batch_size)]
+        if step % 50 == 0 or not len(pool):
+            pool.refresh(step)
+        x0, y, prompts, noise, sigma = batch(pool, seed, step, below)
+        x0, y, noise, sigma = (tensor.to(device) for tensor in (x0, y, noise, sigma))
         with torch.autocast(device, torch.bfloat16):
-            return student.loss(*now)
+            return student.loss(x0, y, prompts, noise, sigma)
 
-    note = lambda step, loss: f"{len(pool)} clips"  # noqa: E731
     optim.train(
         student,
         loss_at,
         opts,
         steps=steps,
-        warmup=60,
-        decay=1 / 3,
-        ema=0.998,
-        folder=folder / "dit",
-        log=note,
+        warmup=100,
+        decay=decay,
+        ema=ema,
+        folder=folder / stage,
+        log=lambda step, loss: f"{len(pool)} clips",
     )
+
+
+def adopt(folder: Path, wan: Wan, tokenizer: Tokenizer) -> None:
+    """Begin from a model's weights: its high-noise expert and text encoder, with fresh rows for words that it did not know."""
+    torch.manual_seed(0)
+    student = Student(tokenizer)
+    known, rows = wan.text.state_dict(), student.text.token_embedding.weight.detach()
+    old = known["token_embedding.weight"]
+    rows.mul_(old.std())
+    rows[: len(old)] = old
+    tensors = {f"dit.{name}": value for name, value in wan.experts["high"].state_dict().items()}
+    tensors |= {f"text.{name}": value for name, value in known.items()}
+    tensors["text.token_embedding.weight"] = rows
+    tensors = {name: value.float().contiguous() for name, value in tensors.items()}
+    replace_file(folder / "start.safetensors", lambda path: save_file(tensors, path))
 
 
 class LowRankUpdate(nn.Module):
@@ -159,26 +211,26 @@ def train_low(
     *,
     steps: int,
     seed: int,
-    batch_size: int = 64,
     device: str = "cpu",
 ) -> None:
     """Second stage: the low-noise expert as a LoRA on the finished first stage, trained below the boundary, into `folder`/low."""
     torch.manual_seed(seed)
     student = with_updates(finished(folder, tokenizer)).to(device)
     updates = [p for p in student.parameters() if p.requires_grad]
-    opts = [torch.optim.AdamW(updates, 1e-3, betas=(0.9, 0.98), weight_decay=0.0)]
-    pool = Pool(folder / "latents")
-
-    def loss_at(step: int) -> Tensor:
-        now = [
-            t.to(device)
-            for t in batch(pool, seed + 1, PLAN[-1][0] + step, batch_size, below=BOUNDARY)
-        ]
-        with torch.autocast(device, torch.bfloat16):
-            return student.loss(*now)
-
-    optim.train(
-        student, loss_at, opts, steps=steps, warmup=30, decay=0.7, ema=0.99, folder=folder / "low"
+    opts: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(updates, 1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    ]
+    fit(
+        student,
+        opts,
+        folder,
+        "low",
+        steps=steps,
+        seed=seed + 1,
+        device=device,
+        below=BOUNDARY,
+        decay=0.7,
+        ema=0.99,
     )
 
 

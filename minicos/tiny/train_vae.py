@@ -4,22 +4,24 @@ Recipe (each point measured on a prototype): small crops of whole clips first an
 + 1e-5 KL; Muon on convolution kernels; wide first convolutions, residual branches that start small, a narrow posterior.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minicos import puzzles
 from minicos.config import TINY_VAE
-from minicos.runs import read_json, write_json
+from minicos.puzzles import FRAMES, Puzzle, draw, timeline
+from minicos.runs import read_json, replace_file, write_json
 from minicos.tiny import optim
+from minicos.tiny.mixture import Source, sources
 from minicos.vae import VAE, Attention, ResidualBlock
 
-SIZES = {"maze": (3, 4, 4), "goal": (3, 4, 4), "mark": (3, 4), "memory": (3, 4), "turn": (4,)}
 CROP = 32  # pixels
+USUAL = (4, FRAMES)  # shape of most clips: the one that is compiled
 
 
 def initialise(vae: VAE) -> None:
@@ -35,19 +37,27 @@ def initialise(vae: VAE) -> None:
     vae.conv1.bias.data[vae.cfg.z_dim :] = -6.0
 
 
-def clip(rng: np.random.Generator, size: int | None = None) -> np.ndarray:
-    """One random training video, uint8 (13, h, w, 3)."""
-    kind = puzzles.KINDS[rng.integers(len(puzzles.KINDS))]
-    size = size or int(rng.choice(SIZES[kind]))
-    puzzle = puzzles.make(kind, int(rng.integers(2**31)), size=size, split="train")
-    return puzzle.draw(int(rng.integers(len(puzzle.candidates))))
+def clip(rng: np.random.Generator, alike: Sequence[Source]) -> np.ndarray:
+    """A random training video of one of these sources, each as likely: uint8 (frames, h, w, 3)."""
+    source = alike[rng.integers(len(alike))]
+    puzzle = source.family.draw(int(rng.integers(2**31)), split="train")
+    return film(puzzle, int(rng.integers(len(puzzle.candidates))), source.frames)
+
+
+def film(puzzle: Puzzle, i: int, frames: int) -> np.ndarray:
+    """Answer i in so many frames: uint8 (frames, h, w, 3)."""
+    if frames == puzzle.frames:
+        return puzzle.draw(i)
+    if frames == 1:
+        return puzzle.first_frame()[None]
+    return draw.to_uint8(puzzle.render(i, timeline(frames)))
 
 
 def crops(rng: np.random.Generator, n: int) -> Tensor:
     """n crops of CROP pixels through all 13 frames, in [-1, 1]  (n 3 13 CROP CROP)."""
-    out = []
+    out, alike = [], [source for source in sources() if source.frames == FRAMES]
     for _ in range(n):
-        video = clip(rng)
+        video = clip(rng, alike)
         top, left = (int(rng.integers(0, s - CROP + 1)) for s in video.shape[1:3])
         out.append(video[:, top : top + CROP, left : left + CROP])
     return to_tensor(np.stack(out))
@@ -59,16 +69,18 @@ def to_tensor(videos: np.ndarray) -> Tensor:
 
 
 def batch(seed: int, step: int, steps: int) -> Tensor:
-    """The training batch of a step: 8 crops, or 3 full clips of one size in the last quarter."""
+    """The training batch of a step: 8 crops, or a few full clips of one shape in the last quarter."""
     rng = np.random.default_rng((seed, step))
-    if step < 0.75 * steps:
-        return crops(rng, 8)
-    return full_clips(rng, size=(3, 4)[step % 2])
+    return crops(rng, 8) if step < 0.75 * steps else full_clips(rng)
 
 
-def full_clips(rng: np.random.Generator, size: int, n: int = 3) -> Tensor:
-    """n whole clips of one grid size, in [-1, 1]  (n 3 13 h w)."""
-    return to_tensor(np.stack([clip(rng, size) for _ in range(n)]))
+def full_clips(rng: np.random.Generator, tokens: int = 192) -> Tensor:
+    """Whole clips of one shape, as many as have about so many tokens, in [-1, 1]  (n 3 f h w)."""
+    table = sources()
+    one = table[rng.integers(len(table))]
+    alike = [source for source in table if source.shape == one.shape]
+    n = max(1, round(tokens / one.tokens))
+    return to_tensor(np.stack([clip(rng, alike) for _ in range(n)]))
 
 
 def loss(vae: VAE, video: Tensor, generator: torch.Generator, compiled: bool = False) -> Tensor:
@@ -90,10 +102,10 @@ COMPILED = tuple(
 
 def statistics(vae: VAE, seed: int = 1, clips: int = 96) -> dict[str, list[float]]:
     """Mean and deviation of every latent channel, by which the DiT's latents are normalised."""
-    rng = np.random.default_rng((seed, 2**20))
+    rng, table = np.random.default_rng((seed, 2**20)), sources()
     with torch.no_grad():
         each = [
-            vae.posterior(to_tensor(clip(rng)[None]))[0].transpose(0, 1).flatten(1)
+            vae.posterior(to_tensor(clip(rng, table)[None]))[0].transpose(0, 1).flatten(1)
             for _ in range(clips)
         ]
     mu = torch.cat(each, dim=1)  # c, everything else
@@ -134,17 +146,16 @@ def train_decoder(
     vae.decoder.requires_grad_(True)
     vae.conv2.requires_grad_(True)
     opts = optim.optimisers(vae, lambda name, p: p.ndim >= 4, muon_lr=1.2e-3, adam_lr=6e-4)
-    decode = (COMPILED if compiled else EAGER)[1]
     blur = 0.02 * torch.tensor(vae.cfg.std, device=device).view(1, -1, 1, 1, 1)
 
     def loss_at(step: int) -> Tensor:
-        video = full_clips(np.random.default_rng((seed + 1, step)), size=(3, 4)[step % 2]).to(
-            device
-        )
+        video = full_clips(np.random.default_rng((seed + 1, step))).to(device)
+        usual = (video.shape[3] // draw.CELL, video.shape[2]) == USUAL
+        encode, decode = COMPILED if compiled and usual else EAGER
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
-                mu = vae.posterior(video)[0].float()
+                mu = vae.conv1(encode(vae, video), {}).chunk(2, dim=1)[0].float()
                 z = mu + blur * torch.randn(mu.shape, generator=generator).to(mu)
             error = decode(vae, vae.conv2(z, {})).float() - video
         return (error**2).mean() + 0.3 * error.abs().mean()
@@ -152,6 +163,15 @@ def train_decoder(
     optim.train(
         vae, loss_at, opts, steps=steps, warmup=50, decay=0.8, ema=0.995, folder=folder / "decoder"
     )
+
+
+def adopt(folder: Path, vae: VAE) -> None:
+    """Take a trained VAE for the first stage of `folder`, with the statistics by which its latents are normalised."""
+    (folder / "vae").mkdir(parents=True, exist_ok=True)
+    statistics = {"mean": list(vae.cfg.mean), "std": list(vae.cfg.std)}
+    write_json(folder / "vae" / "statistics.json", statistics)
+    tensors = {name: value.contiguous() for name, value in vae.state_dict().items()}
+    replace_file(folder / "vae" / "averaged.safetensors", lambda path: save_file(tensors, path))
 
 
 def finished(folder: Path) -> VAE:

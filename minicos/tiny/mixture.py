@@ -1,0 +1,88 @@
+"""What the embedded model is trained on: every source of puzzles, with its share of the training compute.
+
+A source is a family of `puzzles.FAMILIES` in its own length, or the same puzzles at another grid size or in another number of
+frames. Families that are out of domain, and compositions that are held out, are never in this table.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from minicos import puzzles
+from minicos.puzzles import Family
+
+
+@dataclass(frozen=True)
+class Source:
+    """Training puzzles of one family, one grid size and one length."""
+
+    family: Family
+    frames: int
+    share: float  # of the training compute; shares need not add up to 1
+    answers: int = 2  # drawn for each picture, where it has so many
+
+    @property
+    def name(self) -> str:
+        """Also the folder of its shards."""
+        return f"{self.family.name.replace('/', '-')}-{self.frames}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(cells along a side, frames): what the videos of a batch have in common."""
+        return self.family.size, self.frames
+
+    @property
+    def tokens(self) -> int:
+        """Of one video."""
+        return self.family.size**2 * ((self.frames - 1) // 4 + 1)
+
+
+# Family, or kind/size -> share at the length that the family has. The twins with one answer (`-one`) have pictures that their family
+# also draws, and need little of their own. A family that is not in this version of the puzzles is left out.
+SHARES: dict[str, float] = {
+    "maze": 0.10,
+    "maze-one": 0.02,
+    "maze/3": 0.02,
+    "goal": 0.05,
+    "mark": 0.02,
+    "memory": 0.04,
+    "turn": 0.06,
+}
+# (Family or kind/size, frames) -> share: other lengths than the family's own.
+LENGTHS: dict[tuple[str, int], float] = {
+    ("maze", 1): 0.002,
+    ("maze", 5): 0.008,
+    ("maze", 9): 0.015,
+    ("maze", 17): 0.015,
+    ("maze/3", 33): 0.015,
+}
+# Families whose every answer is drawn for each picture: where latent frames must not tell answers apart (see `data.shared_frames`).
+EVERY_ANSWER = frozenset({"reveal"})
+
+
+def source(name: str, share: float, frames: int | None = None) -> Source:
+    """A source by the name of its family, or kind/size. Raises MinicosError for a name that is neither."""
+    kind, _, size = name.partition("/")
+    family = puzzles.of_kind(kind, int(size)) if size else puzzles.family(name)
+    every = family.puzzle.kind in EVERY_ANSWER
+    return Source(family, frames or family.puzzle.frames, share, answers=64 if every else 2)
+
+
+def sources() -> tuple[Source, ...]:
+    """Every source whose family exists."""
+    known = {name for name in SHARES if name in puzzles.FAMILIES or "/" in name}
+    table = [source(name, share) for name, share in SHARES.items() if name in known]
+    other = LENGTHS.items()
+    table += [source(name, share, frames) for (name, frames), share in other if name in known]
+    return tuple(table)
+
+
+def shapes(table: Iterable[Source]) -> dict[tuple[int, int], float]:
+    """Shape -> probability that a step trains on it, so that compute is shared as `Source.share` says.
+
+    Batches have about the same number of tokens whatever their shape, so every step costs about the same.
+    """
+    total: dict[tuple[int, int], float] = {}
+    for one in table:
+        total[one.shape] = total.get(one.shape, 0.0) + one.share
+    whole = sum(total.values())
+    return {shape: share / whole for shape, share in total.items()}
