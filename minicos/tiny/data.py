@@ -8,6 +8,7 @@ what makes several of them likely at high noise.
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from minicos.condition import known_frames
 from minicos.puzzles import Puzzle
+from minicos.puzzles.reveal import Reveal
 from minicos.runs import read_json, replace_file, write_json
 from minicos.tiny.mixture import Source, shapes
 from minicos.tiny.train_vae import COMPILED, EAGER, USUAL, film, to_tensor
@@ -27,17 +29,26 @@ CLIPS = 256  # a shard has at least so many
 TOKENS = 4096  # of a training batch, about
 
 
-def answers(
-    puzzle: Puzzle, rng: np.random.Generator, most: int, frames: int
-) -> list[tuple[str, np.ndarray]]:
-    """Up to `most` (prompt, video) of one picture: another prompt where there is one, else other answers, at random."""
+def answers(puzzle: Puzzle, rng: np.random.Generator, frames: int) -> list[tuple[str, np.ndarray]]:
+    """Two (prompt, video) of one picture: another prompt where there is one, else other answers, at random. All for `reveal`."""
+    if isinstance(puzzle, Reveal):
+        whole = range(len(puzzle.candidates))
+        return [(told(puzzle, i, rng), film(puzzle, i, frames)) for i in whole]
     others = puzzle.variants()
     if others:
         chosen = [puzzle, others[rng.integers(len(others))]]
         picks = [(p, int(rng.integers(len(p.candidates)))) for p in chosen]
     else:
-        picks = [(puzzle, int(i)) for i in rng.permutation(len(puzzle.candidates))[:most]]
+        picks = [(puzzle, int(i)) for i in rng.permutation(len(puzzle.candidates))[:2]]
     return [(p.prompt, film(p, i, frames)) for p, i in picks]
+
+
+def told(puzzle: Reveal, i: int, rng: np.random.Generator) -> str:
+    """A prompt that answer i obeys: as it is, or (a quarter each) naming its colour or its look, unless that is held out."""
+    shape, colour = puzzle.candidates[i][0]
+    named = (puzzle.named, puzzle.named, f"{colour} object", f"{colour} {shape}")[rng.integers(4)]
+    asked = replace(puzzle, named=named)
+    return puzzle.prompt if asked.composition in puzzle.held_out else asked.prompt
 
 
 def shared_frames(videos: np.ndarray) -> np.ndarray:
@@ -57,7 +68,7 @@ def shard(vae: VAE, source: Source, seed: int, index: int, compiled: bool = Fals
     firsts, videos, groups, prompts = [], [], [], []
     while len(videos) < CLIPS:
         puzzle = source.family.draw(int(rng.integers(2**40)), split="train")
-        chosen = answers(puzzle, rng, source.answers, source.frames)
+        chosen = answers(puzzle, rng, source.frames)
         grey = np.full((source.frames, *puzzle.first_frame().shape), 127.5, dtype=np.float32)
         grey[0] = puzzle.first_frame()
         firsts.append(grey)
@@ -65,7 +76,7 @@ def shard(vae: VAE, source: Source, seed: int, index: int, compiled: bool = Fals
         prompts += [prompt for prompt, _ in chosen]
         videos += [video for _, video in chosen]
     x0 = encode(vae, videos, compiled)
-    if source.answers > 2:
+    if source.family.puzzle is Reveal:
         for group in groups:
             same = torch.from_numpy(shared_frames(np.stack([videos[i] for i in group])))
             part = x0[group[0] : group[-1] + 1]

@@ -18,7 +18,6 @@ class Source:
     family: Family
     frames: int
     share: float  # of the training compute; shares need not add up to 1
-    answers: int = 2  # drawn for each picture, where it has so many
 
     @property
     def name(self) -> str:
@@ -39,32 +38,33 @@ class Source:
 # Family, or kind/size -> share at the length that the family has. The twins with one answer (`-one`) have pictures that their family
 # also draws, and need little of their own. A family that is not in this version of the puzzles is left out.
 SHARES: dict[str, float] = {
-    "maze": 0.10,
-    "maze-one": 0.02,
-    "maze/3": 0.02,
-    "goal": 0.05,
+    "maze": 0.08,
+    "maze-one": 0.03,
+    "maze-3x3": 0.02,
+    "maze-4x4": 0.05,
+    "goal": 0.04,
     "mark": 0.02,
-    "memory": 0.04,
-    "turn": 0.06,
+    "memory": 0.03,
+    "turn": 0.05,
+    "reveal": 0.12,
 }
 # (Family or kind/size, frames) -> share: other lengths than the family's own.
 LENGTHS: dict[tuple[str, int], float] = {
-    ("maze", 1): 0.002,
-    ("maze", 5): 0.008,
-    ("maze", 9): 0.015,
-    ("maze", 17): 0.015,
-    ("maze/3", 33): 0.015,
+    ("maze-4x4", 1): 0.002,
+    ("maze-4x4", 5): 0.005,
+    ("maze-4x4", 9): 0.010,
+    ("maze-4x4", 17): 0.010,
+    ("maze-3x3", 33): 0.010,
 }
-# Families whose every answer is drawn for each picture: where latent frames must not tell answers apart (see `data.shared_frames`).
-EVERY_ANSWER = frozenset({"reveal"})
+# Families that another one's clips train, too: `data.told` words their prompts.
+WITHIN = {"reveal-colour": "reveal", "reveal-one": "reveal"}
 
 
 def source(name: str, share: float, frames: int | None = None) -> Source:
     """A source by the name of its family, or kind/size. Raises MinicosError for a name that is neither."""
     kind, _, size = name.partition("/")
     family = puzzles.of_kind(kind, int(size)) if size else puzzles.family(name)
-    every = family.puzzle.kind in EVERY_ANSWER
-    return Source(family, frames or family.puzzle.frames, share, answers=64 if every else 2)
+    return Source(family, frames or family.puzzle.frames, share)
 
 
 def sources() -> tuple[Source, ...]:
