@@ -91,7 +91,9 @@ def shard(vae: VAE, source: Source, seed: int, index: int, compiled: bool = Fals
     }
 
 
-def encode(vae: VAE, videos: Sequence[np.ndarray], compiled: bool = False, batch: int = 8) -> Tensor:
+def encode(
+    vae: VAE, videos: Sequence[np.ndarray], compiled: bool = False, batch: int = 8
+) -> Tensor:
     """Videos in 0..255 -> normalised latents in float16 (n 16 f h w), encoded in bfloat16, whole clips at once.
 
     Batches are filled up to one size, for which the encoder may be compiled: twice as fast on a CPU, and the same network.

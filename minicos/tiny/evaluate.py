@@ -1,13 +1,21 @@
-"""Judge the embedded model on held-out puzzles: `python -m minicos.tiny.evaluate [--json FILE]`, some minutes on two cores.
+"""Judge the embedded model on held-out puzzles of every family: `python -m minicos.tiny.evaluate [--json FILE]`.
 
 Puzzles come from the test split, which no training stage has drawn from (a hash of the picture decides). Every video is sampled
-with the tiny preset, 20 Euler steps at guidance 1, and scored from its pixels alone. The VAE is judged by PSNR on drawn answers
-and by the oracle: the share of its reconstructions that the scorer still accepts.
+with the tiny preset, 20 Euler steps at guidance 1, and scored from its pixels alone. The report has for each family:
+
+    category, domain    what it asks for, and whether the model was trained on it ("in") or not ("out")
+    score, solved       mean graded score of the model's videos, and the share with the strict verdict
+    truth, static, noise    mean score of drawn answers, of the first frame held still, and of noise
+    oracle              share of drawn answers that still have the verdict when the VAE has encoded and decoded them
+    n                   puzzles
+
+and `vae_psnr_db`, `in_domain` and `out_of_domain` (mean scores over families), and `variants`, the same for every variant that ships.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,35 +24,27 @@ from minicos import puzzles
 from minicos.errors import MinicosError
 from minicos.media import to_float, to_uint8
 from minicos.pipeline import Wan, load
+from minicos.puzzles import Family, Puzzle
 from minicos.runs import progress, write_json
+from minicos.weights import layouts
 
-TASKS = {  # name in the report -> kind and grid sizes
-    "maze_3x3": ("maze", (3,)),
-    "maze_4x4": ("maze", (4,)),
-    "goal": ("goal", (3, 4)),
-    "mark": ("mark", (3, 4)),
-    "memory": ("memory", (3, 4)),
-    "turn": ("turn", (4,)),
-}
 BATCH = 25
+Report = dict[str, Any]
 
 
-def batches(n: int, split: str) -> Iterator[tuple[str, list[puzzles.Puzzle]]]:
-    """(task, puzzles of one size), BATCH at a time; n puzzles of each task, shared evenly between its sizes."""
-    for task, (kind, sizes) in TASKS.items():
-        for k, size in enumerate(sizes):
-            share = n * (k + 1) // len(sizes) - n * k // len(sizes)
-            chosen = puzzles.distinct(kind, share, size, split)
-            for start in range(0, len(chosen), BATCH):
-                yield task, chosen[start : start + BATCH]
+def batches(family: Family, n: int, split: str) -> Iterator[list[Puzzle]]:
+    """n distinct puzzles, BATCH at a time."""
+    chosen = family.distinct(n, split)
+    for start in range(0, n, BATCH):
+        yield chosen[start : start + BATCH]
 
 
-def solve(wan: Wan, batch: list[puzzles.Puzzle], seed: int) -> np.ndarray:
-    """One video for each puzzle: uint8 (n 13 h w 3)."""
+def solve(wan: Wan, batch: Sequence[Puzzle], seed: int) -> np.ndarray:
+    """One video for each puzzle, all of one size and length: uint8 (n f h w 3)."""
     images = torch.stack(
         [torch.from_numpy(p.first_frame()).permute(2, 0, 1).float() / 255 for p in batch]
     )
-    condition = wan.condition([p.prompt for p in batch], images)
+    condition = wan.condition([p.prompt for p in batch], images, frames=batch[0].frames)
     latent = None
     for step in wan.sample(condition, seed=seed):
         latent = step.next
@@ -52,34 +52,107 @@ def solve(wan: Wan, batch: list[puzzles.Puzzle], seed: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def reconstruct(wan: Wan, batch: list[puzzles.Puzzle]) -> tuple[list[float], list[bool]]:
-    """PSNR in dB and verdict of each first answer after encoding and decoding."""
-    videos = torch.stack([to_float(p.draw(0)) for p in batch]).to(wan.device)
-    back = wan.vae.decode(wan.vae.encode(videos, chunk=12), chunk=4)
-    error = (back - videos).square().mean(dim=(1, 2, 3, 4))
-    verdicts = [p.score(to_uint8(video)).solved for p, video in zip(batch, back, strict=True)]
-    return (10 * torch.log10(4 / error)).tolist(), verdicts
-
-
-def evaluate(wan: Wan, n: int, *, split: str = "test", seed: int = 0) -> dict[str, float | int]:
-    """Rates in 0..1 for each task, PSNR in dB, oracle rate, and n, the number of puzzles of each task."""
-    solved: dict[str, list[bool]] = {task: [] for task in TASKS}
-    psnr: list[float] = []
-    oracle: list[bool] = []
-    work = list(batches(n, split))
-    for index, (task, batch) in enumerate(progress(work, len(work), "evaluate")):
-        videos = solve(wan, batch, seed + BATCH * index)
-        solved[task] += [p.score(video).solved for p, video in zip(batch, videos, strict=True)]
-        quality, verdicts = reconstruct(wan, batch)
-        psnr += quality
-        oracle += verdicts
-    rates = {task: round(float(np.mean(v)), 4) for task, v in solved.items()}
+def reconstruct(wan: Wan, puzzles_: Sequence[Puzzle], videos: np.ndarray) -> dict[str, list[float]]:
+    """PSNR in dB ("vae_psnr_db") and verdict ("oracle") of videos uint8 (n f h w 3) after encoding and decoding."""
+    truth = torch.stack([to_float(video) for video in videos]).to(wan.device)
+    back = wan.vae.decode(wan.vae.encode(truth, chunk=12), chunk=4).float()
+    error = (back - truth).square().mean(dim=(1, 2, 3, 4))
+    verdicts = [p.score(to_uint8(video)).solved for p, video in zip(puzzles_, back, strict=True)]
     return {
-        "vae_psnr_db": round(float(np.mean(psnr)), 2),
-        "vae_oracle": round(float(np.mean(oracle)), 4),
-        **rates,
-        "n": n,
+        "vae_psnr_db": (10 * torch.log10(4 / error)).tolist(),
+        "oracle": list(map(float, verdicts)),
     }
+
+
+def baselines(puzzle: Puzzle, truth: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+    """Scores of the drawn answer, of the first frame held still, and of noise."""
+    still = np.repeat(puzzle.first_frame()[None], len(truth), axis=0)
+    noise = rng.integers(0, 256, truth.shape, dtype=np.uint8)
+    videos = {"truth": truth, "static": still, "noise": noise}
+    return {name: puzzle.score(video).score for name, video in videos.items()}
+
+
+def judge(
+    wan: Wan, family: Family, n: int, *, split: str = "test", seed: int = 0, vae: bool = True
+) -> dict[str, float]:
+    """Means over n puzzles: score and solved and, if `vae`, those that need no network: baselines, oracle and PSNR."""
+    rows: dict[str, list[float]] = {}
+    rng = np.random.default_rng(seed)
+
+    def note(found: Mapping[str, Sequence[float]]) -> None:
+        for name, values in found.items():
+            rows.setdefault(name, []).extend(values)
+
+    for index, batch in enumerate(batches(family, n, split)):
+        scores = [
+            p.score(video)
+            for p, video in zip(batch, solve(wan, batch, seed + BATCH * index), strict=True)
+        ]
+        note({"score": [s.score for s in scores], "solved": [float(s.solved) for s in scores]})
+        if vae:
+            drawn = np.stack([p.draw(int(rng.integers(len(p.candidates)))) for p in batch])
+            for p, video in zip(batch, drawn, strict=True):
+                note({k: [v] for k, v in baselines(p, video, rng).items()})
+            note(reconstruct(wan, batch, drawn))
+    return {name: round(float(np.mean(values)), 4) for name, values in rows.items()}
+
+
+def evaluate(
+    wan: Wan,
+    n: int,
+    *,
+    split: str = "test",
+    seed: int = 0,
+    families: Sequence[str] | None = None,
+    vae: bool = True,
+) -> Report:
+    """The report without its variants: every family of `puzzles.FAMILIES`, or those named."""
+    table = [puzzles.family(name) for name in families or puzzles.FAMILIES]
+    found: dict[str, dict[str, Any]] = {}
+    for family in progress(table, len(table), "evaluate"):
+        means = judge(wan, family, n, split=split, seed=seed, vae=vae)
+        found[family.name] = {"category": family.category, "domain": family.domain, **means, "n": n}
+    quality = [row.pop("vae_psnr_db") for row in found.values() if "vae_psnr_db" in row]
+    return {
+        "vae_psnr_db": round(float(np.mean(quality)), 2) if quality else None,
+        "families": found,
+        "in_domain": mean(found, "in"),
+        "out_of_domain": mean(found, "out"),
+    }
+
+
+def mean(found: Mapping[str, Mapping[str, Any]], domain: str, what: str = "score") -> float | None:
+    """The mean over families of one domain; None where there are none."""
+    values = [row[what] for row in found.values() if row["domain"] == domain]
+    return round(float(np.mean(values)), 4) if values else None
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report as a table."""
+    columns = ("score", "solved", "truth", "static", "noise", "oracle")
+    yield f"{'family':18} {'category':15} {'domain':6} " + " ".join(f"{c:>7}" for c in columns)
+    for name, row in report["families"].items():
+        numbers = " ".join(f"{row[c]:7.3f}" if c in row else f"{'-':>7}" for c in columns)
+        yield f"{name:18} {row['category']:15} {row['domain']:6} {numbers}"
+    for domain, key in (("in", "in_domain"), ("out", "out_of_domain")):
+        solved = mean(report["families"], domain, "solved")
+        if solved is not None:
+            yield f"{key:41} {report[key]:7.3f} {solved:7.3f}"
+    if report["vae_psnr_db"] is not None:
+        yield f"VAE, PSNR of drawn answers: {report['vae_psnr_db']} dB"
+
+
+def complete(
+    open_model: Callable[[str], Wan], model: str, n: int, variants: Sequence[str], **options: Any
+) -> Report:
+    """The report of a model, with those of its variants: without what concerns the VAE, which they share."""
+    report = evaluate(open_model(model), n, **options)
+    options["vae"] = False
+    report["variants"] = {}
+    for name in variants:
+        found = evaluate(open_model(f"tiny:{name}"), n, **options)
+        report["variants"][name] = {k: v for k, v in found.items() if k != "vae_psnr_db"}
+    return report
 
 
 def main() -> None:
@@ -88,22 +161,27 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--n", type=int, default=200, help="puzzles of each kind (default: 200)")
+    parser.add_argument("--n", type=int, default=50, help="puzzles of each family (default: 50)")
     parser.add_argument("--split", choices=puzzles.SPLITS, default="test")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--json", type=Path, help="write the scores here as well")
+    parser.add_argument("--family", action="append", help="this family alone; may be repeated")
+    parser.add_argument("--no-vae", action="store_true", help="leave out baselines, oracle, PSNR")
+    parser.add_argument("--json", type=Path, help="write the report here as well")
     args = parser.parse_args()
     if args.n < 1:
-        parser.error(f"--n {args.n}: at least one puzzle of each kind")
+        parser.error(f"--n {args.n}: at least one puzzle of each family")
+    variants = layouts.embedded_variants() if args.model == "tiny" else ()
+    options = {"split": args.split, "seed": args.seed, "families": args.family}
     try:
-        scores = evaluate(load(args.model), args.n, split=args.split, seed=args.seed)
-    except (MinicosError, ValueError) as error:
+        report = complete(load, args.model, args.n, variants, vae=not args.no_vae, **options)
+    except MinicosError as error:
         parser.error(str(error))
-    for name, value in scores.items():
-        print(f"{name:12} {value}")
+    print("\n".join(lines(report)))
+    for name, found in report["variants"].items():
+        print("\n".join(["", f"tiny:{name}", *lines(found | {"vae_psnr_db": None})]))
     if args.json:
-        write_json(args.json, scores)
+        write_json(args.json, report)
 
 
 if __name__ == "__main__":

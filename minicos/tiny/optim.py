@@ -116,7 +116,9 @@ def train(
             o.zero_grad(set_to_none=True)
         keep = min(ema, (step + 1) / (step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.values()), list(model.state_dict().values()), 1 - keep)
+            torch._foreach_lerp_(
+                list(average.values()), list(model.state_dict().values()), 1 - keep
+            )
         total, since = total + loss.item(), since + 1
         if not math.isfinite(total):
             raise FloatingPointError(f"the loss is not finite at step {step}")

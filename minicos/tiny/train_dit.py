@@ -206,12 +206,7 @@ def with_updates(student: Student, rank: int = RANK) -> Student:
 
 
 def train_low(
-    folder: Path,
-    tokenizer: Tokenizer,
-    *,
-    steps: int,
-    seed: int,
-    device: str = "cpu",
+    folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, device: str = "cpu"
 ) -> None:
     """Second stage: the low-noise expert as a LoRA on the finished first stage, trained below the boundary, into `folder`/low."""
     torch.manual_seed(seed)

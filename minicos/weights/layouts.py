@@ -25,6 +25,7 @@ from minicos.weights.header import Header, is_archive, read_headers, tensors
 from minicos.weights.names import is_weight, lora_dialect, renamer
 
 EMBEDDED = Path(__file__).parents[1] / "tiny" / "weights"
+EMBEDDED_VARIANTS = EMBEDDED.with_name("variants")  # of the embedded model: a folder each
 PARTS = {  # what can be named one by one
     "high": "the network for high noise, or the only one",
     "low": "the network for low noise, or a LoRA that makes it of the other",
@@ -110,7 +111,8 @@ def find(
 ) -> Layout:
     """The files of a model, told from their headers.
 
-    model     "tiny" (the one inside the package), a folder, a file, or the id of a repository on the Hub
+    model     "tiny" (the one inside the package), "tiny:NAME" (a variant of it: its networks, the rest from "tiny"), a folder, a file,
+              or the id of a repository on the Hub
     variant   what shapes cannot tell, see `variants.resolve`
     parts     name (see `PARTS`) -> file or folder; takes the place of what the model has there
     lora      expert -> files, or pairs of file and strength; a model of one network is its own "high" expert
@@ -118,7 +120,9 @@ def find(
     Raises MinicosError naming the file or part that is missing, damaged, of another model, or ambiguous.
     """
     path = locate(model, download)
-    seen = _survey(path, parts or {})
+    seen = _survey(
+        path, {**(_shared() if path.parent == EMBEDDED_VARIANTS else {}), **(parts or {})}
+    )
     name, notes = variants.resolve(seen.evidence, variant or hub.KNOWN.get(str(model)))
     networks = _experts(seen, name, lora or {})
     cfg = networks["high"].config
@@ -141,6 +145,8 @@ def locate(model: str | Path, download: bool = False) -> Path:
     """Where a model lies: the embedded one, a file or folder, or a repository in the Hub's cache (or, if so wanted, fetched)."""
     if model == "tiny":
         return EMBEDDED
+    if isinstance(model, str) and model.startswith("tiny:"):
+        return _embedded_variant(model)
     path = Path(model)
     if path.exists():
         return path
@@ -149,6 +155,27 @@ def locate(model: str | Path, download: bool = False) -> Path:
             f"{model} is not a folder with a model. `--model tiny` is the one that comes with minicos."
         )
     return hub.fetch(model) if download else hub.cached(model)
+
+
+def embedded_variants() -> tuple[str, ...]:
+    """What "tiny:NAME" can open: the variants of the embedded model that come with the package."""
+    folders = sorted(EMBEDDED_VARIANTS.iterdir()) if EMBEDDED_VARIANTS.is_dir() else []
+    return tuple(path.name for path in folders if (path / "high_noise_model").is_dir())
+
+
+def _embedded_variant(model: str) -> Path:
+    name, there = model.removeprefix("tiny:"), embedded_variants()
+    if name not in there:
+        listed = ", ".join(f"tiny:{one}" for one in there) or "none in this version"
+        raise MinicosError(
+            f"there is no variant {model}: take tiny, or one of its variants ({listed})."
+        )
+    return EMBEDDED_VARIANTS / name
+
+
+def _shared() -> dict[str, Path]:
+    """The parts that variants of the embedded model have from it."""
+    return {name: EMBEDDED / OFFICIAL[name][0] for name in ("vae", "text", "tokenizer")}
 
 
 def dit_config(model: str | Path) -> DiTConfig:
