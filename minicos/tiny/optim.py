@@ -92,9 +92,10 @@ def train(
     save_seconds: float = 300,
     log: Callable[[int, float], str] = lambda step, loss: "",
 ) -> None:
-    """Run the loop to `steps`, resuming from `folder`. Data must depend on the step alone, so that a resumed run continues the same one.
+    """Run the loop to `steps`, resuming from `folder`. Data must depend on the step alone: a resumed run then continues the same one.
 
-    A checkpoint is written every `save_every` steps and every `save_seconds`. Leaves `folder/averaged.safetensors` (the exponential average of the parameters) and `folder/log.jsonl`.
+    A checkpoint is written every `save_every` steps and every `save_seconds`. Leaves `folder/averaged.safetensors`, the exponential
+    average of the parameters, and `folder/log.jsonl`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}

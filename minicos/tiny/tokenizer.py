@@ -16,10 +16,11 @@ from minicos.config import TINY_TEXT
 from minicos.runs import replace_file
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2; the first two as in UMT5
-FIRST = """
+LEXICON = """
     solve the maze mark circle triangle square cross go to red blue goal pass behind wall turn l
     grow continue size sequence of and a left right up down
-""".split()  # ids 3 and up, as in the first release
+"""
+FIRST = tuple(LEXICON.split())  # ids 3 and up, as in the first release
 
 
 def words(known: tuple[str, ...] = (*SPECIAL, *FIRST)) -> tuple[str, ...]:
