@@ -22,7 +22,7 @@ from minicos.puzzles import Puzzle
 from minicos.puzzles.reveal import Reveal
 from minicos.runs import read_json, replace_file, write_json
 from minicos.tiny.mixture import Source, shapes
-from minicos.tiny.train_vae import COMPILED, EAGER, USUAL, film, to_tensor
+from minicos.tiny.train_vae import COMPILED, EAGER, film, to_tensor
 from minicos.vae import VAE
 
 CLIPS = 256  # a shard has at least so many
@@ -133,7 +133,7 @@ def write(
         for source in table:
             path = folder / source.name / f"{index:05d}.safetensors"
             if not path.exists():
-                tensors = shard(vae, source, seed, index, compiled and source.shape == USUAL)
+                tensors = shard(vae, source, seed, index, compiled and source.tokens >= 64)
                 metadata = {"prompts": json.dumps(tensors.pop("prompts"))}
                 replace_file(path, lambda to, t=tensors, m=metadata: save_file(t, to, m))
                 print(f"{source.name} {index + 1}/{shards}: {len(tensors['x0'])} clips", flush=True)

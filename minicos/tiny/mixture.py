@@ -39,14 +39,30 @@ class Source:
 # also draws, and need little of their own. A family that is not in this version of the puzzles is left out.
 SHARES: dict[str, float] = {
     "maze": 0.08,
-    "maze-one": 0.03,
+    "maze-one": 0.02,
     "maze-3x3": 0.02,
     "maze-4x4": 0.05,
-    "goal": 0.04,
+    "goal": 0.03,
     "mark": 0.02,
     "memory": 0.03,
     "turn": 0.05,
+    "turn-one": 0.02,
+    "mirror": 0.05,
+    "mirror-one": 0.02,
+    "latin": 0.06,
+    "latin-one": 0.04,
+    "latin-many": 0.06,
     "reveal": 0.12,
+    "shell": 0.06,
+    "shell-one": 0.03,
+    "shell-short": 0.03,
+    "sequence": 0.06,
+    "pick": 0.05,
+    "partner": 0.05,
+    "balls": 0.06,
+    "count": 0.04,
+    "tour": 0.04,
+    "slide": 0.04,
 }
 # (Family or kind/size, frames) -> share: other lengths than the family's own.
 LENGTHS: dict[tuple[str, int], float] = {
@@ -64,7 +80,7 @@ def source(name: str, share: float, frames: int | None = None) -> Source:
     """A source by the name of its family, or kind/size. Raises MinicosError for a name that is neither."""
     kind, _, size = name.partition("/")
     family = puzzles.of_kind(kind, int(size)) if size else puzzles.family(name)
-    return Source(family, frames or family.puzzle.frames, share)
+    return Source(family, frames or family.draw(0).frames, share)
 
 
 def sources() -> tuple[Source, ...]:
