@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,17 @@ from minicos.dit import DiT
 from minicos.media import to_uint8
 from minicos.pipeline import load
 from minicos.text import TextEncoder, Tokenizer
-from minicos.tiny import data, evaluate, export, optim, tokenizer, train_dit, train_vae
+from minicos.tiny import (
+    data,
+    evaluate,
+    export,
+    mixture,
+    optim,
+    tokenizer,
+    train,
+    train_dit,
+    train_vae,
+)
 from minicos.vae import VAE
 from minicos.weights.layouts import EMBEDDED
 from minicos.weights.load import load_into
@@ -55,73 +66,136 @@ def test_what_ships_is_small_and_complete():
     }
 
 
-def test_the_tokenizer_that_ships_is_the_one_that_is_built(words, tmp_path):
-    tokenizer.build().save(str(tmp_path / "tokenizer.json"))
-    assert json.loads(TOKENIZER.read_text()) == json.loads(
-        (tmp_path / "tokenizer.json").read_text()
+def test_the_tokenizer_keeps_the_ids_that_ship_and_knows_every_prompt(tmp_path):
+    shipped = tokenizer.tokens(tokenizers.Tokenizer.from_file(str(TOKENIZER)))
+    grown = tokenizer.words(shipped)
+    assert grown[: len(shipped)] == shipped
+    assert (
+        shipped[: len(tokenizer.SPECIAL + tokenizer.FIRST)] == tokenizer.SPECIAL + tokenizer.FIRST
     )
-    for kind in puzzles.KINDS:
-        for seed in range(5):
-            puzzle = puzzles.make(kind, seed, size=4)
-            for each in (puzzle, *puzzle.variants()):
-                assert words.unknown_words(each.prompt) == []
-                assert data.KINDS[data.PROMPTS.index(each.prompt)] == kind
+    tokenizer.build(grown).save(str(tmp_path / "tokenizer.json"))
+    words = Tokenizer.load(tmp_path / "tokenizer.json", TINY_TEXT.text_len)
+    for prompt in puzzles.PROMPTS:
+        assert words.unknown_words(prompt) == []
+        assert len(prompt.split()) < TINY_TEXT.text_len  # and the end token
+
+
+def test_too_many_words_are_refused():
+    with pytest.raises(ValueError, match="do not fit into the 96 rows"):
+        tokenizer.build(tuple(f"w{i}" for i in range(97)))
 
 
 # -- training data ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("step", "shape"), [(0, (8, 3, 13, 32, 32)), (98, (3, 3, 13, 48, 48)), (99, (3, 3, 13, 64, 64))]
-)
-def test_a_batch_of_the_vae_depends_on_seed_and_step_alone(step, shape):
+def test_the_mixture_covers_every_family_in_domain_and_no_other():
+    table = mixture.sources()
+    named = {source.family.name for source in table} | set(mixture.WITHIN)
+    assert named >= {name for name, family in puzzles.FAMILIES.items() if family.domain == "in"}
+    assert all(source.family.domain == "in" for source in table)
+    assert all(not source.family.held_out for source in table)
+    assert len({source.name for source in table}) == len(table)
+    assert {1, 5, 9, 13, 17, 33} <= {source.frames for source in table}
+    assert math.isclose(sum(mixture.shapes(table).values()), 1)
+    assert mixture.source("maze/3", 1.0, 33).tokens == 81
+
+
+@pytest.mark.parametrize(("step", "whole"), [(0, False), (98, True), (99, True)])
+def test_a_batch_of_the_vae_depends_on_seed_and_step_alone(step, whole):
     batch = train_vae.batch(0, step, 100)
     np.random.default_rng(0).random()  # no state that others share
     assert torch.equal(batch, train_vae.batch(0, step, 100))
-    assert batch.shape == shape
+    if whole:
+        assert (batch.shape[3] // 16, batch.shape[2]) in mixture.shapes(mixture.sources())
+    else:
+        assert batch.shape == (8, 3, 13, 32, 32)
     assert batch.min() >= -1
     assert batch.max() <= 1
-    assert not torch.equal(batch, train_vae.batch(1, step, 100))
-    assert not torch.equal(
-        batch, train_vae.batch(0, step - 2, 100) if step else train_vae.batch(0, 1, 100)
-    )
+    others = (train_vae.batch(1, step, 100), train_vae.batch(0, (step + 1) % 100, 100))
+    assert not any(batch.shape == o.shape and torch.equal(batch, o) for o in others)
 
 
 @pytest.fixture
 def quick_shards(monkeypatch):
-    """Three pictures a shard, and no compiler."""
+    """Five clips a shard, and no compiler."""
     monkeypatch.setattr(data, "COMPILED", train_vae.EAGER)
-    monkeypatch.setattr(data, "PICTURES", 3)
+    monkeypatch.setattr(data, "CLIPS", 5)
+
+
+SOURCES = (
+    mixture.source("maze-3x3", 0.5),
+    mixture.source("goal", 0.3),
+    mixture.source("maze/3", 0.2, 5),
+)
 
 
 def test_shards_and_the_pool(quick_shards, wan, tmp_path):
-    mixture = data.MIXTURES["first"]
-    data.write(wan.vae, tmp_path, "first", seed=0, shards=3, part=1, parts=2)
-    pool = data.Pool(tmp_path)
+    folder, record = tmp_path / "latents", tmp_path / "shards.json"
+    data.write(wan.vae, folder, SOURCES, seed=0, shards=2, part=1, parts=2)
+    pool = data.Pool(folder, SOURCES, record)
+    pool.refresh(0)
     halfway = len(pool)
-    data.write(wan.vae, tmp_path, "first", seed=0, shards=3)
-    files = sorted(tmp_path.iterdir())
-    assert sorted(path.name[4:9] for path in files) == ["00000", "00001", "00002"]
-    pool.refresh()
-    pool.refresh()  # nothing is taken in twice
+    data.write(wan.vae, folder, SOURCES, seed=0, shards=2)
+    files = sorted(folder.glob("*/*"))
+    names = [str(path.relative_to(folder)) for path in files]
+    assert names == [
+        f"{s.name}/0000{i}.safetensors"
+        for s in (SOURCES[1], *SOURCES[2:], SOURCES[0])
+        for i in (0, 1)
+    ]
+    pool.refresh(50)
+    pool.refresh(100)  # nothing is taken in twice
     assert 0 < halfway < len(pool) == sum(len(load_file(path)["x0"]) for path in files)
+    assert sorted(pool.since.values()) == [0] * 3 + [50] * 3
 
-    for path in files:
-        size, tensors = data.shard(wan.vae, mixture, 0, int(path.name[4:9]))
-        assert path.name.startswith(f"{size}x{size}-")
-        assert all(torch.equal(tensors[k], v) for k, v in load_file(path).items())
-        assert tensors["x0"].shape[1:] == tensors["y"].shape[1:] == (16, 4, 2 * size, 2 * size)
-        assert sorted(set(tensors["of"].tolist())) == list(range(len(tensors["y"]))) == [0, 1, 2]
-        for x0, of in zip(
-            tensors["x0"], tensors["of"], strict=True
-        ):  # a video starts with the picture that it answers
-            nearest = (
-                (tensors["y"][:, :, 0].float() - x0[:, 0].float()).square().sum((1, 2, 3)).argmin()
-            )
-            assert nearest == of
-    assert not torch.equal(
-        *(data.shard(wan.vae, mixture, seed, 0)[1]["y"][0, :, 0, :6, :6] for seed in (0, 1))
-    )
+    resumed = data.Pool(folder, SOURCES, record)  # sees what the first one saw at each step
+    resumed.refresh(0)
+    assert len(resumed) == halfway
+    resumed.refresh(50)
+    draws = [p.batch(np.random.default_rng(3), 1000) for p in (pool, resumed)]
+    assert torch.equal(draws[0][0], draws[1][0])
+    assert draws[0][2] == draws[1][2]
+
+    for source in SOURCES:
+        tensors = data.shard(wan.vae, source, 0, 1)
+        stored = load_file(folder / source.name / "00001.safetensors")
+        assert all(torch.equal(tensors[k], v) for k, v in stored.items())
+        size, latents = source.family.size, (source.frames - 1) // 4 + 1
+        assert tensors["x0"].shape[1:] == (16, latents, 2 * size, 2 * size)
+        assert tensors["y"].shape[1:] == tensors["x0"].shape[1:]
+        assert sorted(set(tensors["of"].tolist())) == list(range(len(tensors["y"])))
+        assert len(tensors["x0"]) >= 5
+        prompts = [tensors["prompts"][i] for i in tensors["prompt"].tolist()]
+        assert set(prompts) <= set(source.family.puzzle.prompts)
+        for x0, of in zip(tensors["x0"], tensors["of"].tolist(), strict=True):
+            # a video starts with the picture that it answers
+            apart = tensors["y"][:, :, 0].float() - x0[:, 0].float()
+            assert apart.square().sum((1, 2, 3)).argmin() == of
+    other = data.shard(wan.vae, SOURCES[0], 1, 0)
+    assert not torch.equal(other["y"][0], data.shard(wan.vae, SOURCES[0], 0, 0)["y"][0])
+
+
+def test_hidden_frames_of_reveal_tell_nothing(quick_shards, wan):
+    """All 24 objects of a picture are drawn, and the latent frame that hides them is the same for each."""
+    tensors = data.shard(wan.vae, mixture.source("reveal", 1.0), 0, 0)
+    assert len(tensors["y"]) == 1
+    assert len(tensors["x0"]) == 24
+    x0 = tensors["x0"].float()
+    assert torch.equal(x0[:, :, 2], x0[:1, :, 2].expand(24, -1, -1, -1))
+    assert (x0[1:, :, 1] - x0[:1, :, 1]).abs().amax((1, 2, 3)).min() > 0
+    held_out = {f"the {look}" for look in puzzles.PUZZLES["reveal"].held_out}
+    assert not any(look in prompt for prompt in tensors["prompts"] for look in held_out)
+    assert len(tensors["prompts"]) > 3  # named by nothing, by colour, by look
+
+
+def test_lengths_other_than_the_own(wan):
+    puzzle = puzzles.make("maze", 0, size=3)
+    assert train_vae.film(puzzle, 0, 1).shape == (1, 48, 48, 3)
+    long = train_vae.film(puzzle, 0, 33)
+    assert long.shape == (33, 48, 48, 3)
+    assert puzzle.score(long).solved
+    assert np.array_equal(long[0], puzzle.first_frame())
+    assert np.array_equal(train_vae.film(puzzle, 0, 13), puzzle.draw(0))
 
 
 def test_latents_of_training_are_those_of_the_pipeline(quick_shards, wan):
@@ -139,49 +213,53 @@ def test_latents_of_training_are_those_of_the_pipeline(quick_shards, wan):
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    """Every kind and size, 20 pictures of each. x0 tells its prompt and its picture, and y tells its picture."""
+    """20 pictures of each source. x0 tells its source and its picture, and y tells its picture."""
     folder, which = tmp_path_factory.mktemp("pool"), torch.arange(20).view(-1, 1, 1, 1)
-    for i, prompt in enumerate([*range(1, 10)] * 2):
-        size = 3 + i // 9
-        shape = (20, 16, 4, 2 * size, 2 * size)
-        tensors = {"x0": torch.full(shape, float(prompt)).half(), "y": torch.zeros(shape).half()}
+    for number, source in enumerate(SOURCES):
+        latents, side = (source.frames - 1) // 4 + 1, 2 * source.family.size
+        shape = (20, 16, latents, side, side)
+        tensors = {"x0": torch.full(shape, float(number)).half(), "y": torch.zeros(shape).half()}
         tensors["x0"][:, 1], tensors["y"][:, 1] = which.flip(0), which
         tensors |= {
             "of": torch.arange(19, -1, -1, dtype=torch.int32),
-            "prompt": torch.full((20,), prompt).byte(),
+            "prompt": torch.zeros(20).byte(),
         }
-        save_file(tensors, folder / f"{size}x{size}-{i:05}.safetensors")
-    return data.Pool(folder)
+        (folder / source.name).mkdir()
+        told = {"prompts": json.dumps([source.family.puzzle.prompts[0]])}
+        save_file(tensors, folder / source.name / "00000.safetensors", told)
+    pool = data.Pool(folder, SOURCES, folder / "shards.json")
+    pool.refresh(0)
+    return pool
 
 
 def test_a_batch_of_the_dit_depends_on_seed_and_step_alone(pool):
-    first, again, other = (train_dit.batch(pool, 0, step, 64) for step in (7, 7, 8))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[3], other[3]) if first[3].shape == other[3].shape else True
-    assert not torch.equal(first[4], other[4])
-    assert not torch.equal(first[4], train_dit.batch(pool, 1, 7, 64)[4])
+    first, again, other = (train_dit.batch(pool, 0, step) for step in (7, 7, 8))
+    assert all(torch.equal(first[i], again[i]) for i in (0, 1, 3, 4))
+    assert first[2] == again[2]
+    assert first[3].shape != other[3].shape or not torch.equal(first[3], other[3])
+    assert not torch.equal(first[4], train_dit.batch(pool, 1, 7)[4])
 
-    x0, y, prompt, noise, sigma = first
+    x0, y, prompts, noise, sigma = first
     assert x0.shape == noise.shape
-    assert y.shape == (64, 20, *x0.shape[2:])
+    n = len(x0)
+    assert abs(n * x0[0, 0].numel() / 4 - data.TOKENS) < 0.1 * data.TOKENS
+    assert y.shape == (n, 20, *x0.shape[2:])
     assert torch.equal(y[:, :4, 0], torch.ones_like(y[:, :4, 0]))
     assert not y[:, :4, 1:].any()
     assert torch.equal(y[:, 5], x0[:, 1])  # the picture that the video answers
-    told = prompt > 0  # the others' prompts were dropped
-    assert torch.equal(x0[told, 0, 0, 0, 0], prompt[told].float())
-    assert sigma.shape == (64,)
+    sources = [SOURCES[int(number)] for number in x0[:, 0, 0, 0, 0]]
+    for source, prompt in zip(sources, prompts, strict=True):
+        assert prompt in ("", source.family.puzzle.prompts[0])
+    assert sigma.shape == (n,)
 
 
-def test_mixtures_and_dropped_prompts_have_their_shares(pool):
-    seen = [train_dit.batch(pool, 0, step, 256) for step in range(30)]
-    dropped = np.mean([(prompt == 0).float().mean().item() for _, _, prompt, _, _ in seen])
-    assert abs(dropped - train_dit.DROP) < 0.02
-    kinds = [data.KINDS[int(k)] for x0, *_ in seen for k in x0[:, 0, 0, 0, 0]]
-    for kind in puzzles.KINDS:
-        share = sum(v for (k, _), v in data.MIXTURES["first"].items() if k == kind)
-        assert abs(kinds.count(kind) / len(kinds) - share) < 0.06, kind  # a batch is of one size
-    for mixture in data.MIXTURES.values():
-        assert math.isclose(sum(mixture.values()), 1)
+def test_sources_and_dropped_prompts_have_their_shares(pool):
+    seen = [train_dit.batch(pool, 0, step) for step in range(200)]
+    dropped = np.mean([prompt == "" for _, _, prompts, _, _ in seen for prompt in prompts])
+    assert abs(dropped - train_dit.DROP) < 0.01
+    steps = [int(x0[0, 0, 0, 0, 0]) for x0, *_ in seen]  # no two of these sources have one shape
+    for number, source in enumerate(SOURCES):
+        assert abs(steps.count(number) / 200 - source.share) < 0.12, source.name
 
 
 @given(st.integers(1, 40), st.integers(0, 100), st.floats(0.1, 1))
@@ -205,8 +283,9 @@ def student(words):
 
 def test_an_untrained_student_predicts_nothing(student, pool):
     """The head starts at zero, so the loss is that of the velocity 0; and it learns through every residual branch."""
-    x0, y, prompt, noise, sigma = train_dit.batch(pool, 0, 1, 4)
-    loss = student.loss(x0, y, prompt, noise, sigma)
+    x0, y, prompts, noise, sigma = train_dit.batch(pool, 0, 1)
+    x0, y, prompts, noise, sigma = x0[:4], y[:4], prompts[:4], noise[:4], sigma[:4]
+    loss = student.loss(x0, y, prompts, noise, sigma)
     assert rel_max(loss, (noise - x0).square().mean()) < 1e-6
     loss.backward()
     assert student.dit.head.head.weight.grad.abs().max() > 0
@@ -244,10 +323,10 @@ def test_statistics_make_latents_standard(wan):
         False
     )
     again.load_state_dict(wan.vae.state_dict())
-    rng = np.random.default_rng((1, 2**20))
+    rng, table = np.random.default_rng((1, 2**20)), mixture.sources()
     latents = torch.cat(
         [
-            again.encode(train_vae.to_tensor(train_vae.clip(rng)[None]), chunk=12).flatten(2)
+            again.encode(train_vae.to_tensor(train_vae.clip(rng, table)[None]), chunk=12).flatten(2)
             for _ in range(6)
         ],
         2,
@@ -344,6 +423,33 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
         )
 
 
+def test_a_new_folder_begins_with_the_weights_of_a_model(tmp_path):
+    wan, words = load("tiny", device="cpu"), train.prepare(tmp_path, "tiny")
+    assert words.unknown_words("solve the maze") == []
+    student = train_dit.Student(words)
+    student.load_state_dict(load_file(tmp_path / "start.safetensors"))
+    for name, value in wan.experts["high"].state_dict().items():
+        assert torch.equal(student.dit.state_dict()[name], value)
+    old, new = (m.token_embedding.weight for m in (wan.text, student.text))
+    assert torch.equal(new[: len(old)], old)
+    vae = train_vae.finished(tmp_path)
+    assert vae.cfg == wan.vae.cfg
+    assert all(
+        torch.equal(a, b) for a, b in zip(vae.parameters(), wan.vae.parameters(), strict=True)
+    )
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    train.prepare(tmp_path, "tiny")  # begun: what is there stays
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_words_that_puzzles_learn_later_are_appended(tmp_path, monkeypatch):
+    train.prepare(tmp_path)
+    old = tokenizer.tokens(tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")))
+    monkeypatch.setattr(puzzles, "WORDS", (*puzzles.WORDS, "zebra"))
+    grown = train.prepare(tmp_path)
+    assert tokenizer.tokens(grown.vocabulary) == (*old, "zebra")
+
+
 # -- shipping ---------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +458,7 @@ def trained(tmp_path_factory, student, words):
     """The checkpoints of all stages, untrained, and with updates that are not zero."""
     folder, draw = tmp_path_factory.mktemp("trained"), torch.Generator().manual_seed(0)
     averaged = {"vae": VAE(TINY_VAE).state_dict(), "dit": student.state_dict()}
+    train.prepare(folder)  # the tokenizer
     for name, tensors in averaged.items():
         (folder / name).mkdir()
         save_file(
@@ -372,9 +479,6 @@ def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_pa
     monkeypatch.setattr(
         train_vae, "statistics", lambda vae: {"mean": TINY_VAE.mean, "std": TINY_VAE.std}
     )  # a hundred clips otherwise
-    path = tmp_path / "google/umt5-xxl/tokenizer.json"
-    path.parent.mkdir(parents=True)
-    tokenizer.build().save(str(path))
     export.export(folder, tmp_path, words)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 14e6
     wan = load(tmp_path, device="cpu")
@@ -415,40 +519,55 @@ def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_pa
 
 # -- judging ----------------------------------------------------------------------------------------------------------
 
-KEYS = ["vae_psnr_db", "vae_oracle", "maze_3x3", "maze_4x4", "goal", "mark", "memory", "turn", "n"]
+NAMES = ("mark", "reveal-one", "maze-5x5")
+ROW = ["category", "domain", "score", "solved", "truth", "static", "noise", "oracle", "n"]
 
 
-def test_evaluate_reports_every_task(wan):
-    report = evaluate.evaluate(wan.with_preset(steps=1), 2)
-    assert sorted(report) == sorted(KEYS)
-    assert report["n"] == 2
-    assert {report[key] for key in KEYS[1:-1]} == {0.0}  # random weights solve nothing
+def test_evaluate_reports_every_family(wan):
+    report = evaluate.evaluate(wan.with_preset(steps=1), 1, families=NAMES)
+    assert sorted(report) == ["families", "in_domain", "out_of_domain", "vae_psnr_db"]
+    assert list(report["families"]) == list(NAMES)
+    for name, row in report["families"].items():
+        assert sorted(row) == sorted(ROW)
+        assert (row["truth"], row["solved"], row["oracle"]) == (1, 0, 0), name  # random weights
+        assert max(row["static"], row["noise"]) <= 0.3
+        assert row["n"] == 1
+    means = [report["families"][name]["score"] for name in NAMES]
+    assert report["in_domain"] == pytest.approx(np.mean(means[:2]), abs=1e-4)
+    assert report["out_of_domain"] == pytest.approx(means[2], abs=1e-4)
+    assert report["families"]["maze-5x5"]["domain"] == "out"
     assert 0 < report["vae_psnr_db"] < 20
     json.dumps(report)
+    table = "\n".join(evaluate.lines(report))
+    assert all(name in table for name in (*NAMES, "in_domain", "out_of_domain"))
+
+
+def test_a_report_has_the_same_for_every_variant(wan):
+    def open_model(name):
+        opened.append(name)
+        return wan.with_preset(steps=1)
+
+    opened: list[str] = []
+    report = evaluate.complete(open_model, "tiny", 1, ["mid"], families=["mark"])
+    assert opened == ["tiny", "tiny:mid"]
+    row = report["variants"]["mid"]["families"]["mark"]
+    assert sorted(row) == sorted(["category", "domain", "score", "solved", "n"])
+    assert row["score"] == report["families"]["mark"]["score"]
+    assert report["variants"]["mid"]["out_of_domain"] is None
 
 
 def test_evaluate_counts_what_is_solved(wan, monkeypatch):
     def solve(wan, batch, seed):
-        """Right for mazes; for the others right for the first of a batch of two, and a still picture for the second."""
-        videos = [p.draw(0) for p in batch]
-        if batch[0].kind != "maze":
-            videos[1:] = [np.repeat(p.first_frame()[None], 13, axis=0) for p in batch[1:]]
-        return np.stack(videos)
+        """Right for the first of a batch; a still picture for all others."""
+        still = [np.repeat(p.first_frame()[None], p.frames, axis=0) for p in batch[1:]]
+        return np.stack([batch[0].draw(0), *still])
 
     monkeypatch.setattr(evaluate, "solve", solve)
-    monkeypatch.setattr(evaluate, "reconstruct", lambda wan, batch: ([30.0, 50.0], [True, False]))
-    report = evaluate.evaluate(wan, 4)
-    assert report == {
-        "vae_psnr_db": 40.0,
-        "vae_oracle": 0.5,
-        "maze_3x3": 1.0,
-        "maze_4x4": 1.0,
-        "goal": 0.5,
-        "mark": 0.5,
-        "memory": 0.5,
-        "turn": 0.25,
-        "n": 4,
-    }
+    monkeypatch.setattr(evaluate, "BATCH", 2)
+    family = puzzles.family("mark")
+    found = evaluate.judge(wan, family, 4, vae=False)
+    assert found["solved"] == 0.5
+    assert 0.5 < found["score"] < 0.65
 
 
 def test_solve_and_reconstruct(wan):
@@ -459,27 +578,29 @@ def test_solve_and_reconstruct(wan):
     image = torch.from_numpy(batch[1].first_frame()).permute(2, 0, 1) / 255
     alone = one.generate(batch[1].prompt, image, seed=6)
     assert np.abs(videos[1].astype(int) - alone).max() <= 2  # the batch moves last bits
+    (shell,) = puzzles.family("shell").distinct(1)
+    assert evaluate.solve(one, [shell], seed=0).shape == (1, shell.frames, 64, 64, 3)
 
     class Perfect:
         def encode(self, videos, chunk):
             return videos
 
         def decode(self, latents, chunk):
-            return latents + torch.tensor([0.02, 2.0]).view(
-                2, 1, 1, 1, 1
-            )  # nearly right, and all white
+            off = torch.tensor([0.02, 2.0]).view(2, 1, 1, 1, 1)  # nearly right, and all white
+            return latents + off
 
-    psnr, verdicts = evaluate.reconstruct(replace(wan, vae=Perfect()), batch)
-    assert psnr == pytest.approx([40.0, 0.0], abs=1e-3)  # 10 log10(2^2 / error^2)
-    assert verdicts == [True, False]
-    assert batch[0].score(to_uint8(evaluate.to_float(batch[0].draw(0)))).solved
+    drawn = np.stack([p.draw(0) for p in batch])
+    found = evaluate.reconstruct(replace(wan, vae=Perfect()), batch, drawn)
+    # 10 log10(2^2 / error^2)
+    assert found["vae_psnr_db"] == pytest.approx([40.0, 0.0], abs=1e-3)
+    assert found["oracle"] == [1, 0]
+    assert batch[0].score(to_uint8(evaluate.to_float(drawn[0]))).solved
 
 
 def test_held_out_puzzles_are_distinct_and_were_not_trained_on():
-    found = [(task, puzzle) for task, batch in evaluate.batches(4, "test") for puzzle in batch]
-    names = [f"{puzzle.key}: {puzzle.prompt}" for _, puzzle in found]
-    assert len(set(names)) == len(names)
-    assert {puzzles.split_of(puzzle.key) for _, puzzle in found} == {"test"}
-    for task, (kind, sizes) in evaluate.TASKS.items():
-        sized = [puzzle.size for t, puzzle in found if t == task and puzzle.kind == kind]
-        assert sorted(sized) == sorted(size for size in sizes for _ in range(4 // len(sizes)))
+    for name in NAMES:
+        family = puzzles.family(name)
+        found = [p for batch in evaluate.batches(family, 30, "test") for p in batch]
+        assert len({f"{p.key}: {p.prompt}" for p in found}) == 30
+        assert {puzzles.split_of(p.key) for p in found} == {"test"}
+        assert {(p.kind, p.size) for p in found} == {(family.puzzle.kind, family.size)}
