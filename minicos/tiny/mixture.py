@@ -57,6 +57,7 @@ SHARES: dict[str, float] = {
     "shell-one": 0.03,
     "shell-short": 0.03,
     "sequence": 0.06,
+    "sequence-short": 0.03,
     "pick": 0.05,
     "partner": 0.05,
     "balls": 0.06,
