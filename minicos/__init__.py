@@ -9,8 +9,8 @@ for step in wan.sample(wan.condition("solve the maze", image)):
 from importlib import import_module
 
 _HOME = {  # what a notebook imports, and where it lives; loaded on first use, so that `minicos inspect` never imports torch
-    "load": "pipeline",
-    "Wan": "pipeline",
+    "load": "open",
+    "Wan": "wan",
     "Model": "sample",
     "State": "sample",
     "Step": "sample",

@@ -23,12 +23,21 @@ from minicos.errors import MinicosError
 from minicos.vae import VAE
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Condition:
     """All that stays the same from step to step, as the loop sees it; each kind of model adds what its network needs."""
 
     shape: tuple[int, int, int, int, int]  # b c f h w of the latents
     first: Tensor | None = None  # b c 1 h w  latent imposed on frame 0
+
+    def __repr__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = [f"{k} {tuple(x.shape)}" for k, x in values.items() if isinstance(x, Tensor)]
+        absent = ", ".join(k for k, x in values.items() if x is None)
+        return (
+            f"{type(self).__name__} for latents {tuple(self.shape)}\n"
+            f"  {', '.join(given) or 'no tensors'}\n  without {absent or 'nothing'}"
+        )
 
     def impose(self, x: Tensor) -> Tensor:
         """x with its first frame replaced by the imposed one, if there is one."""
@@ -60,7 +69,7 @@ class Condition:
         return False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class WanCondition(Condition):
     """What Wan is conditioned on; made by `Wan.condition`."""
 

@@ -5,9 +5,11 @@ Sources: wan/configs/*.py of Wan2.2 (official), DiffSynth-Studio's WanVideoPipel
 This file imports no torch, so that `minicos inspect` can say what a checkpoint is in a fraction of a second.
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, suggest
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ class Preset:
     shift: float  # sigma' = shift sigma / (1 + (shift - 1) sigma)
     guidance: dict[str, float] = field(hash=False)  # {"high": g, "low": g}; 1 skips the uncond pass
     boundary: float | None = None  # timesteps >= 1000 boundary go to the high-noise expert
-    residual: str = "float32"  # dtype of the residual stream when the weights are bf16
+    residual_dtype: str = "float32"  # dtype of the residual stream when the weights are bf16
     negative_prompt: str = NEGATIVE_PROMPT
     image: str = "none"  # how a first frame is told, see `IMAGE`
     resize: str = "bicubic"  # and how it is made to fit, see `RESIZE`
@@ -202,6 +204,38 @@ class Preset:
         None  # ChronoEdit: where the second of two latent frames stands on the time axis of RoPE
     )
     noise_device: str = "cpu"  # where noise is drawn: "cpu" alike on every machine, "cuda" as the official code does
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether a first frame can be given."""
+        return self.image != "none"
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether a first frame must be given: TI2V also makes a video from text alone."""
+        return self.image in ("channels", "first and last")
+
+    def changed(self, **changes: Any) -> "Preset":
+        """The preset with some fields changed. Raises MinicosError for a field that there is not."""
+        names = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in names:
+                raise MinicosError(f"a preset has no {name!r}{suggest(name, names)}")
+        return replace(self, **changes)
+
+    def check_inputs(self, variant: str, prompts: Sequence[str], image: bool, last: bool) -> None:
+        """Raise MinicosError for an empty prompt, or where a first or a last frame is missing or too much."""
+        if not prompts or not all(prompt.strip() for prompt in prompts):
+            raise MinicosError(
+                "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'"
+            )
+        if self.needs_image and not image:
+            raise MinicosError(f"{variant} makes a video from a first frame: give an image")
+        if image and not self.takes_image:
+            raise MinicosError(f"{variant} makes a video from text alone and takes no image")
+        if last != (self.image == "first and last"):
+            what = "takes no last frame" if last else "needs a last frame, too: give one"
+            raise MinicosError(f"{variant} {what}")
 
 
 IMAGE = {
@@ -223,7 +257,7 @@ _OFFICIAL21 = replace(
     _OFFICIAL, steps=50, guidance={"high": 5.0, "low": 5.0}, boundary=None
 )  # Wan2.1: one network
 _COS = Preset(solver="euler", steps=50, shift=5.0, guidance={"high": 5.0, "low": 5.0}, boundary=0.875,
-              residual="bfloat16", negative_prompt="", resize="pil")  # fmt: skip
+              residual_dtype="bfloat16", negative_prompt="", resize="pil")  # fmt: skip
 _COS_IMAGE = replace(
     _COS, image="channels", area=None
 )  # the benchmark's videos keep the size of their first frame
@@ -232,7 +266,7 @@ _4STEP = replace(
     steps=4,
     guidance={"high": 1.0, "low": 1.0},
     boundary=0.900,
-    residual="float32",
+    residual_dtype="float32",
     resize="bicubic",
 )  # lightx2v
 _SHAKE, _CUT = (
@@ -311,7 +345,7 @@ PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the firs
 PRESETS["Wan2.1-T2V-1.3B"] = PRESETS["Wan2.1-T2V-14B"]
 
 
-def preset(variant: str, name: str | None = None) -> Preset:
+def get_preset(variant: str, name: str | None = None) -> Preset:
     """The preset `name` of a variant (its first one by default). Raises MinicosError naming the possible ones."""
     table = PRESETS.get(variant)
     if table is None:

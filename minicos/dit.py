@@ -6,7 +6,7 @@ The image-to-video networks of Wan2.1 also look at a picture, through CLIP: `Ima
 Modules carry the names of the official checkpoint, so its weights load without a map.
 
 Precision follows the official policy: matrix products in the dtype of the weights (float32 or bfloat16); timestep embedding,
-modulation, norms and head in float32; residual stream in float32 or, as DiffSynth does it, in bfloat16 (`residual`).
+modulation, norms and head in float32; residual stream in float32 or, as DiffSynth does it, in bfloat16 (`residual_dtype`).
 """
 
 from collections.abc import Callable
@@ -146,9 +146,9 @@ class CrossAttention(Attention):
 class Block(nn.Module):
     """Self-attention and feed-forward, each modulated and gated by the timestep; cross-attention, neither."""
 
-    def __init__(self, cfg: DiTConfig, ops: Ops, residual: torch.dtype):
+    def __init__(self, cfg: DiTConfig, ops: Ops, residual_dtype: torch.dtype):
         super().__init__()
-        self.eps, self.ops, self.residual = cfg.eps, ops, residual
+        self.eps, self.ops, self.residual_dtype = cfg.eps, ops, residual_dtype
         self.modulation = nn.Parameter(torch.randn(1, 6, cfg.dim) / cfg.dim**0.5)
         self.self_attn = SelfAttention(cfg, ops)
         self.norm3 = LayerNorm(cfg.dim, cfg.eps)
@@ -170,7 +170,7 @@ class Block(nn.Module):
             2
         )  # 6 x  b g d
         residual, dtype = (
-            self.residual,
+            self.residual_dtype,
             self.ffn[0].weight.dtype,
         )  # of the stream, and of matrix products
 
@@ -204,19 +204,19 @@ class Head(nn.Module):
 class DiT(nn.Module):
     """velocity = dit(x, timestep, text, y, clip): the whole contract between network and sampler.
 
-    residual   dtype of the residual stream
-    time_skip  of ChronoEdit's rotary embedding, see `ops.rope`
+    residual_dtype  of the residual stream
+    time_skip       of ChronoEdit's rotary embedding, see `ops.rope`
     """
 
     def __init__(
         self,
         cfg: DiTConfig,
         ops: Ops = REFERENCE,
-        residual: torch.dtype = torch.float32,
+        residual_dtype: torch.dtype = torch.float32,
         time_skip: int | None = None,
     ):
         super().__init__()
-        self.cfg, self.time_skip = cfg, time_skip
+        self.cfg, self.time_skip, self.residual_dtype = cfg, time_skip, residual_dtype
         self.patch_embedding = nn.Conv3d(cfg.in_dim, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
         self.text_embedding = nn.Sequential(
             Linear(cfg.text_dim, cfg.dim), nn.GELU(approximate="tanh"), Linear(cfg.dim, cfg.dim)
@@ -227,7 +227,7 @@ class DiT(nn.Module):
             Linear(cfg.freq_dim, cfg.dim), nn.SiLU(), Linear(cfg.dim, cfg.dim)
         )
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(cfg.dim, 6 * cfg.dim))
-        self.blocks = nn.ModuleList(Block(cfg, ops, residual) for _ in range(cfg.num_layers))
+        self.blocks = nn.ModuleList(Block(cfg, ops, residual_dtype) for _ in range(cfg.num_layers))
         self.head = Head(cfg, ops)
         self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last run
         self.visit = iter  # the blocks in order; stream.Streamer brings the weights of each

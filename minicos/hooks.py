@@ -10,13 +10,13 @@ A hook is called with the tensor and its `Site` and returns None to observe or a
 before b's, and each sees what the one before it returned: that is the whole rule of composition.
 """
 
-import difflib
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from torch import Tensor
 
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, suggest
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Site:
     tokens: slice = field(default_factory=lambda: slice(None), hash=False)
 
 
+_FIELDS = frozenset(field.name for field in fields(Site))
 Hook = Callable[[Tensor, Site], Tensor | None]
 WHEN = ("step", "expert", "branch")  # what a rule may be limited to
 
@@ -47,11 +48,10 @@ class Rule:
     expert: Container | None = None
     branch: Container | None = None
 
-    def accepts(self, **where: object) -> bool:
+    def accepts(self, where: Mapping[str, object]) -> bool:
         """Whether the rule can fire where step, expert or branch are as given."""
-        return all(
-            getattr(self, k) is None or v in getattr(self, k) for k, v in where.items() if k in WHEN
-        )
+        limits = ((getattr(self, k), where[k]) for k in WHEN if k in where)
+        return all(limit is None or value in limit for limit, value in limits)
 
     def limits(self) -> str:
         """In words: it is limited to step 99 and branch uncond."""
@@ -104,9 +104,14 @@ class Hooks:
     def __bool__(self) -> bool:
         return bool(self.rules)
 
-    def at(self, **where: object) -> "Hooks":
-        """The rules that can fire where `where` (fields of Site) holds; NO_HOOKS when there is none."""
-        rules = tuple(r for r in self.rules if r.accepts(**where))
+    def at(self, **where: Any) -> "Hooks":
+        """The rules that can fire where `where` (fields of Site) holds; NO_HOOKS when there is none.
+
+        Raises MinicosError for a field that Site does not have.
+        """
+        for name in where.keys() - _FIELDS:
+            raise MinicosError(f"a site has no {name!r}{suggest(name, sorted(_FIELDS))}")
+        rules = tuple(r for r in self.rules if r.accepts(where))
         return Hooks(rules, replace(self.site, **where)) if rules else NO_HOOKS
 
     def scope(self, name: str) -> "Hooks":
@@ -151,12 +156,11 @@ class Hooks:
         for rule in self.rules:
             wanted = ".".join(rule.pattern)
             if not any(rule.matches(name) for name in split):
-                near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
-                hint = f"; did you mean {', '.join(near)}?" if near else ""
                 raise MinicosError(
-                    f"no hook point matches {wanted!r}{hint} (`minicos points` lists them all)"
+                    f"no hook point matches {wanted!r}{suggest(wanted, names)}"
+                    " (`minicos points` lists them all)"
                 )
-            if moments is not None and not any(rule.accepts(**moment) for moment in moments):
+            if moments is not None and not any(rule.accepts(moment) for moment in moments):
                 raise MinicosError(
                     f"the hook on {wanted!r} can never run: {rule.limits()}, {_extent(moments)}"
                 )

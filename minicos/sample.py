@@ -182,7 +182,7 @@ class Model(ABC, Generic[C]):
         return sample(self, noise, condition, hooks=hooks, start=start, state=state)
 
 
-@dataclass
+@dataclass(repr=False)
 class Step:
     """One turn of the loop. Read anything. Assign `next` to intervene: the loop continues from it.
 
@@ -202,6 +202,16 @@ class Step:
     velocity: Tensor  # guided
     next: Tensor  # latent leaving the step                           b c f h w
     state: State  # what leaves the step with it
+
+    def __repr__(self) -> str:
+        x, beside = self.x, ", ".join(self.state.beside)
+        passes = "cond" if self.velocity_uncond is None else "cond and uncond"
+        return (
+            f"Step {self.index}: sigma {self.sigma:.4g} -> {self.sigma_next:.4g},"
+            f" timestep {self.timestep:g}, expert {self.expert}\n"
+            f"  x, velocity, x0, next: {tuple(x.shape)} {x.dtype} on {x.device}; passes {passes}\n"
+            f"  state: history of {', '.join(self.state.history) or 'nothing'}, beside the video {beside or 'nothing'}"
+        )
 
     @property
     def x0(self) -> Tensor:

@@ -29,9 +29,9 @@ from minicos.dit import DiT
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.ops import sinusoid
-from minicos.pipeline import Wan
 from minicos.text import TextEncoder
 from minicos.vae import VAE
+from minicos.wan import Wan
 from minicos.weights.names import (
     CLIP_TRANSFORMERS,
     DIT_DIFFUSERS,

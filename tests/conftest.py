@@ -15,12 +15,12 @@ from torch import Tensor
 from minicos.clip import CLIP
 from minicos.config import PRESETS, TINY_TEXT, TINY_VAE, VARIANTS, CLIPConfig, DiTConfig, Preset
 from minicos.dit import DiT
-from minicos.pipeline import Wan
 from minicos.plan import Plan
 from minicos.stream import Residency
 from minicos.text import TextEncoder
 from minicos.tiny import tokenizer
 from minicos.vae import VAE
+from minicos.wan import Wan
 from tests import golden
 
 torch.set_num_threads(

@@ -9,8 +9,8 @@ from torch.nn.attention import _cur_sdpa_kernel_backends as order_now
 from minicos.attention import best, cudnn_first, describe, with_best
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks, Record
+from minicos.open import load
 from minicos.ops import REFERENCE, attention
-from minicos.pipeline import load
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -124,7 +124,7 @@ def test_without_a_compiler_it_says_what_to_do(toys21, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", fail)
     monkeypatch.setattr(
-        "minicos.pipeline.load_into", lambda *args, **options: pytest.fail("a weight was read")
+        "minicos.open.load_into", lambda *args, **options: pytest.fail("a weight was read")
     )
     with pytest.raises(
         MinicosError,

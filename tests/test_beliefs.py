@@ -13,7 +13,7 @@ from minicos import puzzles
 from minicos.analysis import behaviours, commitment
 from minicos.analysis.behaviours import Course
 from minicos.analysis.tools import cases, posterior
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.puzzles.draw import BLOCK, CELL
 
 STRIDE = (4, 8, 8)

@@ -158,7 +158,7 @@ def test_the_table(bench):
 
 
 def test_a_device_without_a_clock_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("minicos.pipeline.open_device", torch.device)
+    monkeypatch.setattr("minicos.open.open_device", torch.device)
     assert main(["bench", "capture", "--device", "mps"]) == 2
     assert "no clock for mps: take --device cpu or cuda" in capsys.readouterr().err
 

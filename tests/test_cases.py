@@ -7,7 +7,7 @@ import torch
 from minicos import puzzles
 from minicos.analysis.tools import cases
 from minicos.analysis.tools.cases import Case
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.runs import Run
 
 

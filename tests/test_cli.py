@@ -437,7 +437,7 @@ def test_the_demo_is_for_the_embedded_model(minicos, monkeypatch, work):
     monkeypatch.setattr(
         layouts, "find", lambda *args, **kw: replace(find(*args, **kw), variant="Wan2.2-I2V-A14B")
     )
-    monkeypatch.setattr("minicos.pipeline.load", None)  # told before anything is loaded
+    monkeypatch.setattr("minicos.open.load", None)  # told before anything is loaded
     assert_one_sentence(
         minicos("demo", "--model", "toy", "--out", "run"), "embedded model, not Wan2.2-I2V-A14B"
     )
@@ -456,7 +456,7 @@ CHEAP = {
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_what_needs_no_weights_is_refused_before_any_are_read(name, minicos, monkeypatch):
-    monkeypatch.setattr("minicos.pipeline.load", None)
+    monkeypatch.setattr("minicos.open.load", None)
     assert_one_sentence(minicos(*video("--out", "new/run", *CHEAP[name])), MISTAKES[name][1])
 
 

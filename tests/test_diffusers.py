@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minicos.config import VAE22, VARIANTS, VAEConfig, preset
+from minicos.config import VAE22, VARIANTS, VAEConfig, get_preset
 from minicos.dit import DiT
 from minicos.vae import VAE
 from minicos.verify import diffusers_dit, diffusers_vae
@@ -96,7 +96,7 @@ def test_velocity_where_frames_have_their_own_timestep(small_dit):
 def test_time_positions_of_chronoedit(frames, small_dit):
     """Two latent frames stand at 0 and 7 (their `rope_temporal_skip_len` 8), other numbers at 0, 1, 2 ..."""
     ours = small_dit(seed=7, image_tokens=257, image_dim=12, text_len=512)
-    ours.time_skip = preset("ChronoEdit-14B").time_skip
+    ours.time_skip = get_preset("ChronoEdit-14B").time_skip
     theirs = diffusers_dit(ours)
     draw = torch.Generator().manual_seed(8)
     x, clip = (

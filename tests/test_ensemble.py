@@ -18,7 +18,7 @@ from minicos.cli import main
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import save_image
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.runs import Run, read_json
 
 CASES, T, DEPTH = 3, 3, 12

@@ -373,6 +373,11 @@ def test_unknown_experts_and_branches_are_refused(limit):
         Hooks().on("velocity", ignore, **limit)
 
 
+def test_a_site_has_no_other_fields():
+    with pytest.raises(MinicosError, match="a site has no 'stpe'; did you mean step"):
+        Hooks().at(stpe=3)
+
+
 @pytest.fixture(scope="module")
 def high_only(pair, small_dit):
     """hooks, start -> a loop of 20 steps of one expert, with guidance 1: no uncond pass."""

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import constants, errors
 
 from minicos.errors import MinicosError
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.weights import hub, layouts
 
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -18,7 +18,7 @@ from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
 from minicos.analysis.tools.record import record, recorded
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.runs import Run
 
 STEPS, SEEDS = 3, 3

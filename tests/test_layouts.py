@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from minicos import config
 from minicos.errors import MinicosError
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.vae import VAE as VAENetwork
 from minicos.weights import layouts, lora
 from minicos.weights.names import DIT_DIFFUSERS, UMT5_TRANSFORMERS, VAE_DIFFUSERS, translate
@@ -507,7 +507,7 @@ def test_vbvr_is_the_base_and_two_loras(as_a14b, twin, networks, toy, tmp_path):
     assert (plain.variant, both.variant, both.preset) == (
         "Wan2.2-I2V-A14B",
         "VBVR-Wan2.2",
-        config.preset("VBVR-Wan2.2"),
+        config.get_preset("VBVR-Wan2.2"),
     )
     assert "VBVR-Wan2.2" in plain.notes[0]
     for name in ("high", "low"):
@@ -530,7 +530,7 @@ def test_a_lora_for_another_network_is_refused_before_weights_are_read(twin, tmp
         tmp_path / "a.safetensors",
         {"blocks.0.ffn.0.weight": lora.LowRank(torch.ones(9, 2), torch.ones(2, 128))},
     )
-    monkeypatch.setattr("minicos.pipeline.load_into", None)
+    monkeypatch.setattr("minicos.open.load_into", None)
     with pytest.raises(
         MinicosError, match=r"a\.safetensors: the change of blocks\.0\.ffn\.0\.weight is \(9, 128\)"
     ):

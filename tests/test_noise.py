@@ -23,7 +23,7 @@ from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.record import record
 from minicos.cli import main
 from minicos.errors import MinicosError
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.runs import Run
 
 STEPS = 5

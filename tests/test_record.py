@@ -18,7 +18,7 @@ from minicos.analysis.tools.record import record, recorded
 from minicos.dit import DiT
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import load_image, save_video
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.runs import Run
 from tests.golden import rel_max
 

@@ -15,7 +15,7 @@ from minicos.analysis import report
 from minicos.analysis.reproduce import EXPERIMENTS, subjects
 from minicos.analysis.tools import stats
 from minicos.cli import main, reproduce
-from minicos.pipeline import load
+from minicos.open import load
 from tests.test_cli import posix, start, wait_for
 
 ONLY = "attention,energy"  # the two that take least

@@ -19,7 +19,7 @@ from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import save_image
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.plan import Part, Plan, available, choose, describe, measure
 from minicos.stream import HostBuffer, Streamer, ThreadCopyQueue
 from minicos.text import TextEncoder
@@ -362,9 +362,9 @@ def test_free_memory_is_known_here():
 def test_the_plan_comes_before_the_weights(toy, monkeypatch):
     told = []
     monkeypatch.setattr(
-        "minicos.pipeline.load_into", lambda *args, **options: pytest.fail("a weight was read")
+        "minicos.open.load_into", lambda *args, **options: pytest.fail("a weight was read")
     )
-    monkeypatch.setattr("minicos.pipeline.available", lambda device: 10**6)
+    monkeypatch.setattr("minicos.open.available", lambda device: 10**6)
     with pytest.raises(MinicosError, match="not enough memory for the plan"):
         load(toy, device="cpu", tell=told.append)
     monkeypatch.undo()

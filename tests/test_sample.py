@@ -182,6 +182,8 @@ def test_guidance_1_makes_no_uncond_pass(guidance, loop):
         assert torch.equal(step.velocity_cond, seen[step.index, "cond"])
         if strength[step.expert] == 1:
             assert step.velocity_uncond is None
+            with pytest.raises(MinicosError, match="no unconditional pass: guidance is 1"):
+                _ = step.x0_uncond
             assert step.velocity is step.velocity_cond
         else:
             assert torch.equal(step.velocity_uncond, seen[step.index, "uncond"])

@@ -23,7 +23,7 @@ from minicos.cli import main
 from minicos.errors import MinicosError
 from minicos.hooks import Site
 from minicos.media import save_image
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.puzzles import draw
 from minicos.runs import Run
 from minicos.sample import Step

@@ -18,7 +18,7 @@ from minicos.condition import image_channels
 from minicos.config import TINY_TEXT, TINY_VAE, VARIANTS
 from minicos.dit import DiT
 from minicos.media import to_uint8
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.text import TextEncoder, Tokenizer
 from minicos.tiny import (
     data,

@@ -13,7 +13,7 @@ from torch import Tensor
 from minicos.analysis.tools import cases
 from minicos.config import TINY_VAE, VAE22, VAEConfig
 from minicos.media import to_float
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.vae import VAE, DownStage, UpStage
 from tests import golden
 from tests.checkpoints import manifest

@@ -16,8 +16,8 @@ from minicos.cli import verify as cli
 from minicos.clip import CLIP
 from minicos.config import CLIPConfig
 from minicos.errors import MinicosError
-from minicos.pipeline import Wan
 from minicos.verify import Part, Row, compare_dit, compare_text, compare_vae
+from minicos.wan import Wan
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

@@ -14,7 +14,7 @@ from minicos.analysis.attention import Attention, words
 from minicos.analysis.energy import Energy, centred, components, on_tokens, separation
 from minicos.analysis.tools.record import record, recorded
 from minicos.hooks import Hooks
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.runs import Run
 from tests.golden import rel_max
 

@@ -27,10 +27,10 @@ from torch import Tensor
 from minicos.analysis.tools import cases, posterior
 from minicos.analysis.tools.cases import Case
 from minicos.hooks import Hooks, Site
-from minicos.pipeline import Wan
 from minicos.puzzles import Puzzle
 from minicos.puzzles.draw import COLOURS, SHAPES
 from minicos.sample import Step
+from minicos.wan import Wan
 
 EMBED = -1  # the layer before block 0: the patch embedding
 RIDGES = tuple(

@@ -21,8 +21,8 @@ from minicos.analysis.tools import cases
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.stats import yardstick
 from minicos.condition import Condition
-from minicos.pipeline import Wan
 from minicos.sample import State, Step
+from minicos.wan import Wan
 
 DECIDED = 0.9
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from minicos.analysis.tools import figures
 from minicos.analysis.tools.record import Saved
 from minicos.hooks import NO_HOOKS, Hooks
-from minicos.pipeline import Wan
 from minicos.puzzles.maze import Maze, edges_of, grid_edges
 from minicos.runs import Run
 from minicos.sample import Step
+from minicos.wan import Wan
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from minicos.analysis.tools.record import Saved
 from minicos.analysis.tools.stats import squared, yardstick
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import load_image, save_image, save_video
-from minicos.pipeline import Wan
 from minicos.runs import Run
 from minicos.sample import Step
+from minicos.wan import Wan
 
 
 def spread(count: int, steps: int) -> tuple[int, ...]:

@@ -21,8 +21,8 @@ from minicos.analysis.noise.study import Plan, Results, study
 from minicos.analysis.tools import figures
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.stats import Interval, bootstrap, paired
-from minicos.pipeline import Wan
 from minicos.runs import Run
+from minicos.wan import Wan
 
 SETTLED = 0.1  # D of an estimate to the last one, below which it counts as settled
 

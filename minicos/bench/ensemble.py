@@ -14,7 +14,7 @@ from minicos.analysis.ensemble.share import Ensemble, Passes, hooks, run, window
 from minicos.analysis.tools import cases
 from minicos.bench.measure import Line, alternate
 from minicos.bench.networks import operations, subject
-from minicos.pipeline import load
+from minicos.open import load
 
 SEEDS, STEPS = 3, 50
 

@@ -20,8 +20,8 @@ from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
 from minicos.bench.networks import A14B, QUICK, with_kernels
 from minicos.config import DiTConfig
 from minicos.errors import MinicosError
+from minicos.open import check_compiler
 from minicos.ops import REFERENCE, attention_with_lse, rope, stratified
-from minicos.pipeline import check_compiler
 
 Given = dict[str, object]  # arguments by name; a function takes those that it knows
 COMPILED = "reference, compiled"

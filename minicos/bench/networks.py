@@ -12,8 +12,8 @@ from minicos.config import VARIANTS, DiTConfig
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
+from minicos.open import check_compiler, load
 from minicos.ops import REFERENCE, Ops
-from minicos.pipeline import check_compiler, load
 
 A14B = VARIANTS["Wan2.2-I2V-A14B"]
 QUICK = replace(VARIANTS["tiny"], num_layers=2, dim=64, ffn_dim=96, num_heads=2)
@@ -128,7 +128,7 @@ def compiled(s: Subject) -> Callable[[], Tensor]:
     """
     check_compiler(s.x.device)
     with torch.device("meta"):
-        twin = DiT(s.dit.cfg, s.dit.blocks[0].ops, s.dit.blocks[0].residual)
+        twin = DiT(s.dit.cfg, s.dit.blocks[0].ops, s.dit.residual_dtype)
     twin.load_state_dict(s.dit.state_dict(), assign=True)
     twin.requires_grad_(False).compile_blocks()
     return lambda: twin(*s.given)

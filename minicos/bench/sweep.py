@@ -17,7 +17,7 @@ from minicos.analysis.tools import cases
 from minicos.analysis.tools.record import record
 from minicos.bench.measure import Line, alternate
 from minicos.bench.networks import operations
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.runs import Run
 
 

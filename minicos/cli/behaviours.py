@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from minicos.analysis.tools.stats import Interval
-    from minicos.pipeline import Wan
     from minicos.runs import Run
+    from minicos.wan import Wan
 
 EXAMPLES = """\
   minicos behaviours                                  50 puzzles of each kind, 300 to train the readout

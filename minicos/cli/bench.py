@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from importlib import import_module
 
     from minicos.bench.measure import TITLES, header
-    from minicos.pipeline import open_device
+    from minicos.open import open_device
 
     device = open_device(args.device)
     if device.type not in ("cpu", "cuda"):

@@ -9,8 +9,8 @@ from minicos.cli.subjects import add_subject_options
 if TYPE_CHECKING:
     from minicos.analysis.ensemble.share import Ensemble
     from minicos.analysis.ensemble.study import Row
-    from minicos.pipeline import Wan
     from minicos.runs import Run
+    from minicos.wan import Wan
 
 EXAMPLES = """\
   minicos ensemble --puzzle maze --size 5 --n 100                     the window ablation on held-out mazes, with rivals and controls

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from minicos.analysis.noise.study import Plan
     from minicos.analysis.sweep import Setting
     from minicos.analysis.tools.cases import Case
-    from minicos.pipeline import Wan
+    from minicos.wan import Wan
 
 T = TypeVar("T")
 

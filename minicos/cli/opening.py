@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from minicos.errors import MinicosError
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from minicos.condition import Condition
     from minicos.config import Preset
     from minicos.ops import Ops
-    from minicos.pipeline import Wan
+    from minicos.wan import Wan
     from minicos.weights.layouts import Layout
 
 LARGE = 10**9  # bytes of weights from which the plan is printed: the embedded model starts without
@@ -42,31 +41,20 @@ def layout(args: argparse.Namespace) -> "Layout":
 
 def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
     """The way of sampling that the options name. Whatever can be refused without reading a weight is refused here."""
-    from minicos.config import preset
+    from minicos.config import get_preset
 
-    if not (getattr(args, "prompt", None) or "-").strip():
-        raise MinicosError(
-            "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'"
-        )
     above = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
     if not above.is_dir():
         raise MinicosError(f"{above} is a file, not a folder. Choose another --out.")
     if not os.access(above, os.W_OK):
         raise MinicosError(f"cannot write into {above}. Choose another --out.")
     variant = files.variant
-    chosen = replace(preset(variant, args.preset), **_changes(args))
+    chosen = get_preset(variant, args.preset).changed(**_changes(args))
     if args.boundary is not None and len(files.experts) == 1:
         raise MinicosError(f"--boundary is between two experts, and {variant} has one here.")
     if "last" in args:
-        if args.image is None and chosen.image in ("channels", "first and last"):
-            raise MinicosError(f"{variant} makes a video from a first frame: give an image")
-        if args.image is not None and chosen.image == "none":
-            raise MinicosError(f"{variant} makes a video from text alone and takes no image")
-        if (args.last is not None) != (chosen.image == "first and last"):
-            what = (
-                "needs a last frame, too: give one" if args.last is None else "takes no last frame"
-            )
-            raise MinicosError(f"{variant} {what}")
+        given = (args.image is not None, args.last is not None)
+        chosen.check_inputs(variant, [args.prompt], *given)
     return chosen
 
 
@@ -86,7 +74,8 @@ def load(
     """
     import torch
 
-    from minicos import attention, cost, pipeline
+    from minicos import attention, cost
+    from minicos import open as opening
     from minicos.plan import Plan, describe
 
     def tell(plan: Plan) -> None:
@@ -99,7 +88,7 @@ def load(
 
     files = files or layout(args)
     chosen, ops = plan(args, files), _ops(args)
-    wan = pipeline.load(
+    wan = opening.load(
         files,
         preset=args.preset,
         device=args.device,

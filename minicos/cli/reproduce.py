@@ -80,7 +80,7 @@ def sections(text: str) -> tuple[str, ...]:
 def run(args: argparse.Namespace) -> None:
     from minicos.analysis import report, reproduce
     from minicos.analysis.reproduce.subjects import AT_LEAST, FULL, N
-    from minicos.pipeline import load
+    from minicos.open import load
     from minicos.runs import Run
 
     n = FULL if args.full else args.n or N

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minicos.analysis.tools.record import Recorder
-    from minicos.pipeline import Wan
     from minicos.runs import Run
+    from minicos.wan import Wan
 
 
 def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dict[str, str | None]:

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from minicos.pipeline import load
+    from minicos.open import load
     from minicos.verify import verify
 
     wan = load(args.model, device=args.device, dtype=args.dtype and getattr(torch, args.dtype))

@@ -23,9 +23,10 @@ import torch
 from minicos import puzzles
 from minicos.errors import MinicosError
 from minicos.media import to_float, to_uint8
-from minicos.pipeline import Wan, load
+from minicos.open import load
 from minicos.puzzles import Family, Puzzle
 from minicos.runs import progress, write_json
+from minicos.wan import Wan
 from minicos.weights import layouts
 
 BATCH = 25

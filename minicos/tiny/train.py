@@ -18,7 +18,7 @@ from pathlib import Path
 import tokenizers
 import torch
 
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.runs import replace_file
 from minicos.text import Tokenizer
 from minicos.tiny import data, mixture, tokenizer, train_dit, train_vae

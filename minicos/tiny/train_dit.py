@@ -18,12 +18,12 @@ from torch.nn.utils import parametrize
 from minicos.config import TINY_TEXT, VARIANTS
 from minicos.dit import DiT
 from minicos.ops import REFERENCE, Ops
-from minicos.pipeline import Wan
 from minicos.runs import replace_file
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.tiny import optim
 from minicos.tiny.data import Pool
 from minicos.tiny.mixture import sources
+from minicos.wan import Wan
 from minicos.weights.lora import LowRank
 
 CFG = VARIANTS["tiny"]

@@ -36,8 +36,8 @@ from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.ops import REFERENCE, Ops
-from minicos.pipeline import Wan
 from minicos.sample import Step
+from minicos.wan import Wan
 
 TWO_PASS, ONE_PASS, BETWEEN_STEPS = (
     ("override", "input_override"),

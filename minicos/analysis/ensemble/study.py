@@ -13,8 +13,8 @@ from torch import Tensor
 from minicos.analysis.ensemble.share import Ensemble, Passes, run, window
 from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.cases import Case
-from minicos.pipeline import Wan
 from minicos.runs import Run
+from minicos.wan import Wan
 
 APART = 1_000_000  # between the noise seeds of a case's T runs, since neighbouring cases have neighbouring seeds
 

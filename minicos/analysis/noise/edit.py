@@ -44,9 +44,9 @@ from minicos.analysis.tools.record import Saved, entering, kept
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
-from minicos.pipeline import Wan
 from minicos.runs import Run
 from minicos.sample import State, Step
+from minicos.wan import Wan
 
 MODES = ("replace", "renoise", "erase", "add", "null")
 TOKENS = 1024  # rows of a hidden state that CKA is taken over, at most

@@ -14,8 +14,8 @@ import torch
 from minicos.analysis.noise.study import Results
 from minicos.analysis.tools import figures
 from minicos.analysis.tools.stats import Interval, bootstrap, paired
-from minicos.pipeline import Wan
 from minicos.runs import Run
+from minicos.wan import Wan
 
 Curve = tuple[np.ndarray, np.ndarray]  # x, and rows of middle, low, high
 

@@ -16,9 +16,9 @@ from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.figures import evenly
 from minicos.analysis.tools.record import kept, record
 from minicos.errors import MinicosError
-from minicos.pipeline import Wan
 from minicos.puzzles import timeline
 from minicos.runs import Run, progress
+from minicos.wan import Wan
 
 
 @dataclass(frozen=True)

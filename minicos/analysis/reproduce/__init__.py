@@ -27,8 +27,9 @@ from minicos.analysis.reproduce.between import (
     noise_section,
 )
 from minicos.analysis.reproduce.inside import attention_section, energy_section, swap_section
-from minicos.pipeline import Wan, load
+from minicos.open import load
 from minicos.runs import Run
+from minicos.wan import Wan
 
 
 @dataclass(frozen=True)

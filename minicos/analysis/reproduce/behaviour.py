@@ -12,9 +12,9 @@ from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import groups
 from minicos.analysis.tools import cases, figures
 from minicos.analysis.tools.cases import Case, held_out
-from minicos.pipeline import Wan
 from minicos.puzzles.draw import COLOURS, SHAPES
 from minicos.runs import Run
+from minicos.wan import Wan
 
 
 def course(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import SHORT, fewer, groups, several, untrained
 from minicos.analysis.tools import cases, figures, posterior, stats
 from minicos.analysis.tools.cases import Case, held_out
-from minicos.pipeline import Wan
 from minicos.runs import Run
+from minicos.wan import Wan
 
 
 def believed(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:

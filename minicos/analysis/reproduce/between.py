@@ -17,8 +17,8 @@ from minicos.analysis.report import Section, difference, mean
 from minicos.analysis.reproduce.subjects import AT_LEAST, SHORT, fewer, groups, several
 from minicos.analysis.tools import cases, figures, stats
 from minicos.analysis.tools.cases import Case, held_out
-from minicos.pipeline import Wan
 from minicos.runs import Run
+from minicos.wan import Wan
 
 
 def noise_section(wan: Wan, run: Run, n: int) -> Section:

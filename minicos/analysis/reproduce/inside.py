@@ -18,8 +18,8 @@ from minicos.analysis.swap.pairs import CONTROLS, A, B, pairs
 from minicos.analysis.tools import cases, figures
 from minicos.analysis.tools.cases import Case, held_out
 from minicos.hooks import Hooks, Site
-from minicos.pipeline import Wan
 from minicos.runs import Run
+from minicos.wan import Wan
 
 
 @dataclass

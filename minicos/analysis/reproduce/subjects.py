@@ -9,7 +9,7 @@ import torch
 from minicos.analysis.tools import cases
 from minicos.analysis.tools.cases import Case, held_out
 from minicos.dit import DiT
-from minicos.pipeline import Wan
+from minicos.wan import Wan
 
 N = 100  # puzzles of an experiment
 FULL = 1000  # the same with --full
@@ -23,7 +23,7 @@ def untrained(wan: Wan, seed: int = 0) -> Wan:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = DiT(
-            high.cfg, residual=high.blocks[0].residual, time_skip=high.time_skip
+            high.cfg, residual_dtype=high.residual_dtype, time_skip=high.time_skip
         ).requires_grad_(False)
     network = network.to(wan.device, wan.dtype).eval()
     return replace(wan, experts=dict.fromkeys(wan.experts, network))

@@ -38,8 +38,8 @@ from minicos.analysis.tools.interventions import Donor, Interventions
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
-from minicos.pipeline import Wan
 from minicos.sample import State, Step
+from minicos.wan import Wan
 
 WHAT = (
     "stream",

@@ -25,8 +25,8 @@ from minicos.analysis.tools import cases
 from minicos.analysis.tools.cases import Case
 from minicos.errors import MinicosError
 from minicos.media import save_video
-from minicos.pipeline import Wan
 from minicos.runs import Run
+from minicos.wan import Wan
 
 
 def undisturbed(wan: Wan, made: Sequence[Pair], starts: Sequence[int]) -> dict[str, Tensor]:

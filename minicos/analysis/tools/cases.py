@@ -15,8 +15,8 @@ from torch import Tensor
 
 from minicos import puzzles
 from minicos.condition import Condition
-from minicos.pipeline import Wan
 from minicos.runs import Run, progress
+from minicos.wan import Wan
 
 Batch = TypeVar("Batch")
 

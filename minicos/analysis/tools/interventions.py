@@ -20,8 +20,8 @@ from torch import Tensor
 
 from minicos.condition import Condition
 from minicos.hooks import NO_HOOKS, Hooks
-from minicos.pipeline import Wan
 from minicos.sample import State, Step
+from minicos.wan import Wan
 
 
 class Edit(Protocol):

@@ -24,8 +24,8 @@ from torch import Tensor
 from minicos.analysis.tools import cases
 from minicos.analysis.tools.cases import Case
 from minicos.media import to_float
-from minicos.pipeline import Wan
 from minicos.puzzles import Puzzle
+from minicos.wan import Wan
 
 
 def answers(wan: Wan, puzzle: Puzzle) -> Tensor:

@@ -13,9 +13,9 @@ from torch import Tensor
 from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
 from minicos.condition import Condition
 from minicos.hooks import Hooks
-from minicos.pipeline import Wan
 from minicos.runs import Run, progress
 from minicos.sample import State, Step
+from minicos.wan import Wan
 
 Saved = Sequence[Mapping[str, Tensor]]  # for each step, what `keep` returned
 

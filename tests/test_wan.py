@@ -22,7 +22,7 @@ from minicos.dit import FLOAT32
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.media import to_uint8
-from minicos.pipeline import load
+from minicos.open import load
 from minicos.text import TextEncoder
 from minicos.weights import layouts, lora
 from minicos.weights.inspect import inspect
@@ -73,8 +73,8 @@ def test_the_embedded_model():
     assert set(wan.experts) == ({"high", "low"} if two else {"high"})
     assert wan.expert_name(900) == "high"
     assert wan.expert_name(899) == ("low" if two else "high")
-    assert wan.preset == config.preset("tiny", "tiny")
-    assert wan.takes_image
+    assert wan.preset == config.get_preset("tiny", "tiny")
+    assert wan.preset.takes_image
     assert len(wan.points) == 148
     assert (wan.device.type, wan.dtype) == ("cpu", torch.float32)
     assert wan.tokenizer.unknown_words("Solve the maze") == []
@@ -142,7 +142,7 @@ def test_dtypes(name, toy, wan):
     ):
         assert a.velocity_cond.dtype == a.next.dtype == torch.float32
         assert rel_max(a.velocity_cond, b.velocity_cond) < 0.03  # measured 0.0031 and 0.0096
-    assert stream[0] == getattr(torch, narrow.preset.residual)
+    assert stream[0] == getattr(torch, narrow.preset.residual_dtype)
 
 
 def test_a_residual_stream_of_another_dtype_needs_loading(toy):
@@ -203,6 +203,23 @@ def test_weights_are_told_apart(toy, two_experts, wan, tmp_path):
 # -- presets ----------------------------------------------------------------------------------------------------------
 
 
+def test_models_steps_and_conditions_print_as_three_lines(wan):
+    condition = wan.condition("turn the l", image())
+    step = next(wan.sample(condition))
+    for thing in (wan, step, condition):
+        lines = repr(thing).splitlines()
+        assert len(lines) == 3
+        assert max(map(len, lines)) < 140
+    assert wan.variant in repr(wan)
+    assert f"{step.sigma:.4g}" in repr(step)
+    assert str(tuple(condition.text.shape)) in repr(condition)
+
+
+def test_a_preset_has_no_other_fields(wan):
+    with pytest.raises(MinicosError, match="a preset has no 'stps'; did you mean steps"):
+        wan.with_preset(stps=10)
+
+
 def test_with_preset_shares_the_networks(wan):
     cos = wan.with_preset("cos")
     assert cos.experts is wan.experts
@@ -223,7 +240,7 @@ def test_with_preset_shares_the_networks(wan):
 @pytest.mark.parametrize("variant", config.VARIANTS)
 def test_every_preset_of_every_variant_has_a_schedule(variant):
     for name, preset in config.PRESETS[variant].items():
-        assert config.preset(variant, name) is preset
+        assert config.get_preset(variant, name) is preset
         made = schedule.make(preset.solver, preset.steps, preset.shift)
         assert len(made) == preset.steps
         assert preset.frames % 4 == 1
@@ -232,7 +249,7 @@ def test_every_preset_of_every_variant_has_a_schedule(variant):
                 "high",
                 "low",
             }
-    assert config.preset(variant) is next(iter(config.PRESETS[variant].values()))
+    assert config.get_preset(variant) is next(iter(config.PRESETS[variant].values()))
 
 
 # -- conditions and noise -----------------------------------------------------------------------------------------------
@@ -291,7 +308,7 @@ def test_a_bad_condition_is_refused(change, says, wan):
 
 def test_text_to_video_takes_a_size_and_no_picture(wan):
     text = wan.with_preset(image="none")
-    assert (text.takes_image, text.needs_image) == (False, False)
+    assert (text.preset.takes_image, text.preset.needs_image) == (False, False)
     assert text.condition("turn the l", size=(32, 48)).shape == (1, 16, 4, 4, 6)
     assert text.condition("turn the l", frames=1).shape == (1, 16, 1, 8, 8)
     with pytest.raises(MinicosError, match="takes no image"):
@@ -408,7 +425,7 @@ def test_ti2v_loads_from_an_official_folder(small_ti2v):
     assert set(small_ti2v.experts) == {"high"}
     assert small_ti2v.vae.cfg == TI2V_VAE
     assert small_ti2v.preset.image == "imposed"
-    assert (small_ti2v.takes_image, small_ti2v.needs_image) == (True, False)
+    assert (small_ti2v.preset.takes_image, small_ti2v.preset.needs_image) == (True, False)
 
 
 def test_ti2v_generates_from_text_and_from_an_image(small_ti2v):

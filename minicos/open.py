@@ -1,0 +1,269 @@
+"""Open a model: find its files, decide where its weights live, read them.
+
+wan = minicos.load("tiny")
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minicos import attention, cost
+from minicos.clip import CLIP, load_clip
+from minicos.condition import frame_size
+from minicos.config import Preset, VAEConfig, get_preset
+from minicos.dit import FLOAT32, DiT
+from minicos.errors import MinicosError
+from minicos.ops import REFERENCE, Ops
+from minicos.plan import Plan, available, choose, measure
+from minicos.stream import Residency
+from minicos.text import TextEncoder, Tokenizer
+from minicos.vae import VAE
+from minicos.wan import Wan, residual_dtype
+from minicos.weights import layouts
+from minicos.weights.layouts import Layout, LoraFiles
+from minicos.weights.load import load_into, stored
+from minicos.weights.lora import Applied, Lora
+from minicos.weights.lora import read as read_lora
+
+
+def load(
+    model: str | Path | Layout = "tiny",
+    *,
+    variant: str | None = None,
+    preset: str | None = None,
+    parts: Mapping[str, str | Path] | None = None,
+    lora: LoraFiles | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    decode_dtype: torch.dtype = torch.float32,
+    download: bool = False,
+    residency: str = "auto",
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    tile: int | None = None,
+    tell: Callable[[Plan], object] = lambda plan: None,
+    ops: Ops = REFERENCE,
+    compile: bool = False,
+) -> Wan:
+    """Open a model.
+
+    model     "tiny" (the one inside the package), a folder in the official or the diffusers layout, a single file, or the id
+              of a repository on the Hub, which is looked for in the local cache; or what `layouts.find` made of these
+    variant   its name where shapes cannot tell it: "VBVR-Wan2.2", "Wan2.1-T2V-14B", ... (`config.VARIANTS`, `config.FINETUNES`)
+    preset    a way of sampling it, by default the first of `config.PRESETS`
+    parts     files that lie elsewhere, by name: {"low": ..., "vae": ..., "text": ..., "tokenizer": ..., "clip": ...}
+    lora      expert -> LoRA files, each with a strength if you like: {"high": ["a.safetensors"], "low": [("b.safetensors", 0.5)]};
+              a model of one network has only "high". They are merged in float32, in this order
+    device    a CUDA card if there is one, else the CPU
+    dtype     of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
+    decode_dtype  of the VAE's decoder: bfloat16 halves its memory; puzzles decoded so are at 56 dB PSNR of float32. Encoding is in float32
+    download  fetch a repository that is not in the cache, after telling its size; without it, nothing is ever downloaded
+    residency     where the weights live (see `plan`): "resident", "swap", "stream", or "auto", the first of these that fits
+    frames, size  of the largest video to make room for; the preset's by default. `size` is (height, width) or that of the first frame
+    tile          decode frames in tiles of so many pixels a side, which takes less memory and changes values a little; None: whole
+    tell          is called with the plan before any weight is read: `lambda plan: print(describe(plan))`
+    ops           what the experts and analyses compute with: `REFERENCE.with_kernels()` takes the Triton kernels, which need a CUDA card;
+              attention by the backend that suits the card (see `attention`)
+    compile   compile the experts' blocks, wherever their weights live: the first step takes minutes, later ones less time, and
+              last bits differ. Hooks fire all the same: a block that is watched inside runs eagerly
+    Raises MinicosError naming file and key when anything is missing, unknown, of another shape or not finite, when the files
+    do not tell which variant they are, for a device that is not there, where memory does not suffice, and where nothing can be
+    compiled. What headers tell is refused before anything is read.
+    """
+    layout = model
+    if not isinstance(model, Layout):
+        layout = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
+    chosen = get_preset(layout.variant, preset)
+    device = open_device(device)
+    if compile:
+        check_compiler(device)
+    dtype = dtype or (
+        torch.float32 if device.type == "cpu" or layout.variant == "tiny" else torch.bfloat16
+    )
+    for name, given in (("dtype", dtype), ("decode_dtype", decode_dtype)):
+        if given not in (torch.float32, torch.bfloat16):
+            raise MinicosError(
+                f"{name} is torch.float32 or torch.bfloat16, not {given}: the official networks overflow in others"
+            )
+    tokenizer = Tokenizer.load(layout.tokenizer, layout.text.config.text_len)
+    if tokenizer.vocabulary.get_vocab_size() > layout.text.config.vocab_size:
+        raise MinicosError(
+            f"{layout.tokenizer} has more tokens than {layout.text.files[0]} knows ({layout.text.config.vocab_size}). "
+            "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
+        )
+    networks = _networks(layout, chosen, dtype, decode_dtype, attention.with_best(ops, device))
+    plan = _plan(
+        networks,
+        chosen,
+        device,
+        dtype,
+        residency,
+        _video(chosen, layout.vae.config, frames, size),
+        tile,
+    )
+    tell(plan)
+    home, clip = Residency(plan), None
+    for one in networks:
+        if one.name == "clip":  # small, and its files need a hand: it stays on the device
+            clip = load_clip(one.files, layout.clip.config, dtype=one.dtype(""), device=device)
+            continue
+        load_into(
+            one.network,
+            one.files,
+            dtype=one.dtype,
+            device=device,
+            lora=one.loras,
+            check_finite=True,
+            place=home.allocate(one.name, one.network, one.dtype),
+            label=f"load {one.name}",
+        )
+    filled = {one.name: one.network for one in networks}
+    for name in layout.experts if compile else ():
+        filled[name].compile_blocks()
+    return Wan(
+        layout.variant,
+        chosen,
+        {name: filled[name] for name in layout.experts},
+        filled["vae"],
+        filled["text"],
+        tokenizer,
+        home,
+        layout.fingerprint(),
+        clip,
+        tile,
+        notes=layout.notes,
+        loras=tuple(Applied.of(one.name, lora) for one in networks for lora in one.loras),
+    )
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network on the meta device, and what will fill it."""
+
+    name: str  # "high" | "low" | "vae" | "text" | "clip"
+    network: nn.Module
+    files: tuple[Path, ...]
+    dtype: Callable[[str], torch.dtype]  # of each parameter
+    loras: tuple[Lora, ...] = ()
+
+
+def _networks(
+    layout: Layout, preset: Preset, dtype: torch.dtype, decode_dtype: torch.dtype, ops: Ops
+) -> list[_Network]:
+    """The networks of a model in the order in which they are loaded. Raises MinicosError where a LoRA does not fit its expert."""
+
+    def policy(name: str) -> torch.dtype:
+        return torch.float32 if any(part in name for part in FLOAT32) else dtype
+
+    def vae_policy(name: str) -> torch.dtype:
+        return decode_dtype if name.startswith("decoder.") else torch.float32
+
+    narrow = (
+        torch.float32 if dtype == torch.float32 else torch.float16
+    )  # CLIP is run in float16, officially
+    loras = {
+        name: tuple(read_lora(*one) for one in part.loras) for name, part in layout.experts.items()
+    }
+    out = []
+    with torch.device("meta"):
+        for name, part in layout.experts.items():
+            dit = DiT(
+                part.config,
+                ops,
+                residual_dtype=residual_dtype(preset, dtype),
+                time_skip=preset.time_skip,
+            )
+            out.append(_Network(name, dit, part.files, policy, loras[name]))
+        out.append(_Network("vae", VAE(layout.vae.config), layout.vae.files, vae_policy))
+        out.append(
+            _Network("text", TextEncoder(layout.text.config), layout.text.files, lambda name: dtype)
+        )
+        if layout.clip is not None:
+            out.append(
+                _Network("clip", CLIP(layout.clip.config), layout.clip.files, lambda name: narrow)
+            )
+    for one in out:
+        shapes = {key: tuple(tensor.shape) for key, tensor in one.network.state_dict().items()}
+        for lora in one.loras:
+            lora.check(shapes)
+    return out
+
+
+def _video(
+    preset: Preset, cfg: VAEConfig, frames: int | None, size: tuple[int, int] | None
+) -> tuple[int, int, int]:
+    """Frames, height and width to make room for."""
+    height, width = size or preset.size
+    if preset.image != "none" and preset.area is not None:
+        height, width = frame_size((height, width), preset.area, cfg.stride[1], rule=preset.resize)
+    return frames or preset.frames, height, width
+
+
+def _plan(
+    networks: list[_Network],
+    preset: Preset,
+    device: torch.device,
+    dtype: torch.dtype,
+    residency: str,
+    video: tuple[int, int, int],
+    tile: int | None,
+) -> Plan:
+    """Which network goes where, for videos of this size: see `plan.choose`."""
+    high, vae = networks[0].network, next(one for one in networks if one.name == "vae")
+    (frames, height, width), cfg = video, vae.network.cfg
+    stride = cfg.stride
+    shape = (1, cfg.z_dim, (frames - 1) // stride[0] + 1, height // stride[1], width // stride[2])
+    work = cost.dit_memory(high.cfg, shape, dtype, residual_dtype(preset, dtype))
+    decoded = min(tile or height, height), min(tile or width, width)
+    works = {
+        "high": work,
+        "low": work,
+        "vae": cost.vae_memory(cfg, *decoded, device, vae.dtype("decoder.")),
+    }
+    parts = []
+    for one in networks:
+        mapped = (
+            stored(one.files).get(one.dtype("blocks.0.ffn.0.weight"), 0)
+            if device.type == "cpu"
+            else 0
+        )
+        parts.append(
+            measure(one.name, one.network, one.dtype, work=works.get(one.name, 0), mapped=mapped)
+        )
+    passes = 1 if all(g == 1 for g in preset.guidance.values()) else 2
+    return choose(
+        residency,
+        parts,
+        device,
+        free=available(device),
+        host=available(torch.device("cpu")),
+        operations=passes * cost.flops(high.cfg, shape),
+        dtype=dtype,
+    )
+
+
+def open_device(name: str | torch.device | None) -> torch.device:
+    """The device, tried out: a name that torch knows need not be a device that is there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise MinicosError(
+            f"this machine or this PyTorch has no device {str(name)!r}: take another, or none"
+        ) from error
+    return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small, now: torch looks for a compiler only when the first block runs."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds, some of them from private modules
+        reason = str(error).strip().splitlines()[0]
+        raise MinicosError(
+            f"torch.compile does not work here ({reason}). It needs a C++ compiler such as g++ or clang and, on a card, Triton;"
+            " without it leave out --compile."
+        ) from error

@@ -1,0 +1,338 @@
+"""`Wan`: a model ready to run: experts, VAE, text encoder and a preset.
+
+wan = minicos.load("tiny")
+condition = wan.condition("solve the maze", image)
+for step in wan.sample(condition, seed=0):
+    watch(step.x0)
+video = wan.decode(step.next)
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minicos import schedule
+from minicos.clip import CLIP
+from minicos.condition import WanCondition, check_frames, crop_like, fit, frame_size, image_channels
+from minicos.config import DiTConfig, Preset, get_preset
+from minicos.dit import DiT, points
+from minicos.errors import MinicosError
+from minicos.hooks import Hooks
+from minicos.media import to_uint8
+from minicos.ops import Ops, without_tf32
+from minicos.sample import VIDEO, Latents, Model, Moment, classifier_free, draw_noise
+from minicos.stream import Residency
+from minicos.text import TextEncoder, Tokenizer, encode
+from minicos.vae import VAE
+from minicos.weights.lora import Applied
+
+
+@dataclass(frozen=True, repr=False)
+class Wan(Model[WanCondition]):
+    """Networks and the way they are run. `with_preset` gives the same networks another way of sampling."""
+
+    variant: str
+    preset: Preset
+    experts: dict[str, DiT]  # "high", and "low" where there are two
+    vae: VAE
+    text: TextEncoder
+    tokenizer: Tokenizer
+    residency: Residency  # where the networks are: take one for use through `residency.to_device`
+    weights: str = ""  # fingerprint of the files, LoRAs included, which runs remember
+    clip: CLIP | None = None  # where the network looks at the image through it (Wan2.1)
+    tile: int | None = None  # pixels a side of the tiles in which frames are decoded; None: whole
+    loras: tuple[Applied, ...] = ()  # what was merged into the experts
+    notes: tuple[str, ...] = ()  # what else the files could be
+
+    @property
+    def cfg(self) -> DiTConfig:
+        """Of the diffusion transformer; experts share it."""
+        return self.experts["high"].cfg
+
+    @property
+    def device(self) -> torch.device:
+        return self.residency.plan.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrices; what `dit.FLOAT32` names is float32."""
+        return self.experts["high"].blocks[0].ffn[0].weight.dtype
+
+    @property
+    def decode_dtype(self) -> torch.dtype:
+        """In which the VAE decodes."""
+        return self.vae.decoder.conv1.weight.dtype
+
+    @property
+    def ops(self) -> Ops:
+        """The operations that the experts are built from; analyses compute with the same."""
+        return self.experts["high"].blocks[0].ops
+
+    def with_preset(self, name: str | None = None, **changes: Any) -> "Wan":
+        """The same networks under another preset, or with some of its fields changed: `with_preset(steps=10)`.
+
+        Raises MinicosError for a field that presets do not have, and for a preset that these networks, or the device that they
+        are on, cannot serve.
+        """
+        chosen = (self.preset if name is None else get_preset(self.variant, name)).changed(
+            **changes
+        )
+        dit = self.experts["high"]
+        if chosen.noise_device not in ("cpu", "cuda"):
+            raise MinicosError(f"noise is drawn on 'cpu' or 'cuda', not on {chosen.noise_device!r}")
+        if chosen.noise_device == "cuda" and self.device.type != "cuda":
+            raise MinicosError(
+                f"the official CUDA noise needs a CUDA card, and this model is on {self.device}"
+            )
+        if chosen.time_skip != dit.time_skip:
+            raise MinicosError(
+                f"this preset has time_skip {chosen.time_skip}, and these networks do not: load them with it"
+            )
+        if residual_dtype(chosen, self.dtype) != dit.residual_dtype:
+            raise MinicosError(
+                f"this preset keeps the residual stream in {chosen.residual_dtype}, and these networks do not:"
+                " load them with it"
+            )
+        return replace(self, preset=chosen)
+
+    def __repr__(self) -> str:
+        plan, cfg, p = self.residency.plan, self.cfg, self.preset
+        guidance = ", ".join(f"{name} {p.guidance.get(name, 1)}" for name in self.experts)
+        boundary = "" if len(self.experts) == 1 else f", boundary {p.boundary}"
+        return (
+            f"Wan: {self.variant}, {' and '.join(self.experts)} expert of {cfg.num_layers} blocks of width {cfg.dim},"
+            f" {str(self.dtype).removeprefix('torch.')}, {plan.residency} on {plan.device}\n"
+            f"  preset: {p.solver}, {p.steps} steps, shift {p.shift:g}, guidance {guidance}{boundary}\n"
+            f"  videos: {p.frames} frames, {p.fps} per second; image: {p.image}"
+        )
+
+    # -- as a `Model` --------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> schedule.Schedule:
+        return schedule.make(self.preset.solver, self.preset.steps, self.preset.shift)
+
+    def expert_name(self, timestep: float) -> str:
+        boundary = self.preset.boundary if len(self.experts) > 1 else None
+        return schedule.expert_name(timestep, boundary)
+
+    def branches(self, expert: str, condition: WanCondition) -> tuple[str, ...]:
+        if self._strength(expert) == 1:
+            return ("cond",)
+        condition.branch("uncond")  # raises where there is no negative prompt
+        return "cond", "uncond"
+
+    def velocity(
+        self, latents: Latents, moment: Moment, branch: str, condition: WanCondition, hooks: Hooks
+    ) -> Latents:
+        x, text = latents[VIDEO], condition.branch(branch)
+        dit = self.residency.to_device(self.experts[moment.expert])
+        time = condition.per_frame(moment.timestep)[
+            0, :, :, 0, 0
+        ]  # 1 g, on the host, where the sinusoid is built
+        time = time.expand(len(x), -1)
+        return {VIDEO: dit(x, time, text, condition.y, condition.clip, hooks=hooks)}
+
+    def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
+        return classifier_free(passes, self._strength(moment.expert))
+
+    def _strength(self, expert: str) -> float:
+        if expert not in self.preset.guidance:
+            raise MinicosError(
+                f"this run needs guidance for {expert}; it was given {self.preset.guidance}"
+            )
+        return self.preset.guidance[expert]
+
+    @property
+    def points(self) -> Mapping[str, str]:
+        return _points(self.cfg)
+
+    @property
+    def depth(self) -> int:
+        return self.cfg.num_layers
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        return "self_attn", "cross_attn", "ffn"
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        return self.vae.cfg.stride
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        f, h, w = (
+            size // patch for size, patch in zip(shape[2:], self.cfg.patch_size, strict=True)
+        )
+        return f, h, w
+
+    def noise(self, condition: WanCondition, seed: int | Sequence[int]) -> Tensor:
+        """Gaussian noise of the latents' shape, drawn on the preset's `noise_device`; see `sample.draw_noise`."""
+        source = self.device if self.preset.noise_device == "cuda" else torch.device("cpu")
+        return draw_noise(condition.shape, seed, source).to(self.device)
+
+    # -- from prompt and image to a video ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    @without_tf32()
+    def condition(
+        self,
+        prompt: str | list[str],
+        image: Tensor | None = None,
+        *,
+        last: Tensor | None = None,
+        negative: str | None = None,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> WanCondition:
+        """What to make: one prompt or several, and for image-to-video a first frame for each.
+
+        image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; made to fit as the preset's `resize` says
+        last    a last frame, likewise, for models that lead from one to the other; its middle is cut to the shape of the first
+        frames  4n + 1, the preset's by default
+        size    (height, width) in pixels where there is no image, the preset's by default; with an image, its aspect ratio decides
+        Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts that do not divide.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        self.preset.check_inputs(self.variant, prompts, image is not None, last is not None)
+        frames = self.preset.frames if frames is None else frames
+        check_frames(frames, self.stride[0])
+        ends = _batches([end for end in (image, last) if end is not None], len(prompts))
+        height, width = self._frame_size(ends, size)
+        y, first, clip = self._images(ends, frames, (height, width), len(prompts))
+        t, sh, sw = self.stride
+        negative = self.preset.negative_prompt if negative is None else negative
+        guided = any(g != 1 for g in self.preset.guidance.values())
+        encoder = self.residency.to_device(self.text)
+        null = encode(encoder, self.tokenizer, [negative] * len(prompts)) if guided else None
+        return WanCondition(
+            text=encode(encoder, self.tokenizer, prompts),
+            text_null=null,
+            shape=(
+                len(prompts),
+                self.vae.cfg.z_dim,
+                (frames - 1) // t + 1,
+                height // sh,
+                width // sw,
+            ),
+            y=y,
+            first=first,
+            clip=clip,
+        )
+
+    def _frame_size(self, ends: list[Tensor], size: tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width in pixels of the video."""
+        (_, stride, _), (_, patch, _) = self.stride, self.cfg.patch_size
+        if ends and size is not None:
+            raise MinicosError(
+                "with an image, its aspect ratio decides the size: change the preset's area instead"
+            )
+        if ends:
+            height, width = ends[0].shape[-2:]
+            return frame_size((height, width), self.preset.area, stride, patch, self.preset.resize)
+        height, width = size or self.preset.size
+        if height % (stride * patch) or width % (stride * patch):
+            raise MinicosError(
+                f"a size of {height}x{width}: both sides must be multiples of {stride * patch}"
+            )
+        return height, width
+
+    def _images(
+        self, ends: list[Tensor], frames: int, size: tuple[int, int], b: int
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """y, first and clip of a condition, from a first frame, or a first and a last one, as the preset gives them."""
+        if not ends:
+            return None, None, None
+        y = first = clip = None
+        fitted = [fit(end, size, self.preset.resize).to(self.device) for end in ends]
+        vae = self.residency.to_device(self.vae)
+        if self.preset.image == "imposed":
+            first = vae.encode(fitted[0].unsqueeze(2)).expand(b, -1, -1, -1, -1)
+        else:
+            y = image_channels(vae, fitted[0], frames, *fitted[1:]).expand(b, -1, -1, -1, -1)
+        if self.clip is not None:  # sees the image in its own size
+            clip = torch.cat([self.clip(2 * end - 1) for end in ends], dim=1).expand(b, -1, -1)
+        return y, first, clip
+
+    @torch.no_grad()
+    def frames(self, latent: Tensor) -> Iterator[np.ndarray]:
+        """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3), so that a long video never stands in memory whole."""
+        for part in self._pixels(latent[None]):
+            yield to_uint8(part[0])
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> np.ndarray:
+        """Latents (b c f h w) -> uint8 (b F H W 3)."""
+        pieces = [np.stack([to_uint8(video) for video in part]) for part in self._pixels(latent)]
+        return np.concatenate(pieces, axis=1)
+
+    def _pixels(self, latent: Tensor) -> Iterator[Tensor]:
+        """The pieces of `VAE.stream`, on the device. Between two of them another network may have taken the VAE's place."""
+        with without_tf32():
+            pieces = self.residency.to_device(self.vae).stream(
+                latent.to(self.device), tile=self.tile
+            )
+        while True:
+            self.residency.to_device(self.vae)
+            with without_tf32():
+                part = next(pieces, None)
+            if part is None:
+                return
+            yield part
+
+    def generate(
+        self,
+        prompt: str,
+        image: Tensor | None = None,
+        *,
+        last: Tensor | None = None,
+        seed: int = 0,
+        negative: str | None = None,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """One video, start to end: uint8 (F H W 3). Arguments are those of `condition`."""
+        condition = self.condition(
+            prompt, image, last=last, negative=negative, frames=frames, size=size
+        )
+        (step,) = deque(self.sample(condition, seed=seed), maxlen=1)
+        return self.decode(step.next)[0]
+
+
+_points = cache(points)  # all presets of a model share them
+
+
+def residual_dtype(preset: Preset, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the residual stream: the preset's choice counts where matrices are narrow."""
+    return torch.float32 if dtype == torch.float32 else getattr(torch, preset.residual_dtype)
+
+
+def _batches(ends: list[Tensor], count: int) -> list[Tensor]:
+    """First and last frames as batches of the same length, 1 or count, the last one cut to the shape of the first."""
+    ends = [_checked(end, count) for end in ends]
+    ends[1:] = [crop_like(end, ends[0]) for end in ends[1:]]
+    if len({len(end) for end in ends}) > 1:  # one frame for all prompts, and one for each
+        ends = [end.expand(count, -1, -1, -1) for end in ends]
+    return ends
+
+
+def _checked(image: Tensor, count: int) -> Tensor:
+    """The first frames as a batch (1 or count, 3 H W)."""
+    batch = image if image.ndim == 4 else image[None]
+    if (
+        batch.ndim != 4
+        or batch.shape[1] != 3
+        or len(batch) not in (1, count)
+        or not image.is_floating_point()
+    ):
+        raise MinicosError(
+            f"an image is float (3 h w) in [0, 1], one for all prompts or one for each, not {image.dtype} {tuple(image.shape)}"
+        )
+    low, high = image.min().item(), image.max().item()
+    if not (low >= 0 and high <= 1):
+        raise MinicosError(f"the image's values are {low:.3g} to {high:.3g}: scale them to 0..1")
+    return batch
