@@ -16,6 +16,7 @@ from .mark import Mark
 from .maze import Goal, Maze
 from .memory import Memory
 from .mirror import Mirror
+from .partner import Partner
 from .pick import Pick
 from .reveal import Reveal
 from .sequence import Sequence
@@ -97,6 +98,8 @@ FAMILIES: dict[str, Family] = {
         Family("sequence-pairs", Sequence, knobs=Knobs(s=2), domain="out", held_out=True),
         Family("pick", Pick),
         Family("pick-second", Pick, domain="out", held_out=True),
+        Family("partner", Partner),
+        Family("partner-back", Partner, domain="out", held_out=True),
         Family("goal", Goal),
         Family("mark", Mark),
         Family("memory", Memory),

@@ -1,4 +1,4 @@
-"""Figures: shapes in five sizes and eight directions, and the reading of one from a cell."""
+"""Figures: shapes in five sizes and eight directions, the reading of one from a cell, and dots to count."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ from .draw import CELL, COLOURS, Cell
 RADII = (3.0, 4.0, 5.0, 6.0, 7.0)  # px, of the circle around a figure of each level
 TURNS = {"circle": 1, "square": 1, "cross": 1, "triangle": 8, "half": 8}  # directions it can show
 NAMES = tuple(TURNS)
+
+SPOTS = {  # px from the middle of a cell (y, x)
+    1: ((0, 0),),
+    2: ((-4, -4), (4, 4)),
+    3: ((-4, -4), (0, 0), (4, 4)),
+    4: ((-4, -4), (-4, 4), (4, -4), (4, 4)),
+    5: ((-4, -4), (-4, 4), (0, 0), (4, -4), (4, 4)),
+}
 
 
 class Figure(NamedTuple):
@@ -67,6 +75,20 @@ def put(canvas: np.ndarray, figure: Figure, cell: Cell, shown: np.ndarray | None
             * (shown > 0)[:, None, None]
         )
     canvas[here] = draw.paint(canvas[here], mask, COLOURS[figure.colour])
+
+
+def put_dots(canvas: np.ndarray, count: int, colour: str, cell: Cell) -> None:
+    """Paint so many dots (see SPOTS) into a cell of `canvas` (n, h, w, 3), in place."""
+    here = (slice(None), *draw.window(cell))
+    canvas[here] = draw.paint(canvas[here], _dots(count), COLOURS[colour])
+
+
+@cache
+def _dots(count: int) -> np.ndarray:
+    """Coverage of so many dots in one cell (CELL, CELL)."""
+    y, x = draw.pixels(CELL)
+    spots = [draw.disc(y - CELL / 2 - dy, x - CELL / 2 - dx, 2.2) for dy, dx in SPOTS[count]]
+    return draw.coverage(np.minimum.reduce(spots))
 
 
 @cache

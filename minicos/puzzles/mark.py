@@ -9,19 +9,20 @@ from typing import ClassVar, Self
 import numpy as np
 
 from . import draw
-from .base import FREE, Knobs, Puzzle
-from .draw import COLOURS, SHAPES, YELLOW, Cell, Item
+from .base import FREE, Knobs
+from .draw import COLOURS, SHAPES, Cell, Item
+from .marking import Marking, altered_items
 
 
 @dataclass(frozen=True)
-class Mark(Puzzle):
+class Mark(Marking):
     """Mark the named shape. There is one answer, and every other shape of the picture makes another prompt.
 
     Distinct pictures: 4,370,112 (3x3), 59,564,160 (4x4), of which shapes and cells alone make 5,472 and 58,560.
     """
 
     items: tuple[Item, ...]  # 2-4, each of another shape, in the order of SHAPES
-    target: str  # the shape that is named
+    named: str  # the shape to mark
 
     kind: ClassVar[str] = "mark"
     category: ClassVar[str] = "perception"
@@ -41,53 +42,27 @@ class Mark(Puzzle):
 
     @property
     def prompt(self) -> str:
-        return f"mark the {self.target}"
+        return f"mark the {self.named}"
 
     @property
     def key(self) -> str:
         return f"{self.kind}/{self.size}/{' '.join(map(str, self.items))}"
 
     @property
-    def candidates(self) -> tuple[Cell, ...]:
-        """The cell to mark."""
-        return tuple(item.cell for item in self.items if item.shape == self.target)
+    def occupied(self) -> tuple[Cell, ...]:
+        return tuple(item.cell for item in self.items)
+
+    @property
+    def target(self) -> Cell:
+        return next(item.cell for item in self.items if item.shape == self.named)
 
     def variants(self) -> tuple[Self, ...]:
         return tuple(
-            replace(self, target=item.shape) for item in self.items if item.shape != self.target
+            replace(self, named=item.shape) for item in self.items if item.shape != self.named
         )
 
-    def backdrop(self) -> np.ndarray:
-        return draw.grid(self.size)
+    def put_things(self, canvas: np.ndarray) -> np.ndarray:
+        return draw.items(canvas, self.items)
 
-    def animate(self, answer: Cell, progress: np.ndarray) -> np.ndarray:
-        return draw.items(self._filled(answer, progress), self.items)
-
-    def _filled(self, cell: Cell, progress: np.ndarray) -> np.ndarray:
-        """Backdrop with the cell filled from the bottom up, full a little before the end (n, h, w, 3)."""
-        level = np.zeros((len(progress), self.size, self.size), np.float32)
-        level[:, *cell] = np.minimum(1.1 * progress, 1)
-        return draw.border(draw.paint(self.backdrop(), draw.filled(level), YELLOW))
-
-    @property
-    def foils(self) -> tuple[Cell, ...]:
-        """The cells of the other shapes."""
-        return tuple(item.cell for item in self.items if item.shape != self.target)
-
-    @property
-    def distractors(self) -> int:
-        return len(self.items) - 1
-
-    def read(self, frame: np.ndarray) -> tuple[Cell | None, str]:
-        answer, detail = super().read(frame)
-        if answer is None:
-            return None, detail
-        background = self._filled(answer, np.ones(1, np.float32))[0]
-        for item in self.items:
-            shape, colour = draw.identify(frame, item.cell, background)
-            if (shape, colour) != (item.shape, item.colour):
-                return (
-                    None,
-                    f"the {item.colour} {item.shape} at {item.cell} has become a {colour} {shape}",
-                )
-        return answer, ""
+    def altered(self, frame: np.ndarray, background: np.ndarray) -> str:
+        return altered_items(self.items, frame, background)

@@ -7,27 +7,20 @@ largest never occurs in training, although the second smallest and the second mo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from random import Random
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from . import draw, figures
-from .base import FREE, Knobs, Puzzle
-from .draw import CELL, COLOURS, YELLOW, Cell
+from . import figures
+from .base import FREE, Knobs
+from .draw import COLOURS, Cell
 from .figures import TURNS, Figure
+from .marking import Marking
 
 BY_SIZE = {"smallest": 0, "second smallest": 1, "second largest": -2, "largest": -1}  # rank
 BY_DOTS = {"fewest dots": 0, "second fewest dots": 1, "second most dots": -2, "most dots": -1}
 ODD = "odd one"
-SPOTS = {  # px from the middle of a cell (y, x)
-    1: ((0, 0),),
-    2: ((-4, -4), (4, 4)),
-    3: ((-4, -4), (0, 0), (4, 4)),
-    4: ((-4, -4), (-4, 4), (4, -4), (4, 4)),
-    5: ((-4, -4), (-4, 4), (0, 0), (4, -4), (4, 4)),
-}
 
 
 class Thing(NamedTuple):
@@ -43,7 +36,7 @@ class Thing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pick(Puzzle):
+class Pick(Marking):
     """Mark the thing that the rule singles out."""
 
     things: tuple[Thing, ...]
@@ -69,7 +62,9 @@ class Pick(Puzzle):
             sizes = _values(rng, n, len(figures.RADII))
             kinds = [(_figure(rng, shape)._replace(level=level), 0) for level in sizes]
         else:
-            kinds = [(_figure(rng, "circle"), 1 + more) for more in _values(rng, n, len(SPOTS))]
+            kinds = [
+                (_figure(rng, "circle"), 1 + more) for more in _values(rng, n, len(figures.SPOTS))
+            ]
         things = (Thing(*kind, cell) for kind, cell in zip(kinds, cells, strict=True))
         return cls(size, tuple(sorted(things, key=lambda thing: thing.cell)), rule)
 
@@ -86,27 +81,16 @@ class Pick(Puzzle):
         return self.rule
 
     @property
-    def distractors(self) -> int:
-        return len(self.things) - 1
-
-    @property
-    def target(self) -> Thing:
-        """The thing to mark."""
+    def target(self) -> Cell:
         if self.rule == ODD:
             kinds = [thing.figure for thing in self.things]
-            return next(thing for thing in self.things if kinds.count(thing.figure) == 1)
+            return next(t.cell for t in self.things if kinds.count(t.figure) == 1)
         order = sorted(self.things, key=lambda thing: (thing.dots, thing.figure.level))
-        return order[{**BY_SIZE, **BY_DOTS}[self.rule]]
+        return order[{**BY_SIZE, **BY_DOTS}[self.rule]].cell
 
     @property
-    def candidates(self) -> tuple[Cell, ...]:
-        """The cell to mark."""
-        return (self.target.cell,)
-
-    @property
-    def foils(self) -> tuple[Cell, ...]:
-        """The other cells that hold a thing."""
-        return tuple(thing.cell for thing in self.things if thing != self.target)
+    def occupied(self) -> tuple[Cell, ...]:
+        return tuple(thing.cell for thing in self.things)
 
     def variants(self) -> tuple[Self, ...]:
         rules = next((r for r in (BY_SIZE, BY_DOTS) if self.rule in r), {})
@@ -116,30 +100,19 @@ class Pick(Puzzle):
             if rule != self.rule and (rule in self.held_out) == (self.rule in self.held_out)
         )
 
-    def backdrop(self) -> np.ndarray:
-        return draw.grid(self.size)
-
-    def animate(self, answer: Cell, progress: np.ndarray) -> np.ndarray:
-        level = np.zeros((len(progress), self.size, self.size), np.float32)
-        level[:, *answer] = np.minimum(1.1 * progress, 1)
-        canvas = draw.border(draw.paint(self.backdrop(), draw.filled(level), YELLOW))
+    def put_things(self, canvas: np.ndarray) -> np.ndarray:
         for thing in self.things:
             if thing.dots:
-                here = (slice(None), *draw.window(thing.cell))
-                canvas[here] = draw.paint(
-                    canvas[here], _dots(thing.dots), COLOURS[thing.figure.colour]
-                )
+                figures.put_dots(canvas, thing.dots, thing.figure.colour, thing.cell)
             else:
                 figures.put(canvas, thing.figure, thing.cell)
         return canvas
 
-
-@cache
-def _dots(count: int) -> np.ndarray:
-    """Coverage of so many dots in one cell (CELL, CELL)."""
-    y, x = draw.pixels(CELL)
-    spots = [draw.disc(y - CELL / 2 - dy, x - CELL / 2 - dx, 2.2) for dy, dx in SPOTS[count]]
-    return draw.coverage(np.minimum.reduce(spots))
+    def altered(self, frame: np.ndarray, background: np.ndarray) -> str:
+        for thing in self.things:
+            if not thing.dots and figures.read(frame, thing.cell, background) != thing.figure:
+                return f"the figure at {thing.cell} has become another"
+        return ""
 
 
 def _figure(rng: Random, shape: str) -> Figure:
