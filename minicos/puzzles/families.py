@@ -11,6 +11,7 @@ from typing import Literal
 from minicos.errors import MinicosError
 
 from .base import FREE, Knobs, Puzzle
+from .count import Count
 from .latin import Latin
 from .mark import Mark
 from .maze import Goal, Maze
@@ -100,6 +101,9 @@ FAMILIES: dict[str, Family] = {
         Family("pick-second", Pick, domain="out", held_out=True),
         Family("partner", Partner),
         Family("partner-back", Partner, domain="out", held_out=True),
+        Family("count", Count, knobs=Knobs(k=2)),
+        Family("count-one", Count, knobs=Knobs(k=1)),
+        Family("count-new", Count, knobs=Knobs(k=2), domain="out", held_out=True),
         Family("goal", Goal),
         Family("mark", Mark),
         Family("memory", Memory),
