@@ -22,6 +22,7 @@ from .pick import Pick
 from .reveal import Reveal
 from .sequence import Sequence
 from .shell import Shell
+from .tictactoe import TicTacToe
 from .turn import Turn
 
 SPLITS = ("train", "dev", "test")
@@ -104,6 +105,7 @@ FAMILIES: dict[str, Family] = {
         Family("count", Count, knobs=Knobs(k=2)),
         Family("count-one", Count, knobs=Knobs(k=1)),
         Family("count-new", Count, knobs=Knobs(k=2), domain="out", held_out=True),
+        Family("tictactoe", TicTacToe, size=3, domain="out"),
         Family("goal", Goal),
         Family("mark", Mark),
         Family("memory", Memory),
