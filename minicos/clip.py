@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minicos.config import CLIPConfig
 from minicos.ops import attention, layer_norm
-from minicos.weights.header import is_archive, read_header
+from minicos.weights.header import read_part, tensors
 from minicos.weights.load import load_into
 from minicos.weights.names import layout
 
@@ -127,10 +127,10 @@ def load_clip(
     files = [source] if isinstance(source, Path) else list(source)
     with torch.device("meta"):
         clip = CLIP(cfg)
-    foreign = not is_archive(files[0]) and layout(read_header(files[0]).tensors) != "official"
+    foreign = layout(tensors(read_part(files, "clip"))) != "official"
     if foreign:
         _take_apart(clip)
-    load_into(clip, files, dtype=dtype, device=device, unused=clip.unused)
+    load_into(clip, files, part="clip", dtype=dtype, device=device, unused=clip.unused)
     if foreign:
         _put_together(clip)
     return clip

@@ -168,6 +168,9 @@ FINETUNES: dict[str, str] = {
     "ChronoEdit-14B": "Wan2.1-I2V-14B",
 }
 
+# Put before the name of a variant: a network of its form in another size, sampled as it is.
+LIKE = "like "
+
 TINY_VAE = VAEConfig(
     dim=16, dim_mult=(1, 1, 2, 4), num_res_blocks=1
 )  # mean and std come with its weights
@@ -347,7 +350,7 @@ PRESETS["Wan2.1-T2V-1.3B"] = PRESETS["Wan2.1-T2V-14B"]
 
 def get_preset(variant: str, name: str | None = None) -> Preset:
     """The preset `name` of a variant (its first one by default). Raises MinicosError naming the possible ones."""
-    table = PRESETS.get(variant)
+    table = PRESETS.get(variant.removeprefix(LIKE))
     if table is None:
         raise MinicosError(
             f"no preset for variant {variant!r}: there are presets for {', '.join(PRESETS)}."

@@ -1,11 +1,26 @@
-"""The one exception for mistakes a user can mend. The command line prints it and exits with code 2."""
+"""The one exception for mistakes a user can fix. The command line prints it and exits with code 2."""
 
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of a message; a file may hold names of any length
+
 
 class MinicosError(ValueError):
-    """One sentence that names the thing that is wrong, and one that says what to do about it."""
+    """One sentence that names what is wrong, and one that says what to do about it.
+
+    Names from files are part of many messages, so a message is made printable here (`printable`).
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
+
+
+def printable(text: str, longest: int = LONGEST) -> str:
+    """`text` with control characters, lone surrogates and the like escaped, and its middle left out if it is too long."""
+    if len(text) > longest:
+        text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def suggest(wanted: str, names: Iterable[str]) -> str:

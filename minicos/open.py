@@ -4,7 +4,7 @@ wan = minicos.load("tiny")
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from minicos.vae import VAE
 from minicos.wan import Wan, residual_dtype
 from minicos.weights import layouts
 from minicos.weights.layouts import Layout, LoraFiles
-from minicos.weights.load import load_into, stored
+from minicos.weights.load import load_into, stored_bytes
 from minicos.weights.lora import Applied, Lora
 from minicos.weights.lora import read as read_lora
 
@@ -113,6 +113,7 @@ def load(
         load_into(
             one.network,
             one.files,
+            part=one.name,
             dtype=one.dtype,
             device=device,
             lora=one.loras,
@@ -165,7 +166,8 @@ def _networks(
         torch.float32 if dtype == torch.float32 else torch.float16
     )  # CLIP is run in float16, officially
     loras = {
-        name: tuple(read_lora(*one) for one in part.loras) for name, part in layout.experts.items()
+        name: tuple(read_lora(*one, expert=name) for one in part.loras)
+        for name, part in layout.experts.items()
     }
     out = []
     with torch.device("meta"):
@@ -185,11 +187,12 @@ def _networks(
             out.append(
                 _Network("clip", CLIP(layout.clip.config), layout.clip.files, lambda name: narrow)
             )
-    for one in out:
-        shapes = {key: tuple(tensor.shape) for key, tensor in one.network.state_dict().items()}
-        for lora in one.loras:
-            lora.check(shapes)
-    return out
+    return [replace(one, loras=_fitted(one)) for one in out]
+
+
+def _fitted(one: _Network) -> tuple[Lora, ...]:
+    shapes = {key: tuple(tensor.shape) for key, tensor in one.network.state_dict().items()}
+    return tuple(lora.fitted(shapes) for lora in one.loras)
 
 
 def _video(
@@ -226,7 +229,7 @@ def _plan(
     parts = []
     for one in networks:
         mapped = (
-            stored(one.files).get(one.dtype("blocks.0.ffn.0.weight"), 0)
+            stored_bytes(one.files, one.name).get(one.dtype("blocks.0.ffn.0.weight"), 0)
             if device.type == "cpu"
             else 0
         )

@@ -20,7 +20,7 @@ from minicos.bench.load import Peak, anonymous, write
 from minicos.config import VARIANTS
 from minicos.dit import FLOAT32, DiT
 from minicos.weights import lora
-from minicos.weights.load import READERS, load_into
+from minicos.weights.load import load_into
 
 
 def main() -> None:
@@ -30,7 +30,6 @@ def main() -> None:
     parser.add_argument(
         "--lora", type=int, metavar="RANK", help="merge one into every matrix of the blocks"
     )
-    parser.add_argument("--readers", type=int, default=READERS)
     parser.add_argument("--shard", type=int, default=10**10, help="bytes")
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
@@ -63,7 +62,6 @@ def main() -> None:
                 network,
                 folder,
                 lora=loras,
-                readers=args.readers,
                 label="load",
                 dtype=lambda name: (
                     torch.float32 if any(n in name for n in FLOAT32) else torch.bfloat16

@@ -416,10 +416,13 @@ def test_parts_of_another_model_are_refused(tmp_path):
         k: tuple(2 * n if n == 1536 else n for n in s)
         for k, s in manifest("official.Wan2.1-T2V-1.3B").items()
     }
-    with pytest.raises(
-        MinicosError, match="no variant has width 3072, 30 layers and 16 input channels"
-    ):
-        layouts.find(tmp_path, parts={"high": write_sparse(tmp_path / "x.safetensors", other)})
+    found = layouts.find(tmp_path, parts={"high": write_sparse(tmp_path / "x.safetensors", other)})
+    assert found.variant == "like Wan2.1-T2V-14B"
+    assert (found.experts["high"].config.dim, found.experts["high"].config.num_heads) == (3072, 24)
+    assert "of no published model" in found.notes[0]
+    other["patch_embedding.weight"] = (3072, 48, 1, 2, 2)
+    with pytest.raises(MinicosError, match="takes 48 input channels and gives 16"):
+        layouts.find(tmp_path, parts={"high": write_sparse(tmp_path / "y.safetensors", other)})
 
 
 def test_an_index_that_does_not_agree_with_its_shards(networks, tmp_path):

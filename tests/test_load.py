@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from minicos.weights import load as loading
 from minicos.weights import lora
 from minicos.weights.header import read_header
 from minicos.weights.inspect import inspect
-from minicos.weights.load import PIECE, load_into
+from minicos.weights.load import load_into
 from minicos.weights.names import VAE_DIFFUSERS, translate
 from tests import golden
 
@@ -115,8 +114,11 @@ def test_load_casts_by_name(tmp_path):
             r"0\.weight is \[4, 2\], and this Sequential needs \[3, 2\]",
         ),
         ({"model.0.bias": torch.zeros(3)}, r"is 0\.bias, which .* holds too"),
-        ({"0.scale_weight": torch.zeros(2)}, r"0\.scale_weight \(2,\) is no factor"),
-        ({"9.scale_weight": torch.zeros(1)}, r"9\.scale_weight \(1,\) is no factor"),
+        ({"0.scale_weight": torch.zeros(2)}, r"0\.weight has factors of shape \[2\]"),
+        (
+            {"9.scale_weight": torch.zeros(1)},
+            r"9\.scale_weight is a factor of 9\.weight, which is not",
+        ),
         ({"0.bias": torch.tensor([0, math.nan, 0])}, r"0\.bias holds NaN"),
     ],
 )
@@ -133,9 +135,10 @@ def test_load_is_strict(tmp_path, change, says):
     [
         (3, "holds a int"),
         ([torch.zeros(1)], "holds a list"),
-        ({"a": 1}, "'a' is a int, not a tensor"),
-        ({"model": {"a": torch.zeros(1)}}, "'model' is a dict"),
-        (b"PK\x03\x04 broken", "cannot be opened"),
+        ({"a": 1}, "no table of tensors but 'a'"),
+        ({"a": torch.zeros(1), "b": 1}, "'b' is a int, not a tensor"),
+        ({"a": {"x": 1}, "b": {}}, "no table of tensors but 'a', 'b'"),
+        (b"PK\x03\x04 broken", "not a whole PyTorch archive"),
     ],
 )
 def test_archives_of_anything_but_tensors_are_refused(tmp_path, content, says):
@@ -283,7 +286,7 @@ Q = "blocks.0.self_attn.q"
         ),
         (
             {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.weight": A + 1},
-            rf"'{Q}\.weight' is of no known LoRA dialect",
+            rf"'{Q}\.weight' is not a LoRA's",
         ),
         ({"lora_unet_blocks_0_odd.lora_down.weight": A}, "lora_unet_blocks_0_odd"),
         ({"transformer.blocks.0.attn1.odd.lora_A.weight": A}, r"attn1\.odd"),
@@ -345,7 +348,7 @@ def test_alpha_in_the_metadata_of_diffusers(tmp_path):
                 {"transformer.lora_alpha": 8, "transformer.r": 2, "transformer.use_dora": True}
             )
         )
-    for about in ("{", "[]", '{"lora_alpha": 1}', '{"lora_alpha": 1, "r": 0}'):
+    for about in ("{", "[]", '{"lora_alpha": NaN}', '{"lora_alpha": 1, "r": 0}'):
         with pytest.raises(MinicosError, match="adapter metadata"):
             read(about)
 
@@ -385,20 +388,17 @@ def stack() -> nn.Module:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, None], ids=str)
-def test_the_result_does_not_depend_on_threads_or_pieces(mixed, dtype, monkeypatch):
+def test_the_result_does_not_depend_on_pieces(mixed, dtype, monkeypatch):
     folder, changes = mixed
     files = [folder / "a.safetensors", folder / "b.safetensors"]
-    load_into(expected := stack(), files, dtype=dtype, lora=changes, readers=1)
-    monkeypatch.setattr(
-        "minicos.weights.load.PIECE", 1024
-    )  # less than any tensor, so that each is read in pieces
-    for readers in (1, 2, 5, 20):
-        load_into(module := stack(), files, dtype=dtype, lora=changes, readers=readers)
-        for (name, a), b in zip(
-            module.state_dict().items(), expected.state_dict().values(), strict=True
-        ):
-            assert a.dtype == (dtype or {"1.weight": torch.bfloat16}.get(name, torch.float32))
-            assert torch.equal(a, b), name
+    load_into(expected := stack(), files, dtype=dtype, lora=changes)
+    monkeypatch.setattr("minicos.weights.load.PIECE", 1024)  # less than any matrix
+    load_into(module := stack(), files, dtype=dtype, lora=changes)
+    for (name, a), b in zip(
+        module.state_dict().items(), expected.state_dict().values(), strict=True
+    ):
+        assert a.dtype == (dtype or {"1.weight": torch.bfloat16}.get(name, torch.float32))
+        assert torch.equal(a, b), name
     stored = load_file(files[0])
     whole = stored["2.weight"].float() * 0.5
     merged = changes.merge("2.weight", whole).to(
@@ -432,19 +432,6 @@ def test_unchanged_tensors_stay_in_their_file(mixed):
         f.seek(-4, 2)
         f.write(b"\0\0\x80\x3f")  # 1.0, the very last number
     assert sum(p.sum().item() for p in module.parameters()) == 1
-
-
-def test_errors_and_ctrl_c_leave_no_thread_behind(mixed, monkeypatch):
-    folder, _ = mixed
-    files, alive = [folder / "a.safetensors", folder / "b.safetensors"], threading.active_count()
-
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("minicos.weights.load._assign", stop)
-    with pytest.raises(KeyboardInterrupt):
-        load_into(stack(), files, dtype=torch.bfloat16)
-    assert threading.active_count() == alive
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
@@ -500,6 +487,4 @@ def test_loading_takes_little_memory_beyond_the_weights(tmp_path):
     found = json.loads(done.stdout)
     assert found["shards"] > 4
     assert not list(tmp_path.iterdir())
-    assert (
-        found["over"] < 3 * PIECE + 20e6
-    )  # measured 16 kB; the weights take 179 MB, the files 289 MB
+    assert found["over"] < 20e6  # measured 16 kB; the weights take 179 MB, the files 289 MB

@@ -24,7 +24,7 @@ from minicos.hooks import Hooks
 from minicos.media import to_uint8
 from minicos.open import load
 from minicos.text import TextEncoder
-from minicos.weights import layouts, lora
+from minicos.weights import lora
 from minicos.weights.inspect import inspect
 from minicos.weights.layouts import EMBEDDED
 from tests import golden
@@ -416,7 +416,6 @@ def ti2v(toy, tmp_path_factory):
 def small_ti2v(ti2v, monkeypatch):
     """The folder opened where the variant has the golden networks' widths."""
     monkeypatch.setitem(config.VARIANTS, "Wan2.2-TI2V-5B", TI2V_DIT)
-    monkeypatch.setattr(layouts, "VAE22", TI2V_VAE)
     return load(ti2v, device="cpu").with_preset(area=6144, size=(64, 96), frames=9, steps=2)
 
 

@@ -28,7 +28,7 @@ from minicos.bench.measure import Line, alternate, attempt
 from minicos.bench.networks import A14B, QUICK
 from minicos.config import VARIANTS
 from minicos.dit import FLOAT32, DiT
-from minicos.weights.load import PIECE, load_into
+from minicos.weights.load import load_into
 
 STATUS = Path("/proc/self/status")
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -125,7 +125,7 @@ def _twin(network: DiT) -> DiT:
 
 def _read(folder: Path) -> None:
     """Every byte once, into one buffer."""
-    buffer = memoryview(bytearray(PIECE))
+    buffer = memoryview(bytearray(2**21))
     for path in folder.glob("*.safetensors"):
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):

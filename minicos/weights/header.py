@@ -1,127 +1,106 @@
-"""Headers of weight files and folders of shards, read with the standard library alone (PyTorch files: see archive.py).
+"""What weight files say about themselves, read in milliseconds and without torch: names, dtypes, shapes, metadata.
 
-A safetensors file is eight bytes (the length of a header), the header (JSON: name -> dtype, shape, byte range), and the
-tensors' bytes. Everything that a checkpoint says about itself therefore stands in its first few kilobytes; here it is
-read and checked, so that a truncated, foreign or damaged file is told apart before anything is loaded. Nothing read here
-can make the program reserve more memory than the file is long.
+safetensors files are read and validated by their library, PyTorch files by `archive`. Which of them a file is, its first
+bytes tell, not its name. Also here: the files of one network, which may be shards listed in an index.
 """
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+
+from safetensors import safe_open
 
 from minicos.errors import MinicosError
+from minicos.weights.files import about, read_table, reading, regular
+from minicos.weights.names import section
 
 BITS = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "U16": 16,
-    "I16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "U32": 32,
-    "I32": 32,
-    "F32": 32,
-    "U64": 64,
-    "I64": 64,
-    "F64": 64,
-    "C64": 64,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 8),
+    **dict.fromkeys(("F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
-ARCHIVES = ("pth", "pt", "bin")
-USUAL = (
-    "diffusion_pytorch_model",
-    "model",
-)  # how official, diffusers and transformers folders call a network's file
-MAX_HEADER = 100_000_000  # the limit of the safetensors library
+ARCHIVES = ("pth", "pt", "bin", "ckpt")  # endings of PyTorch's own files, to find them in a folder
+USUAL = ("diffusion_pytorch_model", "model")  # names that official and diffusers folders use
+ZIP = b"PK\x03\x04"
 FOREIGN = {
-    b"PK\x03\x04": "a zip archive (PyTorch?), not safetensors. Give it the ending .pth if it is one",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run `git lfs pull` where it came from",
-    b"GGUF": "a GGUF file. Get the safetensors version",
-    b"<": "a web page, not safetensors. Download the file itself",
-    b"\x80": "a pickle, not safetensors. Give it the ending .pth if it comes from PyTorch",
+    b"GGUF": "a GGUF file, which minicos does not read. Get the safetensors version of the model",
+    b"<": "a web page, not weights. Download the file itself",
+    b"\x80": "a bare pickle, not weights. If it is yours, save its state_dict with safetensors or torch.save",
+    b"7z\xbc\xaf": "a 7z archive, not weights. Unpack it",
+    b"\x1f\x8b": "a gzip archive, not weights. Unpack it",
 }
+# Far beyond any published file; what is read of a header is kept in memory, so there must be some limit.
+MAX_TENSORS, MAX_AXES, MAX_NAME = 100_000, 16, 1000
 
 
 @dataclass(frozen=True)
 class TensorInfo:
     dtype: str  # as safetensors spells it: "F32", "BF16", ...
     shape: tuple[int, ...]
-    begin: int = 0  # where its bytes start, counted from the end of the header
 
     @property
     def elements(self) -> int:
         return prod(self.shape)
 
+    @property
+    def bytes(self) -> int:
+        return self.elements * BITS.get(self.dtype, 8) // 8
+
 
 @dataclass(frozen=True)
 class Header:
-    """What one safetensors file says about itself."""
+    """What one file says about itself; `section` is what was cut from the front of its keys (`select`)."""
 
     path: Path
     size: int  # bytes of the file
-    tensors: dict[str, TensorInfo]  # in the order of their bytes
+    tensors: dict[str, TensorInfo]  # in the order of the file
     metadata: dict[str, str]
+    archive: bool = False  # is it one of PyTorch's own files?
+    section: str = ""
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a safetensors file, checked against the file. Raises MinicosError saying what is wrong with it."""
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            head = file.read(24)
-            length = int.from_bytes(head[:8], "little")
-            if head[8:9] != b"{" or length > MAX_HEADER:
-                what = next(
-                    (what for magic, what in FOREIGN.items() if head.startswith(magic)), None
-                )
-                raise MinicosError(
-                    f"{path} is {what or 'not a safetensors file. Download it again'}."
-                )
-            if 8 + length > size:
-                raise MinicosError(
-                    f"{path} is cut off inside its header ({size:,} bytes). Download it again."
-                )
-            file.seek(8)
-            text = file.read(length)
-    except OSError as error:
-        raise MinicosError(
-            f"{path} cannot be read: {error.strerror or error}. Check the path."
-        ) from error
-    try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-        if not isinstance(entries, dict):
-            raise ValueError("it is not a table")
-        metadata = entries.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise ValueError("its metadata are not strings")
-        tensors, end = _tensors(entries)
-    except (ValueError, RecursionError) as error:
-        raise MinicosError(
-            f"{path} has a damaged safetensors header: {error}. Download it again."
-        ) from error
-    if 8 + length + end != size:
-        what = "cut off" if 8 + length + end > size else "longer than its header says"
-        raise MinicosError(
-            f"{path} is {what}: {size:,} bytes instead of {8 + length + end:,}. Download it again."
-        )
-    return Header(path, size, tensors, metadata)
+    """The header of a file of weights. Raises MinicosError saying what is wrong with it, or what it is instead."""
+    from minicos.weights.archive import read_archive  # which makes a Header, too
+
+    path = regular(path)
+    with reading(path), path.open("rb") as file:
+        size = path.stat().st_size
+        head = file.read(24)
+    if head.startswith(ZIP):
+        return check_header(read_archive(path, size))
+    if head[8:9] != b"{":
+        kinds = (kind for magic, kind in FOREIGN.items() if head.startswith(magic))
+        raise MinicosError(f"{path} is {next(kinds, 'not a file of weights. Download it again')}.")
+    wrong = f"is not a whole safetensors file ({size:,} bytes)"
+    with reading(path, wrong), safe_open(path, "np") as opened:
+        keys = getattr(opened, "offset_keys", opened.keys)()  # newer than safetensors 0.5
+        if len(keys) > MAX_TENSORS:
+            raise ValueError(f"it lists {len(keys):,} tensors")
+        found = {key: opened.get_slice(key) for key in keys}
+        infos = {k: TensorInfo(s.get_dtype(), tuple(s.get_shape())) for k, s in found.items()}
+        return check_header(Header(path, size, infos, dict(opened.metadata() or {})))
+
+
+def check_header(header: Header) -> Header:
+    """The header, if its names and shapes are of a sensible length. Raises MinicosError otherwise."""
+    for key, info in header.tensors.items():
+        if len(info.shape) > MAX_AXES or len(key) > MAX_NAME:
+            raise MinicosError(
+                f"{header.path}: {key[:80]} has {len(info.shape)} axes and a name of {len(key)} letters. "
+                "This is not a network's tensor: download the file again."
+            )
+    return header
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The files of one network: the file itself, or a folder's shards (by its index) or its only weights file.
+    """The files of one network: the file itself, or a folder's shards (by its index) or its only file of weights.
 
     Raises MinicosError where nothing or more than one candidate is there, a shard is missing, or an index names a file
     outside its folder.
@@ -130,28 +109,24 @@ def weight_files(path: str | Path) -> list[Path]:
 
 
 def read_headers(path: str | Path) -> tuple[Header, ...]:
-    """The headers of one network's files, held against the index of its shards, if there is one.
+    """The headers of one network's files, compared with the index of its shards if there is one.
 
-    Raises MinicosError as `weight_files` and `read_header` do, where a tensor stands in two shards, and where the index
-    and the shards disagree.
+    Raises MinicosError as `weight_files` and `read_header` do, where a tensor is in two shards, and where the index and
+    the shards disagree.
     """
-    from minicos.weights.archive import read_archive  # which reads its Header from here
-
     shards = _shards(Path(path))
-    headers = tuple(
-        read_archive(file) if is_archive(file) else read_header(file) for file in shards
-    )
+    headers = tuple(read_header(file) for file in shards)
     seen: dict[str, Path] = {}
     for header, promised in zip(headers, shards.values(), strict=True):
         for key in header.tensors:
             if key in seen:
                 raise MinicosError(
-                    f"{header.path}: {key} stands in another shard too. Download the shards again."
+                    f"{header.path}: {key} is in another shard too. Download the shards again."
                 )
             seen[key] = header.path
         wrong = sorted(promised ^ set(header.tensors)) if promised is not None else []
         if wrong:
-            where = "the index" if wrong[0] in promised else "the file"
+            where = "the index" if promised and wrong[0] in promised else "the file"
             raise MinicosError(
                 f"{header.path} and its index disagree: only {where} has {wrong[0]}. Download both again."
             )
@@ -163,22 +138,34 @@ def tensors(headers: Iterable[Header]) -> dict[str, TensorInfo]:
     return {key: info for header in headers for key, info in header.tensors.items()}
 
 
+def select(headers: Iterable[Header], section: str) -> tuple[Header, ...]:
+    """The headers with only the keys that begin with `section`, and without that beginning."""
+    out = []
+    for header in headers:
+        inside = {k[len(section) :]: t for k, t in header.tensors.items() if k.startswith(section)}
+        out.append(replace(header, tensors=inside, section=header.section + section))
+    return tuple(out)
+
+
+def read_part(source: str | Path | Sequence[str | Path], part: str) -> tuple[Header, ...]:
+    """The headers of one network, also where its file holds several: those of a file, a folder, or a list of files."""
+    paths = source if not isinstance(source, str | Path) else ()
+    headers = tuple(map(read_header, paths)) if paths else read_headers(Path(str(source)))
+    found = tensors(headers)
+    with about(headers[0].path):
+        start = section(found, part)
+    return select(headers, start) if start else headers
+
+
 def _shards(path: Path) -> dict[Path, set[str] | None]:
     """The files of `weight_files`, with the keys that an index promises in each."""
-    if path.is_file():
-        return {path: None}
-    if not path.is_dir():
-        raise MinicosError(f"{path} does not exist. Check the path.")
-    for endings in (("safetensors.index.json",), ("safetensors",), ARCHIVES):
-        found = sorted(p for ending in endings for p in path.glob(f"*.{ending}"))
-        usual = [
-            p
-            for p in found
-            if p.name.split(".")[0] in USUAL and p.name.count(".") == endings[0].count(".") + 1
-        ]
-        found = usual if len(usual) == 1 else found
-        if found:
-            break
+    with reading(path):
+        folder = path.is_dir()
+        if not folder and not path.exists():
+            raise MinicosError(f"{path} does not exist. Check the path.")
+    if not folder:
+        return _indexed(path) if path.suffix == ".json" else {regular(path): None}
+    found = _candidates(path)
     if not found:
         raise MinicosError(f"{path} holds no weights (*.safetensors, *.pth). Check the path.")
     if len(found) > 1:
@@ -186,94 +173,68 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
         raise MinicosError(
             f"{path} holds several files of weights: {names}. Name the one you mean."
         )
-    return _indexed(found[0]) if found[0].suffix == ".json" else {found[0]: None}
+    return _shards(found[0])
 
 
-def is_archive(path: Path) -> bool:
-    """Is this one of PyTorch's own files, by its name?"""
-    return path.suffix[1:] in ARCHIVES
+def _candidates(folder: Path) -> list[Path]:
+    """The files of a folder that can be its network: the plain ones before variants such as fp16, PyTorch's own last."""
+    indices = ["*.safetensors.index.json"], ["*.safetensors.index.*.json"]
+    weights, archives = ["*.safetensors"], [f"*.{ending}" for ending in ARCHIVES]
+    with reading(folder):
+        for patterns in (indices[0], weights, indices[1], ["*.bin.index.json"], archives):
+            found = sorted(p for pattern in patterns for p in folder.glob(pattern))
+            plain = [p for p in found if _plain(p.name)]
+            if len(plain) == 1:
+                return plain
+            if found and (patterns is not weights or not list(folder.glob(indices[1][0]))):
+                return found
+    return []
 
 
-def is_pointer(head: bytes) -> bool:
-    """Do these first bytes belong to a Git LFS pointer?"""
-    return head.startswith(b"version https://git-lfs")
+def _plain(name: str) -> bool:
+    """Is this the usual name of a network's file or index, with no variant in it?"""
+    stem, _, ending = name.partition(".")
+    return stem in USUAL and (ending.removesuffix(".index.json") in ("safetensors", *ARCHIVES))
 
 
 def _indexed(index: Path) -> dict[Path, set[str] | None]:
     """The shards that an index names, and the keys of each."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MinicosError(
-            f"{index} is not an index of shards: {error!r}. Download it again."
-        ) from error
-    if not names or not all(isinstance(name, str) for name in names):
-        raise MinicosError(f"{index} names no files. Download it again.")
-    return {
-        _shard(index, name): {key for key, file in weight_map.items() if file == name}
-        for name in names
-    }
+    given = read_table(index).get("weight_map")
+    if not isinstance(given, dict) or not given:
+        raise MinicosError(f"{index} is not an index of shards (no weight_map). Name the weights.")
+    shards: dict[str, set[str]] = {}
+    for key, name in given.items():
+        if not isinstance(name, str) or not name or len(name) > 255:
+            raise MinicosError(f"{index} names no file for {key}. Download it again.")
+        shards.setdefault(name, set()).add(key)
+    return {_shard(index, name): shards[name] for name in sorted(shards)}
 
 
 def _shard(index: Path, name: str) -> Path:
-    """The file that an index names, where it is there and lies inside the index's folder.
+    """The file that an index names, if it is there and inside the index's folder.
 
     Links are followed within the folder and, since the Hugging Face cache is made of them, into that cache's `blobs`.
     """
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
-    if (
-        PurePosixPath(name).is_absolute()
-        or PureWindowsPath(name).drive
-        or name[:1] in "/\\"
-        or ".." in parts
-        or "\0" in name
-    ):
+    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive
+    if absolute or name[:1] in "/\\" or ".." in parts or "\0" in name:
         raise MinicosError(
             f"{index} names {name!r}, outside its folder. Do not use this checkpoint."
         )
-    file, home = index.parent / name, index.parent.resolve()
-    snapshots = next((p for p in home.parents if p.name == "snapshots"), None)
-    allowed = [home, *([snapshots.parent / "blobs"] if snapshots else [])]
-    if not any(file.resolve().is_relative_to(folder) for folder in allowed):
-        raise MinicosError(
-            f"{file} is a link that leaves its folder. Replace it by the file itself."
-        )
-    if not file.is_file():
-        raise MinicosError(f"{file} is missing, and {index.name} needs it. Download it.")
-    return file
+    file = index.parent / name
+    with reading(file, "cannot be found"):
+        home = index.parent.resolve()
+        snapshots = next((p for p in home.parents if p.name == "snapshots"), None)
+        allowed = [home, *([snapshots.parent / "blobs"] if snapshots else [])]
+        if not any(file.resolve().is_relative_to(folder) for folder in allowed):
+            raise MinicosError(
+                f"{file} is a link that leaves its folder. Replace it by the file itself."
+            )
+        if not file.exists():
+            raise MinicosError(f"{file} is missing, and {index.name} needs it. Download it.")
+    return regular(file)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name stands in it twice")
-    return table
-
-
-def _tensors(entries: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
-    """Checked entries in the order of their bytes, and where those end. Raises ValueError."""
-    ranges = []
-    for name, entry in entries.items():
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets")
-        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in BITS:
-            raise ValueError(f"{name!r} has the unknown dtype {str(dtype)[:40]!r}")
-        if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > 32:
-            raise ValueError(f"{name!r} has an impossible shape or byte range")
-        info = TensorInfo(dtype, tuple(shape), offsets[0])
-        if info.elements * BITS[dtype] != 8 * (offsets[1] - offsets[0]):
-            raise ValueError(f"{name!r} is {dtype} {shape} and has {offsets[1] - offsets[0]} bytes")
-        ranges.append((offsets[0], offsets[1], name, info))
-    ranges.sort(key=lambda r: r[:2])
-    end = 0
-    for begin, stop, name, _ in ranges:
-        if begin != end:
-            raise ValueError(f"the bytes of {name!r} do not follow those before it")
-        end = stop
-    return {name: info for _, _, name, info in ranges}, end
-
-
-def _sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
+def is_shard(path: Path) -> bool:
+    """Does the name say that this is one of several shards?"""
+    return re.search(r"-\d{5}-of-\d{5}", path.name) is not None

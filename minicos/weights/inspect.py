@@ -6,7 +6,6 @@ the architecture, and `variants` names what that can be: all of it, where nothin
 are used for one thing only: which expert, the high-noise one or the low-noise one, this is.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,18 +13,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minicos.config import VARIANTS
-from minicos.errors import MinicosError
-from minicos.weights import layouts, variants
-from minicos.weights.header import Header, TensorInfo, is_archive, read_headers, tensors
+from minicos.errors import MinicosError, printable
+from minicos.weights import configs, layouts, variants
+from minicos.weights.header import Header, TensorInfo, is_shard, read_headers, read_part, tensors
 from minicos.weights.names import (
-    FP8_FACTORS,
+    FACTORS,
     LORA_KEY,
-    is_weight,
+    UNREAD,
+    UNUSED,
+    VALUES,
     layout,
     lora_dialect,
-    lora_module,
+    lora_key,
+    relative,
     renamer,
+    sections,
     strip,
+    weights,
 )
 
 
@@ -119,11 +123,13 @@ def inspect(path: str | Path) -> Checkpoint:
         evidence = layouts.evidence(path, kind, found | places, architecture)
         variant, more = _named(evidence)
         notes += more
-        if variant != "unknown":
-            architecture["num_heads"] = VARIANTS[variants.likely(evidence)[0]].num_heads
+        likely = variants.likely(evidence)
+        if likely:
+            architecture["num_heads"] = VARIANTS[likely[0]].num_heads
     experts = (
         list(parts) if len(parts) > 1 else [part.expert for part in parts.values() if part.expert]
     )
+    hidden = ("patch_size", "image_dim")
     return Checkpoint(
         path=str(path),
         variant=variant,
@@ -133,7 +139,7 @@ def inspect(path: str | Path) -> Checkpoint:
         parameters=sum(info.elements for info in infos),
         bytes=sum(header.size for header in headers),
         dtypes=dict(Counter(info.dtype for info in infos).most_common()),
-        architecture={k: v for k, v in architecture.items() if k != "patch_size"},
+        architecture={k: v for k, v in architecture.items() if k not in hidden},
         parts={
             name if len(parts) > 1 else "model": tuple(str(header.path) for header in part.headers)
             for name, part in parts.items()
@@ -145,14 +151,13 @@ def inspect(path: str | Path) -> Checkpoint:
 def _named(evidence: variants.Evidence) -> tuple[str, list[str]]:
     """The variants that a transformer can be of, and notes on what else it could be or what is missing."""
     possible = variants.likely(evidence)
-    if not possible:
-        return "unknown", []
     if len(possible) > 1:
         return " or ".join(possible), []
     try:
         variant, notes = variants.resolve(evidence)
     except MinicosError as error:
-        return possible[0], [str(error).removeprefix(f"{evidence.where}: ")]
+        said = str(error).removeprefix(f"{evidence.where}: ").removeprefix(f"{evidence.where} ")
+        return (possible or ["unknown"])[0], [said]
     return variant, list(notes)
 
 
@@ -169,24 +174,32 @@ def describe(checkpoint: Checkpoint) -> str:
         "size": f"{checkpoint.bytes:,} bytes in {len(files)} file{'s' * (len(files) > 1)}",
     }
     lines = [checkpoint.path, *(f"  {name:<13}{value}" for name, value in rows.items() if value)]
-    return "\n".join([*lines, *(f"  note: {note}" for note in checkpoint.notes)])
+    return "\n".join(map(printable, [*lines, *(f"  note: {note}" for note in checkpoint.notes)]))
 
 
 def _network(path: Path, expert: str | None) -> _Part:
     """What the files of one network say."""
-    headers = read_headers(path)
+    headers = read_part(path, "high")
     found = tensors(headers)
     if kind := lora_dialect(found):
-        return _Part("LoRA", f"lora:{kind}", expert, headers, _lora(found), ())
+        what, about = _lora_kind(found)
+        return _Part(what, f"lora:{kind}", expert, headers, _lora(found), about)
     official, notes = _renamed(found)
-    architecture = variants.architecture({key: info.shape for key, info in official.items()})
+    architecture = configs.architecture({key: info.shape for key, info in official.items()})
     variant = "transformer" if architecture else _other(official)
-    archive = is_archive(headers[0].path)
+    known = relative(found)
+    if known is not None:
+        variant, architecture = known, {}
+        notes = [f"it is {known}, with parts that minicos does not have, so it cannot be opened"]
+    archive = headers[0].archive
     if archive:
         notes.append("PyTorch archive; it is opened with weights_only=True on load")
-    if variant == "unknown" and re.search(r"-\d{5}-of-\d{5}", path.name):
+    if headers[0].section:
+        names = sorted(set(sections(key for key in tensors(read_headers(path))).values()))
+        notes.append(f"one file of several networks ({', '.join(names)}): counted is the first")
+    if variant == "unknown" and is_shard(path):
         notes.append("this is one shard of several: give the folder")
-    if variants.fitting(architecture):
+    if architecture and known is None:
         notes += _incomplete(official, architecture["num_layers"])
     named = "pytorch" if archive else _layout(found, variant != "unknown")
     return _Part(variant, named, expert, headers, architecture, tuple(notes))
@@ -196,14 +209,15 @@ def _renamed(found: Mapping[str, TensorInfo]) -> tuple[Mapping[str, TensorInfo],
     """The weights by their official names; as they are, and a note why, where a name has no official one."""
     try:
         rename = renamer(found)
-        return {rename(key): info for key, info in found.items() if is_weight(key)}, []
+        return {rename(name): found[key] for key, name in weights(found).items()}, []
     except MinicosError as error:
-        return found, [str(error)]
+        return {strip(key): info for key, info in found.items()}, [str(error)]
 
 
 def _layout(found: Mapping[str, TensorInfo], known: bool) -> str:
     """Whose way of naming and storing tensors this is; official names of a network that is not known are no layout."""
-    if any(key == "scaled_fp8" or key.endswith(FP8_FACTORS) for key in found):
+    scaled = (*FACTORS, *VALUES, *UNUSED)
+    if any(strip(key) == "scaled_fp8" or key.endswith(scaled) for key in found):
         return "comfy_fp8_scaled"
     if (named := layout(found)) != "official":
         return named.split()[0]  # of "diffusers VAE"
@@ -223,28 +237,58 @@ def _other(official: Mapping[str, TensorInfo]) -> str:
 
 
 def _incomplete(official: Mapping[str, TensorInfo], layers: int) -> list[str]:
-    """A note where a transformer lacks tensors: 15 outside the blocks, 27 in each; with CLIP 8 (9) and 5 more."""
+    """A note where a transformer lacks tensors, or has more: 15 outside the blocks, 27 in each; with CLIP 8 (9) and 5 more."""
     clip = "img_emb.proj.0.weight" in official
     expected = 15 + 27 * layers + (8 + 5 * layers + ("img_emb.emb_pos" in official) if clip else 0)
-    if len(official) == expected:
-        return []
-    return [
-        f"it has {len(official)} tensors where {expected} are expected: the file is not complete"
-    ]
+    if len(official) < expected:
+        return [
+            f"it has {len(official)} tensors where {expected} are expected: the file is not complete"
+        ]
+    if len(official) > expected:
+        return [
+            f"it has {len(official)} tensors where {expected} are expected: a relative of Wan with parts "
+            "that minicos does not know, or a part of a larger network"
+        ]
+    return []
+
+
+def _lora_kind(found: Mapping[str, TensorInfo]) -> tuple[str, tuple[str, ...]]:
+    """ "LoRA", or what else the file is, and notes: on experts, and on keys that are of no known network."""
+    keys = [lora_key(key) for key in found]
+    pieces = {key.piece for key in keys if key is not None}
+    unread = sorted(pieces & set(UNREAD))
+    notes = []
+    if unread:
+        kinds = ", ".join(UNREAD[kind] for kind in unread)
+        notes.append(f"a {kinds} is not read: merge it into the model with the tool that made it")
+    if len({key.low for key in keys if key is not None}) == 2:
+        notes.append("it is for both experts: give it as --lora high=FILE low=FILE")
+    strange = [key for key in found if LORA_KEY.fullmatch(key) is None or lora_key(key) is None]
+    if strange:
+        notes.append(f"{len(strange)} keys are of no network known here, e.g. {strange[0]}")
+    wide = found.get("diffusion_model.patch_embedding.lora_A.weight")
+    if wide and wide.shape[1:2] > (36,):
+        return "control LoRA", (*notes, "it widens the input of the network, which is not read")
+    for form, start in (("LoKr", "lokr_"), ("LoHa", "hada_")):
+        if any(piece.startswith(start) for piece in pieces):
+            notes.append(f"a LoRA of the form {form}")
+    return (unread or ["LoRA"])[0], tuple(notes)
 
 
 def _lora(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
     """Rank, and width and depth of the network that a LoRA is for."""
-    found = {"rank": 0, "dim": 0, "num_layers": 0}
+    found = {"rank": 0, "dim": 0}
+    modules = set()
     for key, info in tensors.items():
-        match = LORA_KEY.fullmatch(key)
-        module = match and lora_module(match[1])
-        if not module:
+        parsed = lora_key(key)
+        if parsed is None:
             continue
-        if match[2] in ("lora_A", "lora_down") and len(info.shape) == 2:
+        modules.add(f"{parsed.module}.")
+        if parsed.piece == "down" and len(info.shape) == 2:
             found["rank"] = max(found["rank"], info.shape[0])
-            if module.endswith("self_attn.q"):
+            if parsed.module.endswith("self_attn.q"):
                 found["dim"] = info.shape[1]
-        if layer := re.match(r"blocks\.(\d{1,6})\.", module):
-            found["num_layers"] = max(found["num_layers"], int(layer[1]) + 1)
+    layers = {module.split(".")[1] for module in modules if module.startswith("blocks.")}
+    numbers = [int(layer) for layer in layers if layer.isdecimal() and len(layer) <= 6]
+    found["num_layers"] = 1 + max(numbers, default=-1)
     return {name: value for name, value in found.items() if value}

@@ -9,20 +9,22 @@ An expert may be a LoRA on the other one, as in the model that comes with minico
 torch, so that whatever can be refused is refused before anything is loaded.
 """
 
-import json
+import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from minicos.config import VAE22, CLIPConfig, DiTConfig, TextConfig, VAEConfig
+from minicos.config import CLIPConfig, DiTConfig, TextConfig, VAEConfig
 from minicos.errors import MinicosError
 from minicos.weights import hub, variants
-from minicos.weights.header import Header, is_archive, read_headers, tensors
-from minicos.weights.names import is_weight, lora_dialect, renamer
+from minicos.weights.configs import architecture, clip_config, official, text_config, vae_config
+from minicos.weights.files import read_table, reading, regular
+from minicos.weights.header import ARCHIVES, Header, is_shard, read_headers, read_part, tensors
+from minicos.weights.names import lora_dialect, relative, sections
 
 EMBEDDED = Path(__file__).parents[1] / "tiny" / "weights"
 EMBEDDED_VARIANTS = EMBEDDED.with_name("variants")  # of the embedded model: a folder each
@@ -34,7 +36,7 @@ PARTS = {  # what can be named one by one
     "tokenizer": "its tokenizer.json",
     "clip": "the image encoder of Wan2.1 image-to-video",
 }
-OFFICIAL = {
+OFFICIAL: dict[str, tuple[str, ...]] = {
     "high": ("high_noise_model",),
     "low": ("low_noise_model",),
     "vae": tuple(
@@ -49,7 +51,7 @@ OFFICIAL = {
     ),
     "tokenizer": ("google/umt5-xxl/tokenizer.json",),
 }
-DIFFUSERS = {
+DIFFUSERS: dict[str, tuple[str, ...]] = {
     "high": ("transformer",),
     "low": ("transformer_2",),
     "vae": ("vae",),
@@ -60,14 +62,15 @@ DIFFUSERS = {
 TOKENIZER = "MINICOS_UMT5_TOKENIZER"  # names a tokenizer.json, for layouts that come without one
 
 LoraFiles = Mapping[str, Sequence[str | Path | tuple[str | Path, float]]]
+C = TypeVar("C", DiTConfig, VAEConfig, TextConfig, CLIPConfig)
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Generic[C]):
     """The files of one network, its configuration, and the LoRAs to merge into it, each with its strength."""
 
     files: tuple[Path, ...]
-    config: DiTConfig | VAEConfig | TextConfig | CLIPConfig | None = None
+    config: C
     loras: tuple[tuple[Path, float], ...] = ()
 
 
@@ -77,27 +80,22 @@ class Layout:
 
     kind: str  # "official", "diffusers", "single file"
     variant: str
-    experts: dict[str, Part]  # "high", and "low" where there are two
-    vae: Part
-    text: Part
+    experts: dict[str, Part[DiTConfig]]  # "high", and "low" where there are two
+    vae: Part[VAEConfig]
+    text: Part[TextConfig]
     tokenizer: Path
-    clip: Part | None = None  # where the variant has one
+    clip: Part[CLIPConfig] | None = None  # where the variant has one
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Tells these weights from others: a hash of samples of every file and of the strengths of LoRAs."""
         digest = sha256()
-        for part in (
-            *self.experts.values(),
-            self.vae,
-            self.text,
-            Part((self.tokenizer,)),
-            self.clip or Part(()),
-        ):
-            for path in part.files:
-                digest.update(_sample(path))
-            for path, strength in part.loras:
-                digest.update(_sample(path) + repr(float(strength)).encode())
+        networks: list[Part] = [*self.experts.values(), self.vae, self.text]
+        for part in networks:
+            digest.update(_samples(part))
+        digest.update(_sample(self.tokenizer))
+        if self.clip is not None:
+            digest.update(_samples(self.clip))
         return digest.hexdigest()[:16]
 
 
@@ -112,7 +110,7 @@ def find(
     """The files of a model, told from their headers.
 
     model     "tiny" (the one inside the package), "tiny:NAME" (a variant of it: its networks, the rest from "tiny"), a folder, a file,
-              or the id of a repository on the Hub
+              an index of shards, or the id of a repository on the Hub
     variant   what shapes cannot tell, see `variants.resolve`
     parts     name (see `PARTS`) -> file or folder; takes the place of what the model has there
     lora      expert -> files, or pairs of file and strength; a model of one network is its own "high" expert
@@ -134,8 +132,8 @@ def find(
         vae=Part(_files(vae), vae_config(vae, _json(seen.places["vae"]))),
         text=Part(_files(text), text_config(text, cfg.text_len)),
         tokenizer=_tokenizer(seen.places.get("tokenizer"), path),
-        clip=_clip(_part(seen, "clip")) if cfg.images else None,
-        notes=notes,
+        clip=_clip(seen) if cfg.images else None,
+        notes=(*notes, *_mismatches(seen, lora or {})),
     )
     _fit(layout)
     return layout
@@ -148,8 +146,9 @@ def locate(model: str | Path, download: bool = False) -> Path:
     if isinstance(model, str) and model.startswith("tiny:"):
         return _embedded_variant(model)
     path = Path(model)
-    if path.exists():
-        return path
+    with reading(path):
+        if path.exists():
+            return path
     if not isinstance(model, str) or not hub.is_id(model):
         raise MinicosError(
             f"{model} is not a folder with a model. `--model tiny` is the one that comes with minicos."
@@ -180,32 +179,48 @@ def _shared() -> dict[str, Path]:
 
 def dit_config(model: str | Path) -> DiTConfig:
     """The shapes of a model's transformer. Reads its headers only; the rest of the model need not be there."""
-    evidence = _survey(locate(model), {}).evidence
+    seen = _survey(locate(model), {})
+    evidence = seen.evidence
     possible = variants.likely(evidence)
     name = possible[0] if possible else variants.resolve(evidence)[0]  # which says what is wrong
-    return variants.VARIANTS[name]
+    place = next(iter(seen.places[expert] for expert in evidence.experts))
+    return variants.configure(name, evidence.shapes, _json(place), str(place))
 
 
 def places(model: Path) -> tuple[str, dict[str, Path]]:
     """The kind of a layout, and where it has its parts. A network that is not there is left out."""
-    if model.is_file():
-        return "single file", {claim(model) or "high": model, **_rest(model.parent)}
-    if (model / "model_index.json").exists() or (model / "transformer").is_dir():
-        return "diffusers", _there(model, DIFFUSERS)
-    found = _there(model, OFFICIAL)
-    if "high" not in found and "low" not in found and model.is_dir():
-        weights = [p for p in model.iterdir() if p.suffix == ".safetensors" or is_archive(p)]
-        others = [p for p in weights if p not in found.values()]
-        if others or not weights:
-            found[claim(model) or "high"] = others[0] if len(others) == 1 else model
-    return "official", found
+    with reading(model):
+        if not model.is_dir():
+            return "single file", {claim(model) or "high": model, **_rest(model.parent)}
+        if (model / "model_index.json").exists() or (model / "transformer").is_dir():
+            return "diffusers", _there(model, DIFFUSERS)
+        found = _there(model, OFFICIAL)
+        if "high" not in found and "low" not in found:
+            endings = (".safetensors", *(f".{ending}" for ending in ARCHIVES))
+            weights = [p for p in model.iterdir() if p.suffix in endings]
+            others = [p for p in weights if p not in found.values()]
+            if others or not weights:
+                found[claim(model) or "high"] = others[0] if len(others) == 1 else model
+        return "official", found
 
 
 def claim(path: Path) -> str | None:
-    """Which expert the name of a file or of its folder claims to be."""
-    name = f"{path.parent.name}/{path.name}"
-    claims = {e for e in ("high", "low") if re.search(rf"{e}[_-]?noise", name, re.IGNORECASE)}
+    """Which expert the name of a file, or of its folder, claims to be: high_noise, HighNoise, -HIGH_, _high_, H- and so on."""
+    folder = {e for e in ("high", "low") if re.search(rf"{e}[ _-]?noise", path.parent.name, re.I)}
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^A-Za-z\d]+", path.name)
+    words = [word for word in words if word[0].isalnum()]
+    own = set()
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name = {"H": "high", "L": "low"}.get(word, word.lower().removesuffix("noise"))
+        if name in ("high", "low") and after.lower() not in OTHERWISE:
+            own.add(name)
+    claims = own or folder
     return claims.pop() if len(claims) == 1 else None
+
+
+# What follows "high" or "low" where the word is not about noise: low_vram, high-res ...
+OTHERWISE = ("vram", "ram", "mem", "memory", "res", "resolution", "rank", "quality", "detail", "fps",
+             "poly", "contrast", "light", "angle", "speed", "end", "step", "steps", "key")  # fmt: skip
 
 
 def evidence(
@@ -214,73 +229,15 @@ def evidence(
     """What the places of a layout say about the model, beside the shapes of its network."""
     there = tuple(name for name in ("high", "low") if name in at)
     index = _json(model, "model_index.json") if kind == "diffusers" else {}
-    second = index.get("transformer_2") or [None]
-    named = ("low" in there) or bool(second[0]) or any(claim(at[name]) for name in there)
-    classes = [str(_json(at[name]).get("_class_name")) for name in there] + [
-        str(index.get("_class_name"))
-    ]
-    chrono = any(name.startswith("ChronoEdit") for name in classes)  # of diffusers
+    second = index.get("transformer_2")
+    second = bool(second[0]) if isinstance(second, list) and second else bool(second)
+    named = ("low" in there) or second or any(claim(at[name]) for name in there)
+    classes = [_json(at[name]).get("_class_name") for name in there] + [index.get("_class_name")]
+    chrono = any(str(name).startswith("ChronoEdit") for name in classes)  # of diffusers
     whole = kind == "diffusers" or (kind == "official" and "vae" in at)
     return variants.Evidence(
         str(model), shapes, there, named, whole, "ChronoEdit-14B" if chrono else None
     )
-
-
-def official(headers: Iterable[Header]) -> dict[str, tuple[int, ...]]:
-    """Official name -> shape of a network's tensors. Raises MinicosError where a key belongs to no known network."""
-    headers = tuple(headers)
-    weights = {key: info.shape for key, info in tensors(headers).items() if is_weight(key)}
-    rename = renamer(weights)
-    try:
-        return {rename(key): shape for key, shape in weights.items()}
-    except MinicosError as error:
-        raise MinicosError(f"{headers[0].path}: {error}") from error
-
-
-def vae_config(headers: Sequence[Header], given: Mapping[str, Any] = {}) -> VAEConfig:
-    """The configuration of a VAE: from its file's metadata or from its shapes, with the statistics of a config.json."""
-    if metadata := _metadata(headers, VAEConfig):
-        return metadata
-    shapes = official(headers)
-    statistics = {
-        ours: tuple(given[theirs])
-        for ours, theirs in (("mean", "latents_mean"), ("std", "latents_std"))
-        if theirs in given
-    }
-    try:
-        told = (
-            _vae22(shapes)
-            if "decoder.upsamples.0.upsamples.0.residual.2.weight" in shapes
-            else _vae21(shapes)
-        )
-        return replace(VAE22 if told["z_dim"] == VAE22.z_dim else VAEConfig(), **told, **statistics)
-    except (LookupError, ValueError, ArithmeticError) as error:
-        raise MinicosError(
-            f"{headers[0].path} is not a VAE of Wan: {error}. Try `minicos inspect`."
-        ) from error
-
-
-def text_config(headers: Sequence[Header], text_len: int) -> TextConfig:
-    """The configuration of a text encoder, from its shapes; `text_len` is the transformer's."""
-    shapes = official(headers)
-    try:
-        vocab_size, dim = shapes["token_embedding.weight"]
-        num_buckets, num_heads = shapes["blocks.0.pos_embedding.embedding.weight"]
-        return TextConfig(
-            vocab_size=vocab_size,
-            dim=dim,
-            dim_attn=shapes["blocks.0.attn.q.weight"][0],
-            dim_ffn=shapes["blocks.0.ffn.fc1.weight"][0],
-            num_heads=num_heads,
-            num_buckets=num_buckets,
-            text_len=text_len,
-            num_layers=1
-            + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
-        )
-    except (LookupError, ValueError) as error:
-        raise MinicosError(
-            f"{headers[0].path} is not a UMT5 encoder: {error}. Try `minicos inspect`."
-        ) from error
 
 
 # -- the steps of `find` ------------------------------------------------------------------------------------------------
@@ -299,14 +256,21 @@ class _Survey:
 
 def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
     kind, own = places(model)
+    if kind == "single file":  # which may hold several networks
+        merged = sections(tensors(read_headers(model)))
+        own |= {name: model for name in ("vae", "text", "clip") if name in merged}
     found = dict(own)
-    for name, path in parts.items():
+    for name, given in parts.items():
         if name not in PARTS:
             raise MinicosError(f"there is no part {name!r}: take one of {', '.join(PARTS)}.")
-        if not Path(path).exists():
-            raise MinicosError(f"{path} does not exist: --part {name}={path}. Check the path.")
-        found[name] = Path(path)
-    networks = {name: read_headers(found[name]) for name in ("high", "low") if name in found}
+        with reading(given):
+            if not Path(given).exists():
+                raise MinicosError(
+                    f"{given} does not exist: --part {name}={given}. Check the path."
+                )
+        found[name] = Path(given)
+    names: list[str] = [name for name in ("high", "low") if name in found]
+    networks = {name: read_part(found[name], name) for name in names}
     if not networks:
         raise MinicosError(
             f"{model} holds no transformer: high_noise_model/, transformer/ or diffusion_pytorch_model*.safetensors. "
@@ -317,12 +281,7 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
         raise MinicosError(
             f"{found['high' if 'high' in networks else 'low']} is a LoRA: give the model it is for, and it by --lora."
         )
-    shapes = {name: variants.architecture(official(headers)) for name, headers in bases.items()}
-    for name, told in shapes.items():
-        if not told:
-            raise MinicosError(
-                f"{found[name]} is not a Wan network in any layout known here. Try `minicos inspect`."
-            )
+    shapes = {name: _architecture(found[name], headers) for name, headers in bases.items()}
     first = next(iter(shapes.values()))
     if any(other != first for other in shapes.values()):
         differ = next(k for k in first if first[k] != shapes["low"].get(k))
@@ -330,11 +289,29 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
             f"{model}: its experts are of two models ({differ} {first[differ]} and {shapes['low'].get(differ)}). "
             "Give the two experts of one."
         )
-    given = {name: found[name] for name in networks}
-    return _Survey(model, kind, found, networks, evidence(model, kind, own | given, first))
+    given_places = {name: found[name] for name in networks}
+    about = evidence(model, kind, own | given_places, first)
+    return _Survey(model, kind, found, networks, about)
 
 
-def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part]:
+def _architecture(path: Path, headers: Sequence[Header]) -> dict[str, Any]:
+    """The architecture of a transformer. Raises MinicosError where it is none, or one with parts that are not known here."""
+    known = relative(tensors(headers))
+    if known is not None:
+        raise MinicosError(
+            f"{path} is {known}, a network with parts that minicos does not have. "
+            "Take the text-to-video or image-to-video model."
+        )
+    told = architecture(official(headers))
+    if not told:
+        shard = " It is one shard of several: give the folder." if is_shard(path) else ""
+        raise MinicosError(
+            f"{path} is not a Wan network in any layout known here.{shard} Try `minicos inspect`."
+        )
+    return told
+
+
+def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part[DiTConfig]]:
     """The networks of a model that is known, each with its LoRAs; an only one is called "high"."""
     names = ("high", "low")[: len(seen.networks)]
     for name in set(lora) - set(names):
@@ -345,7 +322,8 @@ def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part]:
     base = next(headers for headers in seen.networks.values() if not _is_lora(headers))
     experts = {}
     for name, (there, headers) in zip(names, seen.networks.items(), strict=True):
-        config = variants.configure(variant, _json(seen.places[there]), str(seen.places[there]))
+        place = seen.places[there]
+        config = variants.configure(variant, seen.evidence.shapes, _json(place), str(place))
         loras = tuple(_with_strength(one) for one in lora.get(name, ()))
         if _is_lora(headers):
             loras, headers = (*((header.path, 1.0) for header in headers), *loras), base
@@ -358,6 +336,17 @@ def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part]:
             f"{seen.model}: both experts are the same network. Name the other: --part low=FILE."
         )
     return experts
+
+
+def _mismatches(seen: _Survey, lora: LoraFiles) -> tuple[str, ...]:
+    """A note for each file whose name claims the expert that it is not used for."""
+    used = [(name, seen.places[name]) for name in seen.networks]
+    used += [(name, _with_strength(one)[0]) for name, many in lora.items() for one in many]
+    return tuple(
+        f"{path.name} is used for {name} noise, and its name says {claim(path)} noise: check which is which"
+        for name, path in used
+        if len(seen.networks) == 2 and claim(path) not in (None, name)
+    )
 
 
 def _fit(layout: Layout) -> None:
@@ -374,27 +363,41 @@ def _fit(layout: Layout) -> None:
             f"{text.files[0]} makes text of width {text.config.dim}, and {layout.variant} reads {cfg.text_dim}. "
             "Give its own text encoder: --part text=FILE."
         )
+    clip = layout.clip
+    if clip is not None and (clip.config.dim, clip.config.tokens * cfg.images) != (
+        cfg.image_dim,
+        cfg.image_tokens,
+    ):
+        raise MinicosError(
+            f"{clip.files[0]} makes {clip.config.tokens} rows of width {clip.config.dim} of an image, and "
+            f"{layout.variant} reads {cfg.image_tokens // cfg.images} of {cfg.image_dim}. "
+            "Give its own image encoder: --part clip=FILE."
+        )
 
 
 def _part(seen: _Survey, name: str) -> tuple[Header, ...]:
     if name not in seen.places:
-        usual = {"official": OFFICIAL, "diffusers": DIFFUSERS}.get(seen.kind, {}).get(name, ())
+        tables: dict[str, dict[str, tuple[str, ...]]] = {
+            "official": OFFICIAL,
+            "diffusers": DIFFUSERS,
+        }
+        usual = tables.get(seen.kind, {}).get(name, ())
         names = f" ({' or '.join(usual)})" if usual else ""
         raise MinicosError(
             f"{seen.model} comes without {PARTS[name]}{names}. Name it: --part {name}=FILE."
         )
-    return read_headers(seen.places[name])
+    return read_part(seen.places[name], name)
 
 
-def _clip(headers: tuple[Header, ...]) -> Part:
-    """The image encoder; its configuration is the official one unless the file carries another."""
-    return Part(_files(headers), _metadata(headers, CLIPConfig) or CLIPConfig())
+def _clip(seen: _Survey) -> Part[CLIPConfig]:
+    headers = _part(seen, "clip")
+    return Part(_files(headers), clip_config(headers, _json(seen.places["clip"])))
 
 
 def _tokenizer(path: Path | None, model: Path) -> Path:
     """The tokenizer.json: the part or the folder's own, else the environment's, else that of google/umt5-xxl in the Hub's cache."""
     if path is not None:
-        return path / "tokenizer.json" if path.is_dir() else path
+        return regular(path / "tokenizer.json" if path.is_dir() else path)
     if named := os.environ.get(TOKENIZER):
         if Path(named).is_file():
             return Path(named)
@@ -440,13 +443,21 @@ def _with_strength(given: str | Path | tuple[str | Path, float]) -> tuple[Path, 
     path, strength = given if isinstance(given, tuple) else (given, 1.0)
     if not Path(path).is_file():
         raise MinicosError(f"the LoRA {path} does not exist or is not a file. Check the path.")
+    if not math.isfinite(strength):
+        raise MinicosError(f"the strength of the LoRA {path} is {strength}: take a number.")
     return Path(path), float(strength)
+
+
+def _samples(part: Part) -> bytes:
+    pieces = [_sample(path) for path in part.files]
+    pieces += [_sample(path) + repr(float(strength)).encode() for path, strength in part.loras]
+    return b"".join(pieces)
 
 
 def _sample(path: Path, pieces: int = 16, length: int = 1 << 16) -> bytes:
     """A hash of a file's size and of pieces from its first to its last byte: a megabyte at most, however large it is."""
     digest = sha256()
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         digest.update(size.to_bytes(8, "little"))
         for i in range(pieces):
@@ -457,66 +468,5 @@ def _sample(path: Path, pieces: int = 16, length: int = 1 << 16) -> bytes:
 
 def _json(place: Path, name: str = "config.json") -> dict[str, Any]:
     """A table beside a network's files; empty where there is none."""
-    path = (place.parent if place.is_file() else place) / name
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise MinicosError(f"{path} is not a table in JSON: {error}. Download it again.") from error
-
-
-def _metadata(headers: Sequence[Header], cls: type) -> Any:
-    """The configuration that a file carries in its metadata; None where it has none."""
-    text = headers[0].metadata.get("config")
-    if text is None:
-        return None
-    try:
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in given.items() if k in known})
-    except (ValueError, TypeError, AttributeError) as error:
-        raise MinicosError(
-            f"{headers[0].path}: the configuration in its metadata cannot be read ({error}). Download it again."
-        ) from error
-
-
-def _vae21(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The fields of VAEConfig that shapes tell. Wan2.1: the encoder is a flat list of residual blocks, a resampler ending each stage."""
-    name = "encoder.downsamples"
-    depth = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith(name))
-    per_stage = min(
-        i for i in range(depth) if f"{name}.{i}.resample.1.weight" in shapes
-    )  # residual blocks in each
-    starts = range(0, depth, per_stage + 1)
-    dim = shapes["encoder.conv1.weight"][0]
-    return {
-        "dim": dim,
-        "z_dim": shapes["conv2.weight"][0],
-        "dim_mult": tuple(shapes[f"{name}.{i}.residual.6.weight"][0] // dim for i in starts),
-        "num_res_blocks": per_stage,
-        "temporal_downsample": tuple(
-            f"{name}.{i + per_stage}.time_conv.weight" in shapes for i in starts[:-1]
-        ),
-    }
-
-
-def _vae22(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The same of Wan2.2: a list of stages, each of residual blocks and, but for the last, a resampler."""
-    name = "encoder.downsamples"
-    stages = range(1 + max(int(key.split(".")[2]) for key in shapes if key.startswith(name)))
-    blocks = sum(f"{name}.0.downsamples.{i}.residual.6.weight" in shapes for i in range(9))
-    dim = shapes["encoder.conv1.weight"][0]
-    mult = tuple(shapes[f"{name}.{i}.downsamples.0.residual.6.weight"][0] // dim for i in stages)
-    return {
-        "dim": dim,
-        "z_dim": shapes["conv2.weight"][0],
-        "dim_mult": mult,
-        "num_res_blocks": blocks,
-        "temporal_downsample": tuple(
-            f"{name}.{i}.downsamples.{blocks}.time_conv.weight" in shapes for i in stages[:-1]
-        ),
-        "dec_dim": shapes["decoder.conv1.weight"][0] // mult[-1],
-        "patch_size": round((shapes["encoder.conv1.weight"][1] / 3) ** 0.5),
-        "stage_shortcuts": True,
-    }
+    path = (place if place.is_dir() else place.parent) / name
+    return read_table(path) if path.exists() else {}

@@ -1,42 +1,47 @@
-"""LoRA files: small changes to a network's weights, in the five spellings found in the wild, merged while loading.
+"""LoRA files: small changes to a network's weights, in the spellings found in the wild, merged while loading.
 
 A LoRA holds, for a weight W (out in), two thin matrices: W += strength * alpha / rank * up @ down, with up (out rank) and
-down (rank in). Producers differ in prefix, in the names of the two, in the network's naming, and in whether an alpha is
-stored (none means alpha = rank). Some also store whole differences of small parameters. Each file is read into one form,
-a table from official parameter names to changes; a key that is not understood is an error, never skipped.
+down (rank in); convolutions likewise, over flattened kernels. Producers differ in prefix, in the names of the two, in the
+network's naming, and in whether an alpha is stored (if not, alpha = rank). Some also store whole differences of
+parameters, or products of other forms (LoHa, LoKr). Each file is read into one form, a table from official parameter names
+to changes. A key that is not understood is an error, and so is a kind of LoRA that is not read (DoRA, control LoRA, ...).
 
-    DiffSynth   blocks.0.self_attn.q.lora_A.default.weight                    PEFT, diffusers   transformer.blocks.0.attn1.to_q.lora_A.weight
-    ComfyUI     diffusion_model.blocks.0.self_attn.q.lora_down.weight, .alpha         musubi   lora_unet_blocks_0_self_attn_q.lora_down.weight, .alpha
-    lightx2v    as ComfyUI without alpha, with .diff (weight), .diff_b (bias), .diff_m (modulation)
-"""  # noqa: E501
+    DiffSynth        blocks.0.self_attn.q.lora_A.default.weight
+    PEFT, diffusers  transformer.blocks.0.attn1.to_q.lora_A.weight, .lora_B.bias; transformer_2. for the low-noise expert
+    ComfyUI          diffusion_model.blocks.0.self_attn.q.lora_down.weight, .alpha
+    lightx2v         as ComfyUI without alpha, with .diff (weight), .diff_b (bias), .diff_m (modulation)
+    musubi           lora_unet_blocks_0_self_attn_q.lora_down.weight, .alpha
+    LyCORIS          lycoris_blocks_0_self_attn_q.lokr_w1, .hada_w1_a, ...
+"""
 
-import json
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from minicos.errors import MinicosError
 from minicos.runs import replace_file
+from minicos.weights.files import read_table, reading, table
 from minicos.weights.header import Header, read_header
-from minicos.weights.names import LORA_KEY, lora_dialect, lora_module
+from minicos.weights.names import UNREAD, WHOLE_PARAMETERS, lora_dialect, lora_key
 
-FACTORS = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
 WHOLE = {
     "diff": "weight",
     "diff_b": "bias",
     "diff_m": "modulation",
-}  # key ending -> the parameter that it changes
+}  # piece -> the parameter it changes
+IMAGE_BRANCH = ("img_emb.", "cross_attn.k_img.", "cross_attn.v_img.", "cross_attn.norm_k_img.")
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change scale * up @ down of a matrix: up (out rank), down (rank in)."""
+    """The change scale * up @ down: up (out rank), down (rank in), or with the axes of a convolution's kernel behind these."""
 
     up: Tensor
     down: Tensor
@@ -44,12 +49,13 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.up.shape[0], self.down.shape[1]
+        return self.up.shape[0], *self.down.shape[1:]
 
     def add(self, tensor: Tensor, strength: float) -> Tensor:
         """tensor + strength * change, float32, with no matrix in between."""
-        up, down = (factor.to(tensor.device).float() for factor in (self.up, self.down))
-        return torch.addmm(tensor, up, down, alpha=strength * self.scale)
+        up, down = (factor.to(tensor.device).float().flatten(1) for factor in (self.up, self.down))
+        flat = torch.addmm(tensor.flatten(1), up, down, alpha=strength * self.scale)
+        return flat.view(tensor.shape)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Whole:
     """A change stored as it is, of a parameter's own shape."""
 
     value: Tensor
+    scale: float = 1.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,10 +71,53 @@ class Whole:
 
     def add(self, tensor: Tensor, strength: float) -> Tensor:
         """tensor + strength * change, float32."""
-        return tensor.add(self.value.to(tensor.device).float(), alpha=strength)
+        return tensor.add(self.value.to(tensor.device).float(), alpha=strength * self.scale)
 
 
-Delta = LowRank | Whole
+@dataclass(frozen=True)
+class Hadamard:
+    """LoHa: the element-wise product of two low-rank matrices."""
+
+    a: LowRank
+    b: LowRank
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.a.shape
+
+    def add(self, tensor: Tensor, strength: float) -> Tensor:
+        """tensor + strength * change, float32."""
+        a, b = (one.add(torch.zeros_like(tensor), 1.0) for one in (self.a, self.b))
+        return tensor.addcmul(a, b, value=strength)
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """LoKr: scale times the Kronecker product of two matrices, each whole or a product itself (its factors in a row)."""
+
+    a: tuple[Tensor, ...]
+    b: tuple[Tensor, ...]
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows = self.a[0].shape[0] * self.b[0].shape[0]
+        return rows, self.a[-1].shape[1] * self.b[-1].shape[1], *self.b[-1].shape[2:]
+
+    def add(self, tensor: Tensor, strength: float) -> Tensor:
+        """tensor + strength * change, float32."""
+        a, b = (
+            torch.linalg.multi_dot(many) if len(many) > 1 else many[0]
+            for many in (
+                [factor.to(tensor.device).float().flatten(1) for factor in side]
+                for side in (self.a, self.b)
+            )
+        )
+        change = torch.kron(a.contiguous(), b.contiguous()).view(tensor.shape)
+        return tensor.add(change, alpha=strength * self.scale)
+
+
+Delta = LowRank | Whole | Hadamard | Kronecker
 
 
 @dataclass(frozen=True)
@@ -75,9 +125,31 @@ class Lora:
     """Changes of official parameters, and how strongly they are applied."""
 
     path: Path
-    dialect: str  # "diffsynth" | "lightx2v" | "comfy" | "peft" | "musubi"
+    dialect: str  # "diffsynth", "lightx2v", "comfy", "peft", "musubi", "lycoris"
     deltas: Mapping[str, Delta]  # official parameter name -> change
     strength: float = 1.0
+    notes: tuple[str, ...] = ()  # what of the file is not applied
+
+    def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> "Lora":
+        """Without the changes of an image branch that the network of these shapes lacks, with a note that counts them.
+
+        Files for Wan2.2 made by tools of Wan2.1 carry them. Raises MinicosError as `check` does.
+        """
+        lacking = [
+            name
+            for name in self.deltas
+            if name not in shapes and any(part in f"{name}." for part in IMAGE_BRANCH)
+        ]
+        kept = {name: delta for name, delta in self.deltas.items() if name not in lacking}
+        if lacking and kept:
+            branches = [p.strip(".") for p in IMAGE_BRANCH if any(p in f"{n}." for n in lacking)]
+            note = (
+                f"{len(lacking)} changes of an image branch that this network lacks "
+                f"({', '.join(branches)}) were left out"
+            )
+            return replace(self, deltas=kept, notes=(*self.notes, note)).fitted(shapes)
+        self.check(shapes)
+        return self
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise MinicosError unless every change has a parameter of its shape in `shapes`."""
@@ -86,14 +158,20 @@ class Lora:
                 raise MinicosError(
                     f"{self.path} changes {name}, which this network lacks. Is the LoRA for another variant?"
                 )
-            if tuple(shapes[name]) != tuple(delta.shape):
+            found, needed = tuple(delta.shape), tuple(shapes[name])
+            if name == "patch_embedding.weight" and found[1:2] > needed[1:2]:
                 raise MinicosError(
-                    f"{self.path}: the change of {name} is {tuple(delta.shape)}, and the parameter {tuple(shapes[name])}. "
+                    f"{self.path} is a control LoRA: it widens the network's input to {found[1]} channels "
+                    f"({needed[1]} here), and minicos does not read those. Take a LoRA without control."
+                )
+            if found != needed:
+                raise MinicosError(
+                    f"{self.path}: the change of {name} is {found}, and the parameter {needed}. "
                     "Is the LoRA for another variant?"
                 )
 
     def merge(self, name: str, tensor: Tensor) -> Tensor:
-        """`tensor` (float32, the official parameter `name`) with its change added; the same tensor where there is none."""
+        """`tensor` (float32, the official parameter `name`) with its change added; the same tensor if there is none."""
         delta = self.deltas.get(name)
         return tensor if delta is None else delta.add(tensor, self.strength)
 
@@ -107,62 +185,98 @@ class Applied:
     dialect: str
     ranks: tuple[
         int, ...
-    ]  # of its thin matrices, each once; empty where there are only whole differences
+    ]  # of its thin matrices, each once; empty if there are only whole differences
     strength: float
     tensors: int  # parameters changed
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, expert: str, lora: Lora) -> "Applied":
-        ranks = {
-            delta.down.shape[0] for delta in lora.deltas.values() if isinstance(delta, LowRank)
-        }
+        ranks = {d.down.shape[0] for d in lora.deltas.values() if isinstance(d, LowRank)}
+        count, path = len(lora.deltas), str(lora.path)
         return cls(
-            expert,
-            str(lora.path),
-            lora.dialect,
-            tuple(sorted(ranks)),
-            lora.strength,
-            len(lora.deltas),
+            expert, path, lora.dialect, tuple(sorted(ranks)), lora.strength, count, lora.notes
         )
 
     def __str__(self) -> str:
         rank = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else "whole differences"
+        rank = "LoHa or LoKr" if self.dialect == "lycoris" and not self.ranks else rank
         changes = (
             f"{self.tensors} tensors changed ({self.dialect}, {rank}, strength {self.strength:g})"
         )
-        return f"{self.expert}: {Path(self.file).name}: {changes}"
+        return "; ".join([f"{self.expert}: {Path(self.file).name}: {changes}", *self.notes])
 
 
-def read(path: str | Path, strength: float = 1.0) -> Lora:
-    """Read a LoRA file of any of the five dialects. Raises MinicosError naming the file and the key that does not fit."""
+def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
+    """Read a LoRA file, .safetensors or tensors in .pt. Of a file for both experts, those changes that are for `expert`.
+
+    Raises MinicosError naming the file and the key that does not fit, or the kind of LoRA that is not read.
+    """
+    from minicos.weights.load import open_tensors  # which merges what is read here
+
     header = read_header(path)
-    try:
-        with safe_open(header.path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in header.tensors}
-    except (OSError, SafetensorError) as error:
-        raise MinicosError(f"{path} cannot be read: {error}. Download it again.") from error
-    parts: dict[str, dict[str, Tensor]] = defaultdict(
-        dict
-    )  # official module -> down, up, alpha, diff ...
-    for key, tensor in tensors.items():
-        match = LORA_KEY.fullmatch(key)
-        module = match and lora_module(match[1])
-        if not module:
-            raise MinicosError(
-                f"{path}: the key {key!r} is of no known LoRA dialect. Convert the file, e.g. with DiffSynth."
-            )
-        part = FACTORS.get(match[2]) or match[3] or match[4]
-        if part in parts[module]:
-            raise MinicosError(
-                f"{path}: the key {key!r} stands for a change that is already there. Remove one of them."
-            )
-        parts[module][part] = tensor
     dialect = lora_dialect(header.tensors)
     if dialect is None:
         raise MinicosError(
             f"{path} holds no LoRA: it has no lora_A, lora_down or diff. `minicos inspect {path}` says more."
         )
-    return Lora(header.path, dialect, dict(_deltas(parts, header)), strength)
+    chosen, notes = _for_expert(header, expert)
+    tensor = open_tensors(header)
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)  # module -> down, up, alpha, diff ...
+    for key, (module, piece) in chosen.items():
+        if piece in parts[module]:
+            raise MinicosError(
+                f"{path}: the key {key!r} stands for a change that is already there. Remove one of them."
+            )
+        parts[module][piece] = tensor(key)
+    deltas: dict[str, Delta] = {}
+    spelled = {module: key.rpartition(".lora_")[0] for key, (module, _) in chosen.items()}
+    scale = _adapter_scale(header, spelled)
+    for module, found in parts.items():
+        for name, delta in _deltas(module, found, scale, header.path):
+            if name in deltas:
+                raise MinicosError(
+                    f"{path}: {module} changes {name} twice ({', '.join(sorted(found))}). "
+                    "Get the file again."
+                )
+            deltas[name] = delta
+    return Lora(header.path, dialect, deltas, strength, notes)
+
+
+def _for_expert(header: Header, expert: str) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]]:
+    """Key -> official module and piece, for the keys of this expert; and a note on those of the other."""
+    found = {key: lora_key(key) for key in header.tensors}
+    for key, parsed in found.items():
+        if parsed is None:
+            raise MinicosError(
+                f"{header.path}: the key {key!r} is not a LoRA's, or its module is of no network known "
+                "here. `minicos inspect` says what the file is; a LoRA for another network cannot be used."
+            )
+        kind = UNREAD.get(parsed.piece)
+        if parsed.bias and parsed.piece != "up":
+            kind = "LoRA with a bias where none is known"
+        if kind is not None:
+            raise MinicosError(
+                f"{header.path} is a {kind} ({key}), which minicos does not read. "
+                "Merge it into the model with the tool that made it, and open the merged model."
+            )
+    known = {key: parsed for key, parsed in found.items() if parsed is not None}
+    both = len({parsed.low for parsed in known.values()}) == 2
+    low = any(parsed.low for parsed in known.values())
+    if low and not both and expert == "high":
+        raise MinicosError(
+            f"{header.path} is for the low-noise expert (its keys begin with transformer_2. or the like). "
+            "Give it as --lora low=FILE."
+        )
+    other = [key for key, parsed in known.items() if both and parsed.low != (expert == "low")]
+    name = "high" if expert == "low" else "low"
+    notes = (f"its {len(other)} tensors for the {name}-noise expert are not for this one",)
+    chosen = {
+        key: (parsed.module, f"{parsed.piece}_bias" if parsed.bias else parsed.piece)
+        for key, parsed in known.items()
+        if key not in set(other)
+    }
+    return chosen, notes if other else ()
 
 
 def save(path: str | Path, deltas: Mapping[str, Delta], dtype: torch.dtype = torch.float32) -> None:
@@ -176,55 +290,127 @@ def save(path: str | Path, deltas: Mapping[str, Delta], dtype: torch.dtype = tor
         if isinstance(delta, LowRank):
             tensors[f"{module}.lora_A.default.weight"] = delta.down
             tensors[f"{module}.lora_B.default.weight"] = delta.scale * delta.up.float()
-        else:
+        elif isinstance(delta, Whole):
             ending = next(ending for ending, parameter in WHOLE.items() if parameter == leaf)
-            tensors[f"{module}.{ending}"] = delta.value
+            tensors[f"{module}.{ending}"] = delta.scale * delta.value.float()
+        else:
+            raise MinicosError(f"the change of {name} is no product of two: it cannot be saved.")
     tensors = {k: t.detach().to("cpu", dtype, copy=True).contiguous() for k, t in tensors.items()}
     replace_file(Path(path), lambda temporary: save_file(tensors, temporary))
 
 
+Scale = Callable[[str, int], float]  # official module, rank -> alpha / rank
+
+
 def _deltas(
-    parts: Mapping[str, Mapping[str, Tensor]], header: Header
+    module: str, found: Mapping[str, Tensor], adapter: Scale, path: Path
 ) -> Iterable[tuple[str, Delta]]:
-    adapter_scale = _adapter_scale(header)
-    for module, found in parts.items():
-        if set(found) & {"up", "down", "alpha"}:
-            if not {"up", "down"} <= set(found) or "diff" in found:
-                raise MinicosError(
-                    f"{header.path}: {module} has {sorted(found)}, not one up and one down. Get the whole file."
-                )
-            up, down = found["up"], found["down"]
-            if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
-                shapes = f"up {tuple(up.shape)} and down {tuple(down.shape)}"
-                raise MinicosError(
-                    f"{header.path}: {module} has {shapes}: their ranks differ. Get the file again."
-                )
-            if "alpha" in found and found["alpha"].numel() != 1:
-                raise MinicosError(
-                    f"{header.path}: the alpha of {module} is not one number. Get the file again."
-                )
-            scale = found["alpha"].item() / up.shape[1] if "alpha" in found else adapter_scale
-            yield f"{module}.weight", LowRank(up, down, scale)
-        for ending, leaf in WHOLE.items():
-            if ending in found:
-                yield f"{module}.{leaf}", Whole(found[ending])
+    """The changes of one module's parameters, from its pieces."""
+    pieces = set(found) - {"alpha"}
+    weight = f"{module}.weight"
+
+    def wrong(what: str) -> MinicosError:
+        return MinicosError(f"{path}: {module} {what}. Get the whole file.")
+
+    def scale(rank: int) -> float:
+        if "alpha" not in found:
+            return adapter(module, rank)
+        if found["alpha"].numel() != 1:
+            raise MinicosError(f"{path}: the alpha of {module} is not one number. Get it again.")
+        value = float(found["alpha"].item()) / max(1, rank)
+        if not math.isfinite(value):
+            raise MinicosError(f"{path}: the alpha of {module} is not finite. Get the file again.")
+        return value
+
+    def product(up: str, down: str, factor: float | None = None) -> LowRank:
+        a, b = found[up], found[down]
+        kernel = all(n == 1 for n in a.shape[2:])
+        if min(a.ndim, b.ndim) < 2 or a.shape[1] != b.shape[0] or not kernel:
+            shapes = f"{tuple(a.shape)} and down {tuple(b.shape)}"
+            raise wrong(f"has up {shapes}: their ranks differ")
+        return LowRank(a, b, scale(b.shape[0]) if factor is None else factor)
+
+    if pieces & {"up", "down", "up_bias"}:
+        if not {"up", "down"} <= pieces or pieces - {"up", "down", "up_bias", "diff_b", "diff_m"}:
+            raise wrong(f"has {sorted(found)}, not one up and one down")
+        delta = product("up", "down")
+        yield weight, delta
+        if "up_bias" in found:
+            yield f"{module}.bias", Whole(found["up_bias"], delta.scale)
+    elif any(piece.startswith("hada_") for piece in pieces):
+        if pieces != {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}:
+            raise wrong(f"has {sorted(found)}, not the four matrices of a LoHa")
+        a, b = product("hada_w1_a", "hada_w1_b"), product("hada_w2_a", "hada_w2_b", 1.0)
+        if a.shape != b.shape:
+            raise wrong(f"has a LoHa of two shapes, {a.shape} and {b.shape}")
+        yield weight, Hadamard(a, b)
+    elif any(piece.startswith("lokr_") for piece in pieces):
+        sides, ranks = [], [0]
+        for side in ("lokr_w1", "lokr_w2"):
+            whole, factors = side in pieces, {f"{side}_a", f"{side}_b"} <= pieces
+            if whole == factors or (whole and found[side].ndim < 2):
+                raise wrong(f"has {sorted(found)}, not the two sides of a LoKr")
+            if factors:
+                pair = product(f"{side}_a", f"{side}_b", 1.0)
+                ranks.append(pair.down.shape[0])
+            sides.append((found[side],) if whole else (pair.up, pair.down))
+        yield weight, Kronecker(sides[0], sides[1], scale(ranks[-1]) if ranks[-1] else 1.0)
+    for piece, leaf in WHOLE.items():
+        if piece in found:
+            alone = piece == "diff" and module.rpartition(".")[2] in WHOLE_PARAMETERS
+            yield (module if alone else f"{module}.{leaf}"), Whole(found[piece])
 
 
-def _adapter_scale(header: Header) -> float:
-    """alpha / rank as diffusers writes it into a file's metadata; 1 where it does not. Raises MinicosError on variants."""
-    try:
-        about = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
+def _adapter_scale(header: Header, spelled: Mapping[str, str]) -> Scale:
+    """alpha / rank as PEFT and diffusers write it into a file's metadata or next to it; 1 if they do not.
+
+    spelled  official module -> as the file spells it, and as the patterns of PEFT do
+    `rank_pattern` is not needed, since the rank is in the shapes. Raises MinicosError on what is not understood.
+    """
+    about, where = _adapter_config(header)
+    with reading(header.path, f"has {where} that cannot be understood", "Save it again."):
         about = {key.rpartition(".")[2]: value for key, value in about.items()}
-        variants = [
-            k for k in ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora") if about.get(k)
-        ]
-        scale = about["lora_alpha"] / about["r"] if "lora_alpha" in about else 1.0
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise MinicosError(
-            f"{header.path}: its adapter metadata cannot be understood ({error!r}). Save it again."
-        ) from error
-    if variants:
-        raise MinicosError(
-            f"{header.path} uses {', '.join(variants)}, which minicos does not know. Save it without."
+        if about.get("use_dora"):
+            raise MinicosError(
+                f"{header.path} is a DoRA (use_dora in {where}), which minicos does not read. "
+                "Merge it into the model with the tool that made it, and open the merged model."
+            )
+        default = _alpha(about["lora_alpha"]) if about.get("lora_alpha") is not None else None
+        if default is not None and "r" in about:
+            _alpha(about["r"])
+        patterns = {
+            str(name).removeprefix("^").removesuffix("$").replace("\\.", "."): _alpha(value)
+            for name, value in (about.get("alpha_pattern") or {}).items()
+        }
+        if any(set("*+?()[]|{}\\") & set(name) for name in patterns):
+            raise ValueError("alpha_pattern is a regular expression")
+        root = bool(about.get("use_rslora"))
+
+    def scale(module: str, rank: int) -> float:
+        names = f".{module}", f".{spelled[module]}"
+        alpha = next(
+            (v for k, v in patterns.items() if any(n.endswith(f".{k}") for n in names)), default
         )
-    return float(scale)
+        return 1.0 if alpha is None else alpha / (math.sqrt(rank) if root else max(1, rank))
+
+    return scale
+
+
+def _alpha(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise ValueError(f"{str(value)[:40]!r} is not a rank or an alpha")
+    return float(value)
+
+
+def _adapter_config(header: Header) -> tuple[dict[str, Any], str]:
+    """What is written about a LoRA in its metadata or, by PEFT, in adapter_config.json next to it."""
+    text = header.metadata.get("lora_adapter_metadata")
+    if text is not None:
+        with reading(
+            header.path, "has adapter metadata that cannot be understood", "Save it again."
+        ):
+            return table(text), "adapter metadata"
+    beside = header.path.with_name("adapter_config.json")
+    if header.path.name.startswith("adapter_model.") and beside.exists():
+        return read_table(beside), "adapter_config.json"
+    return {}, "adapter metadata"

@@ -7,12 +7,29 @@ No torch here: `minicos inspect` uses these tables too.
 
 import re
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from minicos.errors import MinicosError
 
-# Put before the names of a network by ComfyUI and others; the last, in the files of transformers, before those of CLIP.
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "vision_model.")
+# Put before the names of a network by ComfyUI, DiffSynth's trainer, DataParallel, torch.compile and (CLIP) transformers.
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "vision_model.", "pipe.dit.",
+            "module.", "_orig_mod.")  # fmt: skip
+WRAPPED = (
+    "_orig_mod.",
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+)  # anywhere in a name
 LEAVES = ("weight", "bias", "gamma")
+
+# One file may hold several networks (ComfyUI's merges): what the names of each begin with.
+_DIT = ("model.diffusion_model.",)
+SECTIONS = {
+    "high": _DIT,
+    "low": _DIT,
+    "vae": ("vae.", "first_stage_model."),
+    "text": ("text_encoders.umt5xxl.transformer.", "text_encoders.umt5xxl.", "text_encoders."),
+    "clip": ("clip_vision.", "image_encoder."),
+}
 
 # The diffusion transformer: official WanModel -> diffusers WanTransformer3DModel.
 DIT_DIFFUSERS = {
@@ -63,19 +80,15 @@ def _under(official: str, foreign: str, leaves: dict[str, str]) -> dict[str, str
 
 def decoder_layers(res_blocks: int) -> dict[str, str]:
     """The table of the decoder of a VAE of Wan2.1: official, one flat list; diffusers, groups with an upsampler at their end."""
-    group = (
-        res_blocks + 2
-    )  # a decoder has one residual block more than the encoder, and the upsampler
+    group = res_blocks + 2  # one residual block more than in the encoder, and the upsampler
     table: dict[str, str] = {}
     for i in range(4 * group - 1):
         foreign = f"decoder.up_blocks.{i // group}"
-        last = i % group == group - 1
-        inside = (
-            (f"{foreign}.upsamplers.0", _RESAMPLE)
-            if last
-            else (f"{foreign}.resnets.{i % group}", _RESIDUAL)
-        )
-        table |= _under(f"decoder.upsamples.{i}", *inside)
+        if i % group == group - 1:
+            table |= _under(f"decoder.upsamples.{i}", f"{foreign}.upsamplers.0", _RESAMPLE)
+        else:
+            place = f"{foreign}.resnets.{i % group}"
+            table |= _under(f"decoder.upsamples.{i}", place, _RESIDUAL)
     return table
 
 
@@ -96,41 +109,32 @@ _VAE = {
         }.items()
     },
 }
-# Wan2.1 and Wan2.2-A14B. The encoder's flat list keeps its numbers; the decoder's flat list of 15 becomes four groups of
-# three residual blocks, with an upsampler between them.
-VAE_DIFFUSERS = {
-    **_VAE,
-    **_under("encoder.downsamples.{}", "encoder.down_blocks.{}", _RESIDUAL | _RESAMPLE),
-    **decoder_layers(res_blocks=2),
-}
-# Wan2.2-TI2V-5B: stages of two residual blocks and a downsampler, and of three and an upsampler.
-VAE22_DIFFUSERS = {
-    **_VAE,
-    **{
-        a: b
-        for side, way, blocks in (("encoder", "down", 2), ("decoder", "up", 3))
-        for i in range(blocks + 1)
-        for a, b in _under(
-            f"{side}.{way}samples.{{}}.{way}samples.{i}",
-            f"{side}.{way}_blocks.{{}}." + (f"resnets.{i}" if i < blocks else f"{way}sampler"),
-            _RESIDUAL if i < blocks else _RESAMPLE,
-        ).items()
-    },
-}
-# Wan2.2-TI2V-5B: stages of two residual blocks and a downsampler, and of three and an upsampler.
-VAE22_DIFFUSERS = {
-    **_VAE,
-    **{
-        a: b
-        for side, way, blocks in (("encoder", "down", 2), ("decoder", "up", 3))
-        for i in range(blocks + 1)
-        for a, b in _under(
-            f"{side}.{way}samples.{{}}.{way}samples.{i}",
-            f"{side}.{way}_blocks.{{}}." + (f"resnets.{i}" if i < blocks else f"{way}sampler"),
-            _RESIDUAL if i < blocks else _RESAMPLE,
-        ).items()
-    },
-}
+
+
+def vae_table(res_blocks: int, stages: bool) -> dict[str, str]:
+    """The table of a VAE with so many residual blocks in each stage of its encoder.
+
+    stages  False: Wan2.1 and Wan2.2-A14B. The encoder's flat list keeps its numbers; the decoder's becomes four groups.
+            True: Wan2.2-TI2V-5B. Stages of residual blocks and a downsampler, and of one block more and an upsampler
+    """
+    if not stages:
+        encoder = _under("encoder.downsamples.{}", "encoder.down_blocks.{}", _RESIDUAL | _RESAMPLE)
+        return {**_VAE, **encoder, **decoder_layers(res_blocks)}
+    table = dict(_VAE)
+    for side, way, blocks in (("encoder", "down", res_blocks), ("decoder", "up", res_blocks + 1)):
+        for i in range(blocks + 1):
+            last = i == blocks
+            foreign = f"{way}sampler" if last else f"resnets.{i}"
+            table |= _under(
+                f"{side}.{way}samples.{{}}.{way}samples.{i}",
+                f"{side}.{way}_blocks.{{}}.{foreign}",
+                _RESAMPLE if last else _RESIDUAL,
+            )
+    return table
+
+
+VAE_DIFFUSERS = vae_table(2, stages=False)
+VAE22_DIFFUSERS = vae_table(2, stages=True)
 
 # The text encoder: official T5Encoder -> transformers UMT5EncoderModel.
 _BLOCK = "encoder.block.{}.layer"
@@ -177,14 +181,54 @@ FOREIGN = {
     "transformers": ("encoder.final_layer_norm.weight", UMT5_TRANSFORMERS),
     "transformers CLIP": ("pre_layrnorm.weight", CLIP_TRANSFORMERS),
 }
-# Keys that are no weights: a marker of ComfyUI, its copy of the tokenizer, and a second name of `shared.weight`.
-NO_WEIGHTS = ("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight")
-FP8_FACTORS = (
-    ".scale_weight",
-    ".weight_scale",
-    ".scale_input",
-    ".input_scale",
-)  # beside each matrix of a fp8_scaled file
+# What a key is. Beside weights stand factors of quantised matrices, records of how they are stored, and things of no use
+# here: factors of activations, a marker of ComfyUI and its copy of the tokenizer, a second name of `shared.weight`, what
+# CLIP has beyond its image tower.
+WEIGHT, FACTOR, RECORD, ASIDE = "weight", "factor", "record", "aside"
+FACTORS = {  # ending of a factor -> of its matrix
+    ".scale_weight": ".weight",
+    ".weight_scale": ".weight",
+    ".weight._scale": ".weight",
+}
+VALUES = {".weight._data": ".weight"}  # optimum-quanto
+RECORDS = (".comfy_quant",)
+UNUSED = (".scale_input", ".input_scale", ".output_scale", ".weight._shift")
+ALONE = ("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight", "visual_projection.weight",
+         "text_projection.weight", "logit_scale", "embeddings.position_ids")  # fmt: skip
+QUANTISED = {  # an ending that tells a way of storing weights that is not read
+    ".quant_state.bitsandbytes__nf4": "4-bit nf4 of bitsandbytes",
+    ".quant_state.bitsandbytes__fp4": "4-bit fp4 of bitsandbytes",
+    ".absmax": "4-bit numbers of bitsandbytes",
+    ".nested_absmax": "4-bit numbers of bitsandbytes",
+    ".quant_map": "4-bit numbers of bitsandbytes",
+    ".nested_quant_map": "4-bit numbers of bitsandbytes",
+    ".SCB": "8-bit numbers of bitsandbytes",
+    ".weight_format": "8-bit numbers of bitsandbytes",
+    ".weight_scale_2": "4-bit nvfp4",
+    ".weight_scale_inv": "fp8 with a factor for each block",
+    ".qweight": "4-bit numbers of GPTQ, AWQ or SVDQuant",
+    ".qzeros": "4-bit numbers of GPTQ or AWQ",
+    ".wscales": "4-bit numbers of SVDQuant (Nunchaku)",
+    ".smooth_factor": "4-bit numbers of SVDQuant (Nunchaku)",
+}
+# Networks that are built on Wan and have parts which minicos does not build: a beginning of names that only they have.
+RELATIVES = {
+    "vace_blocks.": "Wan-VACE",
+    "vace_patch_embedding.": "Wan-VACE",
+    "face_adapter.": "Wan2.2-Animate",
+    "face_encoder.": "Wan2.2-Animate",
+    "pose_patch_embedding.": "Wan2.2-Animate",
+    "casual_audio_encoder.": "Wan2.2-S2V",
+    "audio_injector.": "Wan2.2-S2V",
+    "control_adapter.": "Wan-Fun-Camera",
+    "ref_conv.": "Wan-Fun-Control",
+    "audio_proj.": "a speaking Wan (MultiTalk, HuMo or a relative)",
+    "audio_model.": "a speaking Wan (MultiTalk, HuMo or a relative)",
+    "proj_model.": "FantasyTalking",
+    "fps_embedding.": "SkyReels-V2 (diffusion forcing)",
+    "controlnet_blocks.": "a ControlNet for Wan",
+    "adapter.": "a Wan with an adapter",
+}
 
 
 def inverse(table: dict[str, str]) -> dict[str, str]:
@@ -207,16 +251,79 @@ def translate(key: str, table: dict[str, str]) -> str:
 
 
 def strip(key: str) -> str:
-    """`key` without the prefix of ComfyUI and others, if it has one."""
-    for prefix in PREFIXES:
-        if key.startswith(prefix):
-            return key.removeprefix(prefix)
+    """`key` without what ComfyUI, trainers and wrappers put before and into the names of a network."""
+    for wrapped in WRAPPED:
+        key = key.replace(wrapped, "")
+    while prefix := next((prefix for prefix in PREFIXES if key.startswith(prefix)), None):
+        key = key[len(prefix) :]
     return key
 
 
-def is_weight(key: str) -> bool:
-    """Is this key a tensor of the network, and not something that stands beside it?"""
-    return key not in NO_WEIGHTS and not key.endswith(FP8_FACTORS)
+def role(key: str) -> tuple[str, str]:
+    """What a key is (WEIGHT, FACTOR, RECORD, ASIDE), and the weight that it is or belongs to.
+
+    Raises MinicosError for a way of storing weights that is not read, naming it.
+    """
+    for ending, how in QUANTISED.items():
+        if key.endswith(ending) or f"{ending}." in key:
+            raise MinicosError(
+                f"{key} tells that weights are stored as {how}, which minicos does not read. "
+                "Get the model in bf16, fp16 or fp8."
+            )
+    for kind, endings in ((FACTOR, FACTORS), (WEIGHT, VALUES)):
+        for ending, weight in endings.items():
+            if key.endswith(ending):
+                return kind, key.removesuffix(ending) + weight
+    if key.endswith(RECORDS):
+        return RECORD, key
+    if key.endswith(UNUSED) or strip(key) in ALONE or key.startswith("text_model."):
+        return ASIDE, key
+    return WEIGHT, key
+
+
+def weights(keys: Iterable[str]) -> dict[str, str]:
+    """Key -> the name of the weight that it is, for those that are weights. Raises MinicosError as `role` does."""
+    roles = {key: role(key) for key in keys}
+    return {key: name for key, (kind, name) in roles.items() if kind == WEIGHT}
+
+
+def relative(keys: Iterable[str]) -> str | None:
+    """The name of a network built on Wan with parts that minicos does not have; None for all others."""
+    names = [strip(key) for key in keys]
+    wan = any(name.startswith("patch_embedding.") for name in names)
+    for start, known in RELATIVES.items():
+        if any(name.startswith(start) for name in names) and (wan or "vace" in start):
+            return known
+    talking = any(".audio_cross_attn." in name for name in names)
+    return "a speaking Wan (MultiTalk or a relative)" if talking else None
+
+
+def sections(keys: Iterable[str]) -> dict[str, str]:
+    """Of a file of several networks: part -> what the names of its tensors begin with. {} for a file of one network."""
+    keys = list(keys)
+    found = {
+        part: next((start for start in starts if any(k.startswith(start) for k in keys)), None)
+        for part, starts in SECTIONS.items()
+    }
+    there = {part: start for part, start in found.items() if start is not None}
+    return there if len(set(there.values())) > 1 else {}
+
+
+def section(keys: Iterable[str], part: str) -> str:
+    """What the names of a part begin with in a file of several networks; "" for a file of one network.
+
+    Raises MinicosError where a file of several networks lacks this one.
+    """
+    found = sections(keys)
+    if not found or part not in SECTIONS:
+        return ""
+    if part not in found:
+        names = ", ".join(sorted(set(found.values())))
+        raise MinicosError(
+            f"the file holds several networks ({names}) but none for {part}. "
+            f"Name it: --part {part}=FILE."
+        )
+    return found[part]
 
 
 def layout(keys: Iterable[str]) -> str:
@@ -227,35 +334,86 @@ def layout(keys: Iterable[str]) -> str:
 
 def renamer(keys: Iterable[str]) -> Callable[[str], str]:
     """The function from these keys' naming to the official one. It raises MinicosError on a key that it does not know."""
+    keys = [strip(key) for key in keys]
     found = layout(keys)
     if found == "official":
         return strip
-    table = inverse(FOREIGN[found][1])
+    foreign = FOREIGN[found][1]
+    if found.startswith("diffusers VAE"):
+        start = "decoder.up_blocks.0.resnets."
+        blocks = {key[len(start) :].partition(".")[0] for key in keys if key.startswith(start)}
+        foreign = vae_table(min(len(blocks), 16) - 1, stages=found.endswith("2.2"))
+    table = inverse(foreign)
     return lambda key: translate(strip(key), table)
 
 
-# LoRA files. The table of dialects stands in lora.py; here are only their names.
+# LoRA files: how their keys are put together (what becomes of the tensors: lora.py).
 LORA_PREFIXES = (
-    "base_model.model.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "transformer.",
-    "pipe.dit.",
+    *("base_model.model.", "base_model.", "model.diffusion_model.", "diffusion_model.", "model."),
+    *("transformer.", "transformer_2.", "pipe.dit.", "pipe.dit2.", "dit.", "module.", "unet."),
+    *("high_noise_model.", "low_noise_model.", "lora."),
 )
+FLAT = re.compile(r"(?:lora_unet|lora_transformer|lycoris|lora_dit)_+(.+)")  # with _ for every dot
+LOW = ("transformer_2.", "low_noise_model.", "pipe.dit2.", "base_model.model.transformer_2.")
+LORA_PIECES = {  # ending of a key -> what its tensor is
+    **dict.fromkeys(("lora_A", "lora_down", "lora.down", "lora_linear_layer.down"), "down"),
+    **dict.fromkeys(("lora_B", "lora_up", "lora.up", "lora_linear_layer.up"), "up"),
+    "lora_mid": "mid",
+    **dict.fromkeys(("alpha", "diff", "diff_b", "diff_m"), ""),
+    **{"w_norm": "diff", "b_norm": "diff_b"},
+    **dict.fromkeys((f"hada_w{i}_{side}" for i in (1, 2) for side in "ab"), ""),
+    **dict.fromkeys((f"lokr_w{i}{side}" for i in (1, 2) for side in ("", "_a", "_b")), ""),
+    **dict.fromkeys(("hada_t1", "hada_t2", "lokr_t1", "lokr_t2"), "mid"),
+    **dict.fromkeys(("dora_scale", "lora_magnitude_vector", "magnitude"), "DoRA"),
+    **dict.fromkeys(("reshape_weight", "lora_controlnet"), "control LoRA"),
+    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R", "boft_R", "boft_s"), "OFT"),
+    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"), "VeRA"),
+    **dict.fromkeys(("ia3_l", "on_input"), "IA3"),
+    **dict.fromkeys(("a1", "a2", "b1", "b2"), "GLoRA"),
+    "set_weight": "set of whole weights",
+}
+UNREAD = {  # kind of LoRA that is not read -> how a message calls it
+    **{kind: kind for kind in ("DoRA", "control LoRA", "OFT", "VeRA", "IA3", "GLoRA")},
+    "set of whole weights": "set of whole weights",
+    "mid": "LoRA in Tucker form",
+}
 LORA_KEY = re.compile(
-    r"(.+)\.(?:(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(alpha)|(diff|diff_b|diff_m))"
+    rf"(.+)\.({'|'.join(re.escape(piece) for piece in LORA_PIECES)})(?:\.[\w-]+)??(?:\.(weight|bias))?"
 )
-MUSUBI = {
-    official.replace(".", "_"): official for official in DIT_DIFFUSERS
-}  # musubi writes _ for every dot
+WHOLE_PARAMETERS = ("modulation", "emb_pos")  # last words of parameters that are no module's weight
+_FLAT = {
+    name.replace(".", "_"): official
+    for official, foreign in DIT_DIFFUSERS.items()
+    for name in (foreign, official)
+}
+
+
+class LoraKey(NamedTuple):
+    module: str  # by its official name
+    piece: str  # "down", "up", "alpha", "diff", ..., or the name of a kind that is not read
+    bias: bool  # is it the bias of this piece?
+    low: bool  # is it for the second expert, in a file of both?
+
+
+def lora_key(key: str) -> LoraKey | None:
+    """What a key of a LoRA file says; None where it is not one, or of no known network."""
+    match = LORA_KEY.fullmatch(key)
+    module = match and lora_module(match[1])
+    if not match or not module:
+        return None
+    piece = LORA_PIECES[match[2]] or match[2]
+    return LoraKey(module, piece, match[3] == "bias", key.startswith(LOW))
 
 
 def lora_dialect(keys: Iterable[str]) -> str | None:
-    """Which producer's spelling these keys have: "diffsynth", "lightx2v", "comfy", "peft", "musubi"; None: this is no LoRA."""
+    """Which producer's spelling these keys have; None: this is no LoRA."""
     keys = list(keys)
-    if not any(match and not match[3] for match in map(LORA_KEY.fullmatch, keys)):
+    pieces = {match[2] for key in keys if (match := LORA_KEY.fullmatch(key))} - {"alpha"}
+    if not pieces - {"a1", "a2", "b1", "b2", "magnitude", "on_input"}:
         return None
-    if any(key.startswith("lora_unet_") for key in keys):
+    if any(piece.startswith(("hada_", "lokr_")) for piece in pieces):
+        return "lycoris"
+    if any(key.startswith(("lora_unet_", "lora_transformer_", "lycoris_")) for key in keys):
         return "musubi"
     if any(".lora_A.default." in key for key in keys):
         return "diffsynth"
@@ -266,16 +424,21 @@ def lora_dialect(keys: Iterable[str]) -> str | None:
 
 def lora_module(module: str) -> str | None:
     """The official name of a module as any LoRA dialect spells it; None where it belongs to no known network."""
-    if module.startswith("lora_unet_"):
-        flat = re.sub(r"^lora_unet_+", "", module)
-        layer = re.match(r"blocks_(\d+)_", flat)
-        name = MUSUBI.get(flat.replace(f"blocks_{layer[1]}_", "blocks_{}_", 1) if layer else flat)
+    for wrapped in WRAPPED:
+        module = module.replace(wrapped, "")
+    while prefix := next((p for p in LORA_PREFIXES if module.startswith(p)), None):
+        module = module[len(prefix) :]
+    if flat := FLAT.fullmatch(module):
+        layer = re.match(r"blocks_(\d+)_", flat[1])
+        slotted = flat[1].replace(f"blocks_{layer[1]}_", "blocks_{}_", 1) if layer else flat[1]
+        name = _FLAT.get(slotted)
         return name and name.replace("{}", layer[1] if layer else "")
-    for prefix in LORA_PREFIXES:
-        module = module.removeprefix(prefix)
-    if not re.search(r"attn[12]|ffn\.net|condition_embedder|proj_out", module):
+    if not re.search(r"attn[12]|ffn\.net|condition_embedder|proj_out|scale_shift_table", module):
         return module
     try:
-        return translate(module, inverse(DIT_DIFFUSERS))
+        return translate(module, _DIFFUSERS_DIT)
     except MinicosError:
         return None
+
+
+_DIFFUSERS_DIT = inverse(DIT_DIFFUSERS)

@@ -3,15 +3,17 @@
 Shapes give the architecture. Whether there are two experts, and whether a lone network stands in a whole folder or was
 handed over as a file, tells apart what shares an architecture. What no file can tell (`config.FINETUNES`) is never guessed:
 the plain variant is taken with a note, unless `--variant` or a config.json names another.
+
+A network of Wan's form in any other size is "like" a variant: that of its inputs, which says how it is sampled.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minicos.config import EXPERTS, FINETUNES, VARIANTS, DiTConfig
+from minicos.config import EXPERTS, FINETUNES, LIKE, VARIANTS, CLIPConfig, DiTConfig
 from minicos.errors import MinicosError
+from minicos.weights.configs import dit_config
 
 Architecture = Mapping[str, Any]  # those fields of DiTConfig that shapes tell
 
@@ -28,37 +30,6 @@ class Evidence:
         False  # is it the folder of a complete model, so that what is not there does not exist?
     )
     family: str | None = None  # a model that a config.json names
-
-
-def architecture(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The fields of DiTConfig that the shapes of official names tell: all but heads, text length and eps. Empty where this is no DiT."""
-    modules = (
-        "patch_embedding",
-        "text_embedding.0",
-        "time_embedding.0",
-        "blocks.0.ffn.0",
-        "head.head",
-    )
-    found = [shapes[f"{name}.weight"] for name in modules if f"{name}.weight" in shapes]
-    if [len(shape) for shape in found] != [5, 2, 2, 2, 2]:
-        return {}
-    patch, text, time, ffn, head = found
-    return {
-        "in_dim": patch[1],
-        "out_dim": head[0] // max(1, patch[2] * patch[3] * patch[4]),
-        "dim": patch[0],
-        "ffn_dim": ffn[0],
-        "num_layers": 1
-        + max(
-            int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,6})\.", name))
-        ),
-        "text_dim": text[1],
-        "freq_dim": time[1],
-        "patch_size": tuple(patch[2:]),
-        "image_tokens": 514
-        if "img_emb.emb_pos" in shapes
-        else 257 * ("img_emb.proj.0.weight" in shapes),
-    }
 
 
 def fitting(shapes: Architecture, count: int | None = None) -> list[str]:
@@ -89,16 +60,16 @@ def resolve(evidence: Evidence, asked: str | None = None) -> tuple[str, tuple[st
     or has other shapes, where an answer is missing, and where an expert is missing or one too many.
     """
     where, shapes = evidence.where, evidence.shapes
-    open_, notes = likely(evidence), ()
-    if not open_:
-        told = "width {dim}, {num_layers} layers and {in_dim} input channels".format(**shapes)
-        raise MinicosError(f"{where}: no variant has {told}. Try `minicos inspect`.")
+    open_ = likely(evidence)
+    notes: tuple[str, ...] = ()
     asked = asked or evidence.family
+    if asked is not None and asked not in VARIANTS and asked not in FINETUNES:
+        raise MinicosError(
+            f"there is no variant {asked!r}: take one of {', '.join([*VARIANTS, *FINETUNES])}."
+        )
+    if not open_:
+        return _like(evidence, asked)
     if asked is not None:
-        if asked not in VARIANTS and asked not in FINETUNES:
-            raise MinicosError(
-                f"there is no variant {asked!r}: take one of {', '.join([*VARIANTS, *FINETUNES])}."
-            )
         if FINETUNES.get(asked, asked) not in fitting(shapes):
             fits = [name for base in fitting(shapes) for name in (base, *finetunes(base))]
             raise MinicosError(
@@ -111,20 +82,50 @@ def resolve(evidence: Evidence, asked: str | None = None) -> tuple[str, tuple[st
         )
     else:
         variant = open_[0]
-        others = finetunes(variant)
-        notes = (
-            (f"{' and '.join(others)} have the same shapes: say so with --variant if it is one",)
-            if others
-            else ()
-        )
+        others = " and ".join(finetunes(variant))
+        more = f"{others} have the same shapes: say so with --variant if it is one"
+        notes = (more,) if others else ()
     counts = EXPERTS.get(FINETUNES.get(variant, variant), (1,))
     if len(evidence.experts) not in counts:
         raise MinicosError(f"{where}: {_count(variant, evidence)}")
     return variant, notes
 
 
-def configure(variant: str, given: Mapping[str, Any], where: str) -> DiTConfig:
-    """The variant's configuration, after a look whether config.json (`given`, in either spelling) agrees with it."""
+def _like(evidence: Evidence, asked: str | None) -> tuple[str, tuple[str, ...]]:
+    """The name of a network in a size of its own. Raises MinicosError where its inputs are of no variant."""
+    where, shapes = evidence.where, evidence.shapes
+    inputs, outputs, images = shapes["in_dim"], shapes["out_dim"], shapes["image_tokens"]
+    pair = len(evidence.experts) > 1
+    if inputs not in (outputs, 2 * outputs + 4):
+        raise MinicosError(
+            f"{where} takes {inputs} input channels and gives {outputs}, as no Wan that minicos knows: "
+            "it may be a control network (Wan-Fun-Control has 48 or 52). Take a text- or image-to-video network."
+        )
+    if inputs == outputs:
+        nearest = "Wan2.2-T2V-A14B" if pair else "Wan2.1-T2V-14B"
+    elif images:
+        nearest = "Wan2.1-FLF2V-14B" if images > CLIPConfig().tokens else "Wan2.1-I2V-14B"
+    else:
+        nearest = "Wan2.2-I2V-A14B"
+    if asked is not None:
+        base = VARIANTS[FINETUNES.get(asked, asked)]
+        if (base.in_dim > base.out_dim) != (
+            inputs > outputs
+        ) or base.images != images // CLIPConfig().tokens:
+            raise MinicosError(f"{where} has not the inputs of {asked}: it is like {nearest}.")
+        nearest = asked
+    note = (
+        f"its size is of no published model: it is sampled like {nearest}, --variant names another"
+    )
+    return LIKE + nearest, (note,)
+
+
+def configure(
+    variant: str, shapes: Architecture, given: Mapping[str, Any], where: str
+) -> DiTConfig:
+    """The variant's configuration, if config.json (`given`, in either spelling) agrees; of a network like it, its own."""
+    if variant.startswith(LIKE):
+        return dit_config(shapes, given, where)
     cfg = VARIANTS[FINETUNES.get(variant, variant)]
     for name, spellings in {
         "num_heads": ("num_heads", "num_attention_heads"),
