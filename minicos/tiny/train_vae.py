@@ -38,10 +38,18 @@ def initialise(vae: VAE) -> None:
 
 
 def clip(rng: np.random.Generator, alike: Sequence[Source]) -> np.ndarray:
-    """A random training video of one of these sources, each as likely: uint8 (frames, h, w, 3)."""
-    source = alike[rng.integers(len(alike))]
+    """A random training video of one of these sources: uint8 (frames, h, w, 3)."""
+    source = pick(rng, alike)
     puzzle = source.family.draw(int(rng.integers(2**31)), split="train")
     return film(puzzle, int(rng.integers(len(puzzle.candidates))), source.frames)
+
+
+def pick(rng: np.random.Generator, table: Sequence[Source]) -> Source:
+    """A random source: every kind of puzzle is as likely, for each has motifs of its own."""
+    kinds = sorted({source.family.puzzle.kind for source in table})
+    kind = kinds[int(rng.integers(len(kinds)))]
+    chosen = [source for source in table if source.family.puzzle.kind == kind]
+    return chosen[int(rng.integers(len(chosen)))]
 
 
 def film(puzzle: Puzzle, i: int, frames: int) -> np.ndarray:
@@ -77,7 +85,7 @@ def batch(seed: int, step: int, steps: int) -> Tensor:
 def full_clips(rng: np.random.Generator, tokens: int = 192) -> Tensor:
     """Whole clips of one shape, as many as have about so many tokens, in [-1, 1]  (n 3 f h w)."""
     table = sources()
-    one = table[rng.integers(len(table))]
+    one = pick(rng, table)
     alike = [source for source in table if source.shape == one.shape]
     n = max(1, round(tokens / one.tokens))
     return to_tensor(np.stack([clip(rng, alike) for _ in range(n)]))
@@ -145,7 +153,7 @@ def train_decoder(
     vae = finished(folder).to(device)
     vae.decoder.requires_grad_(True)
     vae.conv2.requires_grad_(True)
-    opts = optim.optimisers(vae, lambda name, p: p.ndim >= 4, muon_lr=1.2e-3, adam_lr=6e-4)
+    opts = optim.optimisers(vae, lambda name, p: p.ndim >= 4, muon_lr=2e-3, adam_lr=1e-3)
     blur = 0.02 * torch.tensor(vae.cfg.std, device=device).view(1, -1, 1, 1, 1)
 
     def loss_at(step: int) -> Tensor:
