@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from shutil import rmtree
 
 import torch
 from safetensors.torch import save_file
@@ -14,42 +15,48 @@ from minicos.tiny import train_dit, train_vae
 from minicos.weights import lora
 
 
-def export(folder: Path, weights: Path, tokenizer: Tokenizer) -> None:
-    """From the checkpoints of `folder` to `weights`, the tokenizer's file included; without `low` the model has one expert."""
+def export(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str = "dit/averaged") -> None:
+    """From the checkpoints of `folder` to `weights`, the tokenizer's file included; without `low` the model has one expert.
+
+    `stage`  the checkpoint of the network: "dit/averaged", or an earlier one, "dit/averaged-4000"
+    """
     words = (folder / "tokenizer.json").read_bytes()
     replace_file(weights / "google/umt5-xxl/tokenizer.json", lambda path: path.write_bytes(words))
-    vae, student = train_vae.finished(folder), train_dit.finished(folder, tokenizer)
+    vae = train_vae.finished(folder)
+    half(weights / "Wan2.1_VAE.safetensors", vae.state_dict(), asdict(vae.cfg))
+    networks(weights, train_dit.finished(folder, tokenizer, stage))
+    low = weights / "low_noise_model"
+    if (folder / "low" / "averaged.safetensors").exists():
+        lora.save(low / "lora.safetensors", train_dit.low_deltas(folder), torch.float16)
+    elif low.exists():
+        rmtree(low)  # of another high-noise expert
+    told(weights)
+
+
+def export_variant(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str) -> None:
+    """What a variant has of its own: one expert and the text encoder."""
+    networks(weights, train_dit.finished(folder, tokenizer, stage))
+    told(weights)
+
+
+def networks(weights: Path, student: train_dit.Student) -> None:
+    """Write transformer and text encoder."""
     cfg = student.dit.cfg
     high = weights / "high_noise_model"
     half(high / "diffusion_pytorch_model.safetensors", student.dit.state_dict())
-    write_json(
-        high / "config.json",
-        {
-            "_class_name": "WanModel",
-            "dim": cfg.dim,
-            "eps": cfg.eps,
-            "ffn_dim": cfg.ffn_dim,
-            "freq_dim": cfg.freq_dim,
-            "in_dim": cfg.in_dim,
-            "model_type": "i2v",
-            "num_heads": cfg.num_heads,
-            "num_layers": cfg.num_layers,
-            "out_dim": cfg.out_dim,
-            "text_len": cfg.text_len,
-        },
-    )
-    if (folder / "low" / "averaged.safetensors").exists():
-        lora.save(
-            weights / "low_noise_model" / "lora.safetensors",
-            train_dit.low_deltas(folder),
-            torch.float16,
+    config = {"_class_name": "WanModel", "model_type": "i2v"} | {
+        name: getattr(cfg, name)
+        for name in (
+            *("dim", "eps", "ffn_dim", "freq_dim", "in_dim"),
+            *("num_heads", "num_layers", "out_dim", "text_len"),
         )
-    half(weights / "Wan2.1_VAE.safetensors", vae.state_dict(), asdict(vae.cfg))
-    half(
-        weights / "models_t5_umt5-xxl-enc-bf16.safetensors",
-        student.text.state_dict(),
-        asdict(student.text.cfg),
-    )
+    }
+    write_json(high / "config.json", dict(sorted(config.items())))
+    text = weights / "models_t5_umt5-xxl-enc-bf16.safetensors"
+    half(text, student.text.state_dict(), asdict(student.text.cfg))
+
+
+def told(weights: Path) -> None:
     total = sum(path.stat().st_size for path in weights.rglob("*") if path.is_file())
     print(f"{weights}: {total / 1e6:.2f} MB")
 

@@ -90,12 +90,13 @@ def train(
     folder: Path,
     save_every: int = 1000,
     save_seconds: float = 300,
+    keep_every: int | None = None,
     log: Callable[[int, float], str] = lambda step, loss: "",
 ) -> None:
     """Run the loop to `steps`, resuming from `folder`. Data must depend on the step alone: a resumed run then continues the same one.
 
     A checkpoint is written every `save_every` steps and every `save_seconds`. Leaves `folder/averaged.safetensors`, the exponential
-    average of the parameters, and `folder/log.jsonl`.
+    average of the parameters, and `folder/log.jsonl`; every `keep_every` steps the average is kept as averaged-STEP.safetensors, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -140,6 +141,9 @@ def train(
         due = time.monotonic() - saved > save_seconds
         if due or (step + 1) % save_every == 0 or step + 1 == steps:
             _save(folder, model, average, opts, step + 1)
+            if keep_every and (step + 1) % keep_every == 0:
+                copy = folder / f"averaged-{step + 1}.safetensors"
+                replace_file(copy, lambda path: save_file(average, path))
             saved = time.monotonic()
 
 

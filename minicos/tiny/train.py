@@ -24,6 +24,7 @@ from minicos.text import Tokenizer
 from minicos.tiny import data, mixture, tokenizer, train_dit, train_vae
 
 WEIGHTS = Path(__file__).parent / "weights"
+VARIANTS = Path(__file__).parent / "variants"
 TOKENIZER = WEIGHTS / "google" / "umt5-xxl" / "tokenizer.json"
 STEPS = {"vae": 2400, "latents": 40, "decoder": 3000, "dit": 24000, "low": 700, "export": 0}
 
@@ -53,6 +54,13 @@ def main() -> None:
     )
     parser.add_argument(
         "--part", default="0/1", help="k/n: of n processes that share the shards, this is number k"
+    )
+    parser.add_argument("--to", type=Path, default=WEIGHTS, help="where `export` writes")
+    parser.add_argument("--variant", help="for `export`: what `tiny:VARIANT` will open")
+    parser.add_argument(
+        "--checkpoint",
+        default="dit/averaged",
+        help="for `export`: another one of --out, such as dit/averaged-4000",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -87,9 +95,12 @@ def main() -> None:
     elif args.stage == "low":
         train_dit.train_low(args.out, words, **common)
     else:
-        from minicos.tiny.export import export
+        from minicos.tiny.export import export, export_variant
 
-        export(args.out, WEIGHTS, words)
+        if args.variant:
+            export_variant(args.out, VARIANTS / args.variant, words, args.checkpoint)
+        else:
+            export(args.out, args.to, words, args.checkpoint)
 
 
 def prepare(folder: Path, model: str | None = None) -> Tokenizer:

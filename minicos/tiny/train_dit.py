@@ -156,6 +156,7 @@ def fit(
         decay=decay,
         ema=ema,
         folder=folder / stage,
+        keep_every=2000,
         log=lambda step, loss: f"{len(pool)} clips",
     )
 
@@ -187,10 +188,10 @@ class LowRankUpdate(nn.Module):
         return weight + self.up @ self.down
 
 
-def finished(folder: Path, tokenizer: Tokenizer) -> Student:
-    """The averaged weights of the first stage."""
+def finished(folder: Path, tokenizer: Tokenizer, name: str = "dit/averaged") -> Student:
+    """The averaged weights of the first stage, or of another one or an earlier step: "dit/averaged-4000"."""
     student = Student(tokenizer).requires_grad_(False)
-    student.load_state_dict(load_file(folder / "dit" / "averaged.safetensors"))
+    student.load_state_dict(load_file(folder / f"{name}.safetensors"))
     return student
 
 

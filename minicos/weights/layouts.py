@@ -109,7 +109,7 @@ def find(
 ) -> Layout:
     """The files of a model, told from their headers.
 
-    model     "tiny" (the one inside the package), "tiny:NAME" (a variant of it: its networks, the rest from "tiny"), a folder, a file,
+    model     "tiny" (the one inside the package), "tiny:NAME" (a variant of it; its VAE is that of "tiny"), a folder, a file,
               an index of shards, or the id of a repository on the Hub
     variant   what shapes cannot tell, see `variants.resolve`
     parts     name (see `PARTS`) -> file or folder; takes the place of what the model has there
@@ -174,7 +174,7 @@ def _embedded_variant(model: str) -> Path:
 
 def _shared() -> dict[str, Path]:
     """The parts that variants of the embedded model have from it."""
-    return {name: EMBEDDED / OFFICIAL[name][0] for name in ("vae", "text", "tokenizer")}
+    return {name: EMBEDDED / OFFICIAL[name][0] for name in ("vae", "tokenizer")}
 
 
 def dit_config(model: str | Path) -> DiTConfig:
