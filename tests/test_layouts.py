@@ -570,3 +570,26 @@ def test_comfy_files_of_true_size(tmp_path):
     assert found.text.config == config.TextConfig()
     with pytest.raises(MinicosError, match=r"comes without the VAE. Name it: --part vae=FILE"):
         layouts.find(high, parts={"low": low})
+
+
+# -- variants of the embedded model ---------------------------------------------------------------------------------------
+
+
+def test_a_variant_of_the_embedded_model_has_its_vae_and_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(layouts, "EMBEDDED_VARIANTS", tmp_path)
+    with pytest.raises(MinicosError, match="no variant tiny:mid: take tiny, or .*none in this"):
+        layouts.find("tiny:mid")
+    for name in ("high_noise_model", f"{T5}.safetensors"):
+        copy = shutil.copytree if name == "high_noise_model" else shutil.copy
+        (tmp_path / "mid").mkdir(exist_ok=True)
+        copy(layouts.EMBEDDED / name, tmp_path / "mid" / name)
+    (tmp_path / "notes").mkdir()
+    assert layouts.embedded_variants() == ("mid",)
+    found, whole = layouts.find("tiny:mid"), layouts.find("tiny")
+    assert (found.variant, set(found.experts)) == ("tiny", {"high"})
+    assert (found.vae, found.tokenizer) == (whole.vae, whole.tokenizer)
+    assert found.text.files == (tmp_path / "mid" / f"{T5}.safetensors",)
+    assert found.fingerprint() != whole.fingerprint()
+    for name in ("tiny:", "tiny:notes", "tiny:../weights"):
+        with pytest.raises(MinicosError, match="tiny:mid"):
+            layouts.find(name)

@@ -188,6 +188,18 @@ def test_hidden_frames_of_reveal_tell_nothing(quick_shards, wan):
     assert len(tensors["prompts"]) > 3  # named by nothing, by colour, by look
 
 
+def test_one_answer_alone_can_be_drawn():
+    rng = np.random.default_rng(0)
+    for name in ("maze", "reveal", "turn"):
+        puzzle = puzzles.family(name).draw(0)
+        drawn = data.answers(puzzle, rng, puzzle.frames, one=True)
+        asked = (puzzle, *puzzle.variants())
+        for prompt, video in drawn:
+            first = next(p for p in asked if p.prompt == prompt).draw(0)
+            assert np.array_equal(video, first), name
+    assert len(data.answers(puzzles.family("maze").draw(0), rng, 13)) == 2
+
+
 def test_lengths_other_than_the_own(wan):
     puzzle = puzzles.make("maze", 0, size=3)
     assert train_vae.film(puzzle, 0, 1).shape == (1, 48, 48, 3)
@@ -407,6 +419,23 @@ def test_training_resumes_bit_for_bit(tmp_path):
     assert torch.equal(again[0].weight, whole[0].weight)
 
 
+def test_snapshots_are_kept(tmp_path):
+    model = nn.Linear(2, 1)
+    opts = optim.optimisers(model, lambda name, p: p.ndim == 2, muon_lr=0.01, adam_lr=0.01)
+    kwargs = {"steps": 5, "warmup": 1, "decay": 0.5, "ema": 0.9, "folder": tmp_path}
+    optim.train(
+        model,
+        lambda step: model(torch.ones(1, 2)).square().mean(),
+        opts,
+        save_every=2,
+        keep_every=4,
+        **kwargs,
+    )
+    kept = load_file(tmp_path / "averaged-4.safetensors")
+    assert not torch.equal(kept["weight"], load_file(tmp_path / "averaged.safetensors")["weight"])
+    assert not (tmp_path / "averaged-2.safetensors").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     model = nn.Linear(1, 1)
     opts = optim.optimisers(model, lambda name, p: p.ndim == 2, muon_lr=1, adam_lr=1)
@@ -505,6 +534,14 @@ def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_pa
         else:
             assert torch.equal(value, base)
     assert changed == 12 * 10
+
+    export.export_variant(folder, tmp_path / "mid", words, "dit/averaged")
+    shared = {"vae": tmp_path / "Wan2.1_VAE.safetensors"}
+    shared["tokenizer"] = tmp_path / "google/umt5-xxl/tokenizer.json"
+    variant = load(tmp_path / "mid", parts=shared, device="cpu")
+    assert set(variant.experts) == {"high"}
+    weights = (w.experts["high"].state_dict() for w in (wan, variant))
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
 
     bad = tmp_path / "Wan2.1_VAE.safetensors"
     with pytest.raises(ValueError, match="not part of this"):

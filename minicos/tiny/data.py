@@ -9,7 +9,9 @@ what makes several of them likely at high noise.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,17 +31,23 @@ CLIPS = 256  # a shard has at least so many
 TOKENS = 4096  # of a training batch, about
 
 
-def answers(puzzle: Puzzle, rng: np.random.Generator, frames: int) -> list[tuple[str, np.ndarray]]:
-    """Two (prompt, video) of one picture: another prompt where there is one, else other answers, at random. All for `reveal`."""
-    if isinstance(puzzle, Reveal):
+def answers(
+    puzzle: Puzzle, rng: np.random.Generator, frames: int, one: bool = False
+) -> list[tuple[str, np.ndarray]]:
+    """Two (prompt, video) of one picture: another prompt where there is one, else other answers, at random. All for `reveal`.
+
+    With `one`, only the first of the valid answers to a prompt is ever drawn.
+    """
+    others = puzzle.variants()
+    if isinstance(puzzle, Reveal) and not one:
         whole = range(len(puzzle.candidates))
         return [(told(puzzle, i, rng), film(puzzle, i, frames)) for i in whole]
-    others = puzzle.variants()
     if others:
-        chosen = [puzzle, others[rng.integers(len(others))]]
-        picks = [(p, int(rng.integers(len(p.candidates)))) for p in chosen]
+        asked = [puzzle, others[int(rng.integers(len(others)))]]
+        picks = [(p, 0 if one else int(rng.integers(len(p.candidates)))) for p in asked]
     else:
-        picks = [(puzzle, int(i)) for i in rng.permutation(len(puzzle.candidates))[:2]]
+        order = [0] if one else rng.permutation(len(puzzle.candidates))[:2]
+        picks = [(puzzle, int(i)) for i in order]
     return [(p.prompt, film(p, i, frames)) for p, i in picks]
 
 
@@ -62,13 +70,18 @@ def shared_frames(videos: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def shard(vae: VAE, source: Source, seed: int, index: int, compiled: bool = False) -> dict:
+def shard(
+    vae: VAE, source: Source, seed: int, index: int, compiled: bool = False, one: bool = False
+) -> dict[str, Any]:
     """The tensors of shard `index`, and under "prompts" what its prompts are: a pure function of the arguments."""
     rng = np.random.default_rng((seed, index, *source.name.encode()))
-    firsts, videos, groups, prompts = [], [], [], []
+    firsts: list[np.ndarray] = []
+    videos: list[np.ndarray] = []
+    groups: list[range] = []
+    prompts: list[str] = []
     while len(videos) < CLIPS:
         puzzle = source.family.draw(int(rng.integers(2**40)), split="train")
-        chosen = answers(puzzle, rng, source.frames)
+        chosen = answers(puzzle, rng, source.frames, one)
         grey = np.full((source.frames, *puzzle.first_frame().shape), 127.5, dtype=np.float32)
         grey[0] = puzzle.first_frame()
         firsts.append(grey)
@@ -76,7 +89,7 @@ def shard(vae: VAE, source: Source, seed: int, index: int, compiled: bool = Fals
         prompts += [prompt for prompt, _ in chosen]
         videos += [video for _, video in chosen]
     x0 = encode(vae, videos, compiled)
-    if source.family.puzzle is Reveal:
+    if source.family.puzzle is Reveal and not one:
         for group in groups:
             same = torch.from_numpy(shared_frames(np.stack([videos[i] for i in group])))
             part = x0[group[0] : group[-1] + 1]
@@ -123,6 +136,7 @@ def write(
     part: int = 0,
     parts: int = 1,
     compiled: bool = False,
+    one: bool = False,
 ) -> None:
     """Write shards 0..shards-1 of each source, skipping what is there; process `part` of `parts` writes its own share of them.
 
@@ -133,10 +147,14 @@ def write(
         for source in table:
             path = folder / source.name / f"{index:05d}.safetensors"
             if not path.exists():
-                tensors = shard(vae, source, seed, index, compiled and source.tokens >= 64)
+                tensors = shard(vae, source, seed, index, compiled and source.tokens >= 64, one)
                 metadata = {"prompts": json.dumps(tensors.pop("prompts"))}
-                replace_file(path, lambda to, t=tensors, m=metadata: save_file(t, to, m))
+                replace_file(path, partial(_save, tensors, metadata))
                 print(f"{source.name} {index + 1}/{shards}: {len(tensors['x0'])} clips", flush=True)
+
+
+def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    save_file(tensors, path, metadata)
 
 
 class Pool:
@@ -197,6 +215,7 @@ class Pool:
         for k in rng.choice(len(alike), size=n, p=shares / shares.sum()):
             group = self.samples[alike[k].name]
             picks.append(group[rng.integers(len(group))])
-        x0, latent = (torch.stack([pick[i] for pick in picks]).float() for i in (0, 1))
+        x0 = torch.stack([pick[0] for pick in picks]).float()
+        latent = torch.stack([pick[1] for pick in picks]).float()
         mask = known_frames(latent.shape).expand(n, -1, -1, -1, -1)
         return x0, torch.cat([mask, latent], dim=1), [pick[2] for pick in picks]

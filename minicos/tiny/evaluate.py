@@ -13,6 +13,7 @@ and `vae_psnr_db`, `in_domain` and `out_of_domain` (mean scores over families), 
 """
 
 import argparse
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,8 @@ def solve(wan: Wan, batch: Sequence[Puzzle], seed: int) -> np.ndarray:
         [torch.from_numpy(p.first_frame()).permute(2, 0, 1).float() / 255 for p in batch]
     )
     condition = wan.condition([p.prompt for p in batch], images, frames=batch[0].frames)
-    latent = None
-    for step in wan.sample(condition, seed=seed):
-        latent = step.next
-    return wan.decode(latent)
+    (last,) = deque(wan.sample(condition, seed=seed), maxlen=1)
+    return wan.decode(last.next)
 
 
 @torch.no_grad()

@@ -24,11 +24,10 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            alike: dict[
-                torch.Size, list[nn.Parameter]
-            ] = {}  # matrices of one shape go through the iteration together
+            # matrices of one shape go through the iteration together
+            alike: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     alike.setdefault(p.flatten(1).shape, []).append(p)
@@ -42,6 +41,7 @@ class Muon(torch.optim.Optimizer):
                     )
 
     def _nesterov(self, p: nn.Parameter, momentum: float) -> Tensor:
+        assert p.grad is not None
         average = self.state[p].setdefault("momentum", torch.zeros_like(p))
         average.lerp_(p.grad, 1 - momentum)
         return p.grad.lerp(average, momentum)
@@ -63,7 +63,8 @@ def optimisers(
     model: nn.Module, muon: Callable[[str, nn.Parameter], bool], muon_lr: float, adam_lr: float
 ) -> list[torch.optim.Optimizer]:
     """Muon for the parameters that `muon(name, parameter)` picks, AdamW for the rest; frozen parameters are left out."""
-    chosen, rest = [], []
+    chosen: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
             (chosen if muon(name, p) else rest).append(p)

@@ -5,6 +5,7 @@ python -m minicos.tiny.train latents  --out FOLDER     draw puzzles and encode t
 python -m minicos.tiny.train decoder  --out FOLDER     more of the decoder alone, while the DiT already learns
 python -m minicos.tiny.train dit      --out FOLDER     text encoder and DiT, from the shards that `latents` has written so far
 python -m minicos.tiny.train low      --out FOLDER     the low-noise expert, a LoRA on the DiT
+python -m minicos.tiny.train one-answer --out FOLDER   a variant: the DiT trained on, with one answer (first: latents --one-answer)
 python -m minicos.tiny.train export   --out FOLDER     write it all in the official layout to minicos/tiny/weights
 
 With `--resume-from MODEL` a new FOLDER begins with the VAE, text encoder and high-noise expert of MODEL ("tiny" or a folder) and
@@ -26,7 +27,15 @@ from minicos.tiny import data, mixture, tokenizer, train_dit, train_vae
 WEIGHTS = Path(__file__).parent / "weights"
 VARIANTS = Path(__file__).parent / "variants"
 TOKENIZER = WEIGHTS / "google" / "umt5-xxl" / "tokenizer.json"
-STEPS = {"vae": 2400, "latents": 40, "decoder": 3000, "dit": 24000, "low": 700, "export": 0}
+STEPS = {
+    "vae": 2400,
+    "latents": 40,
+    "decoder": 3000,
+    "dit": 24000,
+    "low": 700,
+    "one-answer": 1500,
+    "export": 0,
+}
 
 
 def main() -> None:
@@ -55,6 +64,9 @@ def main() -> None:
     parser.add_argument(
         "--part", default="0/1", help="k/n: of n processes that share the shards, this is number k"
     )
+    parser.add_argument(
+        "--one-answer", action="store_true", help="for `latents`: the first valid answer alone"
+    )
     parser.add_argument("--to", type=Path, default=WEIGHTS, help="where `export` writes")
     parser.add_argument("--variant", help="for `export`: what `tiny:VARIANT` will open")
     parser.add_argument(
@@ -82,16 +94,19 @@ def main() -> None:
         part, parts = map(int, args.part.split("/"))
         data.write(
             train_vae.finished(args.out).to(args.device),
-            args.out / "latents",
+            args.out / ("latents-one-answer" if args.one_answer else "latents"),
             [s for s in mixture.sources() if not args.family or s.family.name in args.family],
             seed=args.seed,
             shards=steps,
             part=part,
             parts=parts,
             compiled=args.compile,
+            one=args.one_answer,
         )
     elif args.stage == "dit":
         train_dit.train(args.out, words, compiled=args.compile, **common)
+    elif args.stage == "one-answer":
+        train_dit.train_one_answer(args.out, words, compiled=args.compile, **common)
     elif args.stage == "low":
         train_dit.train_low(args.out, words, **common)
     else:

@@ -66,9 +66,9 @@ def initialise(student: Student) -> None:
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
     nn.init.xavier_uniform_(student.dit.patch_embedding.weight.flatten(1))
-    for block in student.dit.blocks:
-        for last in (block.self_attn.o, block.cross_attn.o, block.ffn[2]):
-            nn.init.zeros_(last.weight)
+    for name, p in student.dit.named_parameters():
+        if name.endswith(("attn.o.weight", "ffn.2.weight")):
+            nn.init.zeros_(p)
     nn.init.zeros_(student.dit.head.head.weight)
 
 
@@ -131,9 +131,10 @@ def fit(
     decay: float = 1 / 3,
     ema: float = 0.998,
     compiled: bool = False,
+    latents: str = "latents",
 ) -> None:
-    """Train on the pool of `folder`/latents into `folder`/`stage`, resuming."""
-    pool = Pool(folder / "latents", sources(), folder / stage / "shards.json")
+    """Train on the pool of `folder`/`latents` into `folder`/`stage`, resuming."""
+    pool = Pool(folder / latents, sources(), folder / stage / "shards.json")
     if compiled:
         for block in student.dit.blocks:
             block.compile(dynamic=True)  # one compilation serves every shape
@@ -174,6 +175,35 @@ def adopt(folder: Path, wan: Wan, tokenizer: Tokenizer) -> None:
     tensors["text.token_embedding.weight"] = rows
     tensors = {name: value.float().contiguous() for name, value in tensors.items()}
     replace_file(folder / "start.safetensors", lambda path: save_file(tensors, path))
+
+
+def train_one_answer(
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    steps: int,
+    seed: int,
+    device: str = "cpu",
+    compiled: bool = False,
+) -> None:
+    """A variant: the finished first stage trained on, where each prompt has one answer, into `folder`/one-answer.
+
+    It must not show several candidates in its early steps: the positive control for analyses that count them.
+    """
+    student = finished(folder, tokenizer).requires_grad_(True).to(device)
+    opts = optim.optimisers(student, is_block_matrix, muon_lr=4e-3, adam_lr=1e-3)
+    fit(
+        student,
+        opts,
+        folder,
+        "one-answer",
+        steps=steps,
+        seed=seed + 2,
+        device=device,
+        compiled=compiled,
+        ema=0.99,
+        latents="latents-one-answer",
+    )
 
 
 class LowRankUpdate(nn.Module):

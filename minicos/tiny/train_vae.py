@@ -31,10 +31,11 @@ def initialise(vae: VAE) -> None:
             module.weight.data.mul_(3**0.5)
     for module in vae.modules():
         if isinstance(module, ResidualBlock):
-            module.residual[6].weight.data.mul_(0.1)
+            module.residual[6].weight.data.mul_(0.1)  # type: ignore[operator]
         if isinstance(module, Attention):
             module.proj.weight.data.mul_(0.1)
-    vae.conv1.bias.data[vae.cfg.z_dim :] = -6.0
+    with torch.no_grad():
+        vae.conv1.bias[vae.cfg.z_dim :] = -6.0  # type: ignore[index]
 
 
 def clip(rng: np.random.Generator, alike: Sequence[Source]) -> np.ndarray:
@@ -193,7 +194,8 @@ def finished(folder: Path) -> VAE:
     known = folder / "vae" / "statistics.json"
     if not known.exists():
         write_json(known, statistics(vae))
-    vae.cfg = replace(vae.cfg, **{name: tuple(values) for name, values in read_json(known).items()})
+    told = read_json(known)
+    vae.cfg = replace(vae.cfg, mean=tuple(told["mean"]), std=tuple(told["std"]))
     if second.exists():
         vae.load_state_dict(load_file(second))
     return vae
