@@ -577,7 +577,7 @@ def test_comfy_files_of_true_size(tmp_path):
 
 def test_a_variant_of_the_embedded_model_has_its_vae_and_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setattr(layouts, "EMBEDDED_VARIANTS", tmp_path)
-    with pytest.raises(MinicosError, match="no variant tiny:mid: take tiny, or .*none in this"):
+    with pytest.raises(MinicosError, match=r"no variant tiny:mid: .*\(none in this"):
         layouts.find("tiny:mid")
     for name in ("high_noise_model", f"{T5}.safetensors"):
         copy = shutil.copytree if name == "high_noise_model" else shutil.copy

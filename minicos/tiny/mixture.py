@@ -62,6 +62,7 @@ SHARES: dict[str, float] = {
     "shell-short": 0.03,
     "balls": 0.06,
     "count": 0.03,
+    "count-one": 0.02,
     "tour": 0.03,
     "slide": 0.03,
 }

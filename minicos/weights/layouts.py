@@ -174,7 +174,8 @@ def _embedded_variant(model: str) -> Path:
 
 def _shared() -> dict[str, Path]:
     """The parts that variants of the embedded model have from it."""
-    return {name: EMBEDDED / OFFICIAL[name][0] for name in ("vae", "tokenizer")}
+    there = _there(EMBEDDED, OFFICIAL)
+    return {name: there[name] for name in ("vae", "tokenizer")}
 
 
 def dit_config(model: str | Path) -> DiTConfig:
