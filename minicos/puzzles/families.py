@@ -10,6 +10,7 @@ from typing import Literal
 
 from minicos.errors import MinicosError
 
+from .balls import Balls
 from .base import FREE, Knobs, Puzzle
 from .count import Count
 from .latin import Latin
@@ -122,6 +123,10 @@ FAMILIES: dict[str, Family] = {
         Family("shell-one", Shell, knobs=Knobs(k=1, s=2)),
         Family("shell-short", Shell, knobs=Knobs(s=1)),
         Family("shell-long", Shell, knobs=Knobs(s=3), domain="out"),
+        Family("balls", Balls, knobs=Knobs(s=2)),
+        Family("balls-one", Balls, knobs=Knobs(s=1)),
+        Family("balls-three", Balls, knobs=Knobs(s=3)),
+        Family("balls-four", Balls, knobs=Knobs(s=4), domain="out"),
     )
 }
 PUZZLES: dict[str, type[Puzzle]] = {f.puzzle.kind: f.puzzle for f in FAMILIES.values()}

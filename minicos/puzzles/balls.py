@@ -1,0 +1,228 @@
+"""`balls`: hard balls move in a box, bounce off its walls and off each other."""
+
+from __future__ import annotations
+
+import cmath
+from dataclasses import dataclass
+from itertools import combinations
+from math import inf, pi
+from random import Random
+from typing import ClassVar, Self
+
+import numpy as np
+
+from minicos.errors import MinicosError
+
+from . import draw
+from .base import FREE, Knobs, Puzzle, Score, timeline
+from .draw import BLOCK, CELL, COLOURS
+from .motion import ANGLES, HIGH, LOW, RADIUS, SPEED, Ball, move
+
+MARK = 13, 1.5  # length and half width of the stroke on the floor that says where a ball goes, px
+FRAMES = {1: 13, 2: 13, 3: 17, 4: 17}  # by the number of balls
+NEAR = 4  # px that a ball may be off
+INK = 50  # distance from a ball's colour (RGB, 0..441) up to which a pixel counts as its own
+# What makes a puzzle fair. Times are in frames, distances in px.
+HIT = 0.6  # least share of the relative speed along the line of centres: no glancing hits
+EARLY, LATE = 2, 3  # no first hit before, no last hit in the last so many
+FAR = 8  # least distance between start and end of a ball, and between ends of answer and foils
+
+
+def draw_fair(rng: Random, n: int) -> tuple[Ball, ...]:
+    """n balls that meet n - 1 times, one hit after another, so that every motion depends on the one before."""
+    until, colours = FRAMES[n] - 2, rng.sample(tuple(COLOURS), n)
+    while True:
+        balls: tuple[Ball, ...] = ()
+        for _ in range(40 * n):
+            ball = _aimed(rng, balls, colours[len(balls)], until)
+            if _chained((*balls, ball), until):
+                balls = (*balls, ball)
+            if len(balls) == n:
+                break
+        if len(balls) == n and _ends_apart(balls, until):
+            return balls
+
+
+def _aimed(rng: Random, others: tuple[Ball, ...], colour: str, until: int) -> Ball:
+    """A ball that would, going straight, hit one of the others at some time; anywhere if there are none."""
+    angle, when = rng.randrange(ANGLES), rng.uniform(EARLY, until - LATE)
+    if not others:
+        return Ball(colour, (rng.randrange(9, 57, 2), rng.randrange(9, 57, 2)), angle)
+    target = complex(rng.choice(move(others, "bounce", until).at(np.array([when]))[0]))
+    touching = target + cmath.rect(2 * RADIUS, 2 * pi * rng.random())
+    start = touching - when * SPEED * Ball(colour, (0, 0), angle).heading
+    y, x = (2 * round((at - 1) / 2) + 1 for at in (start.imag, start.real))  # odd, as above
+    return Ball(colour, (y, x), angle)
+
+
+def _chained(balls: tuple[Ball, ...], until: int) -> bool:
+    """Whether the balls fit into the box and hit each other as they should: in one chain, not glancing, in good time."""
+    if not all(LOW < at < HIGH for ball in balls for at in ball.start):
+        return False
+    if any(abs(a.place - b.place) < 3 * RADIUS for a, b in combinations(balls, 2)):
+        return False
+    hits = [event for event in move(balls, "bounce", until).events if event.j >= 0]
+    if len(hits) != len(balls) - 1:
+        return False
+    met = {hits[0].i, hits[0].j} if hits else set()
+    for hit in hits:
+        if met.isdisjoint((hit.i, hit.j)) or hit.share < HIT:
+            return False
+        met |= {hit.i, hit.j}
+    return all(EARLY < hit.wait < until - LATE for hit in hits)
+
+
+def _ends_apart(balls: tuple[Ball, ...], until: int) -> bool:
+    """Whether the ends of answer and foils differ, no ball hides another there, and every ball ends away from its start."""
+    ends = [move(balls, rule, until).places[-1] for rule in ("bounce", *_foils(balls))]
+    return (
+        all(_farthest(a, b) >= FAR for a, b in combinations(ends, 2))
+        and all(abs(a - b) > 1.9 * RADIUS for end in ends for a, b in combinations(end, 2))
+        and all(abs(end - ball.place) >= FAR for end, ball in zip(ends[0], balls, strict=True))
+    )
+
+
+def _farthest(a: list[complex], b: list[complex]) -> float:
+    return max(abs(p - q) for p, q in zip(a, b, strict=True))
+
+
+def _foils(balls: tuple[Ball, ...]) -> tuple[str, ...]:
+    return ("pass", "stop") if len(balls) > 1 else ("stop",)
+
+
+@dataclass(frozen=True)
+class Balls(Puzzle):
+    """Let the balls move as the strokes say, until time is up.
+
+    Everything follows from the picture: s - 1 hits between s balls of equal mass, one after another, besides bounces off
+    the walls; s = 1 is one ball that bounces off one wall, at the same speed for as long as two balls.
+    """
+
+    balls: tuple[Ball, ...]
+
+    kind: ClassVar[str] = "balls"
+    category: ClassVar[str] = "physics"
+    sizes: ClassVar[tuple[int, ...]] = (4,)
+    prompts: ClassVar[tuple[str, ...]] = ("let the balls move",)
+
+    @classmethod
+    def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
+        knobs.check(cls.kind, "k", "s")
+        if (n := knobs.s or 2) not in FRAMES or knobs.k not in (None, 1):
+            raise MinicosError(f"{cls.kind} has k = 1 and s in {tuple(FRAMES)}, not {knobs}")
+        return cls(size, draw_fair(rng, n))
+
+    @property
+    def prompt(self) -> str:
+        return self.prompts[0]
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.size}/{' '.join(map(str, self.balls))}"
+
+    @property
+    def frames(self) -> int:  # type: ignore[override]
+        """13, or 17 for three balls and more."""
+        return FRAMES[len(self.balls)]
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """What happens where balls meet, see `move`."""
+        return ("bounce",)
+
+    @property
+    def foils(self) -> tuple[str, ...]:
+        return _foils(self.balls)
+
+    @property
+    def depth(self) -> int:
+        return len(self.balls)
+
+    def backdrop(self) -> np.ndarray:
+        """The box, and a stroke from where each ball starts to where it goes."""
+        canvas = draw.floor(self.size)
+        y, x = draw.pixels(self.size * CELL)
+        for ball in self.balls:
+            offset = x + 1j * y - ball.place - MARK[0] / 2 * ball.heading
+            along = offset * np.conj(ball.heading)
+            stroke = draw.box(along.imag, along.real, MARK[1], MARK[0] / 2)
+            canvas = draw.paint(canvas, draw.coverage(stroke), BLOCK)
+        return draw.border(canvas)
+
+    def animate(self, answer: str, progress: np.ndarray) -> np.ndarray:
+        until = self.frames - 2
+        places = move(self.balls, answer, until).at(progress * until)
+        return self._scene(places)
+
+    def _scene(self, places: np.ndarray) -> np.ndarray:
+        """The box with balls at `places` (n, balls) complex: float32 (n, h, w, 3)."""
+        y, x = draw.pixels(self.size * CELL)
+        canvas = np.repeat(self.backdrop()[None], len(places), axis=0)
+        for ball, place in zip(self.balls, places.T[..., None, None], strict=True):
+            dy, dx = y - place.imag.astype(np.float32), x - place.real.astype(np.float32)
+            canvas = draw.paint(
+                canvas, draw.coverage(draw.disc(dy, dx, RADIUS)), COLOURS[ball.colour]
+            )
+        return canvas
+
+    def score(self, video: np.ndarray) -> Score:
+        """Judge a video uint8 (f, 64, 64, 3), f >= 5.
+
+        Every ball must be where it should be, up to NEAR px, at a quarter, half and three quarters of the time and at the
+        end, whole and there once.
+        """
+        self._check_video(video)
+        until, count = self.frames - 2, len(video)
+        when = [0, count // 4, count // 2, 3 * (count - 1) // 4, count - 1]
+        times = timeline(count)[when] * until
+        seen = np.array([self._find(frame) for frame in video[when]])
+        off = {
+            rule: np.abs(seen - move(self.balls, rule, until).at(times))
+            for rule in (*self.candidates, *self.foils)
+        }
+        shown = next((rule for rule, gaps in off.items() if (gaps[-1] < NEAR).all()), None)
+        gaps, whole = off["bounce"], np.isfinite(seen[-1]).all()
+        start = self._mismatch(video[0], self.first_frame())
+        detail = start and f"first frame: {start}"
+        for k in (4, 1, 2, 3):
+            detail = detail or self._complaint(when[k], gaps[k])
+        rest = self._mismatch(video[-1], draw.to_uint8(self._scene(seen[-1:]))[0]) if whole else ""
+        checks = {
+            "start": float(not start),
+            "kept": self._kept(video[-1], "bounce"),
+            "way": float((gaps[1:4] < NEAR).all(1).mean()),
+            "near": float((gaps[-1] < NEAR).mean()),
+            "place": float(np.clip(1 - (gaps[-1] - 1) / (self._paths() - 1), 0, 1).mean()),
+        }
+        return self._verdict(shown, detail or (rest and f"last frame: {rest}"), checks)
+
+    def _paths(self) -> np.ndarray:
+        """How far from its start each ball should end, px (balls,)."""
+        ends = move(self.balls, "bounce", self.frames - 2).places[-1]
+        return np.abs(np.array(ends) - [ball.place for ball in self.balls])
+
+    def _complaint(self, frame: int, gaps: np.ndarray) -> str:
+        """Which ball is farther from its place than NEAR; empty when none is."""
+        worst = int(gaps.argmax())
+        if gaps[worst] < NEAR:
+            return ""
+        wrong = (
+            f"{gaps[worst]:.0f} px off" if np.isfinite(gaps[worst]) else "not there, whole and once"
+        )
+        return f"frame {frame}: the {self.balls[worst].colour} ball is {wrong}"
+
+    def _find(self, frame: np.ndarray) -> list[complex]:
+        """Where each ball is, inf where it is not whole or not there just once."""
+        inside = slice(2, -2)
+        y, x = draw.pixels(self.size * CELL)
+        grid = (x + 1j * y)[inside, inside]
+        found = []
+        for ball in self.balls:
+            colour = np.array(COLOURS[ball.colour], np.float32)
+            apart = np.linalg.norm(frame[inside, inside] - colour, axis=-1)
+            own = grid[apart < INK]
+            place = own.mean() if len(own) else 0
+            around = np.abs(own - place) < RADIUS + 2
+            whole = 0.45 < len(own) / (pi * RADIUS**2) < 1.3 and around.mean() > 0.9
+            found.append(complex(place) if whole else complex(inf))
+        return found
