@@ -1,4 +1,5 @@
-"""Triton twins of functions in `minicos.ops`: same names, same signatures, one file each, tested against their reference.
+"""Triton twins of functions in `minicos.ops` and `minicos.measures`: same names, same signatures, tested against them.
+
 What several of them share is in `rows`.
 
 Imported as `minicos.kernels` (pyproject.toml maps this folder), and by nobody but `Ops.with_kernels`. This file imports

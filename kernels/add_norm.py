@@ -1,10 +1,10 @@
-"""What stands between two sub-layers, x <- x + y gate and the norm of that: the Triton twin of `minicos.ops.add_norm`.
+"""A residual addition and the norm of the sum: the Triton twins of `gated_add_norm` and `add_modulated_norm` in `minicos.ops`.
 
-One program per token: the sum is normed in registers, so the residual stream is read once and written once. The norm is modulated
-by scale and shift, the rows of the token's timestep (ahead of the feed-forward), or affine (ahead of cross-attention).
+One program per token: the sum is normed in registers, so the residual stream is read once and written once. The norm is affine
+(ahead of cross-attention), or modulated by the rows of the token's timestep (ahead of the feed-forward).
 
-Rounding, where the reference has it: the sum, computed in float32, to `residual`, and it is the rounded sum that is normed; a norm
-to be modulated to `residual` before it is, an affine one after weight and bias; what the next matrix product takes to `dtype`.
+Rounding, where the reference has it: the sum, computed in float32, to `residual_dtype`, and it is the rounded sum that is normed;
+a norm to be modulated to `residual_dtype` before it is, an affine one after weight and bias; the result to `dtype`.
 """
 
 import torch
@@ -18,30 +18,55 @@ from .rows import at, check, expect, launch, normed, place, served, store, writa
 
 
 @torch.compiler.disable
-def add_norm(
+def gated_add_norm(
     x: Tensor,
     y: Tensor,
-    gate: Tensor | None,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    residual_dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """x + gate y, rounded to `residual_dtype`, and the affine norm of that, rounded to `dtype`: b l d each. There is no gradient.
+
+    x and y b l d; gate b g d, weight and bias d, all three float32.
+    """
+    op = "gated_add_norm"
+    check(op, x=x, y=y, gate=gate, weight=weight, bias=bias)
+    writable(op, residual_dtype, dtype)
+    expect(op, "y", y, y.dtype, x.shape, x.device)
+    each = served(op, x, gate=gate)
+    for name, p in (("weight", weight), ("bias", bias)):
+        expect(op, name, p, torch.float32, x.shape[2:], x.device)
+    out, norm = (torch.empty(x.shape, dtype=d, device=x.device) for d in (residual_dtype, dtype))
+    rows = (*at(x), *at(y), *at(gate), *at(weight), *at(bias))
+    launch(_add_norm, x, *rows, out, norm, x.shape[1], each, eps, affine=True)
+    return out, norm
+
+
+@torch.compiler.disable
+def add_modulated_norm(
+    x: Tensor,
+    y: Tensor,
     scale: Tensor,
     shift: Tensor,
     eps: float,
-    residual: torch.dtype = torch.float32,
+    residual_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """x + y gate, rounded to `residual`, and the norm of that, rounded to `dtype`: b l d each. There is no gradient.
+    """x + y, rounded to `residual_dtype`, and the modulated norm of that, rounded to `dtype`: b l d each. There is no gradient.
 
-    x and y b l d, gate b g d or None. scale and shift b g d modulate the norm; of shape d they are its weight and bias. All three float32.
+    x and y b l d; scale and shift b g d float32.
     """
-    check("add_norm", x=x, y=y, gate=gate, scale=scale, shift=shift)
-    writable("add_norm", residual, dtype)
-    expect("add_norm", "y", y, y.dtype, x.shape, x.device)
-    affine = scale.ndim == 1
-    each = served("add_norm", x, gate=gate, **({} if affine else {"scale": scale, "shift": shift}))
-    for name, p in (("scale", scale), ("shift", shift)) if affine else ():
-        expect("add_norm", name, p, torch.float32, x.shape[2:], x.device)
-    out, norm = (torch.empty(x.shape, dtype=d, device=x.device) for d in (residual, dtype))
-    rows = (*at(x), *at(y), *at(gate), *at(scale), *at(shift))
-    launch(_add_norm, x, *rows, out, norm, x.shape[1], each, eps, affine=affine)
+    op = "add_modulated_norm"
+    check(op, x=x, y=y, scale=scale, shift=shift)
+    writable(op, residual_dtype, dtype)
+    expect(op, "y", y, y.dtype, x.shape, x.device)
+    each = served(op, x, scale=scale, shift=shift)
+    out, norm = (torch.empty(x.shape, dtype=d, device=x.device) for d in (residual_dtype, dtype))
+    rows = (*at(x), *at(y), *at(None), *at(scale), *at(shift))
+    launch(_add_norm, x, *rows, out, norm, x.shape[1], each, eps, affine=False)
     return out, norm
 
 

@@ -1,4 +1,4 @@
-"""Where attention goes, p = softmax(q k^T / sqrt(k)) summed over queries: the Triton twins of `minicos.ops.attention_mass` and
+"""Where attention goes, p = softmax(q k^T / sqrt(k)) summed over queries: the Triton twins of `minicos.measures.attention_mass` and
 `attention_mass_sampled`, without the l x l matrix.
 
 Two kernels. `_log_sum_exp` walks along keys for a block of queries, with a running maximum; it is skipped where the forward's own

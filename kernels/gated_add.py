@@ -1,4 +1,4 @@
-"""Residual addition, x + y gate: the Triton twin of `minicos.ops.gated_add`, with the energy of the sum on the way.
+"""Residual addition, x + gate y: the Triton twin of `minicos.ops.gated_add`, with the energy of the sum on the way.
 
 One program per token: reads its rows of x and y and, of gate, the row of its timestep; writes the sum in the dtype of the residual
 stream, and its norm, if wanted, without reading it again.
@@ -31,11 +31,11 @@ from .rows import (
 def gated_add(
     x: Tensor,
     y: Tensor,
-    gate: Tensor | None,
+    gate: Tensor,
     dtype: torch.dtype = torch.float32,
     energy: Tensor | None = None,
 ) -> Tensor:
-    """x + y gate, rounded to `dtype`: x and y b l d, gate b g d float32, or None for x + y -> b l d. There is no gradient.
+    """x + gate y, rounded to `dtype`: x and y b l d, gate b g d float32 -> b l d. There is no gradient.
 
     `energy`, where given, receives the token energy of the result: b l float32, maybe a row of a larger buffer.
     """
@@ -76,8 +76,7 @@ def _gated_add(
     batch, token = place(tokens)
     x += batch * x_batch + token * x_token
     y += batch * y_batch + token * y_token
-    if gate is not None:
-        gate += batch * gate_batch + token // each * gate_time
+    gate += batch * gate_batch + token // each * gate_time
     row = added(x, y, gate, out, width, chunk)
     store(out + (batch * tokens + token) * width, row, width, chunk)
     if energy is not None:
@@ -86,7 +85,7 @@ def _gated_add(
 
 @triton.jit
 def added(x, y, gate, like, width: tl.constexpr, chunk: tl.constexpr):
-    """x + y gate, rounded as `like` is."""
+    """x + gate y, or x + y where gate is None, rounded as `like` is."""
     x, y = load(x, width, chunk), load(y, width, chunk)
     if gate is not None:
         gate = load(gate, width, chunk)

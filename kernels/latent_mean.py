@@ -1,4 +1,4 @@
-"""The mean over seeds, h <- (1 - alpha) h + alpha mean(h): the Triton twin of `minicos.ops.latent_mean`.
+"""The mean over seeds, h <- (1 - alpha) h + alpha mean(h): the Triton twin of `minicos.measures.latent_mean`.
 
 One program per case and BLOCK elements: it loads that block of every seed, all loads in flight together, holds the seeds in
 registers and writes each back, so x is read once and the result written once, also where both are one tensor. More than

@@ -1,4 +1,4 @@
-"""Token energy, y[b, l] = sqrt(sum over d of x[b, l, d]^2): the Triton twin of `minicos.ops.token_energy`.
+"""Token energy, y[b, l] = sqrt(sum over d of x[b, l, d]^2): the Triton twin of `minicos.measures.token_energy`.
 
 One program per token, which reads its row once.
 

@@ -10,7 +10,6 @@ modulation, norms and head in float32; residual stream in float32 or, as DiffSyn
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from minicos.config import DiTConfig
 from minicos.errors import MinicosError
-from minicos.hooks import NO_HOOKS, Hooks, Site
+from minicos.hooks import NO_HOOKS, Hooks
 from minicos.ops import REFERENCE, Ops, layer_norm, rms_norm, rope, sinusoid
 
 # Parameters whose name contains one of these stay in float32 whatever the dtype of the rest.
@@ -75,20 +74,18 @@ class ImageEmbedding(nn.Module):
             Linear(cfg.image_dim, cfg.dim),
             LayerNorm(cfg.dim, eps=1e-5),
         )
-        two = (
-            cfg.images == 2
-        )  # then the rows of the first image and those of the last are told apart
-        self.emb_pos = (
-            nn.Parameter(torch.zeros(1, cfg.image_tokens, cfg.image_dim)) if two else None
-        )
+        # Where there are two images, a position tells the rows of the first from those of the last.
+        position = torch.zeros(1, cfg.image_tokens, cfg.image_dim)
+        self.emb_pos = nn.Parameter(position) if cfg.images == 2 else None
 
     def forward(self, clip: Tensor) -> Tensor:
+        """CLIP features b m d' -> b m d, float32."""
         clip = clip.float()
         return self.proj(clip if self.emb_pos is None else clip + self.emb_pos)
 
 
 class Attention(nn.Module):
-    """Projections shared by self- and cross-attention; q and k are normalised over the full width, before heads are split."""
+    """What self- and cross-attention share: projections, and norms of q and k over the full width, before heads are split."""
 
     def __init__(self, cfg: DiTConfig, ops: Ops):
         super().__init__()
@@ -97,16 +94,18 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = RMSNorm(cfg.dim), RMSNorm(cfg.dim)
 
     def heads(self, x: Tensor) -> Tensor:
-        """b l (n k) -> b n l k, with the tensor's own methods: sixty einops calls are a twentieth of a small network's pass."""
+        """b l (n k) -> b n l k. By the tensor's own methods: sixty einops calls are 5 % of a small network's pass."""
         return x.unflatten(-1, (self.cfg.num_heads, -1)).transpose(1, 2)
 
 
 class SelfAttention(Attention):
+    """Every token looks at every token; positions enter as rotations of q and k (RoPE, arXiv:2104.09864, over f, h, w)."""
+
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], hooks: Hooks = NO_HOOKS) -> Tensor:
+        """x b l d, angles cos and sin, each l k/2 -> b l d."""
         n, eps = self.cfg.num_heads, self.cfg.eps
-        q, k = self.ops.rms_rope(
-            self.q(x), self.k(x), self.norm_q.weight, self.norm_k.weight, angles, n, eps
-        )
+        weights = self.norm_q.weight, self.norm_k.weight
+        q, k = self.ops.rms_rope(self.q(x), self.k(x), *weights, angles, n, eps)
         q = hooks("q", q)  # b n l k
         k = hooks("k", k)  # b n l k
         v = hooks("v", self.heads(self.v(x)))  # b n l k
@@ -123,20 +122,19 @@ class CrossAttention(Attention):
             self.k_img, self.v_img = Linear(cfg.dim, cfg.dim), Linear(cfg.dim, cfg.dim)
             self.norm_k_img = RMSNorm(cfg.dim)
 
+    def _normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        return rms_norm(x, norm.weight, self.cfg.eps).to(self.q.weight.dtype)
+
     def forward(
         self, x: Tensor, text: Tensor, image: Tensor | None, hooks: Hooks = NO_HOOKS
     ) -> Tensor:
-        dtype, eps = self.q.weight.dtype, self.cfg.eps
-        q = hooks(
-            "q", self.heads(rms_norm(self.q(x), self.norm_q.weight, eps).to(dtype))
-        )  # b n l k
-        k = hooks(
-            "k", self.heads(rms_norm(self.k(text), self.norm_k.weight, eps).to(dtype))
-        )  # b n t k
+        """x b l d, text b t d, image b m d -> b l d."""
+        q = hooks("q", self.heads(self._normed(self.q(x), self.norm_q)))  # b n l k
+        k = hooks("k", self.heads(self._normed(self.k(text), self.norm_k)))  # b n t k
         v = hooks("v", self.heads(self.v(text)))  # b n t k
         heads = hooks("heads", self.ops.attention(q, k, v))  # b n l k
         if image is not None:
-            k_img = rms_norm(self.k_img(image), self.norm_k_img.weight, eps).to(dtype)
+            k_img = self._normed(self.k_img(image), self.norm_k_img)
             k_img = hooks("k_img", self.heads(k_img))  # b n m k
             v_img = hooks("v_img", self.heads(self.v_img(image)))  # b n m k
             heads = heads + hooks("heads_img", self.ops.attention(q, k_img, v_img))  # b n l k
@@ -144,7 +142,14 @@ class CrossAttention(Attention):
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, each modulated and gated by the timestep; cross-attention, neither."""
+    """Three sub-layers on the residual stream x (official `WanAttentionBlock`), in the published formulas:
+
+        x = x + gate · self_attn((1 + scale) · LN(x) + shift)
+        x = x + cross_attn(norm3(x))
+        x = x + ffn_gate · ffn((1 + ffn_scale) · LN(x) + ffn_shift)
+
+    LN has no parameters of its own; the six vectors come from the timestep (adaLN-Zero, arXiv:2212.09748, section 3.2).
+    """
 
     def __init__(self, cfg: DiTConfig, ops: Ops, residual_dtype: torch.dtype):
         super().__init__()
@@ -166,29 +171,24 @@ class Block(nn.Module):
         angles: tuple[Tensor, Tensor],
         hooks: Hooks = NO_HOOKS,
     ) -> Tensor:
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time).unbind(
-            2
-        )  # 6 x  b g d
-        residual, dtype = (
-            self.residual_dtype,
-            self.ffn[0].weight.dtype,
-        )  # of the stream, and of matrix products
+        """x b l d, text b t d, image b m d, time b g 6 d -> b l d. An addition and the norm after it are one operation."""
+        ops, eps, norm3 = self.ops, self.eps, self.norm3
+        stream, dtype = self.residual_dtype, self.ffn[0].weight.dtype
+        modulation = (self.modulation + time).unbind(2)  # 6 x  b g d
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
 
-        h = self.ops.modulated_norm(x, scale, shift, self.eps, dtype)  # b l d
+        h = ops.modulated_norm(x, scale, shift, eps, dtype)
         h = hooks("self_attn", self.self_attn(h, angles, hooks.scope("self_attn")))
-
-        x, h = self.ops.add_norm(
-            x, h, gate, self.norm3.weight, self.norm3.bias, self.norm3.eps, residual, dtype
-        )
+        x, h = ops.gated_add_norm(x, h, gate, norm3.weight, norm3.bias, norm3.eps, stream, dtype)
         h = hooks("cross_attn", self.cross_attn(h, text, image, hooks.scope("cross_attn")))
-
-        x, h = self.ops.add_norm(x, h, None, ffn_scale, ffn_shift, self.eps, residual, dtype)
+        x, h = ops.add_modulated_norm(x, h, ffn_scale, ffn_shift, eps, stream, dtype)
         h = hooks("ffn", self.ffn(h))
-
-        return self.ops.gated_add(x, h, ffn_gate, residual)
+        return ops.gated_add(x, h, ffn_gate, stream)
 
 
 class Head(nn.Module):
+    """A modulated norm, and the velocity of each token's patch (official `Head`)."""
+
     def __init__(self, cfg: DiTConfig, ops: Ops):
         super().__init__()
         self.eps, self.ops = cfg.eps, ops
@@ -196,13 +196,14 @@ class Head(nn.Module):
         self.head = Linear(cfg.dim, pf * ph * pw * cfg.out_dim)
         self.modulation = nn.Parameter(torch.randn(1, 2, cfg.dim) / cfg.dim**0.5)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:  # x b l d; time b g d
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x b l d, time b g d -> b l (pf ph pw c), float32."""
         shift, scale = (self.modulation + time.unsqueeze(2)).unbind(2)
         return self.head(self.ops.modulated_norm(x, scale, shift, self.eps))
 
 
 class DiT(nn.Module):
-    """velocity = dit(x, timestep, text, y, clip): the whole contract between network and sampler.
+    """velocity = dit(x, timestep, text, y, clip).
 
     residual_dtype  of the residual stream
     time_skip       of ChronoEdit's rotary embedding, see `ops.rope`
@@ -244,7 +245,7 @@ class DiT(nn.Module):
         """The velocity noise - x0 at latents x.
 
         x         b c f h w  latents
-        timestep  b or b f   in 0..1000, one per sample or one per latent frame; never in bfloat16
+        timestep  b or b f   in 0..1000, one per sample or one per latent frame; not in bfloat16
         text      b t d'     rows of the text encoder, zero beyond the prompt (the zero rows take part in attention)
         y         b 20 f h w mask and image latents of image-to-video, concatenated behind x
         clip      b m d'     Wan2.1 image-to-video: CLIP features of the first image (m = 257), or of first and last (514)
@@ -253,34 +254,27 @@ class DiT(nn.Module):
         x = self._with_condition(x, y)
         self._check_clip(clip)
         tokens = self.patch_embedding(x.to(self.patch_embedding.weight.dtype))  # b d f h w
-        grid = tuple(tokens.shape[2:])
+        f, h, w = grid = tuple(tokens.shape[2:])
         hooks = hooks.at(grid=grid)
-        tokens = rearrange(
-            tokens, "b d f h w -> b (f h w) d"
-        ).contiguous()  # else every block would work on a transposed stream
-        tokens = hooks("embed", tokens)
+        # contiguous: else every block would work on a transposed stream
+        tokens = hooks("embed", rearrange(tokens, "b d f h w -> b (f h w) d").contiguous())
         text = hooks("text", self.text_embedding(text))  # b t d
         image = None if clip is None else hooks("image", self.img_emb(clip))  # b m d
         timestep = timestep.view(len(timestep), -1)  # b g
-        embedding = self.time_embedding(
-            sinusoid(timestep, self.cfg.freq_dim).float().to(tokens.device)
-        )  # b g d
+        waves = sinusoid(timestep, self.cfg.freq_dim).float().to(tokens.device)
+        embedding = self.time_embedding(waves)  # b g d
         time = hooks("time", self.time_projection(embedding).unflatten(-1, (6, -1)))  # b g 6 d
         angles = self._rope(grid, tokens.device)
 
         for i, block in enumerate(self.visit(self.blocks)):
             inside = hooks.scope(f"blocks.{i}")
-            tokens = hooks(
-                f"blocks.{i}", watched(block, inside)(tokens, text, image, time, angles, inside)
-            )  # b l d
+            tokens = watched(block, inside)(tokens, text, image, time, angles, inside)
+            tokens = hooks(f"blocks.{i}", tokens)  # b l d
 
-        velocity = rearrange(
-            self.head(tokens, embedding),
-            "b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)",
-            **dict(
-                zip(("f", "h", "w", "pf", "ph", "pw"), (*grid, *self.cfg.patch_size), strict=True)
-            ),
-        )
+        pf, ph, pw = self.cfg.patch_size
+        to_latent = "b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)"
+        out = self.head(tokens, embedding)
+        velocity = rearrange(out, to_latent, f=f, h=h, w=w, pf=pf, ph=ph, pw=pw)
         return hooks("velocity", velocity.float())
 
     def _with_condition(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -337,62 +331,3 @@ def _features(shape: tuple[int, ...] | None) -> str:
         if shape is None
         else f"CLIP features of (b, {', '.join(map(str, shape))})"
     )
-
-
-def points(cfg: DiTConfig) -> dict[str, str]:
-    """Every hook point of a network and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}.
-
-    Found by a run of one block, which stands for all, on the meta device.
-    """
-    sizes = {
-        "b": 2,
-        "c": 17,
-        "f": 3,
-        "h": 10,
-        "w": 14,
-        "l": 105,
-        "n": 11,
-        "k": 8,
-        "d": 88,
-        "t": 19,
-        "g": 1,
-        "6": 6,
-    }
-    sizes["m"] = cfg.image_tokens
-    letters = {size: letter for letter, size in sizes.items()}
-    small = replace(
-        cfg,
-        in_dim=17,
-        out_dim=17,
-        dim=88,
-        num_heads=11,
-        ffn_dim=8,
-        num_layers=1,
-        text_dim=8,
-        text_len=19,
-        image_dim=8,
-    )
-    found: dict[str, str] = {}
-
-    def note(x: Tensor, site: Site) -> None:
-        found[site.name] = " ".join(letters[size] for size in x.shape)
-
-    everything = Hooks()
-    for depth in range(1, 5):
-        everything = everything.on(".".join("*" * depth), note)
-    with torch.device("meta"):
-        clip = torch.empty(2, cfg.image_tokens, 8) if cfg.image_tokens else None
-        DiT(small)(
-            torch.empty(2, 17, 3, 10, 14),
-            torch.empty(2),
-            torch.empty(2, 19, 8),
-            clip=clip,
-            hooks=everything,
-        )
-    velocity = found.pop("velocity")
-    block = {name: shape for name, shape in found.items() if name.startswith("blocks.0")}
-    for i in range(1, cfg.num_layers):
-        found |= {
-            name.replace("blocks.0", f"blocks.{i}", 1): shape for name, shape in block.items()
-        }
-    return found | {"velocity": velocity}

@@ -19,7 +19,7 @@ from torch import Tensor
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
-from minicos.ops import without_tf32
+from minicos.precision import without_tf32
 from minicos.schedule import SOLVERS, History, Schedule
 
 VIDEO = "video"  # the latent that a run is about: b c f h w

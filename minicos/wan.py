@@ -21,11 +21,13 @@ from minicos import schedule
 from minicos.clip import CLIP
 from minicos.condition import WanCondition, check_frames, crop_like, fit, frame_size, image_channels
 from minicos.config import DiTConfig, Preset, get_preset
-from minicos.dit import DiT, points
+from minicos.dit import DiT
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.media import to_uint8
-from minicos.ops import Ops, without_tf32
+from minicos.ops import Ops
+from minicos.points import points
+from minicos.precision import without_tf32
 from minicos.sample import VIDEO, Latents, Model, Moment, classifier_free, draw_noise
 from minicos.stream import Residency
 from minicos.text import TextEncoder, Tokenizer, encode

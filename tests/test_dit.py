@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from minicos.config import VARIANTS, DiTConfig
-from minicos.dit import FLOAT32, DiT, points
+from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.ops import REFERENCE, attention, gated_add, sinusoid
+from minicos.points import points
 from tests import golden
 from tests.golden import rel_l2, rel_max
 
@@ -325,15 +326,13 @@ def test_every_op_is_taken_from_the_bundle(small_dit, batch):
 
         return op
 
-    names = ("rms_rope", "modulated_norm", "gated_add", "add_norm", "self_attention", "attention")
+    norms = ("modulated_norm", "gated_add_norm", "add_modulated_norm")
+    names = ("rms_rope", *norms, "gated_add", "self_attention", "attention")
     bundle = replace(REFERENCE, **{name: counted(name) for name in names})
     network = DiT(small_dit().cfg, bundle).requires_grad_(False)
     network.load_state_dict(small_dit().state_dict())
     assert torch.equal(network(*batch), small_dit()(*batch))
-    assert calls == dict.fromkeys(names, 2) | {
-        "modulated_norm": 3,
-        "add_norm": 4,
-    }  # two blocks and the head
+    assert calls == dict.fromkeys(names, 2) | {"modulated_norm": 3}  # two blocks and the head
 
 
 @pytest.mark.parametrize(

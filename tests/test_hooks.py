@@ -12,10 +12,11 @@ from torch import Tensor
 
 from minicos.condition import WanCondition
 from minicos.config import VARIANTS
-from minicos.dit import DiT, points, watched
+from minicos.dit import DiT, watched
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Record, Site
 from minicos.ops import token_energy
+from minicos.points import points
 from minicos.sample import sample
 from tests.golden import rel_max
 

@@ -29,30 +29,31 @@ from tests.on_device import (  # isort: skip  finds minicos.kernels
     view,
 )
 from minicos.kernels import add_norm as module
-from minicos.kernels.add_norm import add_norm
+from minicos.kernels.add_norm import add_modulated_norm, gated_add_norm
 from minicos.kernels.gated_add import gated_add
 from minicos.kernels.modulated_norm import modulated_norm
 from minicos.kernels.rows import options
 
 seeds = st.integers(0, 2**31 - 1)
 EPS = 1e-6
-NORMS = ["affine", "modulated"]
+NORMS = {"affine": "gated_add_norm", "modulated": "add_modulated_norm"}
+TWINS = {"affine": gated_add_norm, "modulated": add_modulated_norm}
+norms = pytest.mark.parametrize("norm", NORMS)
 
 
-def inputs(
-    width: int,
-    norm: str,
-    dtype: torch.dtype = torch.float32,
-    gated: bool = True,
-    seed: int = 0,
-    g: int = 3,
-):
-    """x, y, gate, scale, shift, eps."""
+def reference(norm: str):
+    return getattr(ops, NORMS[norm])
+
+
+def inputs(width: int, norm: str, dtype: torch.dtype = torch.float32, seed: int = 0, g: int = 3):
+    """The arguments of an operation: x, y, gate, weight, bias, eps, or x, y, scale, shift, eps."""
     x, y = (randn(2, 6, width, seed=seed + i, dtype=dtype) for i in range(2))
     gate, scale, shift, *_ = modulations(2, g, width, seed=seed % 1000)
-    if norm == "affine":
-        scale, shift = scale[0, 0], shift[0, 0]
-    return x, y, gate if gated else None, scale, shift, EPS
+    return (
+        (x, y, gate, scale[0, 0], shift[0, 0], EPS)
+        if norm == "affine"
+        else (x, y, scale, shift, EPS)
+    )
 
 
 # -- in this process ---------------------------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def test_everything_here_in_the_interpreter():
     "nvidia" not in triton.backends.backends,
     reason="this Triton has no compiler for NVIDIA's cards",
 )
-@pytest.mark.parametrize("norm", NORMS)
+@norms
 @pytest.mark.parametrize("width", [5120, 3072, 1536])
 @pytest.mark.parametrize("residual", ["*fp32", "*bf16"])
 def test_it_compiles_for_hopper_without_a_card(residual, width, norm, tmp_path, monkeypatch):
@@ -95,28 +96,29 @@ def test_it_compiles_for_hopper_without_a_card(residual, width, norm, tmp_path, 
 
 
 @compiled
-def test_a_tensor_on_the_cpu_is_refused():
-    with pytest.raises(ValueError, match=r"x is on cpu.*minicos\.ops\.add_norm"):
-        add_norm(torch.ones(1, 2, 8), torch.ones(1, 2, 8), None, torch.ones(8), torch.ones(8), EPS)
+@norms
+def test_a_tensor_on_the_cpu_is_refused(norm):
+    x, row = torch.ones(1, 2, 8), torch.ones(8)
+    given = {"affine": (x, x, x, row, row, EPS), "modulated": (x, x, x, x, EPS)}[norm]
+    with pytest.raises(ValueError, match=rf"x is on cpu.*minicos\.ops\.{NORMS[norm]}"):
+        TWINS[norm](*given)
 
 
-def test_signatures_are_the_references():
-    assert inspect.signature(add_norm) == inspect.signature(ops.add_norm)
+@norms
+def test_signatures_are_the_references(norm):
+    assert inspect.signature(TWINS[norm]) == inspect.signature(reference(norm))
 
 
 # -- sum and norm ------------------------------------------------------------------------------------------------------
 
 
 @on_device
-@pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("norm", NORMS)
+@norms
 @pytest.mark.parametrize("width", [1, 5, 24, 130, 1536, 3072, 5120])
-def test_sum_and_norm_in_float32(width, norm, gated):
-    given = inputs(width, norm, gated=gated)
-    (stream, normed), (stream_reference, normed_reference) = (
-        poisoned(add_norm, *given),
-        ops.add_norm(*given),
-    )
+def test_sum_and_norm_in_float32(width, norm):
+    given = inputs(width, norm)
+    stream, normed = poisoned(TWINS[norm], *given)
+    stream_reference, normed_reference = reference(norm)(*given)
     assert stream.is_contiguous()
     assert normed.is_contiguous()
     assert torch.equal(stream, stream_reference)
@@ -124,13 +126,13 @@ def test_sum_and_norm_in_float32(width, norm, gated):
 
 
 @on_device
-@pytest.mark.parametrize("norm", NORMS)
+@norms
 @pytest.mark.parametrize("residual", DTYPES)
 @pytest.mark.parametrize("width", [5, 130, 1536])
 def test_every_dtype_in_and_out(width, residual, norm):
     given = inputs(width, norm, torch.bfloat16)
     for dtype in DTYPES:
-        outs, references = (op(*given, residual, dtype) for op in (add_norm, ops.add_norm))
+        outs, references = (op(*given, residual, dtype) for op in (TWINS[norm], reference(norm)))
         for actual, expected, kind in zip(outs, references, (residual, dtype), strict=True):
             assert actual.dtype == kind
             assert (
@@ -139,105 +141,117 @@ def test_every_dtype_in_and_out(width, residual, norm):
 
 
 @on_device
-@pytest.mark.parametrize("norm", NORMS)
+@norms
 @pytest.mark.parametrize("dtype", ROUNDED)
 def test_it_rounds_where_the_reference_does(dtype, norm):
     """The sum before it is normed, the norm before it is modulated or after weight and bias: each left out shows everywhere."""
     given = inputs(1536, norm, dtype)
     for out in (torch.float32, dtype):
-        stream, normed = add_norm(*given, dtype, out)
-        expected_stream, expected = ops.add_norm(*given, dtype, out)
+        stream, normed = TWINS[norm](*given, dtype, out)
+        expected_stream, expected = reference(norm)(*given, dtype, out)
         assert torch.equal(stream, expected_stream)
         assert differing(normed, expected) < 0.01  # measured 2.2e-4
-        _, unrounded = ops.add_norm(*given, torch.float32, out)
+        _, unrounded = reference(norm)(*given, torch.float32, out)
         assert differing(unrounded, expected) > 0.05
 
 
 @on_device
 @settings(max_examples=10)
-@given(seeds, st.integers(1, 300), st.booleans(), st.sampled_from(DTYPES))
-def test_it_is_the_sum_and_then_the_norm(seed, width, gated, residual):
+@given(seeds, st.integers(1, 300), st.sampled_from(DTYPES))
+def test_it_is_the_sum_and_then_the_norm(seed, width, residual):
     """Bit for bit what two launches give; and an affine norm is a modulation by weight - 1, but for the last bits."""
-    x, y, gate, scale, shift, eps = inputs(width, "modulated", torch.bfloat16, gated, seed=seed)
-    stream, normed = add_norm(x, y, gate, scale, shift, eps, residual, torch.bfloat16)
-    assert torch.equal(stream, gated_add(x, y, gate, residual))
+    x, y, scale, shift, eps = inputs(width, "modulated", torch.bfloat16, seed=seed)
+    stream, normed = add_modulated_norm(x, y, scale, shift, eps, residual, torch.bfloat16)
+    assert torch.equal(stream, gated_add(x, y, torch.ones_like(scale), residual))
     assert torch.equal(normed, modulated_norm(stream, scale, shift, eps, torch.bfloat16))
-    _, affine = add_norm(x, y, gate, scale[0, 0], shift[0, 0], eps)
-    same = (m[:1, :1].expand(2, 1, -1) for m in (scale - 1, shift))
+    x, y, gate, weight, bias, eps = inputs(width, "affine", torch.bfloat16, seed=seed)
+    stream, _ = gated_add_norm(x, y, gate, weight, bias, eps, residual)
+    assert torch.equal(stream, gated_add(x, y, gate, residual))
+    _, affine = gated_add_norm(x, y, gate, weight, bias, eps)
+    same = (row.expand(2, 1, -1) for row in (weight - 1, bias))
     assert (
         rel_max(affine, modulated_norm(gated_add(x, y, gate), *same, eps)) < 1e-6
     )  # measured 1.2e-7
 
 
 @on_device
-@pytest.mark.parametrize("norm", NORMS)
+@norms
 @pytest.mark.parametrize("name", VIEWS)
 def test_slices_are_read_by_their_strides(name, norm):
     x, y = view(name), view(name, seed=1)
     gate, scale, shift = (view(name, seed=s)[:, :2] for s in (2, 3, 4))
-    if norm == "affine":
-        scale, shift = scale[0, 0], shift[0, 0]
-    given = (x, y, gate, scale, shift)
-    outs = poisoned(add_norm, *given, EPS)
-    assert all(map(torch.equal, outs, add_norm(*(t.clone() for t in given), EPS)))
-    assert rel_max(outs[1], ops.add_norm(*given, EPS)[1]) < 2e-6  # measured 1.6e-7
+    given = (x, y, gate, scale[0, 0], shift[0, 0]) if norm == "affine" else (x, y, scale, shift)
+    outs = poisoned(TWINS[norm], *given, EPS)
+    assert all(map(torch.equal, outs, TWINS[norm](*(t.clone() for t in given), EPS)))
+    assert rel_max(outs[1], reference(norm)(*given, EPS)[1]) < 2e-6  # measured 1.6e-7
 
 
 @on_device
-def test_offsets_pass_32_bits():
+@norms
+def test_offsets_pass_32_bits(norm):
     x, (gate, scale, shift, *_) = far_apart(1, 3, 5), modulations(1, 3, 5)
-    far, near = (
-        add_norm(x, x, gate, scale, shift, EPS),
-        add_norm(x.clone(), x.clone(), gate, scale, shift, EPS),
-    )
+    rest = (gate, scale[0, 0], shift[0, 0], EPS) if norm == "affine" else (scale, shift, EPS)
+    far, near = TWINS[norm](x, x, *rest), TWINS[norm](x.clone(), x.clone(), *rest)
     assert all(map(torch.equal, far, near))
 
 
 @on_device
+@norms
 @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5), (2, 3, 0)])
-def test_nothing_to_add(shape):
-    x, weight = randn(*shape), randn(shape[2])
-    stream, normed = add_norm(x, x, None, weight, weight, EPS, torch.float16, torch.bfloat16)
+def test_nothing_to_add(shape, norm):
+    x, m, row = randn(*shape), randn(shape[0], 1, shape[2]), randn(shape[2])
+    rest = (m, row, row) if norm == "affine" else (m, m)
+    stream, normed = TWINS[norm](x, x, *rest, EPS, torch.float16, torch.bfloat16)
     assert stream.shape == normed.shape == shape
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------
 
 ROW = torch.ones(2, 6, 8)
+EITHER = [
+    ({"x": ROW.double()}, "x is torch.float64; the kernel takes float32, bfloat16 and float16"),
+    ({"x": ROW[0], "y": ROW[0]}, "x must be b l d"),
+    ({"y": ROW[:, :5]}, r"y must be float32 \(2, 6, 8\)"),
+    ({"residual_dtype": torch.float64}, "writes float32, bfloat16 and float16, not torch.float64"),
+    ({"dtype": torch.float64}, "writes float32, bfloat16 and float16, not torch.float64"),
+]
+AFFINE = [
+    ({"gate": ROW[:, :3].half()}, "gate must be float32 .* not float16"),
+    ({"weight": ROW[:, :3]}, r"weight must be float32 \(8,\) on .*, not float32 \(2, 3, 8\)"),
+    ({"bias": ROW[0, 0, :7]}, r"bias must be float32 \(8,\)"),
+    ({"weight": ROW[0, 0].clone().requires_grad_()}, "no gradient; pass weight.detach"),
+]
+MODULATED = [
+    ({"scale": ROW[:, :2]}, r"shift must be float32 \(2, 2, 8\) on .*, not float32 \(2, 3, 8\)"),
+    ({"shift": ROW[:, :3].half()}, "shift must be float32 .* not float16"),
+    ({"shift": ROW[0, 0]}, r"shift must be float32 \(2, 3, 8\) on .*, not float32 \(8,\)"),
+]
+
+
+def on_its_device(value):
+    return value.to(DEVICE) if isinstance(value, Tensor) else value
 
 
 @on_device
-@pytest.mark.parametrize(
-    ("changed", "match"),
-    [
-        ({"x": ROW.double()}, "x is torch.float64; the kernel takes float32, bfloat16 and float16"),
-        ({"x": ROW[0], "y": ROW[0]}, "x must be b l d"),
-        ({"y": ROW[:, :5]}, r"y must be float32 \(2, 6, 8\)"),
-        ({"gate": ROW[:, :2]}, r"scale must be float32 \(2, 2, 8\) on .*, not float32 \(2, 3, 8\)"),
-        ({"shift": ROW[:, :3].half()}, "shift must be float32 .* not float16"),
-        ({"scale": ROW[0, 0]}, r"shift must be float32 \(8,\) on .*, not float32 \(2, 3, 8\)"),
-        ({"scale": ROW[0, 0, :7], "shift": ROW[0, 0]}, r"scale must be float32 \(8,\)"),
-        (
-            {"scale": ROW[0, 0].clone().requires_grad_(), "shift": ROW[0, 0]},
-            "no gradient; pass scale.detach",
-        ),
-        ({"residual": torch.float64}, "writes float32, bfloat16 and float16, not torch.float64"),
-        ({"dtype": torch.float64}, "writes float32, bfloat16 and float16, not torch.float64"),
-    ],
-)
-def test_what_the_kernel_cannot_do_is_refused(changed, match):
-    modulation = ROW[:, :3]
+@pytest.mark.parametrize(("changed", "match"), EITHER + AFFINE)
+def test_what_gated_add_norm_cannot_do_is_refused(changed, match):
     given = {
         "x": ROW,
         "y": ROW,
-        "gate": modulation,
-        "scale": modulation,
-        "shift": modulation,
+        "gate": ROW[:, :3],
+        "weight": ROW[0, 0],
+        "bias": ROW[0, 0],
         "eps": EPS,
-    } | changed
-    given = {
-        name: value.to(DEVICE) if isinstance(value, Tensor) else value
-        for name, value in given.items()
     }
     with pytest.raises((TypeError, ValueError), match=match):
-        add_norm(**given)
+        gated_add_norm(**{name: on_its_device(value) for name, value in (given | changed).items()})
+
+
+@on_device
+@pytest.mark.parametrize(("changed", "match"), EITHER + MODULATED)
+def test_what_add_modulated_norm_cannot_do_is_refused(changed, match):
+    given = {"x": ROW, "y": ROW, "scale": ROW[:, :3], "shift": ROW[:, :3], "eps": EPS}
+    with pytest.raises((TypeError, ValueError), match=match):
+        add_modulated_norm(
+            **{name: on_its_device(value) for name, value in (given | changed).items()}
+        )

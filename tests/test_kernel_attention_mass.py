@@ -13,7 +13,7 @@ from minicos.kernels import attention_mass as module
 from minicos.kernels.attention_mass import attention_mass, attention_mass_sampled
 from torch import Tensor
 
-from minicos import ops
+from minicos import measures, ops
 from tests.on_device import (
     DEVICE,
     DTYPES,
@@ -241,7 +241,7 @@ def test_masses_are_exact(b, n, length, width, keys, frames, dtype):
 @cases
 def test_the_forwards_logarithms_are_taken(b, n, length, width, keys, frames, dtype):
     q, k = heads(b, n, length, width, keys, dtype)
-    _, lse = ops.attention_with_lse(q, k, k)
+    _, lse = measures.attention_with_lse(q, k, k)
     assert (
         lse - (q.double() @ k.double().mT * width**-0.5).logsumexp(-1)
     ).abs().max() < 1e-4  # measured 2.9e-5, the CPU's in 16 bits
@@ -276,7 +276,7 @@ def test_slices_are_read_by_their_strides(name, dtype=torch.bfloat16):
     if name == "one head":
         q, k = (x.contiguous() for x in sliced)
     assert all(map(torch.equal, attention_mass(*sliced, 2), attention_mass(q, k, 2)))
-    rows = ops.stratified(q, 2, 5, torch.Generator().manual_seed(0))
+    rows = measures.stratified(q, 2, 5, torch.Generator().manual_seed(0))
     sampled, expected = (attention_mass_sampled(*pair, 2, rows) for pair in (sliced, (q, k)))
     assert all(map(torch.equal, (*sampled[0], *sampled[1]), (*expected[0], *expected[1])))
 
@@ -344,7 +344,7 @@ def test_masses_are_conserved_and_follow_their_keys(seed, frames, size, width, h
 def test_a_sample_is_the_references(b, n, length, width, keys, frames, dtype):
     q, k = heads(b, n, length, width, keys, dtype)
     for queries in {min(length // frames, count) for count in (2, 70)}:
-        rows = ops.stratified(q, frames, queries, torch.Generator().manual_seed(0))
+        rows = measures.stratified(q, frames, queries, torch.Generator().manual_seed(0))
         masses, errors = attention_mass_sampled(q, k, frames, rows)
         expected, expected_errors = ops.attention_mass_sampled(q, k, frames, rows)
         assert error(masses, expected) < EXACT  # measured 5.8e-7

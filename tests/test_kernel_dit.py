@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from minicos import ops
-from minicos.dit import FLOAT32, DiT, points
+from minicos.dit import FLOAT32, DiT
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.ops import REFERENCE, Ops
+from minicos.points import points
 from tests.golden import rel_l2, rel_max
 
 from tests.on_device import DEVICE, compiled, interpret, on_device, randn  # isort: skip  finds minicos.kernels
@@ -33,7 +34,8 @@ def test_with_kernels_swaps_in_twins_and_nothing_else():
         "rms_rope",
         "modulated_norm",
         "gated_add",
-        "add_norm",
+        "gated_add_norm",
+        "add_modulated_norm",
         "token_energy",
         "latent_mean",
         "attention_mass",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minicos import ops
+from minicos import ops, precision
 from tests.golden import rel_max
 
 GRIDS = [(1, 1, 1), (3, 2, 5), (2, 7, 3)]
@@ -188,21 +188,21 @@ def test_modulation_is_float32_whatever_the_residual_stream():
     st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_norms_and_sums_round_to_what_the_next_layer_takes(seed, residual, dtype):
-    """The same bits as a cast afterwards, wherever the residual stream comes from, with a gate and without."""
+    """The same bits as a cast afterwards, wherever the residual stream comes from."""
     x, y = randn(2, 6, 8, seed=seed, dtype=residual), randn(2, 6, 8, seed=seed + 1, dtype=dtype)
     gate, scale, shift = (randn(2, 3, 8, seed=seed + i) for i in (2, 3, 4))
     assert torch.equal(
         ops.modulated_norm(x, scale, shift, 1e-6, dtype),
         ops.modulated_norm(x, scale, shift, 1e-6).to(dtype),
     )
-    for g, plain in ((gate, ops.gated_add(x, y, gate)), (None, x.float() + y.float())):
-        stream, normed = ops.add_norm(x, y, g, scale, shift, 1e-6, residual, dtype)
-        assert torch.equal(stream, ops.gated_add(x, y, g, residual))
-        assert torch.equal(stream, plain.to(residual))
-        assert torch.equal(normed, ops.modulated_norm(stream, scale, shift, 1e-6).to(dtype))
-        stream, normed = ops.add_norm(x, y, g, scale[0, 0], shift[0, 0], 1e-6, residual, dtype)
-        assert torch.equal(stream, plain.to(residual))
-        assert torch.equal(normed, ops.layer_norm(stream, 1e-6, scale[0, 0], shift[0, 0]).to(dtype))
+    stream, normed = ops.add_modulated_norm(x, y, scale, shift, 1e-6, residual, dtype)
+    assert torch.equal(stream, (x.float() + y.float()).to(residual))
+    assert torch.equal(normed, ops.modulated_norm(stream, scale, shift, 1e-6).to(dtype))
+    weight, bias = scale[0, 0], shift[0, 0]
+    stream, normed = ops.gated_add_norm(x, y, gate, weight, bias, 1e-6, residual, dtype)
+    assert torch.equal(stream, ops.gated_add(x, y, gate, residual))
+    assert torch.equal(stream, ops.gated_add(x, y, gate).to(residual))
+    assert torch.equal(normed, ops.layer_norm(stream, 1e-6, weight, bias).to(dtype))
 
 
 def test_the_energy_of_a_sum_is_that_of_what_is_kept():
@@ -264,7 +264,7 @@ def test_ops_are_values_that_a_model_can_be_given():
     assert other.self_attention is ops.self_attention
 
 
-@ops.without_tf32()
+@precision.without_tf32()
 def convolutions(fail: bool = False) -> str:
     if fail:
         raise ValueError(torch.backends.cudnn.allow_tf32)
@@ -284,7 +284,7 @@ def test_without_tf32_and_as_it_was_before(before, monkeypatch):
 def test_without_tf32_where_the_newer_switch_is_used():
     """In a process of its own: torch does not go back to its older switch."""
     code = (
-        "import torch, contextlib; from minicos.ops import without_tf32; conv = torch.backends.cudnn.conv\n"
+        "import torch, contextlib; from minicos.precision import without_tf32; conv = torch.backends.cudnn.conv\n"
         "for kind in ('ieee', 'tf32'):\n"
         "    conv.fp32_precision = kind\n"
         "    with without_tf32(): inside = conv.fp32_precision\n"

@@ -85,7 +85,7 @@ def test_every_hook_point_but_two_has_a_counterpart(small_dit, given):
     ours = small_dit()
     compared = [point for point, _, _ in compare_dit(ours, verify.diffusers_dit(ours), *given)]
     missing = [f"blocks.{i}.self_attn.{x}" for i in range(2) for x in "qk"]
-    assert sorted([*compared, *missing]) == sorted(minicos.dit.points(ours.cfg))
+    assert sorted([*compared, *missing]) == sorted(minicos.points.points(ours.cfg))
     assert compared[-1] == "velocity"
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from minicos import ops, puzzles
+from minicos import measures, ops, puzzles
 from minicos.analysis.attention import Attention, words
 from minicos.analysis.energy import Energy, centred, components, on_tokens, separation
 from minicos.analysis.tools.record import record, recorded
@@ -159,7 +159,7 @@ def test_the_logarithms_of_the_forward_are_natural(length, keys, width, dtype):
     expected = torch.logsumexp(q.double() @ k.double().mT * width**-0.5, dim=-1)
     for backends in ([SDPBackend.FLASH_ATTENTION], [SDPBackend.MATH]):
         with sdpa_kernel(backends):
-            heads, lse = ops.attention_with_lse(q, k, v)
+            heads, lse = measures.attention_with_lse(q, k, v)
             assert torch.equal(heads, ops.attention(q, k, v))
         assert lse.dtype == torch.float32
         assert (
@@ -173,7 +173,7 @@ def test_a_sample_of_all_queries_is_exact():
     draw = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 3, 20, 8, generator=draw), torch.randn(2, 3, 20, 8, generator=draw)
     for f, key in ((4, k), (20, k), (1, k[:, :, :7])):
-        rows = ops.stratified(q, f, 20 // f, draw)
+        rows = measures.stratified(q, f, 20 // f, draw)
         assert torch.equal(rows, torch.arange(20 // f).expand(2, 3, f, -1))
         masses, errors = ops.attention_mass_sampled(q, key, f, rows)
         assert max(map(rel_max, masses, ops.attention_mass(q, key, f))) < 1e-6
@@ -188,7 +188,7 @@ def test_a_sample_is_unbiased_and_knows_its_error():
         torch.randn(1, 1, f * size, 8, generator=draw),
     )
     many = (x.expand(count, -1, -1, -1) for x in (q, k))
-    rows = ops.stratified(q.expand(count, -1, -1, -1), f, queries, draw)
+    rows = measures.stratified(q.expand(count, -1, -1, -1), f, queries, draw)
     masses, errors = ops.attention_mass_sampled(*many, f, rows)
     for exact, mass, error in zip(ops.attention_mass(q, k, f), masses, errors, strict=True):
         spread = mass.std(0)
@@ -200,16 +200,16 @@ def test_a_sample_is_unbiased_and_knows_its_error():
 
 def test_rows_are_drawn_for_every_frame_and_head_apart():
     q = torch.empty(2, 3, 40, 8)
-    rows = ops.stratified(q, 4, 5, torch.Generator().manual_seed(0))
+    rows = measures.stratified(q, 4, 5, torch.Generator().manual_seed(0))
     assert rows.shape == (2, 3, 4, 5)
     assert (rows.diff(dim=-1) > 0).all()  # none twice
     assert rows.min() >= 0
     assert rows.max() < 10
     assert len(set(map(tuple, rows.flatten(0, 2).tolist()))) > 20  # of 24
-    assert torch.equal(rows, ops.stratified(q, 4, 5, torch.Generator().manual_seed(0)))
+    assert torch.equal(rows, measures.stratified(q, 4, 5, torch.Generator().manual_seed(0)))
     for queries in (0, 1, 11):
         with pytest.raises(ValueError, match=f"{queries} queries of frames of 10"):
-            ops.stratified(q, 4, queries)
+            measures.stratified(q, 4, queries)
 
 
 def test_attention_computes_with_the_models_operations(toy, condition, run):

@@ -4,7 +4,7 @@ With p = softmax(q k^T / sqrt(k)): a key's received mass is the sum of p over qu
 matrix M[a, b] is the share of frame a's attention that goes to frame b (rows sum to 1). Both are exact and need no l x l matrix
 (`ops.attention_mass`). With `queries`, that many random ones of every frame stand for all: unbiased, with standard errors, at their
 share of the cost (`ops.attention_mass_sampled`). Log sum exp of the scores is computed anew, half the products of an attention: the
-forward's is not at a hook point, and to ask for it (`ops.attention_with_lse`) would take a whole one. Cross-attention is watched as
+forward's is not at a hook point, and to ask for it (`measures.attention_with_lse`) would take a whole one. Cross-attention is watched as
 well: prompts shorter than the text length are padded with zero rows, the network attends to them like to any other, and the mass
 that they receive is shown beside that of the words.
 """
@@ -20,7 +20,8 @@ from minicos.analysis.tools import figures
 from minicos.analysis.tools.record import Saved
 from minicos.condition import Condition
 from minicos.hooks import Hooks, Site
-from minicos.ops import REFERENCE, Ops, stratified
+from minicos.measures import stratified
+from minicos.ops import REFERENCE, Ops
 from minicos.runs import Run
 from minicos.sample import Step
 

@@ -20,8 +20,9 @@ from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
 from minicos.bench.networks import A14B, QUICK, with_kernels
 from minicos.config import DiTConfig
 from minicos.errors import MinicosError
+from minicos.measures import attention_with_lse, stratified
 from minicos.open import check_compiler
-from minicos.ops import REFERENCE, attention_with_lse, rope, stratified
+from minicos.ops import REFERENCE, rope
 
 Given = dict[str, object]  # arguments by name; a function takes those that it knows
 COMPILED = "reference, compiled"
@@ -152,13 +153,14 @@ def _gated_add_energy(s: Shapes) -> Given:
     return _gated_add(s) | {"energy": torch.empty(1, s.l, device=s.device)}
 
 
-def _add_norm(s: Shapes) -> Given:
-    return _gated_add(s) | _modulated_norm(s)
+def _add_modulated_norm(s: Shapes) -> Given:
+    return {"y": s.product()} | _modulated_norm(s)
 
 
-def _add_norm_affine(s: Shapes) -> Given:
+def _gated_add_norm(s: Shapes) -> Given:
     weight, bias = 1 + 0.1 * s.randn(s.cfg.dim), 0.1 * s.randn(s.cfg.dim)
-    return _add_norm(s) | {"scale": weight, "shift": bias}
+    last = {"weight": weight, "bias": bias, "eps": s.cfg.eps, "dtype": torch.bfloat16}
+    return _gated_add(s) | last
 
 
 def _rms_rope(s: Shapes) -> Given:
@@ -190,8 +192,8 @@ CASES: dict[str, Callable[[Shapes], Given]] = {  # operation, and what sets a ca
     "modulated_norm": _modulated_norm,
     "gated_add": _gated_add,
     "gated_add, energy": _gated_add_energy,
-    "add_norm": _add_norm,
-    "add_norm, affine": _add_norm_affine,
+    "gated_add_norm": _gated_add_norm,
+    "add_modulated_norm": _add_modulated_norm,
     "rms_rope": _rms_rope,
     "attention_mass": _attention_mass,
     "attention_mass, lse": _attention_mass_lse,

@@ -19,7 +19,7 @@ from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
 from minicos.config import TINY_VAE, VAEConfig
 from minicos.media import to_float
 from minicos.open import load
-from minicos.ops import without_tf32
+from minicos.precision import without_tf32
 from minicos.vae import VAE
 from minicos.verify import diffusers_vae
 

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         )
     cfg = VARIANTS.get(name) or dit_config(args.model)
 
-    from minicos.dit import points
+    from minicos.points import points
 
     found = points(cfg)
     if args.json:
