@@ -70,7 +70,7 @@ def test_memory_of_a_forward_pass(dtype, residual, ffn):
         text_dim=64,
         text_len=32,
     )
-    network = DiT(cfg, residual=residual).requires_grad_(False)
+    network = DiT(cfg, residual_dtype=residual).requires_grad_(False)
     for name, p in network.named_parameters():
         p.data = p if any(part in name for part in FLOAT32) else p.to(dtype)
     x = torch.randn(1, 16, 4, 32, 32)

@@ -169,7 +169,7 @@ def test_bfloat16_is_as_close_to_the_official_autocast_as_expected(
     residual, to_autocast, to_float32, golden_dit, given
 ):
     data, expected = golden.read("dit_i2v_bf16"), DATA["dit_i2v"]["out.velocity"]
-    network = DiT(golden.config(DiTConfig, "dit_i2v"), residual=residual).requires_grad_(False)
+    network = DiT(golden.config(DiTConfig, "dit_i2v"), residual_dtype=residual).requires_grad_(False)
     network.load_state_dict(golden_dit("dit_i2v").state_dict())
     for name, p in network.named_parameters():
         if not any(part in name for part in FLOAT32):
@@ -200,7 +200,7 @@ def test_the_image_branch_in_bfloat16(golden_dit, given):
 
 @pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
 def test_residual_stream_has_its_own_dtype(residual, small_dit):
-    network = DiT(small_dit().cfg, residual=residual).requires_grad_(False)
+    network = DiT(small_dit().cfg, residual_dtype=residual).requires_grad_(False)
     seen = watch(network, torch.randn(1, 4, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 5, 8))
     assert {seen[f"blocks.{i}"].dtype for i in range(2)} == {residual}
     assert seen["velocity"].dtype == torch.float32
