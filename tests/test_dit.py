@@ -169,7 +169,9 @@ def test_bfloat16_is_as_close_to_the_official_autocast_as_expected(
     residual, to_autocast, to_float32, golden_dit, given
 ):
     data, expected = golden.read("dit_i2v_bf16"), DATA["dit_i2v"]["out.velocity"]
-    network = DiT(golden.config(DiTConfig, "dit_i2v"), residual_dtype=residual).requires_grad_(False)
+    network = DiT(golden.config(DiTConfig, "dit_i2v"), residual_dtype=residual).requires_grad_(
+        False
+    )
     network.load_state_dict(golden_dit("dit_i2v").state_dict())
     for name, p in network.named_parameters():
         if not any(part in name for part in FLOAT32):
