@@ -24,6 +24,7 @@ from .reveal import Reveal
 from .sequence import Sequence
 from .shell import Shell
 from .tictactoe import TicTacToe
+from .tour import Tour
 from .turn import Turn
 
 SPLITS = ("train", "dev", "test")
@@ -127,6 +128,11 @@ FAMILIES: dict[str, Family] = {
         Family("balls-one", Balls, knobs=Knobs(s=1)),
         Family("balls-three", Balls, knobs=Knobs(s=3)),
         Family("balls-four", Balls, knobs=Knobs(s=4), domain="out"),
+        Family("tour", Tour, knobs=Knobs(s=3)),
+        Family("tour-one", Tour, knobs=Knobs(k=1, s=3)),
+        Family("tour-short", Tour, knobs=Knobs(k=1, s=2)),
+        Family("tour-new", Tour, knobs=Knobs(k=1, s=3), domain="out", held_out=True),
+        Family("tour-four", Tour, knobs=Knobs(k=1, s=4), domain="out"),
     )
 }
 PUZZLES: dict[str, type[Puzzle]] = {f.puzzle.kind: f.puzzle for f in FAMILIES.values()}
