@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("minicos", "kernels", "tests")
 # The networks, the loop, hooks, solvers, conditioning, configurations; and what opens a file and places its weights.
 CORE = "clip condition config dit hooks ops sample schedule text vae"
-OPENING = "wan open plan stream cost tiles attention weights/ pipeline residency"  # the last two: once
+OPENING = (
+    "wan open plan stream cost tiles attention weights/ pipeline residency"  # the last two: once
+)
 TABLES = "weights/names"  # of names, left out of what opens a file
 
 
