@@ -13,12 +13,11 @@ from minicos.errors import MinicosError
 
 from . import draw
 from .base import FREE, Knobs, Puzzle, Score, clearest, timeline
-from .draw import CELL, COLOURS, SHAPES, Item
+from .draw import CELL, COLOURS, SHAPES, Cell, Item
 
-SPOTS = (12, 32, 52)  # x of the cups, px
-CUP = 6, 7  # half height and half width, px
-BALL = 4.5  # radius, px
-LIFT, SWING = 13, 8  # how far a cup lifts, and leaves the row when it changes places, px
+CUPS = 3
+CUP, BALL = 5, 4.8  # half a cup's side and the radius of the ball, px
+LIFT, SWING = 10, 7  # how far a cup lifts, and leaves the row when it changes places, px
 PAIRS = ("left", "right")  # which two neighbours change places
 LENGTHS = range(1, 6)  # how many times they may
 UNCLEAR = -1  # in place of a pair
@@ -28,7 +27,7 @@ class Answer(NamedTuple):
     """Which pairs change places, and under which cup the ball is at the end."""
 
     swaps: tuple[int, ...]  # indices of PAIRS
-    ball: int  # index of SPOTS
+    ball: int  # which cup, from the left
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class Shell(Puzzle):
     swaps that are drawn. A model chooses them (k = 2 ** s) or the prompt names them (k = 1). Covering the ball, each swap
     and the lift at the end take four frames, a latent frame, each. One or two bystanders (d) stand in the free row.
 
-    Distinct pictures: 3,836,160 for each s (3 spots, 30 pairs of colours, 12 heights, bystanders in 4 cells).
+    Distinct pictures: 426,240 (10 pairs of colours, 4 places for the cups, 3 for the ball, bystanders in 4 cells).
     """
 
-    ball: int  # index of SPOTS
+    ball: int  # which cup, from the left
     colours: tuple[str, str]  # of ball and cups
-    row: int  # y of the cups, px
+    place: Cell  # of the left cup; the others stand in the next cells
     others: tuple[Item, ...]
     length: int  # number of swaps
     named: tuple[int, ...] | None = None  # the swaps that the prompt names
@@ -69,15 +68,18 @@ class Shell(Puzzle):
             raise MinicosError(f"{cls.kind} has 1 to {max(LENGTHS)} swaps, not s = {length}")
         if knobs.k not in (None, 1, 2**length):
             raise MinicosError(f"{cls.kind} has 1 or 2 ** s answers, not k = {knobs.k}")
-        free, row = rng.choice(((0, rng.randrange(36, 48, 2)), (3, rng.randrange(22, 34, 2))))
+        row, column = rng.choice((1, 2)), rng.randrange(size - CUPS + 1)
+        free = 0 if row == 2 else size - 1  # the row that the cups never reach
         columns = sorted(rng.sample(range(size), knobs.d or rng.randint(1, 2)))
+        colours = tuple(COLOURS)
         others = tuple(
-            Item(rng.choice(SHAPES), rng.choice(tuple(COLOURS)), (free, column))
-            for column in columns
+            Item(rng.choice(SHAPES), rng.choice(colours), (free, column)) for column in columns
         )
-        ball, cups = rng.sample(tuple(COLOURS), 2)
-        spot, swaps = rng.randrange(3), tuple(rng.randrange(2) for _ in range(length))
-        return cls(size, spot, (ball, cups), row, others, length, swaps if knobs.k == 1 else None)
+        ball, cups = rng.randrange(CUPS), rng.choice(("red", "blue"))
+        colour = rng.choice([colour for colour in colours if colour != cups])
+        swaps = tuple(rng.randrange(2) for _ in range(length))
+        named = swaps if knobs.k == 1 else None
+        return cls(size, ball, (colour, cups), (row, column), others, length, named)
 
     @property
     def prompt(self) -> str:
@@ -87,8 +89,10 @@ class Shell(Puzzle):
     @property
     def key(self) -> str:
         ball, cups = self.colours
-        others = " ".join(map(str, self.others))
-        return f"{self.kind}/{self.size}/{ball} ball {self.ball} {cups} cups {self.row} others {others}"
+        place, others = "{},{}".format(*self.place), " ".join(map(str, self.others))
+        return (
+            f"{self.kind}/{self.size}/{ball} ball {self.ball} {cups} cups {place} others {others}"
+        )
 
     @property
     def frames(self) -> int:  # type: ignore[override]
@@ -123,33 +127,33 @@ class Shell(Puzzle):
     def animate(self, answer: Answer, progress: np.ndarray) -> np.ndarray:
         canvas = draw.items(self.backdrop(), self.others)
         canvas = np.repeat(canvas[None], len(progress), axis=0)
-        band = slice(self.row - LIFT - CUP[0] - 1, self.row + SWING + CUP[0] + 1)
+        row, left = draw.centre(self.place)
+        band = slice(int(row) - LIFT - CUP - 1, int(row) + SWING + CUP + 1)
         y, x = draw.pixels(self.size * CELL)
-        y = y[band]
+        y, x = y[band] - np.float32(row), x - np.float32(left)
         frame = progress * (self.frames - 2)
         lifting = self.frames - 5
-        for spot, now in ((self.ball, frame <= 4), (answer.ball, frame >= lifting)):
-            cover = draw.coverage(draw.disc(y - self.row, x - SPOTS[spot], BALL))
+        for cup, now in ((self.ball, frame <= 4), (answer.ball, frame >= lifting)):
+            cover = draw.coverage(draw.disc(y, x - CELL * cup, BALL))
             canvas[now, band] = draw.paint(canvas[now, band], cover, COLOURS[self.colours[0]])
         for cy, cx in self._cups(answer, frame):
-            cover = draw.coverage(draw.box(y - cy, x - cx, *CUP))
+            cover = draw.coverage(draw.box(y - cy, x - cx, CUP, CUP))
             canvas[:, band] = draw.paint(canvas[:, band], cover, COLOURS[self.colours[1]])
         return canvas
 
     def _cups(self, answer: Answer, frame: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Centres (y, x) of the three cups, each (n, 1, 1), at `frame` (n,) counted in 0..frames - 2."""
-        y = np.full((3, len(frame)), self.row, np.float32)
-        x = np.repeat(np.array(SPOTS, np.float32)[:, None], len(frame), axis=1)
+        """Where the cups are from the place of the left one, (y, x) in px, at `frame` (n,) in 0..frames - 2: (n, 1, 1)."""
+        y = np.zeros((CUPS, len(frame)), np.float32)
+        x = np.repeat(CELL * np.arange(CUPS, dtype=np.float32)[:, None], len(frame), axis=1)
         y[self.ball] -= LIFT * np.clip(1 - frame / 3, 0, 1)
         y[answer.ball] -= LIFT * np.clip((frame - self.frames + 5) / 3, 0, 1)
         for turn, pair in enumerate(answer.swaps):
             part = (frame - 4) / 4 - turn
             now = (part > 0) & (part < 1)
             angle = np.pi * part[now]
-            middle, reach = (SPOTS[pair] + SPOTS[pair + 1]) / 2, (SPOTS[1] - SPOTS[0]) / 2
             for cup, side in ((pair, -1), (pair + 1, 1)):
-                x[cup, now] = middle + side * reach * np.cos(angle)
-                y[cup, now] = self.row + side * SWING * np.sin(angle)
+                x[cup, now] = CELL * (pair + 0.5) + side * CELL / 2 * np.cos(angle)
+                y[cup, now] = side * SWING * np.sin(angle)
         return [(cy[:, None, None], cx[:, None, None]) for cy, cx in zip(y, x, strict=True)]
 
     def score(self, video: np.ndarray) -> Score:
@@ -162,7 +166,7 @@ class Shell(Puzzle):
         start, last = self._mismatch(video[0], self.first_frame()), video[-1]
         covered = self._mismatch(*self._moment(video, 4, self.candidates[0]))
         swaps = tuple(self._swap(video, turn) for turn in range(self.length))
-        ends = [Answer((), spot) for spot in range(len(SPOTS))]
+        ends = [Answer((), spot) for spot in range(CUPS)]
         ball = clearest(last, [self._still(end, 1.0) for end in ends])
         detail = start and f"first frame: {start}"
         detail = detail or (covered and f"the ball is not covered: {covered}")
