@@ -15,11 +15,13 @@ from minicos.errors import MinicosError
 
 from . import draw
 from .base import FREE, Knobs, Puzzle, Score, timeline
-from .draw import BLOCK, CELL, COLOURS
+from .draw import CELL, COLOURS
+from .maze import TRAIL
 from .motion import ANGLES, HIGH, LOW, RADIUS, SPEED, Ball, move
 
-MARK = 13, 1.5  # length and half width of the stroke on the floor that says where a ball goes, px
+MARK = 13, 2  # length and half width of the stroke on the floor that says where a ball goes, px
 FRAMES = {1: 13, 2: 13, 3: 17, 4: 17}  # by the number of balls
+NAMES = ("red", "green", "blue", "pink", "black")  # of balls; the strokes have the sixth colour
 NEAR = 4  # px that a ball may be off
 INK = 50  # distance from a ball's colour (RGB, 0..441) up to which a pixel counts as its own
 # What makes a puzzle fair. Times are in frames, distances in px.
@@ -30,7 +32,7 @@ FAR = 8  # least distance between start and end of a ball, and between ends of a
 
 def draw_fair(rng: Random, n: int) -> tuple[Ball, ...]:
     """n balls that meet n - 1 times, one hit after another, so that every motion depends on the one before."""
-    until, colours = FRAMES[n] - 2, rng.sample(tuple(COLOURS), n)
+    until, colours = FRAMES[n] - 2, rng.sample(NAMES, n)
     while True:
         balls: tuple[Ball, ...] = ()
         for _ in range(40 * n):
@@ -146,7 +148,7 @@ class Balls(Puzzle):
             offset = x + 1j * y - ball.place - MARK[0] / 2 * ball.heading
             along = offset * np.conj(ball.heading)
             stroke = draw.box(along.imag, along.real, MARK[1], MARK[0] / 2)
-            canvas = draw.paint(canvas, draw.coverage(stroke), BLOCK)
+            canvas = draw.paint(canvas, draw.coverage(stroke), TRAIL)
         return draw.border(canvas)
 
     def animate(self, answer: str, progress: np.ndarray) -> np.ndarray:
