@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicos import puzzles
-from minicos.analysis import behaviours, commitment
-from minicos.analysis.behaviours import Course
-from minicos.analysis.tools import cases, posterior
+from minicos.analysis import belief, commitment
+from minicos.analysis.behaviours import courses
+from minicos.analysis.behaviours.courses import Course
+from minicos.analysis.behaviours.memory import memories
+from minicos.analysis.tools import cases, posterior, stats
+from minicos.analysis.tools.readout import RIDGES, readout
 from minicos.open import load
 from minicos.puzzles.draw import BLOCK, CELL
-
-STRIDE = (4, 8, 8)
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -69,25 +70,25 @@ def test_coefficients_of_a_mixture_are_the_mixtures(r, seed):
 def test_outside_is_what_no_mixture_shows():
     z, x = rand(3, 2, 3, 2, 2), rand(2, 3, 2, 2, seed=1)
     mixture = posterior.mean(torch.tensor([0.2, 0.5, 0.3]).double(), z)
-    found = posterior.belief(x, mixture, 0.8, z)
+    found = belief.belief(x, mixture, 0.8, z)
     assert found.outside < 1e-12
     assert found.departure > 0
-    beside = posterior.belief(x, x, 0.8, z)
+    beside = belief.belief(x, x, 0.8, z)
     inside = (posterior.mean(beside.shown, z) - posterior.mean(beside.ideal, z)).square().sum()
     unit = torch.pdist(z.double().flatten(1)).square().mean()
     assert beside.departure == pytest.approx(beside.outside + (inside / unit).item())  # Pythagoras
-    ideal = posterior.belief(x, posterior.mean(beside.ideal, z), 0.8, z)
+    ideal = belief.belief(x, posterior.mean(beside.ideal, z), 0.8, z)
     assert ideal.departure < 1e-12
-    even = posterior.belief(x, z.mean(0), 0.8, z)
+    even = belief.belief(x, z.mean(0), 0.8, z)
     assert even.departure == pytest.approx(even.prior, rel=1e-5)  # z.mean in float32 on one side
-    assert posterior.belief(0.2 * z[0] + 0.8 * x, z[1], 1e-6, z).departure > 0.3
+    assert belief.belief(0.2 * z[0] + 0.8 * x, z[1], 1e-6, z).departure > 0.3
     with pytest.raises(ValueError, match="one answer"):
-        posterior.belief(x, x, 0.8, z[:1])
+        belief.belief(x, x, 0.8, z[:1])
 
 
 def test_a_distance_of_one_is_another_answer():
     z = rand(2, 2, 3, 2, 2)
-    assert posterior.belief(z[0], z[1], 1e-3, z).departure == pytest.approx(1)
+    assert belief.belief(z[0], z[1], 1e-3, z).departure == pytest.approx(1)
 
 
 def test_answers_alive():
@@ -100,7 +101,7 @@ def test_answers_alive():
 
 def test_beliefs_of_a_run(wan):
     batch = cases.held_out("maze", 2, size=3, keep=cases.ambiguous)
-    found = posterior.beliefs(wan, batch)
+    found = belief.beliefs(wan, batch)
     assert {tuple(v.shape) for v in found.values()} == {(2, 3)}
     several = [len(case.puzzle.candidates) for case in batch]
     assert found["ideal"][:, 0].tolist() == pytest.approx(several)  # pure noise tells nothing
@@ -181,7 +182,7 @@ def test_courses_by_hand(leaders, final, wrong, corrected, settled):
 
 def test_the_leading_hypothesis_is_the_nearest():
     z = rand(4, 2, 3, 2, 2)
-    assert [behaviours.leading(z[i] + 0.1 * rand(2, 3, 2, 2, seed=9), z) for i in range(4)] == [
+    assert [courses.leading(z[i] + 0.1 * rand(2, 3, 2, 2, seed=9), z) for i in range(4)] == [
         0,
         1,
         2,
@@ -191,7 +192,7 @@ def test_the_leading_hypothesis_is_the_nearest():
 
 def test_hypotheses_are_valid_answers_and_then_other_prompts(wan):
     puzzle = puzzles.make("mark", 0, size=3)
-    z = behaviours.hypotheses(wan, puzzle)
+    z = courses.hypotheses(wan, puzzle)
     assert len(z) == len(puzzle.items)
     assert torch.equal(z[:1], posterior.answers(wan, puzzle))
 
@@ -199,7 +200,7 @@ def test_hypotheses_are_valid_answers_and_then_other_prompts(wan):
 def test_the_ideal_observer_is_never_wrong_where_one_answer_is_right(wan):
     batch = cases.held_out("mark", 2, size=3)
     steps = list(wan.sample(cases.condition(wan, batch), noise=rand(2, 16, 4, 6, 6)))
-    for own, ideal in behaviours.courses(wan, batch, steps):
+    for own, ideal in courses.courses(wan, batch, steps):
         assert len(own.leaders) == 3
         assert ideal.leaders == (0, 0, 0)
         assert own.final is None
@@ -208,7 +209,7 @@ def test_the_ideal_observer_is_never_wrong_where_one_answer_is_right(wan):
 @pytest.mark.parametrize("kind", ["mark", "goal", "maze", "memory", "turn"])
 def test_masks_are_disjoint_and_moving_things_move(kind):
     puzzle = puzzles.make(kind, 0, size=4)
-    still, moving = behaviours.masks(puzzle, 0, STRIDE)
+    still, moving = courses.masks(puzzle, 0, (4, 8, 8))
     assert still.shape == moving.shape == (3, 8, 8)
     assert moving.any()
     assert not (still & moving).any()
@@ -218,19 +219,18 @@ def test_masks_are_disjoint_and_moving_things_move(kind):
 
 
 def test_settling():
-    assert behaviours.first_below(np.array([1, 0.2, 0.01, 0.2, 0.01])) == 4
-    assert behaviours.first_below(np.array([0.01, 0.01])) == 0
-    assert behaviours.first_below(np.array([1.0, 1.0])) == 2
+    far = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
+    assert stats.settled(far).tolist() == [4, 0, 5]
     puzzle = puzzles.make("mark", 0, size=3)
     end = rand(1, 16, 4, 6, 6)
-    still, moving = behaviours.masks(puzzle, 0, STRIDE)
+    still, moving = courses.masks(puzzle, 0, (4, 6, 6))
     early = end.clone()
     early[0, :, 1:][:, moving] = 0  # an estimate in which all that moves is missing
-    steps = [SimpleNamespace(x0=early, next=None), SimpleNamespace(x0=end, next=end)]
-    assert behaviours.unsettled(steps, 0, moving).tolist() == [1, 0]
-    assert behaviours.settling(steps, 0, puzzle, 0, STRIDE) == [0, 1]
+    steps = [SimpleNamespace(x0_cond=early, next=None), SimpleNamespace(x0_cond=end, next=end)]
+    assert courses.unsettled(steps, 0, moving).tolist() == [1, 0]
+    assert courses.settling(steps, 0, puzzle, 0) == [0, 1]
     with pytest.raises(ValueError, match="nothing is there"):
-        behaviours.unsettled(steps, 0, still & moving)
+        courses.unsettled(steps, 0, still & moving)
 
 
 # -- working memory ---------------------------------------------------------------------------------------------------
@@ -240,12 +240,12 @@ def test_a_readout_finds_a_linear_code_and_no_shuffled_one():
     draw = np.random.default_rng(0)
     told = torch.from_numpy(draw.integers(0, 4, 400))
     x = rand(4, 128)[told] * 0.5 + rand(400, 128, seed=1)
-    found, left_out = behaviours.readout(x[:300], told[:300], x[300:], 4)
+    found, left_out = readout(x[:300], told[:300], x[300:], 4)
     right = (found == told[300:]).double().mean().item()
     assert right > 0.9  # measured 1.00, and 0.997 left out
     assert abs(left_out - right) < 0.1  # what the training rows promise holds
     shuffled = torch.from_numpy(draw.permutation(told[:300].numpy()))
-    found, left_out = behaviours.readout(x[:300], shuffled, x[300:], 4)
+    found, left_out = readout(x[:300], shuffled, x[300:], 4)
     assert (
         found == told[300:]
     ).double().mean() < 0.4  # measured 0.25, which is chance; its deviation is 0.04
@@ -254,8 +254,8 @@ def test_a_readout_finds_a_linear_code_and_no_shuffled_one():
 
 def test_rows_left_out_are_left_out():
     x, told = rand(12, 5), torch.arange(12) % 3
-    _, promised = behaviours.readout(x, told, x, 3)
-    pinned = behaviours.RIDGES
+    _, promised = readout(x, told, x, 3)
+    pinned = RIDGES
     rates = []
     for (
         ridge
@@ -279,10 +279,10 @@ def test_rows_left_out_are_left_out():
 
 def test_what_the_tokens_behind_the_wall_hold(wan):
     batch = cases.held_out("memory", 3, size=4)
-    found = behaviours.memories(wan, batch, (1, 0))
+    found = memories(wan, batch, (1, 0))
     assert found["states"].shape == (3, 2, 13, 128)
     assert found["drawn"].shape == (3, 64)
-    single = behaviours.memories(wan, batch[1:2], (0,))
+    single = memories(wan, batch[1:2], (0,))
     assert torch.allclose(found["states"][1, 1], single["states"][0, 0], atol=1e-4)
     assert found["labels"].shape == (3, 2)
 

@@ -59,5 +59,5 @@ def test_collect_computes_each_batch_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cases.collect(run, "seeds", work, compute)
     out = cases.collect(run, "seeds", work, compute)
-    assert seen == [2, 2, 1, 1]  # the first two were kept
+    assert seen == [1, 2, 2, 2]  # the first two were kept
     assert np.array_equal(out["seed"], [0, 1, 2, 3, 4])

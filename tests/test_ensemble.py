@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minicos import ops
+from minicos.analysis import result
+from minicos.analysis.ensemble import measure, plan
 from minicos.analysis.ensemble import share as ensemble
 from minicos.analysis.ensemble import study as ensemble_study
 from minicos.analysis.ensemble.share import Ensemble, Passes, run, share, window
@@ -19,7 +21,7 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import save_image
 from minicos.open import load
-from minicos.runs import Run, read_json
+from minicos.runs import Run
 
 CASES, T, DEPTH = 3, 3, 12
 WINDOW = (6, 7, 8)  # 20..29 of 40
@@ -393,9 +395,7 @@ def test_chosen_on_dev_tested_on_test(tmp_path):
     """From kept batches, so that no network is asked."""
     folder = Run.open(tmp_path / "run", {})
     first, second = (
-        ensemble_study.ablation(
-            12, [(20, 29), (0, 9)], ["lockstep"], Ensemble((0,), "lockstep", steps=steps)
-        )
+        plan.ablation(12, [(20, 29), (0, 9)], ["lockstep"], Ensemble((0,), "lockstep", steps=steps))
         for steps in ((0,), (0, 1))
     )
     best = "lockstep 0-9 @0-1"
@@ -406,15 +406,15 @@ def test_chosen_on_dev_tested_on_test(tmp_path):
     tried = {
         **first,
         best: second[best],
-        **ensemble_study.controls(best, second[best]),
-        **ensemble_study.rivals(second[best]),
+        **plan.controls(best, second[best]),
+        **plan.rivals(second[best]),
     }
     folder.save_tensors("test/000.safetensors", kept(tried, {best: [1, 1, 0, 1]}))
     batch = [cases.held_out("mark", 4, size=3)]
     chosen, table = ensemble_study.experiment(None, folder, [first, second], batch, batch)
-    by_name = {row.name: row for row in table}
+    by_name = {row["arm"]: row for row in table}
     assert chosen == best
-    assert [row.name for row in table] == [
+    assert list(by_name) == [
         "plain (T = 1)",
         "lockstep 20-29 @0",
         "lockstep 0-9 @0",
@@ -426,28 +426,22 @@ def test_chosen_on_dev_tested_on_test(tmp_path):
         "vote among 3 plain runs",
         "best of 3 plain runs (oracle)",
     ]
-    assert by_name["plain (T = 1)"].rate.value == 0.5
-    assert (by_name[best].rate.value, by_name[best].gain.value, by_name[best].distance) == (
+    solved = {name: row["solved"].value for name, row in by_name.items()}
+    assert solved["plain (T = 1)"] == 0.5
+    assert (solved[best], by_name[best]["gain"].value, by_name[best]["D to plain"]) == (
         0.75,
         0.25,
         0.25,
     )
-    assert (
-        by_name["vote among 3 plain runs"].rate.value
-        == by_name["best of 3 plain runs (oracle)"].rate.value
-        == 0.75
-    )
-    assert by_name["lockstep 0-9 @0"].gain.value == -0.5
-    assert {row.name for row in table if row.p_holm is not None} == {
-        *first,
-        best,
-    }  # the three that were tested
-    assert by_name["lockstep 0-9 @0"].p_holm == pytest.approx(
-        min(1, 3 * by_name["lockstep 0-9 @0"].p)
-    )
-    assert by_name["plain (T = 1)"].resolvable == pytest.approx(
-        2.802 * 0.5 / 2
-    )  # of four, one puzzle may always change
+    assert solved["vote among 3 plain runs"] == solved["best of 3 plain runs (oracle)"] == 0.75
+    worse = by_name["lockstep 0-9 @0"]
+    assert worse["gain"].value == -0.5
+    tested = {row["arm"] for row in table if row.get("p after Holm") is not None}
+    assert tested == {*first, best}  # the three that were tested
+    assert worse["p after Holm"] == pytest.approx(min(1, 3 * worse["p"]))
+    # of four, one puzzle may always change
+    vote = by_name["vote among 3 plain runs"]["finds a gain of"]
+    assert vote == pytest.approx(2.802 * 0.5 / 2)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -484,23 +478,22 @@ def test_puzzles_chosen_on_dev_reported_on_test(toy, tmp_path, capsys):
     ]
     assert main(command) == 0
     text = capsys.readouterr().out
-    table = read_json(out / "result.json")
-    named = [row["name"] for row in table["rows"]]
-    assert (
-        table["chosen"] == "lockstep 20-29 @0"
-    )  # a random network solves nothing; of equals, the first
+    table = result.read(out).tables["arms"]
+    named = [row["arm"] for row in table]
     assert named[:2] == ["plain (T = 1)", "lockstep 20-29 @0"]
     assert {
         "lockstep 20-29 @0, other cases",
         "clean estimate @0",
         "best of 3 plain runs (oracle)",
     } < set(named)
-    assert [row["passes"] for row in table["rows"][:2]] == [2, 4]  # N; T + N - 1
-    assert "chosen on 3 dev puzzles: gain 0.000" in text
+    assert [row["passes"] for row in table[:2]] == [2, 4]  # N; T + N - 1
+    # a random network solves nothing; of equals, the first
+    chosen = result.read(out).number("puzzles solved: lockstep 20-29 @0, minus plain")
+    assert "chosen on 3 dev puzzles" in chosen.note and chosen.note in text
     assert (out / "ensemble.png").exists()
     (out / "test/000.safetensors").unlink()  # as if it had been killed there
     assert main(command) == 0
-    assert read_json(out / "result.json") == table
+    assert result.read(out).tables["arms"] == table
 
 
 def test_a_picture_of_ones_own(toy, tmp_path, capsys):
@@ -540,7 +533,7 @@ def test_a_picture_of_ones_own(toy, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ([], "give --puzzle, or --prompt"),
+        (["--image", "p.png"], "--image needs a --prompt"),
         (["--puzzle", "mark"], "no mark of size 5"),
         (["--puzzle", "maze", "--carrier", "x"], "--carrier x"),
         (["--puzzle", "maze", "--n", "2"], "--n 2: the wrong donors of 3 seeds"),
@@ -555,10 +548,10 @@ def test_mistakes_are_one_sentence(toy, tmp_path, capsys, options, sentence):
 def test_wrong_donors_do_more_than_own_seeds_on_the_embedded_model():
     wan = load("tiny", device="cpu").with_preset(steps=4)
     batch = cases.held_out("maze", 3, size=3)
-    out = ensemble_study.compare(
+    out = measure.compare(
         wan, {"own": Ensemble(WINDOW), "others": Ensemble(WINDOW, donors="others")}, batch
     )
-    own, others = ensemble_study.moved(out, "own"), ensemble_study.moved(out, "others")
+    own, others = measure.moved(out, "own"), measure.moved(out, "others")
     assert 0 < own < 0.7  # measured 0.007: another video, much nearer than another seed's
     assert others > 2 * own
     assert out["plain.passes"].tolist() == [12] * 3

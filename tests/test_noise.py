@@ -1,6 +1,5 @@
 """Noise at steps and in frames: what is touched, what is injected, what it costs, and what resuming changes (nothing)."""
 
-import json
 from dataclasses import replace
 from itertools import islice
 
@@ -12,12 +11,12 @@ from hypothesis import strategies as st
 
 import minicos.sample
 from minicos import puzzles
-from minicos.analysis import sweep as settings
-from minicos.analysis.noise import edit
-from minicos.analysis.noise import results as sensitivity
-from minicos.analysis.noise import study as noise_study
-from minicos.analysis.noise.edit import Noise, follow, measure
-from minicos.analysis.noise.study import Plan, study
+from minicos.analysis import result, sweep
+from minicos.analysis.noise import edit, study
+from minicos.analysis.noise import measure as noise_measure
+from minicos.analysis.noise.edit import Noise, follow
+from minicos.analysis.noise.measure import Clean, edits, measure, measure_all
+from minicos.analysis.options import NoiseOptions
 from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.record import record
@@ -50,7 +49,7 @@ def clean(wan, subjects, tmp_path_factory):
         condition = cases.condition(model, subjects)
         start = cases.noise(model, condition, subjects)
         run = Run.open(tmp_path_factory.mktemp("clean"), {})
-        record(model, condition, run, [edit.Clean(3)], start)
+        record(model, condition, run, [Clean(3)], start)
         return condition, start, run
 
     return make
@@ -116,21 +115,21 @@ def test_mistakes_are_named():
     with pytest.raises(MinicosError, match="no latent frame 4"):
         Noise("replace", (0,), (4,))(latent(0), 0, torch.ones(1, 1, 1, 1, 1))
     with pytest.raises(MinicosError, match="steps 0 to 9"):
-        Plan(at=(3, 10)).edits(10, [False] * 4)
+        edits(NoiseOptions(at=(3, 10)), 10, [False] * 4)
     with pytest.raises(MinicosError, match="latent frame 0 is imposed"):
-        Plan(frames=(0,)).edits(10, [True, False])
+        edits(NoiseOptions(frames=(0,)), 10, [True, False])
 
 
 @given(st.integers(1, 40), st.integers(1, 21), st.booleans())
 def test_matched_cells(steps, frames, imposed):
     """Step noise and frame noise touch equally many cells, where there are steps enough."""
-    edits = Plan().edits(steps, [imposed, *[False] * frames])
+    planned = edits(NoiseOptions(), steps, [imposed, *[False] * frames])
     free = frames + (not imposed)
-    assert sum(name.startswith("frame") for name in edits) == free
+    assert sum(name.startswith("frame") for name in planned) == free
     assert all(
-        len(e.steps) == min(free, steps) for name, e in edits.items() if name.startswith("frame")
+        len(e.steps) == min(free, steps) for name, e in planned.items() if name.startswith("frame")
     )
-    assert not any(imposed and e.frames == (0,) for e in edits.values())
+    assert not any(imposed and e.frames == (0,) for e in planned.values())
 
 
 def test_a_loop_of_ones_own_does_the_same(wan, clean):
@@ -241,7 +240,9 @@ def test_a_sweep_over_all_steps_costs_little_more_than_half(wan, subjects, tmp_p
 
     monkeypatch.setattr(minicos.sample, "_velocity", counted)
     quick = wan.with_preset(steps=12, frames=5, guidance={"high": 1.0, "low": 1.0})
-    results = study(quick, subjects[:1], Run.open(tmp_path, {}), Plan(frames=(), others=1))
+    results = measure_all(
+        quick, subjects[:1], Run.open(tmp_path, {}), NoiseOptions(frames=(), others=1)
+    )
     spent, full = results.passes()
     assert spent == count[0] - 12 - 6  # without the yardstick and the null control
     assert full == 12 * 12
@@ -254,9 +255,9 @@ def test_a_sweep_over_all_steps_costs_little_more_than_half(wan, subjects, tmp_p
 
 
 def test_killed_and_rerun_gives_the_same(wan, subjects, tmp_path, monkeypatch):
-    plan = Plan(at=(1, 3), others=1, layer=2)
-    whole = study(wan, subjects, Run.open(tmp_path / "whole", {}), plan, most=1)
-    real, calls = noise_study.measure, []
+    plan = NoiseOptions(at=(1, 3), others=1, layer=2)
+    whole = measure_all(wan, subjects, Run.open(tmp_path / "whole", {}), plan, most=1)
+    real, calls = noise_measure.measure, []
 
     def dying(*args):
         calls.append(None)
@@ -264,12 +265,12 @@ def test_killed_and_rerun_gives_the_same(wan, subjects, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(noise_study, "measure", dying)
+    monkeypatch.setattr(noise_measure, "measure", dying)
     run = Run.open(tmp_path / "torn", {})
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            study(wan, subjects, run, plan, most=1)
-    torn = study(wan, subjects, run, plan, most=1)
+            measure_all(wan, subjects, run, plan, most=1)
+    torn = measure_all(wan, subjects, run, plan, most=1)
     assert len(calls) == 2 * len(whole.edits) + 2  # nothing was done twice but what was cut short
     for name, arrays in whole.runs.items():
         assert all(
@@ -279,7 +280,8 @@ def test_killed_and_rerun_gives_the_same(wan, subjects, tmp_path, monkeypatch):
 
 
 def test_another_seed_is_the_yardstick(wan, subjects, tmp_path):
-    results = study(wan, subjects, Run.open(tmp_path, {}), Plan(at=(2,), others=3, frames=(1,)))
+    options = NoiseOptions(at=(2,), others=3, frames=(1,))
+    results = measure_all(wan, subjects, Run.open(tmp_path, {}), options)
     others = np.mean([results.d(name) for name in results.names("seed")], axis=(0, 1))
     assert np.allclose(others, 1)  # at every step, by construction
     assert (results.final("null") == 0).all()
@@ -303,12 +305,8 @@ def test_frames_match_the_answers_they_come_from():
 def test_late_noise_breaks_what_early_noise_does_not(tmp_path):
     """The embedded model: replacing the latent is a reseed at step 0, and at the last step nothing can clean it up."""
     wan = load("tiny").with_preset(steps=6)
-    results = study(
-        wan,
-        cases.held_out("mark", 4, size=3),
-        Run.open(tmp_path, {}),
-        Plan(at=(0, 5), frames=(1,), others=1),
-    )
+    options = NoiseOptions(puzzle="mark", size=3, n=4, at=(0, 5), frames=(1,), others=1)
+    results = measure_all(wan, cases.chosen(options), Run.open(tmp_path, {}), options)
     assert results.runs["clean"]["solved"].all()
     assert results.runs["step 0"]["solved"].all()
     assert results.runs["step 5"]["solved"].mean() <= 0.5  # at step 0 it is 1
@@ -316,10 +314,16 @@ def test_late_noise_breaks_what_early_noise_does_not(tmp_path):
         results.runs["step 5"]["right"].mean() < results.runs["step 0"]["right"].mean()
     )  # measured .73, 1
     assert (results.final("step 5") > results.final("step 0")).all()
-    table = sensitivity.table(sensitivity.rows(results))
-    assert "step 5" in table
-    assert {"dose", "D", "solved", "right frames"} == set(sensitivity.headline(results))
-    assert sensitivity.peak(sensitivity.sensitivity(results), sensitivity.at(results))[0].value == 5
+    found = study.report(wan, Run.open(tmp_path, {}), options, results)
+    assert [row["edit"] for row in found.tables["edits"]] == list(results.edits)
+    against = [n.name for n in found.numbers if n.name.endswith("step noise minus frame noise")]
+    assert [name.split(":")[0] for name in against] == [
+        "D of the video",
+        "puzzles not solved",
+        "frames not right",
+        "dose",
+    ]
+    assert found.number("step whose noise changes the video most").value == 5
     share = results.runs["frame 1"]["right"]
     assert results.shown("frame 1", "untouched").tolist() == [
         k not in (1, 2, 3, 4) for k in range(13)
@@ -333,17 +337,15 @@ def test_late_noise_breaks_what_early_noise_does_not(tmp_path):
 
 def test_peaks_of_cases_that_agree():
     values = np.array([[0.0, 2.0, 1.0], [0.1, 3.0, 1.0]])
-    top, _ = sensitivity.peak(values, np.array([0, 10, 20]))
+    top, _ = study.peak(values, np.array([0, 10, 20]))
     assert (top.value, top.low, top.high) == (10, 10, 10)
-    torn, _ = sensitivity.peak(np.array([[5.0, 0.0, 0.0], [0.0, 0.0, 4.0]]), np.array([0, 10, 20]))
+    torn, _ = study.peak(np.array([[5.0, 0.0, 0.0], [0.0, 0.0, 4.0]]), np.array([0, 10, 20]))
     assert (torn.value, torn.low, torn.high) == (0, 0, 20)
 
 
 def test_settled_is_when_it_stays_near():
-    class Run_:
-        estimates = np.array([[1.0, 0.05, 0.5, 0.01], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.2, 0.0]])
-
-    assert settings.settled(Run_).tolist() == [0.75, 0.0, 0.75]
+    far = np.array([[1.0, 0.05, 0.5, 0.01], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.2, 0.0]])
+    assert sweep.settled(far).tolist() == [0.75, 0.0, 0.75]
 
 
 def test_the_boundary_is_swept_in_one_command(tmp_path, capsys):
@@ -371,12 +373,12 @@ def test_the_boundary_is_swept_in_one_command(tmp_path, capsys):
     ]
     assert main(command) == 0
     told = capsys.readouterr().out
-    found = json.loads((out / "settings.json").read_text())
-    assert [row["handover"] for row in found] == [3, 1]  # sigmas 1, .94, .83, .63
-    assert found[0]["shift"]["value"] == 0
+    found = result.read(out).tables["settings"]
+    assert [row["boundary at step"] for row in found] == [3, 1]  # sigmas 1, .94, .83, .63
+    assert found[0]["against the first"].value == 0
     assert "against the first" in told
     for name in (
-        "settings.png",
+        "sensitivity.png",
         "convergence.png",
         "0.7/sensitivity.png",
         "0.95/score.png",
@@ -395,7 +397,7 @@ def test_frame_counts_and_few_steps(tmp_path, capsys):
     )
     assert "trained at 13 frames: 5 are out of its distribution" in capsys.readouterr().out
     assert main(["distilled", *common, "--counts", "2,3", "--out", str(tmp_path / "few")]) == 0
-    rows = json.loads((tmp_path / "few/settings.json").read_text())
+    rows = result.read(tmp_path / "few").tables["settings"]
     assert [row["steps"] for row in rows] == [2, 3]
 
 
@@ -414,8 +416,6 @@ def test_a_picture_of_ones_own(wan, toy, tmp_path, capsys):
         "solve the maze",
         "--steps",
         "3",
-        "--n",
-        "2",
     ]
     assert main([*command, "--layer", "5", "--mode", "add", "--out", str(tmp_path / "own")]) == 0
     told = capsys.readouterr().out
@@ -428,7 +428,6 @@ def test_a_picture_of_ones_own(wan, toy, tmp_path, capsys):
     ("options", "says"),
     [
         (["--image", "x.png"], "--image needs a --prompt"),
-        (["--model", "elsewhere"], "for the embedded model"),
         (["--puzzle", "turn", "--size", "5"], "no turn of size 5"),
         (["--at", "25"], "the run has steps 0 to 19"),
         (["--layer", "12"], "blocks 0 to 11"),

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicos.analysis import report
-from minicos.analysis.reproduce import EXPERIMENTS, subjects
-from minicos.analysis.tools import stats
+from minicos.analysis.reproduce import SECTIONS, parts
+from minicos.analysis.result import Number, Result
+from minicos.analysis.tools import cases, controls, stats
 from minicos.cli import main, reproduce
 from minicos.open import load
 from tests.test_cli import posix, start, wait_for
@@ -54,7 +54,8 @@ def test_claims_are_complete_and_paths_are_relative(undisturbed, toy):
     for claim in claims:
         assert claim["low"] <= claim["effect"] <= claim["high"] and claim["n"] == 4
         assert claim["control"] and claim["claim"] in text
-        assert claim["command"].startswith(f"minicos reproduce --model {toy} --only ")
+        verb = "energy" if "energy" in claim["claim"] else "attention"
+        assert claim["command"] == f"minicos {verb} --n 4 --model {toy}"
     links = [line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")]
     assert links and all((undisturbed / link).stat().st_size > 1000 for link in links)
     assert text.index(report.CAVEAT) < text.index("## ")
@@ -65,12 +66,12 @@ def test_claims_are_complete_and_paths_are_relative(undisturbed, toy):
 def test_a_killed_run_ends_at_the_same_bytes(undisturbed, toy, tmp_path):
     """kill -9 at a moment that nothing fixes, two workers being busy; the rerun is in one process. Workers end with their parent."""
     process = start("-m", "minicos", *arguments(toy, tmp_path, workers=2))
-    wait_for(tmp_path / "energy/trained/000.safetensors", process)
+    wait_for(tmp_path / "energy/mark/trained/000.safetensors", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()  # ends when the last of them has closed its end of the pipe
-    kept = os.stat(tmp_path / "energy/trained/000.safetensors").st_mtime_ns
+    kept = os.stat(tmp_path / "energy/mark/trained/000.safetensors").st_mtime_ns
     assert main(arguments(toy, tmp_path, workers=1)) == 0
-    assert os.stat(tmp_path / "energy/trained/000.safetensors").st_mtime_ns == kept
+    assert os.stat(tmp_path / "energy/mark/trained/000.safetensors").st_mtime_ns == kept
     names = sorted(
         p.relative_to(undisturbed)
         for p in undisturbed.rglob("*")
@@ -86,7 +87,7 @@ def test_a_finished_run_only_writes_the_report(undisturbed, toy, capsys):
     (undisturbed / "report.md").unlink()
     assert main(arguments(toy, undisturbed, workers=1)) == 0
     assert (undisturbed / "report.md").read_bytes() == before
-    assert "cross-attention on padding rows: minus uniform" in capsys.readouterr().out
+    assert "cross-attention on padding rows, step 10: minus uniform" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -107,40 +108,31 @@ def test_mistakes_in_one_sentence(argv, words, tmp_path, capsys):
 
 
 def test_the_command_knows_every_section():
-    assert tuple(EXPERIMENTS) == reproduce.SECTIONS
+    assert tuple(SECTIONS) == reproduce.SECTIONS
 
 
-# -- claims -------------------------------------------------------------------------------------------------------------
+# -- numbers ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_difference_leaves_out_what_has_no_value_and_tells_its_power():
+def test_a_difference_leaves_out_what_has_no_value_and_says_its_power():
     a, b = np.array([1.0, 2.0, np.nan, 4.0]), np.array([0.0, 0.0, 0.0, 1.0])
-    claim = report.difference("more", a, b, "b")
-    assert claim.n == 3 and claim.effect == 2.0
-    assert claim.resolvable == stats.resolvable(np.std([1, 2, 3]), 3)
-    assert str(claim).endswith("(above zero)")
-    assert str(report.difference("less", b[:2], a[:2], "a")).endswith("(below zero)")
-    assert str(report.difference("same", b, b, "b")).endswith("(not told from zero)")
+    found = stats.difference("more", a, b, "b")
+    assert found.n == 3 and found.value == 2.0
+    assert found.resolvable == stats.resolvable(np.std([1, 2, 3]), 3)
+    assert np.isnan(stats.difference("same", b, b, "b").resolvable)
 
 
-def test_claims_without_a_value_are_null_in_json_and_said_in_the_report(tmp_path):
-    claims = (
-        report.of("turns", stats.Interval(float("inf"), 3.0, float("inf"), 5), "the last layer"),
-        report.mean("decided", np.array([np.nan]), "nothing"),
+def test_numbers_without_a_value_are_null_in_json_and_said_in_the_report(tmp_path):
+    numbers = (
+        Number("turns", float("inf"), 3.0, float("inf"), 5, note="the last layer"),
+        stats.mean("decided", np.array([np.nan]), "nothing"),
     )
-    section = report.Section("Title", "Text.", claims)
-    report.write(tmp_path, {"swap": section}, "About.")
+    (part, *_) = parts(4)["swap"]
+    report.write(tmp_path, {"swap": [(part, Result("swap", {}, numbers))]}, "About.", "tiny")
     first, second = json.loads((tmp_path / "claims.json").read_text())
-    assert (
-        first["effect"] is None
-        and first["low"] == 3.0
-        and second["n"] == 0
-        and second["low"] is None
-    )
-    assert "| turns | never | +3.000 … never | 5 |" in (tmp_path / "report.md").read_text()
-    assert (
-        report.from_json(json.loads(json.dumps(asdict(section)))).claims[0] == claims[0]
-    )  # infinity included
+    assert first["effect"] is None and first["low"] == 3.0 and first["command"] == part.command()
+    assert second["n"] == 0 and second["low"] is None
+    assert "| turns | never [3.000, never] | 5 |" in (tmp_path / "report.md").read_text()
 
 
 def test_unpaired_means():
@@ -152,22 +144,23 @@ def test_unpaired_means():
     assert found.high - found.value == pytest.approx(width, rel=0.05)  # measured: 1 %
 
 
-# -- subjects -----------------------------------------------------------------------------------------------------------
+# -- cases and controls ---------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(4, 400), st.sampled_from([4, 10, 25]))
-def test_groups_keep_order_and_leave_no_small_rest(n, most):
-    made = subjects.groups(range(n), most)
-    assert [i for group in made for i in group] == list(range(n))
-    sizes = {len(group) for group in made}
+def test_batches_keep_order_and_leave_no_small_rest(n, most):
+    some = [cases.Case("mark the circle", seed=i) for i in range(n)]
+    made = cases.batches(some, most)
+    assert [case.seed for batch in made for case in batch] == list(range(n))
+    sizes = {len(batch) for batch in made}
     assert max(sizes) <= most and max(sizes) - min(sizes) <= 1 and len(made) == -(-n // most)
 
 
 def test_the_untrained_network_has_the_same_shape_and_other_weights(toy):
     wan = load(toy, device="cpu")
     torch.manual_seed(7)
-    random, state = subjects.untrained(wan), torch.get_rng_state()
-    again = subjects.untrained(wan)
+    random, state = controls.untrained(wan), torch.get_rng_state()
+    again = controls.untrained(wan)
     assert torch.equal(state, torch.get_rng_state())  # nobody's random numbers are touched
     ours, theirs, same = (w.experts["high"].state_dict() for w in (wan, random, again))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}

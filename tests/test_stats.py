@@ -20,8 +20,9 @@ def latents(n: int, seed: int = 0) -> torch.Tensor:
 def test_distance_is_zero_for_the_same_and_one_for_another_seed():
     runs = list(latents(40))
     unit = stats.yardstick(runs)
-    assert (stats.distance(runs[0], runs[0], unit) == 0).all()
-    each = torch.stack([stats.distance(a, b, unit) for a, b in combinations(runs, 2)])
+    assert (stats.distance(stats.squared(runs[0], runs[0]), unit) == 0).all()
+    pairs = combinations(runs, 2)
+    each = torch.stack([stats.distance(stats.squared(a, b), unit) for a, b in pairs])
     torch.testing.assert_close(each.mean(0), torch.ones(2, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
@@ -30,10 +31,10 @@ def test_distance_looks_at_the_chosen_frames_only():
     unit = stats.yardstick([a, b, c])
     changed = b.clone()
     changed[:, :, 2] += 1
-    assert torch.equal(
-        stats.distance(a, b, unit, [0, 1, 3]), stats.distance(a, changed, unit, [0, 1, 3])
-    )
-    assert (stats.distance(a, b, unit) != stats.distance(a, changed, unit)).all()
+    before, after = stats.squared(a, b), stats.squared(a, changed)
+    some = [0, 1, 3]
+    assert torch.equal(stats.distance(before, unit, some), stats.distance(after, unit, some))
+    assert (stats.distance(before, unit) != stats.distance(after, unit)).all()
 
 
 def test_one_run_is_no_yardstick():

@@ -1,6 +1,5 @@
 """Swapping hidden states: what must hold for any network, what the embedded one shows, and the pictures drawn for others."""
 
-import json
 from collections import deque
 from dataclasses import replace
 from random import Random
@@ -11,14 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minicos.analysis import result
+from minicos.analysis.swap import measure as swap_measure
 from minicos.analysis.swap import pairs as swap_pairs
-from minicos.analysis.swap import results as swap_results
 from minicos.analysis.swap import states as swap
 from minicos.analysis.swap import study as swap_study
-from minicos.analysis.swap.pictures import Probe
+from minicos.analysis.swap.drawings import Drawing
+from minicos.analysis.swap.plan import Plan
 from minicos.analysis.swap.states import EMBED, Swap
-from minicos.analysis.swap.study import Plan
 from minicos.analysis.tools import cases
+from minicos.analysis.tools.masks import on_grid
 from minicos.cli import main
 from minicos.errors import MinicosError
 from minicos.hooks import Site
@@ -243,20 +244,20 @@ def test_leverage_is_that_of_the_guided_step(guided):
 
 def test_crossing_is_where_the_mean_curve_gets_there():
     rising = np.tile([-1.0, -1.0, 1.0, 1.0], (20, 1))
-    at = swap_results.crossing([0, 2, 4, 6], rising, 0.0)
+    at = swap_study.crossing([0, 2, 4, 6], rising, 0.0)
     assert (at.value, at.low, at.high, at.n) == (3, 3, 3, 20)
-    never = swap_results.crossing([0, 1], np.zeros((5, 2)), 0.5)
+    never = swap_study.crossing([0, 1], np.zeros((5, 2)), 0.5)
     assert (never.value, never.low, never.high) == (np.inf, np.inf, np.inf)
-    assert swap_results.crossing([4, 5], np.ones((5, 2)), 0.5).value == 4  # there already
+    assert swap_study.crossing([4, 5], np.ones((5, 2)), 0.5).value == 4  # there already
     mixed = np.repeat([[0.0, 1, 1, 1], [0, 0, 0, 1]], 10, axis=0)
-    at = swap_results.crossing([0, 1, 2, 3], mixed, 0.6)
+    at = swap_study.crossing([0, 1, 2, 3], mixed, 0.6)
     assert 2 < at.value < 3
     assert at.low < 1 < 2 < at.high <= 3  # resampled, either half may win
 
 
 def test_a_picture_counts_once():
-    assert np.array_equal(swap_results.by_picture(np.array([1.0, 2, 3, 4]), 2), [2, 3])
-    assert np.array_equal(swap_results.by_picture(np.array([1.0, 2, 3, 4]), 4), [1, 2, 3, 4])
+    assert np.array_equal(swap_study.by_picture(np.array([1.0, 2, 3, 4]), 2), [2, 3])
+    assert np.array_equal(swap_study.by_picture(np.array([1.0, 2, 3, 4]), 4), [1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("preset", ["tiny", "official"])
@@ -264,9 +265,9 @@ def test_measuring_b_into_itself(toy, made, preset):
     """Euler takes up B's run behind its last undisturbed step; UniPC, which has a history, starts over. Neither is seen."""
     wan = load(toy, device="cpu").with_preset(preset, steps=STEPS, frames=5)
     unread = [replace(pair, shows=()) for pair in made]
-    plain = swap_study.undisturbed(wan, unread, [0, 1])
+    plain = swap_measure.undisturbed(wan, unread, [0, 1])
     swaps = [Swap((k,), range(1, 3)) for k in (0, 6)]
-    out, ends = swap_study.measure(
+    out, ends = swap_measure.measure(
         wan, unread, swap_pairs.donors(made, "null"), plain, swaps, index=1
     )
     assert all(out[name].shape == (2, 2) for name in out)
@@ -314,7 +315,7 @@ def test_who_gives_in_a_control():
 def test_a_mask_of_tokens():
     mask = np.zeros((48, 32), bool)
     mask[17, 31] = True
-    assert swap.tokens(mask, (2, 3, 2)).view(2, 3, 2).nonzero().tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert on_grid(mask, (2, 3, 2)).nonzero().tolist() == [[0, 1, 1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -347,7 +348,7 @@ def test_swaps_that_do_not_fit_the_run(scene):
 # -- pictures for any model -----------------------------------------------------------------------------------------------
 
 
-def circled(probe: Probe, kinds: tuple[str, ...]) -> np.ndarray:
+def circled(probe: Drawing, kinds: tuple[str, ...]) -> np.ndarray:
     """A video in which rings appear around the things of some classes."""
     first = probe.image()
     y, x = np.mgrid[: probe.height, : probe.width] + 0.5
@@ -365,7 +366,7 @@ def circled(probe: Probe, kinds: tuple[str, ...]) -> np.ndarray:
 @settings(max_examples=20)
 @given(seed=st.integers(0, 999), size=st.sampled_from([(96, 160), (128, 128), (160, 96)]))
 def test_probes_can_be_read(seed, size):
-    probe = Probe.sample(
+    probe = Drawing.sample(
         Random(seed), *size, kinds=("cat", "bicycle") if seed % 2 else ("circle", "triangle")
     )
     assert probe.image().shape == (*size, 3)
@@ -384,9 +385,9 @@ def test_probes_can_be_read(seed, size):
 
 
 def test_prompts_of_probes_count():
-    texts = {Probe.sample(Random(i)).prompt("bicycle") for i in range(8)}
+    texts = {Drawing.sample(Random(i)).prompt("bicycle") for i in range(8)}
     assert texts == {"Circle the bicycle.", "Circle the bicycles."}
-    one, two = swap_pairs.probes(2, 96, 160, seed=3)
+    one, two = swap_pairs.drawn(2, 96, 160, seed=3)
     assert {one.a.prompt[11:14], one.b.prompt[11:14]} == {"cat", "bic"}
     assert (one.b.seed, two.b.seed) == (3, 4)
 
@@ -402,10 +403,10 @@ def test_a_killed_sweep_continues_with_the_same_result(toy, tmp_path, monkeypatc
     plan = Plan(
         (4, 11), (range(1), range(2)), ("own", "same_x"), controls=("null",), control_layers=(4,)
     )
-    whole = swap_study.sweep(wan, Run.open(tmp_path / "whole", {}), plan, made, most=2)
+    whole = swap_measure.measure_all(wan, Run.open(tmp_path / "whole", {}), plan, made, most=2)
     assert set(whole) == {None, *plan.arms}
     assert len(plan.arms) == 3 * 2  # step 0 has one donor
-    real, calls = swap_study.measure, []
+    real, calls = swap_measure.measure, []
 
     def dies(*args, **kwargs):
         calls.append(1)
@@ -414,21 +415,21 @@ def test_a_killed_sweep_continues_with_the_same_result(toy, tmp_path, monkeypatc
         return real(*args, **kwargs)
 
     run = Run.open(tmp_path / "killed", {})
-    monkeypatch.setattr(swap_study, "measure", dies)
+    monkeypatch.setattr(swap_measure, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
-        swap_study.sweep(wan, run, plan, made, most=2)
-    again = swap_study.sweep(wan, run, plan, made, most=2)
+        swap_measure.measure_all(wan, run, plan, made, most=2)
+    again = swap_measure.measure_all(wan, run, plan, made, most=2)
     assert len(calls) == 2 * 6 + 1  # the four finished batches were kept
     for arm in whole:
         assert all(
             np.array_equal(whole[arm][key], again[arm][key], equal_nan=True) for key in whole[arm]
         )
-    lines = swap_results.table(plan, whole, 3)
-    assert [line["changed"] for line in lines if line["arm"].endswith("null")] == [0, 0, 0]
+    lines = swap_study.rows(plan, whole, 3)
+    assert [line["largest change"] for line in lines if line["arm"].endswith("null")] == [0, 0, 0]
     assert [
         line["flip"].value
         for line in lines
-        if line["layer"] == 11 and line["arm"].startswith("steps")
+        if line["layer"] == "11" and line["arm"].startswith("steps")
     ] == [1, 1]
 
 
@@ -465,14 +466,15 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "steps 0-1 same_x null" in out
-    found = json.loads((tmp_path / "run/swap.json").read_text())
-    assert {line["arm"] for line in found["lines"]} == {
+    found = result.read(tmp_path / "run")
+    assert {line["arm"] for line in found.tables["layers"]} == {
         f"{arm}{c}"
         for arm in ("step 0 same_x", "steps 0-1 same_x")
         for c in ("", " null", " wrong")
     }
-    assert [line["flip"]["n"] for line in found["turns"]] == [2, 2]
-    assert found["turns"][0]["flip"]["value"] is None  # a random network does not turn at step 0
+    turns = [n for n in found.numbers if "flip = 0" in n.name]
+    assert [number.n for number in turns] == [2, 2]
+    assert np.isnan(turns[0].value)  # a random network does not turn at step 0
     assert (tmp_path / "run/last_frames.png").exists()
     assert (tmp_path / "run/videos/steps_0-1_same_x/layer_embed.mp4").exists()
     assert main(argv) == 0
@@ -501,12 +503,11 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
             == (subject is not own)
         )
     for wrong, says in (
-        ([], "give one subject"),
+        (["--prompt", "mark the circle"], "give --prompt and --other"),
         (["--puzzle", "mark", "--at", "12"], "this model has layers 0 to 11"),
-        (["--puzzle", "mark", "--during", "0-20"], "give steps 0 to 19"),
-        (["--puzzle", "mark", "--during", "0-2-4"], "give steps 0 to 19"),
+        (["--puzzle", "mark", "--during", "0-20"], "the run has steps 0 to 19"),
+        (["--puzzle", "mark", "--during", "0-2-4"], "give a list such as 0,3-5 or all"),
         (["--puzzle", "mark", "--size", "5"], "no mark of size 5"),
-        (["--puzzle", "mark", "--donor", "mine"], "no donor 'mine'"),
         (["--puzzle", "mark", "--n", "1", "--one-way", "--controls", "wrong"], "there is only one"),
         (["--puzzle", "mark", "--noise-device", "cuda", "--device", "cpu"], "needs a CUDA card"),
     ):
@@ -517,8 +518,8 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
 def test_the_embedded_model_reads_its_prompt_in_the_middle():
     wan = load("tiny", device="cpu").with_preset(steps=6)
     made = swap_pairs.pairs("mark", 2)
-    plain = swap_study.undisturbed(wan, made, [0])
-    out, _ = swap_study.measure(
+    plain = swap_measure.undisturbed(wan, made, [0])
+    out, _ = swap_measure.measure(
         wan,
         made,
         swap_pairs.donors(made, None),

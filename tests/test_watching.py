@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minicos import measures, ops, puzzles
 from minicos.analysis.attention import Attention, words
-from minicos.analysis.energy import Energy, centred, components, on_tokens, separation
+from minicos.analysis.energy import Energy, centred, components, separation
+from minicos.analysis.tools.masks import on_grid
 from minicos.analysis.tools.record import record, recorded
 from minicos.hooks import Hooks
 from minicos.open import load
@@ -111,15 +112,15 @@ def test_separation_tells_a_layer_that_sees_from_one_that_is_blind():
     assert separation(torch.stack([mask.float(), -mask.float(), blind]), mask) == [1.0, 0.0, 0.5]
 
 
-def test_masks_of_pixels_on_tokens():
+def test_masks_of_pixels_on_grid():
     puzzle = puzzles.make("maze", 0, size=4)
-    moving = on_tokens(puzzle.answer_mask(0), (4, 4, 4))
+    moving = on_grid(puzzle.answer_mask(0), (4, 4, 4))
     assert moving.shape == (4, 4, 4)
     assert not moving[0].any()  # nothing differs from frame 0 in frame 0
     for r, c in puzzle.candidates[0][1:]:
         assert moving[3, r, c]
     assert torch.equal(
-        on_tokens(puzzle.foreground(), (4, 4, 4))[0], on_tokens(puzzle.foreground(), (4, 4, 4))[3]
+        on_grid(puzzle.foreground(), (4, 4, 4))[0], on_grid(puzzle.foreground(), (4, 4, 4))[3]
     )
 
 

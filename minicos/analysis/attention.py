@@ -9,26 +9,57 @@ well: prompts shorter than the text length are padded with zero rows, the networ
 that they receive is shown beside that of the words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis.tools import figures
+from minicos.analysis.options import AttentionOptions
+from minicos.analysis.result import Curve, Result, write
+from minicos.analysis.tools import cases, controls, figures, stats
+from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.record import Saved
-from minicos.condition import Condition
-from minicos.hooks import Hooks, Site
+from minicos.condition import WanCondition
+from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.measures import stratified
 from minicos.ops import REFERENCE, Ops
 from minicos.runs import Run
 from minicos.sample import Step
+from minicos.wan import Wan
 
 
-def words(condition: Condition, branch: str) -> int:
+def words(condition: WanCondition, branch: str) -> int:
     """How many rows of the first sample's text are a prompt's; the rest are zero."""
     return int(condition.branch(branch)[0].any(-1).sum())
+
+
+def attentions(
+    use: Callable[[Tensor, Tensor, Site], None],
+    layers: Sequence[int] | None = None,
+    *,
+    step: tuple[int, ...],
+    branch: str = "cond",
+) -> Hooks:
+    """Hooks that call `use(q, k, site)` for self- and cross-attention of these layers (None: all), heads on axis 1."""
+    queries: dict[str, Tensor] = {}
+
+    def hold(q: Tensor, site: Site) -> None:
+        queries["q"] = q
+
+    def pair(k: Tensor, site: Site) -> None:
+        use(queries.pop("q"), k, site)
+
+    hooks = NO_HOOKS
+    for layer in ("*",) if layers is None else layers:
+        for part in ("self_attn", "cross_attn"):
+            hooks = hooks.on(f"blocks.{layer}.{part}.q", hold, step=step, branch=branch)
+            hooks = hooks.on(f"blocks.{layer}.{part}.k", pair, step=step, branch=branch)
+    return hooks
 
 
 @dataclass(frozen=True)
@@ -43,24 +74,14 @@ class Attention:
     queries: int | None = None  # of every frame, at random; all by default
     ops: Ops = REFERENCE  # those of the model: `wan.ops`
     name: str = "attention"
-    _query: dict[str, Tensor] = field(default_factory=dict)
     _kept: dict[str, Tensor] = field(default_factory=dict)
 
     def hooks(self) -> Hooks:
-        hooks = Hooks()
-        when = {"step": tuple(self.chosen), "branch": self.branch}
-        for layer in self.layers:
-            for part in ("self_attn", "cross_attn"):
-                hooks = hooks.on(f"blocks.{layer}.{part}.q", self._hold, **when)
-                hooks = hooks.on(f"blocks.{layer}.{part}.k", self._weigh, **when)
-        return hooks
+        return attentions(self._weigh, self.layers, step=tuple(self.chosen), branch=self.branch)
 
-    def _hold(self, q: Tensor, site: Site) -> None:
-        self._query["q"] = q[:1].detach()
-
-    def _weigh(self, k: Tensor, site: Site) -> None:
+    def _weigh(self, q: Tensor, k: Tensor, site: Site) -> None:
         heads = slice(None) if self.heads is None else list(self.heads)
-        q, k = self._query.pop("q")[:, heads], k[:1, heads].detach()
+        q, k = q[:1, heads].detach(), k[:1, heads].detach()
         _, layer, part, _ = site.name.split(".")
         text = part == "cross_attn"
         frames = 1 if text else site.grid[0]
@@ -73,15 +94,16 @@ class Attention:
                 self._kept[f"between{name}.{layer}"] = between
 
         if self.queries is None:
-            keep(*(mass[0].mean(0) for mass in self.ops.attention_mass(q, k, frames)))
-        else:
-            draw = torch.Generator().manual_seed(2000 * site.step + 2 * int(layer) + text)
-            count = min(self.queries * site.grid[0], q.shape[2]) // frames
-            masses, errors = self.ops.attention_mass_sampled(
-                q, k, frames, stratified(q, frames, count, draw)
-            )
-            keep(*(mass[0].mean(0) for mass in masses))
-            keep(*(error[0].square().sum(0).sqrt() / q.shape[1] for error in errors), name="_error")
+            received, between = self.ops.attention_mass(q, k, frames)
+            keep(received[0].mean(0), between[0].mean(0))
+            return
+        draw = torch.Generator().manual_seed(2000 * site.step + 2 * int(layer) + text)
+        count = min(self.queries * site.grid[0], q.shape[2]) // frames
+        rows = stratified(q, frames, count, draw)
+        (received, between), errors = self.ops.attention_mass_sampled(q, k, frames, rows)
+        keep(received[0].mean(0), between[0].mean(0))
+        one, other = (error[0].square().sum(0).sqrt() / q.shape[1] for error in errors)
+        keep(one, other, "_error")
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         kept = dict(self._kept)
@@ -98,7 +120,7 @@ class Attention:
             names.append(f"attention/received_step_{i:02d}.png")
             figures.sheet(
                 run.path(names[-1]),
-                received,
+                list(received),
                 rows=[f"latent {f}" for f in range(len(received))],
                 columns=[f"layer {k}" for k in self.layers],
                 title=f"Attention received, step {i}: latent frames (down), layers (across); colours span each layer"
@@ -118,19 +140,14 @@ class Attention:
                 + self._accuracy(saved, shown, "between"),
             )
             names.append("attention_frames.png")
-        if shown and self.words is not None:
-            padded = {
-                f"step {i}": np.array(
-                    [saved[i][f"text.{k}"][self.words :].sum() for k in self.layers]
-                )
-                for i in shown
+        if shown and (words := self.words) is not None:
+            text = {
+                i: [float(saved[i][f"text.{k}"][words:].sum()) for k in self.layers] for i in shown
             }
-            figures.curves(
+            figures.lines(
                 run.path("attention_padding.png"),
-                padded,
-                x="layer",
+                [Curve(f"step {i}", tuple(self.layers), text[i], x_label="layer") for i in shown],
                 y="share of cross-attention",
-                at=self.layers,
                 title=f"Mass on the zero-padded text rows ({self.words} rows are words)"
                 + ("" if self.queries is None else f", from {self.queries} queries a frame"),
             )
@@ -146,3 +163,85 @@ class Attention:
             return ""
         worst = max(float(saved[i][f"{what}_error.{k}"].max()) for i in steps for k in self.layers)
         return f"\n{self.queries} random queries a frame; standard errors up to {worst:.2g}"
+
+
+# -- the question, on puzzles -----------------------------------------------------------------------------------------
+
+
+def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
+    """Mean over heads at the steps `at`, for every layer, and what uniform attention would give.
+
+    padding   share of cross-attention on the zero-padded rows of the text   b step layer
+    first     share of the later frames' self-attention on the given frame 0   b step layer
+    uniform_padding, uniform_first   b
+    """
+    condition = cases.condition(wan, batch)
+    words = condition.text.any(-1).sum(1)  # b
+    found: dict[tuple[int, bool], list[Tensor]] = {
+        (s, text): [] for s in at for text in (True, False)
+    }
+
+    def weigh(q: Tensor, k: Tensor, site: Site) -> None:
+        text = ".cross_attn." in site.name
+        received, between = wan.ops.attention_mass(q, k, 1 if text else site.grid[0])
+        if text:
+            share = received.mean(1) / q.shape[2]  # b t, of one query
+            padded = [row[w:].sum() for row, w in zip(share, words, strict=True)]
+            found[site.step, text].append(torch.stack(padded))
+        else:
+            found[site.step, text].append(between.mean(1)[:, 1:, 0].mean(1))
+
+    hooks = attentions(weigh, step=tuple(at))
+    steps = wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=hooks)
+    deque(islice(steps, max(at) + 1), maxlen=0)
+    shares = {
+        name: torch.stack([torch.stack(found[s, text], dim=1) for s in at], dim=1)
+        for name, text in (("padding", True), ("first", False))
+    }
+    return shares | {
+        "uniform_padding": 1 - words / condition.text.shape[1],
+        "uniform_first": torch.full((len(batch),), 1 / condition.shape[2]),
+    }
+
+
+def study(wan: Wan, run: Run, options: AttentionOptions) -> Result:
+    """Attention on padding and on the given frame, beside uniform attention and an untrained network's."""
+    at = options.at or (wan.preset.steps // 2,)
+    work = cases.batches(cases.chosen(options))
+    trained = cases.collect(run, "trained", work, partial(measure, wan, at))
+    untrained = partial(measure, controls.untrained(wan), at)
+    random = cases.collect(run, "untrained", work, untrained)
+    numbers, curves = [], []
+    for s, step in enumerate(at):
+        for what, name in (
+            ("cross-attention on padding rows", "padding"),
+            ("attention of later frames on the given one", "first"),
+        ):
+            ours, others = trained[name][:, s], random[name][:, s]  # n layer
+            even, where = trained[f"uniform_{name}"], f"{what}, step {step}"
+            numbers += [
+                stats.mean(where, ours.mean(1), f"uniform: {even.mean():.3f}", "share"),
+                stats.difference(
+                    f"{where}: minus uniform", ours.mean(1), even, "uniform attention", "share"
+                ),
+                stats.difference(
+                    f"{where}: trained minus untrained",
+                    ours.mean(1),
+                    others.mean(1),
+                    "untrained network",
+                    "share",
+                ),
+            ]
+            for network, values in (("", ours), (", untrained", others)):
+                title = f"{name}{network}" if len(at) == 1 else f"{name}{network}, step {step}"
+                curves.append(stats.curve(title, values, range(values.shape[1]), "layer", "share"))
+    figures.lines(
+        run.path("attention.png"),
+        curves,
+        y="share of attention",
+        title="Attention on zero-padded text rows and on the given frame",
+        levels={"padding, uniform": float(trained["uniform_padding"].mean())},
+    )
+    return write(
+        run, Result("attention", run.settings, numbers, curves=curves, files=["attention.png"])
+    )

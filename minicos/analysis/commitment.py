@@ -11,16 +11,21 @@ Completions that answer nothing valid count beside (`valid`). Trivial by constru
 decide, and a puzzle with one answer is committed from the start, so it is refused.
 """
 
-import math
 from collections.abc import Sequence
+from math import log, nan
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis.tools import cases
+from minicos.analysis.options import CommitmentOptions
+from minicos.analysis.result import Curve, Result, Row, write
+from minicos.analysis.steps import spread
+from minicos.analysis.tools import cases, figures, stats
 from minicos.analysis.tools.cases import Case
-from minicos.analysis.tools.stats import yardstick
-from minicos.condition import Condition
+from minicos.condition import WanCondition
+from minicos.errors import MinicosError
+from minicos.runs import Run
 from minicos.sample import State, Step
 from minicos.wan import Wan
 
@@ -39,7 +44,7 @@ def renoise(step: Step, seeds: Sequence[int]) -> Tensor:
 
 
 def complete(
-    wan: Wan, condition: Condition, x: Tensor, start: int, state: State | None = None
+    wan: Wan, condition: WanCondition, x: Tensor, start: int, state: State | None = None
 ) -> Tensor:
     """Sample on from latents x (b c f h w) that enter step `start` with what travels beside them; the final latents."""
     for step in wan.sample(condition, noise=x, start=start, state=state):
@@ -86,7 +91,7 @@ def commitment(share: Tensor) -> Tensor:
         raise ValueError(
             "a puzzle with one answer is committed from the start: take puzzles with several"
         )
-    return 1 - torch.special.entr(share).sum(-1) / math.log(share.shape[-1])
+    return 1 - torch.special.entr(share).sum(-1) / log(share.shape[-1])
 
 
 def decision(commitments: Sequence[float], at: Sequence[int]) -> int | None:
@@ -94,7 +99,7 @@ def decision(commitments: Sequence[float], at: Sequence[int]) -> int | None:
     return next((s for s, c in zip(at, commitments, strict=True) if c >= DECIDED), None)
 
 
-def spread(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
+def spread_of(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
     """The same for a case without a scorer: how far apart the completions of each step end, 1 as far as other seeds do  (steps).
 
     `count` is 2 or more. The yardstick are `count` plain runs, from the same seeds: at a step 0 of pure
@@ -109,5 +114,124 @@ def spread(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_0
             ends[step.index] = [complete(wan, condition, x, step.index, beside) for x in starts]
         beside = step.state.edited()
     others = [complete(wan, condition, wan.noise(condition, [seed + k]), 0) for k in range(count)]
-    unit = yardstick(others).sum()
-    return torch.stack([yardstick(ends[s]).sum() / unit for s in at])
+    unit = stats.yardstick(others)
+    return torch.stack([stats.distance(stats.yardstick(ends[s]), unit)[0] for s in at])
+
+
+def study(wan: Wan, run: Run, options: CommitmentOptions) -> Result:
+    """Commitment at the steps `at`, from `count` completions each; of a case of the user's own, how far apart they end.
+
+    Raises MinicosError for a single completion without a scorer.
+    """
+    chosen = cases.chosen(options)
+    at = options.at or spread(6, wan.preset.steps)
+    if options.prompt is None:
+        found = _puzzles(wan, run, chosen, at, options.count)
+    elif options.count < 2:
+        raise MinicosError(
+            "--count 1: without a scorer, completions are compared with each other: take 2 or more"
+        )
+    else:
+        found = _own(wan, run, chosen[0], at, options.count)
+    return write(run, found)
+
+
+def _puzzles(wan: Wan, run: Run, chosen: Sequence[Case], at: Sequence[int], count: int) -> Result:
+    def compute(batch: Sequence[Case]) -> dict[str, Tensor]:
+        return {"answers": completions(wan, batch, at, count)}
+
+    kept = cases.collect(run, "completions", cases.batches(chosen), compute)
+    answers = torch.from_numpy(kept["answers"])  # n steps count
+    candidates = [len(cases.known(case).candidates) for case in chosen]
+    committed = np.stack(
+        [commitment(shares(a, r)).numpy() for a, r in zip(answers, candidates, strict=True)]
+    )
+    valid = (answers >= 0).double().mean(2).numpy()
+    alike = ((answers == answers[..., :1]) & (answers >= 0)).all(2).double().numpy()
+    decided = [decision(line, at) for line in committed]
+    first = f"step {at[0]} ({count} completions; at step 0 other seeds, by construction)"
+    numbers = [
+        *(
+            stats.difference(
+                f"commitment at step {s} minus step {at[0]}",
+                committed[:, k],
+                committed[:, 0],
+                first,
+            )
+            for k, s in enumerate(at)
+            if k
+        ),
+        *(
+            stats.difference(
+                f"all completions alike and valid: step {s} minus step {at[0]}",
+                alike[:, k],
+                alike[:, 0],
+                first,
+                "share",
+            )
+            for k, s in enumerate(at)
+            if k == 1
+        ),
+        stats.difference(
+            "valid completions: first minus last of these steps",
+            valid[:, 0],
+            valid[:, -1],
+            f"step {at[-1]}",
+            "share",
+        ),
+        stats.mean(
+            "decided by the last of these steps",
+            [step is not None for step in decided],
+            f"commitment of {DECIDED} or more",
+            "share",
+        ),
+        stats.mean(
+            "step at which it is decided, where it is",
+            [nan if s is None else s for s in decided],
+            unit="step",
+        ),
+    ]
+    label = "step that is completed from"
+    curves = [
+        stats.curve("commitment", committed, at, label),
+        stats.curve("all alike and valid", alike, at, label, "share"),
+        stats.curve("valid completions", valid, at, label, "share"),
+    ]
+    figures.lines(
+        run.path("commitment.png"),
+        curves,
+        y="commitment; share",
+        title=f"When is the answer decided? n = {len(chosen)}, {count} completions each",
+        levels={"decided": DECIDED},
+    )
+    rows: list[Row] = [
+        {
+            "step": s,
+            **{
+                c.name: stats.mean("", v[:, k]).interval
+                for c, v in zip(curves, (committed, alike, valid), strict=True)
+            },
+        }
+        for k, s in enumerate(at)
+    ]
+    return Result("commitment", run.settings, numbers, {"steps": rows}, curves, ["commitment.png"])
+
+
+def _own(wan: Wan, run: Run, case: Case, at: Sequence[int], count: int) -> Result:
+    def compute(batch: Sequence[Case]) -> dict[str, Tensor]:
+        return {"apart": spread_of(wan, batch[0], at, count)[None]}
+
+    apart = cases.collect(run, "spread", [[case]], compute)["apart"][0].tolist()
+    curve = Curve(
+        "completions", tuple(at), tuple(apart), x_label="step that is completed from", unit="D"
+    )
+    figures.lines(
+        run.path("spread.png"),
+        [curve],
+        y="D between completions, 1: another seed",
+        title="How far apart the completions of each step end",
+    )
+    rows: list[Row] = [
+        {"step": s, "D between completions": d} for s, d in zip(at, apart, strict=True)
+    ]
+    return Result("commitment", run.settings, (), {"steps": rows}, [curve], ["spread.png"])

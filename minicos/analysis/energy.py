@@ -11,21 +11,28 @@ and at the chosen steps the first three principal components over tokens, and th
 matter, `separation` turns the picture into a number: the AUROC of energy against a mask, .5 where layers are blind to it.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from minicos.analysis.tools import figures
+from minicos.analysis.options import EnergyOptions
+from minicos.analysis.result import Curve, Result, write
+from minicos.analysis.tools import cases, controls, figures, stats
+from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.masks import on_grid
 from minicos.analysis.tools.record import Saved
 from minicos.analysis.tools.stats import auroc, massive
 from minicos.hooks import Hooks, Site
 from minicos.ops import REFERENCE, Ops
 from minicos.runs import Run
 from minicos.sample import Step
+from minicos.wan import Wan
 
 FORMS = ("raw", "centred", "update")
 CHANNELS = 8  # largest ones kept
@@ -57,9 +64,7 @@ class Energy:
     def _record(self, x: Tensor, site: Site) -> None:
         h, before = x[0].detach(), self._last["stream"]
         values = {
-            "raw": self.ops.token_energy(h).view(site.grid),
-            "centred": centred(h, self.ops).view(site.grid),
-            "update": self.ops.token_energy(h.float() - before.float()).view(site.grid),
+            form: energy.view(site.grid) for form, energy in forms(h, before, self.ops).items()
         }
         if site.step in self.chosen:
             size, index = h.float().abs().mean(0).topk(min(CHANNELS, h.shape[1]))
@@ -93,10 +98,17 @@ class Energy:
         ]
         for b in branches:
             raw = whole[f"{b}.raw"]  # step layer f h w
-            figures.curves(
+            figures.lines(
                 run.path(f"energy_layers_{b}.png"),
-                {f"step {i}": raw[i].flatten(1).mean(1).numpy() for i in chosen},
-                x="layer",
+                [
+                    Curve(
+                        f"step {i}",
+                        range(raw.shape[1]),
+                        raw[i].flatten(1).mean(1).tolist(),
+                        x_label="layer",
+                    )
+                    for i in chosen
+                ],
                 y="mean token energy",
                 title=f"Energy across layers, {b} branch",
             )
@@ -107,13 +119,17 @@ class Energy:
                 y="layer",
                 title=f"Mean token energy, {b} branch",
             )
-            figures.curves(
+            figures.lines(
                 run.path(f"energy_frames_{b}.png"),
-                {
-                    f"layer {k}": raw[:, k].mean((0, 2, 3)).numpy()
+                [
+                    Curve(
+                        f"layer {k}",
+                        range(raw.shape[2]),
+                        raw[:, k].mean((0, 2, 3)).tolist(),
+                        x_label="latent frame",
+                    )
                     for k in figures.evenly(raw.shape[1], 8)
-                },
-                x="latent frame",
+                ],
                 y="mean token energy over all steps",
                 title=f"Temporal energy, {b} branch",
             )
@@ -131,13 +147,11 @@ class Energy:
                 continue
             layers = figures.evenly(len(values), 12)
             paint = figures.colours if form == "components" else figures.heat
-            images = np.stack(
-                [paint(values[k].numpy()) for k in layers], axis=1
-            )  # f layer h w colour
+            images = np.stack([paint(values[k].numpy()) for k in layers], axis=1)
             names.append(f"energy/{form}_{branch}_step_{index:02d}.png")
             figures.sheet(
                 run.path(names[-1]),
-                images,
+                list(images),  # f layer h w colour
                 columns=[f"layer {k}" for k in layers],
                 rows=[
                     "frame 0",
@@ -181,19 +195,85 @@ def separation(energy: Tensor, mask: Tensor) -> list[float]:
     return [auroc(layer.numpy(), mask.numpy()) for layer in energy]
 
 
-def on_tokens(mask: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
-    """A mask of pixels, bool (13 H W) or of one picture (H W), on the token grid: bool f h w, true where any pixel of a token is."""
-    f, h, w = grid
-    mask = torch.from_numpy(np.ascontiguousarray(mask))
-    mask = mask.expand(4 * f - 3, -1, -1) if mask.ndim == 2 else mask
-    stride = (len(mask) - 1) // max(1, f - 1)
-    cells = F.adaptive_max_pool2d(mask[:, None].float(), (h, w))[:, 0] > 0
-    return torch.stack(
-        [cells[0], *(cells[1 + stride * i : 1 + stride * (i + 1)].any(0) for i in range(f - 1))]
-    )
+def forms(h: Tensor, before: Tensor, ops: Ops = REFERENCE) -> dict[str, Tensor]:
+    """Token energy of one sample in every form, l each: h is the stream after the block, `before` the one that enters it (l d)."""
+    return {
+        "raw": ops.token_energy(h),
+        "centred": centred(h, ops),
+        "update": ops.token_energy(h.float() - before.float()),
+    }
 
 
 def _whole(saved: Saved, name: str) -> Tensor:
     """An array over all steps; NaN where guidance 1 has skipped the branch, so that the step axis stays whole."""
     some = next(step[name] for step in saved if name in step)
     return torch.stack([step.get(name, torch.full_like(some, torch.nan)) for step in saved])
+
+
+# -- the question, on puzzles -----------------------------------------------------------------------------------------
+
+
+def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
+    """AUROC of token energy against the cells that the first answer fills, at the steps `at`: b step form layer."""
+    found: dict[int, list[Tensor]] = {step: [] for step in at}
+    before: dict[str, Tensor] = {}
+
+    def begin(x: Tensor, site: Site) -> None:
+        before["stream"] = x
+
+    def compare(x: Tensor, site: Site) -> None:
+        rows = []
+        for h, entered, case in zip(x, before["stream"], batch, strict=True):
+            mask = on_grid(cases.known(case).answer_mask(0), site.grid)
+            energies = torch.stack(list(forms(h, entered, wan.ops).values()))
+            rows.append(separation(energies.view(-1, *site.grid).cpu(), mask))
+        found[site.step].append(torch.tensor(rows))
+        before["stream"] = x
+
+    condition = cases.condition(wan, batch)
+    hooks = Hooks().on("embed", begin, step=tuple(at), branch="cond")
+    hooks = hooks.on("blocks.*", compare, step=tuple(at), branch="cond")
+    steps = wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=hooks)
+    deque(islice(steps, max(at) + 1), maxlen=0)
+    return {"auroc": torch.stack([torch.stack(found[step], dim=2) for step in at], dim=1)}
+
+
+def study(wan: Wan, run: Run, options: EnergyOptions) -> Result:
+    """AUROC of the answer's cells in early and late layers, beside an untrained network's."""
+    at = options.at or (wan.preset.steps // 2,)
+    work = cases.batches(cases.chosen(options))
+    trained = cases.collect(run, "trained", work, partial(measure, wan, at))["auroc"]
+    untrained = partial(measure, controls.untrained(wan), at)
+    random = cases.collect(run, "untrained", work, untrained)["auroc"]
+    depth = trained.shape[3]
+    third = max(1, depth // 3)
+    numbers, curves = [], []
+    for s, step in enumerate(at):
+        for k, form in enumerate(FORMS):
+            ours, others = trained[:, s, k], random[:, s, k]  # n layer
+            early, late = ours[:, :third].mean(1), ours[:, -third:].mean(1)
+            what = f"AUROC of the answer's cells, {form} energy, step {step}"
+            numbers += [
+                stats.mean(f"{what}: late third of layers", late, "0.5: blind", "AUROC"),
+                stats.difference(
+                    f"{what}: late minus early third", late, early, "early third", "AUROC"
+                ),
+                stats.difference(
+                    f"{what}, late third: trained minus untrained",
+                    late,
+                    others[:, -third:].mean(1),
+                    "untrained network",
+                    "AUROC",
+                ),
+            ]
+            for name, values in ((form, ours), (f"{form}, untrained", others)):
+                title = name if len(at) == 1 else f"{name}, step {step}"
+                curves.append(stats.curve(title, values, range(depth), "layer", "AUROC"))
+    figures.lines(
+        run.path("auroc.png"),
+        curves,
+        y="AUROC",
+        title=f"Does token energy single out the answer? {len(trained)} puzzles",
+        levels={"blind": 0.5},
+    )
+    return write(run, Result("energy", run.settings, numbers, curves=curves, files=["auroc.png"]))

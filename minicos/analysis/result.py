@@ -59,6 +59,11 @@ class Number:
         """The number of an interval."""
         return cls(name, interval.value, interval.low, interval.high, interval.n, unit, note)
 
+    @property
+    def interval(self) -> Interval:
+        """The number without its name, as a cell of a table."""
+        return Interval(self.value, self.low, self.high, self.n or 0)
+
     def __str__(self) -> str:
         return brief(self)
 
@@ -98,19 +103,23 @@ class Result:
                 return number
         raise KeyError(f"no number {name!r} in {', '.join(n.name for n in self.numbers)}")
 
-    def text(self) -> str:
-        """Numbers and tables for a terminal."""
-        numbers = [
+    def rows(self) -> list[Row]:
+        """The numbers as a table."""
+        return [
             {"": n.name, "value [95 %]": brief(n), "n": n.n, "compared with": n.note or None}
             for n in self.numbers
         ]
+
+    def text(self) -> str:
+        """Numbers and tables for a terminal."""
         parts = [f"{name}\n{table(rows)}" for name, rows in self.tables.items() if rows]
-        return "\n\n".join([table(numbers), *parts] if numbers else parts)
+        return "\n\n".join([table(self.rows()), *parts] if self.numbers else parts)
 
 
-def write(run: Run, result: Result) -> None:
-    """Save the result in its run folder, in one step."""
+def write(run: Run, result: Result) -> Result:
+    """Save the result in its run folder, in one step; returns it."""
     run.save_json(FILE, {"schema": SCHEMA, **_plain(asdict(result))})
+    return result
 
 
 def read(place: str | Path) -> Result:

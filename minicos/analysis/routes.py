@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minicos.analysis.result import Curve
 from minicos.analysis.tools import figures
 from minicos.analysis.tools.record import Saved
 from minicos.hooks import NO_HOOKS, Hooks
@@ -36,13 +37,18 @@ class Routes:
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
         lines = evidence(self.puzzle, np.stack([s["trail"].numpy() for s in saved]))
-        figures.curves(
+        routes = enumerate(zip(self.puzzle.candidates, lines, strict=True))
+        figures.lines(
             run.path("routes.png"),
-            {
-                f"route {i} ({len(route) - 1} moves)": line
-                for i, (route, line) in enumerate(zip(self.puzzle.candidates, lines, strict=True))
-            },
-            x="denoising step",
+            [
+                Curve(
+                    f"route {i} ({len(route) - 1} moves)",
+                    range(len(line)),
+                    line.tolist(),
+                    x_label="denoising step",
+                )
+                for i, (route, line) in routes
+            ],
             y="trail on the route's own edges",
             title="Every valid route in the clean estimate",
         )

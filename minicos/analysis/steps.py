@@ -8,15 +8,19 @@ frame of every step's estimate to the final one. Along the steps, all frames set
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis.tools import figures
+from minicos.analysis.options import StepsOptions
+from minicos.analysis.result import Number, Result, write
+from minicos.analysis.tools import cases, figures, stats
+from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.record import Saved
-from minicos.analysis.tools.stats import squared, yardstick
+from minicos.analysis.tools.stats import distance, squared, yardstick
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import load_image, save_image, save_video
 from minicos.runs import Run
@@ -88,7 +92,7 @@ class Steps:
         for i in shown:
             if not run.has(_strip(branch, i)):
                 self._show(branch, i, saved[i][branch], run)
-        sigmas, stride = self.wan.schedule().sigmas, self.wan.vae.cfg.stride[0]
+        sigmas, stride = self.wan.schedule().sigmas, self.wan.stride[0]
         frames = self._frames(stride * (saved[0]["guided"].shape[2] - 1) + 1)
         name = f"{_folder(branch)}_sheet.png"
         figures.sheet(
@@ -133,7 +137,7 @@ def convergence(estimates: Tensor) -> Tensor:
     several = estimates.shape[1] > 1
     unit = yardstick([x0[None] for x0 in estimates[-1]])[0] if several else moved[0, 0]  # f
     unit = torch.where(unit > 1e-6 * unit.max(), unit, torch.nan)
-    return moved.mean(1) / unit
+    return distance(moved.mean(1)[..., None], unit[:, None])
 
 
 def _folder(branch: str) -> str:
@@ -142,3 +146,82 @@ def _folder(branch: str) -> str:
 
 def _strip(branch: str, index: int) -> str:
     return f"{_folder(branch)}/step_{index:02d}.png"
+
+
+# -- the question, on puzzles -----------------------------------------------------------------------------------------
+
+SETTLED = 0.1  # of the first estimate's distance to the last one, below which an estimate counts as settled
+
+
+def moves(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
+    """Squared distance of every step's estimate to the last one, per latent frame: b N f."""
+    condition = cases.condition(wan, batch)
+    steps = wan.sample(condition, noise=cases.noise(wan, condition, batch))
+    estimates = [step.x0_cond for step in steps]
+    return {"moved": torch.stack([squared(x0, estimates[-1]) for x0 in estimates], dim=1)}
+
+
+def settling(moved: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """The step from which on each frame's estimate stays near the last one: moved (n N f), unit (f) -> n f."""
+    return stats.settled(distance(moved[..., None], unit[:, None]) >= SETTLED)
+
+
+def study(wan: Wan, run: Run, options: StepsOptions) -> Result:
+    """When do the frames settle: all together, and later where several answers are right?
+
+    The given first frame is left out. The unit is one for all puzzles, the mean distance of the first estimate to the last one where
+    there is a choice: where there is none, even the first estimate may be near.
+    """
+    chosen = {
+        "several": cases.chosen(options),
+        "one": cases.chosen(replace(options, several=False, single=True)),
+    }
+    moved = {
+        name: cases.collect(run, name, cases.batches(made), partial(moves, wan))["moved"][..., 1:]
+        for name, made in chosen.items()
+    }
+    unit = moved["several"][:, 0].mean(0)
+    settled = {name: settling(values, unit).astype(float) for name, values in moved.items()}
+    whole = {name: values.max(1) for name, values in settled.items()}
+    numbers = [
+        stats.mean(
+            "step at which the estimate settles, several answers",
+            whole["several"],
+            "the last step",
+            "step",
+        ),
+        Number.of(
+            "step at which it settles: several minus one answer",
+            stats.unpaired(whole["several"], whole["one"]),
+            unit="step",
+            note="puzzles with one answer (other puzzles: unpaired)",
+        ),
+        stats.difference(
+            "step at which it settles: last minus second latent frame",
+            settled["several"][:, -1],
+            settled["several"][:, 0],
+            "the same video's frames: all together would be 0",
+            "step",
+        ),
+    ]
+    far = moved["several"] / unit
+    curves = [
+        stats.curve(
+            f"latent frame {f + 1}",
+            far[..., f],
+            range(far.shape[1]),
+            "denoising step",
+            "1: as at the first step",
+        )
+        for f in range(far.shape[2])
+    ]
+    figures.grid(
+        run.path("convergence.png"),
+        far.mean(0).T,
+        x="denoising step",
+        y="latent frame after the first",
+        title="Distance of every frame's estimate to the last one, 1: as at the first step",
+    )
+    return write(
+        run, Result("steps", run.settings, numbers, curves=curves, files=["convergence.png"])
+    )

@@ -1,173 +1,205 @@
-"""The same measurement under several settings: hand-over of the experts, frame counts (App. B), few steps or other weights (App. C).
+"""The same measurement under several settings: boundaries of the experts, frame counts (App. B), few steps or other weights (App. C).
 
-A setting is a model under a preset with its cases; the measurement is `noise_study.study`: how fast the clean estimate converges (D of each
-step's estimate to the last one, in units of another seed) and how sensitive the run is to noise at one step. Peaks are compared on
+A setting is a model under a preset. Measured is what `noise` measures: how fast the clean estimate converges (D of each step's
+estimate to the last one, in units of another seed) and how sensitive the run is to noise at one step. Peaks are compared on
 the same resamples of the same cases, so that their difference has an interval of its own.
 
 boundary     The paper's sensitivity peaks at steps 20-30 of 50, and at 50 steps the experts change at step 21 under its tools' 0.875,
-             at step 18 under the 0.8997 that VBVR was trained with. A peak that follows the boundary is the hand-over's. A flat curve
-             has no peak to follow (its interval is wide), so the steps that two boundaries give to different experts are compared too.
+             at step 18 under the 0.8997 that VBVR was trained with. A peak that follows the boundary belongs to the experts. A flat
+             curve has no peak to follow (its interval is wide), so D is also compared at the steps that another expert serves, and
+             at those that the same expert serves.
 frames       Counts that a model was not trained at are out of distribution; read its success first.
 distilled    Steps are no common axis between 4 and 50 of them; the noise level is, and the share of the run is the other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from minicos.analysis.noise.results import at, curve, draw, peak, sensitivity, to_json
-from minicos.analysis.noise.study import Plan, Results, study
-from minicos.analysis.tools import figures
-from minicos.analysis.tools.cases import Case
-from minicos.analysis.tools.stats import Interval, bootstrap, paired
+from minicos.analysis.noise import study as noise_study
+from minicos.analysis.noise.measure import Measured, measure_all
+from minicos.analysis.noise.study import peak, sensitivity
+from minicos.analysis.options import FramesOptions, NoiseOptions, SweepOptions
+from minicos.analysis.result import Cell, Curve, Interval, Number, Result, write
+from minicos.analysis.tools import cases, figures, stats
+from minicos.analysis.tools.stats import bootstrap
+from minicos.errors import MinicosError
 from minicos.runs import Run
 from minicos.wan import Wan
 
 SETTLED = 0.1  # D of an estimate to the last one, below which it counts as settled
+Axis = Literal["step", "sigma", "share"]
+LABELS = {"step": "step", "sigma": "1 - sigma on entering", "share": "share of the run"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One model under one preset, with its own plan: 20 steps and 4 steps are not noised at the same ones."""
+    """One model under one preset, with its own noise: 20 steps and 4 steps are not noised at the same ones."""
 
     wan: Wan
-    plan: Plan
+    options: NoiseOptions
 
 
-@dataclass(frozen=True)
-class Row:
-    """One setting over all cases."""
+def check(wan: Wan, options: NoiseOptions) -> None:
+    """Raise MinicosError for settings that the model cannot run, before anything runs."""
+    for setting in settings(wan, options).values():
+        noise_study.check(setting.wan, setting.options)
 
-    name: str
-    steps: int
-    handover: int | None
-    solved: Interval | None
-    settled: (
-        Interval  # when the estimate comes within SETTLED of the last one, as a share of the run
+
+def study(wan: Wan, run: Run, options: NoiseOptions) -> Result:
+    """Sweep the boundaries of `NoiseOptions`, or the counts of `FramesOptions` and `DistilledOptions`."""
+    return compare(settings(wan, options), run, options)
+
+
+def settings(wan: Wan, options: NoiseOptions) -> dict[str, Setting]:
+    """The settings that options ask for. Raises MinicosError for boundaries of a model with one expert."""
+    if isinstance(options, FramesOptions):
+        at = spread(options.points, wan.preset.steps)
+        return {
+            str(count): Setting(wan.with_preset(frames=count), replace(options, at=at))
+            for count in options.counts
+        }
+    if isinstance(options, SweepOptions):
+        return {
+            f"{count} steps": few(wan.with_preset(steps=count), options) for count in options.counts
+        }
+    if len(wan.experts) == 1:
+        raise MinicosError(f"--boundaries lie between two experts, and {wan.variant} has one here.")
+    return {f"{b:g}": Setting(wan.with_preset(boundary=b), options) for b in options.boundaries}
+
+
+def few(wan: Wan, options: SweepOptions) -> Setting:
+    """A setting of its own number of steps."""
+    return Setting(wan, replace(options, at=spread(options.points, wan.preset.steps)))
+
+
+def spread(points: int, steps: int) -> tuple[int, ...]:
+    """Steps spread evenly over a run, the first included and the last not."""
+    points = min(points, steps)
+    return tuple(sorted({i * steps // points for i in range(points)}))
+
+
+def compare(chosen: Mapping[str, Setting], run: Run, options: NoiseOptions) -> Result:
+    """Study every setting in a folder of its own, with its pictures and numbers; then all of them together."""
+    what = "frames" if isinstance(options, FramesOptions) else "distilled"
+    what = what if isinstance(options, SweepOptions) else "boundary"
+    axis: Axis = {"frames": "share", "distilled": "sigma", "boundary": "step"}[what]  # type: ignore[assignment]
+    subjects, found = cases.chosen(options), {}
+    for name, setting in chosen.items():
+        inside = Run(run.path(re.sub(r"[^\w.]+", "_", name)), run.settings)
+        found[name] = measure_all(setting.wan, subjects, inside, setting.options)
+        noise_study.report(setting.wan, inside, setting.options, found[name])
+    curves = _curves(found, axis, options.mode)
+    files = _draw(found, curves, axis, run)
+    return write(
+        run, Result(what, run.settings, numbers(found), {"settings": rows(found)}, curves, files)
     )
-    peak: Interval  # the noised step that changes the video most
-    shift: Interval  # of the peak, against the first setting's
-    largest: Interval  # D there
-    # mean D, minus the first setting's, for noise at steps that the two give to different experts
-    between: Interval | None
 
 
-def compare(
-    settings: Mapping[str, Setting], subjects: Sequence[Case], run: Run, most: int = 25
-) -> dict[str, Results]:
-    """Study every setting in a folder of its own, with its pictures."""
-    found = {}
-    for name, setting in settings.items():
-        inside = Run(run.path(name), run.settings)
-        found[name] = study(setting.wan, subjects, inside, setting.plan, most)
-        draw(found[name], setting.wan, inside)
-        inside.save_json("results.json", to_json(found[name]))
-    return found
+def settled(estimates: np.ndarray) -> np.ndarray:
+    """For each case, the share of the run after which D of the estimate to the last (n N) stays within SETTLED: n, 0 to 1."""
+    return stats.settled(estimates > SETTLED) / estimates.shape[1]
 
 
-def settled(results: Results) -> np.ndarray:
-    """For each case, the share of the run after which the estimate stays within SETTLED of the last one: n, 0 to 1."""
-    far = results.estimates > SETTLED  # n N
-    last = np.where(far.any(1), far.shape[1] - 1 - far[:, ::-1].argmax(1), -1)
-    return (last + 1) / far.shape[1]
-
-
-def rows(found: Mapping[str, Results]) -> list[Row]:
-    """Every setting, the first one being what the others are held against."""
+def rows(found: Mapping[str, Measured]) -> list[dict[str, Cell]]:
+    """Every setting; shifts of the peak are against the first one."""
     first = next(iter(found.values()))
-    top_first, peaks_first = peak(sensitivity(first), at(first))
+    top_first, peaks_first = peak(sensitivity(first), first.noised)
     out = []
-    for name, results in found.items():
-        steps, values = at(results), sensitivity(results)
+    for name, measured in found.items():
+        steps, values = measured.noised, sensitivity(measured)
         top, peaks = peak(values, steps)
         low, high = np.percentile(peaks - peaks_first, [2.5, 97.5])
-        out.append(
-            Row(
-                name,
-                steps=len(results.sigmas) - 1,
-                handover=results.handover,
-                solved=bootstrap(results.runs["clean"]["solved"]) if results.puzzles else None,
-                settled=bootstrap(settled(results)),
-                peak=top,
-                shift=Interval(top.value - top_first.value, float(low), float(high), top.n),
-                largest=bootstrap(values[:, list(steps).index(top.value)]),
-                between=_between(results, first),
-            )
-        )
+        solved = measured.runs["clean"]["solved"] if measured.puzzles else None
+        row: dict[str, Cell] = {
+            "setting": name,
+            "steps": len(measured.sigmas) - 1,
+            "boundary at step": measured.boundary,
+            "solved": None if solved is None else bootstrap(solved),
+            "settled after": bootstrap(settled(measured.estimates)),
+            "peak at step": top,
+            "against the first": Interval(
+                top.value - top_first.value, float(low), float(high), top.n
+            ),
+            "D at the peak": bootstrap(values[:, list(steps).index(top.value)]),
+        }
+        out.append(row)
     return out
 
 
-def _between(ours: Results, first: Results) -> Interval | None:
-    steps = at(ours)
-    if ours.sigmas != first.sigmas or not np.array_equal(steps, at(first)):
-        return None
-    low, high = sorted(len(r.sigmas) if r.handover is None else r.handover for r in (ours, first))
-    chosen = (steps >= low) & (steps < high)
-    if not chosen.any():
-        return None
-    return paired(*(sensitivity(r)[:, chosen].mean(1) for r in (ours, first)))
+def numbers(found: Mapping[str, Measured]) -> list[Number]:
+    """D at the noised steps: each setting minus the first, where both are noised at the same steps of one schedule.
+
+    Apart for the steps that the two give to different experts and to the same one.
+    """
+    (name_first, first), *others = found.items()
+    out = []
+    for name, measured in others:
+        steps = measured.noised
+        if measured.sigmas != first.sigmas or not np.array_equal(steps, first.noised):
+            continue
+        ends = sorted(
+            len(m.sigmas) if m.boundary is None else m.boundary for m in (measured, first)
+        )
+        changed = (steps >= ends[0]) & (steps < ends[1])
+        for which, chosen in (("another expert", changed), ("the same expert", ~changed)):
+            if not chosen.any():
+                continue
+            a, b = (sensitivity(m)[:, chosen].mean(1) for m in (measured, first))
+            at = ", ".join(map(str, steps[chosen]))
+            title = f"D, noise at steps {at} (served by {which}): {name} minus {name_first}"
+            out.append(stats.difference(title, a, b, name_first, "D"))
+    return out
 
 
-def table(found: Sequence[Row], x: str) -> str:
-    lines = [
-        [
-            x,
-            "steps",
-            "hand-over",
-            "solved",
-            "settled after",
-            "peak at step",
-            "against the first",
-            "D at the peak",
-            "D between",
-        ]
-    ]
-    for row in found:
-        handover = "-" if row.handover is None else str(row.handover)
-        numbers = (row.solved, row.settled, row.peak, row.shift, row.largest, row.between)
-        brief = [
-            "-" if v is None else f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]" for v in numbers
-        ]
-        lines.append([row.name, str(row.steps), handover, *brief])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+def _curves(found: Mapping[str, Measured], axis: Axis, mode: str) -> list[Curve]:
+    """Sensitivity of every setting, then convergence of every setting."""
+    label = LABELS[axis]
+    damage, settling = [], []
+    for name, measured in found.items():
+        at = _place(measured, measured.noised, axis)
+        damage.append(
+            stats.curve(name, sensitivity(measured), at, f"{label} that is noised ({mode})", "D")
+        )
+        everywhere = _place(measured, np.arange(len(measured.sigmas) - 1), axis)
+        settling.append(
+            stats.curve(name, measured.estimates, everywhere, label, "D to the last estimate")
+        )
+    return [*damage, *settling]
 
 
-def picture(found: Mapping[str, Results], run: Run, axis: str = "step") -> list[str]:
-    """Sensitivity and convergence of all settings in two figures, over the step, the noise level ("sigma") or the "share" of the run."""
-    place: dict[str, Callable[[Results, np.ndarray], np.ndarray]] = {
-        "step": lambda results, steps: steps,
-        "sigma": lambda results, steps: 1 - np.array(results.sigmas)[steps],
-        "share": lambda results, steps: steps / (len(results.sigmas) - 1),
-    }
-    label = {"step": "step", "sigma": "1 - sigma on entering", "share": "share of the run"}[axis]
+def _place(measured: Measured, steps: np.ndarray, axis: Axis) -> np.ndarray:
+    """Where steps lie on an axis that settings share."""
+    if axis == "sigma":
+        return 1 - np.array(measured.sigmas)[steps]
+    return steps / (len(measured.sigmas) - 1) if axis == "share" else steps
+
+
+def _draw(found: Mapping[str, Measured], curves: list[Curve], axis: Axis, run: Run) -> list[str]:
+    """Sensitivity and convergence of all settings in two figures."""
     marks = {
-        name: float(place[axis](results, np.array([results.handover]))[0])
-        for name, results in found.items()
-        if results.handover
+        name: float(_place(measured, np.array([measured.boundary]), axis)[0])
+        for name, measured in found.items()
+        if measured.boundary is not None
     }
-    figures.bands(
-        run.path("settings.png"),
-        {n: curve(sensitivity(r), place[axis](r, at(r))) for n, r in found.items()},
-        log=True,
-        x=f"{label} that is noised",
+    figures.lines(
+        run.path("sensitivity.png"),
+        curves[: len(found)],
         y="D of the video",
-        title="Sensitivity to noise at one step (dashed: hand-over)",
+        title="Sensitivity to noise at one step (dashed: the experts change)",
         marks=marks,
         levels={"another seed": 1.0},
-    )
-    everywhere = {n: place[axis](r, np.arange(len(r.sigmas) - 1)) for n, r in found.items()}
-    figures.bands(
-        run.path("convergence.png"),
-        {n: curve(r.estimates, everywhere[n]) for n, r in found.items()},
         log=True,
-        x=label,
+    )
+    figures.lines(
+        run.path("convergence.png"),
+        curves[len(found) :],
         y="D of the estimate to the last one",
         title="Convergence of the clean estimate",
         marks=marks,
+        log=True,
     )
-    return ["settings.png", "convergence.png"]
+    return ["sensitivity.png", "convergence.png"]

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from minicos.analysis.noise.edit import Clean, Noise, measure
+from minicos.analysis.noise.edit import Noise
+from minicos.analysis.noise.measure import Clean, measure
 from minicos.analysis.tools import cases
 from minicos.analysis.tools.record import record
 from minicos.bench.measure import Line, alternate

@@ -6,12 +6,17 @@ import shlex
 import sys
 
 from minicos.cli import (
+    attention,
     behaviours,
     belief,
     bench,
     commitment,
+    counts,
     demo,
+    distilled,
+    energy,
     ensemble,
+    frames,
     generate,
     inspect,
     noise,
@@ -19,10 +24,10 @@ from minicos.cli import (
     puzzles,
     reproduce,
     run,
+    steps,
     swap,
     vbvr,
     verify,
-    watch,
 )
 from minicos.cli.options import Parser
 from minicos.errors import MinicosError
@@ -30,11 +35,16 @@ from minicos.errors import MinicosError
 VERBS = (
     demo,
     generate,
-    watch,
+    steps,
+    energy,
+    attention,
     belief,
     commitment,
     behaviours,
+    counts,
     noise,
+    frames,
+    distilled,
     swap,
     ensemble,
     run,
@@ -52,8 +62,8 @@ Watch a video diffusion model reason, step by step.
   minicos demo                                                     solve a maze and show how: start here
   minicos steps --image maze.png --prompt "solve the maze"         the clean estimate at every denoising step
   minicos energy --image maze.png --prompt "solve the maze"        which tokens each layer works on
-  minicos ensemble --puzzle maze --size 5                          do seeds that share states solve more?
-  minicos swap --puzzle mark                                       at which layer a prompt becomes an answer
+  minicos ensemble                                                 do seeds that share states solve more?
+  minicos swap                                                     at which layer a prompt becomes an answer
   minicos run --image maze.png --prompt "solve the maze" --noise step:10 --x0 --energy    several of these in one pass
   minicos reproduce                                                every experiment, one report
   minicos vbvr --puzzles 500 --condition plain ensemble            a benchmark, condition by condition, with its tables

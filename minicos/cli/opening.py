@@ -52,8 +52,8 @@ def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
     chosen = get_preset(variant, args.preset).changed(**_changes(args))
     if args.boundary is not None and len(files.experts) == 1:
         raise MinicosError(f"--boundary is between two experts, and {variant} has one here.")
-    if "last" in args:
-        given = (args.image is not None, args.last is not None)
+    if getattr(args, "prompt", None) is not None:  # without one, puzzles bring their own pictures
+        given = (args.image is not None, getattr(args, "last", None) is not None)
         chosen.check_inputs(variant, [args.prompt], *given)
     return chosen
 

@@ -154,9 +154,9 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
     )
 
 
-def add_condition_options(parser: argparse.ArgumentParser) -> None:
+def add_condition_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """What to make a video of."""
-    parser.add_argument("--prompt", required=True, help="what should happen")
+    parser.add_argument("--prompt", required=required, help="what should happen")
     parser.add_argument(
         "--image", type=Path, help="first frame (png, jpg), for image-to-video models"
     )

@@ -21,12 +21,13 @@ EXAMPLES = """\
 writes report.md with its figures, and claims.json: effect, 95 % interval, n, control and command of every claim.
 Sections run beside each other, one core each; killed and started again, the same command continues.
 """
-SECTIONS = (
+SECTIONS = (  # those of `analysis/reproduce.py`, which imports torch
+    "belief",
     "steps",
     "commitment",
     "behaviours",
     "noise",
-    "handover",
+    "boundary",
     "energy",
     "attention",
     "swap",
@@ -78,8 +79,9 @@ def sections(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from minicos.analysis import report, reproduce
-    from minicos.analysis.reproduce.subjects import AT_LEAST, FULL, N
+    from minicos.analysis import report
+    from minicos.analysis.reproduce import AT_LEAST, FULL, N, make, parts
+    from minicos.analysis.result import table
     from minicos.open import load
     from minicos.runs import Run
 
@@ -102,10 +104,16 @@ def run(args: argparse.Namespace) -> None:
     for name, seconds in compute(args, folder, n):
         spent += seconds
         print(f"{name:12} {seconds:6.0f} s of a core", file=sys.stderr, flush=True)
-    found = reproduce.finished(folder, args.only)
+    found = {
+        name: list(zip(parts(n)[name], make(wan, folder, name, n), strict=True))
+        for name in SECTIONS
+        if name in args.only
+    }
     about = f"Made by `{_command(args, args.only, n)}` with minicos's `{wan.variant}` model, weights `{wan.weights}`."
-    report.write(folder.folder, found, about)
-    print(report.table([claim for section in found.values() for claim in section.claims]))
+    report.write(folder.folder, found, about, args.model)
+    for studies in found.values():
+        for _, made in studies:
+            print(table(made.rows()), end="\n\n")
     print(
         f"\n{time.monotonic() - begin:.0f} s, {spent:.0f} s of cores: {folder.path('report.md')}  {folder.path('claims.json')}"
     )
@@ -116,11 +124,11 @@ def compute(args: argparse.Namespace, folder: "Run", n: int) -> Iterator[tuple[s
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
-    from minicos.analysis.reproduce import EXPERIMENTS, work
+    from minicos.analysis.reproduce import SECTIONS, work
 
-    order = sorted(args.only, key=lambda name: -EXPERIMENTS[name].seconds)
+    order = sorted(args.only, key=lambda name: -SECTIONS[name].seconds)
     workers = min(len(order), args.workers or cores())
-    tasks = [(args.model, folder, name, n, _command(args, (name,), n)) for name in order]
+    tasks = [(args.model, folder, name, n) for name in order]
     if workers == 1:
         yield from (work(*task) for task in tasks)
         return

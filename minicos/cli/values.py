@@ -8,7 +8,9 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from typing import TypeVar
 
+T = TypeVar("T")
 MOST_STEPS = 10_000
 MOST_FRAMES = 10_001
 MOST_PUZZLES = 100_000  # also of seeds, rows and other things that are counted
@@ -37,6 +39,7 @@ steps = whole(1, MOST_STEPS)
 frames = whole(1, MOST_FRAMES)
 side = whole(1, MOST_PIXELS)
 area = whole(1, MOST_AREA)
+layer = whole(0, MOST_STEPS)
 seed = whole(0, MOST_SEED - MOST_PUZZLES)
 
 
@@ -47,12 +50,14 @@ def indices(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in text.split(",")}))
 
 
-def span(text: str) -> tuple[int, int] | None:
-    """First and last of "20-29", or of "3"; None where the text is neither."""
-    match = re.fullmatch(r"\s*([0-9]{1,5})(?:-([0-9]{1,5}))?\s*", text)
-    if not match or int(match[1]) > int(match[2] or match[1]):
-        return None
-    return int(match[1]), int(match[2] or match[1])
+def indices_or_none(text: str) -> tuple[int, ...]:
+    """The same, or none of them."""
+    return () if text.strip() == "none" else indices(text)
+
+
+def listed(read: Callable[[str], T], text: str) -> tuple[T, ...]:
+    """Values of a kind, separated by commas."""
+    return tuple(read(part.strip()) for part in text.split(","))
 
 
 def number(text: str) -> float:

@@ -1,174 +1,110 @@
-"""Ensembles over windows, modes and steps, chosen on one split and reported on another, beside controls and rivals (`experiment`).
+"""Does it help to average mid-layer states over seeds? Arms chosen on one split and reported on another (paper, Sec. 6).
 
-What is shared, and when, is in `ensemble`.
+What is shared, and when, is in `share`; beside the arms stand controls and rivals (`plan`). A gain is the paired difference to the
+plain run of the same seed. D to the plain run is printed with every gain: an arm that moves nothing cannot gain anything.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from minicos.analysis.ensemble.share import Ensemble, Passes, run, window
-from minicos.analysis.tools import cases, stats
+from minicos.analysis.ensemble.measure import compare, moved
+from minicos.analysis.ensemble.plan import controls, plan, rivals
+from minicos.analysis.ensemble.share import Ensemble
+from minicos.analysis.options import EnsembleOptions
+from minicos.analysis.result import Interval, Number, Result, Row, write
+from minicos.analysis.tools import cases, figures, stats
 from minicos.analysis.tools.cases import Case
+from minicos.errors import MinicosError
+from minicos.media import save_video
 from minicos.runs import Run
 from minicos.wan import Wan
 
-APART = 1_000_000  # between the noise seeds of a case's T runs, since neighbouring cases have neighbouring seeds
+BATCH = 10  # puzzles computed, and kept, at a time
+COLUMNS = 7  # frames of the sheet
 
 
-def ablation(
-    depth: int, windows: Sequence[tuple[int, int]], modes: Sequence[str], like: Ensemble
-) -> dict[str, Ensemble]:
-    """An arm for each mode and window (in blocks of 40), otherwise `like`; by name, e.g. "override 20-29 @0"."""
-    return {
-        f"{mode} {a}-{b} @{span(like.steps)}": replace(
-            like, layers=window(a, b, depth), mode=mode, alpha=like.alpha if mode == "mix" else 1.0
+def check(wan: Wan, options: EnsembleOptions) -> None:
+    """Raise MinicosError for what cannot be done, before anything runs."""
+    plan(wan, options)
+    if options.prompt is None and options.n < options.seeds:
+        raise MinicosError(
+            f"--n {options.n}: the wrong donors of {options.seeds} seeds take as many puzzles"
         )
-        for mode in modes
-        for a, b in windows
-    }
 
 
-def controls(name: str, e: Ensemble) -> dict[str, Ensemble]:
-    """The same arm with wrong donors, and with a random direction of equal norm (at the layers that count, so that it acts once)."""
-    return {
-        f"{name}, other cases": replace(e, donors="others"),
-        f"{name}, random direction": replace(e, layers=e.counting, donors="random"),
-    }
+def study(wan: Wan, run: Run, options: EnsembleOptions) -> Result:
+    """Choose an arm on the dev split and report it on the test split; of a case of the user's own, videos and D of every arm."""
+    check(wan, options)
+    arms = plan(wan, options)
+    if options.prompt is None:
+        found = _puzzles(wan, run, arms, options)
+    else:
+        found = _own(wan, run, {name: e for some in arms for name, e in some.items()}, options)
+    return write(run, found)
 
 
-def rivals(like: Ensemble) -> dict[str, Ensemble]:
-    """What could be averaged instead, at the same steps: clean estimates, and latents at their own norm."""
-    common = {"layers": (), "alpha": 1.0, "donors": "own"}
-    return {
-        f"clean estimate @{span(like.steps)}": replace(like, **common, mode="x0", keep_norm=False),
-        f"latent, norm kept @{span(like.steps)}": replace(
-            like, **common, mode="latent", keep_norm=True
-        ),
-    }
+def _puzzles(
+    wan: Wan, run: Run, arms: Sequence[Mapping[str, Ensemble]], options: EnsembleOptions
+) -> Result:
+    tried = sum(map(len, arms))
+    choose = options.choose if tried > 1 else 0
+    most = max(BATCH, options.seeds)
+    dev = _batches(replace(options, split="dev", n=choose), most) if choose else []
+    test = _batches(replace(options, split="test"), most)
+    chosen, table = experiment(wan, run, arms, dev, test, not options.no_rivals)
+    how = f"chosen on {choose} dev puzzles" if choose else "fixed beforehand"
+    plain, *others = table
+    gains = {str(row["arm"]): row["gain"] for row in others}
+    figures.intervals(
+        run.path("ensemble.png"),
+        {name: gain for name, gain in gains.items() if isinstance(gain, Interval)},
+        x=f"gain in puzzles solved over one plain run ({plain['solved']}), n = {options.n}",
+        title=f"{options.seeds} seeds, {options.puzzle}, {wan.preset.steps} steps; red: {chosen}, {how}",
+        strong=chosen,
+    )
+    found = numbers(table, chosen, how, next(iter(arms[0])))
+    return Result("ensemble", run.settings, found, {"arms": table}, files=["ensemble.png"])
 
 
-def span(steps: Sequence[int]) -> str:
-    """Steps in words: 0, 0-4, or 0,2,5."""
-    low, high = min(steps), max(steps)
-    consecutive = len(steps) == high - low + 1 > 1
-    return f"{low}-{high}" if consecutive else ",".join(map(str, steps))
+def _batches(options: EnsembleOptions, most: int) -> list[list[Case]]:
+    """Puzzles in even batches of `most` or more: wrong donors need company."""
+    made = cases.chosen(options)
+    count = max(1, len(made) // most)
+    return [made[len(made) * i // count : len(made) * (i + 1) // count] for i in range(count)]
 
 
-def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> dict[str, Tensor]:
-    """T plain runs of each case and every arm from the same noise. First axis: cases.
-
-    "plain.*" has a second axis of T seeds; an arm's second axis is its carriers (1, or T). Keys, each behind the name of its arm:
-    latent   of cases without a puzzle
-    solved   of puzzles, 0 or 1
-    moved    squared distance of the final latent to the plain one of the same seed; "plain.apart" is that of two plain runs
-    passes   through the network, per case
-    "plain.vote" is the run nearest to the others: of three runs of which two agree, one of those. A vote without a scorer.
-    """
-    (seeds,) = {e.seeds for e in arms.values()}
-    single = cases.condition(wan, batch)
-    condition = single.rows(torch.arange(len(batch)).repeat_interleave(seeds))
-    noise = torch.stack(
-        [cases.noise(wan, single, batch, APART * j) for j in range(seeds)], dim=1
-    ).flatten(0, 1)
-    out: dict[str, Tensor] = {}
-
-    def note(name: str, latent: Tensor, counter: Passes) -> None:
-        each = latent.unflatten(0, (len(batch), -1))
-        repeated = [case for case in batch for _ in range(each.shape[1])]
-        if batch[0].puzzle is None:
-            out[f"{name}.latent"] = each
-        else:
-            solved = torch.tensor([score.solved for score in cases.scores(wan, latent, repeated)])
-            out[f"{name}.solved"] = solved.view(each.shape[:2]).byte()
-        out[f"{name}.passes"] = torch.full((len(batch),), counter.count / len(batch))
-
-    counter = Passes()
-    for step in wan.sample(condition, noise=noise, hooks=counter.hooks):
-        final = step.next
-    note("plain", final, counter)
-    plain = final.unflatten(0, (len(batch), seeds))
-    pairs = (
-        (plain[:, :, None].double() - plain[:, None].double()).square().sum(dim=(3, 4, 5, 6))
-    )  # case seed seed
-    out["plain.vote"] = pairs.sum(2).argmin(1)
-    out["plain.apart"] = pairs.sum(dim=(1, 2)) / max(1, seeds * (seeds - 1))
-    for name, e in arms.items():
-        counter = Passes()
-        latent = run(wan, condition, noise, e, watch=counter.hooks)
-        note(name, latent, counter)
-        own = plain if e.carrier is None else plain[:, e.carrier : e.carrier + 1]
-        out[f"{name}.moved"] = stats.squared(latent, own.flatten(0, 1)).sum(1).view(own.shape[:2])
-    return out
+def numbers(table: Sequence[Row], chosen: str, how: str, paper: str) -> list[Number]:
+    """The share that a plain run solves, then every gain over it; the paper's window first."""
+    plain, *others = table
+    found = []
+    for row in (plain, *sorted(others, key=lambda row: row["arm"] != paper)):
+        name, p, power = str(row["arm"]), row.get("p after Holm"), row.get("finds a gain of")
+        notes = [f"p = {p:.2g} after Holm"] if isinstance(p, float) else []
+        notes += ["the first arm"] * (name == paper) + [how] * (name == chosen)
+        notes += [role for key, role in ROLES.items() if key in name]
+        title = f"puzzles solved: {name}" + (", minus plain" if row is not plain else "")
+        value = row["solved"] if row is plain else row["gain"]
+        if isinstance(value, Interval):
+            number = Number.of(title, value, unit="share", note="; ".join(notes))
+            found.append(replace(number, resolvable=power) if isinstance(power, float) else number)
+    return found
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the result: an arm against the plain runs of the same seeds."""
-
-    name: str
-    rate: stats.Interval  # share of puzzles solved
-    gain: stats.Interval  # paired difference to the plain carrier
-    p: float  # sign-flip test
-    p_holm: float | None  # corrected over the arms of the ablation; None for rivals and controls
-    resolvable: float  # the gain that so many puzzles find, given the scatter (of one changed puzzle at least)
-    distance: float | None  # D to the plain run: 0 the same video, 1 as different as another seed
-    passes: float  # through the network, per puzzle
-
-
-def result(data: Mapping, arms: Mapping[str, Ensemble], family: Sequence[str]) -> list[Row]:
-    """The table: plain, the arms in order, then the rivals that choose among T plain runs. `family` is corrected together."""
-    (carrier,) = {e.carrier for e in arms.values()}
-    plain = data["plain.solved"].astype(float)
-    seeds = plain.shape[1]
-    passes = float(data["plain.passes"].mean())
-    base = plain.mean(1) if carrier is None else plain[:, carrier]
-    vote = plain[range(len(plain)), data["plain.vote"]]
-    solved = {
-        "plain (T = 1)": (base, passes / seeds, None),
-        **{
-            name: (
-                data[f"{name}.solved"].mean(1),
-                float(data[f"{name}.passes"].mean()),
-                moved(data, name),
-            )
-            for name in arms
-        },
-        f"vote among {seeds} plain runs": (vote, passes, None),
-        f"best of {seeds} plain runs (oracle)": (plain.max(1), passes, None),
-    }
-    p = {name: stats.p_value(values - base) for name, (values, _, _) in solved.items()}
-    corrected = dict(zip(family, stats.holm([p[name] for name in family]), strict=True))
-    return [
-        Row(
-            name,
-            stats.bootstrap(values),
-            stats.paired(values, base),
-            p[name],
-            corrected.get(name),
-            stats.resolvable(max(float((values - base).std()), len(base) ** -0.5), len(base)),
-            distance,
-            cost,
-        )
-        for name, (values, cost, distance) in solved.items()
-    ]
-
-
-def moved(data: Mapping, name: str) -> float | None:
-    """D of an arm's final latents to the plain ones; None for T = 1.
-
-    Pooled over cases: three seeds that give one answer are no yardstick of their own.
-    """
-    unit = float(data["plain.apart"].mean())
-    return float(data[f"{name}.moved"].mean()) / unit if unit else None
+ROLES = {  # what a row is a control of
+    "other cases": "wrong donors",
+    "random direction": "random direction of equal norm",
+    "vote": "rival at equal compute",
+    "best of": "upper bound at equal compute",
+}
 
 
 def experiment(
     wan: Wan,
-    folder: Run,
+    run: Run,
     arms: Sequence[Mapping[str, Ensemble]],
     dev: Sequence[Sequence[Case]],
     test: Sequence[Sequence[Case]],
@@ -178,12 +114,12 @@ def experiment(
 
     `arms` holds an `ablation` for each set of steps, the paper's in front. On dev all are tried, and most puzzles solved decides
     (of equals the first; without dev puzzles the very first is taken). On test: the first ablation, the chosen arm, its controls
-    and, `instead` of hidden states, its `rivals`. Batches are kept in `folder` as they are finished.
+    and, `instead` of hidden states, its `rivals`. Batches are kept in `run` as they are finished.
     """
     candidates = {name: e for some in arms for name, e in some.items()}
     chosen = next(iter(candidates))
     if dev:
-        data = cases.collect(folder, "dev", dev, partial(compare, wan, candidates))
+        data = cases.collect(run, "dev", dev, partial(compare, wan, candidates))
         chosen = max(candidates, key=lambda name: data[f"{name}.solved"].mean())
     family = {**arms[0], chosen: candidates[chosen]}
     tried = {
@@ -191,6 +127,100 @@ def experiment(
         **controls(chosen, candidates[chosen]),
         **(rivals(candidates[chosen]) if instead else {}),
     }
-    return chosen, result(
-        cases.collect(folder, "test", test, partial(compare, wan, tried)), tried, list(family)
+    tested = cases.collect(run, "test", test, partial(compare, wan, tried))
+    return chosen, rows(tested, tried, list(family))
+
+
+def rows(
+    data: Mapping[str, np.ndarray], arms: Mapping[str, Ensemble], family: Sequence[str]
+) -> list[Row]:
+    """The table: plain, the arms in order, then the rivals that choose among T plain runs. `family` is corrected together.
+
+    solved            share of puzzles
+    gain, p           paired difference to the plain carrier, and its sign-flip test
+    finds a gain of   the smallest that so many puzzles find, given the scatter (of one changed puzzle at least)
+    D to plain        0 the same video, 1 as different as another seed
+    passes            through the network, per puzzle
+    """
+    (carrier,) = {e.carrier for e in arms.values()}
+    plain = data["plain.solved"].astype(float)
+    seeds, passes = plain.shape[1], float(data["plain.passes"].mean())
+    base = plain.mean(1) if carrier is None else plain[:, carrier]
+    vote = plain[range(len(plain)), data["plain.vote"]]
+    solved = {name: data[f"{name}.solved"].astype(float).mean(1) for name in arms}
+    solved |= {
+        f"vote among {seeds} plain runs": vote,
+        f"best of {seeds} plain runs (oracle)": plain.max(1),
+    }
+    p = {name: stats.p_value(values - base) for name, values in solved.items()}
+    corrected = dict(zip(family, stats.holm([p[name] for name in family]), strict=True))
+    table: list[Row] = [
+        {"arm": "plain (T = 1)", "solved": stats.bootstrap(base), "passes": passes / seeds}
+    ]
+    for name, values in solved.items():
+        gain = values - base
+        table.append(
+            {
+                "arm": name,
+                "solved": stats.bootstrap(values),
+                "gain": stats.bootstrap(gain),
+                "p": p[name],
+                "p after Holm": corrected.get(name),
+                "finds a gain of": stats.resolvable(
+                    max(float(gain.std()), len(gain) ** -0.5), len(gain)
+                ),
+                "D to plain": moved(data, name) if name in arms else None,
+                "passes": float(data[f"{name}.passes"].mean()) if name in arms else passes,
+            }
+        )
+    return table
+
+
+# -- a case of the user's own -----------------------------------------------------------------------------------------
+
+
+def _own(wan: Wan, run: Run, arms: Mapping[str, Ensemble], options: EnsembleOptions) -> Result:
+    """Every plain run and every arm as videos, side by side, and D of each arm to its plain run."""
+    first = next(iter(arms))
+    *_, random = controls(first, arms[first]).items()
+    arms = {**arms, random[0]: random[1]}
+    case = cases.chosen(replace(options, seeds=1))
+    data = cases.collect(run, "latents", [case], partial(compare, wan, arms))
+    passes = float(data["plain.passes"][0]) / options.seeds
+    table: list[Row] = [{"arm": "plain, each", "passes": passes}]
+    table += [
+        {
+            "arm": name,
+            "D to plain": None if options.seeds == 1 else moved(data, name),
+            "passes": float(data[f"{name}.passes"][0]),
+        }
+        for name in arms
+    ]
+    return Result(
+        "ensemble", run.settings, (), {"arms": table}, files=_videos(wan, run, data, arms)
     )
+
+
+def _videos(
+    wan: Wan, run: Run, data: Mapping[str, np.ndarray], arms: Mapping[str, Ensemble]
+) -> list[str]:
+    """A video of every run, all of them side by side, and a sheet."""
+    videos = {}
+    for name in ("plain", *arms):
+        for j, latent in enumerate(torch.from_numpy(data[f"{name}.latent"][0])):
+            seed = f", seed {j}" if j or name == "plain" else ""
+            label = f"{name}{seed}"
+            videos[label] = wan.decode(latent[None])[0]
+            file = "".join(c if c.isalnum() or c in "-." else "_" for c in label)
+            save_video(run.path(f"videos/{file}.mp4"), videos[label], fps=wan.preset.fps)
+    together = np.concatenate(list(videos.values()), axis=2)
+    save_video(run.path("side_by_side.mp4"), together, fps=wan.preset.fps)
+    columns = figures.evenly(len(together), COLUMNS)
+    figures.sheet(
+        run.path("ensemble_sheet.png"),
+        [[video[f] for f in columns] for video in videos.values()],
+        rows=[label.replace(", ", "\n") for label in videos],
+        columns=[f"frame {f}" for f in columns],
+        title="Plain runs and ensembles of the same seeds",
+    )
+    return ["side_by_side.mp4", "ensemble_sheet.png"]

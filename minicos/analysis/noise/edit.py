@@ -31,25 +31,20 @@ The paper is silent on mode, level, CKA's rows and which frames: these readings 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from minicos.analysis.tools import stats
-from minicos.analysis.tools.figures import evenly
-from minicos.analysis.tools.record import Saved, entering, kept
-from minicos.condition import Condition
+from minicos.condition import WanCondition
 from minicos.errors import MinicosError
-from minicos.hooks import NO_HOOKS, Hooks, Site
-from minicos.runs import Run
+from minicos.hooks import NO_HOOKS, Hooks
 from minicos.sample import State, Step
 from minicos.wan import Wan
 
 MODES = ("replace", "renoise", "erase", "add", "null")
-TOKENS = 1024  # rows of a hidden state that CKA is taken over, at most
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ class Noise:
 
 def follow(
     wan: Wan,
-    condition: Condition,
+    condition: WanCondition,
     x: Tensor,
     edit: Noise,
     *,
@@ -142,105 +137,3 @@ def follow(
         x, step.next = step.next, edit.after(step)
         entered = step.next
         yield step, injected
-
-
-@dataclass(frozen=True)
-class Clean:
-    """What the clean run keeps of each step: the clean estimate, and where asked the prompted branch's output of a block."""
-
-    layer: int | None
-    name: str = "clean"
-    _seen: list[Tensor] = field(default_factory=list)
-
-    def hooks(self) -> Hooks:
-        return (
-            NO_HOOKS
-            if self.layer is None
-            else Hooks().on(f"blocks.{self.layer}", self._record, branch="cond")
-        )
-
-    def _record(self, h: Tensor, site: Site) -> None:
-        self._seen.append(h[:, evenly(h.shape[1], TOKENS)].float())
-
-    def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        kept = {"x0": step.x0}
-        if self.layer is not None:
-            kept["hidden"] = self._seen.pop()
-        return kept
-
-    def draw(self, saved: Saved, run: Run) -> list[str]:
-        return []
-
-
-def measure(
-    wan: Wan,
-    condition: Condition,
-    noise: Tensor,
-    clean: Run,
-    edit: Noise,
-    layer: int | None = None,
-    start: int | None = None,
-) -> dict[str, Tensor]:
-    """One edited run against the clean one in `clean`, measured from the first edited step on.
-
-    It is run from there on, or from an earlier step `start`, to the same numbers at a higher price.
-
-    squared (b N f)   squared distance of the clean estimates; NaN before the edit
-    cka, hidden (b N) 1 - debiased CKA over tokens, of the estimates and of the block's output
-    injected (b f)    dose;  final (b c f h w): the video's latent;  passes: of the network, 0-dimensional
-    """
-    n, first = len(wan.schedule()), min(edit.steps)
-    start = first if start is None else start
-    before = kept(clean, Clean.name, start - 1)["x0"].to(noise) if start else None
-    x, state = entering(clean, start, noise)
-    watch = Clean(layer)
-    steps = follow(
-        wan, condition, x, edit, start=start, state=state, x0=before, hooks=watch.hooks()
-    )
-    twins, passes = None, 0
-    if wan.preset.solver != "euler" and edit.mode != "null" and edit.steps != (0,):
-        beside = Clean(layer)
-        null = replace(edit, mode="null")
-        twins = follow(wan, condition, x, null, start=start, state=state, hooks=beside.hooks())
-    b, _, f, _, _ = noise.shape
-    out = {
-        "squared": torch.full((b, n, f), torch.nan, dtype=torch.float64),
-        "cka": torch.full((b, n), torch.nan),
-    }
-    if layer is not None:
-        out["hidden"] = out["cka"].clone()
-    injected = torch.zeros(b, f, dtype=torch.float64)
-    for step, dose in steps:
-        i, seen = step.index, watch.keep(step, clean)
-        held = kept(clean, Clean.name, i) if twins is None else beside.keep(next(twins)[0], clean)
-        injected += dose.cpu()
-        passes += (1 + (step.velocity_uncond is not None)) * (1 if twins is None else 2)
-        if i < first:
-            continue
-        ours, theirs = seen["x0"], held["x0"].to(noise)
-        out["squared"][:, i] = stats.squared(ours, theirs).cpu()
-        free = (step.sigma_map > 0).flatten().expand(f)
-        pairs = zip(ours[:, :, free], theirs[:, :, free], strict=True)
-        out["cka"][:, i] = torch.tensor(
-            [_apart(_tokens(wan, a), _tokens(wan, b)) for a, b in pairs]
-        )
-        if layer is not None:
-            pairs = zip(seen["hidden"], held["hidden"].to(noise), strict=True)
-            out["hidden"][:, i] = torch.tensor([_hidden(a, b) for a, b in pairs])
-    return out | {"injected": injected, "final": step.next, "passes": torch.tensor(passes)}
-
-
-def _tokens(wan: Wan, x0: Tensor) -> Tensor:
-    """A latent (c f h w) as the network's tokens (l, c * patch)."""
-    pf, ph, pw = wan.experts["high"].cfg.patch_size
-    return rearrange(x0, "c (f pf) (h ph) (w pw) -> (f h w) (c pf ph pw)", pf=pf, ph=ph, pw=pw)
-
-
-def _hidden(ours: Tensor, theirs: Tensor) -> float:
-    keep = ~stats.massive(theirs)  # they would be all that CKA sees
-    return _apart(ours[:, keep], theirs[:, keep])
-
-
-def _apart(ours: Tensor, theirs: Tensor) -> float:
-    """1 - CKA, and exactly 0 for equal tensors."""
-    return 0.0 if torch.equal(ours, theirs) else 1 - stats.cka(ours, theirs)

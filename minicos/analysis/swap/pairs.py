@@ -1,5 +1,6 @@
 """What a swap runs on: one picture and noise with two prompts, and who gives its states instead in a control."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from minicos import puzzles
-from minicos.analysis.swap.pictures import Probe
+from minicos.analysis.options import SwapOptions
+from minicos.analysis.swap.drawings import Drawing
 from minicos.analysis.tools import cases
 from minicos.analysis.tools.cases import Case
 from minicos.errors import MinicosError
+from minicos.media import load_image
 
 CONTROLS = ("null", "wrong", "shuffled", "random")
 A, B, NEITHER, UNREAD = range(4)  # what a video shows
@@ -25,9 +28,8 @@ class Pair:
     a: Case
     b: Case
     objects: np.ndarray | None = None  # where they stand in the first frame, bool H W
-    shows: tuple[
-        Callable[[np.ndarray], bool], ...
-    ] = ()  # whether a video (F H W 3) shows A's answer, and B's
+    # whether a video (F H W 3) shows A's answer, and B's
+    shows: tuple[Callable[[np.ndarray], bool], ...] = ()
 
     @property
     def image(self) -> Tensor | None:
@@ -44,14 +46,17 @@ class Pair:
         return A if a and not b else B if b and not a else NEITHER
 
 
-def pairs(kind: str, n: int, *, size: int = 4, split: str = "test", seed: int = 0) -> list[Pair]:
+def pairs(
+    kind: str, n: int, *, size: int | None = None, split: str = "test", seed: int = 0
+) -> list[Pair]:
     """The first n distinct puzzles of a split as B, each with another prompt for its picture as A.
 
     A video shows an answer when its last frame does. Raises MinicosError for puzzles that admit one prompt only.
     """
     made = []
     for i, case in enumerate(cases.held_out(kind, n, size=size, split=split, seed=seed)):
-        others = case.puzzle.variants()
+        puzzle = cases.known(case)
+        others = puzzle.variants()
         if not others:
             raise MinicosError(
                 f"a swap needs two prompts for one picture, and {kind} has one: take mark or goal"
@@ -61,29 +66,56 @@ def pairs(kind: str, n: int, *, size: int = 4, split: str = "test", seed: int = 
             Pair(
                 other,
                 case,
-                case.puzzle.foreground(),
-                (_answers(other.puzzle), _answers(case.puzzle)),
+                puzzle.foreground(),
+                (_answers(others[i % len(others)]), _answers(puzzle)),
             )
         )
     return made
 
 
-def probes(n: int, height: int, width: int, *, seed: int = 0) -> list[Pair]:
+def drawn(n: int, height: int, width: int, *, seed: int = 0) -> list[Pair]:
     """n drawn pictures with a prompt for each of their two classes, for any image-to-video model."""
     made = []
     for i in range(n):
-        probe = Probe.sample(Random(f"probe/{height}/{width}/{i}"), height, width)
-        image = torch.from_numpy(probe.image()).permute(2, 0, 1).float() / 255
-        a, b = probe.kinds if i % 2 else probe.kinds[::-1]
+        drawing = Drawing.sample(Random(f"probe/{height}/{width}/{i}"), height, width)
+        image = torch.from_numpy(drawing.image()).permute(2, 0, 1).float() / 255
+        a, b = drawing.kinds if i % 2 else drawing.kinds[::-1]
         made.append(
             Pair(
-                Case(probe.prompt(a), image, seed + i),
-                Case(probe.prompt(b), image, seed + i),
-                probe.mask(),
-                (probe.shows(a), probe.shows(b)),
+                Case(drawing.prompt(a), image, seed + i),
+                Case(drawing.prompt(b), image, seed + i),
+                drawing.mask(),
+                (drawing.shows(a), drawing.shows(b)),
             )
         )
     return made
+
+
+def chosen(options: SwapOptions) -> list[Pair]:
+    """The pairs of the options: held-out puzzles, drawn pictures, or the user's own; then the other way around, unless `one_way`.
+
+    Raises MinicosError for a prompt without another one, and for a size of drawings that is none.
+    """
+    if (options.prompt is None) != (options.other is None):
+        raise MinicosError("a swap of your own needs two prompts: give --prompt and --other")
+    if options.image is not None and options.prompt is None:
+        raise MinicosError("--image needs --prompt and --other; without them, puzzles are used")
+    if options.probe and options.prompt is not None:
+        raise MinicosError("give one of --puzzle, --probe, or --prompt with --other")
+    if options.prompt is not None and options.other is not None:
+        image = None if options.image is None else load_image(options.image)
+        a, b = (Case(prompt, image, options.seed) for prompt in (options.other, options.prompt))
+        made = [Pair(a, b)]
+    elif options.probe:
+        match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", options.pixels)
+        if not match:
+            raise MinicosError(f"--pixels {options.pixels}: give height x width, such as 480x832")
+        made = drawn(options.probe, int(match[1]), int(match[2]), seed=options.seed)
+    else:
+        made = pairs(
+            options.puzzle, options.n, size=options.size, split=options.split, seed=options.seed
+        )
+    return made if options.one_way else made + [pair.turned() for pair in made]
 
 
 def _answers(puzzle: puzzles.Puzzle) -> Callable[[np.ndarray], bool]:

@@ -1,169 +1,73 @@
-"""Pictures for any model: two classes of objects on a blank background, their masks, and a prompt for each class.
+"""The pictures of a swap study: measures over layers with their controls, layers x ranges as a map, the first pair's last frames."""
 
-The paper's probe of what a layer knows (Sec. 5.2): "circle the cats" and "circle the bicycles" ask for different things of one picture,
-and nothing else in it could. Its own pictures are not published; these are drawn silhouettes. Which objects a video touched is read from
-pixels alone: a readout of where something was drawn, not a judgement of how well.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from random import Random
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from minicos.puzzles import draw
+from minicos.analysis.result import Curve
+from minicos.analysis.swap.plan import Arm, Plan, layer_name
+from minicos.analysis.swap.states import EMBED
+from minicos.analysis.tools import figures
+from minicos.runs import Run
 
-COLOURS = ((40, 40, 45), (150, 75, 40), (35, 95, 150), (120, 50, 110))
-AROUND = 1.6  # radii: how far from its centre a mark still belongs to an object
-TOUCHED = 0.03  # share of an object's surroundings that must change visibly
-
-
-def _capsule(
-    y: np.ndarray, x: np.ndarray, a: tuple[float, float], b: tuple[float, float], width: float
-) -> np.ndarray:
-    """Signed distance to a line from a to b (y, x) with round ends."""
-    dy, dx = b[0] - a[0], b[1] - a[1]
-    along = np.clip(((y - a[0]) * dy + (x - a[1]) * dx) / (dy * dy + dx * dx), 0, 1)
-    return np.hypot(y - a[0] - along * dy, x - a[1] - along * dx) - width / 2
+Curves = Mapping[tuple[Arm, str], Curve]  # of each arm and measure, over layers
+LABELS = {"flip": "flip: −1 stays B, +1 becomes A", "A": "rate of A's answer"}
+TURNED = {"flip": {"half-way": 0.0}, "A": {"half": 0.5}}
+LIMITS = {"flip": (-1.0, 1.0), "A": (0.0, 1.0)}
 
 
-def _cat(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    body = (np.hypot((y - 0.4) / 0.58, x / 0.42) - 1) * 0.42
-    head = np.hypot(y + 0.38, x) - 0.36
-    ears = np.maximum(
-        -0.92 - y, np.maximum(y + 0.4, np.abs(np.abs(x) - 0.24) - 0.4 * (y + 0.92) / 1.15)
+def draw(planned: Plan, curves: Curves, run: Run) -> list[str]:
+    """Write the pictures; their names, the one to open first in front."""
+    measured = [measure for measure in LABELS if (planned.effects[0], measure) in curves]
+    names = [_curves(planned, curves, run, arm, m) for arm in planned.effects for m in measured]
+    if len(planned.effects) > 1:
+        names += [_map(planned, curves, run, measure) for measure in measured]
+    return [_last_frames(planned, run), *names]
+
+
+def _curves(planned: Plan, curves: Curves, run: Run, arm: Arm, measure: str) -> str:
+    """A measure over layers, beside its controls."""
+    label = "layer (−1: patch embedding)" if EMBED in planned.layers else "layer"
+    shown = {planned.what: arm} | {control: arm.under(control) for control in planned.controls}
+    name = f"{measure}_{arm.file}.png"
+    figures.lines(
+        run.path(name),
+        [replace(curves[one, measure], name=title, x_label=label) for title, one in shown.items()],
+        y=LABELS[measure],
+        title=f"{planned.what} of A put into B, {arm.name}",
+        levels=TURNED[measure],
     )
-    tail = np.minimum(
-        _capsule(y, x, (0.85, 0.2), (0.7, 0.7), 0.14), _capsule(y, x, (0.7, 0.7), (0.2, 0.75), 0.14)
+    return name
+
+
+def _map(planned: Plan, curves: Curves, run: Run, measure: str) -> str:
+    """A measure over layers and ranges of steps."""
+    name = f"{measure}_map.png"
+    figures.matrix(
+        run.path(name),
+        np.array([curves[arm, measure].value for arm in planned.effects]),
+        rows=[arm.name for arm in planned.effects],
+        columns=[layer_name(k) for k in planned.layers],
+        limits=LIMITS[measure],
+        title=f"{planned.what} of A put into B at a layer (across): {LABELS[measure]}",
     )
-    return np.minimum.reduce([body, head, ears, tail])
+    return name
 
 
-def _bicycle(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    rear, front, pedal, seat, fork = (
-        (0.35, -0.55),
-        (0.35, 0.55),
-        (0.35, -0.05),
-        (-0.2, -0.22),
-        (-0.2, 0.36),
+def _last_frames(planned: Plan, run: Run) -> str:
+    """What the first pair's videos end with, from B to A."""
+    plain = run.load_tensors("last/undisturbed.safetensors")
+    layers = [layer_name(planned.layers[i]) for i in figures.evenly(len(planned.layers), 12)]
+    images = []
+    for arm in planned.effects:
+        last = run.load_tensors(f"last/{arm.file}.safetensors")
+        images.append([plain["b"], *(last[f"layer_{layer}"] for layer in layers), plain["a"]])
+    figures.sheet(
+        run.path("last_frames.png"),
+        [[image.numpy() for image in row] for row in images],
+        rows=[arm.name for arm in planned.effects],
+        columns=["B", *layers, "A"],
+        title="Last frames: B undisturbed, B with A's state at a layer, A undisturbed",
     )
-    wheels = [np.abs(np.hypot(y - cy, x - cx) - 0.38) - 0.05 for cy, cx in (rear, front)]
-    tubes = [
-        (rear, pedal),
-        (rear, seat),
-        (pedal, seat),
-        (pedal, fork),
-        (seat, fork),
-        (front, (-0.45, 0.3)),
-    ]
-    ends = [((-0.45, 0.3), (-0.48, 0.52)), ((-0.33, -0.4), (-0.33, -0.1)), (seat, (-0.33, -0.26))]
-    return np.minimum.reduce([*wheels, *(_capsule(y, x, a, b, 0.09) for a, b in tubes + ends)])
-
-
-SILHOUETTES: dict[
-    str, Callable[[np.ndarray, np.ndarray], np.ndarray]
-] = {  # signed distances in units of the radius
-    "cat": _cat,
-    "bicycle": _bicycle,
-    "circle": lambda y, x: draw.disc(y, x, 0.7),
-    "triangle": lambda y, x: np.maximum(y - 0.6, (2 * np.abs(x) - y - 0.8) / 5**0.5),
-}
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One object: its class, centre and radius in pixels, colour."""
-
-    kind: str
-    y: float
-    x: float
-    radius: float
-    colour: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A blank picture of height x width pixels with things of two classes."""
-
-    height: int
-    width: int
-    kinds: tuple[str, str]
-    things: tuple[Thing, ...]
-
-    @classmethod
-    def sample(
-        cls,
-        rng: Random,
-        height: int = 480,
-        width: int = 832,
-        kinds: tuple[str, str] = ("cat", "bicycle"),
-    ) -> "Probe":
-        """One or two things of each class, no two in one cell of a grid of two rows. `kinds` are of SILHOUETTES."""
-        columns = max(2, round(2 * width / height))
-        cell = min(height / 2, width / columns)
-        counts = [(kind, i) for kind in kinds for i in range(rng.randint(1, 2))]
-        places = rng.sample([(r, c) for r in range(2) for c in range(columns)], len(counts))
-        things = tuple(
-            Thing(
-                kind,
-                (r + 0.5) * height / 2 + rng.uniform(-0.06, 0.06) * cell,
-                (c + 0.5) * width / columns + rng.uniform(-0.06, 0.06) * cell,
-                0.3 * cell,
-                rng.choice(COLOURS),
-            )
-            for (kind, _), (r, c) in zip(counts, places, strict=True)
-        )
-        return cls(height, width, kinds, things)
-
-    def prompt(self, kind: str, verb: str = "Circle") -> str:
-        """ "Circle the cats." """
-        return f"{verb} the {kind}{'s' if sum(t.kind == kind for t in self.things) > 1 else ''}."
-
-    def image(self) -> np.ndarray:
-        """The picture: uint8 (h, w, 3)."""
-        canvas = np.full((self.height, self.width, 3), 255, np.float32)
-        for thing in self.things:
-            canvas = draw.paint(canvas, draw.coverage(self._distance(thing)), thing.colour)
-        return draw.to_uint8(canvas)
-
-    def mask(self, *kinds: str) -> np.ndarray:
-        """Where things of these classes (default: both) stand: bool (h, w)."""
-        chosen = [t for t in self.things if t.kind in (kinds or self.kinds)]
-        return np.logical_or.reduce([self._distance(t) < 0 for t in chosen])
-
-    def touched(self, video: np.ndarray) -> list[float]:
-        """For each thing, the share of its surroundings where the last frame of a video uint8 (f, h, w, 3) differs from the first.
-
-        The surroundings are nearer to the thing than to any other and within AROUND radii, the things themselves left out.
-        """
-        height, width = video.shape[1:3]
-        y, x = (
-            (np.arange(n) + 0.5) * full / n
-            for n, full in ((height, self.height), (width, self.width))
-        )
-        away = np.stack([np.hypot(y[:, None] - t.y, x[None] - t.x) / t.radius for t in self.things])
-        inside = np.stack([self._distance(t, y, x) < 0 for t in self.things]).any(0)
-        changed = draw.differs(video[-1], video[0])
-        near = (away < AROUND) & (away == away.min(0)) & ~inside
-        return [float(changed[where].mean()) for where in near]
-
-    def shows(self, kind: str) -> Callable[[np.ndarray], bool]:
-        """Whether a video touches every thing of a class and none of the other."""
-
-        def verdict(video: np.ndarray) -> bool:
-            found = self.touched(video)
-            return all(
-                (share >= TOUCHED) == (t.kind == kind)
-                for t, share in zip(self.things, found, strict=True)
-            )
-
-        return verdict
-
-    def _distance(
-        self, thing: Thing, y: np.ndarray | None = None, x: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Signed distance to a thing's outline in pixels, at rows y and columns x (default: every pixel)."""
-        y = np.arange(self.height) + 0.5 if y is None else y
-        x = np.arange(self.width) + 0.5 if x is None else x
-        units = (y[:, None] - thing.y) / thing.radius, (x[None] - thing.x) / thing.radius
-        return (SILHOUETTES[thing.kind](*units) * thing.radius).astype(np.float32)
+    return "last_frames.png"

@@ -21,7 +21,7 @@ What is true by construction, so no finding:
 - One Euler step of 50 at high noise moves the latent by well under 1 %, at every layer: look at `leverage` before reading step 0 alone.
 
 Where the paper is silent each reading is an option: what is swapped (`WHAT`), block output or input, donor (`DONORS`), branch, which tokens
-(`REGIONS`). Controls (`swap_pairs.CONTROLS`): A = B (difference exactly 0), another case's A, another case's prompt, a random direction
+(`REGIONS`). Controls (`pairs.CONTROLS`): A = B (difference exactly 0), another case's A, another case's prompt, a random direction
 of equal norm.
 """
 
@@ -30,14 +30,13 @@ from dataclasses import dataclass
 from itertools import islice
 from zlib import crc32
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minicos.analysis.tools.interventions import Donor, Interventions
-from minicos.condition import Condition
+from minicos.condition import WanCondition
 from minicos.errors import MinicosError
-from minicos.hooks import NO_HOOKS, Hooks, Site
+from minicos.hooks import NO_HOOKS, Hook, Hooks, Site
 from minicos.sample import State, Step
 from minicos.wan import Wan
 
@@ -122,14 +121,14 @@ class Swap:
             self.layers
         ):  # in this order `own` holds what an earlier layer's swap has left
             points = self._points(layer)
-            rules = dict.fromkeys(points, put)
+            rules: dict[str, Hook] = dict.fromkeys(points, put)
             if self.what == "update":
                 rules = {points[0]: remember, points[1]: put_update(points[0])}
             for point, hook in rules.items():
                 hooks = hooks.on(point, hook, step=self.steps, branch=self.branch)
         return hooks
 
-    def intervention(self, give: Condition, donor: str = "own") -> Interventions:
+    def intervention(self, give: WanCondition, donor: str = "own") -> Interventions:
         """This swap as one of several interventions in a run: its states come from a run under `give`, donor of `DONORS`."""
         if donor not in DONORS:
             raise MinicosError(f"no donor {donor!r}: take one of {', '.join(DONORS)}")
@@ -166,8 +165,8 @@ def _output(layer: int) -> str:
 
 def lockstep(
     wan: Wan,
-    give: Condition,
-    take: Condition,
+    give: WanCondition,
+    take: WanCondition,
     noise: Tensor,
     swaps: Sequence[Swap],
     *,
@@ -203,6 +202,8 @@ def lockstep(
             for k, s in zip(outputs, swaps, strict=True)
         ]
         donor = "own"
+    stores: list[States]
+    gives: list[Iterator[Step]]
     if donor == "own":
         stores = [{}] * len(swaps)
         record = sum((swap.record(stores[0]) for swap in swaps), NO_HOOKS)
@@ -245,12 +246,3 @@ def leverage(swapped: Step, velocity: Tensor) -> Tensor:
         swapped.sigma_next - swapped.sigma
     )
     return moved / swapped.x.flatten(1).norm(dim=1)
-
-
-def tokens(mask: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
-    """A mask of pixels bool (H W) as a mask of tokens bool (l), alike in all frames: a token counts if any of its pixels does."""
-    f, h, w = grid
-    pooled = (
-        torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(mask)[None].float(), (h, w))[0] > 0
-    )
-    return pooled.flatten().repeat(f)

@@ -1,239 +1,194 @@
-"""Swaps over layers, ranges of steps, donors and controls (`Plan`), measured on pairs in batches that a killed sweep does not repeat.
+"""At which layer does a prompt become an answer? Swaps over layers, beside their controls (paper, Sec. 5.2 and Fig. 6b).
 
-What is swapped and what is measured is in `swap`, on what in `swap_pairs`, and what comes of it in `swap_results`.
+What is swapped is in `states`, who gives in a control in `pairs`. A curve over layers ends at A by construction: the finding is where
+it turns, which is where `flip` crosses 0 and the rate of A crosses 1/2.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from minicos.analysis.swap.pairs import UNREAD, Pair, donors
-from minicos.analysis.swap.states import (
-    DONORS,
-    EMBED,
-    REGIONS,
-    Swap,
-    flip,
-    leverage,
-    lockstep,
-    tokens,
-)
-from minicos.analysis.tools import cases
-from minicos.analysis.tools.cases import Case
-from minicos.errors import MinicosError
-from minicos.media import save_video
+from minicos.analysis.options import SwapOptions
+from minicos.analysis.result import Curve, Interval, Number, Result, Row, write
+from minicos.analysis.swap import pairs, pictures
+from minicos.analysis.swap.measure import Results, measure_all
+from minicos.analysis.swap.pairs import NEITHER, UNREAD, A, B
+from minicos.analysis.swap.plan import Arm, Plan, layer_name, plan
+from minicos.analysis.tools import stats
 from minicos.runs import Run
 from minicos.wan import Wan
 
-
-def undisturbed(wan: Wan, made: Sequence[Pair], starts: Sequence[int]) -> dict[str, Tensor]:
-    """Both runs of each pair, first axis pairs: where they end, what that shows, and B's latent and velocity at `starts`."""
-    out, ends = {}, {}
-    for name in ("a", "b"):
-        condition = cases.condition(wan, [getattr(pair, name) for pair in made])
-        noise = cases.noise(wan, condition, [pair.b for pair in made])
-        kept = {}
-        for step in wan.sample(condition, noise=noise):
-            if step.index in starts:
-                kept[step.index] = step.x, step.velocity
-        ends[name] = step.next
-    out["x"], out["velocity"] = (torch.stack([kept[i][k] for i in starts], dim=1) for k in (0, 1))
-    return out | ends | {f"{name}.answer": read(wan, ends[name], made) for name in ends}
+LEVELS = {"flip": 0.0, "A": 0.5}  # the height at which a run counts as turned
+NAMES = {"flip": "latents lie half-way to A (flip = 0)", "A": "half of the runs show A's answer"}
+AGAINST = {
+    "wrong": "another picture's A",
+    "shuffled": "another picture's prompt",
+    "random": "a random direction of equal norm",
+}
 
 
-def measure(
-    wan: Wan,
-    made: Sequence[Pair],
-    given: Sequence[Case],
-    plain: Mapping[str, Tensor],
-    swaps: Sequence[Swap],
-    *,
-    donor: str = "own",
-    index: int = 0,
-) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Everything reported of some swaps in some pairs, each (pairs swaps), and B's final latents, one for each swap.
+def check(wan: Wan, options: SwapOptions) -> None:
+    """Raise MinicosError for what cannot be done, before anything runs."""
+    plan(wan, options).check(pairs.chosen(options))
 
-    given         the donors' cases (`donors`)
-    plain, index  the pairs' `undisturbed` runs, and which of its starts is the swaps' first step
-    """
-    take = cases.condition(wan, [pair.b for pair in made])
-    give = cases.condition(wan, given)
-    noise = cases.noise(wan, take, [pair.b for pair in made])
-    first = swaps[0].steps.start
-    resumed = (
-        wan.preset.solver == "euler"
-    )  # others have a history, and dropping it is a change of its own
-    x, start = (plain["x"][:, index].to(noise), first) if resumed else (noise, 0)
-    for steps in lockstep(wan, give, take, noise, swaps, donor=donor, x=x, start=start):
-        if steps[0].index == first:
-            moved = [leverage(step, plain["velocity"][:, index].to(noise)) for step in steps]
-    ends = [step.next for step in steps]
-    flips, off_axis = zip(*(flip(y, plain["a"].to(y), plain["b"].to(y)) for y in ends), strict=True)
-    out = {
-        "flip": torch.stack(flips, 1),
-        "off_axis": torch.stack(off_axis, 1),
-        "leverage": torch.stack(moved, 1),
-        "changed": torch.stack([(y - plain["b"].to(y)).abs().flatten(1).amax(1) for y in ends], 1),
-        "answer": torch.stack([read(wan, y, made) for y in ends], 1),
+
+def study(wan: Wan, run: Run, options: SwapOptions) -> Result:
+    """Every arm of the options' plan: the layer where the answer turns, controls, the table over layers, pictures."""
+    made, planned = pairs.chosen(options), plan(wan, options)
+    planned.check(made)
+    pictured = len(made) if options.one_way else len(made) // 2
+    results = measure_all(wan, run, planned, made)
+    curves = {
+        (arm, measure): stats.curve(arm.name, values, planned.layers_of(arm), "layer")
+        for arm in planned.arms
+        for measure, values in measures(results[arm], pictured).items()
     }
-    return out, ends
-
-
-def read(wan: Wan, latent: Tensor, made: Sequence[Pair]) -> Tensor:
-    """What each pair's final latent shows, int64 (b,); nothing is decoded where nobody can tell."""
-    if not any(pair.shows for pair in made):
-        return torch.full((len(made),), UNREAD)
-    return torch.tensor(
-        [pair.read(video) for pair, video in zip(made, wan.decode(latent), strict=True)]
+    return write(
+        run,
+        Result(
+            "swap",
+            run.settings,
+            numbers(planned, results, pictured),
+            {"layers": rows(planned, results, pictured)},
+            [
+                Curve(f"{c.name}: {measure}", c.x, c.value, c.low, c.high, c.x_label)
+                for (_, measure), c in curves.items()
+            ],
+            pictures.draw(planned, curves, run),
+        ),
     )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A sweep: every layer by itself, over every range of steps, from every donor, and some layers again for each control."""
+def measures(found: Mapping[str, np.ndarray], pictured: int) -> dict[str, np.ndarray]:
+    """`flip` and, where pictures are read, whether they show A: (pictures layers)."""
+    out = {"flip": by_picture(found["flip"], pictured)}
+    if (found["answer"] != UNREAD).all():
+        out["A"] = by_picture(found["answer"] == A, pictured)
+    return out
 
-    layers: tuple[int, ...]
-    ranges: tuple[range, ...]
-    donors: tuple[str, ...] = ("own",)
-    what: str = "stream"
-    at: str = "output"
-    branch: str | None = "cond"
-    region: str = "all"  # of REGIONS
-    controls: tuple[str, ...] = ()
-    control_layers: tuple[int, ...] = ()  # (): all of them
 
-    @property
-    def arms(self) -> list["Arm"]:
-        """At step 0 alone both donors are one (equal noise, equal latent): it is measured once."""
-        return [
-            Arm(steps, donor, control)
-            for steps in self.ranges
-            for donor in (self.donors[:1] if steps == range(1) else self.donors)
-            for control in (None, *self.controls)
+def rows(planned: Plan, results: Results, pictured: int) -> list[Row]:
+    """A line for each arm and layer: means with intervals over pictures."""
+
+    def over(values: np.ndarray) -> Interval:
+        return stats.bootstrap(by_picture(values, pictured))
+
+    out: list[Row] = []
+    for arm in planned.arms:
+        found = results[arm]
+        answers = {"A": A, "B": B, "neither": NEITHER} if "A" in measures(found, pictured) else {}
+        out += [
+            {
+                "arm": arm.name,
+                "layer": layer_name(layer),
+                "flip": over(found["flip"][:, j]),
+                **{name: over(found["answer"][:, j] == code) for name, code in answers.items()},
+                "off axis": float(found["off_axis"][:, j].mean()),
+                "leverage": float(found["leverage"][:, j].mean()),
+                "largest change": float(found["changed"][:, j].max()),
+            }
+            for j, layer in enumerate(planned.layers_of(arm))
         ]
-
-    @property
-    def effects(self) -> list["Arm"]:
-        """The arms that are not controls."""
-        return [arm for arm in self.arms if arm.control is None]
-
-    def check(self, made: Sequence[Pair]) -> None:
-        """Raise MinicosError for what cannot be done with these pairs, before anything runs."""
-        for arm in self.arms:
-            self.swaps(arm, None)
-            donors(made, arm.control)
-            if arm.donor not in DONORS:
-                raise MinicosError(f"no donor {arm.donor!r}: one of {', '.join(DONORS)}")
-        if self.region not in REGIONS:
-            raise MinicosError(f"no region {self.region!r}: one of {', '.join(REGIONS)}")
-        if self.region != "all" and any(pair.objects is None for pair in made):
-            raise MinicosError(
-                f"the region {self.region!r} needs pictures that know their objects: a puzzle or a probe"
-            )
-        if len({None if pair.image is None else tuple(pair.image.shape) for pair in made}) > 1:
-            raise MinicosError("the pictures of a sweep must have one size")
-
-    def swaps(self, arm: "Arm", region: Tensor | None) -> list[Swap]:
-        """One for each layer of an arm."""
-        rest = (self.what, self.at, self.branch, region, arm.control == "random")
-        return [Swap((layer,), arm.steps, *rest) for layer in self.layers_of(arm)]
-
-    def layers_of(self, arm: "Arm") -> tuple[int, ...]:
-        return (self.control_layers or self.layers) if arm.control else self.layers
+    return out
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One curve over layers."""
-
-    steps: range
-    donor: str
-    control: str | None = None
-
-    @property
-    def name(self) -> str:
-        """ "steps 0-19 own" or "step 0 own null"."""
-        steps = (
-            f"step {self.steps[0]}"
-            if len(self.steps) == 1
-            else f"steps {self.steps[0]}-{self.steps[-1]}"
-        )
-        return " ".join([steps, self.donor, *([self.control] if self.control else [])])
-
-    @property
-    def file(self) -> str:
-        return self.name.replace(" ", "_")
-
-
-Results = Mapping[Arm | None, Mapping[str, np.ndarray]]
-
-
-def sweep(wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = 25) -> Results:
-    """Measure every arm of a plan: {"flip", "off_axis", "leverage", "changed", "answer"}, each (pairs layers); under Arm's key None
-    the `undisturbed` runs. Batches that `run` holds are not computed again. Of the first pair all videos are kept to look at.
-    """
-    plan.check(made)
-    work = [slice(i, i + most) for i in range(0, len(made), most)]
-    starts = sorted({steps.start for steps in plan.ranges})
-
-    def compute_plain(rows: slice) -> dict[str, Tensor]:
-        out = undisturbed(wan, made[rows], starts)
-        if not rows.start:
-            _keep(wan, run, "undisturbed", {name: out[name] for name in ("b", "a")})
-        return out
-
-    plain = cases.collect(run, "undisturbed", work, compute_plain)
-    results: dict[Arm | None, dict[str, np.ndarray]] = {None: plain}
-    for arm in plan.arms:
-        given = donors(made, arm.control)
-
-        def compute(
-            rows: slice, arm: Arm = arm, given: Sequence[Case] = given
-        ) -> dict[str, Tensor]:
-            swaps = plan.swaps(arm, _region(wan, plan.region, made[rows]))
-            before = {name: torch.from_numpy(values[rows]) for name, values in plain.items()}
-            index = starts.index(arm.steps.start)
-            out, ends = measure(
-                wan, made[rows], given[rows], before, swaps, donor=arm.donor, index=index
-            )
-            if not rows.start and not arm.control:
-                _keep(
-                    wan,
-                    run,
-                    arm.file,
-                    {f"layer_{layer_name(k)}": y for k, y in zip(plan.layers, ends, strict=True)},
+def numbers(planned: Plan, results: Results, pictured: int) -> list[Number]:
+    """The findings: where the answer turns, the controls, shorter ranges of steps, the undisturbed runs."""
+    plain, out = results[None], []
+    for arm in planned.effects:
+        found = measures(results[arm], pictured)
+        if len(planned.layers) > 1:
+            out += [
+                Number.of(
+                    f"layer at which {NAMES[measure]}, {arm.name}",
+                    crossing(planned.layers, values, LEVELS[measure]),
+                    unit="layer",
+                    note="the last layer turns all by construction",
                 )
-            return out
-
-        results[arm] = cases.collect(run, arm.file, work, compute)
-    return results
-
-
-def _region(wan: Wan, name: str, made: Sequence[Pair]) -> Tensor | None:
-    """The tokens that are swapped in each pair, bool (b, l); None for all."""
-    if name == "all":
-        return None
-    shape, patch = (
-        cases.condition(wan, [pair.b for pair in made]).shape,
-        wan.experts["high"].cfg.patch_size,
-    )
-    grid = tuple(size // p for size, p in zip(shape[2:], patch, strict=True))
-    inside = torch.stack([tokens(pair.objects, grid) for pair in made])
-    return inside if name == "objects" else ~inside
-
-
-def _keep(wan: Wan, run: Run, name: str, latents: Mapping[str, Tensor]) -> None:
-    """The first sample of each latent as a video, and all their last frames for the picture of `draw`."""
-    last = {}
-    for label, latent in latents.items():
-        video = wan.decode(latent[:1])[0]
-        save_video(run.path(f"videos/{name}/{label}.mp4"), video, fps=wan.preset.fps)
-        last[label] = torch.from_numpy(video[-1])
-    run.save_tensors(f"last/{name}.safetensors", last)
+                for measure, values in reversed(found.items())
+            ]
+        out += _controls(planned, results, arm, pictured)
+    longest = max(planned.effects, key=lambda arm: len(arm.steps))
+    for arm in planned.effects:
+        if arm.donor == longest.donor and len(arm.steps) < len(longest.steps):
+            for layer in planned.compared:
+                a, b = (_at(planned, results, one, layer, pictured) for one in (arm, longest))
+                title = f"{_what(a)} at layer {layer_name(layer)}: {arm.name} minus {longest.name}"
+                out.append(stats.difference(title, *_arms(a, b), longest.name))
+    for name, code in (("a", A), ("b", B)):
+        if (plain[f"{name}.answer"] != UNREAD).all():
+            right = by_picture(plain[f"{name}.answer"] == code, pictured)
+            title = f"undisturbed runs of {name.upper()} that show {name.upper()}'s answer"
+            out.append(stats.mean(title, right, unit="share"))
+    return out
 
 
-def layer_name(k: int) -> str:
-    return "embed" if k == EMBED else str(k)
+def _controls(planned: Plan, results: Results, arm: Arm, pictured: int) -> list[Number]:
+    """One arm beside each of its controls, at the control's layers; and how large and how far off axis it is there."""
+    out = []
+    for layer in planned.compared:
+        own = _at(planned, results, arm, layer, pictured)
+        where = f"at layer {layer_name(layer)}, {arm.name}"
+        out.append(stats.mean(f"{_what(own)} {where}", _arms(own, own)[0]))
+        for control in planned.controls:
+            other = _at(planned, results, arm.under(control), layer, pictured)
+            if control == "null":
+                title = f"largest change by the null swap {where}"
+                out.append(stats.mean(title, other["changed"], "exactly 0"))
+            else:
+                title = f"{_what(own)} {where}: own donor minus {AGAINST[control]}"
+                out.append(stats.difference(title, *_arms(own, other), AGAINST[control]))
+        out.append(stats.mean(f"off-axis share {where}", own["off_axis"], "0: between A and B"))
+        note = "how far the first swapped step moves the latent, of its norm"
+        out.append(stats.mean(f"leverage {where}", own["leverage"], note))
+    return out
+
+
+def _at(
+    planned: Plan, results: Results, arm: Arm, layer: int, pictured: int
+) -> dict[str, np.ndarray]:
+    """What was measured of an arm at one layer, a number for each picture."""
+    j = planned.layers_of(arm).index(layer)
+    found = results[arm]
+    at = {name: values[:, j] for name, values in measures(found, pictured).items()}
+    rest = ("off_axis", "leverage", "changed")
+    return at | {name: by_picture(found[name][:, j], pictured) for name in rest}
+
+
+def _what(at: Mapping[str, np.ndarray]) -> str:
+    return "rate of A's answer" if "A" in at else "flip"
+
+
+def _arms(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The headline measure of both: the rate of A where pictures are read."""
+    key = "A" if "A" in a else "flip"
+    return a[key], b[key]
+
+
+def by_picture(values: np.ndarray, pictured: int) -> np.ndarray:
+    """Rows (pictures, or twice as many: both directions) averaged over directions, so that a picture counts once."""
+    return np.asarray(values, dtype=np.float64).reshape(-1, pictured, *values.shape[1:]).mean(0)
+
+
+def crossing(layers: Sequence[int], curves: np.ndarray, level: float) -> Interval:
+    """The layer at which the mean of curves (n layers) first reaches `level`, between layers by a straight line; inf where never.
+
+    The interval is that of the mean curve over resampled rows, one row for each puzzle.
+    """
+    means = np.concatenate([curves.mean(0)[None], stats.resampled(len(curves)) @ curves])
+    at = _crossing(layers, means, level)
+    low, high = np.quantile(at[1:], [0.025, 0.975], method="nearest")
+    return Interval(float(at[0]), float(low), float(high), len(curves))
+
+
+def _crossing(layers: Sequence[int], curves: np.ndarray, level: float) -> np.ndarray:
+    """For each curve (rows layers), the layer where it first reaches `level`."""
+    x = np.asarray(layers, dtype=np.float64)
+    reached = curves >= level
+    first = reached.argmax(1)
+    row, before = np.arange(len(curves)), np.maximum(first - 1, 0)
+    high, low = curves[row, first], curves[row, before]
+    share = np.where(first > 0, (high - level) / np.where(high > low, high - low, 1), 0)
+    return np.where(reached.any(1), x[first] - share * (x[first] - x[before]), np.inf)

@@ -6,7 +6,7 @@ an experiment computes only what is missing, and the result is the same to the l
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from minicos import puzzles
-from minicos.condition import Condition
+from minicos.analysis.options import Cases, Puzzles
+from minicos.condition import WanCondition
+from minicos.errors import MinicosError
+from minicos.media import load_image
 from minicos.runs import Run, progress
 from minicos.wan import Wan
 
 Batch = TypeVar("Batch")
+MOST = 25  # cases in a batch
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,7 @@ class Case:
     prompt: str
     image: Tensor | None = None
     seed: int = 0
-    puzzle: puzzles.Puzzle | None = (
-        None  # knows the valid answers; None for a picture of the user's
-    )
+    puzzle: puzzles.Puzzle | None = None  # knows the answers; None for a case of the user's own
 
     @classmethod
     def of(cls, puzzle: puzzles.Puzzle, seed: int) -> "Case":
@@ -38,50 +40,92 @@ class Case:
         return cls(puzzle.prompt, image, seed, puzzle)
 
 
+def chosen(options: Puzzles) -> list[Case]:
+    """The cases that options ask for: held-out puzzles, or one of the user's own under `seeds` seeds.
+
+    Raises MinicosError for families and sizes that there are not, and for an image without a prompt.
+    """
+    if isinstance(options, Cases) and options.prompt is not None:
+        image = None if options.image is None else load_image(options.image)
+        return [Case(options.prompt, image, options.seed + i) for i in range(options.seeds)]
+    if isinstance(options, Cases) and options.image is not None:
+        raise MinicosError("--image needs a --prompt; without both, held-out puzzles are used")
+    return held_out(
+        options.puzzle,
+        options.n,
+        size=options.size,
+        split=options.split,
+        seed=options.seed,
+        keep=lambda puzzle: (
+            not (ambiguous(puzzle) and options.single)
+            and (ambiguous(puzzle) or not options.several)
+        ),
+    )
+
+
 def held_out(
-    kind: str,
+    puzzle: str,
     n: int,
     *,
-    size: int = 4,
+    size: int | None = None,
     split: str = "test",
     seed: int = 0,
     keep: Callable[[puzzles.Puzzle], bool] = lambda puzzle: True,
 ) -> list[Case]:
-    """The first n distinct puzzles of a split that `keep` accepts, with the noise seeds seed, seed + 1, ..."""
-    return [
-        Case.of(puzzle, seed + i)
-        for i, puzzle in enumerate(puzzles.distinct(kind, n, size, split, keep))
-    ]
+    """The first n distinct puzzles of a split that `keep` accepts, with the noise seeds seed, seed + 1, ...
+
+    `puzzle` is a family, or with `size` a kind.
+    """
+    family = puzzles.family(puzzle) if size is None else puzzles.of_kind(puzzle, size)
+    return [Case.of(one, seed + i) for i, one in enumerate(family.distinct(n, split, keep))]
 
 
 def ambiguous(puzzle: puzzles.Puzzle) -> bool:
     """Whether several answers are right: the puzzles in which there is something to decide."""
-    return len(puzzle.candidates) > 1
+    return puzzle.ambiguity > 1
 
 
-def batches(cases: Sequence[Case], most: int = 25) -> list[list[Case]]:
-    """Cases in order, at most `most` together, only pictures of one size together."""
-    alike = groupby(cases, key=lambda case: None if case.image is None else tuple(case.image.shape))
-    groups = [list(group) for _, group in alike]
-    return [group[i : i + most] for group in groups for i in range(0, len(group), most)]
+def batches(cases: Sequence[Case], most: int = MOST) -> list[list[Case]]:
+    """Cases in order, in as few batches as do, of nearly equal size; only pictures of one size together.
+
+    A rest of one case could not be anybody's wrong donor (`ensemble`).
+    """
+    sized = groupby(cases, key=lambda case: None if case.image is None else tuple(case.image.shape))
+    out = []
+    for group in (list(group) for _, group in sized):
+        parts = -(-len(group) // most)
+        ends = [len(group) * i // parts for i in range(parts + 1)]
+        out += [group[a:b] for a, b in pairwise(ends)]
+    return out
 
 
-def condition(wan: Wan, batch: Sequence[Case]) -> Condition:
+def boundary(wan: Wan) -> int | None:
+    """The first step that the low-noise expert serves; None where one expert serves all."""
+    serves = [wan.expert_name(t) for t in wan.schedule().timesteps]
+    return serves.index("low") if len(set(serves)) > 1 else None
+
+
+def condition(wan: Wan, batch: Sequence[Case]) -> WanCondition:
     """The batch's condition; pictures have one size (`batches`)."""
-    images = [case.image for case in batch]
-    return wan.condition(
-        [case.prompt for case in batch], None if images[0] is None else torch.stack(images)
-    )
+    images = [case.image for case in batch if case.image is not None]
+    return wan.condition([case.prompt for case in batch], torch.stack(images) if images else None)
 
 
-def noise(wan: Wan, condition: Condition, batch: Sequence[Case], offset: int = 0) -> Tensor:
+def noise(wan: Wan, condition: WanCondition, batch: Sequence[Case], offset: int = 0) -> Tensor:
     """The noise that each case starts from: the case's seed, plus `offset` for independent runs of the same case."""
     return wan.noise(condition, [case.seed + offset for case in batch])
 
 
 def scores(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> list[puzzles.Score]:
     """The verdict on each case's final latent (b c f h w), from its decoded pixels."""
-    return [case.puzzle.score(video) for case, video in zip(batch, wan.decode(latent), strict=True)]
+    return [known(case).score(v) for case, v in zip(batch, wan.decode(latent), strict=True)]
+
+
+def known(case: Case) -> puzzles.Puzzle:
+    """The puzzle of a case that has one. Raises ValueError for a case of the user's own."""
+    if case.puzzle is None:
+        raise ValueError(f"{case.prompt!r} is no puzzle: nobody knows its answers")
+    return case.puzzle
 
 
 def collect(

@@ -9,13 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from minicos.analysis.result import Curve, Interval
 from minicos.runs import replace_file
 
-CELL, WIDTH, HEIGHT = (
-    1.1,
-    11.0,
-    7.5,
-)  # inches: the widest cell, and what all cells together should fit into
+# inches: the widest cell, and what all cells together should fit into
+CELL, WIDTH, HEIGHT = 1.1, 11.0, 7.5
 GAP = 0.03  # of a cell, on every side
 
 
@@ -73,63 +71,37 @@ def sheet(
     save(figure, path)
 
 
-def curves(
+def lines(
     path: Path,
-    lines: Mapping[str, np.ndarray],
+    curves: Sequence[Curve],
     *,
-    x: str,
-    y: str,
-    title: str,
-    at: Sequence[float] | None = None,
-) -> None:
-    """One curve for each name, coloured in order from blue to red; `at` says where on the x axis (0, 1, 2 ... by default)."""
-    figure = Figure(figsize=(7.2, 4), layout="constrained")
-    axes = figure.subplots()
-    for k, (name, values) in enumerate(lines.items()):
-        shade = k / max(1, len(lines) - 1)
-        color = (0.15 + 0.75 * shade, 0.25, 0.75 - 0.55 * shade)
-        axes.plot(
-            np.arange(len(values)) if at is None else at,
-            values,
-            label=name,
-            color=color,
-            marker="." if len(values) < 60 else None,
-        )
-    axes.set(xlabel=x, ylabel=y, title=title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    save(figure, path)
-
-
-def bands(
-    path: Path,
-    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    *,
-    x: str,
     y: str,
     title: str,
     marks: Mapping[str, float] | None = None,
     levels: Mapping[str, float] | None = None,
     log: bool = False,
 ) -> None:
-    """Curves with their intervals: name -> (x, rows of middle, low, high). `marks` are upright lines, in the colour of the curve
-    of the same name where there is one; `levels` are level lines."""
+    """Curves over their common axis, with shaded intervals where they have any.
+
+    `marks` are upright lines, in the colour of the curve of the same name where there is one; `levels` are level lines.
+    """
     figure = Figure(figsize=(7.6, 4), layout="constrained")
     axes = figure.subplots()
-    colours = {
-        name: colormaps["viridis"](0.9 * k / max(1, len(lines) - 1)) for k, name in enumerate(lines)
-    }
-    for name, (at, (middle, low, high)) in lines.items():
-        axes.plot(at, middle, label=name, color=colours[name], marker=".")
-        axes.fill_between(at, low, high, color=colours[name], alpha=0.18, linewidth=0)
+    shades = np.linspace(0, 0.9, len(curves))
+    colours = {c.name: colormaps["viridis"](s) for c, s in zip(curves, shades, strict=True)}
+    for c in curves:
+        axes.plot(
+            c.x, c.value, label=c.name, color=colours[c.name], marker="." if len(c.x) < 60 else None
+        )
+        if len(c.low):
+            axes.fill_between(c.x, c.low, c.high, color=colours[c.name], alpha=0.18, linewidth=0)
     for name, at in (marks or {}).items():
         label = None if name in colours else name
         axes.axvline(at, color=colours.get(name, "0.35"), linestyle="--", linewidth=1, label=label)
     for name, at in (levels or {}).items():
         axes.axhline(at, color="0.35", linestyle=":", linewidth=1, label=name)
-    axes.set(xlabel=x, ylabel=y, title=title)
-    if all(np.equal(np.mod(at, 1), 0).all() for at, _ in lines.values()):
+    axes.set(xlabel=curves[0].x_label, ylabel=y, title=title)
+    if all(float(x).is_integer() for c in curves for x in c.x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if log:
         axes.set_yscale("symlog", linthresh=0.01)
@@ -171,62 +143,20 @@ def grid(
 
 
 def intervals(
-    path: Path,
-    rows: Mapping[str, tuple[float, float, float]],
-    *,
-    x: str,
-    title: str,
-    strong: str = "",
+    path: Path, rows: Mapping[str, Interval], *, x: str, title: str, strong: str = ""
 ) -> None:
-    """One line for each name: a dot at the effect and a bar from low to high, with zero marked; `strong` is drawn in red."""
+    """One line for each name: a dot at the mean and a bar from low to high, with zero marked; `strong` is drawn in red."""
     figure = Figure(figsize=(7.2, 0.7 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="0.6", linewidth=0.8)
-    for place, (name, (effect, low, high)) in enumerate(rows.items()):
+    for place, (name, found) in enumerate(rows.items()):
         color = (0.9, 0.25, 0.2) if name == strong else (0.15, 0.25, 0.75)
-        axes.plot([low, high], [place, place], color=color, linewidth=1.6)
-        axes.plot(effect, place, "o", color=color, markersize=4.5)
+        axes.plot([found.low, found.high], [place, place], color=color, linewidth=1.6)
+        axes.plot(found.value, place, "o", color=color, markersize=4.5)
     axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
     axes.grid(axis="x", alpha=0.25)
     figure.suptitle(title, fontsize=9)
-    save(figure, path)
-
-
-def errorbars(
-    path: Path,
-    lines: Mapping[str, Sequence[tuple[float, float, float, float]]],
-    *,
-    x: str,
-    y: str,
-    title: str,
-    level: float,
-) -> None:
-    """Curves of (x, mean, low, high), the interval as a bar; the first is the effect, the others (dashed) its controls.
-
-    `level` is a height worth a line, such as chance.
-    """
-    figure = Figure(figsize=(7.2, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(level, color="0.6", linewidth=0.8)
-    for k, (name, points) in enumerate(lines.items()):
-        at, mean, low, high = np.array(points, dtype=np.float64).T
-        bars = np.clip([mean - low, high - mean], 0, None)
-        style = {
-            "color": f"C{k}",
-            "marker": ".",
-            "linestyle": "--" if k else "-",
-            "capsize": 2,
-            "elinewidth": 1,
-        }
-        axes.errorbar(
-            at + 0.08 * k, mean, bars, label=name, **style
-        )  # beside each other where they agree
-    axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     save(figure, path)
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minicos.condition import Condition
+from minicos.condition import WanCondition
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.sample import State, Step
 from minicos.wan import Wan
@@ -35,7 +35,7 @@ class Donor:
     """A second run, one step ahead, whose states are copied into this one."""
 
     # None: that of the run that it gives to, whose interventions so far it shares
-    condition: Condition | None
+    condition: WanCondition | None
     steps: Sequence[int]  # in which it gives
     hooks: Hooks  # keep what it gives
     own: bool = True  # on its own trajectory; False: at the latents of the run that it gives to
@@ -68,7 +68,7 @@ class Interventions:
         self,
         wan: Wan,
         steps: Iterator[Step],
-        condition: Condition,
+        condition: WanCondition,
         noise: Tensor,
         x: Tensor,
         start: int,
@@ -83,7 +83,7 @@ class Interventions:
         own = {name: d for name, d in self._named() if d.own and start <= max(d.steps)}
         runs = {
             name: wan.sample(
-                d.condition,
+                d.condition or condition,
                 noise=before[f"{name}.next"].to(noise) if start else noise,
                 hooks=d.hooks,
                 start=start,
@@ -100,8 +100,8 @@ class Interventions:
                     kept[f"{name}.next"] = given.next
                     kept |= {f"{name}.{k}": v for k, v in given.state.tensors().items()}
                 elif not d.own and index in d.steps:
-                    given = d.condition or condition
-                    next(wan.sample(given, noise=x, hooks=d.hooks, start=index, state=state))
+                    own_or_given = d.condition or condition
+                    next(wan.sample(own_or_given, noise=x, hooks=d.hooks, start=index, state=state))
             step = next(steps)
             yield step, kept
             x, state = step.next, step.state
@@ -114,7 +114,7 @@ NO_INTERVENTIONS = Interventions()
 
 
 def _saved(tensors: Mapping[str, Tensor], donor: str, device: torch.device) -> State:
-    """What travelled beside a donor's latent, from what `Changes.beside` gave."""
+    """What travelled beside a donor's latent, from what `Interventions.with_donors` gave."""
     prefix = f"{donor}."
     found = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
     return State.from_tensors(found, device)

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
-from minicos.condition import Condition
+from minicos.condition import WanCondition
 from minicos.hooks import Hooks
 from minicos.runs import Run, progress
 from minicos.sample import State, Step
@@ -21,7 +21,10 @@ Saved = Sequence[Mapping[str, Tensor]]  # for each step, what `keep` returned
 
 
 class Recorder(Protocol):
-    name: str
+    @property
+    def name(self) -> str:
+        """Under which what is kept of a step is saved."""
+        ...
 
     def hooks(self) -> Hooks:
         """What to watch inside the forward passes; NO_HOOKS for nothing."""
@@ -38,7 +41,7 @@ class Recorder(Protocol):
 
 def record(
     wan: Wan,
-    condition: Condition,
+    condition: WanCondition,
     run: Run,
     recorders: Sequence[Recorder],
     noise: Tensor,
@@ -58,14 +61,14 @@ def record(
         x = interventions.enter(x, 0, condition.per_frame(schedule.sigmas[0]), None)
     before = run.load_tensors(_file(done - 1)) if done else {}
     steps = wan.sample(condition, noise=x, hooks=hooks, start=done, state=state)
-    steps = interventions.with_donors(wan, steps, condition, noise, x, done, before)
-    for step, kept in progress(steps, len(schedule) - done, "denoise"):
+    pairs = interventions.with_donors(wan, steps, condition, noise, x, done, before)
+    for step, given in progress(pairs, len(schedule) - done, "denoise"):
         entered = interventions.enter(
             step.next, step.index + 1, (step.sigma_map > 0) * step.sigma_next, step.x0
         )
         if entered is not step.next:  # as `sample` does: a history would undo the edit
             step.next, step.state = entered, step.state.edited()
-        tensors = {"next": step.next, **step.state.tensors(), **kept}
+        tensors = {"next": step.next, **step.state.tensors(), **given}
         for r in recorders:
             tensors |= {f"{r.name}.{k}": v for k, v in r.keep(step, run).items()}
         run.save_tensors(_file(step.index), tensors)

@@ -5,13 +5,19 @@ interval: both arms of a comparison see the same puzzles and the same noise.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
+from math import nan
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis.result import Interval
+from minicos.analysis.result import Curve, Interval, Number
+
+Values = Sequence[float] | np.ndarray  # one for each puzzle
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 # -- how far apart ----------------------------------------------------------------------------------------------------
 
@@ -31,14 +37,17 @@ def yardstick(estimates: Sequence[Tensor]) -> Tensor:
     return torch.stack([squared(a, b) for a, b in combinations(estimates, 2)]).mean(0)
 
 
-def distance(a: Tensor, b: Tensor, unit: Tensor, frames: Sequence[int] | None = None) -> Tensor:
-    """D of two latents (b c f h w): 0 the same, 1 as different as another seed; `unit` is the `yardstick` (b f).
+def distance(apart: Array, unit: Array, frames: Sequence[int] | None = None) -> Array:
+    """D between runs: 0 the same, 1 as different as another seed.
 
-    The primary measure between runs: latents share their coordinates, so nothing is gained by invariance to rotation.
-    `frames` limits it to some latent frames (imposed ones should be left out).  -> b
+    The primary measure: latents share their coordinates, so nothing is gained by invariance to rotation.
+
+    apart   squared distances per latent frame (`squared`)               ... f
+    unit    those of independent seeds (`yardstick`, or a pooled mean)   ... f
+    frames  limits it to some frames (imposed ones should be left out)
     """
     chosen = slice(None) if frames is None else list(frames)
-    return squared(a, b)[:, chosen].sum(1) / unit[:, chosen].sum(1)
+    return apart[..., chosen].sum(-1) / unit[..., chosen].sum(-1)
 
 
 def cka(a: Tensor, b: Tensor) -> float:
@@ -50,10 +59,8 @@ def cka(a: Tensor, b: Tensor) -> float:
     a, b = a.double(), b.double()
     if len(a) != len(b) or len(a) < 4:
         raise ValueError(f"CKA needs the same rows twice, four or more: {len(a)} and {len(b)}")
-    a, b = (
-        a - a.mean(0),
-        b - b.mean(0),
-    )  # changes nothing in exact arithmetic, and keeps it accurate
+    # centring changes nothing in exact arithmetic, and keeps it accurate
+    a, b = a - a.mean(0), b - b.mean(0)
     return (_hsic(a, b) / (_hsic(a, a) * _hsic(b, b)).clamp_min(0).sqrt()).item()
 
 
@@ -86,45 +93,88 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - up * (up + 1) / 2) / (up * down))
 
 
+def settled(far: np.ndarray) -> np.ndarray:
+    """The step from which on nothing is far any more: far bool (n N ...) -> n ..., from 0 (never far) to N (to the end)."""
+    return np.where(far.any(1), far.shape[1] - far[:, ::-1].argmax(1), 0)
+
+
 # -- how sure ---------------------------------------------------------------------------------------------------------
 
 
-def bootstrap(
-    values: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 10_000
-) -> Interval:
+def resampled(n: int, *, seed: int = 0, resamples: int = 10_000) -> np.ndarray:
+    """The weight of each of n cases in resampled means: resamples n. One seed gives the same resamples, so differences are paired."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+
+
+def bootstrap(values: Values, *, seed: int = 0, resamples: int = 10_000) -> Interval:
     """The mean of `values` (one for each puzzle) with the percentile interval of its resampled means."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"one number for each puzzle, not {values.shape}")
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    low, high = np.percentile(counts @ values / len(values), [2.5, 97.5])
+    means = resampled(len(values), seed=seed, resamples=resamples) @ values
+    low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(values.mean()), float(low), float(high), len(values))
 
 
-def paired(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, seed: int = 0
-) -> Interval:
+def paired(a: Values, b: Values, *, seed: int = 0) -> Interval:
     """The mean difference a - b on the same puzzles."""
     return bootstrap(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), seed=seed)
 
 
-def unpaired(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, seed: int = 0
-) -> Interval:
+def unpaired(a: Values, b: Values, *, seed: int = 0) -> Interval:
     """The mean of a less that of b, which are of different puzzles; n is the smaller number of them."""
-    rng, resamples = np.random.default_rng(seed), 10_000
-    means = []
-    for values in (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)):
-        counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-        means.append(counts @ values / len(values))
+    arms = [np.asarray(values, dtype=np.float64) for values in (a, b)]
+    means = [resampled(len(arm), seed=seed + k) @ arm for k, arm in enumerate(arms)]
     low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
-    return Interval(float(np.mean(a) - np.mean(b)), float(low), float(high), min(len(a), len(b)))
+    n = min(map(len, arms))
+    return Interval(float(arms[0].mean() - arms[1].mean()), float(low), float(high), n)
 
 
-def p_value(
-    differences: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 10_000
-) -> float:
+def mean(name: str, values: Values, note: str = "", unit: str = "") -> Number:
+    """The mean over puzzles as a finding; those without a value (NaN) are left out, and n says so."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    found = bootstrap(values) if len(values) else Interval(nan, nan, nan, 0)
+    return Number.of(name, found, unit=unit, note=note)
+
+
+def difference(name: str, a: Values, b: Values, note: str = "", unit: str = "") -> Number:
+    """The mean of a - b on the same puzzles as a finding, with the smallest difference that so many puzzles resolve."""
+    d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    seen = d[np.isfinite(d)]
+    # no power is claimed where no puzzle differs from another: scatter that was not seen is not zero
+    scatter = float(seen.std()) if len(seen) else 0.0
+    power = resolvable(scatter, len(seen)) if scatter > 0 else nan
+    return replace(mean(name, d, note, unit), resolvable=power)
+
+
+def curve(
+    name: str,
+    values: np.ndarray,
+    x: Sequence[float] | np.ndarray,
+    x_label: str = "",
+    unit: str = "",
+) -> Curve:
+    """Means over cases along an axis with their intervals: values (cases x); cases with a gap (NaN) are left out."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[np.isfinite(values).all(1)]
+    if not len(values):
+        gap = (nan,) * len(x)
+        return Curve(name, tuple(x), gap, gap, gap, x_label, unit)
+    low, high = np.percentile(resampled(len(values)) @ values, [2.5, 97.5], axis=0).tolist()
+    return Curve(
+        name,
+        tuple(float(at) for at in x),
+        tuple(values.mean(0).tolist()),
+        tuple(low),
+        tuple(high),
+        x_label,
+        unit,
+    )
+
+
+def p_value(differences: Values, *, seed: int = 0, resamples: int = 10_000) -> float:
     """Two-sided sign-flip test of paired differences: how often chance signs give a mean at least this large."""
     d = np.asarray(differences, dtype=np.float64)
     signs = np.random.default_rng(seed).integers(0, 2, (resamples, len(d))) * 2 - 1

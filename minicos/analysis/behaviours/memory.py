@@ -1,0 +1,94 @@
+"""Working memory: while an object is behind the wall, can shape and colour be read out of the hidden states at the tokens that hide it?
+
+A ridge classifier (`tools/readout.py`) learns on some puzzles and is judged on others. Controls: shuffled labels say what chance
+gives; the patch embedding (layer -1) what those tokens are given before they look at any other; the latents of the drawn video what
+the picture itself gives away there, since the VAE sees across the wall's edge.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minicos.analysis.tools import cases, posterior
+from minicos.analysis.tools.cases import Case
+from minicos.hooks import Hooks, Site
+from minicos.puzzles.draw import COLOURS, SHAPES
+from minicos.puzzles.memory import Memory
+from minicos.wan import Wan
+
+EMBED = -1  # the layer before block 0: the patch embedding
+
+
+@dataclass
+class Hidden:
+    """A hook that keeps the mean state over the tokens that hide the object: (step, layer) -> b d; layer -1 is the patch embedding."""
+
+    batch: Sequence[Case]
+    states: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def hooks(self, steps: Sequence[int]) -> Hooks:
+        at = tuple(steps)
+        watched = Hooks().on("embed", self, step=at, branch="cond")
+        return watched.on("blocks.*", self, step=at, branch="cond")
+
+    def __call__(self, x: Tensor, site: Site) -> None:
+        layer = EMBED if site.name == "embed" else int(site.name.split(".")[1])
+        self.states[site.step, layer] = _behind(x.unflatten(1, site.grid), self.batch)
+
+
+def _behind(grid: Tensor, batch: Sequence[Case]) -> Tensor:
+    """Mean over the cells behind the wall, in the latent frame around the middle of the video: b f h w d -> b d.
+
+    A cell is a token. Of 4 latent frames it is the third, video frames 5 to 8: the object is out of sight at 6, and at 8 its edge
+    shows beside these cells.
+    """
+    middle = grid.shape[1] // 2
+    cells = [tuple(zip(*_memory(case).hidden_cells(), strict=True)) for case in batch]
+    return torch.stack(
+        [rows[middle, list(r), list(c)].mean(0) for rows, (r, c) in zip(grid, cells, strict=True)]
+    )
+
+
+def memories(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Tensor]:
+    """What the tokens behind the wall hold, for a batch of `memory` puzzles.
+
+    states   b steps layers d, steps in the order of `at`, layers from -1
+    drawn    b d', the same tokens of the drawn video's latent
+    labels   b 2, see `labels`
+    """
+    condition, hidden = cases.condition(wan, batch), Hidden(batch)
+    steps = wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=hidden.hooks(at))
+    deque(islice(steps, max(at) + 1), maxlen=0)
+    cfg = wan.cfg
+    states = [
+        torch.stack([hidden.states[s, k] for k in range(EMBED, wan.depth)], dim=1) for s in at
+    ]
+    videos = torch.cat([posterior.answers(wan, _memory(case)) for case in batch])
+    pf, ph, pw = cfg.patch_size
+    grid = rearrange(
+        videos, "b c (f pf) (h ph) (w pw) -> b f h w (c pf ph pw)", pf=pf, ph=ph, pw=pw
+    )
+    return {
+        "states": torch.stack(states, dim=1),
+        "drawn": _behind(grid, batch),
+        "labels": labels(batch),
+    }
+
+
+def labels(batch: Sequence[Case]) -> Tensor:
+    """Shape and colour of the hidden object as numbers: b 2."""
+    movers = [_memory(case).mover for case in batch]
+    colours = tuple(COLOURS)
+    return torch.tensor([(SHAPES.index(m.shape), colours.index(m.colour)) for m in movers])
+
+
+def _memory(case: Case) -> Memory:
+    """The puzzle of a case, which hides an object. Raises ValueError for another."""
+    if not isinstance(case.puzzle, Memory):
+        raise ValueError(f"{case.prompt!r} hides nothing")
+    return case.puzzle

@@ -1,0 +1,233 @@
+"""What does the network believe at each step, and what would an ideal observer? Several candidates early, one late (paper, Sec. 3).
+
+The clean estimate of a perfect network is the posterior mean over the valid answers (`tools/posterior.py`), so several routes at high
+noise are Bayes' rule, not a trait of the network. The question is where a network departs from it: in the weights that it gives to
+answers, and in what it shows that is no mixture of answers at all (`outside`). Never evidence about large models.
+
+Where a run is guided, the prompted branch is the one to compare: a guided estimate is no posterior mean, by construction. Trivial by
+construction, too: at the last steps one answer has all the weight, whatever the network. `prior` is the control, an observer who
+knows the answers and does not look at x; a network that is nearer to the ideal has read x.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minicos.analysis.options import BeliefOptions
+from minicos.analysis.result import Number, Result, Row, write
+from minicos.analysis.steps import spread
+from minicos.analysis.tools import cases, controls, figures, posterior, stats
+from minicos.analysis.tools.cases import Case
+from minicos.runs import Run
+from minicos.sample import Step
+from minicos.wan import Wan
+
+COLUMNS = {
+    "ideal": "answers alive, ideal observer",
+    "shown": "answers alive, network",
+    "departure": "from the ideal estimate",
+    "outside": "of it no mixture of answers",
+    "prior": "from it without looking",
+    "leads": "the answer shown most is the final one",
+    "final": "ideal weight of the video's answer",
+}
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Network and ideal observer at one step of one run. Distances are squared, over the mean squared distance of two answers."""
+
+    ideal: Tensor  # r  posterior weights
+    shown: Tensor  # r  coefficients of the network's estimate
+    departure: float  # of the estimate from E[z | x]: 0 ideal, 1 as far as another answer
+    outside: float  # the part of it that is no mixture of answers (off their affine span)
+    prior: float  # departure of the even mixture of all answers
+
+
+def belief(x: Tensor, x0: Tensor, sigma: float, z: Tensor) -> Belief:
+    """Compare the estimate x0 that a network makes from x (both c f h w) with the posterior mean. Raises ValueError for one answer."""
+    if len(z) < 2:
+        raise ValueError("a puzzle with one answer leaves nothing to be undecided about")
+    x, x0, z = (tensor.double().cpu() for tensor in (x, x0, z))
+    w, a = posterior.weights(x, sigma, z), posterior.coefficients(x0, z)
+    ideal, unit = posterior.mean(w, z), torch.pdist(z.flatten(1)).square().mean()
+    gaps = (x0 - ideal, x0 - posterior.mean(a, z), z.mean(0) - ideal)
+    return Belief(w, a, *((gap.square().sum() / unit).item() for gap in gaps))
+
+
+def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
+    """Run a batch of puzzles and compare every step: each b N (N steps), float64, first axis cases.
+
+    ideal, shown                 answers alive (`posterior.effective`) for the ideal observer, and in the network's estimate
+    departure, outside, prior    of `Belief`
+    leads                        whether the answer shown most is the one shown most at the last step
+    final                        weight that the ideal observer gives to the answer of the finished video; NaN where it has none
+    """
+    condition = cases.condition(wan, batch)
+    answered = [posterior.answers(wan, cases.known(case)).cpu() for case in batch]
+    seen = []
+    for step in wan.sample(condition, noise=cases.noise(wan, condition, batch)):
+        seen.append(_at(step, answered))
+    verdicts = cases.scores(wan, step.next, batch)
+    rows = [
+        _course(course, verdict.answer if verdict.solved else None)
+        for course, verdict in zip(zip(*seen, strict=True), verdicts, strict=True)
+    ]
+    return {
+        name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in COLUMNS
+    }
+
+
+def _at(step: Step, answered: Sequence[Tensor]) -> list[Belief]:
+    """Each case's belief at a step."""
+    each = zip(step.x, step.x0_cond, answered, strict=True)
+    return [belief(x, x0, step.sigma, z) for x, x0, z in each]
+
+
+def _course(course: Sequence[Belief], answer: int | None) -> dict[str, list[float]]:
+    """One run, step by step, in the columns of `beliefs`."""
+    final = int(course[-1].shown.argmax())
+    return {
+        "ideal": [posterior.effective(b.ideal) for b in course],
+        "shown": [posterior.effective(b.shown) for b in course],
+        "departure": [b.departure for b in course],
+        "outside": [b.outside for b in course],
+        "prior": [b.prior for b in course],
+        "leads": [float(b.shown.argmax() == final) for b in course],
+        "final": [math.nan if answer is None else b.ideal[answer].item() for b in course],
+    }
+
+
+def first_departure(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
+    """Departure of a network's first estimate from the ideal one: b. For the untrained control."""
+    condition = cases.condition(wan, batch)
+    answered = [posterior.answers(wan, cases.known(case)).cpu() for case in batch]
+    step = next(wan.sample(condition, noise=cases.noise(wan, condition, batch)))
+    return {"departure": torch.tensor([b.departure for b in _at(step, answered)])}
+
+
+def study(wan: Wan, run: Run, options: BeliefOptions) -> Result:
+    """Beliefs at every step of puzzles with several answers, beside the ideal observer's and an untrained network's."""
+    chosen = cases.chosen(options)
+    work = cases.batches(chosen)
+    seen = cases.collect(run, "beliefs", work, partial(beliefs, wan))
+    compute = partial(first_departure, controls.untrained(wan))
+    random = cases.collect(run, "untrained", work, compute)["departure"]
+    steps = seen["ideal"].shape[1]
+    rows: list[Row] = [
+        {
+            "step": s,
+            **{title: stats.mean("", seen[name][:, s]).interval for name, title in COLUMNS.items()},
+        }
+        for s in range(steps)
+    ]
+    curves = [
+        stats.curve(title, seen[name], range(steps), "denoising step")
+        for name, title in COLUMNS.items()
+    ]
+    several = float(np.mean([len(cases.known(case).candidates) for case in chosen]))
+    figures.lines(
+        run.path("alive.png"),
+        curves[:2],
+        y="answers alive",
+        title=f"How many of {several:.1f} right answers, n = {len(chosen)}",
+    )
+    figures.lines(
+        run.path("departure.png"),
+        curves[2:5],
+        y="squared distance, 1: another answer",
+        title=f"How far the estimate is from the ideal one, n = {len(chosen)}",
+    )
+    files = ["alive.png", "departure.png", _sheet(wan, run, chosen, seen["shown"][:, 0])]
+    return write(
+        run,
+        Result(
+            "belief", run.settings, numbers(chosen, seen, random), {"steps": rows}, curves, files
+        ),
+    )
+
+
+def numbers(
+    chosen: Sequence[Case], seen: dict[str, np.ndarray], random: np.ndarray
+) -> list[Number]:
+    """The findings at the first, the middle and the last step."""
+    ideal, shown, middle = seen["ideal"], seen["shown"], seen["ideal"].shape[1] // 2
+    chance = np.array([1 / len(cases.known(case).candidates) for case in chosen])
+    last, alive = "the last step", "answers alive"
+    at_0, at_middle = "at step 0", f"at step {middle}"
+    return [
+        stats.difference(
+            f"{alive}, network: first minus last step", shown[:, 0], shown[:, -1], last, "answers"
+        ),
+        stats.difference(
+            f"{alive}, ideal observer: first minus last step",
+            ideal[:, 0],
+            ideal[:, -1],
+            last,
+            "answers",
+        ),
+        stats.difference(
+            f"{alive} {at_0}: network minus ideal",
+            shown[:, 0],
+            ideal[:, 0],
+            "ideal observer: all alike",
+            "answers",
+        ),
+        stats.difference(
+            f"{alive} {at_middle}: network minus ideal",
+            shown[:, middle],
+            ideal[:, middle],
+            "ideal observer",
+            "answers",
+        ),
+        stats.difference(
+            f"answer shown most {at_0} is the final one: rate minus chance",
+            seen["leads"][:, 0],
+            chance,
+            "one in its answers",
+            "share",
+        ),
+        stats.mean(
+            f"departure from the ideal observer {at_0}",
+            seen["departure"][:, 0],
+            "0: ideal, 1: as far as another answer",
+        ),
+        stats.mean(
+            f"departure from the ideal observer {at_middle}",
+            seen["departure"][:, middle],
+            "0: ideal",
+        ),
+        stats.difference(
+            f"departure {at_0}: untrained minus trained",
+            random,
+            seen["departure"][:, 0],
+            "untrained network",
+        ),
+    ]
+
+
+def _sheet(wan: Wan, run: Run, chosen: Sequence[Case], alive: np.ndarray) -> str:
+    """The last frame of network and ideal observer over the steps: the first case, and the one with most answers at step 0."""
+    if run.has("sheet.png"):
+        return "sheet.png"
+    shown = {"first": chosen[0], "most answers\nat step 0": chosen[int(alive.argmax())]}
+    rows, names = [], []
+    for name, case in shown.items():
+        condition, z = cases.condition(wan, [case]), posterior.answers(wan, cases.known(case))
+        steps = wan.sample(condition, noise=cases.noise(wan, condition, [case]))
+        made = [s for s in steps if s.index in spread(8, wan.preset.steps)]
+        ideal = [
+            posterior.mean(posterior.weights(s.x[0], s.sigma, z), z)[None].float() for s in made
+        ]
+        for who, estimates in (("network", [s.x0_cond for s in made]), ("ideal observer", ideal)):
+            rows.append(list(wan.decode(torch.cat(estimates))[:, -1]))
+            names.append(f"{name}\n{who}")
+    columns = [f"step {s.index}\nσ {s.sigma:.2f}" for s in made]
+    title = "Last frame of the clean estimate"
+    figures.sheet(run.path("sheet.png"), rows, rows=names, columns=columns, title=title)
+    return "sheet.png"

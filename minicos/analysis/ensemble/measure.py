@@ -1,0 +1,70 @@
+"""What comes of ensembles: T plain runs and every arm from the same noise, on batches of cases."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minicos.analysis.ensemble.share import Ensemble, Passes, run
+from minicos.analysis.tools import cases, stats
+from minicos.analysis.tools.cases import Case
+from minicos.wan import Wan
+
+APART = 1_000_000  # between the noise seeds of a case's T runs, since neighbouring cases have neighbouring seeds
+
+
+def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> dict[str, Tensor]:
+    """T plain runs of each case and every arm from the same noise. First axis: cases.
+
+    "plain.*" has a second axis of T seeds; an arm's second axis is its carriers (1, or T). Keys, each behind the name of its arm:
+    latent   of cases without a puzzle
+    solved   of puzzles, 0 or 1
+    moved    squared distance of the final latent to the plain one of the same seed; "plain.apart" is that of two plain runs
+    passes   through the network, per case
+    "plain.vote" is the run nearest to the others: of three runs of which two agree, one of those. A vote without a scorer.
+    """
+    (seeds,) = {e.seeds for e in arms.values()}
+    single = cases.condition(wan, batch)
+    condition = single.rows(torch.arange(len(batch)).repeat_interleave(seeds))
+    noise = torch.stack(
+        [cases.noise(wan, single, batch, APART * j) for j in range(seeds)], dim=1
+    ).flatten(0, 1)
+    out: dict[str, Tensor] = {}
+
+    def note(name: str, latent: Tensor, counter: Passes) -> None:
+        each = latent.unflatten(0, (len(batch), -1))
+        repeated = [case for case in batch for _ in range(each.shape[1])]
+        if batch[0].puzzle is None:
+            out[f"{name}.latent"] = each
+        else:
+            solved = torch.tensor([score.solved for score in cases.scores(wan, latent, repeated)])
+            out[f"{name}.solved"] = solved.view(each.shape[:2]).byte()
+        out[f"{name}.passes"] = torch.full((len(batch),), counter.count / len(batch))
+
+    counter = Passes()
+    for step in wan.sample(condition, noise=noise, hooks=counter.hooks):
+        final = step.next
+    note("plain", final, counter)
+    plain = final.unflatten(0, (len(batch), seeds))
+    pairs = (
+        (plain[:, :, None].double() - plain[:, None].double()).square().sum(dim=(3, 4, 5, 6))
+    )  # case seed seed
+    out["plain.vote"] = pairs.sum(2).argmin(1)
+    out["plain.apart"] = pairs.sum(dim=(1, 2)) / max(1, seeds * (seeds - 1))
+    for name, e in arms.items():
+        counter = Passes()
+        latent = run(wan, condition, noise, e, watch=counter.hooks)
+        note(name, latent, counter)
+        own = plain if e.carrier is None else plain[:, e.carrier : e.carrier + 1]
+        out[f"{name}.moved"] = stats.squared(latent, own.flatten(0, 1)).sum(1).view(own.shape[:2])
+    return out
+
+
+def moved(data: Mapping, name: str) -> float | None:
+    """D of an arm's final latents to the plain ones; None for T = 1.
+
+    Pooled over cases: three seeds that give one answer are no yardstick of their own.
+    """
+    apart, unit = (np.array([float(data[k].mean())]) for k in (f"{name}.moved", "plain.apart"))
+    return float(stats.distance(apart, unit)) if unit.any() else None

@@ -1,0 +1,307 @@
+"""What comes of noise: each edit of each case measured against the clean run of the case.
+
+`measure` is for one edit of one batch, `measure_all` for the edits that the options ask for (`edits`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minicos.analysis.noise.edit import Noise, follow
+from minicos.analysis.options import NoiseOptions
+from minicos.analysis.tools import cases, stats
+from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.figures import evenly
+from minicos.analysis.tools.record import Saved, entering, kept, record
+from minicos.condition import WanCondition
+from minicos.errors import MinicosError
+from minicos.hooks import NO_HOOKS, Hooks, Site
+from minicos.puzzles import timeline
+from minicos.runs import Run, progress
+from minicos.sample import Step
+from minicos.wan import Wan
+
+TOKENS = 1024  # rows of a hidden state that CKA is taken over, at most
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What the clean run keeps of each step: the clean estimate, and where asked the prompted branch's output of a block."""
+
+    layer: int | None
+    name: str = "clean"
+    _seen: list[Tensor] = field(default_factory=list)
+
+    def hooks(self) -> Hooks:
+        return (
+            NO_HOOKS
+            if self.layer is None
+            else Hooks().on(f"blocks.{self.layer}", self._record, branch="cond")
+        )
+
+    def _record(self, h: Tensor, site: Site) -> None:
+        self._seen.append(h[:, evenly(h.shape[1], TOKENS)].float())
+
+    def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        kept = {"x0": step.x0}
+        if self.layer is not None:
+            kept["hidden"] = self._seen.pop()
+        return kept
+
+    def draw(self, saved: Saved, run: Run) -> list[str]:
+        return []
+
+
+def measure(
+    wan: Wan,
+    condition: WanCondition,
+    noise: Tensor,
+    clean: Run,
+    edit: Noise,
+    layer: int | None = None,
+    start: int | None = None,
+) -> dict[str, Tensor]:
+    """One edited run against the clean one in `clean`, measured from the first edited step on.
+
+    It is run from there on, or from an earlier step `start`, to the same numbers at a higher price.
+
+    squared (b N f)   squared distance of the clean estimates; NaN before the edit
+    cka, hidden (b N) 1 - debiased CKA over tokens, of the estimates and of the block's output
+    injected (b f)    dose;  final (b c f h w): the video's latent;  passes: of the network, 0-dimensional
+    """
+    n, first = len(wan.schedule()), min(edit.steps)
+    start = first if start is None else start
+    before = kept(clean, Clean.name, start - 1)["x0"].to(noise) if start else None
+    x, state = entering(clean, start, noise)
+    watch = Clean(layer)
+    steps = follow(
+        wan, condition, x, edit, start=start, state=state, x0=before, hooks=watch.hooks()
+    )
+    twins, passes = None, 0
+    if wan.preset.solver != "euler" and edit.mode != "null" and edit.steps != (0,):
+        beside = Clean(layer)
+        null = replace(edit, mode="null")
+        twins = follow(wan, condition, x, null, start=start, state=state, hooks=beside.hooks())
+    b, _, f, _, _ = noise.shape
+    out = {
+        "squared": torch.full((b, n, f), torch.nan, dtype=torch.float64),
+        "cka": torch.full((b, n), torch.nan),
+    }
+    if layer is not None:
+        out["hidden"] = out["cka"].clone()
+    injected = torch.zeros(b, f, dtype=torch.float64)
+    for step, dose in steps:
+        i, seen = step.index, watch.keep(step, clean)
+        held = kept(clean, Clean.name, i) if twins is None else beside.keep(next(twins)[0], clean)
+        injected += dose.cpu()
+        passes += (1 + (step.velocity_uncond is not None)) * (1 if twins is None else 2)
+        if i < first:
+            continue
+        ours, theirs = seen["x0"], held["x0"].to(noise)
+        out["squared"][:, i] = stats.squared(ours, theirs).cpu()
+        free = (step.sigma_map > 0).flatten().expand(f)
+        pairs = zip(ours[:, :, free], theirs[:, :, free], strict=True)
+        out["cka"][:, i] = torch.tensor(
+            [_apart(_tokens(wan, a), _tokens(wan, b)) for a, b in pairs]
+        )
+        if layer is not None:
+            pairs = zip(seen["hidden"], held["hidden"].to(noise), strict=True)
+            out["hidden"][:, i] = torch.tensor([_hidden(a, b) for a, b in pairs])
+    return out | {"injected": injected, "final": step.next, "passes": torch.tensor(passes)}
+
+
+def _tokens(wan: Wan, x0: Tensor) -> Tensor:
+    """A latent (c f h w) as the network's tokens (l, c * patch)."""
+    pf, ph, pw = wan.cfg.patch_size
+    return rearrange(x0, "c (f pf) (h ph) (w pw) -> (f h w) (c pf ph pw)", pf=pf, ph=ph, pw=pw)
+
+
+def _hidden(ours: Tensor, theirs: Tensor) -> float:
+    keep = ~stats.massive(theirs)  # they would be all that CKA sees
+    return _apart(ours[:, keep], theirs[:, keep])
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    """1 - CKA, and exactly 0 for equal tensors."""
+    return 0.0 if torch.equal(ours, theirs) else 1 - stats.cka(ours, theirs)
+
+
+def edits(options: NoiseOptions, steps: int, imposed: Sequence[bool]) -> dict[str, Noise]:
+    """The edits of a run of `steps` steps by name. `imposed`: for each latent frame, whether it is."""
+    at = tuple(range(steps)) if options.at is None else options.at
+    if not at or not 0 <= min(at) <= max(at) < steps:
+        raise MinicosError(
+            f"noise at steps {', '.join(map(str, at))}: the run has steps 0 to {steps - 1}"
+        )
+    free = [f for f, fixed in enumerate(imposed) if not fixed]
+    frames = free if options.frames is None else options.frames
+    if fixed := [f for f in frames if f not in free]:
+        raise MinicosError(
+            f"latent frame {fixed[0]} is imposed or missing: take some of {', '.join(map(str, free))}"
+        )
+    spread = options.match == "none" or options.mode == "add"
+    cells = at if spread else tuple(at[i] for i in evenly(len(at), len(free)))
+    dose = float(len(free)) if options.dose is None else options.dose
+    edit = Noise(options.mode, (), dose=dose, seed=options.seed)
+    return {
+        "null": Noise("null", (at[len(at) // 2],)),
+        **{
+            f"seed {k}": Noise("replace", (0,), seed=options.seed + 10**8 * k)
+            for k in range(1, options.others + 1)
+        },
+        **{f"step {s}": replace(edit, steps=(s,)) for s in at},
+        **{f"frame {f}": replace(edit, steps=cells, frames=(f,)) for f in frames},
+    }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was measured; the first axis of every array is cases."""
+
+    edits: Mapping[str, Noise]
+    # of each edit and of "clean"; "final" holds the first batch alone
+    runs: Mapping[str, Mapping[str, np.ndarray]]
+    sigmas: tuple[float, ...]
+    boundary: int | None  # the first step of the low-noise expert, where there are two
+    free: tuple[int, ...]  # latent frames that are not imposed
+    moved: np.ndarray  # squared distance of the clean run's estimates to the last one  n N f
+
+    def names(self, kind: str) -> list[str]:
+        """The edits called "step ...", "frame ..." or "seed ..."."""
+        return [name for name in self.edits if name.startswith(f"{kind} ")]
+
+    @property
+    def noised(self) -> np.ndarray:
+        """The steps of the edits called "step ..."."""
+        return np.array([self.edits[name].steps[0] for name in self.names("step")], dtype=int)
+
+    @property
+    def puzzles(self) -> bool:
+        """Whether the cases know their answers."""
+        return "solved" in self.runs["clean"]
+
+    @property
+    def unit(self) -> np.ndarray:
+        """Squared distance to another seed at every step, per latent frame: N f, mean over cases and seeds."""
+        return np.mean([self.runs[name]["squared"].mean(0) for name in self.names("seed")], axis=0)
+
+    def d(self, name: str, frames: Sequence[int] | None = None) -> np.ndarray:
+        """D of every step's estimate to the clean run's, over some latent frames (by default all that are not imposed): n N."""
+        frames = self.free if frames is None else frames
+        return stats.distance(self.runs[name]["squared"], self.unit, frames)
+
+    @property
+    def estimates(self) -> np.ndarray:
+        """Convergence of the clean run: D of each step's estimate to the last one, n N."""
+        return stats.distance(self.moved, self.unit[-1], self.free)
+
+    def final(self, name: str) -> np.ndarray:
+        """D of the video's latent: n."""
+        return self.d(name)[:, -1]
+
+    def untouched(self, name: str) -> np.ndarray | None:
+        """D of the video's latent over the frames that the edit left alone: n; None where there are none."""
+        touched = self.edits[name].frames
+        others = [] if touched is None else [f for f in self.free if f not in touched]
+        return self.d(name, others)[:, -1] if others else None
+
+    def dose(self, name: str) -> np.ndarray:
+        """Squared norm injected over the run, in latent frames of unit variance: n."""
+        return self.runs[name]["injected"].sum(1)
+
+    def shown(self, name: str, which: str) -> np.ndarray:
+        """The video frames (bool F) that are "all", "untouched" by the edit, or show the whole "answer"."""
+        count = self.runs["clean"]["right"].shape[1]
+        if which == "all":
+            return np.ones(count, bool)
+        if which == "answer":
+            return timeline(count) >= 1
+        touched = self.edits[name].frames
+        latent = (np.arange(count) + 3) // 4  # of the VAE: one frame, then four to a latent frame
+        return ~np.isin(latent, self.free if touched is None else touched)
+
+    def passes(self, kind: str = "step") -> tuple[int, int]:
+        """Network passes of the clean run and a sweep over the edits of a kind; and of as many full runs as there are edits."""
+        clean, names = int(self.runs["clean"]["passes"].sum()), self.names(kind)
+        swept = sum(int(self.runs[name]["passes"].sum()) for name in names)
+        return clean + swept, clean * len(names)
+
+
+def measure_all(
+    wan: Wan, chosen: Sequence[Case], run: Run, options: NoiseOptions, most: int = cases.MOST
+) -> Measured:
+    """Run and measure every edit of every case. Each edit of each batch is a file in `run`: killed and rerun, the rest is done."""
+    schedule = wan.schedule()
+    parts: dict[str, list[dict[str, Tensor]]] = {}
+    moved = []
+    for index, batch in enumerate(work := cases.batches(chosen, most)):
+        condition = cases.condition(wan, batch)
+        noise = cases.noise(wan, condition, batch)
+        imposed = (condition.per_frame(1.0).flatten().expand(noise.shape[2]) == 0).tolist()
+        planned = edits(options, len(schedule), imposed)
+        clean = Run(run.path(f"{index:03d}/clean"), run.settings)
+        names = ["clean", *planned]
+        for name in progress(names, len(names), f"batch {index + 1} of {len(work)}"):
+            file = f"{index:03d}/{name.replace(' ', '_')}.safetensors"
+            if not run.has(file):
+                if name == "clean":
+                    found = _clean(wan, condition, noise, clean, options.layer)
+                else:
+                    edit = _of(planned[name], batch)
+                    found = measure(wan, condition, noise, clean, edit, options.layer)
+                run.save_tensors(file, found | _verdicts(wan, found["final"], batch))
+            found = run.load_tensors(file)
+            if index:
+                del found["final"]  # one batch of videos is enough to show
+            parts.setdefault(name, []).append(found)
+        x0 = [kept(clean, Clean.name, i)["x0"] for i in range(len(schedule))]
+        moved.append(torch.stack([stats.squared(x, x0[-1]) for x in x0], dim=1))
+    return Measured(
+        planned,
+        {
+            name: {key: _joined([part[key] for part in some if key in part]) for key in some[0]}
+            for name, some in parts.items()
+        },
+        schedule.sigmas,
+        cases.boundary(wan),
+        tuple(f for f, fixed in enumerate(imposed) if not fixed),
+        torch.cat(moved).numpy(),
+    )
+
+
+def _of(edit: Noise, batch: Sequence[Case]) -> Noise:
+    """The edit with noise of each case's own: an edit's seed counts from the case's."""
+    first = edit.seed if isinstance(edit.seed, int) else 0
+    return replace(edit, seed=[first + case.seed for case in batch])
+
+
+def _clean(
+    wan: Wan, condition: WanCondition, noise: Tensor, clean: Run, layer: int | None
+) -> dict[str, Tensor]:
+    """The undisturbed run, saved step by step in `clean`: its final latent and its network passes."""
+    final = record(wan, condition, clean, [Clean(layer)], noise)
+    guidance = [wan.preset.guidance[wan.expert_name(t)] for t in wan.schedule().timesteps]
+    return {"final": final, "passes": torch.tensor(sum(1 + (g != 1) for g in guidance))}
+
+
+def _joined(parts: Sequence[Tensor]) -> np.ndarray:
+    return (torch.cat if parts[0].ndim else torch.stack)(list(parts)).numpy()
+
+
+def _verdicts(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> dict[str, Tensor]:
+    """Of puzzles alone: solved (b), the index of the answer or -1 (b), which video frames show a valid answer (b F)."""
+    if batch[0].puzzle is None:
+        return {}
+    pairs = list(zip(map(cases.known, batch), wan.decode(latent), strict=True))
+    verdicts = [puzzle.score(video) for puzzle, video in pairs]
+    return {
+        "solved": torch.tensor([v.solved for v in verdicts]),
+        "answer": torch.tensor([-1 if v.answer is None else v.answer for v in verdicts]),
+        "right": torch.from_numpy(
+            np.stack([puzzle.matches(video).any(1) for puzzle, video in pairs])
+        ),
+    }

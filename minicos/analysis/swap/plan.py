@@ -1,0 +1,146 @@
+"""Which swaps are made: layers, ranges of steps, donors, controls; from options to `Swap`s."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from minicos.analysis.options import SwapOptions, spans
+from minicos.analysis.swap.pairs import CONTROLS, Pair, donors
+from minicos.analysis.swap.states import DONORS, EMBED, REGIONS, Swap
+from minicos.errors import MinicosError
+from minicos.wan import Wan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep: every layer by itself, over every range of steps, from every donor, and some layers again for each control."""
+
+    layers: tuple[int, ...]
+    ranges: tuple[range, ...]
+    donors: tuple[str, ...] = ("own",)
+    what: str = "stream"
+    at: str = "output"
+    branch: str | None = "cond"
+    region: str = "all"  # of REGIONS
+    controls: tuple[str, ...] = ()
+    control_layers: tuple[int, ...] = ()  # (): all of them
+
+    @property
+    def arms(self) -> list["Arm"]:
+        """At step 0 alone both donors are one (equal noise, equal latent): it is measured once."""
+        return [
+            Arm(steps, donor, control)
+            for steps in self.ranges
+            for donor in (self.donors[:1] if steps == range(1) else self.donors)
+            for control in (None, *self.controls)
+        ]
+
+    @property
+    def effects(self) -> list["Arm"]:
+        """The arms that are not controls."""
+        return [arm for arm in self.arms if arm.control is None]
+
+    def check(self, made: Sequence[Pair]) -> None:
+        """Raise MinicosError for what cannot be done with these pairs, before anything runs."""
+        for arm in self.arms:
+            self.swaps(arm, None)
+            donors(made, arm.control)
+            if arm.donor not in DONORS:
+                raise MinicosError(f"no donor {arm.donor!r}: one of {', '.join(DONORS)}")
+        if self.region not in REGIONS:
+            raise MinicosError(f"no region {self.region!r}: one of {', '.join(REGIONS)}")
+        if self.region != "all" and any(pair.objects is None for pair in made):
+            raise MinicosError(
+                f"the region {self.region!r} needs pictures that know their objects: --puzzle or --probe"
+            )
+        if len({None if pair.image is None else tuple(pair.image.shape) for pair in made}) > 1:
+            raise MinicosError("the pictures of a sweep must have one size")
+
+    def swaps(self, arm: "Arm", region: Tensor | None) -> list[Swap]:
+        """One for each layer of an arm."""
+        rest = (self.what, self.at, self.branch, region, arm.control == "random")
+        return [Swap((layer,), arm.steps, *rest) for layer in self.layers_of(arm)]
+
+    @property
+    def compared(self) -> tuple[int, ...]:
+        """The layers at which arms are compared with each other and with controls."""
+        return tuple(k for k in self.control_layers or self.layers if k in self.layers)
+
+    def layers_of(self, arm: "Arm") -> tuple[int, ...]:
+        return (self.control_layers or self.layers) if arm.control else self.layers
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One curve over layers."""
+
+    steps: range
+    donor: str
+    control: str | None = None
+
+    @property
+    def name(self) -> str:
+        """ "steps 0-19 own" or "step 0 own null"."""
+        steps = (
+            f"step {self.steps[0]}"
+            if len(self.steps) == 1
+            else f"steps {self.steps[0]}-{self.steps[-1]}"
+        )
+        return " ".join([steps, self.donor, *([self.control] if self.control else [])])
+
+    def under(self, control: str) -> "Arm":
+        """The same arm with the donor of a control."""
+        return replace(self, control=control)
+
+    @property
+    def file(self) -> str:
+        return self.name.replace(" ", "_")
+
+
+def plan(wan: Wan, options: SwapOptions) -> Plan:
+    """What the options ask for. Raises MinicosError for layers and steps that the run does not have."""
+    depth = wan.depth
+    lowest = EMBED if options.what == "stream" and options.side == "output" else 0
+    chosen = layers(options.layers, "--layers") or tuple(range(lowest, depth))
+    controlled = layers(options.control_layers, "--controls-at") or _three(chosen)
+    for flag, given in (("--layers", chosen), ("--controls-at", controlled)):
+        if given[0] < lowest or given[-1] >= depth:
+            raise MinicosError(
+                f"{flag}: this model has layers 0 to {depth - 1}, and `embed` for a stream's output."
+            )
+    return Plan(
+        layers=chosen,
+        ranges=ranges(options.during, wan.preset.steps),
+        donors=DONORS if options.donor == "both" else (options.donor,),
+        what=options.what,
+        at=options.side,
+        branch=None if options.branch == "both" else options.branch,
+        region=options.region,
+        controls=CONTROLS if options.controls == ("all",) else options.controls,
+        control_layers=controlled,
+    )
+
+
+def _three(chosen: Sequence[int]) -> tuple[int, ...]:
+    """Three of the layers, at a quarter, a half and near the end."""
+    count = len(chosen)
+    return tuple(sorted({chosen[count // 4], chosen[count // 2], chosen[-1 - count // 8]}))
+
+
+def layers(text: str | None, flag: str) -> tuple[int, ...]:
+    """Layers of an option: embed,0,3,6-9; () for none. Raises MinicosError for anything else."""
+    found = [] if text is None else spans(text, flag, embed=(EMBED, EMBED))
+    return tuple(sorted({layer for a, b in found for layer in range(a, b + 1)}))
+
+
+def ranges(text: str, total: int) -> tuple[range, ...]:
+    """Ranges of steps of an option: 0,0-4,all. Raises MinicosError for anything else, and for steps beyond `total`."""
+    found = tuple(range(a, b + 1) for a, b in spans(text, "--during", all=(0, total - 1)))
+    if any(steps.stop > total for steps in found):
+        raise MinicosError(f"--during {text}: the run has steps 0 to {total - 1}.")
+    return found
+
+
+def layer_name(k: int) -> str:
+    return "embed" if k == EMBED else str(k)

@@ -1,0 +1,18 @@
+"""The network that has learned nothing: what a measure shows of any network."""
+
+from dataclasses import replace
+
+import torch
+
+from minicos.dit import DiT
+from minicos.wan import Wan
+
+
+def untrained(wan: Wan, seed: int = 0) -> Wan:
+    """The same architecture with random weights, as PyTorch draws them; nobody's random numbers are touched."""
+    like = wan.experts["high"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = DiT(wan.cfg, residual_dtype=like.residual_dtype, time_skip=like.time_skip)
+    network = network.requires_grad_(False).to(wan.device, wan.dtype).eval()
+    return replace(wan, experts=dict.fromkeys(wan.experts, network))

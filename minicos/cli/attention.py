@@ -1,0 +1,28 @@
+"""`minicos attention`: where does attention go?"""
+
+from typing import TYPE_CHECKING, Any
+
+from minicos.analysis.options import AttentionOptions
+from minicos.cli import recording
+
+if TYPE_CHECKING:
+    from minicos.cli.study import Study
+
+HELP = "Where attention goes: to which tokens, from frame to frame, and to padding."
+EXAMPLES = """\
+  minicos attention --image maze.png --prompt "solve the maze" --layers 0,6,11 --at 0,10
+  minicos attention --image maze.png --prompt "solve the maze" --heads 0 --branch uncond
+  minicos attention --image maze.png --prompt "solve the maze" --queries 8    estimated, with standard errors: for large models
+writes attention/received_step_NN.png, attention_frames.png (from which frame to which), attention_padding.png, attention.safetensors
+  minicos attention --n 100    without a prompt: shares on padding and on the given frame, beside an untrained network
+"""
+
+
+def add(verbs: Any) -> None:
+    recording.add(verbs, "attention", HELP, EXAMPLES, AttentionOptions, find)
+
+
+def find() -> "Study":
+    from minicos.analysis.attention import study
+
+    return study

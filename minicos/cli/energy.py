@@ -1,0 +1,27 @@
+"""`minicos energy`: which tokens is each layer busy with?"""
+
+from typing import TYPE_CHECKING, Any
+
+from minicos.analysis.options import EnergyOptions
+from minicos.cli import recording
+
+if TYPE_CHECKING:
+    from minicos.cli.study import Study
+
+HELP = "Token energy of every layer: where the network is busy."
+EXAMPLES = """\
+  minicos energy --image maze.png --prompt "solve the maze" --out busy
+  minicos energy --image maze.png --prompt "solve the maze" --also steps --at 0,5,19
+writes energy/FORM_BRANCH_step_NN.png (latent frames x layers), energy_layers_BRANCH.png ..., energy.safetensors (step layer f h w)
+  minicos energy --n 100    without a prompt: AUROC against the answer's cells on held-out puzzles, beside an untrained network
+"""
+
+
+def add(verbs: Any) -> None:
+    recording.add(verbs, "energy", HELP, EXAMPLES, EnergyOptions, find)
+
+
+def find() -> "Study":
+    from minicos.analysis.energy import study
+
+    return study

@@ -1,0 +1,113 @@
+"""What `steps`, `energy` and `attention` share: record one run of the user's own, or make the study of held-out puzzles."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from minicos.analysis.options import Puzzles, RecordOptions
+from minicos.cli import opening, options, run_folder, study
+from minicos.errors import MinicosError
+
+if TYPE_CHECKING:
+    from minicos.analysis.tools.record import Recorder
+    from minicos.condition import WanCondition
+    from minicos.runs import Run
+    from minicos.wan import Wan
+
+VERBS = ("steps", "energy", "attention")
+
+
+def add(
+    verbs: Any,
+    name: str,
+    help: str,
+    examples: str,
+    cls: type[Puzzles],
+    find: Callable[[], study.Study],
+) -> None:
+    """A verb that records with --prompt, and without makes the study that `find` imports."""
+    parser = options.add_parser(verbs, name, help, examples, partial(run, name, cls, find))
+    study.add_options(parser, cls, without=("at",))
+    options.add_condition_options(parser, required=False)
+    study.add_options(parser, RecordOptions)
+    others = [verb for verb in VERBS if verb != name]
+    parser.add_argument(
+        "--also", nargs="+", choices=others, default=[], help="do these in the same pass"
+    )
+    options.add_model_options(parser, out=f"runs/{name}")
+
+
+def run(
+    name: str, cls: type[Puzzles], find: Callable[[], study.Study], args: argparse.Namespace
+) -> None:
+    if args.prompt is not None:
+        record(name, args)
+    elif args.image is not None or args.last is not None:
+        raise MinicosError("--image needs a --prompt; without both, held-out puzzles are used")
+    else:
+        study.run(args, cls, find())
+
+
+def record(name: str, args: argparse.Namespace) -> None:
+    """Run the model once, keep what the verbs ask for, and draw it."""
+    from minicos.analysis.steps import spread
+    from minicos.analysis.tools import record as recording
+    from minicos.analysis.tools.figures import evenly
+
+    images, files = opening.images(args), opening.layout(args)
+    total, cfg = opening.plan(args, files).steps, files.experts["high"].config
+    asked = study.read(args, RecordOptions)
+    chosen = opening.within(asked.at, total) or spread(8, total)
+    layers = asked.layers or tuple(evenly(cfg.num_layers, 8))
+    for option, given, count in (
+        ("--layers", layers, cfg.num_layers),
+        ("--heads", asked.heads or (0,), cfg.num_heads),
+    ):
+        if given[0] < 0 or given[-1] >= count:
+            raise MinicosError(f"{option}: this model has them from 0 to {count - 1}.")
+    wan = opening.load(args, files, images["image"])
+    condition = opening.condition(args, wan, images, asked.seeds)
+    names = {name, *args.also}
+    recorders = made(names, wan, condition, chosen, layers, asked)
+    kept: dict[str, Any] = {"seeds": asked.seeds}
+    if "attention" in names:  # the others keep every step and layer, and may be drawn anew
+        more = {"heads": asked.heads, "branch": asked.branch, "queries": asked.queries}
+        kept |= {"layers": layers, "at": chosen, **more}
+    subject = run_folder.subject(args, images)
+    folder = run_folder.open_run(args, wan, recorders, **subject, **kept)
+    recording.record(wan, condition, folder, recorders, wan.noise(condition, args.seed))
+    draw(recorders, folder, total)
+
+
+def made(
+    names: set[str],
+    wan: "Wan",
+    condition: "WanCondition",
+    chosen: tuple[int, ...],
+    layers: tuple[int, ...],
+    asked: RecordOptions,
+) -> "list[Recorder]":
+    """The recorders of some verbs, in the order of VERBS."""
+    from minicos.analysis.attention import Attention, words
+    from minicos.analysis.energy import Energy
+    from minicos.analysis.steps import Steps
+
+    prompt = words(condition, asked.branch)
+    every: dict[str, Recorder] = {
+        "steps": Steps(wan, chosen),
+        "energy": Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops),
+        "attention": Attention(
+            layers, chosen, asked.heads, asked.branch, prompt, asked.queries, wan.ops
+        ),
+    }
+    return [every[verb] for verb in VERBS if verb in names]
+
+
+def draw(recorders: "list[Recorder]", folder: "Run", steps: int) -> None:
+    """Draw what was kept, and print where."""
+    from minicos.analysis.tools.record import recorded
+
+    for recorder in recorders:
+        first, *rest = recorder.draw(recorded(folder, recorder.name, steps), folder)
+        print(f"{folder.path(first)}  (and {len(rest)} more)")

@@ -1,0 +1,165 @@
+"""A study as a verb: its options from the fields of its dataclass, its run folder, its numbers on the terminal.
+
+The defaults and the help are those of `analysis/options.py`; `minicos reproduce` hands the same objects to the same studies.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from minicos.analysis.options import Cases, FramesOptions, Puzzles, option_fields
+from minicos.cli import opening, options, run_folder, values
+from minicos.errors import MinicosError
+
+if TYPE_CHECKING:
+    from minicos.analysis.result import Result
+    from minicos.analysis.tools.cases import Case
+    from minicos.runs import Run
+    from minicos.wan import Wan
+
+O = TypeVar("O")  # noqa: E741  the options of a study
+Study = Callable[["Wan", "Run", Any], "Result"]
+
+
+def add(
+    verbs: Any,
+    name: str,
+    help: str,
+    examples: str,
+    cls: type,
+    run: Callable[[argparse.Namespace], Any],
+) -> options.Parser:
+    """The verb of a study with all options of `cls`."""
+    parser = options.add_parser(verbs, name, help, examples, run)
+    add_options(parser, cls)
+    if issubclass(cls, Cases):
+        add_sampling_of_own(parser, frames=cls is not FramesOptions)
+    options.add_model_options(parser, out=f"runs/{name}")
+    return parser
+
+
+def add_sampling_of_own(parser: argparse.ArgumentParser, frames: bool = True) -> None:
+    """What else a case of the user's own may need."""
+    parser.add_argument(
+        "--negative", dest="negative_prompt", help="negative prompt (ignored at guidance 1)"
+    )
+    if frames:
+        parser.add_argument(
+            "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
+        )
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    cls: type,
+    only: Mapping[str, Any] | None = None,
+    without: Sequence[str] = (),
+) -> None:
+    """The options of a class of `analysis/options.py`, or `only` some of its fields with other defaults, or all `without` some."""
+    groups: dict[str, Any] = {"": parser}
+    for field, flags, hint in option_fields(cls):
+        if field.name in without or (only is not None and field.name not in only):
+            continue
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        help = field.metadata["help"]
+        default = field.default if only is None else only[field.name]
+        if default not in (None, (), False):
+            shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+            help = f"{help} (default: {shown})"
+        how = {"action": "store_true"} if hint is bool else _reader(hint, field.metadata["least"])
+        groups[title].add_argument(
+            *(flags if only is None else flags[:1]),
+            dest=_dest(flags),
+            default=default,
+            help=help,
+            **how,
+        )
+
+
+def _dest(flags: Sequence[str]) -> str:
+    """Where argparse keeps an option: `in` of --in; frames of a video and of noise would collide under a field's name."""
+    return flags[0].removeprefix("--").replace("-", "_")
+
+
+def _reader(hint: Any, least: int | None) -> dict[str, Any]:
+    """How text becomes a value of a field's type."""
+    if get_origin(hint) in (Union, UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    if get_origin(hint) is tuple:
+        kind = get_args(hint)[0]
+        part = values.number if kind is float else kind
+        return {"type": values.indices_or_none if kind is int else partial(values.listed, part)}
+    if hint is int:
+        return {"type": values.layer if least is None else values.whole(least, values.MOST_PUZZLES)}
+    return {"type": values.number if hint is float else hint}
+
+
+def read(args: argparse.Namespace, cls: type[O]) -> O:
+    """The options that a command line gave."""
+    given = vars(args)
+    found = {field.name: given[_dest(flags)] for field, flags, _ in option_fields(cls)}
+    return cls(**found, **{"seed": args.seed})
+
+
+def run(
+    args: argparse.Namespace,
+    cls: type,
+    study: Study,
+    *,
+    check: Callable[["Wan", Any], None] | None = None,
+    load: Callable[[argparse.Namespace, Any], "Wan"] | None = None,
+) -> "Run":
+    """Make a study and print what it found. `check` refuses, before a folder is made for it, what the run cannot do."""
+    asked: Any = read(args, cls)
+    wan = open_model(args, asked) if load is None else load(args, asked)
+    opening.within(getattr(asked, "at", None), wan.preset.steps)
+    if check is not None:
+        check(wan, asked)
+    folder = run_folder.open_run(args, wan, [], **about(args, asked))
+    show(folder, study(wan, folder, asked))
+    return folder
+
+
+def open_model(
+    args: argparse.Namespace, asked: Any, made: "Sequence[Case] | None" = None, euler: bool = False
+) -> "Wan":
+    """The model of a study: with room for its picture, and for puzzles only one that knows them.
+
+    made    what it runs on, where that is not `cases.chosen`
+    euler   under Euler unless a solver is asked for: an edit of the latent makes a multistep solver start afresh
+    """
+    from minicos.analysis.tools import cases
+
+    files = opening.layout(args)
+    own = getattr(asked, "prompt", None) is not None or bool(getattr(asked, "probe", None))
+    if not own and files.variant != "tiny":
+        raise MinicosError(
+            f"the puzzles are for the embedded model, not for {files.variant}: give a --prompt"
+        )
+    if made is None:
+        made = cases.chosen(asked) if isinstance(asked, Puzzles) else []
+    wan = opening.load(args, files, made[0].image if own else None)
+    opening.tell_unknown(wan, *(case.prompt for case in made if own))
+    return wan.with_preset(solver="euler") if euler and not args.solver else wan
+
+
+def about(args: argparse.Namespace, asked: Any) -> dict[str, Any]:
+    """The options among a run's settings: an image counts by its pixels, not by its name."""
+    found = asdict(asked)
+    if found.get("image") is not None:
+        found |= run_folder.subject(args, opening.images(args))
+    return found
+
+
+def show(folder: "Run", found: "Result") -> None:
+    """Print numbers and tables, and where the pictures are."""
+    print(found.text())
+    first, *rest = found.files
+    print(f"{folder.path(first)}  (and {len(rest)} more)")

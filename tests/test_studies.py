@@ -1,0 +1,74 @@
+"""One study for each question: the verb and the report make it with the same options, and get the same numbers."""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from minicos.analysis import result
+from minicos.analysis.options import arguments
+from minicos.analysis.reproduce import SECTIONS, Part, parts
+from minicos.cli import main, parser, study
+from minicos.open import load
+from minicos.runs import Run
+
+PARTS = {f"{name}/{p.name}": p for name, some in parts(100).items() for p in some}
+SMALL = {  # of each question: options and steps that take a second
+    "belief": ({"n": 2, "size": 3}, 2),
+    "steps": ({"n": 2, "size": 3}, 2),
+    "commitment": ({"n": 2, "size": 3, "at": (0, 1), "count": 2}, 2),
+    "behaviours": ({"n": 2, "size": 3, "rows": 4, "at": (0, 1)}, 2),
+    "noise": ({"n": 1, "size": 3, "at": (0, 1)}, 2),
+    "boundary": ({"n": 1, "size": 3, "at": (0, 1), "boundaries": (0.9, 0.5)}, 2),
+    "energy": ({"n": 2, "size": 3, "at": (0, 1)}, 2),
+    "attention": ({"n": 2, "size": 3, "at": (1,)}, 2),
+    "swap": ({"n": 2, "size": 3, "layers": "3,9", "controls": ("null", "wrong")}, 2),
+    "ensemble": (
+        {"n": 3, "size": 3, "choose": 3, "arms": ("override 20-29 @0", "update 0-9 @0")},
+        2,
+    ),
+    "counts": ({"n": 2, "size": 3, "counts": (1, 2), "lengths": (5,)}, 2),
+}
+
+
+def small(name: str) -> Part:
+    """The first part of a section with options that take a second."""
+    part, (changes, steps) = parts(4)[name][0], SMALL[name]
+    return replace(part, options=replace(part.options, **changes), preset={"steps": steps})
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_verb_gives_the_numbers_of_the_report(name, tmp_path, capsys):
+    part = small(name)
+    wan = load("tiny", device="cpu").with_preset(**part.preset)
+    here = part.study(wan, Run.open(tmp_path / "here", {}), part.options)
+    verb, *words = shlex.split(part.command())[1:]
+    assert main([verb, *words, "--device", "cpu", "--out", str(tmp_path / "verb")]) == 0
+    there = result.read(tmp_path / "verb")
+    text = capsys.readouterr().out
+    assert here.numbers and there.what == here.what
+    again = result.read(tmp_path / "here")  # what has no value is NaN in both
+    assert list(map(str, there.numbers)) == list(map(str, again.numbers))
+    assert repr((there.numbers, there.tables, there.curves)) == repr(
+        (again.numbers, again.tables, again.curves)
+    )
+    for file in there.files:
+        assert (tmp_path / "verb" / file).stat().st_size > 100
+    assert all(number.name in text for number in there.numbers)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_command_of_a_part_asks_for_its_study(name):
+    part = PARTS[name]
+    args = parser().parse_args(shlex.split(part.command())[1:])
+    assert study.read(args, type(part.options)) == part.options
+    assert {k: getattr(args, k) for k in part.preset} == part.preset
+
+
+def test_options_that_are_not_at_their_default_become_words():
+    options = replace(PARTS["swap/begun"].options, seed=7, one_way=False)
+    words = arguments(options)
+    assert words[:2] == ["--seed", "7"]
+    assert "--one-way" not in words and words[words.index("--layers") + 1] == "9"
+    frames = arguments(PARTS["boundary/boundaries"].options)
+    assert frames[frames.index("--in") + 1] == "none"
