@@ -42,8 +42,10 @@ def best(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 def with_best(ops: Ops, device: torch.device) -> Ops:
     """The bundle with the attention for a device; one that somebody else has put in stays."""
-    names = [name for name in ("attention", "self_attention") if getattr(ops, name) is attention]
-    return replace(ops, **dict.fromkeys(names, best(device)))
+    chosen = best(device)
+    cross = chosen if ops.attention is attention else ops.attention
+    within = chosen if ops.self_attention is attention else ops.self_attention
+    return replace(ops, attention=cross, self_attention=within)
 
 
 def describe(ops: Ops) -> str:

@@ -11,6 +11,7 @@ of its weights: `minicos.load` takes float16 beside networks in bfloat16, which 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -138,7 +139,8 @@ def load_clip(
 
 def _take_apart(clip: CLIP) -> None:
     """Give a network on the meta device the parameters that transformers' files hold: q, k and v apart, embeddings flat."""
-    visual, dim = clip.visual, clip.cfg.dim
+    visual: Any = clip.visual
+    dim = clip.cfg.dim
     with torch.device("meta"):
         visual.cls_embedding = nn.Parameter(torch.empty(dim))
         visual.pos_embedding = nn.Parameter(torch.empty(clip.cfg.tokens, dim))
@@ -152,7 +154,8 @@ def _put_together(clip: CLIP) -> None:
     def frozen(x: Tensor) -> nn.Parameter:
         return nn.Parameter(x, requires_grad=False)
 
-    visual, dim = clip.visual, clip.cfg.dim
+    visual: Any = clip.visual
+    dim = clip.cfg.dim
     visual.cls_embedding = frozen(visual.cls_embedding.view(1, 1, -1))
     visual.pos_embedding = frozen(visual.pos_embedding[None])
     for block in visual.transformer:

@@ -135,13 +135,18 @@ def frame_size(
         size = _best_output_size(width, height, step, area)
     else:
         ratio = height / width
-        sides = math.sqrt(area * ratio), math.sqrt(area / ratio)
-        size = tuple(round(side // stride // patch * patch) * stride for side in sides)
+        high, wide = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        size = _whole(high, stride, patch), _whole(wide, stride, patch)
     if not all(size):
         raise MinicosError(
             f"an image of {width}x{height} pixels is too long and thin for an area of {area} pixels"
         )
     return size
+
+
+def _whole(side: float, stride: int, patch: int) -> int:
+    """A side rounded down to whole patches of latents, in pixels."""
+    return round(side // stride // patch * patch) * stride
 
 
 def _best_output_size(width: int, height: int, step: int, area: int) -> tuple[int, int]:
@@ -180,7 +185,8 @@ def fit(image: Tensor, size: tuple[int, int], rule: str = "bicubic") -> Tensor:
     if rule == "pil":
         levels = [_pil(one, size, Image.Resampling.BICUBIC) for one in image]
     elif rule == "crop":
-        (height, width), (top, left) = cover(tuple(image.shape[-2:]), size)
+        h, w = image.shape[-2:]
+        (height, width), (top, left) = cover((h, w), size)
         larger = [_pil(one, (height, width), Image.Resampling.LANCZOS) for one in image]
         levels = [one[:, top : top + size[0], left : left + size[1]] for one in larger]
     else:

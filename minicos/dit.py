@@ -217,7 +217,8 @@ class DiT(nn.Module):
         time_skip: int | None = None,
     ):
         super().__init__()
-        self.cfg, self.time_skip, self.residual_dtype = cfg, time_skip, residual_dtype
+        self.cfg, self.ops, self.residual_dtype = cfg, ops, residual_dtype
+        self.time_skip = time_skip
         self.patch_embedding = nn.Conv3d(cfg.in_dim, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
         self.text_embedding = nn.Sequential(
             Linear(cfg.text_dim, cfg.dim), nn.GELU(approximate="tanh"), Linear(cfg.dim, cfg.dim)
@@ -232,6 +233,11 @@ class DiT(nn.Module):
         self.head = Head(cfg, ops)
         self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last run
         self.visit = iter  # the blocks in order; stream.Streamer brings the weights of each
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrices; what FLOAT32 names is float32."""
+        return self.patch_embedding.weight.dtype
 
     def forward(
         self,
@@ -318,7 +324,7 @@ def watched(block: nn.Module, inside: Hooks) -> Callable[..., Tensor]:
     if not inside:
         return block
 
-    def call(*args):
+    def call(*args: object) -> Tensor:
         with torch.compiler.set_stance("force_eager"):
             return block(*args)
 

@@ -171,8 +171,11 @@ class Hooks:
 
 def _extent(moments: list[Mapping[str, object]]) -> str:
     """In words: this run has steps 0 to 19, expert high, branch cond."""
-    steps, experts, branches = ([*dict.fromkeys(moment[k] for moment in moments)] for k in WHEN)
-    return f"and this run has steps {steps[0]} to {steps[-1]}, expert {' and '.join(experts)}, branch {' and '.join(branches)}"
+    steps, experts, branches = ([*dict.fromkeys(str(m[k]) for m in moments)] for k in WHEN)
+    return (
+        f"and this run has steps {steps[0]} to {steps[-1]}, expert {' and '.join(experts)},"
+        f" branch {' and '.join(branches)}"
+    )
 
 
 def _what(x: Tensor) -> str:

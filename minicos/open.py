@@ -3,9 +3,10 @@
 wan = minicos.load("tiny")
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ from minicos.weights.layouts import Layout, LoraFiles
 from minicos.weights.load import load_into, stored_bytes
 from minicos.weights.lora import Applied, Lora
 from minicos.weights.lora import read as read_lora
+
+N = TypeVar("N", bound=nn.Module)
 
 
 def load(
@@ -73,9 +76,9 @@ def load(
     do not tell which variant they are, for a device that is not there, where memory does not suffice, and where nothing can be
     compiled. What headers tell is refused before anything is read.
     """
-    layout = model
     if not isinstance(model, Layout):
-        layout = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
+        model = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
+    layout: Layout = model
     chosen = get_preset(layout.variant, preset)
     device = open_device(device)
     if compile:
@@ -94,22 +97,12 @@ def load(
             f"{layout.tokenizer} has more tokens than {layout.text.files[0]} knows ({layout.text.config.vocab_size}). "
             "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
         )
-    networks = _networks(layout, chosen, dtype, decode_dtype, attention.with_best(ops, device))
-    plan = _plan(
-        networks,
-        chosen,
-        device,
-        dtype,
-        residency,
-        _video(chosen, layout.vae.config, frames, size),
-        tile,
-    )
+    networks = _on_meta(layout, chosen, dtype, decode_dtype, attention.with_best(ops, device))
+    video = _video(chosen, layout.vae.config, frames, size)
+    plan = _plan(networks, chosen, device, dtype, residency, video, tile)
     tell(plan)
-    home, clip = Residency(plan), None
-    for one in networks:
-        if one.name == "clip":  # small, and its files need a hand: it stays on the device
-            clip = load_clip(one.files, layout.clip.config, dtype=one.dtype(""), device=device)
-            continue
+    home = Residency(plan)
+    for one in networks.streamed:
         load_into(
             one.network,
             one.files,
@@ -121,40 +114,62 @@ def load(
             place=home.allocate(one.name, one.network, one.dtype),
             label=f"load {one.name}",
         )
-    filled = {one.name: one.network for one in networks}
-    for name in layout.experts if compile else ():
-        filled[name].compile_blocks()
+    clip = None
+    if networks.clip is not None:  # small, and its files need a hand: it stays on the device
+        cfg, narrow = networks.clip.network.cfg, networks.clip.dtype("")
+        clip = load_clip(networks.clip.files, cfg, dtype=narrow, device=device)
+    for expert in networks.experts if compile else ():
+        expert.network.compile_blocks()
     return Wan(
         layout.variant,
         chosen,
-        {name: filled[name] for name in layout.experts},
-        filled["vae"],
-        filled["text"],
+        {one.name: one.network for one in networks.experts},
+        networks.vae.network,
+        networks.text.network,
         tokenizer,
         home,
         layout.fingerprint(),
         clip,
         tile,
         notes=layout.notes,
-        loras=tuple(Applied.of(one.name, lora) for one in networks for lora in one.loras),
+        loras=tuple(Applied.of(one.name, lora) for one in networks.experts for lora in one.loras),
     )
 
 
 @dataclass(frozen=True)
-class _Network:
+class _Network(Generic[N]):
     """A network on the meta device, and what will fill it."""
 
     name: str  # "high" | "low" | "vae" | "text" | "clip"
-    network: nn.Module
+    network: N
     files: tuple[Path, ...]
     dtype: Callable[[str], torch.dtype]  # of each parameter
     loras: tuple[Lora, ...] = ()
 
 
-def _networks(
+@dataclass(frozen=True)
+class _Parts:
+    """The networks of a model, before they have weights."""
+
+    experts: tuple[_Network[DiT], ...]
+    vae: _Network[VAE]
+    text: _Network[TextEncoder]
+    clip: _Network[CLIP] | None
+
+    @property
+    def streamed(self) -> list[_Network[Any]]:
+        """Those that a plan places, in the order in which they are loaded."""
+        return [*self.experts, self.vae, self.text]
+
+    @property
+    def all(self) -> list[_Network[Any]]:
+        return self.streamed + ([] if self.clip is None else [self.clip])
+
+
+def _on_meta(
     layout: Layout, preset: Preset, dtype: torch.dtype, decode_dtype: torch.dtype, ops: Ops
-) -> list[_Network]:
-    """The networks of a model in the order in which they are loaded. Raises MinicosError where a LoRA does not fit its expert."""
+) -> _Parts:
+    """The networks of a model. Raises MinicosError where a LoRA does not fit its expert."""
 
     def policy(name: str) -> torch.dtype:
         return torch.float32 if any(part in name for part in FLOAT32) else dtype
@@ -162,37 +177,31 @@ def _networks(
     def vae_policy(name: str) -> torch.dtype:
         return decode_dtype if name.startswith("decoder.") else torch.float32
 
-    narrow = (
-        torch.float32 if dtype == torch.float32 else torch.float16
-    )  # CLIP is run in float16, officially
-    loras = {
-        name: tuple(read_lora(*one, expert=name) for one in part.loras)
-        for name, part in layout.experts.items()
-    }
-    out = []
+    # CLIP is run in float16, officially.
+    narrow = torch.float32 if dtype == torch.float32 else torch.float16
+    stream, skip = residual_dtype(preset, dtype), preset.time_skip
     with torch.device("meta"):
-        for name, part in layout.experts.items():
-            dit = DiT(
-                part.config,
-                ops,
-                residual_dtype=residual_dtype(preset, dtype),
-                time_skip=preset.time_skip,
-            )
-            out.append(_Network(name, dit, part.files, policy, loras[name]))
-        out.append(_Network("vae", VAE(layout.vae.config), layout.vae.files, vae_policy))
-        out.append(
-            _Network("text", TextEncoder(layout.text.config), layout.text.files, lambda name: dtype)
+        experts = [
+            _Network(name, DiT(part.config, ops, stream, skip), part.files, policy)
+            for name, part in layout.experts.items()
+        ]
+        vae = _Network("vae", VAE(layout.vae.config), layout.vae.files, vae_policy)
+        text = _Network(
+            "text", TextEncoder(layout.text.config), layout.text.files, lambda name: dtype
         )
+        clip = None
         if layout.clip is not None:
-            out.append(
-                _Network("clip", CLIP(layout.clip.config), layout.clip.files, lambda name: narrow)
+            clip = _Network(
+                "clip", CLIP(layout.clip.config), layout.clip.files, lambda name: narrow
             )
-    return [replace(one, loras=_fitted(one)) for one in out]
+    loras = {name: part.loras for name, part in layout.experts.items()}
+    return _Parts(tuple(_with_loras(one, loras[one.name]) for one in experts), vae, text, clip)
 
 
-def _fitted(one: _Network) -> tuple[Lora, ...]:
+def _with_loras(one: _Network[DiT], files: Sequence[tuple[Path, float]]) -> _Network[DiT]:
     shapes = {key: tuple(tensor.shape) for key, tensor in one.network.state_dict().items()}
-    return tuple(lora.fitted(shapes) for lora in one.loras)
+    loras = (read_lora(path, strength, expert=one.name) for path, strength in files)
+    return replace(one, loras=tuple(lora.fitted(shapes) for lora in loras))
 
 
 def _video(
@@ -206,7 +215,7 @@ def _video(
 
 
 def _plan(
-    networks: list[_Network],
+    parts: _Parts,
     preset: Preset,
     device: torch.device,
     dtype: torch.dtype,
@@ -215,35 +224,28 @@ def _plan(
     tile: int | None,
 ) -> Plan:
     """Which network goes where, for videos of this size: see `plan.choose`."""
-    high, vae = networks[0].network, next(one for one in networks if one.name == "vae")
-    (frames, height, width), cfg = video, vae.network.cfg
-    stride = cfg.stride
-    shape = (1, cfg.z_dim, (frames - 1) // stride[0] + 1, height // stride[1], width // stride[2])
-    work = cost.dit_memory(high.cfg, shape, dtype, residual_dtype(preset, dtype))
+    cfg, vae, (frames, height, width) = parts.experts[0].network.cfg, parts.vae, video
+    t, sh, sw = vae.network.cfg.stride
+    shape = (1, vae.network.cfg.z_dim, (frames - 1) // t + 1, height // sh, width // sw)
+    work = cost.dit_memory(cfg, shape, dtype, residual_dtype(preset, dtype))
     decoded = min(tile or height, height), min(tile or width, width)
-    works = {
-        "high": work,
-        "low": work,
-        "vae": cost.vae_memory(cfg, *decoded, device, vae.dtype("decoder.")),
-    }
-    parts = []
-    for one in networks:
-        mapped = (
-            stored_bytes(one.files, one.name).get(one.dtype("blocks.0.ffn.0.weight"), 0)
-            if device.type == "cpu"
-            else 0
-        )
-        parts.append(
-            measure(one.name, one.network, one.dtype, work=works.get(one.name, 0), mapped=mapped)
-        )
+    decoding = cost.vae_memory(vae.network.cfg, *decoded, device, vae.dtype("decoder."))
+    works = {"high": work, "low": work, "vae": decoding}
+    sizes = []
+    for one in parts.all:
+        mapped = 0  # bytes that stay in the file: as stored, on a CPU
+        if device.type == "cpu":
+            mapped = stored_bytes(one.files, one.name).get(one.dtype("blocks.0.ffn.0.weight"), 0)
+        used = works.get(one.name, 0)
+        sizes.append(measure(one.name, one.network, one.dtype, work=used, mapped=mapped))
     passes = 1 if all(g == 1 for g in preset.guidance.values()) else 2
     return choose(
         residency,
-        parts,
+        sizes,
         device,
         free=available(device),
         host=available(torch.device("cpu")),
-        operations=passes * cost.flops(high.cfg, shape),
+        operations=passes * cost.flops(cfg, shape),
         dtype=dtype,
     )
 

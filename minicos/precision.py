@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -14,10 +15,11 @@ def without_tf32() -> Iterator[None]:
     setting is the process's; whatever it was is put back. Matrix products are float32 unless the user has asked for TF32
     (`torch.set_float32_matmul_precision`), and that choice is left alone.
     """
-    cudnn = torch.backends.cudnn
-    switch = cudnn, "allow_tf32"
+    cudnn: Any = torch.backends.cudnn
+    switch: tuple[Any, str] = (cudnn, "allow_tf32")
+    exact: object = False
     try:
-        before, exact = getattr(*switch), False
+        before = getattr(*switch)
     except RuntimeError:  # torch does not read its older switch once the newer ones have been used
         switch = cudnn.conv, "fp32_precision"
         before, exact = getattr(*switch), "ieee"

@@ -11,7 +11,7 @@ a network. `State` is what travels beside the latent from step to step.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from minicos.schedule import SOLVERS, History, Schedule
 
 VIDEO = "video"  # the latent that a run is about: b c f h w
 Latents = Mapping[str, Tensor]  # by name: VIDEO, and whatever is denoised along with it
-C = TypeVar("C", bound=Condition)
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class State:
     def rows(self, index: Tensor) -> "State":
         """Some samples of the batch, in the order of `index`, which may repeat them."""
         tensors = self.tensors().items()
-        return State.from_tensors({k: v[index.to(v.device)] if v.ndim else v for k, v in tensors})
+        return State.from_tensors({k: x[index.to(x.device)] if x.ndim else x for k, x in tensors})
 
     def tensors(self) -> dict[str, Tensor]:
         """As tensors for a safetensors file; `from_tensors` is the inverse."""
@@ -77,14 +76,14 @@ class State:
         return cls({k: History.from_tensors(parts) for k, parts in history.items()}, beside)
 
 
-class Model(ABC, Generic[C]):
+class Model(ABC):
     """What the loop and the studies ask of a model: all that the author of a new one reads.
 
     Write `schedule` and `velocity`, for a model without a network that is enough. Override what else differs: the rest is
     that of one network of flow matching, without guidance, without hook points, on the CPU.
 
     `schedule` is fixed before a run. Then, at each step, `velocity` is asked for once for each of `branches`, and `guide`
-    combines the answers; the solver of the schedule moves every latent. C is the class of its conditions.
+    combines the answers; the solver of the schedule moves every latent. Its conditions are a `Condition` of its own kind.
     """
 
     # -- what the loop asks --------------------------------------------------------------------------------------------
@@ -95,7 +94,7 @@ class Model(ABC, Generic[C]):
 
     @abstractmethod
     def velocity(
-        self, latents: Latents, moment: Moment, branch: str, condition: C, hooks: Hooks
+        self, latents: Latents, moment: Moment, branch: str, condition: Any, hooks: Hooks
     ) -> Latents:
         """One pass: the velocity noise - x0 of every latent, float32, under the same names.
 
@@ -104,7 +103,7 @@ class Model(ABC, Generic[C]):
         hooks    to be called on the hook points; step, sigma, expert and branch of the site are filled in, its grid is not
         """
 
-    def branches(self, expert: str, condition: C) -> tuple[str, ...]:
+    def branches(self, expert: str, condition: Any) -> tuple[str, ...]:
         """The passes of a step, in their order; "cond" among them. Guidance by a negative prompt adds "uncond".
 
         Raises MinicosError where the condition lacks what one of them needs.
@@ -119,7 +118,7 @@ class Model(ABC, Generic[C]):
         """Which network serves a timestep: "high" | "low"."""
         return "high"
 
-    def beside(self, noise: Tensor, condition: C) -> Latents:
+    def beside(self, noise: Tensor, condition: Any) -> Latents:
         """The noise of the latents that travel beside the video, for a run that starts from `noise`; none for most models."""
         return {}
 
@@ -163,13 +162,13 @@ class Model(ABC, Generic[C]):
         t = self.stride[0]
         return range(0, 1) if frame == 0 else range(t * (frame - 1) + 1, t * frame + 1)
 
-    def noise(self, condition: C, seed: int | Sequence[int]) -> Tensor:
+    def noise(self, condition: Condition, seed: int | Sequence[int]) -> Tensor:
         """Gaussian noise of the latents' shape; see `draw_noise`."""
         return draw_noise(condition.shape, seed)
 
     def sample(
         self,
-        condition: C,
+        condition: Condition,
         *,
         seed: int | Sequence[int] = 0,
         noise: Tensor | None = None,
@@ -240,9 +239,9 @@ class Step:
 
 
 def sample(
-    model: Model[C],
+    model: Model,
     noise: Tensor,
-    condition: C,
+    condition: Condition,
     *,
     hooks: Hooks = NO_HOOKS,
     start: int = 0,
@@ -283,9 +282,9 @@ def sample(
 
 
 def _steps(
-    model: Model[C],
+    model: Model,
     x: Tensor,
-    condition: C,
+    condition: Condition,
     schedule: Schedule,
     hooks: Hooks,
     start: int,
@@ -327,7 +326,7 @@ def _steps(
 @torch.no_grad()
 @without_tf32()
 def _velocity(
-    model: Model[C], latents: Latents, moment: Moment, branch: str, condition: C, hooks: Hooks
+    model: Model, latents: Latents, moment: Moment, branch: str, condition: Condition, hooks: Hooks
 ) -> Latents:
     here = hooks.at(step=moment.step, sigma=moment.sigma, expert=moment.expert, branch=branch)
     return model.velocity(latents, moment, branch, condition, here)

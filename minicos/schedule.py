@@ -20,11 +20,14 @@ wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2, diffsynth/diffusion/f
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from minicos.errors import MinicosError
+
+S = TypeVar("S", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Schedule:
         return len(self.timesteps)
 
 
-def shifted(sigma: float | Tensor, shift: float) -> float | Tensor:
+def shifted(sigma: S, shift: float) -> S:
     """sigma' = shift sigma / (1 + (shift - 1) sigma), of a number or a tensor; shift 1 is the identity."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
@@ -197,6 +200,8 @@ def _correct(x0: Tensor, i: int, sigma: Tensor, history: History) -> Tensor:
     Seen from sigma_i-1 in units of the step, that estimate lies at 1 and the one before at r < 0. The weights rho of
     their differences make the update exact for x0 quadratic in lambda: rho_1 + rho_2 = b_1, r rho_1 + rho_2 = b_2.
     """
+    if history.x is None:
+        raise ValueError("this history is of another solver: that of UniPC keeps the latent, too")
     *earlier, last = history.x0
     bend = x0 - last
     if not earlier:

@@ -23,6 +23,7 @@ Sources: wan/modules/vae2_1.py and vae2_2.py.
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,26 +51,19 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_dim, out_dim, kernel, stride, padding=(0, padding, padding))
         self.history = self.kernel_size[0] - 1
 
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:  # b c f h w
-        if self.history:
-            x = (
-                torch.cat([stream[self], x], dim=2)
-                if self in stream
-                else F.pad(x, (0, 0, 0, 0, self.history, 0))
-            )
-            stream[self] = x[
-                :, :, -self.history :
-            ].clone()  # a view would keep the whole chunk alive
-        plain = (
-            x.device.type == "cpu"
-            and x.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-        )
-        if plain and torch.backends.mkldnn.is_available():
-            # torch's own choice but for a single clip of few channels, where it takes a plain loop, five times as slow
-            return torch.mkldnn_convolution(
-                x, self.weight, self.bias, self.padding, self.stride, self.dilation, 1
-            )
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:  # type: ignore[override]
+        """b c f h w -> b c f h w, with the last frames of the chunk before from `stream`, which then keeps this one's."""
+        if self.history and self in stream:
+            x = torch.cat([stream[self], x], dim=2)
+        elif self.history:
+            x = F.pad(x, (0, 0, 0, 0, self.history, 0))
+        if self.history:  # a copy: a view would keep the whole chunk alive
+            stream[self] = x[:, :, -self.history :].clone()
+        wide = x.device.type == "cpu" and x.dtype == torch.float32
+        if wide and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
+            # Torch's own choice, except for one clip of few channels: there it takes a plain loop, five times as slow.
+            rest: Any = (self.padding, self.stride, self.dilation, 1)
+            return torch.mkldnn_convolution(x, self.weight, self.bias, *rest)
         return super().forward(x)
 
 
@@ -350,7 +344,8 @@ class VAE(nn.Module):
         """Mean and log-variance of the latents before normalisation, each b c f h w. One call, one chunk."""
         video = video.to(self.conv1.weight.dtype)
         moments = self.conv1(self.encoder(video, {} if stream is None else stream), {})
-        return wide(moments).chunk(2, dim=1)
+        mean, log_variance = wide(moments).chunk(2, dim=1)
+        return mean, log_variance
 
     def encode(self, video: Tensor, chunk: int = 4, tile: int | None = None) -> Tensor:
         """Video (b 3 F H W) in [-1, 1], F = 4n + 1 -> normalised latents (b c n+1 H/8 W/8, or /16): the posterior's mean.

@@ -251,7 +251,7 @@ def diffusers_dit(ours: DiT, exact_time: bool = True) -> nn.Module:
     if exact_time:
         theirs.condition_embedder.timesteps_proj = ExactTime(cfg.freq_dim)
     weights = {translate(name, DIT_DIFFUSERS): p for name, p in ours.state_dict().items()}
-    wide, dtype = set(theirs._keep_in_fp32_modules), ours.blocks[0].ffn[0].weight.dtype
+    wide, dtype = set(theirs._keep_in_fp32_modules), ours.dtype
     for name, p in weights.items():  # `to` returns the same tensor where nothing changes
         weights[name] = p.to(torch.float32 if wide & set(name.split(".")) else dtype)
     return _filled(theirs, weights)

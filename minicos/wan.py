@@ -19,7 +19,15 @@ from torch import Tensor
 
 from minicos import schedule
 from minicos.clip import CLIP
-from minicos.condition import WanCondition, check_frames, crop_like, fit, frame_size, image_channels
+from minicos.condition import (
+    Condition,
+    WanCondition,
+    check_frames,
+    crop_like,
+    fit,
+    frame_size,
+    image_channels,
+)
 from minicos.config import DiTConfig, Preset, get_preset
 from minicos.dit import DiT
 from minicos.errors import MinicosError
@@ -36,7 +44,7 @@ from minicos.weights.lora import Applied
 
 
 @dataclass(frozen=True, repr=False)
-class Wan(Model[WanCondition]):
+class Wan(Model):
     """Networks and the way they are run. `with_preset` gives the same networks another way of sampling."""
 
     variant: str
@@ -64,7 +72,7 @@ class Wan(Model[WanCondition]):
     @property
     def dtype(self) -> torch.dtype:
         """Of the matrices; what `dit.FLOAT32` names is float32."""
-        return self.experts["high"].blocks[0].ffn[0].weight.dtype
+        return self.experts["high"].dtype
 
     @property
     def decode_dtype(self) -> torch.dtype:
@@ -74,7 +82,7 @@ class Wan(Model[WanCondition]):
     @property
     def ops(self) -> Ops:
         """The operations that the experts are built from; analyses compute with the same."""
-        return self.experts["high"].blocks[0].ops
+        return self.experts["high"].ops
 
     def with_preset(self, name: str | None = None, **changes: Any) -> "Wan":
         """The same networks under another preset, or with some of its fields changed: `with_preset(steps=10)`.
@@ -172,7 +180,7 @@ class Wan(Model[WanCondition]):
         )
         return f, h, w
 
-    def noise(self, condition: WanCondition, seed: int | Sequence[int]) -> Tensor:
+    def noise(self, condition: Condition, seed: int | Sequence[int]) -> Tensor:
         """Gaussian noise of the latents' shape, drawn on the preset's `noise_device`; see `sample.draw_noise`."""
         source = self.device if self.preset.noise_device == "cuda" else torch.device("cpu")
         return draw_noise(condition.shape, seed, source).to(self.device)

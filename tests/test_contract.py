@@ -23,7 +23,7 @@ with_history = pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
 
 
 @dataclass(frozen=True)
-class Observer(Model[Condition]):
+class Observer(Model):
     """Knows the few videos z (r c f h w) that there are, all equally likely: its clean estimate is the posterior mean.
 
     p(r | x) is proportional to exp(-||x - (1 - sigma) z_r||^2 / (2 sigma^2)), and velocity = (x - E[z | x]) / sigma.
@@ -88,7 +88,7 @@ def test_a_hook_needs_a_point(observer, noise):
 
 
 @dataclass(frozen=True)
-class WithSound(Model[Condition]):
+class WithSound(Model):
     """Like LTX-2: two latents, each of whose velocities depends on both, guidance, and a third pass."""
 
     solver: str = "unipc"

@@ -17,7 +17,7 @@ from minicos.ops import REFERENCE, Ops
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
     s = subject(device, quick)
-    ops = s.dit.blocks[0].ops
+    ops = s.dit.ops
     repeats = 2 if quick else 7 if device.type == "cuda" else 30
     plain, ours, reference, published = alternate(
         s.run,

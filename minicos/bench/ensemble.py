@@ -50,7 +50,7 @@ def _real(device: torch.device, quick: bool) -> Line:
 
 def _composed(device: torch.device, quick: bool) -> Line:
     one, three = subject(device, quick), subject(device, quick, SEEDS)
-    ops, depth = one.dit.blocks[0].ops, one.dit.cfg.num_layers
+    ops, depth = one.dit.ops, one.dit.cfg.num_layers
     e = Ensemble(
         window(20, 29, depth), "lockstep", seeds=SEEDS
     )  # the same work as the first pass of override

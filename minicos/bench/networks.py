@@ -40,7 +40,7 @@ class Subject:
     @property
     def dtype(self) -> torch.dtype:
         """Of the matrices."""
-        return self.dit.blocks[0].ffn[0].weight.dtype
+        return self.dit.dtype
 
     @property
     def flops(self) -> int:
@@ -128,7 +128,7 @@ def compiled(s: Subject) -> Callable[[], Tensor]:
     """
     check_compiler(s.x.device)
     with torch.device("meta"):
-        twin = DiT(s.dit.cfg, s.dit.blocks[0].ops, s.dit.residual_dtype)
+        twin = DiT(s.dit.cfg, s.dit.ops, s.dit.residual_dtype)
     twin.load_state_dict(s.dit.state_dict(), assign=True)
     twin.requires_grad_(False).compile_blocks()
     return lambda: twin(*s.given)
