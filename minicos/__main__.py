@@ -1,7 +1,19 @@
-"""`python -m minicos`, the same as `minicos`."""
+"""The `minicos` command, also `python -m minicos`."""
 
 import sys
 
-from minicos.cli import main
+from minicos import signals
 
-sys.exit(main())
+
+def main() -> int:
+    signals.start()
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character gets its code
+        stream.reconfigure(errors="backslashreplace")
+
+    from minicos import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

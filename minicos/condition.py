@@ -10,7 +10,7 @@ preset's choice, since the official procedures and DiffSynth differ (`config.RES
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -259,6 +259,8 @@ def image_channels(vae: VAE, image: Tensor, frames: int, last: Tensor | None = N
 
 def check_frames(frames: int, stride: int = 4) -> None:
     """Raise MinicosError unless frames = 4n + 1."""
+    if not isinstance(frames, SupportsIndex):
+        raise MinicosError(f"{frames!r} frames: it must be a whole number, {stride}n + 1")
     if frames < 1 or frames % stride != 1:
         below = max(1, (frames - 1) // stride * stride + 1)
         raise MinicosError(

@@ -5,6 +5,7 @@ Sources: wan/configs/*.py of Wan2.2 (official), DiffSynth-Studio's WanVideoPipel
 This file imports no torch, so that `minicos inspect` can say what a checkpoint is in a fraction of a second.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -166,6 +167,7 @@ FINETUNES: dict[str, str] = {
     "Wan2.2-I2V-A14B-4step": "Wan2.2-I2V-A14B",
     "Wan2.2-T2V-A14B-4step": "Wan2.2-T2V-A14B",
     "ChronoEdit-14B": "Wan2.1-I2V-14B",
+    "Wan2.1-I2V-14B-720P": "Wan2.1-I2V-14B",  # also taken where a file or folder names 720p
 }
 
 # Put before the name of a variant: a network of its form in another size, sampled as it is.
@@ -219,19 +221,45 @@ class Preset:
         return self.image in ("channels", "first and last")
 
     def changed(self, **changes: Any) -> "Preset":
-        """The preset with some fields changed. Raises MinicosError for a field that there is not."""
+        """The preset with some fields changed; a number as guidance is that of both experts.
+
+        Raises MinicosError for a field that there is not, and for numbers that are not finite.
+        """
         names = [f.name for f in fields(self)]
         for name in changes:
             if name not in names:
                 raise MinicosError(f"a preset has no {name!r}{suggest(name, names)}")
-        return replace(self, **changes)
+        if isinstance(guidance := changes.get("guidance"), int | float):
+            changes["guidance"] = dict.fromkeys(("high", "low"), float(guidance))
+        new = replace(self, **changes)
+        numbers = {"shift": new.shift, "boundary": new.boundary}
+        for name, value in {
+            **numbers,
+            **{f"guidance {k}": g for k, g in new.guidance.items()},
+        }.items():
+            if value is not None and not math.isfinite(value):
+                raise MinicosError(f"{name} is {value}: it must be a finite number")
+        return new
 
-    def check_inputs(self, variant: str, prompts: Sequence[str], image: bool, last: bool) -> None:
-        """Raise MinicosError for an empty prompt, or where a first or a last frame is missing or too much."""
-        if not prompts or not all(prompt.strip() for prompt in prompts):
-            raise MinicosError(
-                "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze'"
-            )
+    @property
+    def guided(self) -> bool:
+        """Whether any expert has a second pass, the one of the negative prompt."""
+        return any(g != 1 for g in self.guidance.values())
+
+    def check_inputs(
+        self, variant: str, prompts: Sequence[str | None], image: bool, last: bool
+    ) -> None:
+        """Raise MinicosError for an empty prompt, or where a first or a last frame is missing or too much.
+
+        None is no prompt, asked for; an empty one is taken for a slip.
+        """
+        for prompt in prompts or [""]:
+            if not isinstance(prompt, str | None):
+                raise MinicosError(f"a prompt is text, or None for no prompt, not {prompt!r}")
+            if prompt is not None and not prompt.strip():
+                raise MinicosError(
+                    "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze' (or --no-prompt; None in Python)"
+                )
         if self.needs_image and not image:
             raise MinicosError(f"{variant} makes a video from a first frame: give an image")
         if image and not self.takes_image:
@@ -253,56 +281,76 @@ RESIZE = {
     "crop": "official TI2V-5B: PIL's Lanczos to cover, then a centre crop",
 }
 
-# Wan2.1 asks for no shaking camera, and between two frames also for no cut (wan/configs/wan_i2v_14B.py, __init__.py).
-_SHAKE, _CUT = "镜头晃动，", "镜头切换，镜头晃动，"
-
-_OFFICIAL = Preset("unipc", 40, 5.0, {"high": 3.5, "low": 3.5}, boundary=0.900)
-_OFFICIAL21 = _OFFICIAL.changed(steps=50, guidance={"high": 5.0, "low": 5.0}, boundary=None)
-_COS = Preset(
-    "euler",
-    50,
-    5.0,
-    {"high": 5.0, "low": 5.0},
-    boundary=0.875,
-    residual_dtype="bfloat16",
+_OFFICIAL = Preset(
+    solver="unipc", steps=40, shift=5.0, guidance={"high": 3.5, "low": 3.5}, boundary=0.900
+)
+_OFFICIAL21 = replace(
+    _OFFICIAL, steps=50, guidance={"high": 5.0, "low": 5.0}, boundary=None
+)  # Wan2.1: one network
+_COS = Preset(solver="euler", steps=50, shift=5.0, guidance={"high": 5.0, "low": 5.0}, boundary=0.875,
+              residual_dtype="bfloat16", negative_prompt="", resize="pil")  # fmt: skip
+_COS_IMAGE = replace(
+    _COS, image="channels", area=None
+)  # the benchmark's videos keep the size of their first frame
+_4STEP = replace(
+    _COS,
+    steps=4,
+    guidance={"high": 1.0, "low": 1.0},
+    boundary=0.900,
+    residual_dtype="float32",
+    resize="bicubic",
+)  # lightx2v
+_SHAKE, _CUT = (
+    "镜头晃动，",
+    "镜头切换，镜头晃动，",
+)  # Wan2.1: no shaking camera, no cut (wan/configs/wan_i2v_14B.py, __init__.py)
+_CHRONO = replace(
+    _OFFICIAL21,
+    image="channels",
     resize="pil",
-)
-_COS_IMAGE = _COS.changed(image="channels", area=None)  # videos keep the size of their first frame
-_4STEP = _OFFICIAL.changed(  # lightx2v
-    solver="euler", steps=4, guidance={"high": 1.0, "low": 1.0}, negative_prompt=""
-)
-_5B = {"image": "imposed", "size": (704, 1280), "frames": 121, "fps": 24}
-_CHRONO = _OFFICIAL21.changed(
-    image="channels", resize="pil", area=720 * 1280, frames=5, negative_prompt="", time_skip=7
+    area=720 * 1280,
+    frames=5,
+    negative_prompt="",
+    time_skip=7,
 )
 _TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "image": "channels"}
 
-# Variant -> name -> preset; the first is the default. "official" is what Wan's own code does when nothing is said. "cos" is
-# the paper's tools as they are called: DiffSynth's pipeline with the official negative prompt. Where we depart from them:
-#   latents, guidance and timesteps are float32, where the tools compute them in bfloat16: 7.2e-2 of the final latents apart
-#   in a small model;
-#   the picture is encoded whole, where the tools encode it in tiles of 30x52 latents (stride 15x26): 1.1e-2 of y.
-PRESETS: dict[str, dict[str, Preset]] = {
-    "Wan2.2-I2V-A14B": {"official": _OFFICIAL.changed(image="channels"), "cos": _COS_IMAGE},
+PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
+    "Wan2.2-I2V-A14B": {"official": replace(_OFFICIAL, image="channels"), "cos": _COS_IMAGE},
     "Wan2.2-T2V-A14B": {
-        "official": _OFFICIAL.changed(
-            shift=12.0, guidance={"high": 4.0, "low": 3.0}, boundary=0.875
+        "official": replace(
+            _OFFICIAL, shift=12.0, guidance={"high": 4.0, "low": 3.0}, boundary=0.875
         ),
         "cos": _COS,
     },
     "Wan2.2-TI2V-5B": {
-        "official": _OFFICIAL21.changed(resize="crop", area=704 * 1280, **_5B),
-        "cos": _COS.changed(boundary=None, area=None, **_5B),
-    },
-    "Wan2.1-T2V-14B": {"official": _OFFICIAL21, "cos": _COS.changed(boundary=None)},
-    "Wan2.1-I2V-14B": {
-        "official": _OFFICIAL21.changed(
-            steps=40, image="channels", shift=3.0, negative_prompt=_SHAKE + NEGATIVE_PROMPT
+        "official": replace(
+            _OFFICIAL21,
+            image="imposed",
+            resize="crop",
+            area=704 * 1280,
+            size=(704, 1280),
+            frames=121,
+            fps=24,
         ),
-        "cos": _COS_IMAGE.changed(boundary=None),
+        "cos": replace(
+            _COS, image="imposed", boundary=None, area=None, size=(704, 1280), frames=121, fps=24
+        ),
+    },
+    "Wan2.1-T2V-14B": {"official": _OFFICIAL21, "cos": replace(_COS, boundary=None)},
+    "Wan2.1-I2V-14B": {
+        "official": replace(
+            _OFFICIAL21,
+            steps=40,
+            image="channels",
+            shift=3.0,
+            negative_prompt=_SHAKE + NEGATIVE_PROMPT,
+        ),
+        "cos": replace(_COS_IMAGE, boundary=None),
     },
     "Wan2.1-FLF2V-14B": {
-        "official": _OFFICIAL21.changed(
+        "official": replace(
+            _OFFICIAL21,
             image="first and last",
             shift=16.0,
             area=720 * 1280,
@@ -312,20 +360,24 @@ PRESETS: dict[str, dict[str, Preset]] = {
     # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes the way there (and is published
     # to decode latents 0 and 7 by themselves). From nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; rope_temporal_skip_len 8
     # of its network: two frames stand at 0 and 7. CLIP sees the picture as in Wan; their diffusers pipeline crops it.
-    "ChronoEdit-14B": {"official": _CHRONO, "reasoning": _CHRONO.changed(frames=29, fps=8)},
+    "ChronoEdit-14B": {"official": _CHRONO, "reasoning": replace(_CHRONO, frames=29, fps=8)},
     "tiny": {
-        "tiny": _OFFICIAL.changed(
-            solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY
+        "tiny": replace(
+            _OFFICIAL, solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY
         ),
-        "official": _OFFICIAL.changed(**_TINY),
-        "cos": _COS.changed(**_TINY),
+        "official": replace(_OFFICIAL, **_TINY),
+        "cos": replace(_COS, **_TINY),
     },
-    # Video-Reason/VBVR-Wan2.2: its tools run 50 Euler steps with 0.875, and it was trained with the boundary at 0.8997.
-    "VBVR-Wan2.2": {"cos": _COS_IMAGE, "trained": _COS_IMAGE.changed(boundary=0.8997)},
-    "Wan2.2-I2V-A14B-4step": {"official": _4STEP.changed(image="channels")},
+    # Video-Reason/VBVR-Wan2.2: its tools run 50 Euler steps with 0.875, and it was trained with the hand-over at 0.8997.
+    "VBVR-Wan2.2": {"cos": _COS_IMAGE, "trained": replace(_COS_IMAGE, boundary=0.8997)},
+    "Wan2.2-I2V-A14B-4step": {"official": replace(_4STEP, image="channels")},
     "Wan2.2-T2V-A14B-4step": {"official": _4STEP},
 }
 PRESETS["Wan2.1-T2V-1.3B"] = PRESETS["Wan2.1-T2V-14B"]
+PRESETS["Wan2.1-I2V-14B-720P"] = {  # the official generate.py shifts by 3 at 480p alone
+    "official": replace(PRESETS["Wan2.1-I2V-14B"]["official"], shift=5.0, area=720 * 1280),
+    "cos": PRESETS["Wan2.1-I2V-14B"]["cos"],
+}
 
 
 def get_preset(variant: str, name: str | None = None) -> Preset:
@@ -339,3 +391,6 @@ def get_preset(variant: str, name: str | None = None) -> Preset:
     if name not in table:
         raise MinicosError(f"{variant} has no preset {name!r}: take one of {', '.join(table)}.")
     return table[name]
+
+
+preset = get_preset  # its shorter name, for scripts that were written with it

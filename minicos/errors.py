@@ -1,6 +1,7 @@
-"""The one exception for mistakes a user can fix. The command line prints it and exits with code 2."""
+"""The one exception for mistakes a user can fix, and the one warning. The command line prints both in one line."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 LONGEST = 2000  # characters of a message; a file may hold names of any length
@@ -27,3 +28,12 @@ def suggest(wanted: str, names: Iterable[str]) -> str:
     """The end of an error's first sentence: "; did you mean steps?", or nothing where no name is near."""
     near = difflib.get_close_matches(wanted, list(names), n=3, cutoff=0.4)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+class MinicosWarning(UserWarning):
+    """Something that was asked for is left out or replaced, and the work goes on."""
+
+
+def warn(message: str) -> None:
+    """Warn of it, at the line that called minicos's function."""
+    warnings.warn(MinicosWarning(printable(message)), stacklevel=3)

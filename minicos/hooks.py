@@ -11,8 +11,10 @@ before b's, and each sees what the one before it returned: that is the whole rul
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 from torch import Tensor
 
@@ -83,16 +85,16 @@ class Hooks:
         pattern: str,
         hook: Hook,
         *,
-        step=None,
+        step: SupportsIndex | Iterable[SupportsIndex] | None = None,
         expert: str | None = None,
         branch: str | None = None,
     ) -> "Hooks":
-        """Add a hook on every point that `pattern` names, limited to a step (int or container of ints), expert and branch."""
+        """Add a hook on every point that `pattern` names, limited to a step or several (any whole numbers), expert and branch."""
         if expert not in (None, "high", "low"):
             raise MinicosError(f"expert must be 'high' or 'low', not {expert!r}")
         if branch not in (None, "cond", "uncond"):
             raise MinicosError(f"branch must be 'cond' or 'uncond', not {branch!r}")
-        steps = (step,) if isinstance(step, int) else step
+        steps = step if step is None or isinstance(step, range) else _steps(step)
         rule = Rule(
             tuple(pattern.split(".")), hook, steps, expert and (expert,), branch and (branch,)
         )
@@ -167,6 +169,16 @@ class Hooks:
 
     def _name(self, name: str) -> str:
         return f"{self.site.name}.{name}" if self.site.name else name
+
+
+def _steps(step: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """One step or several; a generator is read once, and numbers of numpy become Python's."""
+    with suppress(TypeError):
+        return (index(step),)  # type: ignore[arg-type]
+    try:
+        return tuple(map(index, step))  # type: ignore[arg-type]
+    except TypeError:
+        raise MinicosError(f"step is a whole number or several, not {step!r}") from None
 
 
 def _extent(moments: list[Mapping[str, object]]) -> str:

@@ -1,24 +1,29 @@
-"""Images and videos on disk, through PyAV alone.
+"""Images and videos on disk: pictures are read by Pillow, as the official code reads them, all else goes through PyAV.
 
 Two forms of pixels are used in minicos. On disk side: numpy uint8, frames first and colours last (f h w 3), as every
 player and plot wants them. On the network's side: float32 tensors, colours first (3 f h w), in [-1, 1]. `to_uint8` and
 `to_float` are the bridge. Videos are written frame by frame from any iterator, so a decoder can stream to disk.
 """
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from minicos.errors import MinicosError
 from minicos.runs import replace_file
 
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others may run other programs
+MOST_PIXELS = 1 << 27  # of a picture or frame: 134 megapixels; a small file can hold far more
+TOO_MANY = f"more than {MOST_PIXELS // 10**6} megapixels. Make it smaller first."
 # How libswscale converts colours: bilinear (2) with accurate rounding (0x40000) and full chroma resolution, both ways
-# (0x2000, 0x4000). So a PNG reads exactly, and a JPEG within 3 levels of what libjpeg makes of it.
+# (0x2000, 0x4000). So a picture is written exactly as a PNG.
 EXACT = 0x40000 | 0x2000 | 0x4000 | 2
 # Numbers of FFmpeg's enumerations. YUV is read by the matrix that a file names, and by BT.601 where it names none.
 BT709, BT601, MATRICES = 1, 5, (1, 4, 5, 6, 7, 9)
@@ -28,6 +33,9 @@ X264 = {
     "x264-params": "mbtree=0",
 }  # with mbtree, equal frames do not always make equal files
 IMAGES = {".png": ("png", "rgb24"), ".jpg": ("mjpeg", "yuvj444p"), ".jpeg": ("mjpeg", "yuvj444p")}
+
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor | Sequence["Picture"]  # see `as_image`
 
 
 def to_uint8(video: Tensor) -> np.ndarray:
@@ -49,17 +57,99 @@ def to_float(frames: np.ndarray) -> Tensor:
 
 
 def load_image(path: str | Path) -> Tensor:
-    """Image file (png, jpg, webp ...) -> float32 (3 h w) in [0, 1]; transparency is dropped.
+    """Image file (png, jpg, webp ...), or the first frame of a video -> float32 (3 h w) in [0, 1].
 
-    Raises MinicosError where the file is missing or is not an image.
+    Turned upright where its EXIF data say how the camera was held; transparency is dropped, 16 bits become 8. Of an
+    animation the first frame is taken, with a warning.
+    Raises MinicosError where the file is missing, damaged, is not an image or has more than `MOST_PIXELS`.
     """
-    frame = next(_decode(Path(path), "an image"))
-    return torch.from_numpy(frame).permute(2, 0, 1).float().div(255)
+    path = Path(path)
+    if not path.is_file():
+        raise MinicosError(f"{path} does not exist or is not a file. Give the path of an image.")
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is below
+            with Image.open(file, formats=PICTURES) as picture:
+                return _from_pillow(picture, str(path))
+    except UnidentifiedImageError:
+        frame = next(_decode(path, "an image"))
+        return torch.from_numpy(frame).permute(2, 0, 1).float().div(255)
+    except MinicosError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise MinicosError(f"{path} has {TOO_MANY}") from error
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ...
+        reason = str(error) or type(error).__name__
+        raise MinicosError(
+            f"{path} cannot be read as an image: {reason}. Save it again, e.g. as png."
+        ) from error
+
+
+def as_image(picture: "Picture") -> Tensor:
+    """A picture, in whatever form people have it, as float (3 h w) or, of several, (b 3 h w) in [0, 1].
+
+    picture  a path, a PIL image, an array uint8 (h w 3) or (b h w 3), a list of these in one size, or a tensor float
+             (3 h w) or (b 3 h w), which is returned as it is
+    Raises MinicosError for anything else.
+    """
+    if isinstance(picture, Tensor):
+        return picture
+    if isinstance(picture, str | Path):
+        return load_image(picture)
+    if isinstance(picture, Image.Image):
+        return _from_pillow(picture, "the image")
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture)
+    if isinstance(picture, list | tuple) and picture:
+        each = [as_image(one) for one in picture]
+        if len({one.shape for one in each}) > 1 or each[0].ndim != 3:
+            shapes = ", ".join(str(tuple(one.shape)) for one in each)
+            raise MinicosError(f"images of several prompts have one size, not {shapes}")
+        return torch.stack(each)
+    raise MinicosError(
+        f"an image is a path, a PIL image, an array uint8 (h w 3) or a tensor float (3 h w), not {type(picture).__name__}"
+    )
+
+
+def _from_array(pixels: np.ndarray) -> Tensor:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
+        raise MinicosError(
+            f"an image as an array is uint8 (h w 3) or (b h w 3), not {pixels.dtype} {pixels.shape}"
+        )
+    return torch.from_numpy(np.array(pixels)).movedim(-1, -3).float().div(255)
+
+
+def _from_pillow(picture: Image.Image, name: str) -> Tensor:
+    """PIL image, perhaps not decoded yet -> float32 (3 h w) in [0, 1]."""
+    _check_size(picture.width, picture.height, name)
+    if (count := getattr(picture, "n_frames", 1)) > 1:
+        warnings.warn(f"{name} is an animation of {count} frames: the first is taken", stacklevel=3)
+        picture.seek(0)
+    if picture.mode == "F":
+        raise MinicosError(f"{name} holds floating-point numbers. Save it with 8 bits per colour.")
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+        grey = np.asarray(upright).astype(np.float32) / 257
+        upright = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+    return _from_array(np.asarray(upright.convert("RGB")))
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MOST_PIXELS:
+        raise MinicosError(f"{name} has {width}x{height} pixels, {TOO_MANY}")
 
 
 def load_video(path: str | Path) -> np.ndarray:
-    """Video file -> all frames, uint8 (f h w 3). Raises MinicosError where it is missing, damaged or empty."""
-    return np.stack(list(_decode(Path(path), "a video")))
+    """Video file -> all frames, uint8 (f h w 3).
+
+    Raises MinicosError where it is missing, damaged or empty, and where its frames change their size.
+    """
+    frames: list[np.ndarray] = []
+    for frame in _decode(Path(path), "a video"):
+        if frames and frame.shape != frames[0].shape:
+            raise MinicosError(f"{path}: its frames change their size. Save it in one size.")
+        frames.append(frame)
+    return np.stack(frames)
 
 
 def save_image(path: str | Path, image: np.ndarray) -> None:
@@ -146,8 +236,11 @@ def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
         ):
             if not container.streams.video:
                 raise MinicosError(f"{path} holds no pictures. Give the path of {what}.")
+            codec = container.streams.video[0].codec_context
+            _check_size(codec.width, codec.height, str(path))
             for frame in container.decode(video=0):
                 count += 1
+                _check_size(frame.width, frame.height, str(path))
                 matrix = frame.colorspace if frame.colorspace in MATRICES else BT601
                 yield frame.to_ndarray(
                     format="rgb24",
@@ -155,9 +248,12 @@ def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
                     dst_colorspace=matrix,
                     interpolation=EXACT,
                 )
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, MinicosError):
+            raise
+        reason = getattr(error, "strerror", None) or error
         raise MinicosError(
-            f"{path} cannot be read as {what}: {error.strerror or error}. Save it again, e.g. as png or mp4."
+            f"{path} cannot be read as {what}: {reason}. Save it again, e.g. as png or mp4."
         ) from error
     if not count:
         raise MinicosError(f"{path} holds no frames. Give the path of {what}.")

@@ -19,8 +19,10 @@ from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.ops import REFERENCE, Ops
 from minicos.plan import Plan, available, choose, measure
+from minicos.precision import undisturbed
 from minicos.stream import Residency
 from minicos.text import TextEncoder, Tokenizer
+from minicos.tiles import check_side
 from minicos.vae import VAE
 from minicos.wan import Wan, residual_dtype
 from minicos.weights import layouts
@@ -32,6 +34,7 @@ from minicos.weights.lora import read as read_lora
 N = TypeVar("N", bound=nn.Module)
 
 
+@undisturbed()
 def load(
     model: str | Path | Layout = "tiny",
     *,
@@ -91,6 +94,7 @@ def load(
             raise MinicosError(
                 f"{name} is torch.float32 or torch.bfloat16, not {given}: the official networks overflow in others"
             )
+    check_side(tile, layout.vae.config.stride[1])
     tokenizer = Tokenizer.load(layout.tokenizer, layout.text.config.text_len)
     if tokenizer.vocabulary.get_vocab_size() > layout.text.config.vocab_size:
         raise MinicosError(

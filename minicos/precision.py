@@ -1,7 +1,7 @@
 """Float32 where it is promised: a guard against TF32."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +12,7 @@ def without_tf32() -> Iterator[None]:
     """Let float32 convolutions compute in float32 (a context, or a decorator of a function that is no generator).
 
     On CUDA torch computes them in TF32 by default, with 10 bits of mantissa, and the VAE is promised in float32. The
-    setting is the process's; whatever it was is put back. Matrix products are float32 unless the user has asked for TF32
-    (`torch.set_float32_matmul_precision`), and that choice is left alone.
+    setting is the process's; whatever it was is put back. Matrix products are float32 by default (`undisturbed`).
     """
     cudnn: Any = torch.backends.cudnn
     switch: tuple[Any, str] = (cudnn, "allow_tf32")
@@ -28,3 +27,29 @@ def without_tf32() -> Iterator[None]:
         yield
     finally:
         setattr(*switch, before)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Compute as torch does by itself (a context, or a decorator of a function that is no generator).
+
+    Inside, what others have set for the whole process counts for nothing: default device and dtype, autocast, inference
+    mode, lower precision of float32 products. All of it is put back. Gradients are off.
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():  # what is made in it could not be edited elsewhere
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(without_tf32())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if (dtype := torch.get_default_dtype()) != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, dtype)
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if (precision := torch.get_float32_matmul_precision()) != "highest":
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, precision)
+        yield

@@ -1,8 +1,10 @@
 """Run folders: what a command was asked to do, and what it has finished, on disk.
 
 A run is a folder with a `run.json`. A command opens it, asks `run.has("step07.mp4")` before each piece of work and saves
-what it makes; killed at any moment and started again with the same settings, it continues where it was. Two rules make
-that safe: files appear whole or not at all (`replace_file`), and a folder refuses settings other than its own.
+what it makes; killed at any moment and started again with the same settings, it continues where it was. Four rules make
+that safe: files appear whole or not at all (`replace_file`), a folder refuses settings other than its own, it has one
+owner at a time (`folder_lock`), and a file is finished only where its checksum says so: one that a full disk or a power
+cut left empty or damaged is made again. Checksums are kept beside the files, as `sha256sum --check` reads them.
 """
 
 import json
@@ -14,23 +16,31 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from minicos import __version__
 from minicos.errors import MinicosError
+from minicos.folder_lock import FolderLock, hold
+from minicos.signals import finishing
 
 T = TypeVar("T")
+SCHEMA = 2  # of run folders; those before had no number, and no checksums
+RECORD = "run.json"
+CHECKSUMS = "checksums.sha256"
 PART = ".part-"  # a file being written: .part-<host>-<pid>-<random>-<name>
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(
+    path: Path, write: Callable[[Path], object], move: Callable[[Path, Path], object] = Path.replace
+) -> None:
     """Let `write(temporary)` make a file and move it to `path` in one step, so that a killed run leaves no half file there.
 
     Makes the folder if need be. Raises MinicosError where the disk refuses; what else `write` raises passes through.
@@ -40,9 +50,10 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         f"{PART}{_host()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name[-80:]}"
     )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
+        with finishing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            move(temporary, path)
     except (OSError, SafetensorError) as error:
         raise MinicosError(
             f"cannot write {path}: {error}. Free the space or choose another place."
@@ -52,10 +63,15 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people (indented, unicode), in one step. Paths become strings."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def write_json(path: Path, value: Any, move: Callable[[Path, Path], object] = Path.replace) -> None:
+    """Write JSON for people in one step."""
+    text = as_json(value)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), move)
+
+
+def as_json(value: Any) -> str:
+    """JSON for people: indented, unicode. Paths become strings."""
+    return json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -74,6 +90,7 @@ class Run:
 
     folder: Path
     settings: dict[str, Any]
+    lock: FolderLock | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def open(
@@ -82,32 +99,64 @@ class Run:
         """Create the folder with its run.json, or enter one that has equal settings, and sweep what killed runs left.
 
         `settings` (JSON values and paths) are compared with those on disk; `facts` (device, dtype, attention backend ...)
-        are written down beside the versions and the date, and are not compared.
-        Raises MinicosError where the folder cannot be written or holds a run with other settings.
+        are written down with the versions and the date, and are not compared. The folder is this process's as long as the
+        run is referred to.
+        Raises MinicosError where the folder cannot be written, is in use by another process, holds a run with other
+        settings or of another version of minicos, or files of which no run.json says what they are.
         """
         folder = Path(folder)
         settings = json.loads(json.dumps(settings, default=str))
-        record = folder / "run.json"
         if folder.exists() and not folder.is_dir():
             raise MinicosError(f"{folder} is a file, not a folder. Choose another --out.")
-        if record.exists():
-            _same_settings(folder, read_json(record), settings)
-            if not os.access(folder, os.W_OK):
-                raise MinicosError(f"cannot write into {folder}. Choose another --out.")
-        else:
-            write_json(record, {"settings": settings, **environment(), **(facts or {})})
+        _check(folder, settings)  # before anything is made
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            run = cls(folder, settings, hold(folder))
+        except OSError as error:
+            raise MinicosError(
+                f"cannot write into {folder}: {error.strerror or error}. Choose another --out."
+            ) from error
+        _check(folder, settings)  # again, now that nobody else writes
+        if not run.path(RECORD).exists():
+            record = {"schema": SCHEMA, "settings": settings, **environment(), **(facts or {})}
+            write_json(run.path(RECORD), record, _link)
+            _check(folder, settings)
         for left in folder.rglob(f"{PART}*"):
             if _abandoned(left):
                 left.unlink(missing_ok=True)
-        return cls(folder, settings)
+        return run
+
+    def inside(self, name: str) -> "Run":
+        """A folder in this one for a part of the work, with checksums of its own and the lock of the whole."""
+        return Run(self.path(name), self.settings, self.lock)
 
     def path(self, name: str) -> Path:
         """Where the file `name` ("steps/03.mp4") of this run is or will be."""
         return self.folder / name
 
     def has(self, name: str) -> bool:
-        """Is `name` finished? Files appear whole, so existing is finished."""
-        return self.path(name).exists()
+        """Is `name` finished? Only where it is what was recorded, to the last byte."""
+        try:
+            return self._checksums().get(name) == _checksum(self.path(name))
+        except OSError:
+            return False
+
+    def record(self, name: str) -> None:
+        """Declare `name`, which lies in the folder whole, finished. What `save` makes is so already."""
+        self._note(name, _checksum(self.path(name)))
+
+    def save(self, name: str, write: Callable[[Path], object]) -> None:
+        """Let `write(temporary)` make the file `name`, in one step, and record it.
+
+        The checksum is written down before the file is moved to its place: a kill between the two leaves a file that is
+        missing or does not match, never one that is finished and not recorded.
+        """
+
+        def move(temporary: Path, path: Path) -> None:
+            self._note(name, _checksum(temporary))
+            temporary.replace(path)
+
+        replace_file(self.path(name), write, move)
 
     def save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Save tensors of any shape and dtype as safetensors, in one step."""
@@ -115,22 +164,56 @@ class Run:
             k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
             for k, v in tensors.items()
         }
-        replace_file(self.path(name), lambda temporary: temporary.write_bytes(save(whole)))
+        self.save(name, lambda temporary: temporary.write_bytes(save(whole)))
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of `save_tensors`, on the CPU. Raises MinicosError where the file is missing or damaged."""
-        try:
-            return load_file(self.path(name))
-        except (OSError, SafetensorError) as error:
-            raise MinicosError(
-                f"{self.path(name)} cannot be read: {error}. Delete it and run again."
-            ) from error
+        return load(self._read(name))
 
     def save_json(self, name: str, value: Any) -> None:
-        write_json(self.path(name), value)
+        text = as_json(value)
+        self.save(name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def load_json(self, name: str) -> Any:
-        return read_json(self.path(name))
+        """The value of `save_json`. Raises MinicosError where the file is missing or damaged."""
+        return json.loads(self._read(name))
+
+    def _read(self, name: str) -> bytes:
+        """The bytes of a finished file."""
+        path = self.path(name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise MinicosError(
+                f"{path} cannot be read: {error.strerror or error}. Run the command again to have it made."
+            ) from error
+        if self._checksums().get(name) != sha256(data).hexdigest():
+            raise MinicosError(
+                f"{path} is damaged or not of this run. Run the command again to have it made anew."
+            )
+        return data
+
+    def _note(self, name: str, checksum: str) -> None:
+        """Write down the checksum of a file."""
+        known = self._checksums()
+        if known.get(name) == checksum:
+            return
+        file = self.path(CHECKSUMS)
+        lines = [f"{c}  {n}\n" for n, c in {**known, name: checksum}.items()]
+        if name in known:
+            replace_file(file, lambda temporary: temporary.write_bytes("".join(lines).encode()))
+            return
+        with file.open("ab") as end:
+            end.write(lines[-1].encode())
+
+    def _checksums(self) -> dict[str, str]:
+        """Name -> checksum of every finished file. A line that a power cut left broken counts for nothing."""
+        try:
+            lines = self.path(CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return {}
+        pairs = (line.partition("  ") for line in lines)
+        return {name: checksum for checksum, _, name in pairs if len(checksum) == 64}
 
 
 def environment() -> dict[str, str]:
@@ -184,11 +267,49 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _same_settings(folder: Path, record: Any, settings: dict[str, Any]) -> None:
+def _check(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise MinicosError unless the folder is that of a run with these settings, or can become it."""
+    if (folder / RECORD).exists():
+        _same_settings(folder, settings)
+        return
+    for found in sorted(folder.iterdir()) if folder.exists() else ():
+        if not found.name.startswith("."):  # a run.json made now would claim it for any settings
+            raise MinicosError(
+                f"{folder} holds {found.name!r} and no {RECORD} that says which run it is of. Choose another --out."
+            )
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Move a file to `path` unless another is there: that one stays, also where there are no locks."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        temporary.replace(path)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise MinicosError unless the run in the folder is of this version and has these settings."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MinicosError(
+            f"{folder / RECORD} cannot be read: {error}. Choose another --out: without it nothing says what the files are."
+        ) from error
     there = record.get("settings") if isinstance(record, dict) else None
     if not isinstance(there, dict):
+        raise MinicosError(f"{folder / RECORD} is not the record of a run. Choose another --out.")
+    if (schema := record.get("schema", 1)) != SCHEMA:
+        maker = record.get("minicos", "unknown")
         raise MinicosError(
-            f"{folder / 'run.json'} is not the record of a run. Choose another --out or delete {folder}."
+            f"{folder} was made by minicos {maker} with run folders of schema {schema}, and this version reads {SCHEMA}. "
+            "Choose another --out, or finish it with that version."
         )
     for name in sorted({*there, *settings}):
         old, new = there.get(name), settings.get(name)

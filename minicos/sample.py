@@ -9,8 +9,9 @@ a network. `State` is what travels beside the latent from step to step.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
-from minicos.precision import without_tf32
+from minicos.precision import undisturbed
 from minicos.schedule import SOLVERS, History, Schedule
 
 VIDEO = "video"  # the latent that a run is about: b c f h w
@@ -177,6 +178,7 @@ class Model(ABC):
         state: State | None = None,
     ) -> "Iterator[Step]":
         """The denoising loop; see `minicos.sample.sample`. `noise` overrides `seed`."""
+        _check_types(condition, hooks)
         noise = self.noise(condition, seed) if noise is None else noise
         return sample(self, noise, condition, hooks=hooks, start=start, state=state)
 
@@ -185,8 +187,8 @@ class Model(ABC):
 class Step:
     """One turn of the loop. Read anything. Assign `next` to intervene: the loop continues from it.
 
-    An edit, also one in place (`step.next += e`), drops the solver's history of the video, which would silently undo it; what
-    travels beside it stays (`State.edited`). Assign `state` to change that.
+    An edit, also one in place (`step.next += e`), through `.data` or numpy, drops the solver's history of the video, which
+    would silently undo it; what travels beside it stays (`State.edited`). Assign `state` to change that.
     """
 
     index: int  # counted from 0
@@ -252,11 +254,16 @@ def sample(
     hooks      run inside every forward pass
     start      resume: `noise` is then the latent entering step `start`, `state` that of the step before. Indices stay absolute,
                and a resumed run continues the undisturbed one bit for bit
-    Loop bodies run with gradients as the caller has them; the network itself runs without.
+    Loop bodies run with gradients as the caller has them; the network itself runs without, and latents that expect
+    gradients are refused. Default device and dtype, autocast and inference mode of the caller do not change a run.
     Raises MinicosError at the call, before anything runs: for noise of another shape or dtype, a hook on no point or at a
     moment that this run does not have, a start outside the run, a condition without a negative prompt where one is
     needed, and where something should travel beside the latent and `state` is missing.
     """
+    _check_types(condition, hooks)
+    if not isinstance(noise, Tensor):
+        raise MinicosError(f"noise is a tensor, not {type(noise).__name__}; see `Wan.noise`")
+    _check_gradients(noise)
     if tuple(noise.shape) != tuple(condition.shape) or noise.dtype != torch.float32:
         raise MinicosError(
             f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 {condition.shape}"
@@ -291,45 +298,98 @@ def _steps(
     state: State,
 ) -> Iterator[Step]:
     for i in range(start, len(schedule)):
-        sigma, timestep = schedule.sigmas[i], schedule.timesteps[i]
-        moment = Moment(i, sigma, timestep, model.expert_name(timestep))
-        x = condition.impose(x)
-        latents = {VIDEO: x, **state.beside}
-        passes = {
-            branch: _velocity(model, latents, moment, branch, condition, hooks)
-            for branch in model.branches(moment.expert, condition)
-        }
-        velocity = model.guide(passes, latents, moment)
-        moved, state = _advance(latents, velocity, i, schedule, state)
-        proposed = condition.impose(moved)
-        step = Step(
-            index=i,
-            sigma=sigma,
-            sigma_next=schedule.sigmas[i + 1],
-            timestep=timestep,
-            expert=moment.expert,
-            sigma_map=condition.per_frame(sigma, x.device),
-            x=x,
-            velocity_cond=passes["cond"][VIDEO],
-            velocity_uncond=passes["uncond"][VIDEO] if "uncond" in passes else None,
-            velocity=velocity[VIDEO],
-            next=proposed,
-            state=state,
-        )
-        version = proposed._version  # torch counts the writes into a tensor
+        step = _step(model, x, condition, schedule, hooks, i, state)
+        given = step.next.clone()  # a comparison sees every edit, also one through `.data` or numpy
         yield step
-        if step.next is not proposed or proposed._version != version:
+        _check_edit(step, given)
+        if not torch.equal(step.next, given):
             step.state = step.state.edited()
         x, state = step.next, step.state
 
 
-@torch.no_grad()
-@without_tf32()
-def _velocity(
-    model: Model, latents: Latents, moment: Moment, branch: str, condition: Condition, hooks: Hooks
-) -> Latents:
-    here = hooks.at(step=moment.step, sigma=moment.sigma, expert=moment.expert, branch=branch)
-    return model.velocity(latents, moment, branch, condition, here)
+@undisturbed()
+def _step(
+    model: Model, x: Tensor, condition: Condition, schedule: Schedule, hooks: Hooks, i: int, state: State
+) -> Step:
+    """Step i from the latent x. Raises MinicosError where it leads to numbers that are not finite."""
+    sigma, timestep = schedule.sigmas[i], schedule.timesteps[i]
+    moment = Moment(i, sigma, timestep, model.expert_name(timestep))
+    x = condition.impose(x)
+    latents = {VIDEO: x, **state.beside}
+    _check_finite(
+        latents, moment, "entered it so: look at the noise, the first frame or the last edit"
+    )
+    passes = {}
+    for branch in model.branches(moment.expert, condition):
+        here = hooks.at(step=i, sigma=sigma, expert=moment.expert, branch=branch)
+        passes[branch] = model.velocity(latents, moment, branch, condition, here)
+        _check_finite(
+            passes[branch],
+            moment,
+            f"left the network so (branch {branch}): too strong a LoRA, damaged weights or a hook are the likely cause",
+        )
+    velocity = model.guide(passes, latents, moment)
+    moved, state = _advance(latents, velocity, i, schedule, state)
+    proposed = condition.impose(moved)
+    _check_finite(
+        {VIDEO: proposed, **state.beside},
+        moment,
+        "overflowed in guidance or solver: take less guidance",
+    )
+    return Step(
+        index=i,
+        sigma=sigma,
+        sigma_next=schedule.sigmas[i + 1],
+        timestep=timestep,
+        expert=moment.expert,
+        sigma_map=condition.per_frame(sigma, x.device),
+        x=x,
+        velocity_cond=passes["cond"][VIDEO],
+        velocity_uncond=passes["uncond"][VIDEO] if "uncond" in passes else None,
+        velocity=velocity[VIDEO],
+        next=proposed,
+        state=state,
+    )
+
+
+def _check_types(condition: object, hooks: object) -> None:
+    if not isinstance(condition, Condition):
+        raise MinicosError(
+            f"a run needs a condition, not {type(condition).__name__}; see `Wan.condition`"
+        )
+    if not isinstance(hooks, Hooks):
+        raise MinicosError(f"hooks are made by Hooks().on(...), not {type(hooks).__name__}")
+
+
+def _check_finite(latents: Latents, moment: Moment, cause: str) -> None:
+    """Raise MinicosError where a number is NaN or infinite: such a video is black."""
+    for name, x in latents.items():
+        if not torch.isfinite(x).all():
+            raise MinicosError(
+                f"step {moment.step}, expert {moment.expert}: the latent of the {name} is no longer finite; it {cause}."
+            )
+
+
+def _check_edit(step: Step, given: Tensor) -> None:
+    """Raise MinicosError where the loop's body left something from which the loop cannot continue."""
+    if not isinstance(step.next, Tensor):
+        raise MinicosError(
+            f"step {step.index}: its `next` is a tensor, and {type(step.next).__name__} was assigned"
+        )
+    made, wanted = ((x.dtype, tuple(x.shape), x.device) for x in (step.next, given))
+    if made != wanted:
+        raise MinicosError(
+            f"step {step.index}: its `next` is {' '.join(map(str, wanted))}, and {' '.join(map(str, made))} was assigned"
+        )
+    _check_gradients(step.next)
+
+
+def _check_gradients(*tensors: Tensor | None) -> None:
+    """Raise MinicosError for tensors that expect gradients: networks run without, and would count as constants."""
+    if any(x is not None and x.requires_grad for x in tensors) and torch.is_grad_enabled():
+        raise MinicosError(
+            "gradients do not flow through the networks of a run: detach the latent, or sample under torch.no_grad()"
+        )
 
 
 def _advance(
@@ -363,10 +423,19 @@ def draw_noise(
     Raises MinicosError for seeds that are too few, too many or out of range.
     """
     count, *rest = shape
-    seeds = range(seed, seed + count) if isinstance(seed, int) else seed
+    try:
+        seeds = (
+            [index(s) for s in seed]
+            if isinstance(seed, Iterable)
+            else [*range(index(seed), index(seed) + count)]
+        )
+    except TypeError:
+        raise MinicosError(f"a seed is a whole number, or a list of them, not {seed!r}") from None
     if len(seeds) != count:
         raise MinicosError(f"{len(seeds)} seeds for {count} samples: give one for each")
     if not all(0 <= s < 2**63 for s in seeds):
         raise MinicosError(f"seed {seed}: take a number from 0 to 2^63 - 1")
     drawn = [torch.Generator(device).manual_seed(s) for s in seeds]
-    return torch.stack([torch.randn(rest, generator=g, device=device) for g in drawn])
+    return torch.stack(
+        [torch.randn(rest, generator=g, device=device, dtype=torch.float32) for g in drawn]
+    )

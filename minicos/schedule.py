@@ -20,7 +20,7 @@ wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2, diffsynth/diffusion/f
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
@@ -74,8 +74,8 @@ def _official(solver: str, start: float, steps: int, shift: float) -> Schedule:
 
 
 def _check(steps: int, shift: float) -> None:
-    if steps < 1:
-        raise MinicosError(f"{steps} steps: sampling takes at least 1")
+    if not isinstance(steps, SupportsIndex) or steps < 1:
+        raise MinicosError(f"{steps} steps: sampling takes a whole number of at least 1")
     if not 0 < shift < math.inf:
         raise MinicosError(
             f"shift {shift}: it must be a positive number, such as 5 (1 leaves sigmas evenly spaced)"

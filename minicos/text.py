@@ -196,6 +196,14 @@ class Tokenizer:
             mask[row, : len(tokens)] = 1
         return ids, mask
 
+    def cut_off(self, prompt: str) -> str:
+        """The tail that a prompt loses because it is longer than `text_len` tokens, as written; empty where it fits."""
+        text = clean(prompt)
+        encoding = self.vocabulary.encode(text)
+        if len(encoding.ids) <= self.text_len:
+            return ""
+        return text[encoding.offsets[self.text_len - 1][0] :].strip()
+
     def unknown_words(self, prompt: str) -> list[str]:
         """What of a prompt the vocabulary lacks, as written, in order: the encoder sees <unk> in its place."""
         text, unknown = clean(prompt), self.vocabulary.token_to_id("<unk>")

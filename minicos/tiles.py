@@ -33,10 +33,7 @@ class Tiles:
         side    of the square tiles, in pixels; None cuts nothing. MinicosError unless it is a multiple of the stride, two or more
         stride  pixels per latent
         """
-        if side is not None and (side % stride or side < 2 * stride):
-            raise MinicosError(
-                f"tiles of {side} pixels: take a multiple of {stride}, {2 * stride} or more, e.g. 512"
-            )
+        check_side(side, stride)
         self.size = size
         sides = [length if side is None else side // stride for length in size]
         self.overlap = max(1, min(sides) // 4)
@@ -65,6 +62,14 @@ class Tiles:
             total[here] += weight * out
             cover[here] += weight
         return total / cover
+
+
+def check_side(side: int | None, stride: int) -> None:
+    """Raise MinicosError unless tiles can have this side: a multiple of the stride, two or more. None: no tiles."""
+    if side is not None and (side % stride or side < 2 * stride):
+        raise MinicosError(
+            f"tiles of {side} pixels: take a multiple of {stride}, {2 * stride} or more, e.g. 512"
+        )
 
 
 def spans(length: int, side: int, overlap: int) -> list[Span]:

@@ -30,12 +30,12 @@ from minicos.condition import (
 )
 from minicos.config import DiTConfig, Preset, get_preset
 from minicos.dit import DiT
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, warn
 from minicos.hooks import Hooks
-from minicos.media import to_uint8
+from minicos.media import Picture, as_image, to_uint8
 from minicos.ops import Ops
 from minicos.points import points
-from minicos.precision import without_tf32
+from minicos.precision import undisturbed
 from minicos.sample import VIDEO, Latents, Model, Moment, classifier_free, draw_noise
 from minicos.stream import Residency
 from minicos.text import TextEncoder, Tokenizer, encode
@@ -187,40 +187,47 @@ class Wan(Model):
 
     # -- from prompt and image to a video ------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    @without_tf32()
+    @undisturbed()
     def condition(
         self,
-        prompt: str | list[str],
-        image: Tensor | None = None,
+        prompt: str | Sequence[str | None] | None,
+        image: Picture | None = None,
         *,
-        last: Tensor | None = None,
+        last: Picture | None = None,
         negative: str | None = None,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> WanCondition:
         """What to make: one prompt or several, and for image-to-video a first frame for each.
 
-        image   (3 H W) or (b 3 H W) in [0, 1], one for all prompts or one for each; made to fit as the preset's `resize` says
+        prompt  None is no prompt, for unconditional controls
+        image   a path, a PIL image, an array uint8 (H W 3) or a tensor (3 H W) or (b 3 H W) in [0, 1]; one for all prompts or
+                one for each; made to fit as the preset's `resize` says
         last    a last frame, likewise, for models that lead from one to the other; its middle is cut to the shape of the first
         frames  4n + 1, the preset's by default
         size    (height, width) in pixels where there is no image, the preset's by default; with an image, its aspect ratio decides
+        Warns of words that the tokenizer does not know, of the tail that a long prompt loses, and of a negative prompt that
+        guidance 1 leaves unused.
         Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts that do not divide.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         self.preset.check_inputs(self.variant, prompts, image is not None, last is not None)
         frames = self.preset.frames if frames is None else frames
         check_frames(frames, self.stride[0])
-        ends = _batches([end for end in (image, last) if end is not None], len(prompts))
+        ends = _batches([as_image(end) for end in (image, last) if end is not None], len(prompts))
         height, width = self._frame_size(ends, size)
         y, first, clip = self._images(ends, frames, (height, width), len(prompts))
         t, sh, sw = self.stride
+        texts, guided = [text or "" for text in prompts], self.preset.guided
+        if negative is not None and not guided:
+            warn(UNUSED_NEGATIVE)
+        usual = get_preset(self.variant).negative_prompt  # published, and no news
         negative = self.preset.negative_prompt if negative is None else negative
-        guided = any(g != 1 for g in self.preset.guidance.values())
+        self._warn_of_lost_words([*texts, negative] if guided and negative != usual else texts)
         encoder = self.residency.to_device(self.text)
         null = encode(encoder, self.tokenizer, [negative] * len(prompts)) if guided else None
         return WanCondition(
-            text=encode(encoder, self.tokenizer, prompts),
+            text=encode(encoder, self.tokenizer, texts),
             text_null=null,
             shape=(
                 len(prompts),
@@ -233,6 +240,16 @@ class Wan(Model):
             first=first,
             clip=clip,
         )
+
+    def _warn_of_lost_words(self, prompts: list[str]) -> None:
+        for prompt in dict.fromkeys(prompts):
+            if words := dict.fromkeys(self.tokenizer.unknown_words(prompt)):
+                warn(f"the model does not know the words {', '.join(words)}")
+            if tail := self.tokenizer.cut_off(prompt):
+                warn(
+                    f"the prompt is longer than the {self.tokenizer.text_len} tokens that the model reads:"
+                    f" {tail[:200]!r} is cut off"
+                )
 
     def _frame_size(self, ends: list[Tensor], size: tuple[int, int] | None) -> tuple[int, int]:
         """Height and width in pixels of the video."""
@@ -268,13 +285,11 @@ class Wan(Model):
             clip = torch.cat([self.clip(2 * end - 1) for end in ends], dim=1).expand(b, -1, -1)
         return y, first, clip
 
-    @torch.no_grad()
     def frames(self, latent: Tensor) -> Iterator[np.ndarray]:
         """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3), so that a long video never stands in memory whole."""
         for part in self._pixels(latent[None]):
             yield to_uint8(part[0])
 
-    @torch.no_grad()
     def decode(self, latent: Tensor) -> np.ndarray:
         """Latents (b c f h w) -> uint8 (b F H W 3)."""
         pieces = [np.stack([to_uint8(video) for video in part]) for part in self._pixels(latent)]
@@ -282,13 +297,13 @@ class Wan(Model):
 
     def _pixels(self, latent: Tensor) -> Iterator[Tensor]:
         """The pieces of `VAE.stream`, on the device. Between two of them another network may have taken the VAE's place."""
-        with without_tf32():
+        with undisturbed():
             pieces = self.residency.to_device(self.vae).stream(
                 latent.to(self.device), tile=self.tile
             )
         while True:
-            self.residency.to_device(self.vae)
-            with without_tf32():
+            with undisturbed():
+                self.residency.to_device(self.vae)
                 part = next(pieces, None)
             if part is None:
                 return
@@ -296,10 +311,10 @@ class Wan(Model):
 
     def generate(
         self,
-        prompt: str,
-        image: Tensor | None = None,
+        prompt: str | None,
+        image: Picture | None = None,
         *,
-        last: Tensor | None = None,
+        last: Picture | None = None,
         seed: int = 0,
         negative: str | None = None,
         frames: int | None = None,
@@ -313,6 +328,9 @@ class Wan(Model):
         return self.decode(step.next)[0]
 
 
+UNUSED_NEGATIVE = (
+    "the negative prompt is not used: guidance is 1, so there is no second pass that it could steer"
+)
 _points = cache(points)  # all presets of a model share them
 
 
@@ -332,6 +350,8 @@ def _batches(ends: list[Tensor], count: int) -> list[Tensor]:
 
 def _checked(image: Tensor, count: int) -> Tensor:
     """The first frames as a batch (1 or count, 3 H W)."""
+    if image.requires_grad:
+        raise MinicosError("gradients do not flow from a run to its first frame: detach the image")
     batch = image if image.ndim == 4 else image[None]
     if (
         batch.ndim != 4

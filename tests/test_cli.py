@@ -402,7 +402,7 @@ def test_cuda_where_there_is_none(minicos, work):
     not os.path.isdir("/proc/self"), reason="needs a file system that nobody can write to"
 )
 def test_an_out_that_cannot_be_written(minicos):
-    assert_one_sentence(minicos(*video("--out", "/proc/run")), "cannot write /proc/run/run.json")
+    assert_one_sentence(minicos(*video("--out", "/proc/run")), "cannot write into /proc/run")
 
 
 def test_the_system_says_no(minicos, monkeypatch):
@@ -624,15 +624,19 @@ def test_a_killed_run_continues_bit_for_bit(minicos, undisturbed, passes, work):
 
 
 @posix
-def test_ctrl_c_keeps_what_is_finished(minicos, undisturbed, work):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_keeps_what_is_finished(minicos, undisturbed, work, name):
     process = start("-m", "minicos", *RUN)
     wait_for(work / "run/steps/001.safetensors", process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[name])
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == {"SIGINT": 130, "SIGTERM": 143}[name]
     assert out == ""
     assert "Traceback" not in err
-    assert err.endswith("minicos: stopped. Finished steps are kept; the same command continues.\n")
+    by = " by SIGTERM" if name == "SIGTERM" else ""
+    assert err.endswith(
+        f"minicos: stopped{by}. What is finished is kept in run; the same command continues.\n"
+    )
     finished = numbers(work / "run")
     assert "steps/001.safetensors:next" in finished
     whole = numbers(undisturbed)
@@ -787,7 +791,8 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
     }
     both, shown = ("cond", "uncond"), ("00", "03")
     assert made == {
-        *("run.json", "schedule.json", "x0_sheet.png", "x0_cond_sheet.png", "x0_uncond_sheet.png"),
+        *(".lock", "checksums.sha256", "run.json"),
+        *("schedule.json", "x0_sheet.png", "x0_cond_sheet.png", "x0_uncond_sheet.png"),
         *("convergence.png", "convergence.safetensors", "energy.safetensors"),
         *(f"steps/{i:03}.safetensors" for i in range(4)),
         *(
@@ -865,3 +870,17 @@ def test_a_video_from_pictures_that_clip_sees(name, minicos, toys21, work):
         assert (code, "last = " in err) == (2, True), (
             err
         )  # the folder holds a run to another last frame
+
+
+def test_how_pictures_are_decoded_does_not_identify_a_run(minicos, passes, work):
+    """And it is checked before any work."""
+    argv = [*video("--steps", "2", "--at", "0"), "--out", "run"]
+    assert_one_sentence(minicos(*argv, "--tile", "7"), "tiles of 7 pixels: take a multiple of 8")
+    assert not (work / "run").exists()
+    assert minicos(*argv)[0] == 0
+    count = len(passes)
+    for more in (("--tile", "32"), ("--decode-dtype", "bfloat16")):
+        assert minicos(*argv, *more)[0] == 0
+    assert len(passes) == count == 2
+    made = {path.name for path in (work / "run/x0").glob("*.png")}
+    assert made == {"step_00.png", "step_00_tile32.png", "step_00_bfloat16.png"}

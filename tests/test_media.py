@@ -1,5 +1,7 @@
 """Pixels on disk and in the network: exact where the format is, close where it is not, and clear about bad files."""
 
+import zlib
+
 import av
 import numpy as np
 import pytest
@@ -7,9 +9,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from minicos.errors import MinicosError
-from minicos.media import load_image, load_video, save_image, save_video, to_float, to_uint8
+from minicos.media import (
+    as_image,
+    load_image,
+    load_video,
+    save_image,
+    save_video,
+    to_float,
+    to_uint8,
+)
 
 Y, X = np.mgrid[:48, :64]
 SMOOTH = np.stack([X * 3, Y * 4, X + Y], -1).astype(np.uint8)  # h w 3
@@ -201,3 +212,119 @@ def test_to_float_and_back_loses_one_level_at_most():
     assert (video.shape, video.dtype) == ((3, 1, 16, 16), torch.float32)
     assert (video.min(), video.max()) == (-1, 1)
     assert levels(to_uint8(video), frames) <= 1
+
+
+# -- pictures as cameras, browsers and notebooks hand them over ---------------------------------------------------------
+
+
+def test_photos_are_turned_upright(tmp_path):
+    """EXIF orientation 6: the camera was held upright, and the picture is to be turned clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.png", "a.jpg", "a.webp"):
+        Image.fromarray(SMOOTH).save(tmp_path / name, exif=exif, quality=95, lossless=True)
+        assert image(tmp_path / name).shape == (64, 48, 3)
+        assert levels(image(tmp_path / name), np.rot90(SMOOTH, -1)) <= 4
+
+
+@pytest.mark.parametrize("ending", ["webp", "gif", "png"])
+def test_of_an_animation_the_first_frame_is_taken_and_said(tmp_path, ending):
+    frames = [Image.fromarray(np.full((8, 8, 3), level, np.uint8)) for level in (0, 255, 128)]
+    path = tmp_path / f"a.{ending}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    with pytest.warns(UserWarning, match=rf"a\.{ending} is an animation of 3 frames"):
+        assert levels(image(path), 0) == 0
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    grey = (np.arange(48 * 64).reshape(48, 64) * 21).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    assert levels(image(tmp_path / "a.png")[..., 0], np.round(grey / 257)) <= 1
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(MinicosError, match=r"a\.tiff holds floating-point"):
+        load_image(tmp_path / "a.tiff")
+
+
+def test_pictures_beyond_a_size_are_refused_before_they_are_decoded(tmp_path):
+    for side in (12_000, 20_000):  # beyond the second, Pillow itself refuses to open
+        save_image(tmp_path / "bomb.png", SMOOTH)
+        data = (tmp_path / "bomb.png").read_bytes()
+        head = b"IHDR" + side.to_bytes(4) * 2 + data[24:29]
+        png = data[:12] + head + zlib.crc32(head).to_bytes(4) + data[33:]
+        (tmp_path / "bomb.png").write_bytes(png)
+        with pytest.raises(MinicosError, match=r"bomb\.png has .*more than 134 megapixels"):
+            load_image(tmp_path / "bomb.png")
+
+
+def test_a_video_whose_frames_change_their_size_is_refused(tmp_path):
+    pieces = []
+    for size in ((32, 48), (48, 32)):
+        with av.open(str(tmp_path / "one.h264"), "w", format="h264") as container:
+            stream = container.add_stream("libx264", rate=16)
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            for frame in flat(*size):
+                container.mux(
+                    stream.encode(av.VideoFrame.from_ndarray(frame).reformat(format="yuv420p"))
+                )
+            container.mux(stream.encode(None))
+        pieces.append((tmp_path / "one.h264").read_bytes())
+    (tmp_path / "two.h264").write_bytes(b"".join(pieces))
+    with pytest.raises(MinicosError, match=r"two\.h264.*change their size"):
+        load_video(tmp_path / "two.h264")
+
+
+def test_a_picture_in_any_form(tmp_path):
+    save_image(tmp_path / "a.png", SMOOTH)
+    want = load_image(tmp_path / "a.png")
+    for form in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        SMOOTH,
+        Image.fromarray(SMOOTH),
+        want,
+    ):
+        assert torch.equal(as_image(form), want)
+    for form in ([SMOOTH, tmp_path / "a.png"], np.stack([SMOOTH] * 2)):
+        assert torch.equal(as_image(form), torch.stack([want] * 2))
+    for form in (3, None, [], [SMOOTH, SMOOTH[1:]], SMOOTH / 255, SMOOTH[..., 0], b"png"):
+        with pytest.raises(MinicosError, match="image"):
+            as_image(form)
+
+
+HARM = st.lists(
+    st.tuples(st.sampled_from(("flip", "cut", "drop", "insert")), st.floats(0, 1), st.integers(0, 255)),
+    min_size=1,
+    max_size=6,
+)  # fmt: skip
+FORMATS = ("png", "jpg", "webp", "gif", "bmp", "tiff")
+
+
+def harmed(data: bytes, harm: list[tuple[str, float, int]]) -> bytes:
+    """A file with bytes changed, cut off, left out or put in."""
+    for what, where, value in harm:
+        at = int(where * (len(data) - 1)) if data else 0
+        data = {
+            "flip": data[:at] + bytes([value]) + data[at + 1 :],
+            "cut": data[: at + 1],
+            "drop": data[:at] + data[at + 1 + value :],
+            "insert": data[:at] + bytes([value]) * (value + 1) + data[at:],
+        }[what]
+    return data
+
+
+@given(form=st.sampled_from(FORMATS), harm=HARM)
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_pictures_open_or_are_refused(tmp_path, form, harm):
+    whole = tmp_path / f"whole.{form}"
+    if not whole.exists():
+        Image.fromarray(SMOOTH).save(whole)
+    (tmp_path / "harmed").write_bytes(harmed(whole.read_bytes(), harm))
+    try:
+        picture = load_image(tmp_path / "harmed")
+    except MinicosError as error:
+        assert "harmed" in str(error)
+    else:
+        assert picture.shape[0] == 3

@@ -142,7 +142,7 @@ def test_pictures_of_energy(wan, condition, run):
         for what in ("layers", "steps", "frames")
     ]
     assert [first, *rest] == [*sheets, *curves, "energy.safetensors"]
-    assert all(run.has(name) for name in [first, *rest])
+    assert all(run.path(name).exists() for name in [first, *rest])
     arrays = run.load_tensors("energy.safetensors")
     assert set(arrays) == {f"{b}.{form}" for b in ("cond", "uncond") for form in forms[:3]}
     for name, values in arrays.items():

@@ -3,13 +3,17 @@
 import io
 import json
 import os
+import pickle
+import re
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from itertools import islice
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from minicos import runs
 from minicos.errors import MinicosError
@@ -111,13 +115,16 @@ def test_tensors_of_a_run(tmp_path):
         assert tensor.dtype == tensors[name].dtype
         assert torch.equal(tensor, tensors[name])
     run.path("bad.safetensors").write_bytes(b"nothing")
-    for name in ("bad.safetensors", "missing.safetensors"):
-        with pytest.raises(MinicosError, match=rf"{name} cannot be read.*run again"):
+    for name, says in (("bad.safetensors", "damaged"), ("missing.safetensors", "cannot be read")):
+        with pytest.raises(MinicosError, match=rf"{name}.*{says}.*Run the command again"):
             run.load_tensors(name)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a living process is recognised on POSIX only")
 def test_what_killed_runs_left_is_swept_and_what_others_write_is_not(tmp_path):
+    def parts():
+        return [p.name for p in tmp_path.iterdir() if p.name.startswith(PART)]
+
     script = f"""
 import time
 from pathlib import Path
@@ -133,10 +140,11 @@ replace_file(Path({str(tmp_path)!r}) / "video.mp4", write)
     ) as other:
         assert other.stdout.readline() == "writing\n"
         Run.open(tmp_path, {})
-        assert [p.name.startswith(PART) for p in sorted(tmp_path.iterdir())] == [True, False]
+        assert len(parts()) == 1
         other.kill()
     Run.open(tmp_path, {})
-    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    assert parts() == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "run.json"]
 
 
 def test_files_of_other_machines_are_swept_after_a_day(tmp_path):
@@ -177,3 +185,122 @@ def test_progress_of_unknown_length_and_left_early(monkeypatch):
     assert list(islice(progress(iter(range(9)), label="x"), 2)) == [0, 1]
     assert list(progress([])) == []
     assert "x 0" in screen.getvalue()
+
+
+ENTER = """
+import sys
+from minicos.errors import MinicosError
+from minicos.runs import Run
+seed = int(sys.argv[1])
+print("ready", flush=True)
+for folder in iter(sys.stdin.readline, ""):
+    try:
+        run = Run.open(folder.strip(), {"seed": seed})
+        run.save_json("seed.json", seed)
+        print("in", flush=True)
+    except MinicosError as error:
+        print(error, flush=True)
+    sys.stdin.readline()  # the owner stays until the other has tried
+    run = None
+"""
+
+
+@pytest.fixture(scope="module")
+def entering():
+    """Two processes that wait for the folder that they are to enter, as seeds 1 and 2."""
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENTER, seed],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        for seed in "12"
+    ]
+    assert [process.stdout.readline() for process in pair] == ["ready\n"] * 2
+    yield pair
+    for process in pair:
+        process.kill()
+        process.communicate()
+
+
+def test_of_two_that_enter_a_new_folder_together_one_is_admitted(tmp_path, entering):
+    """Its seed is the one that run.json names."""
+    for turn in range(60):
+        folder = tmp_path / str(turn)
+        for process in entering:
+            process.stdin.write(f"{folder}\n")
+        said = [process.stdout.readline().strip() for process in entering]
+        for process in entering:
+            process.stdin.write("\n")
+        (winner,) = (seed for seed, words in zip((1, 2), said, strict=True) if words == "in")
+        assert any(re.search("in use by another command|holds a run with seed", s) for s in said)
+        assert json.loads((folder / "run.json").read_text())["settings"] == {"seed": winner}
+        assert json.loads((folder / "seed.json").read_text()) == winner
+
+
+def test_a_lock_ends_with_its_process_and_serves_one_process_twice(tmp_path, entering):
+    other, _ = entering
+    other.stdin.write(f"{tmp_path}\n")
+    assert other.stdout.readline() == "in\n"
+    with pytest.raises(MinicosError, match=rf"in use .*process {other.pid} on"):
+        Run.open(tmp_path, {"seed": 1})
+    other.kill()
+    other.wait()
+    first = Run.open(tmp_path, {"seed": 1})
+    assert Run.open(tmp_path, {"seed": 1}).lock is first.lock
+    assert pickle.loads(pickle.dumps(first)) == first  # as sent to a worker
+
+
+def test_files_without_a_record_are_not_claimed(tmp_path):
+    run = Run.open(tmp_path, {"seed": 1})
+    run.save_tensors("steps/000.safetensors", {"x": torch.zeros(1)})
+    run.path("run.json").unlink()
+    with pytest.raises(MinicosError, match=r"checksums.*no run\.json.*Choose another"):
+        Run.open(tmp_path, {"seed": 2})
+
+
+@pytest.mark.parametrize("harm", ["empty", "cut", "flipped", "another's"])
+def test_what_is_damaged_is_not_finished(tmp_path, harm):
+    run = Run.open(tmp_path, {})
+    name = "steps/000.safetensors"
+    run.save_tensors(name, {"x": torch.arange(8.0)})
+    data = run.path(name).read_bytes()
+    other = {
+        "empty": b"",
+        "cut": data[:-1],
+        "flipped": data[:-1] + bytes([data[-1] ^ 1]),
+        "another's": save({"x": torch.ones(8)}),
+    }[harm]
+    run.path(name).write_bytes(other)
+    assert not run.has(name)
+    with pytest.raises(MinicosError, match=r"000\.safetensors is damaged"):
+        run.load_tensors(name)
+    run.save_tensors(name, {"x": torch.arange(8.0)})
+    assert run.has(name)
+    assert run.path(name).read_bytes() == data
+
+
+def test_checksums_are_those_of_sha256sum(tmp_path):
+    run = Run.open(tmp_path, {})
+    for value in (1, 2):  # the second time the line is replaced
+        run.save_json("a.json", value)
+        run.save_json("b c.json", value)
+    lines = run.path("checksums.sha256").read_text().splitlines()
+    hashes = {
+        name: sha256(run.path(name).read_bytes()).hexdigest() for name in ("a.json", "b c.json")
+    }
+    assert lines == [f"{value}  {name}" for name, value in hashes.items()]
+    run.path("checksums.sha256").write_text(lines[0] + "\n" + lines[1][:30])  # a power cut
+    assert run.has("a.json")
+    assert not run.has("b c.json")
+
+
+def test_runs_of_other_versions_are_refused_by_name(tmp_path):
+    Run.open(tmp_path, {})
+    record = json.loads((tmp_path / "run.json").read_text())
+    for schema in (1, 3):
+        (tmp_path / "run.json").write_text(json.dumps({**record, "schema": schema}))
+        with pytest.raises(MinicosError, match=rf"schema {schema}, and this version reads 2"):
+            Run.open(tmp_path, {})

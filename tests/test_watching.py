@@ -236,7 +236,7 @@ def test_attention_from_a_sample_is_kept_with_its_error(wan, condition, tmp_path
         record(wan, condition, run, [analysis], noise)
         saved = recorded(run, "attention", STEPS)
         kept[name] = saved[0]
-        assert all(run.has(file) for file in analysis.draw(saved, run))
+        assert all(run.path(file).exists() for file in analysis.draw(saved, run))
     masses = ("received.7", "between.7", "text.7")
     assert set(kept["exact"]) == set(masses)
     assert set(kept["some"]) == {*masses, "received_error.7", "between_error.7", "text_error.7"}
@@ -270,7 +270,7 @@ def test_attention_that_is_kept(wan, condition, run):
         "attention_padding.png",
         "attention.safetensors",
     ]
-    assert all(run.has(name) for name in drawn)
+    assert all(run.path(name).exists() for name in drawn)
 
 
 def test_chosen_heads_are_averaged(wan, condition, tmp_path):

@@ -230,4 +230,5 @@ def _sheet(wan: Wan, run: Run, chosen: Sequence[Case], alive: np.ndarray) -> str
     columns = [f"step {s.index}\nσ {s.sigma:.2f}" for s in made]
     title = "Last frame of the clean estimate"
     figures.sheet(run.path("sheet.png"), rows, rows=names, columns=columns, title=title)
+    run.record("sheet.png")
     return "sheet.png"

@@ -235,7 +235,9 @@ def make(wan: Wan, run: Run, name: str, n: int) -> list[Result]:
     """The results of a section's studies, each in a folder of its own inside `run`."""
     found = []
     for part in parts(n)[name]:
-        folder = Run(run.path(f"{name}/{part.name}"), {**run.settings, **_settings(part)})
+        folder = replace(
+            run.inside(f"{name}/{part.name}"), settings={**run.settings, **_settings(part)}
+        )
         if not folder.has(result.FILE):
             part.study(wan.with_preset(**part.preset), folder, part.options)
         found.append(result.read(folder.folder))

@@ -75,11 +75,7 @@ class Steps:
             title="How far each frame of the estimate still is from the final one",
         )
         shown = [i for i in self.chosen if i < len(saved)]
-        return [
-            *sheets,
-            "convergence.png",
-            *(f"{_folder('guided')}/step_{i:02d}.mp4" for i in shown),
-        ]
+        return [*sheets, "convergence.png", *(self._file("guided", i, "mp4") for i in shown)]
 
     def _estimates(self, step: Step) -> dict[str, Tensor]:
         """The guided estimate and, where there is guidance, those of the two branches  (b c f h w)."""
@@ -90,7 +86,7 @@ class Steps:
     def _sheet(self, branch: str, saved: Saved, run: Run) -> str:
         shown = [i for i in self.chosen if i < len(saved) and branch in saved[i]]
         for i in shown:
-            if not run.has(_strip(branch, i)):
+            if not run.has(self._file(branch, i, "png")):
                 self._show(branch, i, saved[i][branch], run)
         sigmas, stride = self.wan.schedule().sigmas, self.wan.stride[0]
         frames = self._frames(stride * (saved[0]["guided"].shape[2] - 1) + 1)
@@ -99,7 +95,9 @@ class Steps:
             run.path(name),
             [
                 np.split(
-                    figures.pixels(load_image(run.path(_strip(branch, i)))), len(frames), axis=1
+                    figures.pixels(load_image(run.path(self._file(branch, i, "png")))),
+                    len(frames),
+                    axis=1,
                 )
                 for i in shown
             ],
@@ -112,13 +110,17 @@ class Steps:
     def _show(self, branch: str, index: int, x0: Tensor, run: Run) -> None:
         """Decode one estimate: a video to watch, and a strip of its frames for the sheet."""
         video = self.wan.decode(x0[:1])[0]  # f h w 3
-        save_video(
-            run.path(f"{_folder(branch)}/step_{index:02d}.mp4"), video, fps=self.wan.preset.fps
-        )
-        save_image(
-            run.path(_strip(branch, index)),
-            np.concatenate(list(video[self._frames(len(video))]), axis=1),
-        )
+        save_video(run.path(self._file(branch, index, "mp4")), video, fps=self.wan.preset.fps)
+        strip = self._file(branch, index, "png")
+        shown = np.concatenate(list(video[self._frames(len(video))]), axis=1)
+        save_image(run.path(strip), shown)
+        run.record(strip)
+
+    def _file(self, branch: str, index: int, ending: str) -> str:
+        """The name of a decoded estimate; how it was decoded is part of it, where not as by default."""
+        tile = f"_tile{self.wan.tile}" if self.wan.tile else ""
+        narrow = "_bfloat16" if self.wan.decode_dtype == torch.bfloat16 else ""
+        return f"{_folder(branch)}/step_{index:02d}{tile}{narrow}.{ending}"
 
     def _frames(self, count: int) -> list[int]:
         return figures.evenly(count, self.columns)
@@ -142,10 +144,6 @@ def convergence(estimates: Tensor) -> Tensor:
 
 def _folder(branch: str) -> str:
     return "x0" if branch == "guided" else f"x0_{branch}"
-
-
-def _strip(branch: str, index: int) -> str:
-    return f"{_folder(branch)}/step_{index:02d}.png"
 
 
 # -- the question, on puzzles -----------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def compare(chosen: Mapping[str, Setting], run: Run, options: NoiseOptions) -> R
     axis: Axis = {"frames": "share", "distilled": "sigma", "boundary": "step"}[what]  # type: ignore[assignment]
     subjects, found = cases.chosen(options), {}
     for name, setting in chosen.items():
-        inside = Run(run.path(re.sub(r"[^\w.]+", "_", name)), run.settings)
+        inside = run.inside(re.sub(r"[^\w.]+", "_", name))
         found[name] = measure_all(setting.wan, subjects, inside, setting.options)
         noise_study.report(setting.wan, inside, setting.options, found[name])
     curves = _curves(found, axis, options.mode)

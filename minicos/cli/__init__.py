@@ -4,7 +4,12 @@ import argparse
 import os
 import shlex
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+from minicos import signals
 from minicos.cli import (
     attention,
     behaviours,
@@ -26,11 +31,10 @@ from minicos.cli import (
     run,
     steps,
     swap,
-    vbvr,
     verify,
 )
 from minicos.cli.options import Parser
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, MinicosWarning
 
 VERBS = (
     demo,
@@ -49,7 +53,6 @@ VERBS = (
     ensemble,
     run,
     reproduce,
-    vbvr,
     puzzles,
     points,
     inspect,
@@ -66,7 +69,6 @@ Watch a video diffusion model reason, step by step.
   minicos swap                                                     at which layer a prompt becomes an answer
   minicos run --image maze.png --prompt "solve the maze" --noise step:10 --x0 --energy    several of these in one pass
   minicos reproduce                                                every experiment, one report
-  minicos vbvr --puzzles 500 --condition plain ensemble            a benchmark, condition by condition, with its tables
   minicos generate --image maze.png --prompt "solve the maze"      just the video
   minicos puzzles --list                                           what the embedded model is trained and judged on
   minicos points                                                   every hook point of a model
@@ -89,31 +91,35 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 (or what the verb says), 2 for a mistake that one sentence explains, 130 after Ctrl-C."""
+    """Run the command and return its exit code.
+
+    0 (or what the verb says); 2 for a mistake that one sentence explains; 130 after Ctrl-C, 143 after SIGTERM.
+    """
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    args = parser().parse_args(
-        argv, argparse.Namespace(command=shlex.join(["minicos", *argv]))
-    )  # runs remember it
-    code = 0
+    args = argparse.Namespace()
     try:
-        code = args.run(args) or 0
-        sys.stdout.flush()
+        with signals.handled(), _warnings_in_one_line():
+            for text in argv:
+                _check_text(text)
+            args = parser().parse_args(
+                argv, argparse.Namespace(command=shlex.join(["minicos", *argv]))
+            )  # runs remember it
+            code = args.run(args) or 0
+            sys.stdout.flush()
+            return code
     except MinicosError as error:
         return _stop(2, str(error))
     except KeyboardInterrupt:
-        kept = (
-            " Finished steps are kept; the same command continues." if hasattr(args, "out") else ""
-        )
-        return _stop(130, f"stopped.{kept}")
-    except (
-        BrokenPipeError
-    ):  # `minicos points | head`: nobody reads on, and the flush at exit should not mind
+        return _stop(130, f"stopped.{_kept(args)}")
+    except signals.Terminated:
+        return _stop(143, f"stopped by SIGTERM.{_kept(args)}")
+    except BrokenPipeError:
+        # `minicos points | head`: nobody reads on, and the flush at exit should not mind
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        return _stop(
-            2,
-            f"{error.filename or 'the system'}: {error.strerror or error}. Check path and permissions.",
-        )
+        what = error.filename or "the system"
+        return _stop(2, f"{what}: {error.strerror or error}. Check path and permissions.")
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
@@ -121,7 +127,42 @@ def main(argv: list[str] | None = None) -> int:
             2,
             "out of memory. Take fewer --frames, a smaller --image, or --residency swap or stream.",
         )
-    return code
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """What minicos warns of is printed as its errors are, each warning once."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def in_one_line(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, MinicosWarning):
+                show(message, category, *where)
+            elif str(message) not in said:
+                said.add(str(message))
+                print(f"minicos: {message}", file=sys.stderr)
+
+        warnings.simplefilter("always", MinicosWarning)
+        warnings.showwarning = in_one_line
+        yield
+
+
+def _check_text(text: str) -> None:
+    """Raise MinicosError for an argument that is not text: it could be neither tokenized nor written down."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise MinicosError(
+            f"the argument {os.fsencode(text)!r} is not UTF-8. Rename the file, or set the terminal to UTF-8."
+        ) from None
+
+
+def _kept(args: argparse.Namespace) -> str:
+    """What an interrupted command leaves."""
+    if not hasattr(args, "out"):
+        return ""
+    return f" What is finished is kept in {args.out}; the same command continues."
 
 
 def _stop(code: int, sentence: str) -> int:

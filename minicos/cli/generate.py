@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     wan = opening.load(args, image=images["image"])
     condition = opening.condition(args, wan, images)
     noise = wan.noise(condition, args.seed)
-    folder = run_folder.open_run(args, wan, [], **run_folder.subject(args, images))
+    folder = run_folder.open_run(args, wan, [], latents=True, **run_folder.subject(args, images))
     latent = record(wan, condition, folder, [], noise)
     save_video(folder.path("video.mp4"), wan.frames(latent[0]), fps=wan.preset.fps)
     print(folder.path("video.mp4"))

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,15 +41,22 @@ def layout(args: argparse.Namespace) -> "Layout":
 
 def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
     """The way of sampling that the options name. Whatever can be refused without reading a weight is refused here."""
+    from minicos.condition import check_frames
     from minicos.config import get_preset
+    from minicos.tiles import check_side
+    from minicos.wan import UNUSED_NEGATIVE
 
     above = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
     if not above.is_dir():
         raise MinicosError(f"{above} is a file, not a folder. Choose another --out.")
     if not os.access(above, os.W_OK):
         raise MinicosError(f"cannot write into {above}. Choose another --out.")
-    variant = files.variant
+    variant, stride = files.variant, files.vae.config.stride
     chosen = get_preset(variant, args.preset).changed(**_changes(args))
+    check_frames(chosen.frames, stride[0])
+    check_side(args.tile, stride[1])
+    if getattr(args, "negative_prompt", None) is not None and not chosen.guided:
+        warn(UNUSED_NEGATIVE)
     if args.boundary is not None and len(files.experts) == 1:
         raise MinicosError(f"--boundary is between two experts, and {variant} has one here.")
     if getattr(args, "prompt", None) is not None:  # without one, puzzles bring their own pictures
@@ -142,20 +149,14 @@ def _changes(args: argparse.Namespace) -> dict[str, object]:
         "noise_device",
     )
     given = {name: getattr(args, name, None) for name in names}
+    if getattr(args, "area", None) is not None:
+        height, width = args.area
+        given |= {"area": height * width, "size": (height, width)}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def condition(
     args: argparse.Namespace, wan: "Wan", images: "dict[str, Tensor | None]", samples: int = 1
 ) -> "Condition":
-    """The condition of the options, for one sample or several; warns about words that the model's tokenizer does not know."""
-    tell_unknown(wan, args.prompt)
+    """The condition of the options, for one sample or several."""
     return wan.condition([args.prompt] * samples, **images)
-
-
-def tell_unknown(wan: "Wan", *prompts: str) -> None:
-    """Name the words that the model's tokenizer does not know: it reads <unk> in their place."""
-    if words := dict.fromkeys(
-        word for prompt in prompts for word in wan.tokenizer.unknown_words(prompt)
-    ):
-        print(f"minicos: the model does not know the words {', '.join(words)}", file=sys.stderr)

@@ -156,7 +156,16 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
 
 def add_condition_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """What to make a video of."""
-    parser.add_argument("--prompt", required=required, help="what should happen")
+    prompt = parser.add_mutually_exclusive_group(required=required)
+    prompt.add_argument("--prompt", help="what should happen")
+    if required:  # elsewhere, no --prompt means puzzles
+        prompt.add_argument(
+            "--no-prompt",
+            dest="prompt",
+            action="store_const",
+            const=None,
+            help="nothing in particular: an unconditional control",
+        )
     parser.add_argument(
         "--image", type=Path, help="first frame (png, jpg), for image-to-video models"
     )
@@ -168,4 +177,10 @@ def add_condition_options(parser: argparse.ArgumentParser, required: bool = True
     )
     parser.add_argument(
         "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
+    )
+    parser.add_argument(
+        "--area",
+        type=values.size,
+        metavar="WxH",
+        help="size of a frame, e.g. 1280x720; with an image, so many pixels in its aspect ratio (default: the preset's)",
     )

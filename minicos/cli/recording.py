@@ -75,7 +75,7 @@ def record(name: str, args: argparse.Namespace) -> None:
         more = {"heads": asked.heads, "branch": asked.branch, "queries": asked.queries}
         kept |= {"layers": layers, "at": chosen, **more}
     subject = run_folder.subject(args, images)
-    folder = run_folder.open_run(args, wan, recorders, **subject, **kept)
+    folder = run_folder.open_run(args, wan, recorders, latents=True, **subject, **kept)
     recording.record(wan, condition, folder, recorders, wan.noise(condition, args.seed))
     draw(recorders, folder, total)
 

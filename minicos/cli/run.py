@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in SETTINGS}
     subject = run_folder.subject(args, images)
     folder = run_folder.open_run(
-        args, wan, recorders, **subject, **settings, seeds=seeds, at=chosen
+        args, wan, recorders, latents=True, **subject, **settings, seeds=seeds, at=chosen
     )
     latent = record(
         wan, condition, folder, recorders, wan.noise(condition, args.seed), interventions

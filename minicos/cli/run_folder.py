@@ -32,9 +32,18 @@ def _decoding(wan: "Wan") -> dict[str, object]:
 
 
 def open_run(
-    args: argparse.Namespace, wan: "Wan", analyses: Sequence["Recorder"], **settings: object
+    args: argparse.Namespace,
+    wan: "Wan",
+    analyses: Sequence["Recorder"],
+    *,
+    latents: bool = False,
+    **settings: object,
 ) -> "Run":
-    """The run folder of the options: entered again if it holds the same run, refused if it holds another."""
+    """The run folder of the options: entered again if it holds the same run, refused if it holds another.
+
+    latents   whether all that is kept and read again is latents: then how they are decoded does not identify the run
+    settings  what else identifies it
+    """
     from minicos.attention import describe
     from minicos.config import PRESETS
     from minicos.runs import Run
@@ -45,7 +54,7 @@ def open_run(
         **asdict(wan.preset),
         "dtype": str(wan.dtype),
         "seed": args.seed,
-        **_decoding(wan),
+        **({} if latents else _decoding(wan)),
     }
     facts = {
         "command": args.command,
@@ -55,6 +64,7 @@ def open_run(
         "residency": wan.residency.plan.residency,
         "attention": describe(wan.ops),
         "kernels": args.kernels,
+        **_decoding(wan),
         "compiled": args.compile,
         "loras": [asdict(one) for one in wan.loras],
     }

@@ -146,7 +146,6 @@ def open_model(
     if made is None:
         made = cases.chosen(asked) if isinstance(asked, Puzzles) else []
     wan = opening.load(args, files, made[0].image if own else None)
-    opening.tell_unknown(wan, *(case.prompt for case in made if own))
     return wan.with_preset(solver="euler") if euler and not args.solver else wan
 
 

@@ -15,7 +15,6 @@ MOST_STEPS = 10_000
 MOST_FRAMES = 10_001
 MOST_PUZZLES = 100_000  # also of seeds, rows and other things that are counted
 MOST_PIXELS = 16_384  # of one side of a frame
-MOST_AREA = 1 << 26  # pixels of a frame
 MOST_SEED = 2**63 - 1  # what torch's generators take, less room for one seed per sample
 LARGEST = 1e6  # of guidance, shift and other factors that multiply a latent
 
@@ -38,7 +37,6 @@ positive = whole(1, MOST_PUZZLES)
 steps = whole(1, MOST_STEPS)
 frames = whole(1, MOST_FRAMES)
 side = whole(1, MOST_PIXELS)
-area = whole(1, MOST_AREA)
 layer = whole(0, MOST_STEPS)
 seed = whole(0, MOST_SEED - MOST_PUZZLES)
 
@@ -58,6 +56,17 @@ def indices_or_none(text: str) -> tuple[int, ...]:
 def listed(read: Callable[[str], T], text: str) -> tuple[T, ...]:
     """Values of a kind, separated by commas."""
     return tuple(read(part.strip()) for part in text.split(","))
+
+
+def size(text: str) -> tuple[int, int]:
+    """Height and width of "1280x720", written as people write it: width first."""
+    match = re.fullmatch(r"\s*([0-9]{1,5})x([0-9]{1,5})\s*", text)
+    width, height = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 0 < width <= MOST_PIXELS or not 0 < height <= MOST_PIXELS:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not width x height in pixels, such as 1280x720"
+        )
+    return height, width
 
 
 def number(text: str) -> float:

@@ -17,6 +17,8 @@ from minicos.errors import MinicosError
 KNOWN: Mapping[str, str] = {
     "Video-Reason/VBVR-Wan2.2": "VBVR-Wan2.2",
     "nvidia/ChronoEdit-14B-Diffusers": "ChronoEdit-14B",
+    "Wan-AI/Wan2.1-I2V-14B-720P": "Wan2.1-I2V-14B-720P",
+    "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": "Wan2.1-I2V-14B-720P",
 }
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 WEIGHTS = (".safetensors", ".pth")

@@ -133,7 +133,7 @@ def find(
         text=Part(_files(text), text_config(text, cfg.text_len)),
         tokenizer=_tokenizer(seen.places.get("tokenizer"), path),
         clip=_clip(seen) if cfg.images else None,
-        notes=(*notes, *_mismatches(seen, lora or {})),
+        notes=(*notes, *_sampled_large(name, variant), *_mismatches(seen, lora or {})),
     )
     _fit(layout)
     return layout
@@ -236,8 +236,16 @@ def evidence(
     classes = [_json(at[name]).get("_class_name") for name in there] + [index.get("_class_name")]
     chrono = any(str(name).startswith("ChronoEdit") for name in classes)  # of diffusers
     whole = kind == "diffusers" or (kind == "official" and "vae" in at)
-    return variants.Evidence(
-        str(model), shapes, there, named, whole, "ChronoEdit-14B" if chrono else None
+    family = "ChronoEdit-14B" if chrono else _large_frames(model, at, shapes)
+    return variants.Evidence(str(model), shapes, there, named, whole, family)
+
+
+def _large_frames(model: Path, at: Mapping[str, Path], shapes: variants.Architecture) -> str | None:
+    """Wan2.1-I2V-14B-720P where the name of its folder or file says 720p: nothing in the file does."""
+    names = [path.name for path in (model, *(at[name] for name in ("high", "low") if name in at))]
+    fits = "Wan2.1-I2V-14B" in variants.fitting(shapes)
+    return (
+        "Wan2.1-I2V-14B-720P" if fits and any(re.search("720p", n, re.I) for n in names) else None
     )
 
 
@@ -337,6 +345,15 @@ def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part[DiT
             f"{seen.model}: both experts are the same network. Name the other: --part low=FILE."
         )
     return experts
+
+
+def _sampled_large(name: str, asked: str | None) -> tuple[str, ...]:
+    """A note on settings that were taken because of a name."""
+    if asked is not None or name != "Wan2.1-I2V-14B-720P":
+        return ()
+    return (
+        "taken for the 720p model by its name: shift 5, frames of 1280x720 pixels (--variant Wan2.1-I2V-14B has those of 480p)",
+    )
 
 
 def _mismatches(seen: _Survey, lora: LoraFiles) -> tuple[str, ...]:

@@ -243,7 +243,7 @@ def measure_all(
         noise = cases.noise(wan, condition, batch)
         imposed = (condition.per_frame(1.0).flatten().expand(noise.shape[2]) == 0).tolist()
         planned = edits(options, len(schedule), imposed)
-        clean = Run(run.path(f"{index:03d}/clean"), run.settings)
+        clean = run.inside(f"{index:03d}/clean")
         names = ["clean", *planned]
         for name in progress(names, len(names), f"batch {index + 1} of {len(work)}"):
             file = f"{index:03d}/{name.replace(' ', '_')}.safetensors"

@@ -1,0 +1,240 @@
+"""Nothing is silently something else, and Python may be used as people use it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minicos import Hooks, MinicosError, load
+from minicos.cli import main
+from minicos.errors import MinicosWarning
+
+PICTURE = np.full((32, 32, 3), 255, np.uint8)
+PROMPT = "solve the maze"
+
+
+@pytest.fixture(scope="module")
+def wan():
+    return load("tiny", device="cpu").with_preset(steps=2, frames=5)
+
+
+@pytest.fixture(scope="module")
+def condition(wan):
+    return wan.condition(PROMPT, PICTURE)
+
+
+def final(wan, condition, **given) -> torch.Tensor:
+    (*_, step) = wan.sample(condition, **given)
+    return step.next
+
+
+@pytest.fixture(scope="module")
+def plain(wan, condition):
+    return final(wan, condition, seed=1)
+
+
+# -- what others have set for the whole process -------------------------------------------------------------------------
+
+
+def default_device():
+    return torch.device("meta")  # anything made there by mistake has no numbers
+
+
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    return torch.no_grad()
+
+
+def precision():
+    torch.set_float32_matmul_precision("medium")
+    return torch.no_grad()
+
+
+def autocast():
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "setting", [default_device, default_dtype, precision, autocast, torch.inference_mode]
+)
+def test_what_others_set_changes_no_bit(plain, setting):
+    try:
+        with setting():
+            wan = load("tiny", device="cpu").with_preset(steps=2, frames=5)
+            condition = wan.condition(PROMPT, PICTURE)
+            made = final(wan, condition, seed=1)
+            video = wan.decode(made)
+            noise = wan.noise(condition, 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(made, plain)
+    assert video.shape == (1, 5, 32, 32, 3)
+    assert noise.dtype == torch.float32
+    assert torch.equal(final(wan, condition, noise=noise), plain)  # what was made there serves here
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("how", ["in place", ".data", "numpy", "assigned"])
+def test_every_edit_is_seen(wan, condition, mode, how):
+    """UniPC's history would undo it."""
+    guided = wan.with_preset(solver="unipc", steps=3)
+    with mode():
+        for step in guided.sample(condition, seed=1):
+            if step.index != 1:
+                continue
+            assert step.state.history
+            if how == "in place":
+                step.next += 1
+            elif how == ".data":
+                step.next.data.add_(1)
+            elif how == "numpy":
+                step.next.numpy()[:] += 1
+            else:
+                step.next = step.next + 1
+            edited = step
+    assert not edited.state.history
+
+
+def test_what_a_loop_body_leaves_must_be_a_latent(wan, condition):
+    for wrong, says in (
+        (None, "its `next` is a tensor, and NoneType"),
+        (torch.zeros(1), r"torch.float32 \(1,\) cpu was assigned"),
+        (torch.zeros(condition.shape).double(), "torch.float64"),
+        (torch.full(condition.shape, torch.nan), "step 1, expert low: .* no longer finite; it ent"),
+    ):
+        with pytest.raises(MinicosError, match=says):
+            for step in wan.sample(condition):
+                step.next = wrong
+
+
+def test_gradients_through_a_run_are_refused(wan, condition):
+    noise = wan.noise(condition, 1).requires_grad_()
+    with pytest.raises(MinicosError, match="gradients do not flow"):
+        wan.sample(condition, noise=noise)
+    with torch.no_grad():
+        assert not final(wan, condition, noise=noise).requires_grad
+    scale = torch.ones(1, requires_grad=True)
+    with pytest.raises(MinicosError, match="gradients do not flow"):
+        for step in wan.sample(condition):
+            step.next = step.next * scale
+    with pytest.raises(MinicosError, match="gradients do not flow"):
+        wan.condition(PROMPT, torch.ones(3, 32, 32, requires_grad=True))
+
+
+# -- forms in which people have things ----------------------------------------------------------------------------------
+
+
+def test_a_picture_in_any_form_makes_the_same_condition(wan, condition, tmp_path):
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    for form in (Image.fromarray(PICTURE), tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert torch.equal(wan.condition(PROMPT, form).y, condition.y)
+
+
+@pytest.mark.parametrize(
+    "step", [np.int64(1), np.array(1), torch.tensor(1), (i for i in [1]), {1}, np.array([1])]
+)
+def test_steps_of_a_hook_in_any_form(wan, condition, step):
+    seen = []
+    hooks = Hooks().on("blocks.0", lambda x, site: seen.append(site.step), step=step)
+    final(wan, condition, hooks=hooks)
+    assert seen == [1]
+
+
+def test_numbers_of_numpy(wan, condition, plain):
+    assert torch.equal(final(wan, condition, seed=np.int64(1)), plain)
+    assert torch.equal(final(wan, condition, seed=np.array([1])), plain)
+    assert wan.with_preset(guidance=3).preset.guidance == {"high": 3.0, "low": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda wan, c: wan.condition(3, PICTURE), "a prompt is text"),
+        (lambda wan, c: wan.condition([PROMPT, 3], PICTURE), "a prompt is text"),
+        (lambda wan, c: wan.condition(PROMPT, 3), "an image is a path"),
+        (lambda wan, c: wan.condition(PROMPT, PICTURE / 255), "an image as an array is uint8"),
+        (lambda wan, c: wan.condition(PROMPT, PICTURE, frames=5.5), "frames"),
+        (lambda wan, c: wan.sample("maze"), "needs a condition"),
+        (lambda wan, c: wan.sample(c, noise=3), "noise is a tensor"),
+        (lambda wan, c: wan.sample(c, seed=1.5), "a seed is a whole number"),
+        (lambda wan, c: wan.sample(c, seed="1"), "a seed is a whole number"),
+        (lambda wan, c: wan.sample(c, hooks=3), "hooks"),
+        (lambda wan, c: list(wan.with_preset(steps=2.5).sample(c)), "steps"),
+        (lambda wan, c: wan.with_preset(shift=float("nan")), "shift is nan"),
+        (lambda wan, c: wan.with_preset(guidance=float("inf")), "guidance high is inf"),
+        (lambda wan, c: Hooks().on("blocks.0", print, step=1.5), "step is a whole number"),
+    ],
+)  # fmt: skip
+def test_wrong_types_are_said_in_our_words(wan, condition, call, says):
+    with pytest.raises(MinicosError, match=says):
+        call(wan, condition)
+
+
+# -- what is lost, unused or overflows ----------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_is_too_long_says_what_it_loses(wan):
+    long = "solve the maze " * 6
+    kept = wan.tokenizer.text_len - 1
+    with pytest.warns(MinicosWarning, match=rf"longer than the {kept + 1} tokens .* is cut off"):
+        wan.condition(long, PICTURE)
+    tail = wan.tokenizer.cut_off(long)
+    words = long.split()
+    assert tail == " ".join(words[kept:])  # of this tokenizer a word is a token
+    assert wan.tokenizer.cut_off(" ".join(words[:kept])) == ""
+
+
+def test_an_unused_negative_prompt_is_said(wan):
+    with pytest.warns(MinicosWarning, match="negative prompt is not used: guidance is 1"):
+        wan.condition(PROMPT, PICTURE, negative="mark the circle")
+
+
+def test_no_prompt_is_allowed_where_it_is_asked_for(wan, condition):
+    assert wan.condition(None, PICTURE).text.shape == condition.text.shape
+    assert not torch.equal(wan.condition(None, PICTURE).text, condition.text)
+    with pytest.raises(MinicosError, match="the prompt is empty"):
+        wan.condition(" ", PICTURE)
+
+
+def test_a_run_that_overflows_stops_and_says_where(wan, condition):
+    def harm(x, site):
+        return torch.full_like(x, torch.inf)
+
+    hooks = Hooks().on("blocks.0.ffn", harm, step=1)
+    with pytest.raises(
+        MinicosError, match=r"step 1, expert low.*no longer finite.*branch cond.*LoRA"
+    ):
+        final(wan, condition, hooks=hooks)
+
+
+def test_the_command_says_them_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(PICTURE).save("a.png")
+    argv = ["generate", "--image", "a.png", "--frames", "1", "--steps", "1", "--out", "run"]
+    assert main([*argv, "--prompt", "solve the maze " * 6, "--negative", "mark"]) == 0
+    _, err = capsys.readouterr()
+    assert re.search(r"^minicos: the prompt is longer than .*maze' is cut off$", err, re.M)
+    assert re.search(r"^minicos: the negative prompt is not used", err, re.M)
+    assert main([*argv[:-1], "none", "--no-prompt"]) == 0
+
+
+def test_the_720p_model_is_sampled_at_720p():
+    """By a name in its files, which are those of the 480p model in everything else."""
+    from minicos.config import PRESETS, VARIANTS, get_preset
+    from minicos.weights import layouts, variants
+
+    cfg = VARIANTS["Wan2.1-I2V-14B"]
+    shapes = {name: getattr(cfg, name) for name in ("in_dim", "dim", "num_layers", "image_tokens")}
+    for name in ("Wan2.1-I2V-14B-720P", "wan2.1_i2v_720p_14B_fp16.safetensors"):
+        assert layouts._large_frames(Path(name), {}, shapes) == "Wan2.1-I2V-14B-720P"
+    assert layouts._large_frames(Path("Wan2.1-I2V-14B-480P"), {}, shapes) is None
+    other = {**shapes, "image_tokens": 514}  # FLF2V-14B-720P has settings of its own
+    assert layouts._large_frames(Path("Wan2.1-FLF2V-14B-720P"), {}, other) is None
+    large = get_preset("Wan2.1-I2V-14B-720P")
+    assert (large.shift, large.area) == (5.0, 1280 * 720)
+    assert variants.finetunes("Wan2.1-I2V-14B") == ["ChronoEdit-14B", "Wan2.1-I2V-14B-720P"]
+    assert PRESETS["Wan2.1-I2V-14B"]["official"].shift == 3.0

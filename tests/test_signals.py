@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM, from the first line of ours on: one line, 130 or 143, and files are whole."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from minicos import runs, signals
+from minicos.cli import main
+from tests.test_cli import posix, start
+
+pytestmark = posix
+
+
+def test_a_signal_while_modules_are_imported_is_one_line():
+    """At several moments of a start that takes a second or so: none shows a traceback."""
+    for number, delay in ((signal.SIGINT, 0.3), (signal.SIGTERM, 0.6), (signal.SIGINT, 1.0)):
+        process = start(
+            "-c",
+            "import sys; from minicos import signals; signals.start(); print('on', flush=True)\n"
+            "from minicos.__main__ import main; sys.argv[1:] = ['generate', '--prompt', 'x']; sys.exit(main())",
+        )
+        assert process.stdout.readline() == "on\n"
+        time.sleep(delay)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        if process.returncode != 2:  # it got to its end before, to say that an image is needed
+            assert process.returncode == 128 + number
+            assert err.startswith("minicos: stopped")
+        assert err.count("\n") == 1
+
+
+def test_sigterm_waits_for_the_file_and_ctrl_c_does_not(tmp_path):
+    def write(number):
+        def now(temporary):
+            temporary.write_text("half")
+            signal.raise_signal(number)
+            temporary.write_text("whole")
+
+        return now
+
+    with pytest.raises(signals.Terminated), signals.handled():
+        runs.replace_file(tmp_path / "a", write(signal.SIGTERM))
+    assert (tmp_path / "a").read_text() == "whole"
+    with pytest.raises(KeyboardInterrupt), signals.handled():
+        runs.replace_file(tmp_path / "b", write(signal.SIGINT))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert main(["points"]) == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("argument", [b"--prompt=\xff", b"\xe9t\xe9.png"])
+def test_arguments_that_are_not_text_are_refused(argument):
+    done = subprocess.run(
+        [sys.executable, "-m", "minicos", "generate", argument], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("minicos: the argument b'")
+    assert done.stderr.count("\n") == 1
