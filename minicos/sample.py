@@ -309,7 +309,13 @@ def _steps(
 
 @undisturbed()
 def _step(
-    model: Model, x: Tensor, condition: Condition, schedule: Schedule, hooks: Hooks, i: int, state: State
+    model: Model,
+    x: Tensor,
+    condition: Condition,
+    schedule: Schedule,
+    hooks: Hooks,
+    i: int,
+    state: State,
 ) -> Step:
     """Step i from the latent x. Raises MinicosError where it leads to numbers that are not finite."""
     sigma, timestep = schedule.sigmas[i], schedule.timesteps[i]
