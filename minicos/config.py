@@ -281,76 +281,56 @@ RESIZE = {
     "crop": "official TI2V-5B: PIL's Lanczos to cover, then a centre crop",
 }
 
-_OFFICIAL = Preset(
-    solver="unipc", steps=40, shift=5.0, guidance={"high": 3.5, "low": 3.5}, boundary=0.900
-)
-_OFFICIAL21 = replace(
-    _OFFICIAL, steps=50, guidance={"high": 5.0, "low": 5.0}, boundary=None
-)  # Wan2.1: one network
-_COS = Preset(solver="euler", steps=50, shift=5.0, guidance={"high": 5.0, "low": 5.0}, boundary=0.875,
-              residual_dtype="bfloat16", negative_prompt="", resize="pil")  # fmt: skip
-_COS_IMAGE = replace(
-    _COS, image="channels", area=None
-)  # the benchmark's videos keep the size of their first frame
-_4STEP = replace(
-    _COS,
-    steps=4,
-    guidance={"high": 1.0, "low": 1.0},
-    boundary=0.900,
-    residual_dtype="float32",
-    resize="bicubic",
-)  # lightx2v
-_SHAKE, _CUT = (
-    "镜头晃动，",
-    "镜头切换，镜头晃动，",
-)  # Wan2.1: no shaking camera, no cut (wan/configs/wan_i2v_14B.py, __init__.py)
-_CHRONO = replace(
-    _OFFICIAL21,
-    image="channels",
+# Wan2.1 asks for no shaking camera, and between two frames also for no cut (wan/configs/wan_i2v_14B.py, __init__.py).
+_SHAKE, _CUT = "镜头晃动，", "镜头切换，镜头晃动，"
+
+_OFFICIAL = Preset("unipc", 40, 5.0, {"high": 3.5, "low": 3.5}, boundary=0.900)
+_OFFICIAL21 = _OFFICIAL.changed(steps=50, guidance={"high": 5.0, "low": 5.0}, boundary=None)
+_COS = Preset(
+    "euler",
+    50,
+    5.0,
+    {"high": 5.0, "low": 5.0},
+    boundary=0.875,
+    residual_dtype="bfloat16",
     resize="pil",
-    area=720 * 1280,
-    frames=5,
-    negative_prompt="",
-    time_skip=7,
+)
+_COS_IMAGE = _COS.changed(image="channels", area=None)  # videos keep the size of their first frame
+_4STEP = _OFFICIAL.changed(  # lightx2v
+    solver="euler", steps=4, guidance={"high": 1.0, "low": 1.0}, negative_prompt=""
+)
+_5B = {"image": "imposed", "size": (704, 1280), "frames": 121, "fps": 24}
+_CHRONO = _OFFICIAL21.changed(
+    image="channels", resize="pil", area=720 * 1280, frames=5, negative_prompt="", time_skip=7
 )
 _TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "image": "channels"}
 
-PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the first is the default
-    "Wan2.2-I2V-A14B": {"official": replace(_OFFICIAL, image="channels"), "cos": _COS_IMAGE},
+# Variant -> name -> preset; the first is the default. "official" is what Wan's own code does when nothing is said. "cos" is
+# the paper's tools as they are called: DiffSynth's pipeline with the official negative prompt. Where we depart from them:
+#   latents, guidance and timesteps are float32, where the tools compute them in bfloat16: 7.2e-2 of the final latents apart
+#   in a small model;
+#   the picture is encoded whole, where the tools encode it in tiles of 30x52 latents (stride 15x26): 1.1e-2 of y.
+PRESETS: dict[str, dict[str, Preset]] = {
+    "Wan2.2-I2V-A14B": {"official": _OFFICIAL.changed(image="channels"), "cos": _COS_IMAGE},
     "Wan2.2-T2V-A14B": {
-        "official": replace(
-            _OFFICIAL, shift=12.0, guidance={"high": 4.0, "low": 3.0}, boundary=0.875
+        "official": _OFFICIAL.changed(
+            shift=12.0, guidance={"high": 4.0, "low": 3.0}, boundary=0.875
         ),
         "cos": _COS,
     },
     "Wan2.2-TI2V-5B": {
-        "official": replace(
-            _OFFICIAL21,
-            image="imposed",
-            resize="crop",
-            area=704 * 1280,
-            size=(704, 1280),
-            frames=121,
-            fps=24,
-        ),
-        "cos": replace(
-            _COS, image="imposed", boundary=None, area=None, size=(704, 1280), frames=121, fps=24
-        ),
+        "official": _OFFICIAL21.changed(resize="crop", area=704 * 1280, **_5B),
+        "cos": _COS.changed(boundary=None, area=None, **_5B),
     },
-    "Wan2.1-T2V-14B": {"official": _OFFICIAL21, "cos": replace(_COS, boundary=None)},
+    "Wan2.1-T2V-14B": {"official": _OFFICIAL21, "cos": _COS.changed(boundary=None)},
     "Wan2.1-I2V-14B": {
-        "official": replace(
-            _OFFICIAL21,
-            steps=40,
-            image="channels",
-            shift=3.0,
-            negative_prompt=_SHAKE + NEGATIVE_PROMPT,
+        "official": _OFFICIAL21.changed(
+            steps=40, image="channels", shift=3.0, negative_prompt=_SHAKE + NEGATIVE_PROMPT
         ),
-        "cos": replace(_COS_IMAGE, boundary=None),
+        "cos": _COS_IMAGE.changed(boundary=None),
     },
     "Wan2.1-FLF2V-14B": {
-        "official": replace(
-            _OFFICIAL21,
+        "official": _OFFICIAL21.changed(
             image="first and last",
             shift=16.0,
             area=720 * 1280,
@@ -360,17 +340,17 @@ PRESETS: dict[str, dict[str, Preset]] = {  # variant -> name -> preset; the firs
     # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes the way there (and is published
     # to decode latents 0 and 7 by themselves). From nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; rope_temporal_skip_len 8
     # of its network: two frames stand at 0 and 7. CLIP sees the picture as in Wan; their diffusers pipeline crops it.
-    "ChronoEdit-14B": {"official": _CHRONO, "reasoning": replace(_CHRONO, frames=29, fps=8)},
+    "ChronoEdit-14B": {"official": _CHRONO, "reasoning": _CHRONO.changed(frames=29, fps=8)},
     "tiny": {
-        "tiny": replace(
-            _OFFICIAL, solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY
+        "tiny": _OFFICIAL.changed(
+            solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY
         ),
-        "official": replace(_OFFICIAL, **_TINY),
-        "cos": replace(_COS, **_TINY),
+        "official": _OFFICIAL.changed(**_TINY),
+        "cos": _COS.changed(**_TINY),
     },
-    # Video-Reason/VBVR-Wan2.2: its tools run 50 Euler steps with 0.875, and it was trained with the hand-over at 0.8997.
-    "VBVR-Wan2.2": {"cos": _COS_IMAGE, "trained": replace(_COS_IMAGE, boundary=0.8997)},
-    "Wan2.2-I2V-A14B-4step": {"official": replace(_4STEP, image="channels")},
+    # Video-Reason/VBVR-Wan2.2: its tools run 50 Euler steps with 0.875, and it was trained with the boundary at 0.8997.
+    "VBVR-Wan2.2": {"cos": _COS_IMAGE, "trained": _COS_IMAGE.changed(boundary=0.8997)},
+    "Wan2.2-I2V-A14B-4step": {"official": _4STEP.changed(image="channels")},
     "Wan2.2-T2V-A14B-4step": {"official": _4STEP},
 }
 PRESETS["Wan2.1-T2V-1.3B"] = PRESETS["Wan2.1-T2V-14B"]

@@ -31,6 +31,7 @@ from minicos.cli import (
     run,
     steps,
     swap,
+    vbvr,
     verify,
 )
 from minicos.cli.options import Parser
@@ -53,6 +54,7 @@ VERBS = (
     ensemble,
     run,
     reproduce,
+    vbvr,
     puzzles,
     points,
     inspect,
@@ -69,6 +71,7 @@ Watch a video diffusion model reason, step by step.
   minicos swap                                                     at which layer a prompt becomes an answer
   minicos run --image maze.png --prompt "solve the maze" --noise step:10 --x0 --energy    several of these in one pass
   minicos reproduce                                                every experiment, one report
+  minicos vbvr --puzzles 500 --condition plain ensemble            a benchmark, condition by condition, with its tables
   minicos generate --image maze.png --prompt "solve the maze"      just the video
   minicos puzzles --list                                           what the embedded model is trained and judged on
   minicos points                                                   every hook point of a model

@@ -1,0 +1,124 @@
+"""From a sample's size and length to what a model can make, and back. Nothing is squashed and nothing is letterboxed.
+
+A model makes sides that are multiples of its step (16 pixels for Wan) and 4n + 1 frames; samples have any size (594 x 397)
+and any length (58 frames). A picture is scaled by one factor until it covers the nearest size that the model can make, and the few
+rows or columns that overhang are cut off. The model's video is scaled back by the same factor and laid over the sample's
+first frame, which fills what was cut off. In time, 4n + 1 is reached by rounding up, as the benchmark's own inference
+does, and left again by taking the nearest frames, first and last kept.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from minicos.errors import MinicosError
+
+MOST_CUT = 0.2  # of a picture: .061 is the most of 4,000 random sizes of 100 to 1,100 pixels
+SMALLEST = 0.5  # of the wanted area: how small a size may be that fits the aspect ratio better
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The way from pictures of `given` to videos of `made` pixels, (height, width) each."""
+
+    given: tuple[int, int]
+    made: tuple[int, int]
+
+    @property
+    def scale(self) -> float:
+        """Made pixels per given pixel, the same along both sides."""
+        return max(m / g for m, g in zip(self.made, self.given, strict=True))
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The part of the given picture that the model sees: top, left, bottom, right in given pixels."""
+        spans = []
+        for given, made in zip(self.given, self.made, strict=True):
+            length = min(given, round(made / self.scale))
+            begin = (given - length) // 2
+            spans.append((begin, begin + length))
+        (top, bottom), (left, right) = spans
+        return top, left, bottom, right
+
+    @property
+    def cut(self) -> float:
+        """The share of the picture that the model does not see."""
+        top, left, bottom, right = self.box
+        return 1 - (bottom - top) * (right - left) / math.prod(self.given)
+
+    def forward(self, frames: np.ndarray) -> np.ndarray:
+        """Frames uint8 (f *given 3), or one (*given 3), in the size that the model makes."""
+        top, left, bottom, right = self.box
+        return resize(frames[..., top:bottom, left:right, :], self.made)
+
+    def back(self, frames: np.ndarray, picture: np.ndarray) -> np.ndarray:
+        """A model's frames uint8 (f *made 3) in the sample's size, laid over its first frame uint8 (*given 3)."""
+        top, left, bottom, right = self.box
+        out = np.repeat(picture[None], len(frames), axis=0)
+        out[:, top:bottom, left:right] = resize(frames, (bottom - top, right - left))
+        return out
+
+
+def fit(given: tuple[int, int], step: int = 16, area: int | None = None) -> Fit:
+    """The size that a model makes for a picture of `given` (height, width).
+
+    step  both sides are multiples of it
+    area  pixels at most; None: about the picture's own size
+    Of the sizes from half of that area on, the one is taken that loses least of the picture, with a tenth of a point off for every
+    1 % that it is smaller (or larger). Raises MinicosError for a picture too long and thin for it.
+    """
+    height, width = given
+    most = area or math.ceil(1.05 * height * width)
+    wanted = min(height * width, area or height * width)
+    best, least = None, math.inf
+    for columns in range(step, most // step + 1, step):
+        ideal = columns * height / width
+        for rows in {math.floor(ideal / step) * step, math.ceil(ideal / step) * step}:
+            if rows < step or not SMALLEST * wanted <= rows * columns <= most:
+                continue
+            one = Fit(given, (rows, columns))
+            overhang = 1 - rows * columns / (one.scale**2 * height * width)
+            loss = overhang + 0.1 * abs(math.log(rows * columns / wanted))
+            if loss < least:
+                best, least = one, loss
+    if best is None or best.cut > MOST_CUT:
+        raise MinicosError(
+            f"a picture of {width}x{height} pixels cannot be brought to multiples of {step} within {most} pixels"
+            " without losing much of it. Give it another shape, or allow more with --area."
+        )
+    return best
+
+
+def made_frames(given: int, stride: int = 4, most: int | None = None) -> int:
+    """The frames that a model makes for a clip of `given`: the next stride * n + 1, or `most` (which must be one) where that is more."""
+    frames = math.ceil((given - 1) / stride) * stride + 1
+    return frames if most is None else min(frames, most)
+
+
+def in_time(frames: np.ndarray, count: int) -> np.ndarray:
+    """A video (f h w 3) of `count` frames: the nearest ones, evenly, first and last kept."""
+    if len(frames) == count:
+        return frames
+    return frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
+
+
+def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Frames uint8 (f h w 3), or one (h w 3), as (... *size 3): Lanczos where they shrink, bicubic where they grow.
+
+    By a whole factor, pixels are repeated or averaged in blocks instead: one undoes the other exactly.
+    """
+    if frames.ndim == 3:
+        return resize(frames[None], size)[0]
+    height, width = frames.shape[1:3]
+    if (height, width) == tuple(size):
+        return frames
+    if size[0] < height:
+        whole = height % size[0] == 0 and width * size[0] == height * size[1]
+        way = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
+    else:
+        whole = size[0] % height == 0 and width * size[0] == height * size[1]
+        way = Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC
+    pictures = (Image.fromarray(frame).resize(size[::-1], way) for frame in frames)
+    return np.stack([np.asarray(picture) for picture in pictures])

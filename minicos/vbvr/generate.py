@@ -1,0 +1,138 @@
+"""Run a model over the work list: each unit makes the videos of one batch under one condition."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from minicos.config import Preset
+from minicos.vbvr import tree
+from minicos.vbvr.cases import Sample, load_picture
+from minicos.vbvr.conditions import Arm, Batch, final, image_batch
+from minicos.vbvr.fit import Fit, fit, made_frames
+from minicos.vbvr.work import Job, Unit
+from minicos.wan import Wan
+
+# The embedded model knows pictures of at most 6 x 6 cells of 16 pixels and clips of at most 33 frames: what is no larger keeps
+# its size and length, and anything else is brought to the preset's.
+EMBEDDED_SIDE, EMBEDDED_FRAMES = 96, 33
+
+
+@dataclass(frozen=True)
+class Making:
+    """How large and how long a model's videos are for a sample."""
+
+    variant: str
+    preset: Preset
+    step: int  # both sides are multiples of it
+    stride: int  # and the frames are stride * n + 1
+    area: int | None = None  # pixels at most, where the user says so
+    longest: int | None = None  # frames at most, likewise
+
+    def fit(self, sample: Sample) -> Fit:
+        """The way from a sample's picture to what the model makes."""
+        area = self.area or self.preset.area
+        if self.variant == "tiny" and self.area is None:
+            height, width = (side // sample.scale for side in sample.size)
+            if (
+                max(height, width) <= EMBEDDED_SIDE
+                and not height % self.step
+                and not width % self.step
+            ):
+                return Fit(sample.size, (height, width))
+            area = self.preset.size[0] * self.preset.size[1]
+        return fit(sample.size, self.step, area)
+
+    def frames(self, sample: Sample, arm: Arm) -> int:
+        """The frames that a model makes of a sample under a condition."""
+        if arm.frames is not None:
+            return arm.frames
+        given = sample.frames or self.preset.frames
+        if self.variant == "tiny" and given > EMBEDDED_FRAMES:
+            given = self.preset.frames
+        return made_frames(given, self.stride, self.longest)
+
+    def job(self, sample: Sample, arm: Arm) -> Job:
+        return Job(sample.name, (self.frames(sample, arm), *self.fit(sample).made))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes units: `make(unit)` writes the unit's videos, `finished(unit)` says whether they are there."""
+
+    out: Path
+    samples: Mapping[str, Sample]
+    arms: Mapping[str, Arm]  # by name
+    models: Mapping[str, Wan] = field(default_factory=dict)  # by the weights that arms ask for
+    every: Sequence[int] = ()  # steps whose clean estimates are written, too
+    main_seed: int = 1  # of the tree that has the condition's bare name
+    # Whether each sample has noise of its own: seed, seed + 1 ... in the order of names.
+    own_seeds: bool = False
+
+    def tree(self, arm: Arm, seed: int) -> str:
+        """The name of the tree of a condition and a seed."""
+        return arm.folder if seed == self.main_seed else f"{arm.folder}_seed={seed}"
+
+    def root(self, unit: Unit, step: int | None = None) -> Path:
+        """Where a unit's videos go, or the clean estimates of one of its steps."""
+        return tree.folder(self.out, self.tree(self.arms[unit.condition], unit.seed), step)
+
+    def finished(self, unit: Unit) -> bool:
+        root = self.root(unit)
+        return all(tree.path(root, name).is_file() for name in unit.samples)
+
+    def make(self, unit: Unit) -> None:
+        """Make a unit's videos. Where steps are written, too, the final video comes last."""
+        arm = self.arms[unit.condition]
+        root = self.root(unit)
+        if arm.baseline:
+            for name in unit.samples:
+                if arm.kind == "static":
+                    tree.write_static(root, self.samples[name])
+                else:
+                    tree.write_truth(root, self.samples[name])
+            return
+        wan = self.models[arm.weights].with_preset(area=None)
+        estimates: dict[int, Tensor] = {}
+
+        def see(index: int, x0: Tensor) -> None:
+            if index in self.every:
+                estimates[index] = x0.cpu()
+
+        latent = final(wan, arm, self.batch(unit), see if self.every else None)
+        for index, x0 in estimates.items():
+            self._write(unit, wan, x0, self.root(unit, index))
+        self._write(unit, wan, latent, root)
+
+    def batch(self, unit: Unit) -> Batch:
+        """The samples of a unit as a model takes them."""
+        samples = [self.samples[name] for name in unit.samples]
+        ways = [Fit(sample.size, unit.shape[1:]) for sample in samples]
+        pictures = [w.forward(load_picture(s)) for w, s in zip(ways, samples, strict=True)]
+        takes = self.models[self.arms[unit.condition].weights].preset.takes_image
+        names = list(self.samples)
+        places = [names.index(sample.name) for sample in samples]
+        return Batch(
+            [sample.prompt for sample in samples],
+            image_batch(pictures) if takes else None,
+            [self.samples[_other(names, self.samples, place)].prompt for place in places],
+            [unit.seed + place * self.own_seeds for place in places],
+            unit.shape[0],
+        )
+
+    def _write(self, unit: Unit, wan: Wan, latent: Tensor, root: Path) -> None:
+        arm = self.arms[unit.condition]
+        for name, one in zip(unit.samples, latent, strict=True):
+            sample = self.samples[name]
+            video = np.concatenate(list(wan.frames(one)))
+            frames = sample.frames if arm.frames is None else None
+            tree.write(root, sample, video, Fit(sample.size, unit.shape[1:]), frames)
+
+
+def _other(names: Sequence[str], samples: Mapping[str, Sample], place: int) -> str:
+    """The next sample of another prompt, round the end: the one whose prompt a swap takes."""
+    own = samples[names[place]].prompt
+    turned = (*names[place + 1 :], *names[:place])
+    return next((name for name in turned if samples[name].prompt != own), names[place])

@@ -1,0 +1,109 @@
+"""The embedded model's benchmark: held-out puzzles of every family in the benchmark's layout, with their own scorers.
+
+Families that the model is trained on are in-domain, the others out-of-domain, and each family is a task of its category. The
+puzzles are written as files and read back like any other samples, and videos are scored from their files, too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from minicos import puzzles
+from minicos.errors import MinicosError
+from minicos.media import load_video
+from minicos.puzzles import FAMILIES, Family, Puzzle
+from minicos.runs import write_json
+from minicos.vbvr import tree
+from minicos.vbvr.cases import Sample
+from minicos.vbvr.evalkit import Scored
+from minicos.vbvr.fit import resize
+
+SCALE = 4  # pixels are repeated in the files, since a video's colours have half the resolution of its brightness
+SPLIT_OF = {"in": "In-Domain_50", "out": "Out-of-Domain_50"}
+
+
+def write(folder: Path, count: int, split: str = "test") -> None:
+    """Write `count` distinct puzzles of a split, as evenly over the families as it goes; those that exist are kept."""
+    names = list(FAMILIES)
+    for place, name in enumerate(names):
+        family = FAMILIES[name]
+        each = count // len(names) + (place < count % len(names))
+        for index, (seed, puzzle) in enumerate(_distinct(family, each, split).items()):
+            there = folder / SPLIT_OF[family.domain] / name / f"{index:05d}"
+            if not there.exists():
+                _write(there, puzzle)
+            about = {
+                "category": family.category.capitalize(),
+                "family": name,
+                "seed": seed,
+                "split": split,
+                "scale": SCALE,
+            }
+            if not (there / "metadata.json").exists():
+                write_json(there / "metadata.json", about)
+
+
+def _write(folder: Path, puzzle: Puzzle) -> None:
+    try:
+        puzzles.export(puzzle, 0, folder, SCALE)
+    except OSError as error:
+        if not folder.exists():  # else another process was faster
+            raise MinicosError(f"cannot write {folder}: {error}. Choose another --out.") from error
+
+
+def _distinct(family: Family, count: int, split: str) -> dict[int, Puzzle]:
+    """The first `count` puzzles of a family with different pictures or prompts, by their seeds."""
+    found: dict[int, Puzzle] = {}
+    seen: set[tuple[str, str]] = set()
+    for seed in range(100 * count):
+        puzzle = family.draw(seed, split)
+        if (puzzle.key, puzzle.prompt) not in seen:
+            seen.add((puzzle.key, puzzle.prompt))
+            found[seed] = puzzle
+        if len(found) == count:
+            break
+    if len(found) < count:
+        raise MinicosError(
+            f"{family.name} has no {count} distinct puzzles in its {split} split: ask for fewer."
+        )
+    return found
+
+
+def known(sample: Sample) -> bool:
+    """Whether a sample says which puzzle it is."""
+    return "family" in sample.metadata
+
+
+def puzzle(sample: Sample) -> Puzzle:
+    """The puzzle of a sample that `write` wrote. Raises MinicosError where its metadata names none."""
+    try:
+        name, seed, split = (sample.metadata[key] for key in ("family", "seed", "split"))
+        return puzzles.family(str(name)).draw(int(seed), str(split))
+    except (KeyError, ValueError, TypeError) as error:
+        raise MinicosError(
+            f"{sample.name}: metadata.json names no puzzle ({error}). Write the puzzles again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The two scores of a tree: graded (the weighted rules, 0 to 1) and strict (solved or not)."""
+
+    graded: Scored
+    strict: Scored
+
+
+def score(videos: Path, samples: Mapping[str, Sample]) -> Verdicts:
+    """Score a tree of videos by the puzzles' own rules. A video that is missing or cannot be read has failed."""
+    graded: dict[str, float] = {}
+    solved: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for name, sample in samples.items():
+        try:
+            asked, video = puzzle(sample), load_video(tree.path(videos, name))
+            verdict = asked.score(resize(video, asked.first_frame().shape[:2]))
+        except ValueError as error:  # MinicosError is one
+            failed[name] = str(error)
+            continue
+        graded[name], solved[name] = verdict.score, float(verdict.solved)
+    return Verdicts(Scored(graded, failed), Scored(solved, failed))

@@ -1,0 +1,259 @@
+"""Scores as tables: by domain and category as in the paper, paired differences to one condition, and task by task.
+
+Samples of one task are alike (the same generator, often nearly the same score), so they are not independent: every interval
+here resamples tasks, not samples. A difference is between two conditions on the same samples. Absolute scores need the two
+baselines beside them: a video that does not move scores .27 on average and 1.0 on some tasks, and the true one not always 1.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minicos.analysis.result import Cell, Interval, Number, Result, Row, markdown
+from minicos.analysis.tools import figures
+from minicos.analysis.tools.stats import resolvable
+from minicos.runs import replace_file
+from minicos.vbvr.cases import SPLITS, Sample, printable
+from minicos.vbvr.published import MARK, PUBLISHED
+
+DOMAINS = {"In-Domain_50": "ID", "Out-of-Domain_50": "OOD"}
+NAMES = ("Abstraction", "Knowledge", "Perception", "Spatiality", "Transformation")
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was scored: for each condition, its samples' scores; and where every sample belongs."""
+
+    by_condition: Mapping[str, Mapping[str, float]]  # condition -> sample -> 0 to 1
+    samples: Mapping[str, Sample]  # by name, all that should have a score
+    failed: Mapping[str, Mapping[str, str]]  # condition -> sample -> why it has no score
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """Column -> its samples: Overall, then each domain with its categories. Columns without samples are left out."""
+        out = {"Overall": list(self.samples)}
+        for split in SPLITS:
+            inside = [name for name, sample in self.samples.items() if sample.split == split]
+            found = {self.samples[name].category for name in inside}
+            order = [*(c for c in NAMES if c in found), *sorted(found - set(NAMES) - {""})]
+            out[DOMAINS[split]] = inside
+            for category in order:
+                names = [name for name in inside if self.samples[name].category == category]
+                out[f"{DOMAINS[split]} {category}"] = names
+        return {column: names for column, names in out.items() if names}
+
+
+def clustered(
+    values: Sequence[float], clusters: Sequence[str], seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """The mean of `values` with the percentile interval of means over resampled clusters (tasks): whole tasks come and go.
+
+    With one cluster there is nothing to resample, and the interval is as unknown as it then is: NaN.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    if not len(array):
+        return Interval(np.nan, np.nan, np.nan, 0)
+    if len(names) < 2:
+        return Interval(float(array.mean()), np.nan, np.nan, len(array))
+    sums, sizes = np.bincount(member, array), np.bincount(member)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    low, high = np.percentile((counts @ sums) / (counts @ sizes), [2.5, 97.5])
+    return Interval(float(array.mean()), float(low), float(high), len(array))
+
+
+def overview(scores: Scores, published: bool = False) -> list[Row]:
+    """A row for each condition, a column for each domain and category: means, and intervals for the three main columns."""
+    rows: list[Row] = []
+    for condition, found in scores.by_condition.items():
+        row: dict[str, Cell] = {
+            "condition": condition,
+            "scored": f"{len(found)} of {len(scores.samples)}",
+        }
+        for column, names in scores.columns.items():
+            there = [name for name in names if name in found]
+            interval = clustered([found[n] for n in there], [scores.samples[n].task for n in there])
+            row[column] = interval if column in ("Overall", "ID", "OOD") else interval.value
+        rows.append(row)
+    return [*rows, *(reference() if published else ())]
+
+
+def reference() -> list[Row]:
+    """The published rows, each marked, and the suspicious ones flagged."""
+    rows: list[Row] = []
+    for one in PUBLISHED:
+        doubts = f"; suspicious: {', '.join(one.suspicions)}" if one.suspicions else ""
+        rows.append(
+            {"condition": one.name, "scored": f"{MARK} ({one.source}){doubts}", **one.scores}
+        )
+    return rows
+
+
+def brief(rows: Sequence[Row]) -> list[Row]:
+    """The columns that fit a terminal: not those of categories."""
+    return [{k: v for k, v in row.items() if not k.startswith(("ID ", "OOD "))} for row in rows]
+
+
+def differences(scores: Scores, base: str) -> list[Row]:
+    """Each condition minus `base` on the samples that both have: means with intervals over tasks, in every column."""
+    rows: list[Row] = []
+    for condition, found in scores.by_condition.items():
+        if condition == base or base not in scores.by_condition:
+            continue
+        other = scores.by_condition[base]
+        row: dict[str, Cell] = {"condition": condition, "minus": base}
+        for column, names in scores.columns.items():
+            both = [name for name in names if name in found and name in other]
+            apart = [found[name] - other[name] for name in both]
+            row[column] = clustered(apart, [scores.samples[name].task for name in both])
+        rows.append(row)
+    return rows
+
+
+def tasks(scores: Scores, base: str) -> list[Row]:
+    """Each task: the mean of every condition, and of every condition's paired difference to `base`."""
+    rows: list[Row] = []
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, sample in scores.samples.items():
+        groups.setdefault((sample.split, sample.task), []).append(name)
+    for (split, task), names in groups.items():
+        row: dict[str, Cell] = {
+            "domain": DOMAINS.get(split, ""),
+            "category": scores.samples[names[0]].category,
+            "task": task,
+        }
+        for condition, found in scores.by_condition.items():
+            there = [found[name] for name in names if name in found]
+            row[condition] = float(np.mean(there)) if there else None
+        for condition, found in scores.by_condition.items():
+            other = scores.by_condition.get(base, {})
+            both = [found[n] - other[n] for n in names if n in found and n in other]
+            if condition != base:
+                row[f"{condition} minus {base}"] = float(np.mean(both)) if both else None
+        rows.append(row)
+    return rows
+
+
+def numbers(scores: Scores, base: str) -> list[Number]:
+    """The findings: each condition's overall score, and its difference to `base` with the smallest difference that could be found."""
+    out = []
+    columns = scores.columns["Overall"]
+    for condition, found in scores.by_condition.items():
+        there = [name for name in columns if name in found]
+        interval = clustered([found[n] for n in there], [scores.samples[n].task for n in there])
+        out.append(Number.of(f"score: {condition}", interval, unit="score"))
+    for row in differences(scores, base):
+        condition, apart = str(row["condition"]), row["Overall"]
+        if isinstance(apart, Interval):
+            out.append(
+                Number(
+                    f"score: {condition} minus {base}",
+                    apart.value,
+                    apart.low,
+                    apart.high,
+                    apart.n,
+                    unit="score",
+                    note="the same samples; tasks resampled",
+                    resolvable=_resolvable(scores, condition, base),
+                )
+            )
+    return out
+
+
+def result(scores: Scores, base: str, settings: Mapping[str, object], published: bool) -> Result:
+    """All of it in the project's form of a result."""
+    tables = {
+        "scores": overview(scores, published),
+        "differences": differences(scores, base),
+        "tasks": tasks(scores, base),
+    }
+    files = ("table.md", "scores.csv", "differences.csv", "tasks.csv", "table.png")
+    return Result("vbvr", settings, numbers(scores, base), tables, (), files)
+
+
+def write(folder: Path, scores: Scores, base: str, found: Result) -> None:
+    """table.md, a CSV for each table, and table.png, each in one step."""
+    for name, rows in found.tables.items():
+        _save(folder / f"{name}.csv", to_csv(rows))
+    _save(folder / "table.md", text(scores, base, found))
+    bars = {str(row["condition"]): row["Overall"] for row in found.tables["differences"]}
+    shown = {
+        k: (v.value, v.low, v.high) for k, v in bars.items() if isinstance(v, Interval) and v.n
+    }
+    if shown:
+        title = f"VBVR-Bench, {len(scores.samples)} samples; tasks resampled"
+        figures.intervals(folder / "table.png", shown, x=f"score minus that of {base}", title=title)
+
+
+def text(scores: Scores, base: str, found: Result) -> str:
+    """The tables for a reader, in Markdown."""
+    parts = [
+        "# Scores\n",
+        markdown(found.tables["scores"]),
+        "\nMeans; 95 % intervals resample tasks. Read them beside `static` (the first frame held) and `truth`.\n",
+    ]
+    if found.tables["differences"]:
+        parts += [
+            f"# Differences to {base}, on the same samples\n",
+            markdown(found.tables["differences"]),
+            "",
+        ]
+    for condition, failed in scores.failed.items():
+        if failed:
+            parts.append(f"# Without a score: {condition}\n")
+            parts += [f"- {printable(name)}: {printable(why)}" for name, why in failed.items()]
+            parts.append("")
+    return "\n".join(parts) + "\n"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Rows for a spreadsheet: an interval becomes three columns; text that a spreadsheet would compute is quoted."""
+    flat = []
+    for row in rows:
+        line: dict[str, object] = {}
+        for name, cell in row.items():
+            if isinstance(cell, Interval):
+                line |= {
+                    name: cell.value,
+                    f"{name} low": cell.low,
+                    f"{name} high": cell.high,
+                    f"{name} n": cell.n,
+                }
+            else:
+                line[name] = cell
+        flat.append(line)
+    columns = list(dict.fromkeys(name for line in flat for name in line))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for line in flat:
+        writer.writerow([_literal(line.get(name)) for name in columns])
+    return out.getvalue()
+
+
+def _literal(value: object) -> object:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+
+
+def _resolvable(scores: Scores, condition: str, base: str) -> float:
+    """The smallest difference that as many tasks find with 80 % power."""
+    apart: dict[str, list[float]] = {}
+    for name, value in scores.by_condition[condition].items():
+        if name in scores.by_condition[base]:
+            apart.setdefault(scores.samples[name].task, []).append(
+                value - scores.by_condition[base][name]
+            )
+    means = [float(np.mean(values)) for values in apart.values()]
+    return resolvable(float(np.std(means, ddof=1)), len(means)) if len(means) > 1 else float("nan")
+
+
+def _save(path: Path, text: str) -> None:
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

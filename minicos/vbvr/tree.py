@@ -1,0 +1,61 @@
+"""The tree of videos that the benchmark's scorer takes: OUT/<condition>/<split>/<task>/NNNNN.mp4.
+
+A video is H.264, yuv420p, with a short GOP (the scorer seeks every frame), in the size of its sample's first frame, and its first frame
+is that picture, since many of the scorer's rules compare with it. Files appear whole or not at all, so what exists is finished.
+Where every denoising step is asked for, each has a tree of its own: OUT/<condition>/steps/step_007/<split>/...
+"""
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from minicos.errors import MinicosError
+from minicos.media import load_video, save_video
+from minicos.vbvr.cases import Sample, load_picture
+from minicos.vbvr.fit import Fit, fit, in_time, made_frames, resize
+
+FPS = 16  # the scorer does not read it
+
+
+def folder(out: Path, condition: str, step: int | None = None) -> Path:
+    """The root of one condition's tree, or of the clean estimates of one of its steps."""
+    root = out / condition
+    return root if step is None else root / "steps" / f"step_{step:03d}"
+
+
+def path(root: Path, name: str) -> Path:
+    """Where the video of the sample `name` is or will be. Raises ValueError for a name that leaves the tree."""
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+        raise ValueError(f"{name!r} is not a name of a sample")
+    return root.joinpath(*parts[:-1], f"{parts[-1]}.mp4")
+
+
+def write(root: Path, sample: Sample, video: np.ndarray, fit: Fit, frames: int | None) -> None:
+    """Write a model's video uint8 (f *fit.made 3) as the sample's, in its size and of `frames` frames (None: as it is)."""
+    picture = load_picture(sample)
+    video = fit.back(video if frames is None else in_time(video, frames), picture)
+    video[0] = picture
+    save_video(path(root, sample.name), video, FPS)
+
+
+def write_static(root: Path, sample: Sample) -> None:
+    """The baseline that does nothing: the first frame, as long as the truth."""
+    picture = load_picture(sample)
+    save_video(path(root, sample.name), (picture for _ in range(sample.frames or 33)), FPS)
+
+
+def write_truth(root: Path, sample: Sample, step: int = 16, stride: int = 4) -> None:
+    """The baseline that is right: the true video on the way of a model's, to a size and length that Wan makes and back.
+
+    Raises MinicosError for a sample without one.
+    """
+    if sample.truth is None:
+        raise MinicosError(
+            f"{sample.name} has no ground_truth.mp4. Leave the condition `truth` out."
+        )
+    video = load_video(sample.truth)
+    way = fit(sample.size, step)
+    seen = way.forward(resize(video, sample.size))
+    made = in_time(seen, made_frames(len(video), stride))
+    write(root, sample, made, way, len(video))

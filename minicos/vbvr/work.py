@@ -1,0 +1,197 @@
+"""The work list: what is to be made, which process makes it, and what is left.
+
+The list is fixed by its inputs alone: samples, conditions, seeds and the batch size, in order. A unit is one condition, one
+seed and a batch of samples of one shape, and its batch never depends on what is finished already, so that any number of
+processes make the same files to the last byte. Process i of n takes every n-th unit from i on; nothing is exchanged between them.
+A unit is finished when its files exist, since files appear whole or not at all.
+"""
+
+import fcntl
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from minicos.errors import MinicosError
+
+# Failures in a row after which a process gives up: its device, disk or model is broken.
+CONSECUTIVE = 3
+TELL = 10.0  # seconds between two lines of progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sample with what is needed to batch it: jobs of one `shape` can go through the model together."""
+
+    sample: str  # its name
+    shape: tuple[int, int, int]  # frames, height and width that the model makes
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest piece of work: made whole, or made again."""
+
+    condition: str
+    seed: int
+    samples: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        more = f" and {len(self.samples) - 1} more" if len(self.samples) > 1 else ""
+        return f"{self.condition}, seed {self.seed}: {self.samples[0]}{more}"
+
+
+def units(jobs: Mapping[str, Sequence[Job]], seeds: Sequence[int], batch: int) -> list[Unit]:
+    """The work list.
+
+    jobs   for each condition, by name, what it is to make of each sample
+    batch  samples in one forward pass, at most; only samples of one shape go together
+    """
+    out = []
+    for condition, all_jobs in jobs.items():
+        for seed in seeds:
+            alike = sorted(all_jobs, key=lambda job: job.shape)  # stable: names stay in order
+            for shape, group in groupby(alike, key=lambda job: job.shape):
+                names = [job.sample for job in group]
+                for i in range(0, len(names), batch):
+                    out.append(Unit(condition, seed, tuple(names[i : i + batch]), shape))
+    return out
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of the list is this process's: i of n, counted from 0."""
+
+    index: int = 0
+    count: int = 1
+    local: int = 0  # its place among the processes of this machine, which chooses the card
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise MinicosError(
+                f"shard {self.index}/{self.count}: shards are counted from 0 to {self.count - 1}."
+            )
+
+    def of(self, every: Sequence[Unit]) -> list[Unit]:
+        return list(every[self.index :: self.count])
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def shard(text: str | None, environment: Mapping[str, str]) -> Shard:
+    """From --shard "i/n", or else from what torchrun and srun set; the whole list where nothing is set."""
+    if text is not None:
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not found:
+            raise MinicosError(f"--shard {text}: give i/n, such as 0/4.")
+        return Shard(int(found[1]), int(found[2]))
+    for rank, size, local in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ):
+        if rank in environment and size in environment:
+            return Shard(
+                int(environment[rank]), int(environment[size]), int(environment.get(local, 0))
+            )
+    return Shard()
+
+
+@contextmanager
+def alone(folder: Path, part: Shard) -> Iterator[None]:
+    """Hold this part of a folder for this process; the system lets it go when the process ends, however it ends.
+
+    Raises MinicosError where another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f".shard-{part.index}-of-{part.count}.lock"
+    with place.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise MinicosError(
+                f"{folder}: another process ({file.read().strip() or 'unknown'}) is at work on shard {part}. "
+                "Wait for it, or give each process its own --shard i/n."
+            ) from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+        yield
+
+
+def attempt(
+    every: Sequence[Unit],
+    finished: Callable[[Unit], bool],
+    make: Callable[[Unit], object],
+    *,
+    retries: int = 1,
+    tell: Callable[[int, int, Unit | None], object] = lambda done, total, unit: None,
+) -> dict[Unit, str]:
+    """Make what is not finished, one unit after the other; a unit that fails is tried again at the end. Returns what failed, and why.
+
+    retries  further attempts for a unit that failed
+    tell     is called with the count of finished units, of all units, and the unit that comes next
+    Stops early after three failures in a row: what is left then counts as failed, too.
+    """
+    left = [unit for unit in every if not finished(unit)]
+    done = len(every) - len(left)
+    failed: dict[Unit, str] = {}
+    for _ in range(1 + retries):
+        failed, streak = {}, 0
+        for place, unit in enumerate(left):
+            if streak == CONSECUTIVE:
+                rest = dict.fromkeys(
+                    left[place:], f"not tried, after {CONSECUTIVE} failures in a row"
+                )
+                return failed | rest
+            tell(done, len(every), unit)
+            try:
+                make(unit)
+            except (MinicosError, OSError, RuntimeError, MemoryError, ValueError) as error:
+                failed[unit], streak = one_line(error), streak + 1
+                continue
+            done, streak = done + 1, 0
+        left = list(failed)
+    tell(done, len(every), None)
+    return failed
+
+
+class Progress:
+    """Tells how far the whole list is and how long it will take, weighing units by their price; a line every ten seconds."""
+
+    def __init__(self, prices: Mapping[Unit, float], finished: Sequence[Unit], part: Shard):
+        self.prices = {unit: price or 1.0 for unit, price in prices.items()}
+        self.left = sum(self.prices.values()) - sum(self.prices[unit] for unit in finished)
+        self.done, self.begin, self.told, self.part = 0.0, time.monotonic(), -TELL, part
+        self.current: Unit | None = None
+
+    def __call__(self, done: int, total: int, unit: Unit | None) -> None:
+        if self.current is not None:
+            price = self.prices[self.current]
+            self.done, self.left = self.done + price, max(0.0, self.left - price)
+        self.current, spent = unit, time.monotonic() - self.begin
+        if spent - self.told < TELL and unit is not None:
+            return
+        self.told = spent
+        rest = f", {clock(spent * self.left / self.done)} left" if self.done else ""
+        which = f" (shard {self.part})" if self.part.count > 1 else ""
+        what = "" if unit is None else f"  {unit}"
+        print(f"{done}/{total}{which}  {clock(spent)}{rest}{what}", file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def one_line(error: BaseException) -> str:
+    """An error for a list: its kind where its words alone do not say it."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, MinicosError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,171 @@
+"""`minicos vbvr` from end to end, with the embedded model, on samples that are made here."""
+
+import json
+import sys
+from hashlib import sha256
+
+import pytest
+
+from minicos.cli import main
+from minicos.media import load_video
+from tests.test_vbvr_scores import checkout
+from tests.vbvr_samples import TASKS, bench
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return bench(tmp_path_factory.mktemp("vbvr") / "data", 2)
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory):
+    return checkout(tmp_path_factory.mktemp("vbvr") / "kit")
+
+
+def run(data, out, *more):
+    return main(["vbvr", "--data", str(data), "--steps", "1", "--out", str(out), *map(str, more)])
+
+
+def files(out):
+    """Every video of the trees by its name, with the digest of its bytes."""
+    return {
+        p.relative_to(out).as_posix(): sha256(p.read_bytes()).hexdigest()
+        for p in sorted(out.rglob("*.mp4"))
+    }
+
+
+def test_from_samples_to_tables_and_not_twice(data, kit, tmp_path, capsys):
+    conditions = ("--condition", "plain", "noise:frame=1", "static", "truth", "--every", "0")
+    scorer = ("--evalkit", kit, "--evalkit-python", sys.executable, "--published")
+    assert run(data, tmp_path, *conditions, *scorer) == 0
+    names = [f"{split}/{task}/{i:05d}.mp4" for split, task in TASKS.items() for i in range(2)]
+    trees = (
+        "noise_frame=1",
+        "noise_frame=1/steps/step_000",
+        "plain",
+        "plain/steps/step_000",
+        "static",
+        "truth",
+    )
+    made = files(tmp_path)
+    assert sorted(made) == sorted(f"{tree}/{name}" for tree in trees for name in names)
+    assert load_video(tmp_path / "plain" / names[0]).shape == (9, 48, 64, 3)
+    results = json.loads((tmp_path / "results.json").read_text())
+    numbers = {n["name"]: n for n in results["numbers"]}
+    assert numbers["score: plain"]["value"] == 0.25 and numbers["score: plain"]["n"] == 4
+    assert numbers["score: truth minus plain"]["value"] == 0
+    assert "496 of the benchmark's 500" in capsys.readouterr().err
+    assert "| plain | 4 of 4 |" in (tmp_path / "table.md").read_text()
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")}
+    assert run(data, tmp_path, *conditions, *scorer) == 0
+    assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")}
+
+
+def test_shards_make_the_same_files_as_one_process(data, tmp_path, capsys):
+    conditions = ("--condition", "plain", "static", "--seeds", "1", "2", "--batch", "2")
+    assert run(data, tmp_path / "one", *conditions) == 0
+    assert run(data, tmp_path / "two", *conditions, "--shard", "1/2") == 0
+    assert "units are not finished" in capsys.readouterr().out
+    assert run(data, tmp_path / "two", *conditions, "--shard", "0/2") == 0
+    assert "give --evalkit" in capsys.readouterr().out
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert {name.partition("/")[0] for name in files(tmp_path / "one")} == {
+        "plain",
+        "plain_seed=2",
+        "static",
+    }
+
+
+def test_a_broken_sample_fails_alone_and_is_named(kit, tmp_path, capsys):
+    data = bench(tmp_path / "data", 2)
+    broken = data / "In-Domain_50" / TASKS["In-Domain_50"] / "00001"
+    (broken / "first_frame.png").write_bytes(b"\x89PNG")
+    assert run(data, tmp_path / "out", "--condition", "static") == 1
+    assert (
+        f"{broken.relative_to(data).as_posix()}: first_frame.png cannot be decoded"
+        in capsys.readouterr().err
+    )
+    assert len(files(tmp_path / "out")) == 3
+
+
+def test_a_unit_that_fails_leaves_the_rest_and_a_list(tmp_path, capsys):
+    """What cannot be written (here: a folder lies in its place) is named, and so is what has no true video; the rest is made."""
+    data, task = bench(tmp_path / "data", 2), TASKS["Out-of-Domain_50"]
+    (tmp_path / "out" / "static" / "Out-of-Domain_50" / task / "00001.mp4").mkdir(parents=True)
+    (data / "Out-of-Domain_50" / task / "00000" / "ground_truth.mp4").unlink()
+    assert run(data, tmp_path / "out", "--condition", "truth", "static") == 1
+    failed = [line for line in capsys.readouterr().err.splitlines() if "failed:" in line]
+    assert f"truth, seed 1: Out-of-Domain_50/{task}/00000: " in failed[0]
+    assert f"static, seed 1: Out-of-Domain_50/{task}/00001: cannot write" in failed[1]
+    assert sum(path.is_file() for path in (tmp_path / "out").rglob("*.mp4")) == 6
+
+
+def test_the_videos_of_another_system(data, kit, tmp_path, capsys):
+    assert run(data, tmp_path / "made", "--condition", "static") == 0
+    (tmp_path / "made" / "static" / "In-Domain_50" / TASKS["In-Domain_50"] / "00000.mp4").unlink()
+    scorer = ("--evalkit", kit, "--evalkit-python", sys.executable)
+    code = run(
+        data,
+        tmp_path / "out",
+        "--condition",
+        "static",
+        "--videos",
+        f"sora2={tmp_path / 'made' / 'static'}",
+        *scorer,
+    )
+    assert code == 1 and "no score: sora2: In-Domain_50" in capsys.readouterr().err
+    assert "| sora2 | 3 of 4 |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_puzzles_have_their_own_scorers(tmp_path, capsys):
+    code = main(
+        ["vbvr", "--puzzles", "4", "--condition", "static", "truth", "--out", str(tmp_path)]
+    )
+    assert code == 0, capsys.readouterr().err
+    scores = {
+        n["name"]: n["value"]
+        for n in json.loads((tmp_path / "results.json").read_text())["numbers"]
+    }
+    solved = json.loads((tmp_path / "solved" / "results.json").read_text())["numbers"]
+    assert scores["score: truth"] > 0.98 and scores["score: static"] < 0.3
+    assert [n["value"] for n in solved[:2]] == [0, 1]
+
+
+def test_a_dry_run_makes_nothing(data, tmp_path, capsys):
+    conditions = ("plain", "ensemble", "static")
+    assert (
+        run(data, tmp_path / "out", "--condition", *conditions, "--dry-run", "--tflops", "1e-6")
+        == 0
+    )
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert [lines[name][:2] for name in conditions] == [["1", "4"], ["1", "4"], ["4", "4"]]
+    assert (
+        2 < float(lines["ensemble"][3]) / float(lines["plain"][3]) < 5
+    )  # one step, shared by three seeds in two passes
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "--data"),
+        (("--data", "{data}", "--puzzles", "3"), "--data"),
+        (("--data", "{data}", "--condition", "magic"), "magic"),
+        (("--data", "{data}", "--shard", "2/2"), "shard"),
+        (("--data", "{data}", "--seeds", "1", "1"), "--seeds"),
+        (("--data", "{data}", "--condition", "4step", "--steps", "1"), "--weights 4step"),
+        (
+            ("--data", "{data}", "--condition", "4step", "--weights", "other", "high=x"),
+            "--weights other",
+        ),
+        (("--data", "{data}", "--condition", "4step", "--weights", "4step", "x"), "--weights"),
+        (("--data", "{data}", "--condition", "static", "--videos", "../x=/"), "--videos"),
+        (("--data", "{data}", "--evalkit", "nowhere"), "run_evaluation.py"),
+        (("--data", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_in_one_sentence(data, tmp_path, capsys, options, words):
+    given = [part.format(data=data) for part in options]
+    assert main(["vbvr", *given, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") <= 2

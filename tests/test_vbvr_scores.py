@@ -1,0 +1,200 @@
+"""The external scorer and the tables: a stand-in checkout, failures, means, intervals over tasks."""
+
+import csv
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from minicos.analysis import result
+from minicos.errors import MinicosError
+from minicos.vbvr import cases, evalkit, score, table, tree
+from minicos.vbvr.published import MARK, PUBLISHED, Published
+from tests.vbvr_samples import bench
+
+SCRIPT = """
+import json, os, re, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+videos, samples = given["--model_path"], []
+for folder in sorted(os.listdir(videos)):
+    for task in sorted(os.listdir(os.path.join(videos, folder))):
+        for file in sorted(os.listdir(os.path.join(videos, folder, task))):
+            path = os.path.join(videos, folder, task, file)
+            broken = os.path.getsize(path) == 0
+            samples.append({"folder": folder, "task_name": task, "video_file": file, "score": 0.0 if broken else SCORE,
+                            "error": "Cannot open video" if broken else None})
+name = os.path.basename(videos)
+with open(os.path.join(given["--output_dir"], name + "_vbvr_results.json"), "w") as out:
+    json.dump({"samples": samples}, out)
+sys.exit(CODE)
+"""
+
+
+def checkout(folder, opencv="4.10.0", value="0.25", code="0"):
+    """A checkout whose scorer gives every video the same score, with an OpenCV of this version."""
+    folder.mkdir()
+    (folder / "cv2.py").write_text(f"__version__ = {opencv!r}")
+    (folder / "tqdm.py").write_text("")
+    text = SCRIPT.replace("SCORE", value).replace("CODE", code)
+    (folder / "run_evaluation.py").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def found(tmp_path):
+    return cases.read(bench(tmp_path / "data", 2))
+
+
+@pytest.fixture
+def videos(tmp_path, found):
+    for one in found.samples:
+        place = tree.path(tmp_path / "plain", one.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"video")
+    return tmp_path / "plain"
+
+
+def test_scores_failures_and_what_was_left_out(tmp_path, found, videos):
+    kit = evalkit.find(checkout(tmp_path / "kit"), sys.executable)
+    names = [one.name for one in found.samples]
+    tree.path(videos, names[0]).write_bytes(b"")
+    tree.path(videos, names[1]).unlink()
+    scored = evalkit.score(kit, videos, found.root, names)
+    assert scored.scores == dict.fromkeys(names[2:], 0.25)
+    assert (
+        scored.failed[names[0]] == "Cannot open video" and "left it out" in scored.failed[names[1]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("4.14.0", True), ("5.0.0", False), ("5.1.0-pre", False)]
+)
+def test_opencv_5_is_refused(tmp_path, version, fits):
+    folder = checkout(tmp_path / "kit", opencv=version)
+    if fits:
+        assert evalkit.find(folder, sys.executable).opencv == version
+    else:
+        with pytest.raises(MinicosError, match=r"opencv-python-headless<5"):
+            evalkit.find(folder, sys.executable)
+
+
+def test_a_scorer_that_is_absent_or_fails(tmp_path, found, videos):
+    with pytest.raises(MinicosError, match=r"run_evaluation\.py"):
+        evalkit.find(tmp_path, sys.executable)
+    with pytest.raises(MinicosError, match="--evalkit-python"):
+        evalkit.find(checkout(tmp_path / "a"), tmp_path / "nothing")
+    (tmp_path / "a" / "cv2.py").write_text("import nothing_of_this_name")
+    with pytest.raises(MinicosError, match="nothing_of_this_name"):
+        evalkit.find(tmp_path / "a", sys.executable)
+    kit = evalkit.find(checkout(tmp_path / "b", code="3"), sys.executable)
+    with pytest.raises(MinicosError, match="exit code 3"):
+        evalkit.score(kit, videos, found.root, [])
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        [],
+        {},
+        {"samples": [{}]},
+        {
+            "samples": [
+                {"folder": "a", "task_name": "b", "video_file": 1, "score": 0, "error": None}
+            ]
+        },
+    ],
+)
+def test_results_of_another_form(result):
+    with pytest.raises(MinicosError, match="another form"):
+        evalkit.parse(result, [])
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.5])
+def test_a_score_that_is_none(value):
+    one = {
+        "folder": "a",
+        "task_name": "b",
+        "video_file": "00000.mp4",
+        "score": value,
+        "error": None,
+    }
+    scored = evalkit.parse({"samples": [one]}, ["a/b/00000"])
+    assert not scored.scores and list(scored.failed) == ["a/b/00000"]
+
+
+def test_a_tree_is_scored_once_until_it_changes(tmp_path, found, videos):
+    samples = {one.name: one for one in found.samples}
+    kit = evalkit.find(checkout(tmp_path / "kit"), sys.executable)
+
+    def run():
+        return score.trees({"plain": videos}, samples, tmp_path / "scores", found.root, kit)[
+            "score"
+        ]["plain"]
+
+    first = run()
+    (tmp_path / "kit" / "run_evaluation.py").write_text("raise SystemExit(1)")
+    assert run() == first  # not scored again
+    tree.path(videos, found.samples[0].name).write_bytes(b"another")
+    with pytest.raises(MinicosError, match="exit code 1"):
+        run()
+
+
+def scores(found, **by_condition):
+    samples = {one.name: one for one in found.samples}
+    return table.Scores(
+        {k: dict(zip(samples, v, strict=False)) for k, v in by_condition.items()},
+        samples,
+        {k: {} for k in by_condition},
+    )
+
+
+def test_an_interval_resamples_tasks():
+    values, tasks = [0.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"]
+    interval = table.clustered(values, tasks)
+    assert (interval.value, interval.low, interval.high, interval.n) == (0.5, 0.0, 1.0, 4)
+    many = table.clustered(np.repeat([0.4, 0.6], 200), [f"{i}" for i in range(400)])
+    assert many.low > 0.48 and many.high < 0.52  # the same values in tasks of their own are surer
+    assert math.isnan(table.clustered([0.5, 0.7], ["a", "a"]).low)
+
+
+def test_differences_are_paired_and_only_over_samples_that_both_have(found):
+    both = scores(found, plain=[0.1, 0.2, 0.8, 0.9], ensemble=[0.2, 0.3, 0.9])
+    (row,) = table.differences(both, "plain")
+    assert row["Overall"].value == pytest.approx(0.1) and row["Overall"].n == 3
+    rows = {row["condition"]: row for row in table.overview(both)}
+    assert rows["plain"]["scored"] == "4 of 4" and rows["ensemble"]["scored"] == "3 of 4"
+    assert rows["plain"]["ID"].value == pytest.approx(0.15)
+    assert rows["plain"]["OOD Transformation"] == pytest.approx(0.85)
+    number = {n.name: n for n in table.numbers(both, "plain")}["score: ensemble minus plain"]
+    assert number.value == pytest.approx(0.1) and number.resolvable >= 0
+
+
+def test_files(tmp_path, found):
+    made = scores(found, plain=[0.1, 0.2, 0.8, 0.9], ensemble=[0.2, 0.3, 0.9, 0.9])
+    report = table.result(made, "plain", {"samples": 4}, published=True)
+    table.write(tmp_path, made, "plain", report)
+    assert all((tmp_path / name).stat().st_size for name in report.files)
+    text = (tmp_path / "table.md").read_text()
+    assert MARK in text and "suspicious" in text and "| ensemble |" in text
+    rows = list(csv.DictReader((tmp_path / "differences.csv").open()))
+    assert float(rows[0]["Overall"]) == pytest.approx(0.075) and "Overall low" in rows[0]
+    assert {row["domain"] for row in csv.DictReader((tmp_path / "tasks.csv").open())} == {
+        "ID",
+        "OOD",
+    }
+    run = result.Run(tmp_path, {})
+    result.write(run, report)
+    assert json.loads((tmp_path / "results.json").read_text())["what"] == "vbvr"
+
+
+def test_a_spreadsheet_computes_nothing():
+    assert table.to_csv([{"condition": "=1+1"}, {"condition": "@x"}]) == "condition\n'=1+1\n'@x\n"
+
+
+def test_suspicious_rows():
+    doubtful = {row.name for row in PUBLISHED if row.suspicions}
+    assert doubtful == {"VBVR-Wan2.2, 33 frames"}
+    assert Published("x", {"Overall": 0.5, "ID": 0.9, "OOD": 0.3}, "").suspicions
+    assert Published("x", {"OOD": -0.1}, "").suspicions

@@ -1,0 +1,141 @@
+"""The work list: shards, retries, kills, and who may work where."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minicos.errors import MinicosError
+from minicos.runs import replace_file
+from minicos.vbvr import work
+from minicos.vbvr.work import Job, Shard, Unit, attempt, shard, units
+
+JOBS = {
+    name: [Job(f"task/{i:05d}", (9, 16 * (1 + i % 2), 16)) for i in range(7)]
+    for name in ("plain", "ensemble")
+}
+
+
+def test_a_unit_holds_samples_of_one_shape_in_order():
+    every = units(JOBS, (1, 2), 3)
+    assert len(every) == len(set(every)) == 2 * 2 * 3
+    assert all(len(unit.samples) <= 3 for unit in every)
+    for condition in JOBS:
+        for seed in (1, 2):
+            made = [
+                s for u in every if (u.condition, u.seed) == (condition, seed) for s in u.samples
+            ]
+            assert sorted(made) == [job.sample for job in JOBS[condition]]
+
+
+@given(st.integers(1, 9), st.integers(1, 4))
+def test_shards_are_a_partition(count, batch):
+    every = units(JOBS, (1,), batch)
+    parts = [Shard(i, count).of(every) for i in range(count)]
+    assert sorted(map(str, every)) == sorted(str(unit) for part in parts for unit in part)
+
+
+def test_where_the_shard_comes_from():
+    assert shard("1/4", {"RANK": "0", "WORLD_SIZE": "2"}) == Shard(1, 4)
+    assert shard(None, {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Shard(3, 8, 1)
+    assert shard(None, {"SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_LOCALID": "2"}) == Shard(
+        5, 6, 2
+    )
+    assert shard(None, {}) == Shard()
+    for text in ("4/4", "1", "-1/2", "0/0", "a/b"):
+        with pytest.raises(MinicosError, match="shard"):
+            shard(text, {})
+
+
+def test_a_failure_is_tried_again_and_loses_nothing_else():
+    every, calls, done = units(JOBS, (1,), 2), [], set()
+
+    def make(unit: Unit) -> None:
+        calls.append(unit)
+        if unit == every[1] and calls.count(unit) == 1:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        if unit == every[3]:
+            raise OSError(28, "No space left on device")
+        done.add(unit)
+
+    failed = attempt(every, done.__contains__, make, retries=2)
+    assert list(failed) == [every[3]] and "No space left" in failed[every[3]]
+    assert done == set(every) - {every[3]} and calls.count(every[3]) == 3
+    assert attempt(every, done.__contains__, make, retries=0).keys() == failed.keys()
+
+
+def test_a_broken_device_stops_the_process_early():
+    every, calls = units(JOBS, (1,), 1), []
+
+    def make(unit: Unit) -> None:
+        calls.append(unit)
+        raise RuntimeError("CUDA error")
+
+    failed = attempt(every, lambda unit: False, make, retries=3)
+    assert list(failed) == every and len(calls) == work.CONSECUTIVE
+    assert "not tried" in failed[every[-1]]
+
+
+def test_mistakes_in_the_code_are_not_caught():
+    def make(unit: Unit) -> None:
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError):
+        attempt(units(JOBS, (1,), 1), lambda unit: False, make)
+
+
+def test_two_processes_on_one_shard(tmp_path):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        with work.alone(tmp_path, Shard(0, 2)):
+            os.write(writer, b"x")
+            time.sleep(60)
+        os._exit(0)
+    os.read(reader, 1)
+    try:
+        with pytest.raises(MinicosError, match=f"pid {child}"), work.alone(tmp_path, Shard(0, 2)):
+            pass
+        with work.alone(tmp_path, Shard(1, 2)):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with work.alone(tmp_path, Shard(0, 2)):  # what was killed holds nothing
+        pass
+
+
+def test_killed_at_a_hundred_moments_nothing_is_lost_and_nothing_is_half(tmp_path):
+    """Processes on shards of one list are killed at random; at the end every file is there, whole, and as from one process."""
+    every, chance = units(JOBS, (1, 2, 3), 2), random.Random(0)
+
+    def path(unit: Unit):
+        return tmp_path / unit.condition / f"{unit.seed}" / unit.samples[0]
+
+    def make(unit: Unit) -> None:
+        def write(temporary):
+            with temporary.open("w") as file:
+                for part in range(4):
+                    file.write(f"{unit} {part}\n")
+                    file.flush()
+                    time.sleep(0.0002)
+
+        replace_file(path(unit), write)
+
+    for round in range(100):
+        child = os.fork()
+        if not child:
+            attempt(Shard(round % 4, 4).of(every), lambda unit: path(unit).exists(), make)
+            os._exit(0)
+        time.sleep(chance.uniform(0, 0.006))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for unit in every:
+            if path(unit).exists():
+                assert path(unit).read_text() == "".join(f"{unit} {part}\n" for part in range(4))
+    assert not attempt(every, lambda unit: path(unit).exists(), make)
+    assert all(path(unit).read_text().count("\n") == 4 for unit in every)
