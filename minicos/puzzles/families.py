@@ -23,6 +23,7 @@ from .pick import Pick
 from .reveal import Reveal
 from .sequence import Sequence
 from .shell import Shell
+from .slide import Slide
 from .tictactoe import TicTacToe
 from .tour import Tour
 from .turn import Turn
@@ -133,6 +134,10 @@ FAMILIES: dict[str, Family] = {
         Family("tour-short", Tour, knobs=Knobs(k=1, s=2)),
         Family("tour-new", Tour, knobs=Knobs(k=1, s=3), domain="out", held_out=True),
         Family("tour-four", Tour, knobs=Knobs(k=1, s=4), domain="out"),
+        Family("slide", Slide, knobs=Knobs(k=6, s=3)),
+        Family("slide-one", Slide, knobs=Knobs(k=1, s=3)),
+        Family("slide-short", Slide, knobs=Knobs(k=2, s=2)),
+        Family("slide-four", Slide, knobs=Knobs(s=4), domain="out"),
     )
 }
 PUZZLES: dict[str, type[Puzzle]] = {f.puzzle.kind: f.puzzle for f in FAMILIES.values()}
