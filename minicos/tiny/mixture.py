@@ -66,6 +66,8 @@ SHARES: dict[str, float] = {
     "count": 0.03,
     "count-one": 0.02,
     "tour": 0.03,
+    "tour-one": 0.015,
+    "tour-short": 0.015,
     "slide": 0.03,
 }
 # (Family or kind/size, frames) -> share: other lengths than the family's own.
