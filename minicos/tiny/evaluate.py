@@ -48,14 +48,17 @@ def solve(wan: Wan, batch: Sequence[Puzzle], seed: int) -> np.ndarray:
     )
     condition = wan.condition([p.prompt for p in batch], images, frames=batch[0].frames)
     (last,) = deque(wan.sample(condition, seed=seed), maxlen=1)
-    return wan.decode(last.next)
+    with torch.no_grad():
+        videos = wan.vae.decode(last.next, chunk=last.next.shape[2])
+    return np.stack([to_uint8(video.float()) for video in videos])
 
 
 @torch.no_grad()
 def reconstruct(wan: Wan, puzzles_: Sequence[Puzzle], videos: np.ndarray) -> dict[str, list[float]]:
     """PSNR in dB ("vae_psnr_db") and verdict ("oracle") of videos uint8 (n f h w 3) after encoding and decoding."""
     truth = torch.stack([to_float(video) for video in videos]).to(wan.device)
-    back = wan.vae.decode(wan.vae.encode(truth, chunk=12), chunk=4).float()
+    latents = wan.vae.encode(truth, chunk=12)
+    back = wan.vae.decode(latents, chunk=latents.shape[2]).float()
     error = (back - truth).square().mean(dim=(1, 2, 3, 4))
     verdicts = [p.score(to_uint8(video)).solved for p, video in zip(puzzles_, back, strict=True)]
     return {
@@ -155,6 +158,11 @@ def complete(
     return report
 
 
+def opened(model: str) -> Wan:
+    """A model that decodes in bfloat16, five times as fast on a CPU: 56 dB PSNR from float32, far below what a scorer sees."""
+    return load(model, decode_dtype=torch.bfloat16)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m minicos.tiny.evaluate",
@@ -174,7 +182,7 @@ def main() -> None:
     variants = layouts.embedded_variants() if args.model == "tiny" else ()
     options = {"split": args.split, "seed": args.seed, "families": args.family}
     try:
-        report = complete(load, args.model, args.n, variants, vae=not args.no_vae, **options)
+        report = complete(opened, args.model, args.n, variants, vae=not args.no_vae, **options)
     except MinicosError as error:
         parser.error(str(error))
     print("\n".join(lines(report)))

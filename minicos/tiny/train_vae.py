@@ -46,11 +46,9 @@ def clip(rng: np.random.Generator, alike: Sequence[Source]) -> np.ndarray:
 
 
 def pick(rng: np.random.Generator, table: Sequence[Source]) -> Source:
-    """A random source: every kind of puzzle is as likely, for each has motifs of its own."""
-    kinds = sorted({source.family.puzzle.kind for source in table})
-    kind = kinds[int(rng.integers(len(kinds)))]
-    chosen = [source for source in table if source.family.puzzle.kind == kind]
-    return chosen[int(rng.integers(len(chosen)))]
+    """A random source, as often as the DiT is trained on it."""
+    shares = np.array([source.share for source in table])
+    return table[int(rng.choice(len(table), p=shares / shares.sum()))]
 
 
 def film(puzzle: Puzzle, i: int, frames: int) -> np.ndarray:
