@@ -14,7 +14,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from os import PathLike
+from pathlib import Path
 
 import ftfy
 import tokenizers
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from minicos.config import TextConfig
 from minicos.errors import MinicosError
 from minicos.ops import rms_norm
+from minicos.weights.files import reading
+from minicos.weights.tokens import REMEDY, read_tokenizer
 
 PAD, EOS = 0, 1  # ids; every tokenizer of the family agrees on them
 
@@ -167,16 +169,9 @@ class Tokenizer:
     text_len: int
 
     @classmethod
-    def load(cls, path: str | PathLike, text_len: int) -> "Tokenizer":
+    def load(cls, path: str | Path, text_len: int) -> "Tokenizer":
         """Read a tokenizer.json. Raises MinicosError naming the file where it is missing, broken or of another kind."""
-        try:
-            vocabulary = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise MinicosError(
-                f"cannot read {path}: {error}. It should be the tokenizer.json of umt5-xxl."
-            ) from error
-        vocabulary.no_truncation()
-        vocabulary.no_padding()
+        vocabulary = read_tokenizer(path)
         if vocabulary.encode("").ids != [EOS] or vocabulary.pre_tokenizer is None:
             raise MinicosError(
                 f"{path} does not end a prompt with token {EOS}: it should be that of umt5-xxl."
@@ -190,7 +185,8 @@ class Tokenizer:
         ids = torch.full((len(prompts), self.text_len), PAD)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            words = self.vocabulary.encode(clean(prompt)).ids[:-1]
+            with reading("the tokenizer", "cannot encode the prompt", REMEDY):
+                words = self.vocabulary.encode(clean(prompt)).ids[:-1]
             tokens = [*words[: self.text_len - 1], EOS]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1

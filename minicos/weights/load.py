@@ -140,9 +140,11 @@ def load_into(
             if changes:
                 tensor = new(name, shape, wanted).copy_(tensor)
         if check_finite and not _finite(tensor):
+            given = [str(one.header.path), *(str(each.path) for each in changes)]
+            cast = "" if wanted == one.dtype else f" as {str(wanted).removeprefix('torch.')}"
             raise MinicosError(
-                f"{one.header.path}: {one.key} holds NaN or infinity{_overflow(one, wanted)}. "
-                "Download it again or use a wider dtype."
+                f"{' with '.join(given)}: {one.key} holds NaN or infinity{cast}. "
+                "Download the file again or use a wider dtype."
             )
         _assign(module, name, tensor)
     module.requires_grad_(False).eval()
@@ -239,10 +241,6 @@ def _finite(tensor: Tensor) -> bool:
     if tensor.itemsize == 1:  # fp8 has no arithmetic
         pieces = (piece.float() for piece in pieces)
     return all(bool(p.sum().isfinite() or p.isfinite().all()) for p in pieces)
-
-
-def _overflow(one: Stored, wanted: torch.dtype) -> str:
-    return f" as {wanted}".replace("torch.", "") if wanted != one.dtype else ""
 
 
 def _plan(

@@ -1,0 +1,125 @@
+"""A tokenizer.json, read so that the file can neither hang nor crash whoever encodes a prompt with it.
+
+The library runs what the file describes: regular expressions, replacements that may grow a text, templates of any length.
+So the description is checked against what tokenizers of this family (UMT5, T5, the embedded model) are made of, and the
+result is tried out before it is used.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from minicos.weights.files import reading, regular, table
+
+LIMIT = 1 << 26  # bytes; that of umt5-xxl has 17 million
+MODELS = ("Unigram", "WordLevel", "BPE")
+NORMALISERS = ("Precompiled", "Replace", "Strip", "StripAccents", "Lowercase", "Prepend", "Nmt",
+               "NFC", "NFD", "NFKC", "NFKD", "BertNormalizer")  # fmt: skip
+PRE_TOKENIZERS = (
+    "Metaspace",
+    "Whitespace",
+    "WhitespaceSplit",
+    "Punctuation",
+    "Digits",
+    "ByteLevel",
+)
+SPACES = " {2,}"  # the one regular expression that is published
+REMEDY = "Take the tokenizer.json of umt5-xxl."
+PROBES = ("", "a", "The quick brown fox, 123.", "é 中文 \u2603 \U0001f600 \x00", "</s> <pad>")
+
+
+def read_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a file. Raises MinicosError if it is missing, damaged, or made of other parts than UMT5's."""
+    path = regular(path)
+    with reading(path, "is not a tokenizer.json", REMEDY):
+        with path.open("rb") as file:
+            text = file.read(LIMIT + 1)
+        if len(text) > LIMIT:
+            raise ValueError(f"it has more than {LIMIT:,} bytes")
+        _check(table(text))
+        vocabulary = tokenizers.Tokenizer.from_str(text.decode("utf-8"))
+        vocabulary.no_truncation()
+        vocabulary.no_padding()
+        for probe in PROBES:
+            vocabulary.encode(probe)
+    return vocabulary
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Raise ValueError where a tokenizer is not made of parts that are known to be harmless."""
+    model = given.get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    if kind not in MODELS:
+        raise ValueError(f"its model is {kind!r:.60}, not one of {', '.join(MODELS)}")
+    if kind == "Unigram" and type(model.get("unk_id")) is not int:
+        raise ValueError("it has no token for unknown words (unk_id)")
+    if kind == "WordLevel" and model.get("unk_token") not in model.get("vocab", {}):
+        raise ValueError("it has no token for unknown words (unk_token)")
+    if model.get("dropout"):
+        raise ValueError("it drops pieces at random (dropout)")
+    _check_numbers(model.get("vocab"), given.get("added_tokens") or [])
+    for part, kinds in (("normalizer", NORMALISERS), ("pre_tokenizer", PRE_TOKENIZERS)):
+        for one in _parts(given.get(part), part + "s", 0):
+            if one.get("type") not in kinds:
+                raise ValueError(
+                    f"its {part} has a part {one.get('type')!r:.60}, which is not known"
+                )
+            if one["type"] == "Replace":
+                _check_replacement(one)
+            if any(isinstance(v, str) and len(v) > 1 << 20 for v in one.values()):
+                raise ValueError(f"its {part} is too large")
+    template = given.get("post_processor")
+    if template is not None:
+        lists = [template.get("single"), template.get("pair")]
+        lists += [token.get("ids") for token in dict(template.get("special_tokens") or {}).values()]
+        usual = template.get("type") == "TemplateProcessing"
+        if not usual or not all(isinstance(one, list) and len(one) <= 16 for one in lists):
+            raise ValueError(
+                "what it puts around a prompt (post_processor) is not a short template"
+            )
+
+
+def _check_numbers(vocabulary: Any, added: Any) -> None:
+    """Tokens are numbered 0, 1, 2, ... without a gap: each number is a row of the text encoder."""
+    if not isinstance(vocabulary, list | dict) or not isinstance(added, list):
+        raise ValueError("its vocabulary is neither a list nor a table")
+    is_list = isinstance(vocabulary, list)
+    numbers = set(range(len(vocabulary)) if is_list else vocabulary.values())
+    numbers |= {token.get("id") for token in added}
+    if not all(type(number) is int for number in numbers):
+        raise ValueError("its tokens are not numbered")
+    last = max(numbers, default=-1)
+    if min(numbers, default=0) < 0 or last != len(numbers) - 1:
+        raise ValueError(f"it has {len(numbers):,} tokens, and their numbers end at {last:,}")
+
+
+def _parts(given: Any, name: str, depth: int) -> Iterator[Mapping[str, Any]]:
+    """The parts of a normaliser or pre-tokenizer, which may be sequences of such. Raises ValueError where there are many."""
+    if given is None:
+        return
+    if not isinstance(given, dict) or depth > 3:
+        raise ValueError(f"its {name} are not a table, or nested too deeply")
+    if given.get("type") != "Sequence":
+        yield given
+        return
+    # the library calls the parts of a sequence by these names
+    inside = given.get({"normalizers": "normalizers", "pre_tokenizers": "pretokenizers"}[name])
+    if not isinstance(inside, list) or len(inside) > 8:
+        raise ValueError(f"its {name} are a sequence of too many parts")
+    for one in inside:
+        yield from _parts(one, name, depth + 1)
+
+
+def _check_replacement(given: Mapping[str, Any]) -> None:
+    """A replacement may not grow the text, nor search for a regular expression but the published one."""
+    pattern, content = given.get("pattern"), given.get("content")
+    if not isinstance(pattern, dict) or not isinstance(content, str):
+        raise ValueError("its normalizer has a replacement without pattern or content")
+    sought = pattern.get("String")
+    usual = pattern.get("Regex") == SPACES and len(content) <= 2
+    if not usual and not (isinstance(sought, str) and 0 < len(sought) >= len(content)):
+        raise ValueError(
+            f"its normalizer replaces {str(pattern)[:60]} by {content[:20]!r}, which is not known"
+        )
