@@ -1,0 +1,144 @@
+"""Damaged and hostile inputs, made from good ones by chance: each has to open, or to be refused in a sentence.
+
+    python -m tests.fuzz --n 10000                  every target in turn; ends with the numbers of each verdict
+    python -m tests.fuzz --only pickle --seed 417   one input again, with what it does
+
+A target (`@target`) writes one mutated input into an empty folder and returns the call that opens it. The command runs them
+in child processes with limits of processor time and memory, so that a hang or a blow-up is found and counted, too.
+"""
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from minicos.errors import MinicosError
+
+Opened = Callable[[], object]
+Target = Callable[[random.Random, Path], Opened]
+TARGETS: dict[str, Target] = {}
+SECONDS = 10  # of processor time, for one input
+MEMORY = 3 << 30  # bytes of address space beyond what the process has when it begins
+
+
+def target(name: str) -> Callable[[Target], Target]:
+    """Register a function (random numbers, empty folder) -> the call that opens what it has written there."""
+
+    def register(function: Target) -> Target:
+        TARGETS[name] = function
+        return function
+
+    return register
+
+
+def attempt(name: str, seed: int, folder: Path) -> str:
+    """What an input does: "opened", "refused", or what is wrong with how it is refused."""
+    try:
+        TARGETS[name](random.Random(seed), folder)()
+        return "opened"
+    except MinicosError as error:
+        return judge(str(error), folder)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"TRACEBACK {type(error).__name__}: {str(error)[:200]!a} at {where.filename}:{where.lineno}"
+
+
+def judge(message: str, folder: Path) -> str:
+    """A good refusal names a file, can be printed, and is neither empty nor "internal"."""
+    if not message.isprintable() or "internal error" in message.lower():
+        return f"MESSAGE {message[:200]!a}"
+    if str(folder) not in message and len(message) < 1500:  # the middle of a long one is left out
+        return f"NO PATH {message[:200]!a}"
+    return "refused"
+
+
+def main() -> int:
+    from tests import fuzz_files  # noqa: F401  (registers its targets)
+
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--seed", type=int, help="one input of the target --only, in this process")
+    parser.add_argument("--only", choices=sorted(TARGETS))
+    args = parser.parse_args()
+    names = [args.only] if args.only else sorted(TARGETS)
+    warnings.simplefilter("ignore")
+    if args.seed is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            TARGETS[names[0]](random.Random(args.seed), Path(folder))()
+        return 0
+    jobs = [(names[i % len(names)], i) for i in range(args.n)]
+    verdicts, bad = run(jobs)
+    for name, seed, verdict in bad:
+        print(f"{name} --seed {seed}: {verdict}")
+    print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
+    return bool(bad)
+
+
+def run(jobs: list[tuple[str, int]]) -> tuple[Counter[str], list[tuple[str, int, str]]]:
+    """The verdicts of all inputs; and name, seed and verdict of those that do badly."""
+    verdicts: Counter[str] = Counter()
+    bad = []
+    while jobs:
+        done, verdict = 0, ""
+        for done, verdict in enumerate(_batch(jobs), 1):
+            verdicts[verdict.split(" ")[0]] += 1
+            if verdict not in ("opened", "refused"):
+                bad.append((*jobs[done - 1], verdict))
+        jobs = jobs[done:]
+    return verdicts, bad
+
+
+def _batch(jobs: list[tuple[str, int]]):
+    """The verdicts of the first jobs, until a child process that runs them has to be replaced."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _child(jobs, writing)
+    os.close(writing)
+    count = 0
+    with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            count += 1
+            yield line.rstrip("\n")
+    _, status = os.waitpid(child, 0)
+    if count < len(jobs):
+        hung = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
+        yield f"HANG beyond {SECONDS} s" if hung else f"DIED with status {status}"
+
+
+def _child(jobs: list[tuple[str, int]], writing: int) -> None:
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # panics of Rust are told there
+    with tempfile.TemporaryDirectory() as name:
+        for target_name, seed in jobs:
+            folder = Path(name) / "input"
+            folder.mkdir()
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.alarm(30 * SECONDS)  # where it waits for something that never comes
+            verdict = attempt(target_name, seed, folder)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.alarm(0)
+            os.write(writing, f"{verdict}\n".encode("utf-8", "replace"))
+            shutil.rmtree(folder)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    from tests import fuzz  # so that targets register in the module that they import
+
+    sys.exit(fuzz.main())

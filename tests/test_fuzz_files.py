@@ -1,0 +1,26 @@
+"""Damaged and hostile files open or are refused in a sentence; `python -m tests.fuzz` runs many more, with limits."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import fuzz, fuzz_files
+
+FILES = ("bytes", "header", "metadata", "config", "tokenizer", "index", "pickle", "lora")
+
+
+@pytest.mark.parametrize("name", FILES)
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=12, deadline=5000, database=None)
+def test_a_damaged_file_opens_or_is_refused(name, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        assert fuzz.attempt(name, seed, Path(folder)) in ("opened", "refused")
+
+
+def test_the_good_model_opens(tmp_path):
+    """What is damaged above is sound by itself."""
+    fuzz_files.write(tmp_path, {})
+    fuzz_files.opened(tmp_path)()
