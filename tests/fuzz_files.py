@@ -221,7 +221,17 @@ def damaged_tokenizer(draw: random.Random, folder: Path) -> Opened:
     name = "tokenizer/tokenizer.json"
     value = json.loads(model()[name])
     if draw.random() < 0.5:
-        kinds = ["Precompiled", "Replace", "Prepend", "Sequence", "Split", "Metaspace", "Strip", "ByteLevel", "Nope"]
+        kinds = [
+            "Precompiled",
+            "Replace",
+            "Prepend",
+            "Sequence",
+            "Split",
+            "Metaspace",
+            "Strip",
+            "ByteLevel",
+            "Nope",
+        ]
         patterns = {"Regex": "(a+)+$"}, {"Regex": " {2,}"}, {"String": "e"}, {"String": ""}
         one = {
             "type": draw.choice(kinds),

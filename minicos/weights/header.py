@@ -178,16 +178,22 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
 
 def _candidates(folder: Path) -> list[Path]:
     """The files of a folder that can be its network: the plain ones before variants such as fp16, PyTorch's own last."""
-    indices = ["*.safetensors.index.json"], ["*.safetensors.index.*.json"]
-    weights, archives = ["*.safetensors"], [f"*.{ending}" for ending in ARCHIVES]
+    index, variant, weights = (
+        "*.safetensors.index.json",
+        "*.safetensors.index.*.json",
+        "*.safetensors",
+    )
+    archives = [f"*.{ending}" for ending in ARCHIVES]
     with reading(folder):
-        for patterns in (indices[0], weights, indices[1], ["*.bin.index.json"], archives):
-            found = sorted(p for pattern in patterns for p in folder.glob(pattern))
-            plain = [p for p in found if _plain(p.name)]
+        for pattern in (index, weights):
+            plain = [path for path in folder.glob(pattern) if _plain(path.name)]
             if len(plain) == 1:
                 return plain
-            if found and (patterns is not weights or not list(folder.glob(indices[1][0]))):
-                return found
+        for patterns in ([index], [variant], [weights], ["*.bin.index.json"], archives):
+            found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+            plain = [path for path in found if _plain(path.name)]
+            if found:
+                return plain if len(plain) == 1 else found
     return []
 
 

@@ -171,7 +171,11 @@ def open_tensors(header: Header) -> Callable[[str], Tensor]:
     path = header.path
     if header.archive:
         with reading(path, "cannot be opened as tensors only", "Download or convert it."):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if path.suffix == ".safetensors":  # torch goes by the name of a path
+                with path.open("rb") as file:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             found = table(path, content, Tensor)
     else:
         with reading(path):

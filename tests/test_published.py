@@ -1,0 +1,519 @@
+"""Files as people publish them: LoRAs, quantised and merged checkpoints, relatives of Wan, and networks of any size."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minicos.config import TINY_TEXT, VAEConfig
+from minicos.dit import DiT
+from minicos.errors import MinicosError
+from minicos.open import load
+from minicos.text import TextEncoder
+from minicos.tiny import tokenizer
+from minicos.vae import VAE
+from minicos.weights import layouts, lora
+from minicos.weights.header import read_header, weight_files
+from minicos.weights.inspect import describe, inspect
+from minicos.weights.load import load_into
+from minicos.weights.names import DIT_DIFFUSERS, translate
+from tests.fuzz_files import DIT, VAE_CONFIG
+
+DRAW = torch.Generator()
+Q = "blocks.0.self_attn.q"
+
+
+def rand(*shape: int) -> torch.Tensor:
+    return 0.1 * torch.randn(*shape, generator=DRAW.manual_seed(sum(shape)))
+
+
+@pytest.fixture(scope="module")
+def network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {name: tensor.detach() for name, tensor in DiT(DIT).state_dict().items()}
+
+
+def merged(network, path, **options) -> dict[str, torch.Tensor]:
+    """What a LoRA adds to each parameter."""
+    with torch.device("meta"):
+        dit = DiT(DIT)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.items()}
+    save_file(network, base := path.with_name("base.safetensors"))
+    load_into(dit, base, lora=lora.read(path, **options).fitted(shapes))
+    added = {name: tensor - network[name] for name, tensor in dit.state_dict().items()}
+    return {name: tensor for name, tensor in added.items() if tensor.any()}
+
+
+def pair(module: str, a: str = "lora_down", b: str = "lora_up", rank: int = 2) -> dict:
+    return {f"{module}.{a}.weight": rand(rank, 24), f"{module}.{b}.weight": rand(24, rank)}
+
+
+def product(tensors: dict) -> torch.Tensor:
+    down, up = tensors.values()
+    return up @ down
+
+
+# -- LoRAs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("diffusion_model.blocks.0.self_attn.q", "module.blocks.0.self_attn.q"),
+        *("_orig_mod.blocks.0.self_attn.q", "blocks.0._orig_mod.self_attn.q"),
+        *("pipe.dit.blocks.0.self_attn.q", "transformer.blocks.0.attn1.to_q"),
+        *("lora_unet_blocks_0_self_attn_q", "lora_unet__blocks_0_attn1_to_q"),
+        *("lora_transformer_blocks_0_attn1_to_q", "lycoris_blocks_0_self_attn_q"),
+        "base_model.model.transformer.blocks.0.attn1.to_q",
+    ],
+)
+def test_spellings_of_a_module(network, module, tmp_path):
+    for ends in (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora_A.x", "lora_B.x")):
+        tensors = pair(module, *ends)
+        save_file(tensors, path := tmp_path / "lora.safetensors")
+        added = merged(network, path)
+        assert set(added) == {f"{Q}.weight"}
+        assert torch.allclose(added[f"{Q}.weight"], product(tensors), atol=1e-7)
+
+
+def test_an_image_branch_that_the_network_lacks_is_left_out_and_counted(network, tmp_path):
+    tensors = pair(f"diffusion_model.{Q}") | pair("diffusion_model.blocks.0.cross_attn.k_img")
+    tensors |= {"diffusion_model.img_emb.proj.0.diff_b": rand(24)}
+    tensors |= {"diffusion_model.blocks.1.cross_attn.norm_k_img.diff": rand(24)}
+    save_file(tensors, path := tmp_path / "lora.safetensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.items()}
+    fitted = lora.read(path).fitted(shapes)
+    assert set(fitted.deltas) == {f"{Q}.weight"}
+    told = str(lora.Applied.of("high", fitted))
+    assert "3 changes of an image branch that this network lacks" in told
+    assert "img_emb, cross_attn.k_img, cross_attn.norm_k_img" in told
+    save_file(pair("diffusion_model.blocks.7.self_attn.q"), path)
+    with pytest.raises(MinicosError, match=r"blocks\.7\.self_attn\.q.*which this network lacks"):
+        lora.read(path).fitted(shapes)
+
+
+def test_biases_and_whole_differences(network, tmp_path):
+    biased = pair("transformer.blocks.0.attn1.to_q", "lora_A", "lora_B")
+    biased["transformer.blocks.0.attn1.to_q.lora_B.bias"] = rand(24)
+    whole = {"blocks.0.modulation.diff": rand(1, 6, 24), "head.diff_m": rand(1, 2, 24),
+             "blocks.1.norm3.diff": rand(24), "blocks.1.norm3.w_norm": rand(24),
+             "transformer.blocks.1.scale_shift_table.diff": rand(1, 6, 24),
+             "patch_embedding.diff_b": rand(24)}  # fmt: skip
+    del whole["blocks.1.norm3.w_norm"]
+    save_file(biased | whole, path := tmp_path / "lora.safetensors")
+    added = merged(network, path, strength=0.5)
+    expected = {
+        f"{Q}.weight": product(dict(list(biased.items())[:2])),
+        f"{Q}.bias": biased["transformer.blocks.0.attn1.to_q.lora_B.bias"],
+        "blocks.0.modulation": whole["blocks.0.modulation.diff"],
+        "head.modulation": whole["head.diff_m"],
+        "blocks.1.norm3.weight": whole["blocks.1.norm3.diff"],
+        "blocks.1.modulation": whole["transformer.blocks.1.scale_shift_table.diff"],
+        "patch_embedding.bias": whole["patch_embedding.diff_b"],
+    }
+    assert set(added) == set(expected)
+    for name, change in expected.items():
+        assert torch.allclose(added[name], 0.5 * change, atol=1e-6), name
+
+
+def test_alpha_for_each_layer(network, tmp_path):
+    """alpha / rank from an alpha beside the matrices, from metadata with patterns, and from PEFT's adapter_config.json."""
+    q, k = "transformer.blocks.0.attn1.to_q", "transformer.blocks.0.attn1.to_k"
+    tensors = pair(q, "lora_A", "lora_B", 2) | pair(k, "lora_A", "lora_B", 4)
+    about = {"r": 4, "lora_alpha": 8, "rank_pattern": {"blocks.0.attn1.to_q": 2}}
+    plain = {
+        "q": product({n: t for n, t in tensors.items() if n.startswith(q)}),
+        "k": product({n: t for n, t in tensors.items() if n.startswith(k)}),
+    }
+    for pattern in ("blocks.0.attn1.to_q", "^blocks\\.0\\.attn1\\.to_q$", "to_q"):
+        given = about | {"alpha_pattern": {pattern: 1}}
+        metadata = {
+            "lora_adapter_metadata": json.dumps({f"transformer.{n}": v for n, v in given.items()})
+        }
+        save_file(tensors, path := tmp_path / "lora.safetensors", metadata)
+        save_file(tensors, tmp_path / "adapter_model.safetensors")
+        (tmp_path / "adapter_config.json").write_text(json.dumps(given))
+        for file in (path, tmp_path / "adapter_model.safetensors"):
+            added = merged(network, file)
+            assert torch.allclose(added[f"{Q}.weight"], 0.5 * plain["q"], atol=1e-7)
+            assert torch.allclose(added["blocks.0.self_attn.k.weight"], 2 * plain["k"], atol=1e-7)
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(about | {"use_rslora": True})})
+    assert torch.allclose(merged(network, path)[f"{Q}.weight"], 8 / 2**0.5 * plain["q"], atol=1e-6)
+
+
+def test_convolutions_and_products_of_other_forms(network, tmp_path):
+    patch = {"patch_embedding.lora_down.weight": rand(2, 36, 1, 2, 2), "patch_embedding.lora_up.weight": rand(24, 2, 1, 1, 1)}  # fmt: skip
+    loha = {f"{Q}.hada_w1_a": rand(24, 2), f"{Q}.hada_w1_b": rand(2, 24), f"{Q}.hada_w2_a": rand(24, 3),
+            f"{Q}.hada_w2_b": rand(3, 24), f"{Q}.alpha": torch.tensor(4.0)}  # fmt: skip
+    k, v = "lycoris_blocks_0_self_attn_k", "lora_unet_blocks_0_self_attn_v"
+    lokr = {f"{k}.lokr_w1": rand(4, 4), f"{k}.lokr_w2_a": rand(6, 2), f"{k}.lokr_w2_b": rand(2, 6),
+            f"{k}.alpha": torch.tensor(1.0), f"{v}.lokr_w1": rand(3, 3), f"{v}.lokr_w2": rand(8, 8)}  # fmt: skip
+    save_file(patch | loha | lokr, path := tmp_path / "lora.safetensors")
+    added = merged(network, path)
+    down, up = patch.values()
+    a, b, c, d, _ = loha.values()
+    expected = {
+        "patch_embedding.weight": torch.einsum("or...,r...->o...", up[:, :, 0, 0, 0], down.flatten(1)).view(24, 36, 1, 2, 2),
+        f"{Q}.weight": 2 * (a @ b) * (c @ d),
+        "blocks.0.self_attn.k.weight": 0.5 * torch.kron(lokr[f"{k}.lokr_w1"], lokr[f"{k}.lokr_w2_a"] @ lokr[f"{k}.lokr_w2_b"]),
+        "blocks.0.self_attn.v.weight": torch.kron(lokr[f"{v}.lokr_w1"], lokr[f"{v}.lokr_w2"]),
+    }  # fmt: skip
+    assert set(added) == set(expected)
+    for name, change in expected.items():
+        assert torch.allclose(added[name], change, atol=1e-6), name
+    found = inspect(path)
+    assert (found.variant, found.layout) == ("LoRA", "lora:lycoris")
+    assert {"a LoRA of the form LoKr", "a LoRA of the form LoHa"} <= set(found.notes)
+
+
+def test_a_file_for_both_experts(network, tmp_path):
+    high = pair("transformer.blocks.0.attn1.to_q", "lora_A", "lora_B")
+    low = pair("transformer_2.blocks.0.attn1.to_k", "lora_A", "lora_B")
+    save_file(high | low, path := tmp_path / "lora.safetensors")
+    assert set(merged(network, path)) == {f"{Q}.weight"}
+    assert set(merged(network, path, expert="low")) == {"blocks.0.self_attn.k.weight"}
+    assert "2 tensors for the low-noise expert" in lora.read(path).notes[0]
+    assert any("both experts" in note for note in inspect(path).notes)
+    save_file(low, path)
+    with pytest.raises(MinicosError, match=r"for the low-noise expert.*--lora low=FILE"):
+        lora.read(path)
+
+
+@pytest.mark.parametrize("ending", ["pt", "pth", "bin", "safetensors"])
+def test_tensors_in_a_pickle(network, ending, tmp_path):
+    """By content, whatever the name; wrapped in the tables that programs use."""
+    tensors = pair(f"diffusion_model.{Q}")
+    for content in (tensors, {"state_dict": tensors, "step": 3}, {"generator": pair("x"), "generator_ema": tensors}):  # fmt: skip
+        torch.save(content, path := tmp_path / f"lora.{ending}")
+        assert set(merged(network, path)) == {f"{Q}.weight"}
+        assert inspect(path).variant == "LoRA"
+
+
+@pytest.mark.parametrize(
+    ("piece", "named"),
+    [
+        ({f"{Q}.lora_magnitude_vector": (24,)}, "DoRA"),
+        ({f"{Q}.dora_scale": (24, 1)}, "DoRA"),
+        ({"patch_embedding.reshape_weight": (5,)}, "control LoRA"),
+        ({f"{Q}.oft_blocks": (2, 2, 2)}, "OFT"),
+        ({f"{Q}.lora_mid.weight": (2, 2)}, "LoRA in Tucker form"),
+    ],
+)
+def test_kinds_that_are_not_read_are_named(piece, named, tmp_path):
+    tensors = pair(Q) | {name: rand(*shape) for name, shape in piece.items()}
+    save_file(tensors, path := tmp_path / "a.safetensors")
+    with pytest.raises(
+        MinicosError, match=rf"a\.safetensors is a {named}.*Merge it into the model"
+    ):
+        lora.read(path)
+    assert any(named in note for note in inspect(path).notes)
+
+
+def test_a_control_lora_is_named_by_its_width(network, tmp_path):
+    wide = {"patch_embedding.lora_down.weight": rand(2, 52, 1, 2, 2), "patch_embedding.lora_up.weight": rand(24, 2, 1, 1, 1)}  # fmt: skip
+    save_file(wide, path := tmp_path / "a.safetensors")
+    with pytest.raises(MinicosError, match=r"is a control LoRA: it widens .* to 52 channels"):
+        merged(network, path)
+
+
+# -- quantised checkpoints ----------------------------------------------------------------------------------------------
+
+
+def quantised(network, dtype, axis=None, scale="weight_scale", value="weight"):
+    """Matrices in a narrow dtype with factors; and the numbers that they stand for."""
+    top = 127 if dtype == torch.int8 else 448
+    stored, meant = {}, dict(network)
+    for name, tensor in network.items():
+        if tensor.ndim != 2 or not name.endswith(".weight"):
+            stored[name] = tensor
+            continue
+        size = tensor.abs().amax(axis, keepdim=True) if axis else tensor.abs().max()
+        factor = size.clamp(min=1e-12) / top
+        narrow = tensor / factor
+        narrow = (narrow.round() if dtype == torch.int8 else narrow).to(dtype)
+        stem = name.removesuffix("weight")
+        stored |= {f"{stem}{value}": narrow, f"{stem}{scale}": factor}
+        meant[name] = narrow.float() * factor
+    return stored, meant
+
+
+def loaded(*files) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        dit = DiT(DIT)
+    load_into(dit, files if len(files) > 1 else files[0])
+    return dit.state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8], ids=str)
+@pytest.mark.parametrize("axis", [None, 1], ids=["a matrix", "a row"])
+@pytest.mark.parametrize(
+    "names", [("weight_scale", "weight"), ("scale_weight", "weight"), ("weight._scale", "weight._data")]
+)  # fmt: skip
+def test_factors_of_a_matrix_or_a_row(network, dtype, axis, names, tmp_path):
+    stored, meant = quantised(network, dtype, axis, *names)
+    save_file(stored, path := tmp_path / "a.safetensors")
+    assert all(torch.equal(tensor, meant[name]) for name, tensor in loaded(path).items())
+
+
+def test_factors_in_another_shard_and_records(network, tmp_path):
+    stored, meant = quantised(network, torch.float8_e4m3fn, 1)
+    record = torch.frombuffer(bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    stored |= {name.replace("weight_scale", "comfy_quant"): record.clone() for name in stored if name.endswith("_scale")}  # fmt: skip
+    halves = [{n: t for n, t in stored.items() if n.endswith("scale") == half} for half in (True, False)]  # fmt: skip
+    for i, half in enumerate(halves):
+        save_file(half, tmp_path / f"{i}.safetensors")
+    found = loaded(tmp_path / "0.safetensors", tmp_path / "1.safetensors")
+    assert all(torch.equal(tensor, meant[name]) for name, tensor in found.items())
+    odd = bytearray(b'{"format": "float8_e4m3fn", "convrot": true}')
+    halves[1]["blocks.0.ffn.0.comfy_quant"] = torch.frombuffer(odd, dtype=torch.uint8).clone()
+    save_file(halves[1], tmp_path / "1.safetensors")
+    with pytest.raises(MinicosError, match="says float8_e4m3fn, convrot, a way of storing"):
+        loaded(tmp_path / "0.safetensors", tmp_path / "1.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: {n: t for n, t in s.items() if not n.endswith("_scale")}, r"integers \(I8\) and no factor"),
+        (lambda s: s | {f"{Q}.weight_scale": torch.ones(24, 3)}, "one for each of its 24 rows, not one for a block"),
+        (lambda s: s | {f"{Q}.weight.absmax": torch.ones(3)}, "4-bit numbers of bitsandbytes"),
+        (lambda s: s | {f"{Q}.weight.quant_state.bitsandbytes__nf4": torch.ones(3)}, "4-bit nf4 of bitsandbytes"),
+        (lambda s: s | {f"{Q}.weight_scale_2": torch.ones(1)}, "4-bit nvfp4"),
+        (lambda s: s | {f"{Q}.weight_scale": torch.ones(24, 1).to(torch.uint8)}, "factors in U8"),
+    ],
+)  # fmt: skip
+def test_what_is_not_read_is_named(network, change, says, tmp_path):
+    stored, _ = quantised(network, torch.int8, 1)
+    save_file(change(stored), path := tmp_path / "a.safetensors")
+    with pytest.raises(MinicosError, match=says):
+        loaded(path)
+
+
+def test_a_matrix_without_the_factor_that_others_have(network, tmp_path):
+    stored, _ = quantised(network, torch.float8_e4m3fn)
+    del stored[f"{Q}.weight_scale"]
+    save_file(stored, path := tmp_path / "a.safetensors")
+    with pytest.raises(
+        MinicosError, match=r"F8_E4M3 without a factor, and other matrices have one"
+    ):
+        loaded(path)
+
+
+# -- files of several networks, indices, relatives ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(network):
+    """The tensors of a small model."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae, text = VAE(VAE_CONFIG), TextEncoder(replace(TINY_TEXT, num_layers=2))
+    return {"dit": network, "vae": vae.state_dict(), "text": text.state_dict()}
+
+
+def config_beside(folder, **more):
+    (folder / "config.json").write_text(json.dumps({"num_heads": 2, "text_len": 16, **more}))
+    tokenizer.build().save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def test_an_all_in_one_file_opens(parts, tmp_path):
+    starts = {
+        "dit": "model.diffusion_model.",
+        "vae": "vae.",
+        "text": "text_encoders.umt5xxl.transformer.",
+    }
+    tensors = {starts[p] + n: t.clone() for p, some in parts.items() for n, t in some.items()}
+    save_file(
+        tensors, path := tmp_path / "all.safetensors", {"config": json.dumps(asdict(VAE_CONFIG))}
+    )
+    words = config_beside(tmp_path)
+    wan = load(path, parts={"tokenizer": words}, device="cpu")
+    for part, module in (("dit", wan.experts["high"]), ("vae", wan.vae), ("text", wan.text)):
+        found = module.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in parts[part].items())
+    assert "one file of several networks" in describe(inspect(path))
+    del tensors["vae.conv1.weight"]
+    save_file({n: t for n, t in tensors.items() if not n.startswith("vae.")}, path)
+    with pytest.raises(MinicosError, match="comes without the VAE"):
+        load(path, parts={"tokenizer": words}, device="cpu")
+    with pytest.raises(
+        MinicosError, match=r"holds several networks .* none for vae.*--part vae=FILE"
+    ):
+        load(path, parts={"tokenizer": words, "vae": path}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        ("vace_blocks.0.before_proj.weight", "Wan-VACE"),
+        ("face_adapter.fuser_blocks.0.k_norm.weight", "Wan2.2-Animate"),
+        ("casual_audio_encoder.encoder.conv1_local.conv.weight", "Wan2.2-S2V"),
+        ("control_adapter.conv.weight", "Wan-Fun-Camera"),
+        ("ref_conv.weight", "Wan-Fun-Control"),
+        ("blocks.0.audio_cross_attn.q_linear.weight", "a speaking Wan"),
+    ],
+)
+def test_relatives_of_wan_are_named(network, start, name, tmp_path):
+    save_file(network | {start: rand(3)}, path := tmp_path / "a.safetensors")
+    assert inspect(path).variant.startswith(name)
+    assert "not complete" not in describe(inspect(path))
+    with pytest.raises(MinicosError, match=rf"a\.safetensors is {name}"):
+        layouts.dit_config(path)
+
+
+def test_a_control_network_is_told_by_its_inputs(network, tmp_path):
+    wide = network | {"patch_embedding.weight": rand(24, 52, 1, 2, 2)}
+    save_file(wide, path := tmp_path / "a.safetensors")
+    config_beside(tmp_path)
+    with pytest.raises(MinicosError, match=r"takes 52 input channels.*Wan-Fun-Control"):
+        layouts.dit_config(path)
+    assert any("Wan-Fun-Control" in note for note in inspect(path).notes)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model-{}.safetensors"),
+        ("diffusion_pytorch_model.safetensors.index.fp16.json", "diffusion_pytorch_model.fp16-{}.safetensors"),
+        ("diffusion_pytorch_model.fp16.safetensors.index.json", "diffusion_pytorch_model.fp16-{}.safetensors"),
+    ],
+)  # fmt: skip
+def test_indices_of_variants_and_the_index_given_as_the_model(network, names, tmp_path):
+    index, shard = names
+    files = {name: shard.format(f"{1 + i % 2:05}-of-00002") for i, name in enumerate(network)}
+    for file in set(files.values()):
+        save_file({n: t for n, t in network.items() if files[n] == file}, tmp_path / file)
+    (tmp_path / index).write_text(json.dumps({"weight_map": files}))
+    for source in (tmp_path, tmp_path / index):
+        assert len(weight_files(source)) == 2
+        assert all(torch.equal(t, network[n]) for n, t in loaded(source).items())
+    save_file(network, tmp_path / "diffusion_pytorch_model.safetensors")
+    if "fp16" in index:  # the plain file comes before a variant
+        assert weight_files(tmp_path) == [tmp_path / "diffusion_pytorch_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expert"),
+    [
+        *[
+            (f"wan2.2_i2v{sep}_14B.safetensors", "high")
+            for sep in ("_high_noise", "-HIGH", "_High")
+        ],
+        *[("Wan22-I2V-HighNoise-Q8.safetensors", "high"), ("wan22I2VLowNoise.safetensors", "low")],
+        *[("Wan2.2-LOW_fp8.safetensors", "low"), ("wan22_L-e4m3fn.safetensors", "low")],
+        *[("wan_14B_H.safetensors", "high"), ("low_vram_wan.safetensors", None)],
+        *[("wan_low_rank.safetensors", None), ("wan_high_low.safetensors", None)],
+        *[("highlights.safetensors", None), ("clip_vision_h.safetensors", None)],
+    ],
+)
+def test_names_that_claim_an_expert(name, expert, tmp_path):
+    assert layouts.claim(tmp_path / "models" / name) == expert
+    assert layouts.claim(tmp_path / "high_noise_model" / "a.safetensors") == "high"
+
+
+def test_experts_and_loras_whose_names_claim_the_other_side_are_noted(tmp_path):
+    save_file(
+        pair(Q, rank=2) | {f"{Q}.alpha": torch.tensor(1.0)},
+        path := tmp_path / "x-LOW-4steps.safetensors",
+    )
+    found = layouts.find("tiny", lora={"high": [path]})
+    assert any("used for high noise, and its name says low noise" in note for note in found.notes)
+    assert not any(
+        "its name says" in note for note in layouts.find("tiny", lora={"low": [path]}).notes
+    )
+
+
+# -- networks of any size -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "like"),
+    [
+        ({}, "like Wan2.2-I2V-A14B"),
+        ({"in_dim": 16}, "like Wan2.1-T2V-14B"),
+        ({"in_dim": 8, "out_dim": 8}, "like Wan2.1-T2V-14B"),
+        ({"image_tokens": 257, "image_dim": 16}, "like Wan2.1-I2V-14B"),
+        ({"image_tokens": 514, "image_dim": 16}, "like Wan2.1-FLF2V-14B"),
+        ({"num_layers": 3, "text_dim": 40, "freq_dim": 32}, "like Wan2.2-I2V-A14B"),
+    ],
+)
+@pytest.mark.parametrize("names", ["official", "diffusers"])
+def test_a_network_of_any_size(change, like, names, tmp_path):
+    cfg = replace(DIT, **change)
+    tensors = DiT(cfg).state_dict()
+    key = "num_heads" if names == "official" else "num_attention_heads"
+    if names == "diffusers":
+        tensors = {translate(name, DIT_DIFFUSERS): tensor for name, tensor in tensors.items()}
+    save_file(tensors, path := tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({key: 2, "text_len": 16}))
+    assert layouts.dit_config(path) == cfg
+    assert layouts.dit_config(tmp_path) == cfg
+    assert inspect(path).variant == like
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(MinicosError, match=r"width 24 needs a config\.json .* heads"):
+        layouts.dit_config(path)
+
+
+def test_a_whole_model_of_any_size_samples(parts, tmp_path):
+    save_file(parts["dit"], tmp_path / "diffusion_pytorch_model.safetensors")
+    save_file(parts["vae"], vae := tmp_path / "Wan2.1_VAE.safetensors")
+    save_file(parts["text"], text := tmp_path / "t5.safetensors")
+    words = config_beside(tmp_path)
+    given = {"vae": vae, "text": text, "tokenizer": words}
+    wan = load(tmp_path / "diffusion_pytorch_model.safetensors", parts=given, device="cpu")
+    assert (wan.variant, wan.preset.solver) == ("like Wan2.2-I2V-A14B", "unipc")
+    wan = wan.with_preset("cos").with_preset(steps=2)
+    condition = wan.condition("solve the maze", torch.full((3, 32, 32), 0.5), frames=5)
+    *_, last = wan.sample(condition, seed=0)
+    assert last.next.isfinite().all()
+    asked = load(tmp_path, parts=given, device="cpu", variant="VBVR-Wan2.2")
+    assert (asked.variant, asked.preset.solver) == ("like VBVR-Wan2.2", "euler")
+    with pytest.raises(MinicosError, match=r"has not the inputs of Wan2\.1-T2V-14B"):
+        load(tmp_path, parts=given, device="cpu", variant="Wan2.1-T2V-14B")
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_vae_of_any_size(blocks, newer, tmp_path):
+    """Official names and those of diffusers, whose decoder counts its residual blocks in groups."""
+    from minicos.weights.configs import vae_config
+    from minicos.weights.names import vae_table
+
+    cfg = VAEConfig(dim=2, dim_mult=(1, 1, 2, 2), num_res_blocks=blocks)
+    if newer:
+        cfg = replace(cfg, dec_dim=3, patch_size=2, stage_shortcuts=True)
+    tensors = VAE(cfg).state_dict()
+    table = vae_table(blocks, stages=newer)
+    for names in (tensors, {translate(name, table): tensor for name, tensor in tensors.items()}):
+        save_file(names, path := tmp_path / "a.safetensors")
+        assert vae_config([read_header(path)]) == cfg
+        with torch.device("meta"):
+            vae = VAE(cfg)
+        load_into(vae, path)
+        assert all(torch.equal(t, tensors[n]) for n, t in vae.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0] * 15, [0.0] * 16, [-1.0] + [1.0] * 15, ["1"] * 16, 5, [1e999] * 16]
+)
+def test_statistics_of_latents_are_checked(parts, values, tmp_path):
+    from minicos.weights.configs import vae_config
+
+    save_file(parts["vae"], path := tmp_path / "a.safetensors")
+    with pytest.raises(
+        MinicosError, match=r"a\.safetensors: the statistics of its latents \(std\)"
+    ):
+        vae_config([read_header(path)], {"latents_std": values})
+    for config in (
+        {"dim": 10**18},
+        {"num_res_blocks": 10**9},
+        {"dim_mult": []},
+        {"patch_size": "x"},
+    ):
+        save_file(parts["vae"], path, {"config": json.dumps(asdict(VAE_CONFIG) | config)})
+        with pytest.raises(MinicosError, match="its metadata say"):
+            vae_config([read_header(path)])
