@@ -59,7 +59,7 @@ SINGLE = [
 ]
 NOTED = {  # what a lone file may be beside what it is called, or what it lacks
     "Wan2.2-I2V-A14B": ("has two experts", "--part low=FILE"),
-    "Wan2.1-I2V-14B": ("ChronoEdit-14B have the same shapes",),
+    "Wan2.1-I2V-14B": ("have the same shapes",),
 }
 
 
