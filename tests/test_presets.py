@@ -37,6 +37,10 @@ TABLE = {
         "unipc", 40, 3.0, None, (5.0, 5.0), "镜头晃动，" + CHINESE, "channels", "bicubic", 480 * 832, (480, 832), 81, 16),
     ("Wan2.1-I2V-14B", "cos"): (
         "euler", 50, 5.0, None, (5.0, 5.0), CHINESE, "channels", "pil", None, (480, 832), 81, 16),
+    ("Wan2.1-I2V-14B-720P", "official"): (
+        "unipc", 40, 5.0, None, (5.0, 5.0), "镜头晃动，" + CHINESE, "channels", "bicubic", 720 * 1280, (480, 832), 81, 16),
+    ("Wan2.1-I2V-14B-720P", "cos"): (
+        "euler", 50, 5.0, None, (5.0, 5.0), CHINESE, "channels", "pil", None, (480, 832), 81, 16),
     ("Wan2.1-FLF2V-14B", "official"): (
         "unipc", 50, 16.0, None, (5.0, 5.0), "镜头切换，镜头晃动，" + CHINESE, "first and last", "bicubic", 720 * 1280,
         (480, 832), 81, 16),
