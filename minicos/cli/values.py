@@ -15,6 +15,7 @@ MOST_STEPS = 10_000
 MOST_FRAMES = 10_001
 MOST_PUZZLES = 100_000  # also of seeds, rows and other things that are counted
 MOST_PIXELS = 16_384  # of one side of a frame
+MOST_AREA = 1 << 26  # pixels of a frame
 MOST_SEED = 2**63 - 1  # what torch's generators take, less room for one seed per sample
 LARGEST = 1e6  # of guidance, shift and other factors that multiply a latent
 
@@ -37,6 +38,7 @@ positive = whole(1, MOST_PUZZLES)
 steps = whole(1, MOST_STEPS)
 frames = whole(1, MOST_FRAMES)
 side = whole(1, MOST_PIXELS)
+area = whole(1, MOST_AREA)
 layer = whole(0, MOST_STEPS)
 seed = whole(0, MOST_SEED - MOST_PUZZLES)
 
