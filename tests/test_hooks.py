@@ -443,6 +443,22 @@ def test_a_tensor_of_another_shape_is_refused(name, run):
         run(Hooks().on(name, lambda x, site: x[..., :1]))
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda x: x[:1, :1], "torch.float32 (1, 1"),
+        (lambda x: x.double(), "torch.float64"),
+        (lambda x: x.bfloat16(), "torch.bfloat16"),
+        (lambda x: x.to("meta"), "on meta"),
+    ],
+)
+def test_a_tensor_of_another_shape_dtype_or_device_is_refused(change, what, run):
+    with pytest.raises(
+        MinicosError, match=rf"a hook on blocks.1 returned .*{re.escape(what)}.* not"
+    ):
+        run(Hooks().on("blocks.1", lambda x, site: change(x)))
+
+
 # -- nothing stays behind ----------------------------------------------------------------------------------------------
 
 

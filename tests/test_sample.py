@@ -244,6 +244,31 @@ def test_a_multistep_solver_needs_its_history_to_resume(solver, loop):
     assert rel_max(without.next, whole[3].next) > 1e-4
 
 
+@solvers
+def test_a_run_can_start_at_its_end_and_not_beyond(solver, loop, noise):
+    assert list(loop(solver, start=6)) == []
+    for start in (-1, 7):
+        with pytest.raises(MinicosError, match=f"a run of 6 steps cannot start at step {start}"):
+            loop(solver, start=start)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_edit_drops_the_history_in_place_or_not(in_place, loop, noise):
+    """UniPC's history belongs to the latent that is gone."""
+    steps = loop("unipc")
+    next(steps)
+    step = next(steps)
+    assert step.state.history
+    if in_place:
+        step.next += noise
+    else:
+        step.next = step.next + noise
+    following = next(steps)
+    assert step.state == State()
+    assert len(following.state.history["video"].x0) == 1  # a first step again
+    assert torch.equal(following.next, next(loop("unipc", x=step.next, start=2)).next)
+
+
 # -- edits -------------------------------------------------------------------------------------------------------------
 
 

@@ -266,6 +266,15 @@ def test_golden_cleaning(case):
     assert clean(case["prompt"]) == case["cleaned"]
 
 
+def test_entities_are_resolved_twice():
+    """Only a "<" in the prompt shows it: without one, ftfy resolves entities, too."""
+    assert (
+        clean("if a < b, turn &amp;lt;left&amp;gt; &amp;amp;amp; go")
+        == "if a < b, turn <left> &amp; go"
+    )
+    assert clean("a &amp;lt; b") == "a < b"
+
+
 def test_tiny_file_is_the_one_built_of_its_words():
     shipped = type(tiny.build()).from_file(str(TINY_FILE))
     assert shipped.to_str() == tiny.build(tiny.tokens(shipped)).to_str()
