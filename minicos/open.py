@@ -14,7 +14,7 @@ from torch import nn
 from minicos import attention, cost
 from minicos.clip import CLIP, load_clip
 from minicos.condition import frame_size
-from minicos.config import Preset, VAEConfig, get_preset
+from minicos.config import Preset, VAEConfig
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.ops import REFERENCE, Ops
@@ -59,7 +59,7 @@ def load(
     model     "tiny" (the one inside the package), a folder in the official or the diffusers layout, a single file, or the id
               of a repository on the Hub, which is looked for in the local cache; or what `layouts.find` made of these
     variant   its name where shapes cannot tell it: "VBVR-Wan2.2", "Wan2.1-T2V-14B", ... (`config.VARIANTS`, `config.FINETUNES`)
-    preset    a way of sampling it, by default the first of `config.PRESETS`
+    preset    a way of sampling it, by default the first of `config.PRESETS`; "diffusers": as a diffusers folder states
     parts     files that lie elsewhere, by name: {"low": ..., "vae": ..., "text": ..., "tokenizer": ..., "clip": ...}
     lora      expert -> LoRA files, each with a strength if you like: {"high": ["a.safetensors"], "low": [("b.safetensors", 0.5)]};
               a model of one network has only "high". They are merged in float32, in this order
@@ -82,7 +82,7 @@ def load(
     if not isinstance(model, Layout):
         model = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
     layout: Layout = model
-    chosen = get_preset(layout.variant, preset)
+    chosen = layout.preset(preset)
     device = open_device(device)
     if compile:
         check_compiler(device)

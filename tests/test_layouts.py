@@ -1,6 +1,7 @@
 """One argument opens every layout that people have on disk, and what is missing, mixed or ambiguous is named."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,9 @@ from minicos.errors import MinicosError
 from minicos.open import load
 from minicos.vae import VAE as VAENetwork
 from minicos.weights import layouts, lora
+from minicos.weights.layouts import find
 from minicos.weights.names import DIT_DIFFUSERS, UMT5_TRANSFORMERS, VAE_DIFFUSERS, translate
+from minicos.weights.stated import departures, stated
 from tests.checkpoints import fp8_rule, manifest, sparse, write_shards, write_sparse
 
 DIT = "diffusion_pytorch_model"
@@ -593,3 +596,47 @@ def test_a_variant_of_the_embedded_model_has_its_vae_and_tokenizer(tmp_path, mon
     for name in ("tiny:", "tiny:notes", "tiny:../weights"):
         with pytest.raises(MinicosError, match="tiny:mid"):
             layouts.find(name)
+
+
+# -- how a diffusers folder says that it is sampled --------------------------------------------------------------------
+
+
+def says(folder, shift=None, boundary=None):
+    (folder / "scheduler").mkdir(exist_ok=True)
+    config = {} if shift is None else {"flow_shift": shift}
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text(json.dumps({"boundary_ratio": boundary}))
+    return folder
+
+
+def test_what_a_folder_states_is_read_and_noted_where_it_differs(tmp_path):
+    assert stated(tmp_path, 2) == {}
+    assert stated(says(tmp_path, 3.0, 0.9), 2) == {"shift": 3.0, "boundary": 0.9}
+    assert stated(tmp_path, 1) == {"shift": 3.0}
+    (note,) = departures("Wan2.2-I2V-A14B", {"shift": 3.0, "boundary": 0.9})
+    assert (
+        note
+        == "the folder states shift 3 (the preset has 5.0); the preset wins, --preset diffusers does not"
+    )
+    assert departures("Wan2.2-I2V-A14B", {"shift": 5.0, "boundary": 0.9}) == ()
+
+
+@pytest.mark.parametrize("value", [0, -3, math.nan, math.inf, True, "5", [5]])
+def test_a_shift_that_is_none_is_refused_by_file_and_key(value, tmp_path):
+    with pytest.raises(MinicosError, match=r"scheduler_config\.json"):
+        stated(says(tmp_path, value), 1)
+
+
+@sparse
+def test_the_preset_of_a_diffusers_folder_follows_it(tmp_path):
+    write_diffusers(tmp_path, "Wan2.2-I2V-A14B")
+    plain = find(tmp_path, variant="Wan2.2-I2V-A14B")
+    with pytest.raises(MinicosError, match="no scheduler"):
+        plain.preset("diffusers")
+    index = json.loads((tmp_path / "model_index.json").read_text()) | {"boundary_ratio": 0.85}
+    says(tmp_path, 3.0)
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    layout = find(tmp_path, variant="Wan2.2-I2V-A14B")
+    assert layout.preset() == config.get_preset("Wan2.2-I2V-A14B")
+    assert layout.preset("diffusers") == layout.preset().changed(shift=3.0, boundary=0.85)
+    assert any("the folder states shift 3" in note for note in layout.notes)

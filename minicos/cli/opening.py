@@ -42,7 +42,6 @@ def layout(args: argparse.Namespace) -> "Layout":
 def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
     """The way of sampling that the options name. Whatever can be refused without reading a weight is refused here."""
     from minicos.condition import check_frames
-    from minicos.config import get_preset
     from minicos.tiles import check_side
     from minicos.wan import UNUSED_NEGATIVE
 
@@ -52,7 +51,7 @@ def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
     if not os.access(above, os.W_OK):
         raise MinicosError(f"cannot write into {above}. Choose another --out.")
     variant, stride = files.variant, files.vae.config.stride
-    chosen = get_preset(variant, args.preset).changed(**_changes(args))
+    chosen = files.preset(args.preset).changed(**_changes(args))
     check_frames(chosen.frames, stride[0])
     check_side(args.tile, stride[1])
     if getattr(args, "negative_prompt", None) is not None and not chosen.guided:

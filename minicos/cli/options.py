@@ -82,7 +82,7 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
     )
     parser.add_argument(
         "--preset",
-        help="way of sampling, e.g. official (the authors' code) or cos (the paper's tools)",
+        help="way of sampling, e.g. official (the authors' code), cos (the paper's tools) or diffusers (as its folder states)",
     )
     sampling = parser.add_argument_group("sampling", "the preset's, where not given")
     sampling.add_argument("--steps", type=values.steps, help="denoising steps")

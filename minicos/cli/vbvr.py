@@ -198,10 +198,9 @@ def _choose_card(args: argparse.Namespace, part: "Shard") -> None:
 
 
 def _arms(args: argparse.Namespace, files: "Layout") -> "list[Arm]":
-    from minicos.config import get_preset
     from minicos.vbvr.conditions import expand
 
-    return expand(args.condition, args.steps or get_preset(files.variant, args.preset).steps)
+    return expand(args.condition, args.steps or files.preset(args.preset).steps)
 
 
 def _kit(args: argparse.Namespace) -> "Kit | None":

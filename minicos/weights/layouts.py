@@ -13,18 +13,19 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from minicos.config import CLIPConfig, DiTConfig, TextConfig, VAEConfig
+from minicos.config import CLIPConfig, DiTConfig, Preset, TextConfig, VAEConfig, get_preset
 from minicos.errors import MinicosError
 from minicos.weights import hub, variants
 from minicos.weights.configs import architecture, clip_config, official, text_config, vae_config
 from minicos.weights.files import read_table, reading, regular
 from minicos.weights.header import ARCHIVES, Header, is_shard, read_headers, read_part, tensors
 from minicos.weights.names import lora_dialect, relative, sections
+from minicos.weights.stated import FOLLOW, departures, stated
 
 EMBEDDED = Path(__file__).parents[1] / "tiny" / "weights"
 EMBEDDED_VARIANTS = EMBEDDED.with_name("variants")  # of the embedded model: a folder each
@@ -86,6 +87,21 @@ class Layout:
     tokenizer: Path
     clip: Part[CLIPConfig] | None = None  # where the variant has one
     notes: tuple[str, ...] = ()
+    stated: dict[str, float] = field(default_factory=dict)  # by a diffusers folder: shift, boundary
+
+    def preset(self, name: str | None = None) -> Preset:
+        """A preset of the variant, the first by default; "diffusers" is the first with what the folder states.
+
+        Raises MinicosError for a name that there is not, and where the folder states nothing.
+        """
+        if name != FOLLOW:
+            return get_preset(self.variant, name)
+        if not self.stated:
+            raise MinicosError(
+                "--preset diffusers follows a diffusers folder, and this model has no scheduler/scheduler_config.json"
+                " with a flow_shift. Take another preset."
+            )
+        return get_preset(self.variant).changed(**self.stated)
 
     def fingerprint(self) -> str:
         """Tells these weights from others: a hash of samples of every file and of the strengths of LoRAs."""
@@ -125,6 +141,8 @@ def find(
     networks = _experts(seen, name, lora or {})
     cfg = networks["high"].config
     vae, text = _part(seen, "vae"), _part(seen, "text")
+    says = stated(path, len(networks)) if seen.kind == "diffusers" else {}
+    notes = (*notes, *_sampled_large(name, variant), *departures(name, says))
     layout = Layout(
         kind=seen.kind,
         variant=name,
@@ -133,7 +151,8 @@ def find(
         text=Part(_files(text), text_config(text, cfg.text_len)),
         tokenizer=_tokenizer(seen.places.get("tokenizer"), path),
         clip=_clip(seen) if cfg.images else None,
-        notes=(*notes, *_sampled_large(name, variant), *_mismatches(seen, lora or {})),
+        notes=(*notes, *_mismatches(seen, lora or {})),
+        stated=says,
     )
     _fit(layout)
     return layout
