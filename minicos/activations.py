@@ -1,0 +1,283 @@
+"""Activations on disk, for probes and sparse autoencoders: written while a model runs, memory-mapped afterwards.
+
+    a = Activations("runs/capture")
+    x, where = a.rows("blocks.6", step=0, branch="cond")      # all tokens of all samples: (n, d), and where each row comes from
+
+A folder holds one file for each sample, shards/00012.safetensors, and index.json, which says what is in them. A tensor's key is
+"003/cond/blocks.6" (step, branch, hook point). `reduce` says what is kept of a tensor b l d:
+
+    whole   every token                    l d
+    frames  the mean of each latent frame  f d
+    mean    the mean of all tokens         d
+    norm    the length of every token      l
+
+A file appears whole or not at all, so that a killed capture continues with the sample after the last finished one.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import reduce as pool
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minicos.errors import MinicosError
+from minicos.hooks import NO_HOOKS, Hooks, Site
+from minicos.runs import read_json, replace_file, write_json
+
+REDUCE = ("whole", "frames", "mean", "norm")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is captured: hook points (patterns as in `Hooks.on`), steps, branches, and in which form."""
+
+    points: tuple[str, ...]
+    steps: tuple[int, ...]
+    branches: tuple[str, ...] = ("cond",)
+    reduce: str = "whole"
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.reduce not in REDUCE or self.dtype not in DTYPES:
+            raise MinicosError(
+                f"--reduce is one of {', '.join(REDUCE)}, --dtype one of {', '.join(DTYPES)}."
+            )
+
+    def matching(self, points: Mapping[str, str]) -> list[str]:
+        """The hook points of a model (name -> shape in letters) that are meant. Raises MinicosError for one that cannot be kept."""
+        found = [name for name in points if any(_matches(name, pattern) for pattern in self.points)]
+        for name in found:
+            if points[name] != "b l d":
+                raise MinicosError(
+                    f"{name} is {points[name]}: only points of tokens, b l d, can be captured."
+                )
+        return found
+
+    def check(self, points: Mapping[str, str]) -> None:
+        """Raise MinicosError where a pattern names no hook point, or one that cannot be kept."""
+        for pattern in self.points:
+            if not any(_matches(name, pattern) for name in points):
+                raise MinicosError(
+                    f"no hook point matches {pattern!r} (`minicos points` lists them all)."
+                )
+        self.matching(points)
+
+    def bytes(self, points: Mapping[str, str], grid: tuple[int, int, int], width: int) -> int:
+        """What one sample takes on disk, less headers: grid f h w of tokens, width d."""
+        f, h, w = grid
+        values = {
+            "whole": f * h * w * width,
+            "frames": f * width,
+            "mean": width,
+            "norm": f * h * w,
+        }[self.reduce]
+        count = len(self.matching(points)) * len(self.steps) * len(self.branches)
+        return count * values * DTYPES[self.dtype].itemsize
+
+    def hooks(self, kept: dict[str, Tensor], grids: list[tuple[int, int, int]]) -> Hooks:
+        """Hooks that put what is wanted of the first sample of a batch into `kept`, under its key, and the grid into `grids`."""
+
+        def keep(x: Tensor, site: Site) -> None:
+            value = reduced(x[:1], site.grid, self.reduce)[0]
+            kept[key(site.step, site.branch, site.name)] = value.to(DTYPES[self.dtype]).cpu()
+            grids[:] = [site.grid]
+
+        hooks = NO_HOOKS
+        for pattern in self.points:
+            for branch in self.branches:
+                hooks = hooks.on(pattern, keep, step=self.steps, branch=branch)
+        return hooks
+
+
+def key(step: int, branch: str, point: str) -> str:
+    return f"{step:03d}/{branch}/{point}"
+
+
+def reduced(x: Tensor, grid: tuple[int, int, int], how: str) -> Tensor:
+    """Tokens b l d, in float32 where they are reduced: see the top."""
+    if how == "whole":
+        return x
+    if how == "norm":
+        return x.float().norm(dim=-1)
+    if how == "mean":
+        return x.float().mean(dim=1)
+    return pool(x.float(), "b (f l) d -> b f d", "mean", f=grid[0])
+
+
+def write(
+    folder: Path, number: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> None:
+    """Write one sample's shard, in one step; `about` (JSON values) says which sample it is."""
+    values = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    metadata = {"about": json.dumps(dict(about))}
+    replace_file(shard(folder, number), lambda temporary: save_file(values, temporary, metadata))
+
+
+def shard(folder: Path, number: int) -> Path:
+    """Where the shard of a sample is or will be."""
+    return folder / "shards" / f"{number:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a folder."""
+
+    file: str
+    key: str
+    sample: str
+    step: int
+    branch: str
+    point: str
+    layer: int | None  # of the points inside blocks
+    grid: tuple[int, int, int]  # f h w of the tokens
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def index(folder: Path, wanted: Wanted, settings: Mapping[str, Any]) -> None:
+    """Write index.json from the headers of the shards."""
+    entries = [
+        asdict(entry)
+        for file in sorted((folder / "shards").glob("*.safetensors"))
+        for entry in _entries(file)
+    ]
+    about = {
+        "schema": SCHEMA,
+        "wanted": asdict(wanted),
+        "settings": dict(settings),
+        "entries": entries,
+    }
+    write_json(folder / "index.json", about)
+
+
+def _entries(file: Path) -> Iterator[Entry]:
+    with _open(file) as tensors:
+        about = json.loads((tensors.metadata() or {}).get("about", "{}"))
+        for name in tensors.keys():  # noqa: SIM118  it is no dictionary
+            step, branch, point = name.split("/")
+            view = tensors.get_slice(name)
+            parts = point.split(".")
+            layer = int(parts[1]) if parts[0] == "blocks" else None
+            yield Entry(
+                f"shards/{file.name}", name, about["sample"], int(step), branch, point, layer,
+                tuple(about["grid"]), tuple(view.get_shape()), view.get_dtype(),
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where a row of a matrix comes from: the sample, and which token or latent frame of it (0 for a mean)."""
+
+    sample: str
+    token: int
+
+
+class Activations:
+    """A folder that `minicos capture` wrote. Tensors are mapped from the files when they are asked for."""
+
+    def __init__(self, folder: str | Path):
+        """Raises MinicosError where the folder holds no index of this version."""
+        self.folder = Path(folder)
+        kept = read_json(self.folder / "index.json")
+        if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
+            raise MinicosError(
+                f"{self.folder / 'index.json'} is no index of this version. Capture again."
+            )
+        try:
+            self.settings: dict[str, Any] = kept["settings"]
+            self.reduce: str = kept["wanted"]["reduce"]
+            self.entries = [_entry(one) for one in kept["entries"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise MinicosError(
+                f"{self.folder / 'index.json'} cannot be understood ({error!r}). Capture again."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def samples(self) -> list[str]:
+        return list(dict.fromkeys(entry.sample for entry in self.entries))
+
+    @property
+    def points(self) -> list[str]:
+        return list(dict.fromkeys(entry.point for entry in self.entries))
+
+    def select(
+        self,
+        point: str = "*",
+        step: int | None = None,
+        branch: str | None = None,
+        sample: str | None = None,
+    ) -> list[Entry]:
+        """The entries that fit; `point` may be a pattern, None stands for all."""
+        return [
+            e
+            for e in self.entries
+            if fnmatchcase(e.point, point)
+            and (step is None or e.step == step)
+            and (branch is None or e.branch == branch)
+            and (sample is None or e.sample == sample)
+        ]
+
+    def load(self, entry: Entry) -> Tensor:
+        """One tensor, as it was kept. Raises MinicosError where its file is missing, damaged or lies elsewhere."""
+        file = self.folder / entry.file
+        if not file.resolve().is_relative_to(self.folder.resolve()):
+            raise MinicosError(f"{entry.file} leads out of {self.folder}.")
+        with _open(file) as tensors:
+            return tensors.get_tensor(entry.key)
+
+    def rows(self, point: str, step: int, branch: str = "cond") -> tuple[Tensor, list[Row]]:
+        """All that was kept of a point at a step, one row for each token (or frame, or sample): (n, d), and where rows come from.
+
+        Raises MinicosError where there is none, and for norms, which have no width.
+        """
+        found = [entry for entry in self.select(point, step, branch) if entry.point == point]
+        if not found or self.reduce == "norm":
+            raise MinicosError(
+                f"{self.folder} holds no rows of {point} at step {step}, branch {branch}."
+            )
+        parts = [self.load(entry).reshape(-1, entry.shape[-1]) for entry in found]
+        where = [
+            Row(e.sample, i) for e, part in zip(found, parts, strict=True) for i in range(len(part))
+        ]
+        return torch.cat(parts), where
+
+
+def _entry(one: Mapping[str, Any]) -> Entry:
+    return Entry(**{**one, "grid": tuple(one["grid"]), "shape": tuple(one["shape"])})
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise MinicosError(
+            f"{file} cannot be read: {error}. Delete it and capture again."
+        ) from error
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern of `Hooks.on` names a point: `*` stands for exactly one dotted part."""
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(
+        w in ("*", p) for p, w in zip(parts, wanted, strict=True)
+    )
+
+
+def megabytes(
+    wanted: Wanted, points: Mapping[str, str], grids: Sequence[tuple[int, int, int]], width: int
+) -> float:
+    """What all samples take, one grid for each, in 10^6 bytes."""
+    return sum(wanted.bytes(points, grid, width) for grid in grids if prod(grid)) / 1e6
