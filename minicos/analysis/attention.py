@@ -77,6 +77,7 @@ class Attention:
     _kept: dict[str, Tensor] = field(default_factory=dict)
 
     def hooks(self) -> Hooks:
+        """Of queries and keys at the chosen layers and steps."""
         return attentions(self._weigh, self.layers, step=tuple(self.chosen), branch=self.branch)
 
     def _weigh(self, q: Tensor, k: Tensor, site: Site) -> None:
@@ -106,11 +107,13 @@ class Attention:
         keep(one, other, "_error")
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        """ "received.3": f h w; "between.3": f f; "text.3": t; of a sample of queries also "received_error.3" ..."""
         kept = dict(self._kept)
         self._kept.clear()
-        return kept  # "received.3": f h w; "between.3": f f; "text.3": t; of a sample also "received_error.3" ...
+        return kept
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
+        """Sheets of the mass received and between frames, the share on padding, and attention.safetensors."""
         names = []
         shown = [i for i in self.chosen if i < len(saved)]
         for i in shown:

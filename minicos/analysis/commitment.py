@@ -61,9 +61,8 @@ def completions(
     """
     condition = cases.condition(wan, batch)
     out = {}
-    beside: State | None = (
-        None  # what entered the step with its latent; a renoised one has no history
-    )
+    # what entered the step with its latent; a renoised one has no history
+    beside: State | None = None
     for step in wan.sample(condition, noise=cases.noise(wan, condition, batch)):
         if step.index in at:
             ends = (

@@ -47,14 +47,13 @@ class Energy:
     sheets: Sequence[str] = (*FORMS, "components")  # what is drawn as sheets
     ops: Ops = REFERENCE  # those of the model: `wan.ops`
     name: str = "energy"
-    _kept: dict[str, dict[str, list[Tensor]]] = field(
-        default_factory=dict
-    )  # branch -> form -> layers
-    _last: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # "stream": the residual stream before the block
+    # branch -> form -> layers
+    _kept: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)
+    # "stream": the residual stream before the block
+    _last: dict[str, Tensor] = field(default_factory=dict)
 
     def hooks(self) -> Hooks:
+        """Of every block, in every pass."""
         return Hooks().on("embed", self._begin).on("blocks.*", self._record)
 
     def _begin(self, x: Tensor, site: Site) -> None:
@@ -76,6 +75,7 @@ class Energy:
         self._last["stream"] = h
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        """ "cond.raw" ...: layer f h w; at the chosen steps "cond.components": layer f h w 3, "cond.size", "cond.channel": layer 8."""
         kept = {
             f"{b}.{form}": torch.stack(layers)
             for b, forms in self._kept.items()
@@ -83,9 +83,10 @@ class Energy:
         }
         self._kept.clear()
         self._last.clear()
-        return kept  # "cond.raw" ...: layer f h w; "cond.components": layer f h w 3; "cond.size", "cond.channel": layer 8
+        return kept
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
+        """Sheets of the chosen steps, curves over layers and frames, and energy.safetensors."""
         branches = [b for b in ("cond", "uncond") if any(f"{b}.raw" in step for step in saved)]
         whole = {f"{b}.{form}": _whole(saved, f"{b}.{form}") for b in branches for form in FORMS}
         run.save_tensors("energy.safetensors", whole)

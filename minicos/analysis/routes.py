@@ -29,13 +29,16 @@ class Routes:
     name: str = "routes"
 
     def hooks(self) -> Hooks:
+        """None: the picture is decoded from the step itself."""
         return NO_HOOKS
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        """ "trail": how much trail lies on every edge of the grid, 0 to 1."""
         last = self.wan.decode(step.x0[:1])[0, -1]  # the whole trail is in the last frame
         return {"trail": torch.from_numpy(self.puzzle.read_trail(last).clip(0, 1).mean(1))}  # edges
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
+        """routes.png: a curve for each valid route."""
         lines = evidence(self.puzzle, np.stack([s["trail"].numpy() for s in saved]))
         routes = enumerate(zip(self.puzzle.candidates, lines, strict=True))
         figures.lines(

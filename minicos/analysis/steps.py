@@ -48,9 +48,11 @@ class Steps:
     name: str = "x0"
 
     def hooks(self) -> Hooks:
+        """None: the estimate is in the step itself."""
         return NO_HOOKS
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        """ "guided" and, where there is guidance, "cond" and "uncond": b c f h w."""
         estimates = self._estimates(step)
         if step.index in self.chosen:
             for branch, x0 in estimates.items():
@@ -58,6 +60,7 @@ class Steps:
         return estimates
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
+        """A sheet for each branch, convergence.png, and a video for each chosen step."""
         schedule = self.wan.schedule()
         run.save_json("schedule.json", {"sigmas": schedule.sigmas, "timesteps": schedule.timesteps})
         sheets = [

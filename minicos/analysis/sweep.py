@@ -15,7 +15,6 @@ distilled    Steps are no common axis between 4 and 50 of them; the noise level 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -31,7 +30,6 @@ from minicos.runs import Run
 from minicos.wan import Wan
 
 SETTLED = 0.1  # D of an estimate to the last one, below which it counts as settled
-Axis = Literal["step", "sigma", "share"]
 LABELS = {"step": "step", "sigma": "1 - sigma on entering", "share": "share of the run"}
 
 
@@ -84,13 +82,14 @@ def spread(points: int, steps: int) -> tuple[int, ...]:
 
 def compare(chosen: Mapping[str, Setting], run: Run, options: NoiseOptions) -> Result:
     """Study every setting in a folder of its own, with its pictures and numbers; then all of them together."""
-    what = "frames" if isinstance(options, FramesOptions) else "distilled"
-    what = what if isinstance(options, SweepOptions) else "boundary"
-    axis: Axis = {"frames": "share", "distilled": "sigma", "boundary": "step"}[what]  # type: ignore[assignment]
-    subjects, found = cases.chosen(options), {}
+    what, axis = "boundary", "step"
+    if isinstance(options, SweepOptions):
+        frames = isinstance(options, FramesOptions)
+        what, axis = ("frames", "share") if frames else ("distilled", "sigma")
+    some, found = cases.chosen(options), {}
     for name, setting in chosen.items():
         inside = run.inside(re.sub(r"[^\w.]+", "_", name))
-        found[name] = measure_all(setting.wan, subjects, inside, setting.options)
+        found[name] = measure_all(setting.wan, some, inside, setting.options)
         noise_study.report(setting.wan, inside, setting.options, found[name])
     curves = _curves(found, axis, options.mode)
     files = _draw(found, curves, axis, run)
@@ -155,7 +154,7 @@ def numbers(found: Mapping[str, Measured]) -> list[Number]:
     return out
 
 
-def _curves(found: Mapping[str, Measured], axis: Axis, mode: str) -> list[Curve]:
+def _curves(found: Mapping[str, Measured], axis: str, mode: str) -> list[Curve]:
     """Sensitivity of every setting, then convergence of every setting."""
     label = LABELS[axis]
     damage, settling = [], []
@@ -171,14 +170,14 @@ def _curves(found: Mapping[str, Measured], axis: Axis, mode: str) -> list[Curve]
     return [*damage, *settling]
 
 
-def _place(measured: Measured, steps: np.ndarray, axis: Axis) -> np.ndarray:
+def _place(measured: Measured, steps: np.ndarray, axis: str) -> np.ndarray:
     """Where steps lie on an axis that settings share."""
     if axis == "sigma":
         return 1 - np.array(measured.sigmas)[steps]
     return steps / (len(measured.sigmas) - 1) if axis == "share" else steps
 
 
-def _draw(found: Mapping[str, Measured], curves: list[Curve], axis: Axis, run: Run) -> list[str]:
+def _draw(found: Mapping[str, Measured], curves: list[Curve], axis: str, run: Run) -> list[str]:
     """Sensitivity and convergence of all settings in two figures."""
     marks = {
         name: float(_place(measured, np.array([measured.boundary]), axis)[0])

@@ -24,9 +24,8 @@ from minicos.puzzles import Puzzle
 from minicos.sample import Step
 from minicos.wan import Wan
 
-SETTLED = (
-    0.05  # of the latent's power: the error below which a part of the estimate counts as settled
-)
+# of the latent's power: the error below which a part of the estimate counts as settled
+SETTLED = 0.05
 
 # -- self-correction --------------------------------------------------------------------------------------------------
 
@@ -93,9 +92,8 @@ def courses(wan: Wan, batch: Sequence[Case], steps: Sequence[Step]) -> list[tupl
 
 def masks(puzzle: Puzzle, answer: int, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     """Where things stand still and where something moves, on the latent grid f h w without its first frame: two bool (f - 1 h w)."""
-    still, moving = (
-        on_grid(m, grid)[1:] for m in (puzzle.foreground(), puzzle.answer_mask(answer))
-    )
+    pixels = (puzzle.foreground(), puzzle.answer_mask(answer))
+    still, moving = (on_grid(mask, grid)[1:] for mask in pixels)
     return still & ~moving, moving
 
 

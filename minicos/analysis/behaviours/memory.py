@@ -32,6 +32,7 @@ class Hidden:
     states: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def hooks(self, steps: Sequence[int]) -> Hooks:
+        """Of every layer at these steps, prompted pass."""
         at = tuple(steps)
         watched = Hooks().on("embed", self, step=at, branch="cond")
         return watched.on("blocks.*", self, step=at, branch="cond")

@@ -17,10 +17,8 @@ from minicos.puzzles.draw import COLOURS, SHAPES
 from minicos.runs import Run
 from minicos.wan import Wan
 
-KINDS = (
-    "goal",
-    "mark",
-)  # one picture, several prompts, things that stand still and things that move
+# one picture, several prompts, things that stand still and things that move
+KINDS = ("goal", "mark")
 LABELS = {"shape": len(SHAPES), "colour": len(COLOURS)}
 
 

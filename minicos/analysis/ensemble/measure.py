@@ -47,9 +47,8 @@ def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> di
         final = step.next
     note("plain", final, counter)
     plain = final.unflatten(0, (len(batch), seeds))
-    pairs = (
-        (plain[:, :, None].double() - plain[:, None].double()).square().sum(dim=(3, 4, 5, 6))
-    )  # case seed seed
+    apart = plain[:, :, None].double() - plain[:, None].double()
+    pairs = apart.square().sum(dim=(3, 4, 5, 6))  # case seed seed
     out["plain.vote"] = pairs.sum(2).argmin(1)
     out["plain.apart"] = pairs.sum(dim=(1, 2)) / max(1, seeds * (seeds - 1))
     for name, e in arms.items():

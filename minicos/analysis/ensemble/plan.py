@@ -9,11 +9,8 @@ from minicos.analysis.options import EnsembleOptions, spans
 from minicos.errors import MinicosError
 from minicos.wan import Wan
 
-WINDOWS: tuple[tuple[int, int], ...] = (
-    (20, 29),
-    (0, 9),
-    (0, 39),
-)  # of 40 blocks; the paper's first
+# of 40 blocks; the paper's first
+WINDOWS: tuple[tuple[int, int], ...] = ((20, 29), (0, 9), (0, 39))
 
 
 def plan(wan: Wan, options: EnsembleOptions) -> list[dict[str, Ensemble]]:

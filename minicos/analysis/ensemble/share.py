@@ -39,11 +39,9 @@ from minicos.ops import REFERENCE, Ops
 from minicos.sample import Step
 from minicos.wan import Wan
 
-TWO_PASS, ONE_PASS, BETWEEN_STEPS = (
-    ("override", "input_override"),
-    ("lockstep", "update", "mix"),
-    ("x0", "latent"),
-)
+TWO_PASS = ("override", "input_override")
+ONE_PASS = ("lockstep", "update", "mix")
+BETWEEN_STEPS = ("x0", "latent")
 MODES = TWO_PASS + ONE_PASS + BETWEEN_STEPS
 DONORS = ("own", "others", "random")
 
@@ -255,9 +253,8 @@ def run(
     ahead, inside = NO_HOOKS, hooks(e, wan.ops) if e.mode in ONE_PASS else NO_HOOKS
     if e.mode in TWO_PASS:
         ahead, inside = two_passes(e, found, wan.ops)
-    first = (
-        wan if guided else wan.with_preset(guidance=dict.fromkeys(guidance, 1.0))
-    )  # where cond alone shares
+    # the first pass needs no uncond branch where cond alone shares
+    first = wan if guided else wan.with_preset(guidance=dict.fromkeys(guidance, 1.0))
     x, state = noise, None
     for i in range(last + 1):
         if i in e.steps and e.mode in TWO_PASS:

@@ -103,9 +103,8 @@ class Noise:
             return (1 - sigma) * x0 + sigma * eps
         if self.mode == "erase":
             return (1 - sigma) * x0.mean(dim=(2, 3, 4), keepdim=True) + sigma * eps
-        unit = (
-            eps / eps.square().mean(dim=(1, 3, 4), keepdim=True).sqrt()
-        )  # every frame's norm exactly as wanted
+        # every frame's norm exactly as wanted
+        unit = eps / eps.square().mean(dim=(1, 3, 4), keepdim=True).sqrt()
         return x + (self.dose / (len(self.steps) * self._hit(x, sigma).sum())).sqrt() * unit
 
     def _draw(self, x: Tensor, index: int) -> Tensor:

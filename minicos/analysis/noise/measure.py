@@ -37,6 +37,7 @@ class Clean:
     _seen: list[Tensor] = field(default_factory=list)
 
     def hooks(self) -> Hooks:
+        """Of the chosen block, where there is one."""
         return (
             NO_HOOKS
             if self.layer is None
@@ -47,12 +48,14 @@ class Clean:
         self._seen.append(h[:, evenly(h.shape[1], TOKENS)].float())
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        """ "x0": b c f h w; "hidden": b l d, at most TOKENS tokens."""
         kept = {"x0": step.x0}
         if self.layer is not None:
             kept["hidden"] = self._seen.pop()
         return kept
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
+        """Nothing."""
         return []
 
 

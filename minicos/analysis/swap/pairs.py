@@ -33,9 +33,11 @@ class Pair:
 
     @property
     def image(self) -> Tensor | None:
+        """The picture that both share."""
         return self.b.image
 
     def turned(self) -> "Pair":
+        """The other direction: B gives, A receives."""
         return replace(self, a=self.b, b=self.a, shows=self.shows[::-1])
 
     def read(self, video: np.ndarray) -> int:

@@ -68,6 +68,7 @@ class Plan:
         return tuple(k for k in self.control_layers or self.layers if k in self.layers)
 
     def layers_of(self, arm: "Arm") -> tuple[int, ...]:
+        """The layers that an arm is measured at."""
         return (self.control_layers or self.layers) if arm.control else self.layers
 
 
@@ -95,6 +96,7 @@ class Arm:
 
     @property
     def file(self) -> str:
+        """The name as part of a file's."""
         return self.name.replace(" ", "_")
 
 
@@ -143,4 +145,5 @@ def ranges(text: str, total: int) -> tuple[range, ...]:
 
 
 def layer_name(k: int) -> str:
+    """A layer as it is shown."""
     return "embed" if k == EMBED else str(k)

@@ -40,13 +40,8 @@ from minicos.hooks import NO_HOOKS, Hook, Hooks, Site
 from minicos.sample import State, Step
 from minicos.wan import Wan
 
-WHAT = (
-    "stream",
-    "update",
-    "self_attn",
-    "cross_attn",
-    "ffn",
-)  # h_k, h_k - h_{k-1}, a sub-layer's output (before its gate)
+# h_k, h_k - h_{k-1}, or a sub-layer's output (before its gate)
+WHAT = ("stream", "update", "self_attn", "cross_attn", "ffn")
 DONORS = ("own", "same_x")  # A on its own trajectory, or prompt A at B's latent
 REGIONS = ("all", "objects", "background")  # which tokens, by the objects of the first frame
 EMBED = -1  # the layer before block 0: the patch embedding, which no prompt has touched
@@ -59,15 +54,13 @@ class Swap:
 
     layers: tuple[int, ...]  # blocks from 0; EMBED is allowed for a stream
     steps: range
-    what: str = (
-        "stream"  # of WHAT; or "prompt": keys and values of the text in blocks 0..k, see `lockstep`
-    )
+    # of WHAT; or "prompt": keys and values of the text in blocks 0..k, see `lockstep`
+    what: str = "stream"
     at: str = "output"  # of the block, or its "input", which is the output of the one before
     branch: str | None = "cond"  # None: both
     region: Tensor | None = None  # tokens that are swapped, bool l or b l; None: all
-    random: bool = (
-        False  # control: B's own state, moved as far as A's is away but in a random direction
-    )
+    # control: B's own state, moved as far as A's is away but in a random direction
+    random: bool = False
 
     def __post_init__(self):
         if self.what not in (*WHAT, "prompt") or self.at not in ("output", "input"):
@@ -86,6 +79,7 @@ class Swap:
 
     @property
     def whole_stream(self) -> bool:
+        """Whether all tokens of a stream are swapped, by the donor's own states."""
         return self.what == "stream" and self.region is None and not self.random
 
     def record(self, states: States) -> Hooks:
@@ -117,9 +111,8 @@ class Swap:
 
             return put
 
-        for layer in sorted(
-            self.layers
-        ):  # in this order `own` holds what an earlier layer's swap has left
+        # in this order `own` holds what an earlier layer's swap has left
+        for layer in sorted(self.layers):
             points = self._points(layer)
             rules: dict[str, Hook] = dict.fromkeys(points, put)
             if self.what == "update":

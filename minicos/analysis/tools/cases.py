@@ -36,6 +36,7 @@ class Case:
 
     @classmethod
     def of(cls, puzzle: puzzles.Puzzle, seed: int) -> "Case":
+        """The case of a puzzle, with its picture."""
         image = torch.from_numpy(puzzle.first_frame()).permute(2, 0, 1).float() / 255
         return cls(puzzle.prompt, image, seed, puzzle)
 

@@ -185,4 +185,5 @@ def matrix(
 
 
 def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, in one step."""
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -25,6 +25,8 @@ from minicos.wan import Wan
 
 
 class Edit(Protocol):
+    """A change of the latent between two steps."""
+
     def __call__(self, x: Tensor, index: int, sigma: Tensor, x0: Tensor | None) -> Tensor:
         """The latent that enters step `index` instead of x, x itself where nothing is to change; see `noise.Noise`."""
         ...

@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RIDGES = tuple(
-    10.0**k for k in range(7)
-)  # of standardised columns, whose squares sum to the number of rows
+# of standardised columns, whose squares sum to the number of rows
+RIDGES = tuple(10.0**k for k in range(7))
 
 
 def readout(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> tuple[Tensor, float]:

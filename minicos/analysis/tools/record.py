@@ -21,6 +21,8 @@ Saved = Sequence[Mapping[str, Tensor]]  # for each step, what `keep` returned
 
 
 class Recorder(Protocol):
+    """What looks at a run: hooks, what is kept of a step, pictures."""
+
     @property
     def name(self) -> str:
         """Under which what is kept of a step is saved."""
