@@ -53,20 +53,21 @@ def numbers(measured: Measured) -> list[Number]:
     steps, frames = measured.names("step"), measured.names("frame")
     found = []
     if steps and frames:
-        same = "the same cells (steps x frames), frame by frame"
 
         def against(name: str, per_case: dict[str, np.ndarray], unit: str) -> Number:
             a, b = (np.mean([per_case[e] for e in kind], axis=0) for kind in (steps, frames))
-            return stats.difference(f"{name}: step noise minus frame noise", a, b, same, unit)
+            return stats.difference(
+                f"{name}: step noise minus frame noise", a, b, "noise in a frame", unit
+            )
 
-        edits = [*steps, *frames]
-        found.append(against("D of the video", {e: measured.final(e) for e in edits}, "D"))
+        both = [*steps, *frames]
+        found.append(against("D of the video", {e: measured.final(e) for e in both}, "D"))
         if measured.puzzles:
-            lost = {e: 1.0 - measured.runs[e]["solved"] for e in edits}
-            wrong = {e: 1.0 - measured.runs[e]["right"].mean(1) for e in edits}
+            lost = {e: 1.0 - measured.runs[e]["solved"] for e in both}
+            wrong = {e: 1.0 - measured.runs[e]["right"].mean(1) for e in both}
             found.append(against("puzzles not solved", lost, "share"))
             found.append(against("frames not right", wrong, "share"))
-        found.append(against("dose", {e: measured.dose(e) for e in edits}, "latent frames"))
+        found.append(against("dose", {e: measured.dose(e) for e in both}, "latent frames"))
         others = [d for e in frames if (d := measured.untouched(e)) is not None]
         if others:
             note = "0: frames do not depend on each other"
