@@ -1,10 +1,13 @@
 """One study for each question: the verb and the report make it with the same options, and get the same numbers."""
 
+import ast
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from minicos import analysis
 from minicos.analysis import result
 from minicos.analysis.options import arguments
 from minicos.analysis.reproduce import SECTIONS, Part, parts
@@ -63,6 +66,15 @@ def test_the_command_of_a_part_asks_for_its_study(name):
     args = parser().parse_args(shlex.split(part.command())[1:])
     assert study.read(args, type(part.options)) == part.options
     assert {k: getattr(args, k) for k in part.preset} == part.preset
+
+
+def test_tools_know_no_question():
+    """What records, changes and measures a run imports nothing of the questions that use it."""
+    base = ("minicos.analysis.tools", "minicos.analysis.result", "minicos.analysis.options")
+    for path in (Path(analysis.__file__).parent / "tools").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minicos.anal"):
+                assert (node.module or "").startswith(base), f"{path.name}: {node.module}"
 
 
 def test_options_that_are_not_at_their_default_become_words():
