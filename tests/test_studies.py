@@ -68,6 +68,29 @@ def test_the_command_of_a_part_asks_for_its_study(name):
     assert {k: getattr(args, k) for k in part.preset} == part.preset
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["noise", "--prompt", "solve the maze", "--n", "3"], "--n is an option of held-out"),
+        (["noise", "--seeds", "3"], "--seeds is an option of a case of your own"),
+        (
+            ["energy", "--prompt", "solve the maze", "--size", "3"],
+            "--size is an option of held-out",
+        ),
+        (["energy", "--queries", "8"], "--queries is an option of a case of your own"),
+        (["steps", "--also", "energy"], "--also is an option of a case of your own"),
+        (["commitment", "--at", "20"], "the run has steps 0 to 19"),
+        (["belief", "--puzzle", "mazes"], "unknown family 'mazes'"),
+        (["swap", "--layers", "3-1"], "--layers 3-1: give a list such as 0,3-5 or embed"),
+        (["ensemble", "--arms", "override 20-29"], "--arms override 20-29: give names such as"),
+    ],
+)
+def test_nothing_is_ignored(words, says, tmp_path, capsys):
+    assert main([*words, "--device", "cpu", "--out", str(tmp_path / "new")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_tools_know_no_question():
     """What records, changes and measures a run imports nothing of the questions that use it."""
     base = ("minicos.analysis.tools", "minicos.analysis.result", "minicos.analysis.options")

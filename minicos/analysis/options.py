@@ -100,12 +100,19 @@ class RecordOptions:
     at: tuple[int, ...] | None = option(
         None, "steps to show (default: eight, denser at the start); of puzzles, steps to measure"
     )
-    seeds: int = option(1, "samples; the first is shown", least=1)
-    layers: tuple[int, ...] | None = option(None, "layers of attention (default: eight, evenly)")
-    heads: tuple[int, ...] | None = option(None, "heads of attention (default: the mean of all)")
-    branch: Literal["cond", "uncond"] = option("cond", "pass of guidance, of attention")
+    seeds: int = option(1, "samples; the first is shown", group=OWN, least=1)
+    layers: tuple[int, ...] | None = option(
+        None, "layers of attention (default: eight, evenly)", group=OWN
+    )
+    heads: tuple[int, ...] | None = option(
+        None, "heads of attention (default: the mean of all)", group=OWN
+    )
+    branch: Literal["cond", "uncond"] = option("cond", "pass of guidance, of attention", group=OWN)
     queries: int | None = option(
-        None, "of attention: random ones of every latent frame (default: all, exactly)", least=2
+        None,
+        "of attention: random ones of every latent frame (default: all, exactly)",
+        group=OWN,
+        least=2,
     )
     seed: int = 0
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from minicos.analysis.options import Puzzles, RecordOptions
+from minicos.analysis.options import OWN, PUZZLES, Puzzles, RecordOptions
 from minicos.cli import opening, options, run_folder, study
 from minicos.errors import MinicosError
 
@@ -42,10 +42,14 @@ def run(
     name: str, cls: type[Puzzles], find: Callable[[], study.Study], args: argparse.Namespace
 ) -> None:
     if args.prompt is not None:
+        study.refuse(args, cls, PUZZLES, study.NO_PUZZLES)
         record(name, args)
+    elif args.also:
+        raise MinicosError(f"--also {study.NO_PROMPT}")
     elif args.image is not None or args.last is not None:
         raise MinicosError("--image needs a --prompt; without both, held-out puzzles are used")
     else:
+        study.refuse(args, RecordOptions, OWN, study.NO_PROMPT)
         study.run(args, cls, find())
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from minicos.analysis.options import Cases, FramesOptions, Puzzles, option_fields
+from minicos.analysis.options import OWN, PUZZLES, Cases, FramesOptions, Puzzles, option_fields
 from minicos.cli import opening, options, run_folder, values
 from minicos.errors import MinicosError
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from minicos.wan import Wan
 
 O = TypeVar("O")  # noqa: E741  the options of a study
+NO_PUZZLES = "is an option of held-out puzzles: leave it out, or the --prompt"
+NO_PROMPT = "is an option of a case of your own: give a --prompt"
 Study = Callable[["Wan", "Run", Any], "Result"]
 
 
@@ -145,8 +147,16 @@ def open_model(
         )
     if made is None:
         made = cases.chosen(asked) if isinstance(asked, Puzzles) else []
+    refuse(args, type(asked), PUZZLES if own else OWN, NO_PUZZLES if own else NO_PROMPT)
     wan = opening.load(args, files, made[0].image if own else None)
     return wan.with_preset(solver="euler") if euler and not args.solver else wan
+
+
+def refuse(args: argparse.Namespace, cls: type, group: str, why: str) -> None:
+    """Raise MinicosError for an option of a group that would be ignored."""
+    for field, flags, _ in option_fields(cls):
+        if field.metadata["group"] == group and vars(args)[_dest(flags)] != field.default:
+            raise MinicosError(f"{flags[0]} {why}")
 
 
 def about(args: argparse.Namespace, asked: Any) -> dict[str, Any]:
