@@ -69,6 +69,8 @@ SHARES: dict[str, float] = {
     "tour-one": 0.015,
     "tour-short": 0.015,
     "slide": 0.03,
+    "slide-one": 0.015,
+    "slide-short": 0.015,
 }
 # (Family or kind/size, frames) -> share: other lengths than the family's own.
 LENGTHS: dict[tuple[str, int], float] = {
