@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from minicos import puzzles
 from minicos.condition import image_channels
 from minicos.config import TINY_TEXT, TINY_VAE, VARIANTS
 from minicos.dit import DiT
+from minicos.errors import MinicosError
 from minicos.media import to_uint8
 from minicos.open import load
 from minicos.text import TextEncoder, Tokenizer
@@ -469,6 +471,20 @@ def test_a_new_folder_begins_with_the_weights_of_a_model(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     train.prepare(tmp_path, "tiny")  # begun: what is there stays
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_training_refuses_what_does_not_fit(tmp_path):
+    train.prepare(tmp_path)
+    with pytest.raises(MinicosError, match="began with None, not with tiny"):
+        train.prepare(tmp_path, "tiny")
+    for options, told in (
+        (["latents", "--family", "maze-5x5"], "--family maze-5x5 is not trained on"),
+        (["latents", "--part", "2/2"], "--part 2/2: k/n"),
+        (["export", "--variant", "../weights"], "--variant ../weights: take a name"),
+    ):
+        args = train.options().parse_args([*options, "--out", str(tmp_path)])
+        with pytest.raises(MinicosError, match=re.escape(told)):
+            train.run(args)
 
 
 def test_words_that_puzzles_learn_later_are_appended(tmp_path, monkeypatch):
