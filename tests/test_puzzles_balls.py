@@ -1,4 +1,4 @@
-"""`balls`: motion keeps energy and never lets balls overlap; a puzzle has the hits that it should have."""
+"""`balls`: motion keeps energy, balls never overlap, a puzzle has the hits that it should."""
 
 from itertools import combinations
 

@@ -1,4 +1,4 @@
-"""`mirror`: the end is the flipped picture, pieces have no symmetry of their own, and named pairs are held out."""
+"""`mirror`: the end is the flipped picture, pieces have no symmetry, pairs are held out."""
 
 import numpy as np
 import pytest

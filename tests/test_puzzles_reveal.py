@@ -1,4 +1,4 @@
-"""`reveal`: what is hidden stays hidden, dwell is what the prompt says, and named pairs are held out."""
+"""`reveal`: the hidden stays hidden, dwell is what the prompt says, pairs are held out."""
 
 from itertools import pairwise
 

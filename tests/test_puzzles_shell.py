@@ -1,4 +1,4 @@
-"""`shell`: each swap has frames of its own, the ball goes where the swaps take it, and nothing else says where."""
+"""`shell`: each swap has frames of its own, and it alone says where the ball goes."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""`slide`: orders are valid exactly where no two tiles overlap on the way, and are read from the video."""
+"""`slide`: orders are valid exactly where no two tiles overlap, and are read from the video."""
 
 from itertools import permutations
 from math import factorial
@@ -26,7 +26,7 @@ def test_depth_and_answers(name, s, k):
 
 
 def overlaps(p, order):
-    """Whether at some time the squares of two tiles overlap, by simulation in steps of a hundredth of a turn."""
+    """Whether two tiles overlap at some time, simulated in steps of a hundredth of a turn."""
     at = {tile.colour: np.array(tile.start, float) for tile in p.tiles}
     for tile in sorted(p.tiles, key=lambda tile: order.index(tile.colour)):
         path = np.linspace(tile.start, tile.home, 101)

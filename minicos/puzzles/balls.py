@@ -31,7 +31,7 @@ FAR = 8  # least distance between start and end of a ball, and between ends of a
 
 
 def draw_fair(rng: Random, n: int) -> tuple[Ball, ...]:
-    """n balls that meet n - 1 times, one hit after another, so that every motion depends on the one before."""
+    """n balls that meet n - 1 times in a chain: every motion depends on the one before."""
     until, colours = FRAMES[n] - 2, rng.sample(NAMES, n)
     while True:
         balls: tuple[Ball, ...] = ()
@@ -46,7 +46,7 @@ def draw_fair(rng: Random, n: int) -> tuple[Ball, ...]:
 
 
 def _aimed(rng: Random, others: tuple[Ball, ...], colour: str, until: int) -> Ball:
-    """A ball that would, going straight, hit one of the others at some time; anywhere if there are none."""
+    """A ball that would, going straight, hit one of the others; any ball if there are none."""
     angle, when = rng.randrange(ANGLES), rng.uniform(EARLY, until - LATE)
     if not others:
         return Ball(colour, (rng.randrange(9, 57, 2), rng.randrange(9, 57, 2)), angle)
@@ -58,7 +58,7 @@ def _aimed(rng: Random, others: tuple[Ball, ...], colour: str, until: int) -> Ba
 
 
 def _chained(balls: tuple[Ball, ...], until: int) -> bool:
-    """Whether the balls fit into the box and hit each other as they should: in one chain, not glancing, in good time."""
+    """Whether the balls fit into the box and hit each other in one chain, in good time."""
     if not all(LOW < at < HIGH for ball in balls for at in ball.start):
         return False
     if any(abs(a.place - b.place) < 3 * RADIUS for a, b in combinations(balls, 2)):
@@ -75,7 +75,7 @@ def _chained(balls: tuple[Ball, ...], until: int) -> bool:
 
 
 def _ends_apart(balls: tuple[Ball, ...], until: int) -> bool:
-    """Whether the ends of answer and foils differ, no ball hides another there, and every ball ends away from its start."""
+    """Whether answer and foils end apart, hide no ball, and every ball ends away from its start."""
     ends = [move(balls, rule, until).places[-1] for rule in ("bounce", *_foils(balls))]
     return (
         all(_farthest(a, b) >= FAR for a, b in combinations(ends, 2))
@@ -96,8 +96,9 @@ def _foils(balls: tuple[Ball, ...]) -> tuple[str, ...]:
 class Balls(Puzzle):
     """Let the balls move as the strokes say, until time is up.
 
-    Everything follows from the picture: s - 1 hits between s balls of equal mass, one after another, besides bounces off
-    the walls; s = 1 is one ball that bounces off one wall, at the same speed for as long as two balls.
+    Everything follows from the picture: s - 1 hits between s balls of equal mass, one after
+    another, besides bounces off the walls; s = 1 is one ball that bounces off a wall, at the same
+    speed for as long as two balls.
     """
 
     balls: tuple[Ball, ...]
@@ -170,8 +171,8 @@ class Balls(Puzzle):
     def score(self, video: np.ndarray) -> Score:
         """Judge a video uint8 (f, 64, 64, 3), f >= 5.
 
-        Every ball must be where it should be, up to NEAR px, at a quarter, half and three quarters of the time and at the
-        end, whole and there once.
+        Every ball must be where it should be, up to NEAR px, at a quarter, half and three quarters
+        of the time and at the end, whole and there once.
         """
         self._check_video(video)
         until, count = self.frames - 2, len(video)

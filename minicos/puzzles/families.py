@@ -133,7 +133,7 @@ FAMILIES: dict[str, Family] = {
         Family("tour-one", Tour, knobs=Knobs(k=1, s=3)),
         Family("tour-short", Tour, knobs=Knobs(k=1, s=2)),
         Family("tour-new", Tour, knobs=Knobs(k=1, s=3), domain="out", held_out=True),
-        Family("tour-four", Tour, knobs=Knobs(k=1, s=4), domain="out"),
+        Family("tour-four", Tour, size=5, knobs=Knobs(k=1, s=4), domain="out"),
         Family("slide", Slide, knobs=Knobs(k=6, s=3)),
         Family("slide-one", Slide, knobs=Knobs(k=1, s=3)),
         Family("slide-short", Slide, knobs=Knobs(k=2, s=2)),

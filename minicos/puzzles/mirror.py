@@ -36,7 +36,9 @@ Box = tuple[float, float, float, float]  # centre y, x and half height, width, i
 
 @cache
 def boxes(piece: str, pose: int) -> tuple[Box, ...]:
-    """A piece in one of 8 poses, as runs of squares in rows and in columns that overlap, about its own middle.
+    """A piece in one of 8 poses, as overlapping runs of squares in rows and columns.
+
+    Places are relative to its middle.
 
     Poses 0-3 are quarters of a clockwise turn, 4-7 the same of the mirror image.
     """
@@ -58,7 +60,7 @@ def boxes(piece: str, pose: int) -> tuple[Box, ...]:
 
 @dataclass(frozen=True)
 class Mirror(Puzzle):
-    """Flip the piece about its middle, over one of two axes (k = 2) or the one that is named (k = 1).
+    """Flip the piece about its middle: over either axis (k = 2) or the named one (k = 1).
 
     Distinct pictures: 19,776 (6 pieces in 8 poses, 2 sizes and 6 colours, at 34 places on average).
     """
@@ -98,7 +100,8 @@ class Mirror(Puzzle):
     @property
     def key(self) -> str:
         centre = "{},{}".format(*self.centre)
-        return f"{self.kind}/{self.size}/{self.colour} {self.piece} {self.pose} unit {self.unit} at {centre}"
+        piece = f"{self.colour} {self.piece} {self.pose}"
+        return f"{self.kind}/{self.size}/{piece} unit {self.unit} at {centre}"
 
     @property
     def composition(self) -> str | None:

@@ -1,6 +1,7 @@
 """How hard balls of equal mass move in a box: exactly, from one event to the next.
 
-Places and speeds are complex numbers, x + iy with y down, in px and px a frame; times are in frames.
+Places and speeds are complex numbers, x + iy with y down, in px and px a frame; times are in
+frames.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Motion(NamedTuple):
 def move(balls: tuple[Ball, ...], rule: str, until: float) -> Motion:
     """How balls of equal mass move, exactly, up to a time in frames.
 
-    Where two meet, by `rule`, they "bounce", "pass" through each other or "stop"; a ball that is alone and is to "stop"
-    does so at a wall.
+    Where two meet, by `rule`, they "bounce", "pass" through each other or "stop"; a ball that is
+    alone and is to "stop" does so at a wall.
     """
     places, speeds = [b.place for b in balls], [SPEED * b.heading for b in balls]
     times, track = [0.0], [places]

@@ -1,4 +1,4 @@
-"""`reveal`: an object nobody has seen comes out from behind a block, goes back, and comes out on the other side."""
+"""`reveal`: an object that nobody has seen comes out on one side of a block, then on the other."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ DWELLS = {
     "second": "show the {} {} then {} longer",
 }
 COVER = slice(14, 50)  # px of the lane that the block hides
-# Where the object is along its lane at frames 0..11, px from the side where it comes out first. Latent frames 1 and 3
-# show it, latent frame 2 hides it. A reveal that starts late lasts a frame less.
+# Where the object is along its lane at frames 0..11, px from the side where it comes out first.
+# Latent frames 1 and 3 show it, latent frame 2 hides it. A reveal that starts late lasts a frame
+# less.
 PATHS = {
     "equal": (20, 14, 8, 8, 8, 20, 28, 36, 44, 50, 56, 56),
     "first": (20, 14, 8, 8, 8, 20, 28, 36, 44, 44, 50, 56),
@@ -42,11 +43,13 @@ LEAN = 0.2  # limit for draw.likeness: even blends of two to four looks are abov
 class Reveal(Puzzle):
     """Let an object out on one side of the block, and the same object on the other side.
 
-    The picture does not show the object: a model has to invent one of 24 (k = 24), one of a named colour (k = 4), or
-    draw the one that is named (k = 1). What it invents must be the same both times, though it is hidden in between.
-    One or two bystanders (d) stand in other lanes. Both reveals last equally long, or the prompt says which is longer.
+    The picture does not show the object: a model has to invent one of 24 (k = 24), one of a named
+    colour (k = 4), or draw the one that is named (k = 1). What it invents must be the same both
+    times, though it is hidden in between. One or two bystanders (d) stand in other lanes. Both
+    reveals last equally long, or the prompt says which is longer.
 
-    Distinct pictures: 306,432 (8 lanes, one or two bystanders in 12 cells), four or more prompts each.
+    Distinct pictures: 306,432 (8 lanes, one or two bystanders in 12 cells), four or more prompts
+    each.
     """
 
     side: str  # where the object comes out first: one of SIDES
@@ -105,7 +108,7 @@ class Reveal(Puzzle):
 
     @property
     def foils(self) -> tuple[Answer, ...]:
-        """An admitted object first, then another; where the prompt names one, also that other one twice."""
+        """An admitted object, then another; where the prompt names one, also the other twice."""
         pairs = [(look, _other(look, i)) for i, (look, _) in enumerate(self.candidates)]
         twice = [(other, other) for _, other in pairs if not self._admits(other)]
         return (*pairs, *twice)
@@ -143,7 +146,7 @@ class Reveal(Puzzle):
         return draw.border(canvas)
 
     def _offsets(self, progress: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How far the pixels of the lane are from the object: y and x, each broadcasts to (n, h, w)."""
+        """How far the pixels of the lane are from the object: y and x; they broadcast to (n, h, w)."""
         along = np.interp(progress, np.arange(12) / 11, PATHS[self.dwell])
         if self.side in ("right", "bottom"):
             along = self.size * CELL - along
@@ -156,8 +159,9 @@ class Reveal(Puzzle):
     def score(self, video: np.ndarray) -> Score:
         """Judge a video uint8 (f, 64, 64, 3), f >= 5, by four of its frames.
 
-        The first must be this picture. In one of the first reveal and in the last there must be an object, clearly one
-        and no blend, and the same; in the middle one, none. Everything else must stay.
+        The first must be this picture. In one of the first reveal and in the last there must be an
+        object, clearly one and no blend, and the same; in the middle one, none. Everything else
+        must stay.
         """
         self._check_video(video)
         when = [0, round(OUT * (len(video) - 2)), len(video) // 2, len(video) - 1]

@@ -1,4 +1,4 @@
-"""`shell`: a ball goes under one of three cups, neighbouring cups change places, and the cup with the ball lifts."""
+"""`shell`: a ball goes under one of three cups, cups change places, the one with the ball lifts."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ class Answer(NamedTuple):
 class Shell(Puzzle):
     """Cover the ball, swap neighbouring cups s times, and lift the cup with the ball.
 
-    The cups look alike and the picture shows only where the ball is at first, so that where it ends follows from the
-    swaps that are drawn. A model chooses them (k = 2 ** s) or the prompt names them (k = 1). Covering the ball, each swap
-    and the lift at the end take four frames, a latent frame, each. One or two bystanders (d) stand in the free row.
+    The cups look alike and the picture shows only where the ball is at first, so that where it ends
+    follows from the swaps that are drawn. A model chooses them (k = 2 ** s) or the prompt names
+    them (k = 1). Covering the ball, each swap and the lift at the end take four frames, a latent
+    frame, each. One or two bystanders (d) stand in the free row.
 
-    Distinct pictures: 426,240 (10 pairs of colours, 4 places for the cups, 3 for the ball, bystanders in 4 cells).
+    Distinct pictures: 426,240 (10 pairs of colours, 4 places for the cups, 3 for the ball,
+    bystanders in 4 cells).
     """
 
     ball: int  # which cup, from the left
@@ -101,13 +103,13 @@ class Shell(Puzzle):
 
     @property
     def candidates(self) -> tuple[Answer, ...]:
-        """Every sequence of swaps that the prompt admits, with the cup under which the ball is then."""
+        """Every sequence of swaps that the prompt admits, with the cup where the ball is then."""
         chosen = product(range(2), repeat=self.length) if self.named is None else (self.named,)
         return tuple(Answer(swaps, self._follow(swaps)) for swaps in chosen)
 
     @property
     def foils(self) -> tuple[Answer, ...]:
-        """The same swaps with the ball under a wrong cup: where it was at first, if that is wrong."""
+        """The same swaps with the ball under a wrong cup: the first one, if that is wrong."""
         return tuple(
             Answer(swaps, self.ball if self.ball != ball else (ball + 1) % 3)
             for swaps, ball in self.candidates
@@ -142,7 +144,10 @@ class Shell(Puzzle):
         return canvas
 
     def _cups(self, answer: Answer, frame: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Where the cups are from the place of the left one, (y, x) in px, at `frame` (n,) in 0..frames - 2: (n, 1, 1)."""
+        """Where the cups are at `frame` (n,) of 0..frames - 2: y and x, each (n, 1, 1).
+
+        In px from the place of the left cup.
+        """
         y = np.zeros((CUPS, len(frame)), np.float32)
         x = np.repeat(CELL * np.arange(CUPS, dtype=np.float32)[:, None], len(frame), axis=1)
         y[self.ball] -= LIFT * np.clip(1 - frame / 3, 0, 1)
@@ -159,8 +164,9 @@ class Shell(Puzzle):
     def score(self, video: np.ndarray) -> Score:
         """Judge a video uint8 (f, 64, 64, 3), f >= 5.
 
-        The first frame must be this picture. In the middle of each swap it must be clear which cups change places, as
-        the prompt says if it does. In the last frame the ball must be, clearly, under the cup where these swaps bring it.
+        The first frame must be this picture. In the middle of each swap it must be clear which cups
+        change places, as the prompt says if it does. In the last frame the ball must be, clearly,
+        under the cup where these swaps bring it.
         """
         self._check_video(video)
         start, last = self._mismatch(video[0], self.first_frame()), video[-1]
@@ -209,7 +215,7 @@ class Shell(Puzzle):
     def _moment(
         self, video: np.ndarray, frame: int, answer: Answer
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What `video` shows, and what it should, at the time of one frame of a video of full length."""
+        """What `video` shows, and should show, at the time of a frame of a full-length video."""
         index = round(frame * (len(video) - 2) / (self.frames - 2))
         return video[index], self._still(answer, float(timeline(len(video))[index]))
 

@@ -39,9 +39,10 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Slide(Puzzle):
-    """Slide every tile straight to the outline of its colour, in an order in which no tile runs into another.
+    """Slide every tile straight to the outline of its colour, so that none runs into another.
 
-    s tiles; k of the s! orders are free of collisions. A tile may have to wait until another has left its outline.
+    s tiles; k of the s! orders are free of collisions. A tile may have to wait until another has
+    left its outline.
     """
 
     tiles: tuple[Tile, ...]
@@ -140,8 +141,9 @@ class Slide(Puzzle):
     def score(self, video: np.ndarray) -> Score:
         """Judge a video uint8 (f, 64, 64, 3), f >= 5.
 
-        The first frame must be this picture and the last must show every tile in its outline. In each turn it must be
-        clear, half way through, which tile moves, and the order must be free of collisions.
+        The first frame must be this picture and the last must show every tile in its outline. In
+        each turn it must be clear, half way through, which tile moves, and the order must be free
+        of collisions.
         """
         self._check_video(video)
         start, last = self._mismatch(video[0], self.first_frame()), video[-1]
@@ -163,7 +165,7 @@ class Slide(Puzzle):
         return self._verdict(order, detail or (shown and f"last frame: {shown}"), checks)
 
     def _order(self, video: np.ndarray) -> Order | None:
-        """The tiles in the order in which they move, up to the first turn without motion; None where that is not clear."""
+        """The tiles as they move, up to a turn without motion; None if that is not clear."""
         order: Order = ()
         times = timeline(len(video))
         for turn in range(len(self.tiles)):
@@ -192,7 +194,7 @@ def _around(a: Cell, b: Cell) -> tuple[slice, slice]:
 
 
 def _distance(tile: Tile, cell: Cell) -> float:
-    """How near a tile comes to the middle of a cell on its way, by the larger of both offsets, px."""
+    """How near a tile comes to the middle of a cell: the larger of both offsets, px."""
     steps = np.linspace(0, 1, 33)[:, None]
     path = np.array(tile.start) + steps * np.subtract(tile.home, tile.start)
     return float(CELL * np.abs(path - cell).max(1).min())

@@ -29,11 +29,13 @@ Order = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Tour(Puzzle):
-    """Walk from the green agent straight to each way-point, in the order named (k = 1) or in any (k = s!).
+    """Walk straight to each way-point, in the order named (k = 1) or in any (k = s!).
 
-    s way-points stand in a field without walls, so placed that no order runs over a point before its turn.
+    s way-points stand in a field without walls, so placed that no order runs over a point before
+    its turn.
 
-    Distinct pictures: 11,088 (s = 2), 16,416 (3), 480 (4), with s! named orders each.
+    Distinct pictures: on 4x4, 11,088 (s = 2) and 16,416 (s = 3), with s! named orders each. Four
+    points hardly fit into 4x4 (480): take 5x5.
     """
 
     start: Cell
@@ -43,7 +45,7 @@ class Tour(Puzzle):
 
     kind: ClassVar[str] = "tour"
     category: ClassVar[str] = "spatiality"
-    sizes: ClassVar[tuple[int, ...]] = (4,)
+    sizes: ClassVar[tuple[int, ...]] = (4, 5)
     prompts: ClassVar[tuple[str, ...]] = (
         "visit all",
         *(f"visit {' then '.join(order)}" for n in FRAMES for order in permutations(NAMES, n)),

@@ -19,12 +19,12 @@ from .draw import CELL, COLOURS
 FORMS = ((2, 2), (3, 2), (2, 3), (3, 3))  # length of upright and foot of the L, in stroke widths
 STROKES = (8, 12, 16)  # px; even, so that outlines fall on pixel borders before and after the turn
 WAYS = {"clockwise": 1, "anticlockwise": -1}  # quarters of a clockwise turn
-PLACES = 4  # px between the places where an L may stand; finer ones ask for drawing skill, not for reasoning
+PLACES = 4  # px between the places where an L may stand; finer ones would test drawing alone
 
 
 @cache
 def fits(size: int) -> tuple[tuple[tuple[int, int], int, int], ...]:
-    """Every (form, stroke, room): `room` is how far, in px, the L can stand off the middle and still turn freely."""
+    """Every (form, stroke, room): the room is how far off the middle, px, the L can turn freely."""
     reach = {(form, stroke): hypot(*form) * stroke / 2 for form in FORMS for stroke in STROKES}
     return tuple(
         (form, stroke, int(size * CELL / 2 - 2 - radius))
@@ -35,9 +35,10 @@ def fits(size: int) -> tuple[tuple[tuple[int, int], int, int], ...]:
 
 @dataclass(frozen=True)
 class Turn(Puzzle):
-    """Turn the L by 90 degrees, clockwise or anticlockwise (k = 2), or the way that is named (k = 1).
+    """Turn the L by 90 degrees: either way (k = 2) or the way that is named (k = 1).
 
-    Distinct puzzles: 912 (3x3), 6,384 (4x4): 38 and 266 sizes and places, times 4 ways to stand and 6 colours.
+    Distinct puzzles: 912 (3x3), 6,384 (4x4): 38 and 266 sizes and places, times 4 ways to stand and
+    6 colours.
     """
 
     form: tuple[int, int]  # length of upright and foot, in strokes
@@ -71,7 +72,8 @@ class Turn(Puzzle):
     @property
     def key(self) -> str:
         form, centre = "{}x{}".format(*self.form), "{},{}".format(*self.centre)
-        return f"{self.kind}/{self.size}/{self.colour} {form} stroke {self.stroke} quarter {self.quarter} at {centre}"
+        pose = f"{form} stroke {self.stroke} quarter {self.quarter} at {centre}"
+        return f"{self.kind}/{self.size}/{self.colour} {pose}"
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -80,7 +82,7 @@ class Turn(Puzzle):
 
     @property
     def foils(self) -> tuple[str, ...]:
-        """The way that is not asked for, a half turn, and the mirror image where it is no turned L itself."""
+        """The way not asked for, a half turn, and the mirror image unless it is a turned L."""
         flip = ("flip",) if self.form[0] != self.form[1] else ()
         return (*(way for way in WAYS if way not in self.candidates), "half turn", *flip)
 
@@ -96,7 +98,8 @@ class Turn(Puzzle):
         angle = ((self.quarter + quarters) * (np.pi / 2))[:, None, None].astype(np.float32)
         y, x = draw.pixels(self.size * CELL)
         y, x = y - self.centre[0], x - self.centre[1]
-        # Pixels are turned back by the angle into the frame of an upright L (y points down, so x to y is clockwise).
+        # Pixels are turned back by the angle into the frame of an upright L (y points down, so x to
+        # y is clockwise).
         v, u = np.cos(angle) * y - np.sin(angle) * x, np.cos(angle) * x + np.sin(angle) * y
         flat = np.cos(np.pi * progress * (answer == "flip"))[:, None, None].astype(np.float32)
         pen = self.stroke / 2
