@@ -31,6 +31,7 @@ COLOURS: dict[str, Colour] = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "triangle", "square", "cross")
+LEAN = 0.2  # limit for `likeness`: mixes of 60 : 40 lean by .27 and more, blurred and noisy objects by .08 at most
 
 
 class Item(NamedTuple):

@@ -18,7 +18,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from . import draw
-from .base import FREE, LIMIT, Knobs, Puzzle
+from .base import FREE, Knobs, Puzzle
 from .draw import CELL, COLOURS, WALL, Cell
 
 AGENT, TRAIL = COLOURS["green"], COLOURS["sky"]
@@ -116,6 +116,7 @@ class Maze(Puzzle):
     category: ClassVar[str] = "spatiality"
     prompts: ClassVar[tuple[str, ...]] = ("solve the maze",)
     sizes: ClassVar[tuple[int, ...]] = (3, 4, 5, 6)
+    limit: ClassVar[float] = 60.0  # a trail at 60 % deviates by 70
 
     @classmethod
     def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
@@ -279,7 +280,7 @@ class Maze(Puzzle):
         drawn, ways = self._drawn(last), [set(edges_of(route)) for route in self.candidates]
         arrived = self._still(self.candidates[0], 1.0)
         goal = draw.window(self.candidates[0][-1])
-        there = draw.deviation(last, arrived)[goal][5:-5, 5:-5].max() < LIMIT
+        there = draw.deviation(last, arrived)[goal][5:-5, 5:-5].max() < self.limit
         return {
             "walls": len(drawn & self.doors) / max(len(drawn), 1),
             "goal": float(there),

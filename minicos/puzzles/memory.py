@@ -62,22 +62,32 @@ class Memory(Puzzle):
         return f"{self.kind}/{self.size}/{self.mover} to {stop} block {lanes} others {others}"
 
     @property
-    def candidates(self) -> tuple[Cell, ...]:
-        """The cell the object stops in."""
-        return (self.stop,)
+    def candidates(self) -> tuple[Item, ...]:
+        """What comes out: the object, where it stops."""
+        return (self.mover._replace(cell=self.stop),)
+
+    @property
+    def foils(self) -> tuple[Item, ...]:
+        """Another object comes out: of the next colour, or of the next shape."""
+        (right,), colours = self.candidates, tuple(COLOURS)
+        colour = colours[(colours.index(right.colour) + 1) % len(colours)]
+        shape = SHAPES[(SHAPES.index(right.shape) + 1) % len(SHAPES)]
+        return (right._replace(colour=colour), right._replace(shape=shape))
 
     def backdrop(self) -> np.ndarray:
         return draw.border(draw.floor(self.size))
 
-    def animate(self, answer: Cell, progress: np.ndarray) -> np.ndarray:
+    def animate(self, answer: Item, progress: np.ndarray) -> np.ndarray:
         y, x = draw.pixels(self.size * CELL)
-        ends = np.array([draw.centre(self.mover.cell), draw.centre(answer)], np.float32)
+        ends = np.array([draw.centre(self.mover.cell), draw.centre(answer.cell)], np.float32)
         my, mx = (
             (ends[0, k] + progress * (ends[1, k] - ends[0, k]))[:, None, None] for k in (0, 1)
         )
         canvas = draw.items(self.backdrop(), self.others)
-        mover = draw.coverage(draw.shape(self.mover.shape, y - my, x - mx))
-        canvas = draw.paint(canvas, mover, COLOURS[self.mover.colour])
+        for item, when in ((self.mover, progress < 0.5), (answer, progress >= 0.5)):
+            cover = draw.coverage(draw.shape(item.shape, y - my, x - mx))
+            cover = cover * when[:, None, None]
+            canvas = draw.paint(canvas, cover, COLOURS[item.colour])
         rows, cols = self._block()
         canvas[:, rows, cols] = BLOCK
         return draw.border(canvas)
@@ -100,21 +110,28 @@ class Memory(Puzzle):
             if (r, c) not in ((r0, c0), (r1, c1))
         )
 
-    def read(self, frame: np.ndarray) -> tuple[Cell | None, str]:
+    def read(self, frame: np.ndarray) -> tuple[Item | None, str]:
         empty = self.backdrop()
         rows, cols = self._block()
         empty[rows, cols] = BLOCK
         empty = draw.border(empty)
-        for item in (self.mover._replace(cell=self.stop), *self.others):
+        for item in self.others:
             shape, colour = draw.identify(frame, item.cell, empty)
             if (shape, colour) != (item.shape, item.colour):
-                return (
-                    None,
-                    f"at {item.cell} stands a {colour} {shape}, not a {item.colour} {item.shape}",
-                )
-        return self.stop, ""
+                it = f"a {item.colour} {item.shape}"
+                return None, f"at {item.cell} stands a {colour} {shape}, not {it}"
+        look, lean = draw.likeness(frame, self.stop, empty)
+        if lean > draw.LEAN:
+            return None, f"at {self.stop} stands no object clearly"
+        return Item(*look, self.stop), ""
 
-    def halfway(self, frame: np.ndarray, answer: Cell, progress: float) -> str:
+    def wrong(self, answer: Item) -> str:
+        it = f"a {self.mover.colour} {self.mover.shape}"
+        if answer in self.candidates:
+            return ""
+        return f"at {answer.cell} stands a {answer.colour} {answer.shape}, not {it}"
+
+    def halfway(self, frame: np.ndarray, answer: Item, progress: float) -> str:
         # Out of sight means the whole frame looks like the block and the bystanders alone.
         detail = self._mismatch(frame, self._still(answer, progress))
         return detail and f"the object is not hidden: {detail}"

@@ -110,7 +110,10 @@ class Pick(Marking):
 
     def altered(self, frame: np.ndarray, background: np.ndarray) -> str:
         for thing in self.things:
-            if not thing.dots and figures.read(frame, thing.cell, background) != thing.figure:
+            if (
+                not thing.dots
+                and figures.read(frame, thing.cell, background, limit=1) != thing.figure
+            ):
                 return f"the figure at {thing.cell} has become another"
         return ""
 

@@ -62,6 +62,7 @@ class Reveal(Puzzle):
     category: ClassVar[str] = "memory"
     sizes: ClassVar[tuple[int, ...]] = (4,)
     held_out: ClassVar[frozenset[str]] = HELD_OUT
+    limit: ClassVar[float] = 60.0
     prompts: ClassVar[tuple[str, ...]] = tuple(
         words.format(named, *sides)
         for named in (
