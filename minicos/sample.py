@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minicos.checks import check_edit, check_finite, check_gradients, check_types
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
@@ -178,7 +179,7 @@ class Model(ABC):
         state: State | None = None,
     ) -> "Iterator[Step]":
         """The denoising loop; see `minicos.sample.sample`. `noise` overrides `seed`."""
-        _check_types(condition, hooks)
+        check_types(condition, hooks)
         noise = self.noise(condition, seed) if noise is None else noise
         return sample(self, noise, condition, hooks=hooks, start=start, state=state)
 
@@ -260,10 +261,10 @@ def sample(
     moment that this run does not have, a start outside the run, a condition without a negative prompt where one is
     needed, and where something should travel beside the latent and `state` is missing.
     """
-    _check_types(condition, hooks)
+    check_types(condition, hooks)
     if not isinstance(noise, Tensor):
         raise MinicosError(f"noise is a tensor, not {type(noise).__name__}; see `Wan.noise`")
-    _check_gradients(noise)
+    check_gradients(noise)
     if tuple(noise.shape) != tuple(condition.shape) or noise.dtype != torch.float32:
         raise MinicosError(
             f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 {condition.shape}"
@@ -299,10 +300,11 @@ def _steps(
 ) -> Iterator[Step]:
     for i in range(start, len(schedule)):
         step = _step(model, x, condition, schedule, hooks, i, state)
-        given = step.next.clone()  # a comparison sees every edit, also one through `.data` or numpy
+        proposed, given = step.next, step.next.clone()
         yield step
-        _check_edit(step, given)
-        if not torch.equal(step.next, given):
+        check_edit(step.index, step.next, given)
+        # Values are compared, too: they show an edit in place, also one through `.data` or numpy.
+        if step.next is not proposed or not torch.equal(proposed, given):
             step.state = step.state.edited()
         x, state = step.next, step.state
 
@@ -322,26 +324,25 @@ def _step(
     moment = Moment(i, sigma, timestep, model.expert_name(timestep))
     x = condition.impose(x)
     latents = {VIDEO: x, **state.beside}
-    _check_finite(
-        latents, moment, "entered it so: look at the noise, the first frame or the last edit"
+    where = i, moment.expert
+    check_finite(
+        latents, *where, "entered it so: look at the noise, the first frame or the last edit"
     )
     passes = {}
     for branch in model.branches(moment.expert, condition):
         here = hooks.at(step=i, sigma=sigma, expert=moment.expert, branch=branch)
         passes[branch] = model.velocity(latents, moment, branch, condition, here)
-        _check_finite(
+        check_finite(
             passes[branch],
-            moment,
-            f"left the network so (branch {branch}): too strong a LoRA, damaged weights or a hook are the likely cause",
+            *where,
+            f"left the network so (branch {branch}): too strong a LoRA, damaged weights or a hook"
+            " are the likely cause",
         )
     velocity = model.guide(passes, latents, moment)
     moved, state = _advance(latents, velocity, i, schedule, state)
     proposed = condition.impose(moved)
-    _check_finite(
-        {VIDEO: proposed, **state.beside},
-        moment,
-        "overflowed in guidance or solver: take less guidance",
-    )
+    left = {VIDEO: proposed, **state.beside}
+    check_finite(left, *where, "overflowed in guidance or solver: take less guidance")
     return Step(
         index=i,
         sigma=sigma,
@@ -356,46 +357,6 @@ def _step(
         next=proposed,
         state=state,
     )
-
-
-def _check_types(condition: object, hooks: object) -> None:
-    if not isinstance(condition, Condition):
-        raise MinicosError(
-            f"a run needs a condition, not {type(condition).__name__}; see `Wan.condition`"
-        )
-    if not isinstance(hooks, Hooks):
-        raise MinicosError(f"hooks are made by Hooks().on(...), not {type(hooks).__name__}")
-
-
-def _check_finite(latents: Latents, moment: Moment, cause: str) -> None:
-    """Raise MinicosError where a number is NaN or infinite: such a video is black."""
-    for name, x in latents.items():
-        if not torch.isfinite(x).all():
-            raise MinicosError(
-                f"step {moment.step}, expert {moment.expert}: the latent of the {name} is no longer finite; it {cause}."
-            )
-
-
-def _check_edit(step: Step, given: Tensor) -> None:
-    """Raise MinicosError where the loop's body left something from which the loop cannot continue."""
-    if not isinstance(step.next, Tensor):
-        raise MinicosError(
-            f"step {step.index}: its `next` is a tensor, and {type(step.next).__name__} was assigned"
-        )
-    made, wanted = ((x.dtype, tuple(x.shape), x.device) for x in (step.next, given))
-    if made != wanted:
-        raise MinicosError(
-            f"step {step.index}: its `next` is {' '.join(map(str, wanted))}, and {' '.join(map(str, made))} was assigned"
-        )
-    _check_gradients(step.next)
-
-
-def _check_gradients(*tensors: Tensor | None) -> None:
-    """Raise MinicosError for tensors that expect gradients: networks run without, and would count as constants."""
-    if any(x is not None and x.requires_grad for x in tensors) and torch.is_grad_enabled():
-        raise MinicosError(
-            "gradients do not flow through the networks of a run: detach the latent, or sample under torch.no_grad()"
-        )
 
 
 def _advance(

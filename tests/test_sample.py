@@ -252,17 +252,17 @@ def test_a_run_can_start_at_its_end_and_not_beyond(solver, loop, noise):
             loop(solver, start=start)
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_an_edit_drops_the_history_in_place_or_not(in_place, loop, noise):
-    """UniPC's history belongs to the latent that is gone."""
+@pytest.mark.parametrize("how", ["in place", "another tensor", "an equal tensor"])
+def test_an_edit_drops_the_history(how, loop, noise):
+    """UniPC's history belongs to the latent that is gone. An equal tensor, too, asks for a fresh start: controls need one."""
     steps = loop("unipc")
     next(steps)
     step = next(steps)
     assert step.state.history
-    if in_place:
+    if how == "in place":
         step.next += noise
     else:
-        step.next = step.next + noise
+        step.next = step.next + (noise if how == "another tensor" else 0)
     following = next(steps)
     assert step.state == State()
     assert len(following.state.history["video"].x0) == 1  # a first step again

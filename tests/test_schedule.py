@@ -282,6 +282,13 @@ def test_a_history_of_another_step_is_refused(solver):
         SOLVERS[solver](TOY["in.x0"], TOY["in.x0"], 5, schedule, history)
 
 
+def test_a_history_of_another_solver_is_refused():
+    schedule, x = make("unipc", 6, 5.0), torch.ones(1, 4)
+    _, history = SOLVERS["dpmpp"](x, x, 0, schedule, None)
+    with pytest.raises(ValueError, match="this history is of another solver"):
+        SOLVERS["unipc"](x, x, 1, schedule, history)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_solvers_are_pure(solver):
     """Neither the latent, the velocity nor the history changes, and steps can be repeated."""

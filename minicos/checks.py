@@ -1,0 +1,50 @@
+"""What callers of the loop may get wrong, each refused in one sentence, and numbers that are no longer finite."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from minicos.condition import Condition
+from minicos.errors import MinicosError
+from minicos.hooks import Hooks
+
+
+def check_types(condition: object, hooks: object) -> None:
+    if not isinstance(condition, Condition):
+        raise MinicosError(
+            f"a run needs a condition, not {type(condition).__name__}; see `Wan.condition`"
+        )
+    if not isinstance(hooks, Hooks):
+        raise MinicosError(f"hooks are made by Hooks().on(...), not {type(hooks).__name__}")
+
+
+def check_finite(latents: Mapping[str, Tensor], step: int, expert: str, cause: str) -> None:
+    """Raise MinicosError where a number is NaN or infinite: such a video is black."""
+    for name, x in latents.items():
+        if not torch.isfinite(x).all():
+            raise MinicosError(
+                f"step {step}, expert {expert}: the latent of the {name} is no longer finite; it {cause}."
+            )
+
+
+def check_edit(index: int, left: object, given: Tensor) -> None:
+    """Raise MinicosError where the loop's body left something from which the loop cannot continue."""
+    if not isinstance(left, Tensor):
+        raise MinicosError(
+            f"step {index}: its `next` is a tensor, and {type(left).__name__} was assigned"
+        )
+    made, wanted = ((x.dtype, tuple(x.shape), x.device) for x in (left, given))
+    if made != wanted:
+        raise MinicosError(
+            f"step {index}: its `next` is {' '.join(map(str, wanted))}, and {' '.join(map(str, made))} was assigned"
+        )
+    check_gradients(left)
+
+
+def check_gradients(*tensors: Tensor | None) -> None:
+    """Raise MinicosError for tensors that expect gradients: networks run without, and would count as constants."""
+    if any(x is not None and x.requires_grad for x in tensors) and torch.is_grad_enabled():
+        raise MinicosError(
+            "gradients do not flow through the networks of a run: detach the latent, or sample under torch.no_grad()"
+        )
