@@ -147,7 +147,7 @@ class Reveal(Puzzle):
         return draw.border(canvas)
 
     def _offsets(self, progress: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How far the pixels of the lane are from the object: y and x; they broadcast to (n, h, w)."""
+        """How far the lane's pixels are from the object, y and x: they broadcast to (n, h, w)."""
         along = np.interp(progress, np.arange(12) / 11, PATHS[self.dwell])
         if self.side in ("right", "bottom"):
             along = self.size * CELL - along
