@@ -98,7 +98,7 @@ def parts(n: int) -> dict[str, list[Part]]:
         "steps": [Part("mazes", "steps", steps.study, StepsOptions(n=n))],
         "commitment": [Part("mazes", "commitment", commitment.study, mazes, short)],
         "behaviours": [
-            Part("all", "behaviours", behaviours.study, BehavioursOptions(n=n, rows=3 * n))
+            Part("all", "behaviours", behaviours.study, BehavioursOptions(n=n, rows=2 * n))
         ],
         "noise": [
             Part("renoise", "noise", noise.study, replace(like, mode="renoise", n=few), short),

@@ -1,12 +1,10 @@
 """`minicos attention`: where does attention go?"""
 
-from typing import TYPE_CHECKING, Any
+import argparse
+from typing import Any
 
 from minicos.analysis.options import AttentionOptions
 from minicos.cli import recording
-
-if TYPE_CHECKING:
-    from minicos.cli.study import Study
 
 HELP = "Where attention goes: to which tokens, from frame to frame, and to padding."
 EXAMPLES = """\
@@ -19,10 +17,10 @@ writes attention/received_step_NN.png, attention_frames.png (from which frame to
 
 
 def add(verbs: Any) -> None:
-    recording.add(verbs, "attention", HELP, EXAMPLES, AttentionOptions, find)
+    recording.add(verbs, "attention", HELP, EXAMPLES, AttentionOptions, run)
 
 
-def find() -> "Study":
-    from minicos.analysis.attention import study
+def run(args: argparse.Namespace) -> None:
+    from minicos.analysis import attention
 
-    return study
+    recording.run(args, AttentionOptions, attention.study)

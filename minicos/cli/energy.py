@@ -1,12 +1,10 @@
 """`minicos energy`: which tokens is each layer busy with?"""
 
-from typing import TYPE_CHECKING, Any
+import argparse
+from typing import Any
 
 from minicos.analysis.options import EnergyOptions
 from minicos.cli import recording
-
-if TYPE_CHECKING:
-    from minicos.cli.study import Study
 
 HELP = "Token energy of every layer: where the network is busy."
 EXAMPLES = """\
@@ -18,10 +16,10 @@ writes energy/FORM_BRANCH_step_NN.png (latent frames x layers), energy_layers_BR
 
 
 def add(verbs: Any) -> None:
-    recording.add(verbs, "energy", HELP, EXAMPLES, EnergyOptions, find)
+    recording.add(verbs, "energy", HELP, EXAMPLES, EnergyOptions, run)
 
 
-def find() -> "Study":
-    from minicos.analysis.energy import study
+def run(args: argparse.Namespace) -> None:
+    from minicos.analysis import energy
 
-    return study
+    recording.run(args, EnergyOptions, energy.study)

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minicos.analysis.options import OWN, PUZZLES, Puzzles, RecordOptions
@@ -24,10 +23,10 @@ def add(
     help: str,
     examples: str,
     cls: type[Puzzles],
-    find: Callable[[], study.Study],
+    run: Callable[[argparse.Namespace], None],
 ) -> None:
-    """A verb that records with --prompt, and without makes the study that `find` imports."""
-    parser = options.add_parser(verbs, name, help, examples, partial(run, name, cls, find))
+    """A verb that records with --prompt, and without makes the study of `cls`."""
+    parser = options.add_parser(verbs, name, help, examples, run)
     study.add_options(parser, cls, without=("at",))
     options.add_condition_options(parser, required=False)
     study.add_options(parser, RecordOptions)
@@ -38,19 +37,18 @@ def add(
     options.add_model_options(parser, out=f"runs/{name}")
 
 
-def run(
-    name: str, cls: type[Puzzles], find: Callable[[], study.Study], args: argparse.Namespace
-) -> None:
+def run(args: argparse.Namespace, cls: type[Puzzles], made: study.Study) -> None:
+    """Record a run of the user's own, or make the study."""
     if args.prompt is not None:
         study.refuse(args, cls, PUZZLES, study.NO_PUZZLES)
-        record(name, args)
+        record(args.verb, args)
     elif args.also:
         raise MinicosError(f"--also {study.NO_PROMPT}")
     elif args.image is not None or args.last is not None:
         raise MinicosError("--image needs a --prompt; without both, held-out puzzles are used")
     else:
         study.refuse(args, RecordOptions, OWN, study.NO_PROMPT)
-        study.run(args, cls, find())
+        study.run(args, cls, made)
 
 
 def record(name: str, args: argparse.Namespace) -> None:

@@ -1,12 +1,10 @@
 """`minicos steps`: the clean estimate at every denoising step."""
 
-from typing import TYPE_CHECKING, Any
+import argparse
+from typing import Any
 
 from minicos.analysis.options import StepsOptions
 from minicos.cli import recording
-
-if TYPE_CHECKING:
-    from minicos.cli.study import Study
 
 HELP = "Decode the clean estimate at every step: what the model believes, as it makes up its mind."
 EXAMPLES = """\
@@ -19,10 +17,10 @@ writes x0_sheet.png (steps x frames), convergence.png, x0/step_NN.mp4, and every
 
 
 def add(verbs: Any) -> None:
-    recording.add(verbs, "steps", HELP, EXAMPLES, StepsOptions, find)
+    recording.add(verbs, "steps", HELP, EXAMPLES, StepsOptions, run)
 
 
-def find() -> "Study":
-    from minicos.analysis.steps import study
+def run(args: argparse.Namespace) -> None:
+    from minicos.analysis import steps
 
-    return study
+    recording.run(args, StepsOptions, steps.study)
