@@ -10,7 +10,7 @@ from minicos.errors import MinicosError, warn
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minicos.condition import Condition
+    from minicos.condition import WanCondition
     from minicos.config import Preset
     from minicos.ops import Ops
     from minicos.wan import Wan
@@ -156,6 +156,6 @@ def _changes(args: argparse.Namespace) -> dict[str, object]:
 
 def condition(
     args: argparse.Namespace, wan: "Wan", images: "dict[str, Tensor | None]", samples: int = 1
-) -> "Condition":
+) -> "WanCondition":
     """The condition of the options, for one sample or several."""
-    return wan.condition([args.prompt] * samples, **images)
+    return wan.condition([args.prompt] * samples, images["image"], last=images["last"])

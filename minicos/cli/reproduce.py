@@ -156,7 +156,8 @@ def _live_with_parent() -> None:
     import threading
 
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
         os._exit(1)
 
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115  several progress bars in one terminal; mistakes come back as exceptions

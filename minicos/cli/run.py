@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from minicos.condition import WanCondition
     from minicos.wan import Wan
 
-Make = Callable[
-    ["Wan", "WanCondition | None"], "Interventions"
-]  # with the condition of the run that gives
+# of the model and the condition of the run that gives
+Make = Callable[["Wan", "WanCondition"], "Interventions"]
 HELP = "Several interventions and analyses in one pass."
 EXAMPLES = """\
   minicos run --image shapes.png --prompt "mark the circle" --x0 --energy
@@ -100,7 +99,9 @@ def run(args: argparse.Namespace) -> None:
         raise MinicosError(
             f"--noise frame:{outside[0]}: this run has latent frames 0 to {frames[-1]}."
         )
-    give = wan.condition([args.other] * seeds, **images) if args.swap else None
+    give = condition
+    if args.swap:
+        give = wan.condition([args.other] * seeds, images["image"], last=images["last"])
     interventions = sum((make(wan, give) for make in inside), Interventions(edits=tuple(edits)))
     names = {
         n
