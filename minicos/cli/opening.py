@@ -148,8 +148,8 @@ def _changes(args: argparse.Namespace) -> dict[str, object]:
         "noise_device",
     )
     given = {name: getattr(args, name, None) for name in names}
-    if getattr(args, "area", None) is not None:
-        height, width = args.area
+    if isinstance(area := getattr(args, "area", None), tuple):  # of `vbvr` it is another option
+        height, width = area
         given |= {"area": height * width, "size": (height, width)}
     return {name: value for name, value in given.items() if value is not None}
 
