@@ -51,15 +51,17 @@ def chosen(options: Puzzles) -> list[Case]:
         return [Case(options.prompt, image, options.seed + i) for i in range(options.seeds)]
     if isinstance(options, Cases) and options.image is not None:
         raise MinicosError("--image needs a --prompt; without both, held-out puzzles are used")
+    twin = f"{options.puzzle}-one"  # the same family with one right answer, where there is one
+    use_twin = options.single and options.size is None and twin in puzzles.FAMILIES
     return held_out(
-        options.puzzle,
+        twin if use_twin else options.puzzle,
         options.n,
         size=options.size,
         split=options.split,
         seed=options.seed,
         keep=lambda puzzle: (
-            not (ambiguous(puzzle) and options.single)
-            and (ambiguous(puzzle) or not options.several)
+            not (options.several and not ambiguous(puzzle))
+            and not (options.single and ambiguous(puzzle))
         ),
     )
 
