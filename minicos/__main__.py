@@ -8,7 +8,9 @@ from minicos import signals
 def main() -> int:
     signals.start()
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character gets its code
-        stream.reconfigure(errors="backslashreplace")
+        stream.reconfigure(  # type: ignore[union-attr]
+            errors="backslashreplace"
+        )
 
     from minicos import cli
 

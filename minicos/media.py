@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -160,7 +161,7 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
             f"{path}: images are written as {', '.join(IMAGES)}. Give the name one of these endings."
         )
     codec, pixel_format = IMAGES[path.suffix.lower()]
-    encoder = av.CodecContext.create(codec, "w")
+    encoder: Any = av.CodecContext.create(codec, "w")
     encoder.height, encoder.width, encoder.pix_fmt = *image.shape[:2], pixel_format
     encoder.time_base = Fraction(1)
     if codec == "mjpeg":
@@ -232,7 +233,7 @@ def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
     try:
         with (
             path.open("rb") as file,
-            av.open(file, options={"protocol_whitelist": "data"}) as container,
+            av.open(file, "r", options={"protocol_whitelist": "data"}) as container,
         ):
             if not container.streams.video:
                 raise MinicosError(f"{path} holds no pictures. Give the path of {what}.")

@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
@@ -229,7 +229,7 @@ def environment() -> dict[str, str]:
 
 def progress(items: Iterable[T], total: int | None = None, label: str = "") -> Iterator[T]:
     """Yield `items` and tell stderr how far it is: a bar on a terminal, elsewhere a line every ten seconds or so."""
-    total = len(items) if total is None and hasattr(items, "__len__") else total
+    total = len(items) if total is None and isinstance(items, Sized) else total
     terminal = sys.stderr.isatty()
     begin = told = time.monotonic()
     try:

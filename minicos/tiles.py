@@ -38,19 +38,20 @@ class Tiles:
         sides = [length if side is None else side // stride for length in size]
         self.overlap = max(1, min(sides) // 4)
         axes = [spans(length, s, self.overlap) for length, s in zip(size, sides, strict=True)]
-        self.windows: list[tuple[Span, Span]] = list(product(*axes))  # rows and columns, in latents
+        rows, columns = axes  # in latents
+        self.windows: list[tuple[Span, Span]] = list(product(rows, columns))
         self.memories: list[dict[nn.Module, Tensor]] = [{} for _ in self.windows]
 
     def __call__(self, layer: Callable, x: Tensor, before: int = 1, after: int = 1) -> Tensor:
         """layer(x, memory) for the next chunk x (b c f h w); `before` and `after` are places per latent in x and in the result."""
         if len(self.windows) == 1:
             return layer(x, self.memories[0])
-        total = cover = None
+        total = cover = x.new_zeros(())
         for (rows, columns), memory in zip(self.windows, self.memories, strict=True):
             move(memory, x.device)
             out = layer(x[..., place(rows, before), place(columns, before)], memory)
             move(memory, "cpu")
-            if total is None:
+            if not total.ndim:
                 total = out.new_zeros(*out.shape[:3], *(after * length for length in self.size))
                 cover = torch.zeros_like(total[0, 0, 0])
             down, across = (

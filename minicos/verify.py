@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -353,7 +354,7 @@ def transformers_clip(ours: CLIP) -> nn.Module:
     return theirs.eval().requires_grad_(False)
 
 
-def _filled(theirs: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+def _filled(theirs: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     """The network with these very tensors as its parameters."""
     theirs.load_state_dict(weights, assign=True)
     return theirs.eval().requires_grad_(False)
@@ -414,7 +415,7 @@ IMAGE_BLOCK_POINTS = {
 
 def compare_dit(
     ours: DiT,
-    theirs: nn.Module,
+    theirs: Any,
     x: Tensor,
     timestep: Tensor,
     text: Tensor,
@@ -438,9 +439,9 @@ def compare_dit(
     blocks = range(ours.cfg.num_layers)
     points = NETWORK_POINTS | (IMAGE_POINTS if ours.cfg.images else {})
     points |= {
-        f"blocks.{i}{a}": (f"blocks.{i}{b}", *how)
+        f"blocks.{i}{a}": (f"blocks.{i}{b}", end, read)
         for i in blocks
-        for a, (b, *how) in inside.items()
+        for a, (b, end, read) in inside.items()
     }
     taps = {
         name: (theirs.get_submodule(module), side) for name, (module, side, _) in points.items()
@@ -456,7 +457,7 @@ def compare_dit(
 
 
 def their_velocity(
-    theirs: nn.Module,
+    theirs: Any,
     x: Tensor,
     timestep: Tensor,
     text: Tensor,
@@ -477,7 +478,7 @@ def their_velocity(
     return theirs(x.to(dtype), timestep.to(x.device), text.to(dtype), each).sample
 
 
-def compare_vae(ours: VAE, theirs: nn.Module, video: Tensor, latent: Tensor) -> list[Pair]:
+def compare_vae(ours: VAE, theirs: Any, video: Tensor, latent: Tensor) -> list[Pair]:
     """Every layer that has weights, in encoding and in decoding; then the latents and the video."""
     mean, std = (latent.new_tensor(v).view(1, -1, 1, 1, 1) for v in (ours.cfg.mean, ours.cfg.std))
     return [
@@ -496,7 +497,7 @@ def compare_vae(ours: VAE, theirs: nn.Module, video: Tensor, latent: Tensor) -> 
     ]
 
 
-def compare_text(ours: TextEncoder, theirs: nn.Module, ids: Tensor, mask: Tensor) -> list[Pair]:
+def compare_text(ours: TextEncoder, theirs: Any, ids: Tensor, mask: Tensor) -> list[Pair]:
     """Every layer that has weights; then the rows of the prompts, without those of padding."""
     *layers, (name, a, b) = compare_layers(
         (ours, lambda: ours(ids, mask)),
@@ -507,7 +508,7 @@ def compare_text(ours: TextEncoder, theirs: nn.Module, ids: Tensor, mask: Tensor
     return [*layers, (name, a[mask == 1], b[mask == 1])]
 
 
-def compare_clip(ours: CLIP, theirs: nn.Module, image: Tensor) -> list[Pair]:
+def compare_clip(ours: CLIP, theirs: Any, image: Tensor) -> list[Pair]:
     """Every block; then the features of images (b 3 H W) in [-1, 1]."""
     tower = getattr(theirs, "vision_model", theirs)
     blocks = [f"visual.transformer.{i}" for i in range(len(ours.visual.transformer))]
@@ -531,7 +532,9 @@ def compare_layers(
     """Run both networks; the output of every layer with weights, over all its calls, and the result."""
     (network, run), (peer, run_peer) = ours, theirs
     layers = {name: module for name, module in network.named_modules() if module._parameters}
-    peers = {name: translate(f"{name}.weight", table).removesuffix(".weight") for name in layers}
+    peers = {
+        name: translate(f"{name}.weight", dict(table)).removesuffix(".weight") for name in layers
+    }
     with tapped({name: (module, "out") for name, module in layers.items()}) as here:
         a = run()
     with tapped({name: (peer.get_submodule(path), "out") for name, path in peers.items()}) as there:

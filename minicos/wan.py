@@ -210,7 +210,9 @@ class Wan(Model):
         guidance 1 leaves unused.
         Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts that do not divide.
         """
-        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+        prompts: list[str | None] = (
+            [prompt] if prompt is None or isinstance(prompt, str) else [*prompt]
+        )
         self.preset.check_inputs(self.variant, prompts, image is not None, last is not None)
         frames = self.preset.frames if frames is None else frames
         check_frames(frames, self.stride[0])

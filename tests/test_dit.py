@@ -208,6 +208,29 @@ def test_residual_stream_has_its_own_dtype(residual, small_dit):
     assert seen["velocity"].dtype == torch.float32
 
 
+def test_every_sum_of_a_block_is_rounded_to_the_residual_dtype(small_dit):
+    """And the tokens that enter the blocks lie in memory as b l d."""
+    streams = []
+
+    def kept(op):
+        def run(*args):
+            out = op(*args)
+            streams.append((out[0] if isinstance(out, tuple) else out).dtype)
+            return out
+
+        return run
+
+    sums = ("gated_add_norm", "add_modulated_norm", "gated_add")
+    bundle = replace(REFERENCE, **{name: kept(getattr(REFERENCE, name)) for name in sums})
+    network = DiT(small_dit().cfg, bundle, torch.bfloat16).requires_grad_(False)
+    laid = []
+    hooks = Hooks().on("embed", lambda x, site: laid.append(x.is_contiguous()))
+    given = torch.randn(1, 4, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 5, 8)
+    network(*given, hooks=hooks)
+    assert streams == [torch.bfloat16] * 6  # three in each of two blocks
+    assert laid == [True]
+
+
 # -- the contract ------------------------------------------------------------------------------------------------------
 
 

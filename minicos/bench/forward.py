@@ -6,6 +6,7 @@ backends, which is what its users get; it runs once more with ours, so that all 
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ def one_attention(s: Subject) -> Sides:
 
 def both_compiled(s: Subject) -> Sides:
     """The blocks of either compiled, one by one."""
+    theirs: Any
     ours, theirs = compiled(s), diffusers_dit(s.dit, exact_time=False)
     for block in theirs.blocks:
         block.compile()

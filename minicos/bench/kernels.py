@@ -10,6 +10,7 @@ weights of norms in float32, what comes out of a matrix product in bfloat16.
 from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from minicos.measures import attention_with_lse, stratified
 from minicos.open import check_compiler
 from minicos.ops import REFERENCE, rope
 
-Given = dict[str, object]  # arguments by name; a function takes those that it knows
+Given = dict[str, Any]  # arguments by name; a function takes those that it knows
 COMPILED = "reference, compiled"
 DRAWN = 64  # queries of a frame, where a sample of them stands for all
 

@@ -135,13 +135,14 @@ def _read(folder: Path) -> None:
 def write(folder: Path, shapes: Mapping[str, torch.Size], shard: int) -> None:
     """Shards of at most `shard` bytes or so with an index, as published; the numbers are one million random ones, again and again."""
     numbers = torch.randn(2**20 - 1, generator=torch.Generator().manual_seed(0)).numpy().tobytes()
-    shards, size = [[]], 0
+    shards: list[list[str]] = [[]]
+    size = 0
     for name, shape in shapes.items():
         if size and size + 4 * shape.numel() > shard:
             shards, size = [*shards, []], 0
         shards[-1].append(name)
         size += 4 * shape.numel()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(shards):
         file = f"diffusion_pytorch_model-{i + 1:05}-of-{len(shards):05}.safetensors"
         header, end = {}, 0

@@ -166,7 +166,8 @@ def alternate(
     What the calls return is dropped at once. Where it takes seconds give a `label`: the progress is told under it. `clock` is by
     default that of the device.
     """
-    clock = clock or (DeviceClock(device) if device.type == "cuda" else HostClock())
+    usual: Clock = DeviceClock(device) if device.type == "cuda" else HostClock()
+    clock = clock or usual
     for _ in range(warmup):
         for run in runs:
             run()

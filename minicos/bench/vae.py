@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,16 +75,14 @@ Sides = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # ours, theirs
 
 
 def encoders(s: Subject) -> Sides:
-    theirs = diffusers_vae(s.vae)
+    theirs: Any = diffusers_vae(s.vae)
     return lambda: s.vae.encode(s.video), lambda: theirs.encode(s.video).latent_dist.mode()
 
 
 def decoders(s: Subject, dtype: torch.dtype) -> Sides:
     """Theirs is given what ours makes of the latents before its decoder."""
-    ours, theirs = (
-        deepcopy(s.vae),
-        nn.Module.to(diffusers_vae(s.vae), dtype),
-    )  # its own `to` warns about nothing
+    ours = deepcopy(s.vae)
+    theirs: Any = nn.Module.to(diffusers_vae(s.vae), dtype)  # its own `to` warns about nothing
     ours.decoder.to(dtype)
     mean, std = (
         s.latent.new_tensor(v).view(1, -1, 1, 1, 1) for v in (s.vae.cfg.mean, s.vae.cfg.std)

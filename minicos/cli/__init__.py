@@ -149,7 +149,7 @@ def _warnings_in_one_line() -> Iterator[None]:
                 print(f"minicos: {message}", file=sys.stderr)
 
         warnings.simplefilter("always", MinicosWarning)
-        warnings.showwarning = in_one_line
+        warnings.showwarning = in_one_line  # type: ignore[assignment]
         yield
 
 

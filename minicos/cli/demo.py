@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from typing import Any
 
 from minicos.cli import opening, options, run_folder, values
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     condition = wan.condition(puzzle.prompt, torch.from_numpy(picture).permute(2, 0, 1) / 255)
     noise = wan.noise(condition, args.seed)
     chosen = spread(8, wan.preset.steps)
-    analyses = [
+    analyses: list[Any] = [
         Steps(wan, chosen),
         Energy(chosen, sheets=("raw",), ops=wan.ops),
         Routes(wan, puzzle),

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minicos.errors import MinicosError, warn
 
@@ -100,7 +100,7 @@ def load(
         device=args.device,
         residency=args.residency,
         frames=chosen.frames,
-        size=None if image is None else tuple(image.shape[-2:]),
+        size=None if image is None else (image.shape[-2], image.shape[-1]),
         tile=args.tile,
         tell=tell,
         ops=ops,
@@ -135,7 +135,7 @@ def _ops(args: argparse.Namespace) -> "Ops":
         ) from error
 
 
-def _changes(args: argparse.Namespace) -> dict[str, object]:
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the preset that options change."""
     names = (
         "steps",

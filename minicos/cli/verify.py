@@ -88,14 +88,14 @@ def run(args: argparse.Namespace) -> int:
     from minicos.verify import verify
 
     wan = load(args.model, device=args.device, dtype=args.dtype and getattr(torch, args.dtype))
-    parts = verify(wan, args.grid, as_shipped=args.as_shipped, tolerance=args.tolerance)
+    compared = verify(wan, args.grid, as_shipped=args.as_shipped, tolerance=args.tolerance)
     dtype = str(wan.dtype).removeprefix("torch.")
     if args.json:
-        parts = list(parts)
+        parts = list(compared)
         facts = {"model": wan.variant, "dtype": dtype, "device": str(wan.device), "peers": versions}
         print(json.dumps(facts | to_json(parts), indent=1))
     else:
-        parts = list(told(parts, args.all))
+        parts = list(told(compared, args.all))
         peer = " and ".join(map(" ".join, versions.items()))
         print(verdict(f"{wan.variant} ({dtype} on {wan.device})", peer, parts))
     return int(any(part.parted for part in parts))

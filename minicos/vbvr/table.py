@@ -183,7 +183,9 @@ def write(folder: Path, scores: Scores, base: str, found: Result) -> None:
         _save(folder / f"{name}.csv", to_csv(rows))
     _save(folder / "table.md", text(scores, base, found))
     bars = {str(row["condition"]): row["Overall"] for row in found.tables["differences"]}
-    shown = {name: bar for name, bar in bars.items() if isinstance(bar, Interval) and bar.n}
+    shown: dict[str, Interval] = {
+        name: bar for name, bar in bars.items() if isinstance(bar, Interval) and bar.n
+    }
     if shown:
         title = f"VBVR-Bench, {len(scores.samples)} samples; tasks resampled"
         figures.intervals(folder / "table.png", shown, x=f"score minus that of {base}", title=title)

@@ -100,15 +100,13 @@ FORBIDDEN = {
 }
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
+class _Reader(pickle._Unpickler):
     """The unpickler written in Python: the one in C reserves memory as a file asks."""
 
     stack: list[Any]
     pop_mark: Any
     dispatch: ClassVar[dict[int, Any]] = {
-        code: load
-        for code, load in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
-        if code not in FORBIDDEN
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code not in FORBIDDEN
     }
 
     def find_class(self, module: str, name: str) -> Any:

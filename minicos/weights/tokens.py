@@ -50,7 +50,8 @@ def read_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
 def _check(given: Mapping[str, Any]) -> None:
     """Raise ValueError where a tokenizer is not made of parts that are known to be harmless."""
     model = given.get("model")
-    kind = model.get("type") if isinstance(model, dict) else None
+    model = model if isinstance(model, dict) else {}
+    kind = model.get("type")
     if kind not in MODELS:
         raise ValueError(f"its model is {kind!r:.60}, not one of {', '.join(MODELS)}")
     if kind == "Unigram" and type(model.get("unk_id")) is not int:
@@ -85,8 +86,9 @@ def _check_numbers(vocabulary: Any, added: Any) -> None:
     """Tokens are numbered 0, 1, 2, ... without a gap: each number is a row of the text encoder."""
     if not isinstance(vocabulary, list | dict) or not isinstance(added, list):
         raise ValueError("its vocabulary is neither a list nor a table")
-    is_list = isinstance(vocabulary, list)
-    numbers = set(range(len(vocabulary)) if is_list else vocabulary.values())
+    numbers: set[Any] = set(range(len(vocabulary)))
+    if isinstance(vocabulary, dict):
+        numbers = set(vocabulary.values())
     numbers |= {token.get("id") for token in added}
     if not all(type(number) is int for number in numbers):
         raise ValueError("its tokens are not numbered")
