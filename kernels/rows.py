@@ -121,7 +121,7 @@ def at(x: Tensor | None) -> tuple[Tensor | None, int, int]:
     if x is None:
         return None, 0, 0
     x = x if x.stride(-1) == 1 else x.contiguous()
-    return x, *(x.stride()[:2] if x.ndim == 3 else (0, 0))
+    return (x, x.stride(0), x.stride(1)) if x.ndim == 3 else (x, 0, 0)
 
 
 def check(op: str, **tensors: Tensor | None) -> None:
