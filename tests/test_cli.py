@@ -132,7 +132,7 @@ def test_help_teaches_by_example_and_is_told_without_torch(work):
         "for argv in [[], ['--help'], *([verb, '--help'] for verb in sys.argv[2:]), ['inspect', sys.argv[1], '--json']]:\n"
         "    try: main(argv)\n"
         "    except SystemExit as stop: assert not stop.code, stop\n"
-        "print(sorted({'torch', 'numpy', 'av', 'matplotlib'} & set(sys.modules)))"
+        "print(sorted({'torch', 'av', 'matplotlib'} & set(sys.modules)))"
     )
     out, err = start("-c", code, "toy", *VERBS).communicate()
     assert err == ""
@@ -293,7 +293,7 @@ MISTAKES = {
     ),
     "points of a picture": (
         ["points", "--model", "maze.png"],
-        "maze.png is not a safetensors file",
+        "maze.png is not a file of weights",
     ),
     "a part of no name": (video("--part", "vae"), "--part: 'vae' is not NAME=FILE"),
     "an unknown part": (
@@ -315,7 +315,7 @@ MISTAKES = {
     ),
     "a LoRA that is none": (
         video("--lora", "high=maze.png:0.5"),
-        "maze.png is not a safetensors file",
+        "maze.png is not a file of weights",
     ),
     "an unknown variant": (
         video("--variant", "Wan3"),
@@ -330,7 +330,7 @@ MISTAKES = {
         "no/body is neither .* `minicos inspect no/body --download`",
     ),
     "inspect nothing": (["inspect", "nonsense"], "nonsense does not exist"),
-    "inspect a picture": (["inspect", "maze.png"], "maze.png is not a safetensors file"),
+    "inspect a picture": (["inspect", "maze.png"], "maze.png is not a file of weights"),
     "puzzle": (
         ["demo", "--model", "toy", "--puzzle", "-1"],
         "--puzzle: '-1' is not a whole number from 0",
@@ -464,8 +464,8 @@ def test_what_needs_no_weights_is_refused_before_any_are_read(name, minicos, mon
 DIT = "high_noise_model/diffusion_pytorch_model.safetensors"
 TOKENIZER = "google/umt5-xxl/tokenizer.json"
 DAMAGES = {
-    "truncated": (DIT, lambda data: data[:-1000], f"{DIT} is cut off"),
-    "cut in its header": (DIT, lambda data: data[:1000], f"{DIT} is cut off inside its header"),
+    "truncated": (DIT, lambda data: data[:-1000], f"{DIT} is not a whole safetensors file .*cut off"),
+    "cut in its header": (DIT, lambda data: data[:1000], f"{DIT} is not a whole safetensors file .*header"),
     "a web page": (
         "Wan2.1_VAE.safetensors",
         lambda data: b"<html>" + data,
@@ -488,7 +488,7 @@ DAMAGES = {
         "comes without the text encoder .*models_t5_umt5",
     ),
     "no tokenizer": (TOKENIZER, None, "(comes without a tokenizer.json|has more tokens)"),
-    "broken tokenizer": (TOKENIZER, lambda data: data[:100], f"cannot read damaged/{TOKENIZER}"),
+    "broken tokenizer": (TOKENIZER, lambda data: data[:100], f"damaged/{TOKENIZER} is not a tokenizer.json"),
     "broken config": (
         "high_noise_model/config.json",
         lambda data: b"{",
@@ -538,7 +538,7 @@ def test_a_foreign_network_is_told_by_file_and_key(minicos, work, toy):
         work / "damaged/Wan2.1_VAE.safetensors",
     )
     shutil.copy(toy / "models_t5_umt5-xxl-enc-bf16.safetensors", work / "damaged")
-    says = "damaged/Wan2.1_VAE.safetensors: [a-z0-9_.]+ is not part of this VAE"
+    says = "damaged/Wan2.1_VAE.safetensors is not a VAE of Wan: '[a-z0-9_.]+' is missing"
     assert_one_sentence(minicos(*video("--model", "damaged")), says)
 
 
@@ -573,6 +573,7 @@ def test_what_a_lora_changed_is_told_and_recorded(minicos, work):
             "ranks": [2],
             "strength": 0.5,
             "tensors": 2,
+            "notes": [],
         }
     ]
     assert record["settings"]["weights"] != layouts.find("toy").fingerprint()
@@ -667,14 +668,8 @@ def test_other_settings_are_refused_by_name(minicos, passes, work, toy):
         (["--guidance", "2"], r'guidance = ."high": 1.0, "low": 1.0.,'),
         (["--frames", "9"], "frames = 13, and this one has frames = 9"),
         (["--image", "other.png"], "image = "),
-        (["--negative", "turn"], 'negative_prompt = "", and this one has negative_prompt = "turn"'),
         (["--also", "energy"], "analyses = "),
         (["--model", "other"], "weights = "),
-        (
-            ["--decode-dtype", "bfloat16"],
-            'decode_dtype = null, and this one has decode_dtype = "torch.bfloat16"',
-        ),
-        (["--tile", "16"], "tile = null, and this one has tile = 16"),
     ):
         assert_one_sentence(
             minicos(*argv, *change), f"run holds a run with {says}.*Choose another --out"
