@@ -1,8 +1,10 @@
-"""Which of PyTorch's backends computes attention on a card, chosen once, when a model is loaded. What it computes is `ops.attention`.
+"""Which of PyTorch's backends computes attention on a card, chosen once, when a model is loaded.
+What it computes is `ops.attention`.
 
-Left to itself PyTorch takes FlashAttention 2. On Hopper and datacentre Blackwell cuDNN's kernel is said to be much faster
-(bfloat16, heads of 128, long rows: about 600 against 350 TFLOP/s, pytorch#142132), so there it is asked first. A backend
-that cannot serve a call, as cuDNN cannot serve float32, leaves it to the next. Elsewhere PyTorch's own order stands.
+Left to itself PyTorch takes FlashAttention 2. On Hopper and datacentre Blackwell cuDNN's kernel is
+said to be much faster (bfloat16, heads of 128, long rows: about 600 against 350 TFLOP/s,
+pytorch#142132), so there it is asked first. A backend that cannot serve a call, as cuDNN cannot
+serve float32, leaves it to the next. Elsewhere PyTorch's own order stands.
 """
 
 from collections.abc import Callable
@@ -24,7 +26,9 @@ CARDS = ((9, 0), (10, 0), (10, 3))  # compute capabilities: H100 and H200, B200,
 
 
 def cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`ops.attention` by the first backend in ORDER that can; an `sdpa_kernel` around the call has no say."""
+    """`ops.attention` by the first backend in ORDER that can; an `sdpa_kernel` around the call has
+    no say.
+    """
     with sdpa_kernel(ORDER, set_priority=True):
         return attention(q, k, v)
 

@@ -1,4 +1,6 @@
-"""What callers of the loop may get wrong, each refused in one sentence, and numbers that are no longer finite."""
+"""What callers of the loop may get wrong, each refused in one sentence, and numbers that are no
+longer finite.
+"""
 
 from collections.abc import Mapping
 
@@ -29,7 +31,9 @@ def check_finite(latents: Mapping[str, Tensor], step: int, expert: str, cause: s
 
 
 def check_edit(index: int, left: object, given: Tensor) -> None:
-    """Raise MinicosError where the loop's body left something from which the loop cannot continue."""
+    """Raise MinicosError where the loop's body left something from which the loop cannot
+    continue.
+    """
     if not isinstance(left, Tensor):
         raise MinicosError(
             f"step {index}: its `next` is a tensor, and {type(left).__name__} was assigned"
@@ -43,7 +47,9 @@ def check_edit(index: int, left: object, given: Tensor) -> None:
 
 
 def check_gradients(*tensors: Tensor | None) -> None:
-    """Raise MinicosError for tensors that expect gradients: networks run without, and would count as constants."""
+    """Raise MinicosError for tensors that expect gradients: networks run without, and would count
+    as constants.
+    """
     if any(x is not None and x.requires_grad for x in tensors) and torch.is_grad_enabled():
         raise MinicosError(
             "gradients do not flow through the networks of a run: detach the latent, or sample under torch.no_grad()"

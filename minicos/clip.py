@@ -1,12 +1,15 @@
-"""CLIP's image encoder, which tells the image-to-video networks of Wan2.1 what is in a picture (official wan/modules/clip.py).
+"""CLIP's image encoder, which tells the image-to-video networks of Wan2.1 what is in a picture
+(official wan/modules/clip.py).
 
-A ViT-H/14: the picture, squeezed into 224 x 224 pixels, is cut into 16 x 16 patches; these and one row for the whole go
-through residual blocks of attention and feed-forward. The features are what enters the last of its 32 blocks, so that block and
-what follows it are not built, though they are in the file (`CLIP.unused`), as is CLIP's text encoder.
-Module and attribute names are those of the official checkpoint.
+A ViT-H/14: the picture, squeezed into 224 x 224 pixels, is cut into 16 x 16 patches; these and one
+row for the whole go through residual blocks of attention and feed-forward. The features are what
+enters the last of its 32 blocks, so that block and what follows it are not built, though they are
+in the file (`CLIP.unused`), as is CLIP's text encoder. Module and attribute names are those of the
+official checkpoint.
 
-The official code runs it in float16 (weights, matrix products, residual stream; norms in float32). Here it computes in the dtype
-of its weights: `minicos.load` takes float16 beside networks in bfloat16, which is the default on a card, and float32 beside float32.
+The official code runs it in float16 (weights, matrix products, residual stream; norms in float32).
+Here it computes in the dtype of its weights: `minicos.load` takes float16 beside networks in
+bfloat16, which is the default on a card, and float32 beside float32.
 """
 
 from collections.abc import Sequence
@@ -102,15 +105,19 @@ class CLIP(nn.Module):
         return "textual.", "log_scale", "visual.head", "visual.post_norm.", last_block
 
     def forward(self, image: Tensor) -> Tensor:
-        """Images (b 3 H W) in [-1, 1], of any size -> features (b m d) float32, the first row for the whole image."""
+        """Images (b 3 H W) in [-1, 1], of any size -> features (b m d) float32, the first row for
+        the whole image.
+        """
         weight = self.visual.patch_embedding.weight
         return self.visual(pixels(image, self.cfg.image_size).to(weight)).float()
 
 
 def pixels(image: Tensor, size: int) -> Tensor:
-    """Images (b 3 H W) in [-1, 1] as CLIP is given them: bicubic to (b 3 size size) without antialiasing or crop, normalised.
+    """Images (b 3 H W) in [-1, 1] as CLIP is given them: bicubic to (b 3 size size) without
+    antialiasing or crop, normalised.
 
-    wan/modules/clip.py, CLIPModel.visual. diffusers scales the shorter side and crops instead, which gives other features.
+    wan/modules/clip.py, CLIPModel.visual. diffusers scales the shorter side and crops instead,
+    which gives other features.
     """
     image = F.interpolate(image.float(), size=(size, size), mode="bicubic") * 0.5 + 0.5
     mean, std = (torch.tensor(x, device=image.device).view(3, 1, 1) for x in (MEAN, STD))
@@ -124,7 +131,9 @@ def load_clip(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> CLIP:
-    """The encoder of an official file, or of transformers' `CLIPVisionModel`. Raises MinicosError as `load_into` does."""
+    """The encoder of an official file, or of transformers' `CLIPVisionModel`. Raises MinicosError
+    as `load_into` does.
+    """
     files = [source] if isinstance(source, Path) else list(source)
     with torch.device("meta"):
         clip = CLIP(cfg)
@@ -138,7 +147,9 @@ def load_clip(
 
 
 def _take_apart(clip: CLIP) -> None:
-    """Give a network on the meta device the parameters that transformers' files hold: q, k and v apart, embeddings flat."""
+    """Give a network on the meta device the parameters that transformers' files hold: q, k and v
+    apart, embeddings flat.
+    """
     visual: Any = clip.visual
     dim = clip.cfg.dim
     with torch.device("meta"):

@@ -1,11 +1,13 @@
-"""What a video is conditioned on: a prompt and, for image-to-video, a first frame and perhaps a last one.
+"""What a video is conditioned on: a prompt and, for image-to-video, a first frame and perhaps a
+last one.
 
-Wan tells the network about a first frame in one of two ways. Channel concatenation (I2V-A14B): the network's input is
-[latent, mask, latent of the image followed by grey frames], everything beside x on the channel axis; Wan2.1 adds what CLIP
-sees in the image, for cross-attention. Imposition (TI2V-5B): the first latent frame *is* the image's latent at every step, and
-its tokens are told timestep 0.
-Sources: wan/image2video.py, wan/first_last_frame2video.py (Wan2.1) and wan/textimage2video.py. How an image is made to fit is the
-preset's choice, since the official procedures and DiffSynth differ (`config.RESIZE`): `frame_size` says to which size, `fit` does it.
+Wan tells the network about a first frame in one of two ways. Channel concatenation (I2V-A14B): the
+network's input is [latent, mask, latent of the image followed by grey frames], everything beside x
+on the channel axis; Wan2.1 adds what CLIP sees in the image, for cross-attention. Imposition
+(TI2V-5B): the first latent frame *is* the image's latent at every step, and its tokens are told
+timestep 0. Sources: wan/image2video.py, wan/first_last_frame2video.py (Wan2.1) and
+wan/textimage2video.py. How an image is made to fit is the preset's choice, since the official
+procedures and DiffSynth differ (`config.RESIZE`): `frame_size` says to which size, `fit` does it.
 """
 
 import math
@@ -25,7 +27,9 @@ from minicos.vae import VAE
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Condition:
-    """All that stays the same from step to step, as the loop sees it; each kind of model adds what its network needs."""
+    """All that stays the same from step to step, as the loop sees it; each kind of model adds what
+    its network needs.
+    """
 
     shape: tuple[int, int, int, int, int]  # b c f h w of the latents
     first: Tensor | None = None  # b c 1 h w  latent imposed on frame 0
@@ -44,7 +48,9 @@ class Condition:
         return x if self.first is None else torch.cat([self.first.to(x), x[:, :, 1:]], dim=2)
 
     def per_frame(self, value: float, device: torch.device | None = None) -> Tensor:
-        """sigma or timestep of every frame, 0 where a frame is imposed: 1 1 f 1 1 float32, or just 1 1 1 1 1 when all are equal."""
+        """sigma or timestep of every frame, 0 where a frame is imposed: 1 1 f 1 1 float32, or just
+        1 1 1 1 1 when all are equal.
+        """
         if self.first is None:
             return torch.full((1, 1, 1, 1, 1), value, dtype=torch.float32, device=device)
         out = torch.full((1, 1, self.shape[2], 1, 1), value, dtype=torch.float32, device=device)
@@ -62,9 +68,11 @@ class Condition:
         return replace(self, shape=(len(index), *self.shape[1:]), **batched)
 
     def same_but_text(self, other: "Condition") -> bool:
-        """Whether the two differ at most in a prompt that enters a network through cross-attention alone.
+        """Whether the two differ at most in a prompt that enters a network through cross-attention
+        alone.
 
-        False where that is not known, as here: then a pass of either condition is made where one might have served both.
+        False where that is not known, as here: then a pass of either condition is made where one
+        might have served both.
         """
         return False
 
@@ -81,7 +89,9 @@ class WanCondition(Condition):
     )
 
     def branch(self, name: str) -> Tensor:
-        """The text rows of "cond" or "uncond". Raises MinicosError where there is no negative prompt."""
+        """The text rows of "cond" or "uncond". Raises MinicosError where there is no negative
+        prompt.
+        """
         if name == "cond":
             return self.text
         if self.text_null is None:
@@ -113,12 +123,14 @@ def frame_size(
     patch: int = 2,
     rule: str = "bicubic",
 ) -> tuple[int, int]:
-    """Height and width in pixels of a video that begins with an image. Both are multiples of stride * patch.
+    """Height and width in pixels of a video that begins with an image. Both are multiples of stride
+    * patch.
 
-    With an area, the image's aspect ratio at about that many pixels: rounded down (image2video.py), or, where `rule` is
-    "crop", the multiples within the area whose ratio is nearest (best_output_size of wan/utils/utils.py).
-    `area` None keeps the image's own size, where `rule` is "pil" rounded up (DiffSynth), else as it is.
-    Raises MinicosError where such a size does not exist.
+    With an area, the image's aspect ratio at about that many pixels: rounded down (image2video.py),
+    or, where `rule` is "crop", the multiples within the area whose ratio is nearest
+    (best_output_size of wan/utils/utils.py). `area` None keeps the image's own size, where `rule`
+    is "pil" rounded up (DiffSynth), else as it is. Raises MinicosError where such a size does not
+    exist.
     """
     height, width = image_hw
     step = stride * patch
@@ -150,7 +162,8 @@ def _whole(side: float, stride: int, patch: int) -> int:
 
 
 def _best_output_size(width: int, height: int, step: int, area: int) -> tuple[int, int]:
-    """Round the width down and fit the height into the area, or the other way round: the one of the better ratio; 0, 0 if one fails.
+    """Round the width down and fit the height into the area, or the other way round: the one of the
+    better ratio; 0, 0 if one fails.
 
     Written as the official code writes it: its roundings decide.
     """
@@ -174,10 +187,12 @@ def _best_output_size(width: int, height: int, step: int, area: int) -> tuple[in
 
 
 def fit(image: Tensor, size: tuple[int, int], rule: str = "bicubic") -> Tensor:
-    """An image (b 3 h w) in [0, 1] as a frame (b 3 *size) in [-1, 1], on the host, by a rule of `config.RESIZE`.
+    """An image (b 3 h w) in [0, 1] as a frame (b 3 *size) in [-1, 1], on the host, by a rule of
+    `config.RESIZE`.
 
-    "pil" and "crop" work on 8 bits per colour, as the codes do that they reproduce: on the levels of the file that an image
-    was read from, and with a result of 256 levels. Raises MinicosError for another rule.
+    "pil" and "crop" work on 8 bits per colour, as the codes do that they reproduce: on the levels
+    of the file that an image was read from, and with a result of 256 levels. Raises MinicosError
+    for another rule.
     """
     image = image.cpu().float()
     if rule == "bicubic":
@@ -199,7 +214,9 @@ def fit(image: Tensor, size: tuple[int, int], rule: str = "bicubic") -> Tensor:
 def cover(
     image_hw: tuple[int, int], size: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The smallest size in the image's aspect ratio that covers `size`, and top and left of the centre crop (textimage2video.py)."""
+    """The smallest size in the image's aspect ratio that covers `size`, and top and left of the
+    centre crop (textimage2video.py).
+    """
     scale = max(size[1] / image_hw[1], size[0] / image_hw[0])
     height, width = (round(side * scale) for side in image_hw)
     return (height, width), ((height - size[0]) // 2, (width - size[1]) // 2)
@@ -213,15 +230,18 @@ def _pil(image: Tensor, size: tuple[int, int], resampling: Image.Resampling) -> 
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic, no antialiasing, no crop, as the official code does: (b 3 h w) in [-1, 1] -> (b 3 height width)."""
+    """Bicubic, no antialiasing, no crop, as the official code does: (b 3 h w) in [-1, 1] -> (b 3
+    height width).
+    """
     return F.interpolate(image, size=(height, width), mode="bicubic")
 
 
 def crop_like(image: Tensor, other: Tensor) -> Tensor:
     """The largest middle part of `image` (b 3 h w) with the aspect ratio of `other` (b 3 h' w').
 
-    This is what the comments of first_last_frame2video.py say of a last frame whose size is not the first one's. Its code skips
-    the resize and takes width for height, so that the picture arrives distorted; there minicos departs from it.
+    This is what the comments of first_last_frame2video.py say of a last frame whose size is not the
+    first one's. Its code skips the resize and takes width for height, so that the picture arrives
+    distorted; there minicos departs from it.
     """
     (height, width), (h, w) = image.shape[-2:], other.shape[-2:]
     rows, columns = min(height, round(width * h / w)), min(width, round(height * w / h))
@@ -230,9 +250,11 @@ def crop_like(image: Tensor, other: Tensor) -> Tensor:
 
 
 def known_frames(shape: tuple[int, ...], last: bool = False) -> Tensor:
-    """The mask channels (1 4 f h w): ones where a video frame is known, one channel for each of the four that make a latent.
+    """The mask channels (1 4 f h w): ones where a video frame is known, one channel for each of the
+    four that make a latent.
 
-    The first latent stands for the first frame alone, and is known in all four; of the last one, if at all, only the last frame is.
+    The first latent stands for the first frame alone, and is known in all four; of the last one, if
+    at all, only the last frame is.
     """
     _, _, f, h, w = shape
     mask = torch.zeros(1, 4, f, h, w)
@@ -243,9 +265,11 @@ def known_frames(shape: tuple[int, ...], last: bool = False) -> Tensor:
 
 
 def image_channels(vae: VAE, image: Tensor, frames: int, last: Tensor | None = None) -> Tensor:
-    """y of channel concatenation: first frame, and perhaps last, (b 3 H W) in [-1, 1] -> (b 20 f H/8 W/8).
+    """y of channel concatenation: first frame, and perhaps last, (b 3 H W) in [-1, 1] -> (b 20 f
+    H/8 W/8).
 
-    Unknown frames are mid-grey pixels. Raises MinicosError unless frames = 4n + 1, and 5 or more with a last one.
+    Unknown frames are mid-grey pixels. Raises MinicosError unless frames = 4n + 1, and 5 or more
+    with a last one.
     """
     check_frames(frames, vae.cfg.stride[0])
     if last is not None and frames == 1:

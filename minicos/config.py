@@ -1,8 +1,10 @@
-"""What a Wan model is, as data: architectures (`VARIANTS`), models that share one (`FINETUNES`), ways of sampling (`PRESETS`).
+"""What a Wan model is, as data: architectures (`VARIANTS`), models that share one (`FINETUNES`),
+ways of sampling (`PRESETS`).
 
-A *variant* fixes tensor shapes and nothing else; a *preset* fixes how a condition is made and the loop is run, and nothing else.
-Sources: wan/configs/*.py of Wan2.2 (official), DiffSynth-Studio's WanVideoPipeline (the tools of the paper).
-This file imports no torch, so that `minicos inspect` can say what a checkpoint is in a fraction of a second.
+A *variant* fixes tensor shapes and nothing else; a *preset* fixes how a condition is made and the
+loop is run, and nothing else. Sources: wan/configs/*.py of Wan2.2 (official), DiffSynth-Studio's
+WanVideoPipeline (the tools of the paper). This file imports no torch, so that `minicos inspect` can
+say what a checkpoint is in a fraction of a second.
 """
 
 import math
@@ -15,7 +17,9 @@ from minicos.errors import MinicosError, suggest
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Shapes of the diffusion transformer (official `WanModel`). Letters as everywhere: d width, n heads, t text rows."""
+    """Shapes of the diffusion transformer (official `WanModel`). Letters as everywhere: d width, n
+    heads, t text rows.
+    """
 
     in_dim: int  # channels of the network's input: latent, or latent + mask + image latent
     out_dim: int  # c, latent channels
@@ -69,7 +73,9 @@ VAE22_STD = (0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Shapes of the causal 3D VAE (official `WanVAE_`), with the statistics of its latents. The defaults are Wan2.1_VAE."""
+    """Shapes of the causal 3D VAE (official `WanVAE_`), with the statistics of its latents. The
+    defaults are Wan2.1_VAE.
+    """
 
     dim: int = 96
     z_dim: int = 16
@@ -154,14 +160,16 @@ VARIANTS: dict[str, DiTConfig] = {
     ),
 }
 
-# How many networks a variant has, where it is not one. The embedded model has one until its second stage is trained.
+# How many networks a variant has, where it is not one. The embedded model has one until its second
+# stage is trained.
 EXPERTS: dict[str, tuple[int, ...]] = {
     "Wan2.2-I2V-A14B": (2,),
     "Wan2.2-T2V-A14B": (2,),
     "tiny": (1, 2),
 }
 
-# Models that differ from a variant in nothing that a file shows: never guessed, taken when they are named (--variant).
+# Models that differ from a variant in nothing that a file shows: never guessed, taken when they are
+# named (--variant).
 FINETUNES: dict[str, str] = {
     "VBVR-Wan2.2": "Wan2.2-I2V-A14B",
     "Wan2.2-I2V-A14B-4step": "Wan2.2-I2V-A14B",
@@ -188,7 +196,9 @@ NEGATIVE_PROMPT = (  # wan/configs/shared_config.py; the official code falls bac
 
 @dataclass(frozen=True)
 class Preset:
-    """A way of sampling. Experts are named, never ordered: the official code and diffusers order their pairs differently."""
+    """A way of sampling. Experts are named, never ordered: the official code and diffusers order
+    their pairs differently.
+    """
 
     solver: str  # "euler" | "unipc" | "dpmpp"
     steps: int
@@ -249,7 +259,8 @@ class Preset:
     def check_inputs(
         self, variant: str, prompts: Sequence[str | None], image: bool, last: bool
     ) -> None:
-        """Raise MinicosError for an empty prompt, or where a first or a last frame is missing or too much.
+        """Raise MinicosError for an empty prompt, or where a first or a last frame is missing or
+        too much.
 
         None is no prompt, asked for; an empty one is taken for a slip.
         """
@@ -281,7 +292,8 @@ RESIZE = {
     "crop": "official TI2V-5B: PIL's Lanczos to cover, then a centre crop",
 }
 
-# Wan2.1 asks for no shaking camera, and between two frames also for no cut (wan/configs/wan_i2v_14B.py, __init__.py).
+# Wan2.1 asks for no shaking camera, and between two frames also for no cut
+# (wan/configs/wan_i2v_14B.py, __init__.py).
 _SHAKE, _CUT = "镜头晃动，", "镜头切换，镜头晃动，"
 
 _OFFICIAL = Preset("unipc", 40, 5.0, {"high": 3.5, "low": 3.5}, boundary=0.900)
@@ -305,11 +317,13 @@ _CHRONO = _OFFICIAL21.changed(
 )
 _TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "image": "channels"}
 
-# Variant -> name -> preset; the first is the default. "official" is what Wan's own code does when nothing is said. "cos" is
-# the paper's tools as they are called: DiffSynth's pipeline with the official negative prompt. Where we depart from them:
-#   latents, guidance and timesteps are float32, where the tools compute them in bfloat16: 7.2e-2 of the final latents apart
-#   in a small model;
-#   the picture is encoded whole, where the tools encode it in tiles of 30x52 latents (stride 15x26): 1.1e-2 of y.
+# Variant -> name -> preset; the first is the default. "official" is what Wan's own code does when
+# nothing is said. "cos" is the paper's tools as they are called: DiffSynth's pipeline with the
+# official negative prompt. Two departures, with their size in a small model:
+#   latents, guidance and timesteps are float32, where the tools compute them in bfloat16: 7.2e-2 of
+#   the final latents;
+#   the picture is encoded whole, where the tools encode it in tiles of 30x52 latents, stride 15x26:
+#   1.1e-2 of its latents.
 PRESETS: dict[str, dict[str, Preset]] = {
     "Wan2.2-I2V-A14B": {"official": _OFFICIAL.changed(image="channels"), "cos": _COS_IMAGE},
     "Wan2.2-T2V-A14B": {
@@ -337,9 +351,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
             negative_prompt=_CUT + NEGATIVE_PROMPT,
         )
     },
-    # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes the way there (and is published
-    # to decode latents 0 and 7 by themselves). From nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; rope_temporal_skip_len 8
-    # of its network: two frames stand at 0 and 7. CLIP sees the picture as in Wan; their diffusers pipeline crops it.
+    # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes
+    # the way there (and is published to decode latents 0 and 7 by themselves). From
+    # nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; rope_temporal_skip_len 8 of its
+    # network: two frames stand at 0 and 7. CLIP sees the picture as in Wan; their diffusers
+    # pipeline crops it.
     "ChronoEdit-14B": {"official": _CHRONO, "reasoning": _CHRONO.changed(frames=29, fps=8)},
     "tiny": {
         "tiny": _OFFICIAL.changed(
@@ -348,7 +364,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "official": _OFFICIAL.changed(**_TINY),
         "cos": _COS.changed(**_TINY),
     },
-    # Video-Reason/VBVR-Wan2.2: its tools run 50 Euler steps with 0.875, and it was trained with the boundary at 0.8997.
+    # Video-Reason/VBVR-Wan2.2: its tools run 50 Euler steps with 0.875, and it was trained with the
+    # boundary at 0.8997.
     "VBVR-Wan2.2": {"cos": _COS_IMAGE, "trained": _COS_IMAGE.changed(boundary=0.8997)},
     "Wan2.2-I2V-A14B-4step": {"official": _4STEP.changed(image="channels")},
     "Wan2.2-T2V-A14B-4step": {"official": _4STEP},
@@ -361,7 +378,9 @@ PRESETS["Wan2.1-I2V-14B-720P"] = {  # the official generate.py shifts by 3 at 48
 
 
 def get_preset(variant: str, name: str | None = None) -> Preset:
-    """The preset `name` of a variant (its first one by default). Raises MinicosError naming the possible ones."""
+    """The preset `name` of a variant (its first one by default). Raises MinicosError naming the
+    possible ones.
+    """
     table = PRESETS.get(variant.removeprefix(LIKE))
     if table is None:
         raise MinicosError(

@@ -1,12 +1,15 @@
-"""The diffusion transformer of Wan2.2 (official wan/modules/model.py), with every hook point in sight.
+"""The diffusion transformer of Wan2.2 (official wan/modules/model.py), with every hook point in
+sight.
 
-Read `DiT.forward`: latents are cut into patches (tokens), text and timestep are embedded, forty blocks follow, a head
-turns tokens back into a velocity. `hooks("name", tensor)` marks a point where a reader of the network may look or intervene.
-The image-to-video networks of Wan2.1 also look at a picture, through CLIP: `ImageEmbedding` and the end of `CrossAttention`.
-Modules carry the names of the official checkpoint, so its weights load without a map.
+Read `DiT.forward`: latents are cut into patches (tokens), text and timestep are embedded, forty
+blocks follow, a head turns tokens back into a velocity. `hooks("name", tensor)` marks a point where
+a reader of the network may look or intervene. The image-to-video networks of Wan2.1 also look at a
+picture, through CLIP: `ImageEmbedding` and the end of `CrossAttention`. Modules carry the names of
+the official checkpoint, so its weights load without a map.
 
-Precision follows the official policy: matrix products in the dtype of the weights (float32 or bfloat16); timestep embedding,
-modulation, norms and head in float32; residual stream in float32 or, as DiffSynth does it, in bfloat16 (`residual_dtype`).
+Precision follows the official policy: matrix products in the dtype of the weights (float32 or
+bfloat16); timestep embedding, modulation, norms and head in float32; residual stream in float32 or,
+as DiffSynth does it, in bfloat16 (`residual_dtype`).
 """
 
 from collections.abc import Callable
@@ -63,7 +66,9 @@ class LayerNorm(nn.Module):
 
 
 class ImageEmbedding(nn.Module):
-    """CLIP features as rows that cross-attention can look at (official `MLPProj`): b m d' -> b m d."""
+    """CLIP features as rows that cross-attention can look at (official `MLPProj`): b m d' -> b m
+    d.
+    """
 
     def __init__(self, cfg: DiTConfig):
         super().__init__()
@@ -85,7 +90,9 @@ class ImageEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """What self- and cross-attention share: projections, and norms of q and k over the full width, before heads are split."""
+    """What self- and cross-attention share: projections, and norms of q and k over the full width,
+    before heads are split.
+    """
 
     def __init__(self, cfg: DiTConfig, ops: Ops):
         super().__init__()
@@ -94,12 +101,16 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = RMSNorm(cfg.dim), RMSNorm(cfg.dim)
 
     def heads(self, x: Tensor) -> Tensor:
-        """b l (n k) -> b n l k. By the tensor's own methods: sixty einops calls are 5 % of a small network's pass."""
+        """b l (n k) -> b n l k. By the tensor's own methods: sixty einops calls are 5 % of a small
+        network's pass.
+        """
         return x.unflatten(-1, (self.cfg.num_heads, -1)).transpose(1, 2)
 
 
 class SelfAttention(Attention):
-    """Every token looks at every token; positions enter as rotations of q and k (RoPE, arXiv:2104.09864, over f, h, w)."""
+    """Every token looks at every token; positions enter as rotations of q and k (RoPE,
+    arXiv:2104.09864, over f, h, w).
+    """
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], hooks: Hooks = NO_HOOKS) -> Tensor:
         """x b l d, angles cos and sin, each l k/2 -> b l d."""
@@ -114,7 +125,9 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Every token looks at the text and, in Wan2.1's image-to-video networks, with the same query at the image."""
+    """Every token looks at the text and, in Wan2.1's image-to-video networks, with the same query
+    at the image.
+    """
 
     def __init__(self, cfg: DiTConfig, ops: Ops):
         super().__init__(cfg, ops)
@@ -142,13 +155,15 @@ class CrossAttention(Attention):
 
 
 class Block(nn.Module):
-    """Three sub-layers on the residual stream x (official `WanAttentionBlock`), in the published formulas:
+    """Three sub-layers on the residual stream x (official `WanAttentionBlock`), in the published
+    formulas:
 
         x = x + gate · self_attn((1 + scale) · LN(x) + shift)
         x = x + cross_attn(norm3(x))
         x = x + ffn_gate · ffn((1 + ffn_scale) · LN(x) + ffn_shift)
 
-    LN has no parameters of its own; the six vectors come from the timestep (adaLN-Zero, arXiv:2212.09748, section 3.2).
+    LN has no parameters of its own; the six vectors come from the timestep (adaLN-Zero,
+    arXiv:2212.09748, section 3.2).
     """
 
     def __init__(self, cfg: DiTConfig, ops: Ops, residual_dtype: torch.dtype):
@@ -171,7 +186,9 @@ class Block(nn.Module):
         angles: tuple[Tensor, Tensor],
         hooks: Hooks = NO_HOOKS,
     ) -> Tensor:
-        """x b l d, text b t d, image b m d, time b g 6 d -> b l d. An addition and the norm after it are one operation."""
+        """x b l d, text b t d, image b m d, time b g 6 d -> b l d. An addition and the norm after
+        it are one operation.
+        """
         ops, eps, norm3 = self.ops, self.eps, self.norm3
         stream, dtype = self.residual_dtype, self.ffn[0].weight.dtype
         modulation = (self.modulation + time).unbind(2)  # 6 x  b g d
@@ -252,9 +269,11 @@ class DiT(nn.Module):
 
         x         b c f h w  latents
         timestep  b or b f   in 0..1000, one per sample or one per latent frame; not in bfloat16
-        text      b t d'     rows of the text encoder, zero beyond the prompt (the zero rows take part in attention)
+        text      b t d'     rows of the text encoder, zero beyond the prompt (the zero rows take
+                  part in attention)
         y         b 20 f h w mask and image latents of image-to-video, concatenated behind x
-        clip      b m d'     Wan2.1 image-to-video: CLIP features of the first image (m = 257), or of first and last (514)
+        clip      b m d'     Wan2.1 image-to-video: CLIP features of the first image (m = 257), or
+                  of first and last (514)
         returns   b c f h w  float32
         """
         x = self._with_condition(x, y)
@@ -313,14 +332,18 @@ class DiT(nn.Module):
         return self._angles[grid, device]
 
     def compile_blocks(self) -> "DiT":
-        """Compile each block (not the model: block outputs are hooked outside any graph). Watched blocks keep running eagerly."""
+        """Compile each block (not the model: block outputs are hooked outside any graph). Watched
+        blocks keep running eagerly.
+        """
         for block in self.blocks:
             block.compile()
         return self
 
 
 def watched(block: nn.Module, inside: Hooks) -> Callable[..., Tensor]:
-    """The block's call, in eager mode when a hook looks inside it: a compiled graph has no place for hooks."""
+    """The block's call, in eager mode when a hook looks inside it: a compiled graph has no place
+    for hooks.
+    """
     if not inside:
         return block
 

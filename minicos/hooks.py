@@ -2,12 +2,13 @@
 
 A hook is an argument of the call, not state on the model, so nothing has to be reset:
 
-    hooks = (Hooks().on("blocks.*", record)                                     # the output of every block
+    hooks = (Hooks().on("blocks.*", record)  # the output of every block
                     .on("blocks.20.self_attn", zero, step=range(5), branch="cond"))
     for step in wan.sample(condition, hooks=hooks): ...
 
-A hook is called with the tensor and its `Site` and returns None to observe or a tensor to replace. `a + b` runs a's hooks
-before b's, and each sees what the one before it returned: that is the whole rule of composition.
+A hook is called with the tensor and its `Site` and returns None to observe or a tensor to replace.
+`a + b` runs a's hooks before b's, and each sees what the one before it returned: that is the whole
+rule of composition.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -31,7 +32,8 @@ class Site:
     expert: str = ""  # "high" | "low"
     branch: str = ""  # "cond" | "uncond"
     grid: tuple[int, int, int] = (0, 0, 0)  # f, h, w
-    # which of the f*h*w tokens the tensor holds: all of them, unless sharded (Python 3.11 cannot hash a slice)
+    # which of the f*h*w tokens the tensor holds: all of them, unless sharded (Python 3.11 cannot
+    # hash a slice)
     tokens: slice = field(default_factory=lambda: slice(None), hash=False)
 
 
@@ -75,7 +77,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Hooks:
-    """An immutable list of rules, together with what is known so far about where we are. Falsy when no rule is left."""
+    """An immutable list of rules, together with what is known so far about where we are. Falsy
+    when no rule is left.
+    """
 
     rules: tuple[Rule, ...] = ()
     site: Site = Site()
@@ -89,7 +93,9 @@ class Hooks:
         expert: str | None = None,
         branch: str | None = None,
     ) -> "Hooks":
-        """Add a hook on every point that `pattern` names, limited to a step or several (any whole numbers), expert and branch."""
+        """Add a hook on every point that `pattern` names, limited to a step or several (any whole
+        numbers), expert and branch.
+        """
         if expert not in (None, "high", "low"):
             raise MinicosError(f"expert must be 'high' or 'low', not {expert!r}")
         if branch not in (None, "cond", "uncond"):
@@ -107,7 +113,8 @@ class Hooks:
         return bool(self.rules)
 
     def at(self, **where: Any) -> "Hooks":
-        """The rules that can fire where `where` (fields of Site) holds; NO_HOOKS when there is none.
+        """The rules that can fire where `where` (fields of Site) holds; NO_HOOKS when there is
+        none.
 
         Raises MinicosError for a field that Site does not have.
         """
@@ -117,7 +124,9 @@ class Hooks:
         return Hooks(rules, replace(self.site, **where)) if rules else NO_HOOKS
 
     def scope(self, name: str) -> "Hooks":
-        """The rules about points inside the module `name`, e.g. "blocks.3"; its own output does not count."""
+        """The rules about points inside the module `name`, e.g. "blocks.3"; its own output does
+        not count.
+        """
         prefix = tuple(name.split("."))
         rules = tuple(
             replace(r, pattern=r.pattern[len(prefix) :])
@@ -127,7 +136,9 @@ class Hooks:
         return Hooks(rules, replace(self.site, name=self._name(name))) if rules else NO_HOOKS
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
-        """Pass a tensor through the hooks on the point `name` (relative to the scope): this call *is* the hook point."""
+        """Pass a tensor through the hooks on the point `name` (relative to the scope): this call
+        *is* the hook point.
+        """
         if not self.rules:
             return x
         parts = tuple(name.split("."))
@@ -150,7 +161,8 @@ class Hooks:
         """Raise MinicosError if a rule can never fire: called before any step runs.
 
         points   the names there are; a pattern that matches none is told with near matches
-        moments  {"step": i, "expert": e, "branch": b} of every forward pass of a run; each rule must accept one of them
+        moments  {"step": i, "expert": e, "branch": b} of every forward pass of a run; each rule
+                 must accept one of them
         """
         names = list(points)
         split = [tuple(n.split(".")) for n in names]
@@ -198,9 +210,11 @@ NO_HOOKS = Hooks()
 
 
 class Record:
-    """A hook that keeps `reduce(tensor)` of everything it sees, with its site: `Record(token_energy)`, `Record(lambda x: x.mean(1))`.
+    """A hook that keeps `reduce(tensor)` of everything it sees, with its site:
+    `Record(token_energy)`, `Record(lambda x: x.mean(1))`.
 
-    Reduce on the spot: one residual stream of 81 frames at 832x480 is 335 MB. `entries` is a list of (Site, reduced tensor).
+    Reduce on the spot: one residual stream of 81 frames at 832x480 is 335 MB. `entries` is a list
+    of (Site, reduced tensor).
     """
 
     def __init__(self, reduce: Callable[[Tensor], Tensor]):

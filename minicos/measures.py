@@ -1,7 +1,8 @@
-"""What analyses measure inside a network, as pure functions: energies of tokens, means over seeds, where attention goes.
+"""What analyses measure inside a network, as pure functions: energies of tokens, means over seeds,
+where attention goes.
 
-The definition of correct, like `ops`, and of the same letters; `ops.Ops` bundles these functions with those of the network,
-and most have a Triton twin in `minicos.kernels`.
+The definition of correct, like `ops`, and of the same letters; `ops.Ops` bundles these functions
+with those of the network, and most have a Triton twin in `minicos.kernels`.
 """
 
 import torch
@@ -11,9 +12,11 @@ from torch.nn.attention import SDPBackend
 
 
 def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l) float32. The paper's token energy.
+    """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l)
+    float32. The paper's token energy.
 
-    `out`, where given, receives the result and is returned: a row of a buffer over steps and layers.
+    `out`, where given, receives the result and is returned: a row of a buffer over steps and
+    layers.
     """
     if (
         out is not None and out.shape != x.shape[:-1]
@@ -25,11 +28,13 @@ def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = None) -> Tensor:
-    """h <- (1 - alpha) h + alpha mean(h), the mean taken over the seeds of each case: (case seed) ... -> the same shape and dtype.
+    """h <- (1 - alpha) h + alpha mean(h), the mean taken over the seeds of each case: (case seed)
+    ... -> the same shape and dtype.
 
-    The batch axis holds the `seeds` rows of the first case, then those of the second, and so on. Rows are added in their order,
-    divided and blended in float32; rounded once, to x's dtype, at the end. alpha = 0 and seeds = 1 give x, bit for bit. `out`,
-    where given, receives the result and is returned; it may be x itself.
+    The batch axis holds the `seeds` rows of the first case, then those of the second, and so on.
+    Rows are added in their order, divided and blended in float32; rounded once, to x's dtype, at
+    the end. alpha = 0 and seeds = 1 give x, bit for bit. `out`, where given, receives the result
+    and is returned; it may be x itself.
     """
     if seeds < 1 or len(x) % seeds:
         raise ValueError(f"latent_mean: {len(x)} rows are not whole cases of {seeds} seeds")
@@ -46,11 +51,13 @@ def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = 
 
 
 def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """`attention` and, from the same pass, log sum exp(q k^T / sqrt(k)) of every row, natural, for `attention_mass`.
+    """`attention` and, from the same pass, log sum exp(q k^T / sqrt(k)) of every row, natural, for
+    `attention_mass`.
 
-    q b n l k, k and v b n t k -> (b n l k, b n l float32). Asks the backend that SDPA would choose here, an enclosing
-    `sdpa_kernel` included. Where that has no such output (math), or pads the heads (on a GPU: widths that are no multiple of 8),
-    the logarithms are computed apart, which costs another q k^T.
+    q b n l k, k and v b n t k -> (b n l k, b n l float32). Asks the backend that SDPA would choose
+    here, an enclosing `sdpa_kernel` included. Where that has no such output (math), or pads the
+    heads (on a GPU: widths that are no multiple of 8), the logarithms are computed apart, which
+    costs another q k^T.
     """
     aten, backend = torch.ops.aten, SDPBackend(torch._fused_sdp_choice(q, k, v))
     if q.is_cuda and q.shape[-1] % 8:
@@ -76,14 +83,17 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
 def attention_mass(
     q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Where attention goes, exactly, one frame of queries at a time: q b n l k, k b n t k -> (b n t, b n f f'), float32.
+    """Where attention goes, exactly, one frame of queries at a time: q b n l k, k b n t k -> (b n
+    t, b n f f'), float32.
 
-    With p = softmax(q k^T / sqrt(k)), the first is the mass that every key receives, summed over queries (sums to l); the second
-    the share of each query frame's attention that goes to each key frame (rows sum to 1). Queries are cut into `frames` equal
-    frames and so are keys, if there are as many of them as queries; else (a text) all keys are one frame.
+    With p = softmax(q k^T / sqrt(k)), the first is the mass that every key receives, summed over
+    queries (sums to l); the second the share of each query frame's attention that goes to each key
+    frame (rows sum to 1). Queries are cut into `frames` equal frames and so are keys, if there are
+    as many of them as queries; else (a text) all keys are one frame.
 
-    lse  log sum exp(q k^T / sqrt(k)) of every row, natural, b n l float32, where the forward has computed it
-         (`attention_with_lse`): then p = exp(q k^T / sqrt(k) - lse), and sums are as good as these logarithms
+    lse  log sum exp(q k^T / sqrt(k)) of every row, natural, b n l float32, where the forward has
+         computed it (`attention_with_lse`): then p = exp(q k^T / sqrt(k) - lse), and sums are as
+         good as these logarithms
     """
     key_frames = frames if k.shape[2] == q.shape[2] else 1
     received = k.new_zeros(k.shape[:3], dtype=torch.float32)
@@ -105,10 +115,12 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
 def stratified(
     q: Tensor, frames: int, queries: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Numbers of `queries` random rows of every frame of q (b n l k), none twice: b n f queries, ascending, int64 in 0..l/f.
+    """Numbers of `queries` random rows of every frame of q (b n l k), none twice: b n f queries,
+    ascending, int64 in 0..l/f.
 
-    Drawn for every sample and head apart, so that errors of heads are independent, on the generator's device (default: CPU).
-    A standard error needs two queries of a frame, unless it has but one.
+    Drawn for every sample and head apart, so that errors of heads are independent, on the
+    generator's device (default: CPU). A standard error needs two queries of a frame, unless it has
+    but one.
     """
     size = q.shape[2] // frames
     if not min(2, size) <= queries <= size:
@@ -123,13 +135,15 @@ def stratified(
 def attention_mass_sampled(
     q: Tensor, k: Tensor, frames: int, rows: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """`attention_mass` from some queries of every frame, those of `stratified` (b n f r): unbiased estimates, their standard errors.
+    """`attention_mass` from some queries of every frame, those of `stratified` (b n f r): unbiased
+    estimates, their standard errors.
 
-    -> ((b n t, b n f f'), (b n t, b n f f')), float32. The cost is r f / l of the exact one. With s^2 the variance (r - 1) over
-    the drawn queries of a frame, and N = l/f: Var(received) = sum over frames of N^2 (1 - r/N) s^2 / r, and Var(share) =
-    (1 - r/N) s^2 / r (Cochran, Sampling Techniques, chapters 2 and 5; 0 where all are drawn). Intervals of two standard
-    errors cover 95 % where many queries of a frame share in a mass, and fewer where it is the work of a few: a key that none of
-    the drawn looks at has estimate and error near 0.
+    -> ((b n t, b n f f'), (b n t, b n f f')), float32. The cost is r f / l of the exact one. With
+    s^2 the variance (r - 1) over the drawn queries of a frame, and N = l/f: Var(received) = sum
+    over frames of N^2 (1 - r/N) s^2 / r, and Var(share) = (1 - r/N) s^2 / r (Cochran, Sampling
+    Techniques, chapters 2 and 5; 0 where all are drawn). Intervals of two standard errors cover 95
+    % where many queries of a frame share in a mass, and fewer where it is the work of a few: a key
+    that none of the drawn looks at has estimate and error near 0.
     """
     key_frames = frames if k.shape[2] == q.shape[2] else 1
     size, count = q.shape[2] // frames, rows.shape[-1]

@@ -56,28 +56,43 @@ def load(
 ) -> Wan:
     """Open a model.
 
-    model     "tiny" (the one inside the package), a folder in the official or the diffusers layout, a single file, or the id
-              of a repository on the Hub, which is looked for in the local cache; or what `layouts.find` made of these
-    variant   its name where shapes cannot tell it: "VBVR-Wan2.2", "Wan2.1-T2V-14B", ... (`config.VARIANTS`, `config.FINETUNES`)
-    preset    a way of sampling it, by default the first of `config.PRESETS`; "diffusers": as a diffusers folder states
-    parts     files that lie elsewhere, by name: {"low": ..., "vae": ..., "text": ..., "tokenizer": ..., "clip": ...}
-    lora      expert -> LoRA files, each with a strength if you like: {"high": ["a.safetensors"], "low": [("b.safetensors", 0.5)]};
-              a model of one network has only "high". They are merged in float32, in this order
+    model     "tiny" (the one inside the package), a folder in the official or the diffusers layout,
+              a single file, or the id of a repository on the Hub, which is looked for in the local
+              cache; or what `layouts.find` made of these
+    variant   its name where shapes cannot tell it: "VBVR-Wan2.2", "Wan2.1-T2V-14B", ...
+              (`config.VARIANTS`, `config.FINETUNES`)
+    preset    a way of sampling it, by default the first of `config.PRESETS`; "diffusers": as a
+              diffusers folder states
+    parts     files that lie elsewhere, by name: {"low": ..., "vae": ..., "text": ..., "tokenizer":
+              ..., "clip": ...}
+    lora      expert -> LoRA files, each with a strength if you like: {"high": ["a.safetensors"],
+              "low": [("b.safetensors", 0.5)]}; a model of one network has only "high". They are
+              merged in float32, in this order
     device    a CUDA card if there is one, else the CPU
-    dtype     of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default; what `dit.FLOAT32` names stays in float32
-    decode_dtype  of the VAE's decoder: bfloat16 halves its memory; puzzles decoded so are at 56 dB PSNR of float32. Encoding is in float32
-    download  fetch a repository that is not in the cache, after telling its size; without it, nothing is ever downloaded
-    residency     where the weights live (see `plan`): "resident", "swap", "stream", or "auto", the first of these that fits
-    frames, size  of the largest video to make room for; the preset's by default. `size` is (height, width) or that of the first frame
-    tile          decode frames in tiles of so many pixels a side, which takes less memory and changes values a little; None: whole
-    tell          is called with the plan before any weight is read: `lambda plan: print(describe(plan))`
-    ops           what the experts and analyses compute with: `REFERENCE.with_kernels()` takes the Triton kernels, which need a CUDA card;
+    dtype     of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default;
+              what `dit.FLOAT32` names stays in float32
+    decode_dtype  of the VAE's decoder: bfloat16 halves its memory; puzzles decoded so are at 56 dB
+                  PSNR of float32. Encoding is in float32
+    download  fetch a repository that is not in the cache, after telling its size; without it,
+              nothing is ever downloaded
+    residency     where the weights live (see `plan`): "resident", "swap", "stream", or "auto", the
+                  first of these that fits
+    frames, size  of the largest video to make room for; the preset's by default. `size` is (height,
+                  width) or that of the first frame
+    tile          decode frames in tiles of so many pixels a side, which takes less memory and
+                  changes values a little; None: whole
+    tell          is called with the plan before any weight is read: `lambda plan:
+                  print(describe(plan))`
+    ops           what the experts and analyses compute with: `REFERENCE.with_kernels()` takes the
+                  Triton kernels, which need a CUDA card;
               attention by the backend that suits the card (see `attention`)
-    compile   compile the experts' blocks, wherever their weights live: the first step takes minutes, later ones less time, and
-              last bits differ. Hooks fire all the same: a block that is watched inside runs eagerly
-    Raises MinicosError naming file and key when anything is missing, unknown, of another shape or not finite, when the files
-    do not tell which variant they are, for a device that is not there, where memory does not suffice, and where nothing can be
-    compiled. What headers tell is refused before anything is read.
+    compile   compile the experts' blocks, wherever their weights live: the first step takes
+              minutes, later ones less time, and last bits differ. Hooks fire all the same: a block
+              that is watched inside runs eagerly
+    Raises MinicosError naming file and key when anything is missing, unknown, of another shape or
+    not finite, when the files do not tell which variant they are, for a device that is not there,
+    where memory does not suffice, and where nothing can be compiled. What headers tell is refused
+    before anything is read.
     """
     if not isinstance(model, Layout):
         model = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)

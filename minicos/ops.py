@@ -1,9 +1,11 @@
-"""The mathematics of the network as pure functions, and `Ops`, the bundle of them that a model is built with.
+"""The mathematics of the network as pure functions, and `Ops`, the bundle of them that a model is
+built with.
 
-This file is the definition of *correct*: the Triton kernels in `minicos.kernels` carry the same names and signatures and
-are tested against it. Each function says where it rounds, because a fused kernel has to round in the same places.
-Letters: b batch, l tokens (= f h w, the token grid), d width, n heads, k head width, t text rows, and g: the number of
-distinct timesteps of a sample, 1 or f (when frames have their own), each of which serves l / g consecutive tokens.
+This file is the definition of *correct*: the Triton kernels in `minicos.kernels` carry the same
+names and signatures and are tested against it. Each function says where it rounds, because a fused
+kernel has to round in the same places. Letters: b batch, l tokens (= f h w, the token grid), d
+width, n heads, k head width, t text rows, and g: the number of distinct timesteps of a sample, 1 or
+f (when frames have their own), each of which serves l / g consecutive tokens.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,9 @@ from minicos.measures import attention_mass, attention_mass_sampled, latent_mean
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
-    """[cos | sin] features of timesteps in 0..1000, in float64: (...) -> (... dim). wan/modules/model.py, sinusoidal_embedding_1d."""
+    """[cos | sin] features of timesteps in 0..1000, in float64: (...) -> (... dim).
+    wan/modules/model.py, sinusoidal_embedding_1d.
+    """
     half = dim // 2
     frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
     angle = timestep.double()[..., None] * frequency
@@ -27,12 +31,15 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
 def rope(
     grid: tuple[int, int, int], head_dim: int, theta: float = 10000.0, time_skip: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the 3D rotary embedding, each (l, k/2) float32, angles built in float64 on the host.
+    """Cosines and sines of the 3D rotary embedding, each (l, k/2) float32, angles built in float64
+    on the host.
 
-    The k/2 pairs of a head are shared out between frame, height and width as k/2 - 2(k/6), k/6, k/6; each axis has its own
-    full range of frequencies. wan/modules/model.py, rope_params and rope_apply.
+    The k/2 pairs of a head are shared out between frame, height and width as k/2 - 2(k/6), k/6,
+    k/6; each axis has its own full range of frequencies. wan/modules/model.py, rope_params and
+    rope_apply.
 
-    time_skip (ChronoEdit): where there are exactly two frames, the second stands at this position instead of 1.
+    time_skip (ChronoEdit): where there are exactly two frames, the second stands at this position
+    instead of 1.
     """
     pairs = head_dim // 2
     shares = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
@@ -51,7 +58,9 @@ def rope(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last axis: computed in float32, rounded to x's dtype before the weight, as the official code does."""
+    """x / rms(x) * weight over the last axis: computed in float32, rounded to x's dtype before the
+    weight, as the official code does.
+    """
     y = x.float()
     y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
     return y.to(x.dtype) * weight
@@ -66,7 +75,8 @@ def rms_rope(
     heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """RMS norm over the full width, then the rotation of each head, of q and of k: b l d -> b n l k, rounded to their dtype at the end.
+    """RMS norm over the full width, then the rotation of each head, of q and of k: b l d -> b n l
+    k, rounded to their dtype at the end.
 
     Pairs are interleaved: (x[2j], x[2j+1]) turns by angle j. Rotated in float32.
     """
@@ -94,7 +104,9 @@ def layer_norm(
 def modulated_norm(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """layer_norm(x) (1 + scale) + shift, in float32, rounded to `dtype` at the end; x b l d, scale and shift b g d."""
+    """layer_norm(x) (1 + scale) + shift, in float32, rounded to `dtype` at the end; x b l d, scale
+    and shift b g d.
+    """
     y = _per_timestep(layer_norm(x, eps).float(), scale)
     return (y * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2).to(dtype)
 
@@ -127,7 +139,8 @@ def gated_add_norm(
     residual_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """x + gate y, rounded to `residual_dtype`, and the affine layer norm of that, rounded to `dtype`.
+    """x + gate y, rounded to `residual_dtype`, and the affine layer norm of that, rounded to
+    `dtype`.
 
     x and y b l d, gate b g d, weight and bias d.
     """
@@ -187,7 +200,9 @@ class Ops:
     )
 
     def with_kernels(self) -> "Ops":
-        """The same bundle with Triton kernels in place. Raises ImportError where Triton is missing: the caller chose them."""
+        """The same bundle with Triton kernels in place. Raises ImportError where Triton is
+        missing: the caller chose them.
+        """
         from minicos.kernels.add_norm import add_modulated_norm, gated_add_norm
         from minicos.kernels.attention_mass import attention_mass, attention_mass_sampled
         from minicos.kernels.gated_add import gated_add

@@ -1,4 +1,6 @@
-"""The hook points of a network, found by running it: the table of `minicos points` cannot go stale."""
+"""The hook points of a network, found by running it: the table of `minicos points` cannot go
+stale.
+"""
 
 from dataclasses import replace
 

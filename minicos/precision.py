@@ -9,10 +9,12 @@ import torch
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Let float32 convolutions compute in float32 (a context, or a decorator of a function that is no generator).
+    """Let float32 convolutions compute in float32 (a context, or a decorator of a function that is
+    no generator).
 
-    On CUDA torch computes them in TF32 by default, with 10 bits of mantissa, and the VAE is promised in float32. The
-    setting is the process's; whatever it was is put back. Matrix products are float32 by default (`undisturbed`).
+    On CUDA torch computes them in TF32 by default, with 10 bits of mantissa, and the VAE is
+    promised in float32. The setting is the process's; whatever it was is put back. Matrix products
+    are float32 by default (`undisturbed`).
     """
     cudnn: Any = torch.backends.cudnn
     switch: tuple[Any, str] = (cudnn, "allow_tf32")
@@ -31,10 +33,12 @@ def without_tf32() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Compute as torch does by itself (a context, or a decorator of a function that is no generator).
+    """Compute as torch does by itself (a context, or a decorator of a function that is no
+    generator).
 
-    Inside, what others have set for the whole process counts for nothing: default device and dtype, autocast, inference
-    mode, lower precision of float32 products. All of it is put back. Gradients are off.
+    Inside, what others have set for the whole process counts for nothing: default device and dtype,
+    autocast, inference mode, lower precision of float32 products. All of it is put back. Gradients
+    are off.
     """
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():  # what is made in it could not be edited elsewhere

@@ -1,11 +1,13 @@
-"""The denoising loop, as a generator: `for step in sample(...)` hands out every step, and the loop's body may change it.
+"""The denoising loop, as a generator: `for step in sample(...)` hands out every step, and the
+loop's body may change it.
 
-Flow matching: x = (1 - sigma) x0 + sigma noise, velocity = noise - x0. A step asks the model for the velocity at x and
-moves x to the next, smaller sigma. What the model believes the final video to be is x0 = x - sigma velocity: the clean
-estimate, which *Demystifying Video Reasoning* (arXiv 2603.16870) decodes at every step to watch a model reason.
+Flow matching: x = (1 - sigma) x0 + sigma noise, velocity = noise - x0. A step asks the model for
+the velocity at x and moves x to the next, smaller sigma. What the model believes the final video to
+be is x0 = x - sigma velocity: the clean estimate, which *Demystifying Video Reasoning* (arXiv
+2603.16870) decodes at every step to watch a model reason.
 
-`Model` is the contract between this loop and whatever it samples from: Wan, another family, an exact posterior without
-a network. `State` is what travels beside the latent from step to step.
+`Model` is the contract between this loop and whatever it samples from: Wan, another family, an
+exact posterior without a network. `State` is what travels beside the latent from step to step.
 """
 
 from abc import ABC, abstractmethod
@@ -40,13 +42,17 @@ class Moment:
 
 @dataclass(frozen=True)
 class State:
-    """What travels beside the video latent: it leaves a step with the latent, is saved with it and resumed with it."""
+    """What travels beside the video latent: it leaves a step with the latent, is saved with it and
+    resumed with it.
+    """
 
     history: Mapping[str, History] = field(default_factory=dict)  # of a multistep solver, by latent
     beside: Latents = field(default_factory=dict)  # denoised along with the video (LTX-2's audio)
 
     def edited(self) -> "State":
-        """What is left after an edit of the video latent: the solver's history of it, which would undo the edit, is dropped."""
+        """What is left after an edit of the video latent: the solver's history of it, which would
+        undo the edit, is dropped.
+        """
         return State({k: h for k, h in self.history.items() if k != VIDEO}, self.beside)
 
     def rows(self, index: Tensor) -> "State":
@@ -65,7 +71,9 @@ class State:
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], device: torch.device | None = None
     ) -> "State":
-        """The state saved in a file's tensors, on `device`. Names that begin otherwise are left alone."""
+        """The state saved in a file's tensors, on `device`. Names that begin otherwise are left
+        alone.
+        """
         beside: dict[str, Tensor] = {}
         history: dict[str, dict[str, Tensor]] = {}
         for key, x in tensors.items():
@@ -81,14 +89,16 @@ class State:
 class Model(ABC):
     """What the loop and the studies ask of a model: all that the author of a new one reads.
 
-    Write `schedule` and `velocity`, for a model without a network that is enough. Override what else differs: the rest is
-    that of one network of flow matching, without guidance, without hook points, on the CPU.
+    Write `schedule` and `velocity`, for a model without a network that is enough. Override what
+    else differs: the rest is that of one network of flow matching, without guidance, without hook
+    points, on the CPU.
 
-    `schedule` is fixed before a run. Then, at each step, `velocity` is asked for once for each of `branches`, and `guide`
-    combines the answers; the solver of the schedule moves every latent. Its conditions are a `Condition` of its own kind.
+    `schedule` is fixed before a run. Then, at each step, `velocity` is asked for once for each of
+    `branches`, and `guide` combines the answers; the solver of the schedule moves every latent. Its
+    conditions are a `Condition` of its own kind.
     """
 
-    # -- what the loop asks --------------------------------------------------------------------------------------------
+    # -- what the loop asks ------------------------------------------------------------------------
 
     @abstractmethod
     def schedule(self) -> Schedule:
@@ -100,13 +110,16 @@ class Model(ABC):
     ) -> Latents:
         """One pass: the velocity noise - x0 of every latent, float32, under the same names.
 
-        latents  VIDEO (b c f h w, float32; frames that the condition imposes are in place) and what travels beside it
+        latents  VIDEO (b c f h w, float32; frames that the condition imposes are in place) and what
+                 travels beside it
         branch   one of `branches`
-        hooks    to be called on the hook points; step, sigma, expert and branch of the site are filled in, its grid is not
+        hooks    to be called on the hook points; step, sigma, expert and branch of the site are
+                 filled in, its grid is not
         """
 
     def branches(self, expert: str, condition: Any) -> tuple[str, ...]:
-        """The passes of a step, in their order; "cond" among them. Guidance by a negative prompt adds "uncond".
+        """The passes of a step, in their order; "cond" among them. Guidance by a negative prompt
+        adds "uncond".
 
         Raises MinicosError where the condition lacks what one of them needs.
         """
@@ -121,7 +134,9 @@ class Model(ABC):
         return "high"
 
     def beside(self, noise: Tensor, condition: Any) -> Latents:
-        """The noise of the latents that travel beside the video, for a run that starts from `noise`; none for most models."""
+        """The noise of the latents that travel beside the video, for a run that starts from
+        `noise`; none for most models.
+        """
         return {}
 
     @property
@@ -129,7 +144,7 @@ class Model(ABC):
         """Every hook point and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}."""
         return {}
 
-    # -- what studies ask ----------------------------------------------------------------------------------------------
+    # -- what studies ask --------------------------------------------------------------------------
 
     @property
     def depth(self) -> int:
@@ -148,7 +163,8 @@ class Model(ABC):
 
     @property
     def stream_decides(self) -> bool:
-        """Whether latent, timestep and the stream that leaves the last block fix the velocity of a pass.
+        """Whether latent, timestep and the stream that leaves the last block fix the velocity of a
+        pass.
 
         Where they do, to swap that stream hands over the donor's velocity by construction.
         """
@@ -188,8 +204,9 @@ class Model(ABC):
 class Step:
     """One turn of the loop. Read anything. Assign `next` to intervene: the loop continues from it.
 
-    An edit, also one in place (`step.next += e`), through `.data` or numpy, drops the solver's history of the video, which
-    would silently undo it; what travels beside it stays (`State.edited`). Assign `state` to change that.
+    An edit, also one in place (`step.next += e`), through `.data` or numpy, drops the solver's
+    history of the video, which would silently undo it; what travels beside it stays
+    (`State.edited`). Assign `state` to change that.
     """
 
     index: int  # counted from 0
@@ -227,7 +244,9 @@ class Step:
 
     @property
     def x0_uncond(self) -> Tensor:
-        """The clean estimate of the unprompted branch. Raises MinicosError at guidance 1, where there is none."""
+        """The clean estimate of the unprompted branch. Raises MinicosError at guidance 1, where
+        there is none.
+        """
         if self.velocity_uncond is None:
             raise MinicosError(
                 f"step {self.index} has no unconditional pass: guidance is 1 for its expert"
@@ -253,13 +272,15 @@ def sample(
     """Denoise from `noise` (b c f h w, float32), one `Step` at a time.
 
     hooks      run inside every forward pass
-    start      resume: `noise` is then the latent entering step `start`, `state` that of the step before. Indices stay absolute,
-               and a resumed run continues the undisturbed one bit for bit
-    Loop bodies run with gradients as the caller has them; the network itself runs without, and latents that expect
-    gradients are refused. Default device and dtype, autocast and inference mode of the caller do not change a run.
-    Raises MinicosError at the call, before anything runs: for noise of another shape or dtype, a hook on no point or at a
-    moment that this run does not have, a start outside the run, a condition without a negative prompt where one is
-    needed, and where something should travel beside the latent and `state` is missing.
+    start      resume: `noise` is then the latent entering step `start`, `state` that of the step
+               before. Indices stay absolute, and a resumed run continues the undisturbed one bit
+               for bit
+    Loop bodies run with gradients as the caller has them; the network itself runs without, and
+    latents that expect gradients are refused. Default device and dtype, autocast and inference mode
+    of the caller do not change a run. Raises MinicosError at the call, before anything runs: for
+    noise of another shape or dtype, a hook on no point or at a moment that this run does not have,
+    a start outside the run, a condition without a negative prompt where one is needed, and where
+    something should travel beside the latent and `state` is missing.
     """
     check_types(condition, hooks)
     if not isinstance(noise, Tensor):
@@ -319,7 +340,9 @@ def _step(
     i: int,
     state: State,
 ) -> Step:
-    """Step i from the latent x. Raises MinicosError where it leads to numbers that are not finite."""
+    """Step i from the latent x. Raises MinicosError where it leads to numbers that are not
+    finite.
+    """
     sigma, timestep = schedule.sigmas[i], schedule.timesteps[i]
     moment = Moment(i, sigma, timestep, model.expert_name(timestep))
     x = condition.impose(x)
@@ -374,7 +397,9 @@ def _advance(
 
 
 def classifier_free(passes: Mapping[str, Latents], strength: float) -> Latents:
-    """v_uncond + strength (v_cond - v_uncond), of every latent (arXiv:2207.12598, eq. 6); strength 1 needs no uncond pass."""
+    """v_uncond + strength (v_cond - v_uncond), of every latent (arXiv:2207.12598, eq. 6); strength
+    1 needs no uncond pass.
+    """
     cond = passes["cond"]
     if strength == 1:
         return cond
@@ -385,7 +410,8 @@ def classifier_free(passes: Mapping[str, Latents], strength: float) -> Latents:
 def draw_noise(
     shape: Sequence[int], seed: int | Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Gaussian noise of a shape (b c f h w), one seed for each sample (a number n means n, n + 1, ...), drawn on `device`.
+    """Gaussian noise of a shape (b c f h w), one seed for each sample (a number n means n, n + 1,
+    ...), drawn on `device`.
 
     Raises MinicosError for seeds that are too few, too many or out of range.
     """

@@ -1,20 +1,24 @@
-"""When and how to step: noise levels (`Schedule`) and the solvers that carry a latent from one level to the next.
+"""When and how to step: noise levels (`Schedule`) and the solvers that carry a latent from one
+level to the next.
 
-A latent at noise level sigma is x = (1 - sigma) x0 + sigma noise, and the network tells its velocity v = noise - x0.
-So sampling is the differential equation dx/dsigma = v, followed from sigma = 1 (noise) to sigma = 0 (video), and every
-step knows where it would end: x0 = x - sigma v. A schedule says at which sigmas to stop, a solver how to travel:
+A latent at noise level sigma is x = (1 - sigma) x0 + sigma noise, and the network tells its
+velocity v = noise - x0. So sampling is the differential equation dx/dsigma = v, followed from sigma
+= 1 (noise) to sigma = 0 (video), and every step knows where it would end: x0 = x - sigma v. A
+schedule says at which sigmas to stop, a solver how to travel:
 
-    euler   x in a straight line along v                          (DiffSynth: the tools of the paper)
-    dpmpp   x0 in a straight line through this and the last step  (DPM-Solver++ 2M, official)
-    unipc   as dpmpp, but every step first redoes the last one,   (UniPC, official and the default of Wan)
-            now that the x0 at its end is known
+    euler   x in a straight line along v (DiffSynth: the tools of the paper)
+    dpmpp   x0 in a straight line through this and the last step (DPM-Solver++ 2M, official)
+    unipc   as dpmpp, but every step first redoes the last one, now that the x0 at its end is known
+            (UniPC, official and the default of Wan)
 
-`shift` moves the stops towards noise: sigma' = shift sigma / (1 + (shift - 1) sigma). Euler has no past. The other two
-keep a `History`, a value that travels through the loop; without one they restart at first order. Drop it when a latent
-was edited: it belongs to the latent that is gone, and UniPC would pull the edit back to it.
+`shift` moves the stops towards noise: sigma' = shift sigma / (1 + (shift - 1) sigma). Euler has no
+past. The other two keep a `History`, a value that travels through the loop; without one they
+restart at first order. Drop it when a latent was edited: it belongs to the latent that is gone, and
+UniPC would pull the edit back to it.
 
-Numbers are rounded where the official code rounds: float64 tables, rounded once; updates in float32. Sources:
-wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2, diffsynth/diffusion/flow_match.py of DiffSynth-Studio.
+Numbers are rounded where the official code rounds: float64 tables, rounded once; updates in
+float32. Sources: wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2,
+diffsynth/diffusion/flow_match.py of DiffSynth-Studio.
 """
 
 import math
@@ -32,7 +36,9 @@ S = TypeVar("S", float, Tensor)
 
 @dataclass(frozen=True)
 class Schedule:
-    """N steps: step i goes from sigmas[i] to sigmas[i + 1], and the network is told timesteps[i]."""
+    """N steps: step i goes from sigmas[i] to sigmas[i + 1], and the network is told
+    timesteps[i].
+    """
 
     solver: str  # the solver that these sigmas belong to, a name in SOLVERS
     timesteps: tuple[
@@ -45,24 +51,32 @@ class Schedule:
 
 
 def shifted(sigma: S, shift: float) -> S:
-    """sigma' = shift sigma / (1 + (shift - 1) sigma), of a number or a tensor; shift 1 is the identity."""
+    """sigma' = shift sigma / (1 + (shift - 1) sigma), of a number or a tensor; shift 1 is the
+    identity.
+    """
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def euler(steps: int, shift: float) -> Schedule:
-    """Evenly spaced sigmas 1, ..., 1/N, shifted, in float32. The timestep is 1000 sigma, not truncated."""
+    """Evenly spaced sigmas 1, ..., 1/N, shifted, in float32. The timestep is 1000 sigma, not
+    truncated.
+    """
     _check(steps, shift)
     sigmas = shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float32, device="cpu")[:-1], shift)
     return Schedule("euler", tuple((1000 * sigmas).tolist()), (*sigmas.tolist(), 0.0))
 
 
 def dpmpp(steps: int, shift: float) -> Schedule:
-    """Evenly spaced sigmas 1, ..., 1/N, shifted, in float64. The timestep is 1000 sigma, truncated."""
+    """Evenly spaced sigmas 1, ..., 1/N, shifted, in float64. The timestep is 1000 sigma,
+    truncated.
+    """
     return _official("dpmpp", 1.0, steps, shift)
 
 
 def unipc(steps: int, shift: float) -> Schedule:
-    """As dpmpp, but from 0.999 rounded to float32: the official table of alphas ends at 1/1000, not at 0."""
+    """As dpmpp, but from 0.999 rounded to float32: the official table of alphas ends at 1/1000,
+    not at 0.
+    """
     return _official("unipc", 0.9990000128746033, steps, shift)
 
 
@@ -97,20 +111,26 @@ def make(solver: str, steps: int, shift: float) -> Schedule:
 
 
 def expert_name(timestep: float, boundary: float | None) -> str:
-    """Which expert serves a timestep: "high" at and above 1000 boundary, else "low"; "high" where boundary is None."""
+    """Which expert serves a timestep: "high" at and above 1000 boundary, else "low"; "high" where
+    boundary is None.
+    """
     return "high" if boundary is None or timestep >= 1000 * boundary else "low"
 
 
 @dataclass(frozen=True)
 class History:
-    """What a multistep solver remembers; as many clean estimates as the order of the step that wrote it."""
+    """What a multistep solver remembers; as many clean estimates as the order of the step that
+    wrote it.
+    """
 
     step: int  # the step that wrote it
     x0: tuple[Tensor, ...]  # the clean estimates of the last one or two steps, newest last
     x: Tensor | None = None  # UniPC: the latent from which that step departed, after correction
 
     def tensors(self) -> dict[str, Tensor]:
-        """As tensors for a safetensors file (copies, since a file must not hold one storage twice)."""
+        """As tensors for a safetensors file (copies, since a file must not hold one storage
+        twice).
+        """
         tensors = {f"x0.{i}": x0.clone() for i, x0 in enumerate(self.x0)} | {
             "step": torch.tensor(self.step)
         }
@@ -137,7 +157,9 @@ def euler_step(
 def dpmpp_step(
     x: Tensor, velocity: Tensor, i: int, schedule: Schedule, history: History | None = None
 ) -> tuple[Tensor, History]:
-    """DPM-Solver++ 2M, midpoint (arXiv:2211.01095, algorithm 2). First order on the first step, the last, a restart."""
+    """DPM-Solver++ 2M, midpoint (arXiv:2211.01095, algorithm 2). First order on the first step,
+    the last, a restart.
+    """
     _follows(history, i)
     sigma = _sigmas(schedule)
     x0 = x - sigma[i] * velocity
@@ -147,7 +169,9 @@ def dpmpp_step(
 def unipc_step(
     x: Tensor, velocity: Tensor, i: int, schedule: Schedule, history: History | None = None
 ) -> tuple[Tensor, History]:
-    """UniPC of order 2, B(h) = e^h - 1 (arXiv:2302.04867): correct the last step, then predict as DPM-Solver++ does."""
+    """UniPC of order 2, B(h) = e^h - 1 (arXiv:2302.04867): correct the last step, then predict as
+    DPM-Solver++ does.
+    """
     _follows(history, i)
     sigma = _sigmas(schedule)
     x0 = x - sigma[i] * velocity  # of the latent that the network saw, before it is corrected
@@ -161,7 +185,9 @@ SOLVERS: dict[str, Solver] = {"euler": euler_step, "unipc": unipc_step, "dpmpp":
 
 
 def _sigmas(schedule: Schedule) -> Tensor:
-    """float32 on the CPU, wherever the latents are: a CPU scalar multiplies a tensor on any device without a wait."""
+    """float32 on the CPU, wherever the latents are: a CPU scalar multiplies a tensor on any device
+    without a wait.
+    """
     return torch.tensor(schedule.sigmas, dtype=torch.float32, device="cpu")
 
 
@@ -173,18 +199,24 @@ def _follows(history: History | None, i: int) -> None:
 
 
 def _log_snr(sigma: Tensor) -> Tensor:
-    """lambda = log(alpha / sigma), alpha = 1 - sigma: the clock of both multistep solvers; inf at sigma 0."""
+    """lambda = log(alpha / sigma), alpha = 1 - sigma: the clock of both multistep solvers; inf at
+    sigma 0.
+    """
     return torch.log(1 - sigma) - torch.log(sigma)
 
 
 def _advance(x: Tensor, x0: Tensor, bend: Tensor | float, start: Tensor, end: Tensor) -> Tensor:
-    """x' = (sigma'/sigma) x + alpha' (1 - e^-h) (x0 + bend), h the step in lambda: exact if x0 + bend is constant."""
+    """x' = (sigma'/sigma) x + alpha' (1 - e^-h) (x0 + bend), h the step in lambda: exact if x0 +
+    bend is constant.
+    """
     alpha, decay = 1 - end, torch.expm1(_log_snr(start) - _log_snr(end))
     return end / start * x - alpha * decay * x0 - alpha * decay * bend
 
 
 def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, history: History | None) -> Tensor:
-    """From sigma_i to sigma_i+1 with x0 extrapolated by half a step, or kept (first order) on a first or last step."""
+    """From sigma_i to sigma_i+1 with x0 extrapolated by half a step, or kept (first order) on a
+    first or last step.
+    """
     if history is None or i == len(sigma) - 2:
         return _advance(x, x0, 0.0, sigma[i], sigma[i + 1])
     before, here, there = _log_snr(sigma[i - 1 : i + 2])
@@ -195,10 +227,12 @@ def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, history: History | No
 
 
 def _correct(x0: Tensor, i: int, sigma: Tensor, history: History) -> Tensor:
-    """UniC: the step from sigma_i-1 to sigma_i again, now that the clean estimate at its end is known.
+    """UniC: the step from sigma_i-1 to sigma_i again, now that the clean estimate at its end is
+    known.
 
-    Seen from sigma_i-1 in units of the step, that estimate lies at 1 and the one before at r < 0. The weights rho of
-    their differences make the update exact for x0 quadratic in lambda: rho_1 + rho_2 = b_1, r rho_1 + rho_2 = b_2.
+    Seen from sigma_i-1 in units of the step, that estimate lies at 1 and the one before at r < 0.
+    The weights rho of their differences make the update exact for x0 quadratic in lambda: rho_1 +
+    rho_2 = b_1, r rho_1 + rho_2 = b_2.
     """
     if history.x is None:
         raise ValueError("this history is of another solver: that of UniPC keeps the latent, too")

@@ -1,12 +1,14 @@
-"""From a prompt to rows of numbers: the tokenizer and the UMT5 encoder (official wan/modules/t5.py and tokenizers.py).
+"""From a prompt to rows of numbers: the tokenizer and the UMT5 encoder (official wan/modules/t5.py
+and tokenizers.py).
 
-A prompt is cleaned, cut into tokens and padded to `text_len`; the encoder turns each token into a row that knows its
-neighbours. It is a T5: residual blocks of attention and a gated feed-forward, no biases, no positions in the embedding.
-Instead every block adds to its attention scores a learned number for each head and *distance* between two tokens.
-Rows beyond the prompt are then set to zero (`encode`): the diffusion transformer attends to those too.
+A prompt is cleaned, cut into tokens and padded to `text_len`; the encoder turns each token into a
+row that knows its neighbours. It is a T5: residual blocks of attention and a gated feed-forward, no
+biases, no positions in the embedding. Instead every block adds to its attention scores a learned
+number for each head and *distance* between two tokens. Rows beyond the prompt are then set to zero
+(`encode`): the diffusion transformer attends to those too.
 
-Module and attribute names are those of the official checkpoint. Its clamp against overflow in float16 is left out: it
-does nothing in bfloat16 and float32.
+Module and attribute names are those of the official checkpoint. Its clamp against overflow in
+float16 is left out: it does nothing in bfloat16 and float32.
 """
 
 import html
@@ -44,7 +46,9 @@ class RMSNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """The tanh approximation, written out: in bfloat16 it rounds after every operation, as the official code does."""
+    """The tanh approximation, written out: in bfloat16 it rounds after every operation, as the
+    official code does.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3))))
@@ -64,7 +68,9 @@ class FeedForward(nn.Module):
 
 
 class RelativePosition(nn.Module):
-    """A learned number for each head and distance from query to key; far distances share one (`buckets`)."""
+    """A learned number for each head and distance from query to key; far distances share one
+    (`buckets`).
+    """
 
     def __init__(self, cfg: TextConfig):
         super().__init__()
@@ -77,16 +83,20 @@ class RelativePosition(nn.Module):
 
 @lru_cache(maxsize=4)
 def between(length: int, num_buckets: int, device: torch.device) -> Tensor:
-    """The bucket of every pair of tokens, query by key: the same in all blocks, and made on the host."""
+    """The bucket of every pair of tokens, query by key: the same in all blocks, and made on the
+    host.
+    """
     place = torch.arange(length, device="cpu")
     return buckets(place[None, :] - place[:, None], num_buckets).to(device)
 
 
 def buckets(distance: Tensor, num_buckets: int, max_distance: int = 128) -> Tensor:
-    """The bucket of each distance key - query: half of them for keys behind. Of each half, half again are exact
-    (0, 1, 2, ...) and the rest grow evenly in log distance up to `max_distance`, beyond which all share the last.
+    """The bucket of each distance key - query: half of them for keys behind. Of each half, half
+    again are exact (0, 1, 2, ...) and the rest grow evenly in log distance up to `max_distance`,
+    beyond which all share the last.
 
-    On the host in float32, so that distances where the logarithm is an integer (16, 32, 64) fall alike everywhere.
+    On the host in float32, so that distances where the logarithm is an integer (16, 32, 64) fall
+    alike everywhere.
     """
     side = num_buckets // 2
     exact = side // 2
@@ -99,7 +109,9 @@ def buckets(distance: Tensor, num_buckets: int, max_distance: int = 128) -> Tens
 
 
 class Attention(nn.Module):
-    """softmax(q k^T + bias) v, with no 1 / sqrt(k). Scores and weights are in x's dtype, the softmax in float32."""
+    """softmax(q k^T + bias) v, with no 1 / sqrt(k). Scores and weights are in x's dtype, the
+    softmax in float32.
+    """
 
     def __init__(self, cfg: TextConfig):
         super().__init__()
@@ -144,7 +156,9 @@ class TextEncoder(nn.Module):
         self.norm = RMSNorm(cfg.dim)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids (b t) and mask (b t; 0 where padded) -> b t d. Rows of padding hold numbers without meaning."""
+        """Token ids (b t) and mask (b t; 0 where padded) -> b t d. Rows of padding hold numbers
+        without meaning.
+        """
         padding = (mask == 0)[:, None, None]
         x = self.token_embedding(ids)
         for block in self.blocks:
@@ -153,7 +167,8 @@ class TextEncoder(nn.Module):
 
 
 def clean(prompt: str) -> str:
-    """The official cleaning: mend mis-decoded text, resolve HTML entities twice, make runs of white space one blank.
+    """The official cleaning: mend mis-decoded text, resolve HTML entities twice, make runs of white
+    space one blank.
 
     The mending is ftfy's, and includes full-width punctuation, as in the official negative prompt.
     """
@@ -170,18 +185,23 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path, text_len: int) -> "Tokenizer":
-        """Read a tokenizer.json. Raises MinicosError naming the file where it is missing, broken or of another kind."""
+        """Read a tokenizer.json. Raises MinicosError naming the file where it is missing, broken
+        or of another kind.
+        """
         vocabulary = read_tokenizer(path)
         if vocabulary.encode("").ids != [EOS] or vocabulary.pre_tokenizer is None:
             raise MinicosError(
                 f"{path} does not end a prompt with token {EOS}: it should be that of umt5-xxl."
             )
-        # As transformers 5 does. It matters beside a literal "</s>" only, where the file alone makes tokens of blanks.
+        # As transformers 5 does. It matters beside a literal "</s>" only, where the file alone
+        # makes tokens of blanks.
         vocabulary.pre_tokenizer = Sequence([WhitespaceSplit(), vocabulary.pre_tokenizer])
         return cls(vocabulary, text_len)
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Prompts, cleaned, as ids and mask (b t int64): tokens, end token, padding. A long one loses its tail."""
+        """Prompts, cleaned, as ids and mask (b t int64): tokens, end token, padding. A long one
+        loses its tail.
+        """
         ids = torch.full((len(prompts), self.text_len), PAD)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
@@ -193,7 +213,9 @@ class Tokenizer:
         return ids, mask
 
     def cut_off(self, prompt: str) -> str:
-        """The tail that a prompt loses because it is longer than `text_len` tokens, as written; empty where it fits."""
+        """The tail that a prompt loses because it is longer than `text_len` tokens, as written;
+        empty where it fits.
+        """
         text = clean(prompt)
         encoding = self.vocabulary.encode(text)
         if len(encoding.ids) <= self.text_len:
@@ -201,7 +223,9 @@ class Tokenizer:
         return text[encoding.offsets[self.text_len - 1][0] :].strip()
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """What of a prompt the vocabulary lacks, as written, in order: the encoder sees <unk> in its place."""
+        """What of a prompt the vocabulary lacks, as written, in order: the encoder sees <unk> in
+        its place.
+        """
         text, unknown = clean(prompt), self.vocabulary.token_to_id("<unk>")
         encoding = self.vocabulary.encode(text)
         return [
@@ -212,7 +236,8 @@ class Tokenizer:
 
 
 def encode(encoder: TextEncoder, tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
-    """Prompts -> b t d, exactly zero beyond each prompt's end (the official code trims, then pads with zeros).
+    """Prompts -> b t d, exactly zero beyond each prompt's end (the official code trims, then pads
+    with zeros).
 
     Equal prompts are encoded once.
     """

@@ -1,23 +1,28 @@
-"""The causal 3D video VAEs: of Wan2.1 and Wan2.2-A14B (16 channels, stride 4 x 8 x 8) and of Wan2.2-TI2V-5B (48, 4 x 16 x 16).
+"""The causal 3D video VAEs: of Wan2.1 and Wan2.2-A14B (16 channels, stride 4 x 8 x 8) and of
+Wan2.2-TI2V-5B (48, 4 x 16 x 16).
 
-A video of 4n + 1 frames becomes n + 1 latent frames: the first frame stands alone, then every four make one.
-Every convolution looks only back in time, so a latent frame never depends on a later picture. That allows the
-network to *stream*: clips are processed in chunks, and each layer remembers the last few frames that it has seen.
-Here the memory is a `Stream`, a dict keyed by module that is handed down the calls; whatever the chunks, the result
-is the same (a test says so). Module and attribute names are those of the official checkpoint.
+A video of 4n + 1 frames becomes n + 1 latent frames: the first frame stands alone, then every four
+make one. Every convolution looks only back in time, so a latent frame never depends on a later
+picture. That allows the network to *stream*: clips are processed in chunks, and each layer
+remembers the last few frames that it has seen. Here the memory is a `Stream`, a dict keyed by
+module that is handed down the calls; whatever the chunks, the result is the same (a test says so).
+Module and attribute names are those of the official checkpoint.
 
-The second generation is the first one with three additions, all of them data in `VAEConfig`: pixels are folded two by two
-into channels before the encoder and unfolded after the decoder (`patch_size`), the decoder is wider than the encoder (`dec_dim`),
-and every stage that changes size has a shortcut without parameters around it (`stage_shortcuts`: `DownStage`, `UpStage`).
+The second generation is the first one with three additions, all of them data in `VAEConfig`: pixels
+are folded two by two into channels before the encoder and unfolded after the decoder
+(`patch_size`), the decoder is wider than the encoder (`dec_dim`), and every stage that changes size
+has a shortcut without parameters around it (`stage_shortcuts`: `DownStage`, `UpStage`).
 
-Large frames can be cut into overlapping tiles (tiles.py), in space and never in time. The decoder may be cast to bfloat16
-(`vae.decoder.to(torch.bfloat16)`, or `minicos.load(decode_dtype=...)`): half the memory. Convolutions, attention and residual sums
-then round to it; norms are still computed in float32, and the latents' statistics, `conv2` and what `decode` returns are float32.
-The last convolution is not worth an exception: in float32 it gains 0.5 dB of 56. The official code and diffusers decode in float32,
-ComfyUI in bfloat16 where the card has it. An encoder in bfloat16 would change what a model is asked.
+Large frames can be cut into overlapping tiles (tiles.py), in space and never in time. The decoder
+may be cast to bfloat16 (`vae.decoder.to(torch.bfloat16)`, or `minicos.load(decode_dtype=...)`):
+half the memory. Convolutions, attention and residual sums then round to it; norms are still
+computed in float32, and the latents' statistics, `conv2` and what `decode` returns are float32. The
+last convolution is not worth an exception: in float32 it gains 0.5 dB of 56. The official code and
+diffusers decode in float32, ComfyUI in bfloat16 where the card has it. An encoder in bfloat16 would
+change what a model is asked.
 
-On a CPU the clips of a batch are coded one after the other, since caches hold the activations of one; so a clip gets the same bits
-alone and in a batch.
+On a CPU the clips of a batch are coded one after the other, since caches hold the activations of
+one; so a clip gets the same bits alone and in a batch.
 Sources: wan/modules/vae2_1.py and vae2_2.py.
 """
 
@@ -38,7 +43,9 @@ Stream = dict[nn.Module, Tensor]  # module -> the last input frames that its nex
 
 
 class CausalConv3d(nn.Conv3d):
-    """Conv3d that pads time at the front only: with what the stream remembers, or with zeros at the start of a clip."""
+    """Conv3d that pads time at the front only: with what the stream remembers, or with zeros at
+    the start of a clip.
+    """
 
     def __init__(
         self,
@@ -52,7 +59,9 @@ class CausalConv3d(nn.Conv3d):
         self.history = self.kernel_size[0] - 1
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:  # type: ignore[override]
-        """b c f h w -> b c f h w, with the last frames of the chunk before from `stream`, which then keeps this one's."""
+        """b c f h w -> b c f h w, with the last frames of the chunk before from `stream`, which
+        then keeps this one's.
+        """
         if self.history and self in stream:
             x = torch.cat([stream[self], x], dim=2)
         elif self.history:
@@ -61,7 +70,8 @@ class CausalConv3d(nn.Conv3d):
             stream[self] = x[:, :, -self.history :].clone()
         wide = x.device.type == "cpu" and x.dtype == torch.float32
         if wide and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
-            # Torch's own choice, except for one clip of few channels: there it takes a plain loop, five times as slow.
+            # Torch's own choice, except for one clip of few channels: there it takes a plain loop,
+            # five times as slow.
             rest: Any = (self.padding, self.stride, self.dilation, 1)
             return torch.mkldnn_convolution(x, self.weight, self.bias, *rest)
         return super().forward(x)
@@ -121,7 +131,9 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width and, if `temporal`, frames. The first frame of a clip has no partner and is not convolved in time."""
+    """Halve height and width and, if `temporal`, frames. The first frame of a clip has no partner
+    and is not convolved in time.
+    """
 
     def __init__(self, dim: int, temporal: bool):
         super().__init__()
@@ -175,7 +187,9 @@ class Upsample(nn.Module):
 
 
 class DownStage(nn.Module):
-    """A stage of the second generation: blocks, downsampling, and around them a shortcut that averages (official AvgDown3D)."""
+    """A stage of the second generation: blocks, downsampling, and around them a shortcut that
+    averages (official AvgDown3D).
+    """
 
     def __init__(self, layers: list[nn.Module], out_dim: int, time: int, space: int):
         super().__init__()
@@ -187,7 +201,9 @@ class DownStage(nn.Module):
         return out + self.average(x, out.shape[2])
 
     def average(self, x: Tensor, frames: int) -> Tensor:
-        """Fold pixels into channels, then take the mean of equal groups of channels. A clip's first frame pairs up with zeros."""
+        """Fold pixels into channels, then take the mean of equal groups of channels. A clip's
+        first frame pairs up with zeros.
+        """
         x = F.pad(x, (0, 0, 0, 0, self.time * frames - x.shape[2], 0))
         x = rearrange(
             x, "b c (f t) (h p) (w q) -> b (c t p q) f h w", t=self.time, p=self.space, q=self.space
@@ -196,7 +212,9 @@ class DownStage(nn.Module):
 
 
 class UpStage(nn.Module):
-    """A stage of the second generation: blocks, upsampling, and around them a shortcut that repeats (official DupUp3D)."""
+    """A stage of the second generation: blocks, upsampling, and around them a shortcut that
+    repeats (official DupUp3D).
+    """
 
     def __init__(self, layers: list[nn.Module], out_dim: int, time: int, space: int):
         super().__init__()
@@ -210,7 +228,9 @@ class UpStage(nn.Module):
         )  # the last stage has no shortcut
 
     def repeat(self, x: Tensor, frames: int) -> Tensor:
-        """Repeat channels and unfold them into pixels. A clip's first frame is not doubled: its first copy is dropped."""
+        """Repeat channels and unfold them into pixels. A clip's first frame is not doubled: its
+        first copy is dropped.
+        """
         x = x.repeat_interleave(self.out_dim * self.time * self.space**2 // x.shape[1], dim=1)
         x = rearrange(
             x, "b (c t p q) f h w -> b c (f t) (h p) (w q)", t=self.time, p=self.space, q=self.space
@@ -330,7 +350,9 @@ class Decoder3d(nn.Module):
 
 
 class VAE(nn.Module):
-    """Encoder and decoder with the chunked, streaming interface. Pixels are in [-1, 1], latents are normalised."""
+    """Encoder and decoder with the chunked, streaming interface. Pixels are in [-1, 1], latents
+    are normalised.
+    """
 
     def __init__(self, cfg: VAEConfig):
         super().__init__()
@@ -341,18 +363,24 @@ class VAE(nn.Module):
         self.decoder = Decoder3d(cfg)
 
     def posterior(self, video: Tensor, stream: Stream | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latents before normalisation, each b c f h w. One call, one chunk."""
+        """Mean and log-variance of the latents before normalisation, each b c f h w. One call, one
+        chunk.
+        """
         video = video.to(self.conv1.weight.dtype)
         moments = self.conv1(self.encoder(video, {} if stream is None else stream), {})
         mean, log_variance = wide(moments).chunk(2, dim=1)
         return mean, log_variance
 
     def encode(self, video: Tensor, chunk: int = 4, tile: int | None = None) -> Tensor:
-        """Video (b 3 F H W) in [-1, 1], F = 4n + 1 -> normalised latents (b c n+1 H/8 W/8, or /16): the posterior's mean.
+        """Video (b 3 F H W) in [-1, 1], F = 4n + 1 -> normalised latents (b c n+1 H/8 W/8, or /16):
+        the posterior's mean.
 
-        chunk  frames taken at once after the first, a multiple of 4; it changes memory, not the result
-        tile   side in pixels of the tiles that frames are cut into (see tiles.py), a multiple of the stride; None: whole frames
-        Raises MinicosError when frames or sizes do not divide: the official code would silently drop frames.
+        chunk  frames taken at once after the first, a multiple of 4; it changes memory, not the
+               result
+        tile   side in pixels of the tiles that frames are cut into (see tiles.py), a multiple of
+               the stride; None: whole frames
+        Raises MinicosError when frames or sizes do not divide: the official code would silently
+        drop frames.
         """
         check_video(video.shape, self.cfg)
         time, space, _ = self.cfg.stride
@@ -375,13 +403,17 @@ class VAE(nn.Module):
         return ((mu - mean) * scale).contiguous()
 
     def decode(self, latent: Tensor, chunk: int = 1, tile: int | None = None) -> Tensor:
-        """Normalised latents (b c f h w) -> video (b 3 4f-3 8h 8w, or 16h 16w), clamped to [-1, 1]."""
+        """Normalised latents (b c f h w) -> video (b 3 4f-3 8h 8w, or 16h 16w), clamped to [-1,
+        1].
+        """
         return torch.cat(list(self.stream(latent, chunk, tile)), dim=2)
 
     def stream(self, latent: Tensor, chunk: int = 1, tile: int | None = None) -> Iterator[Tensor]:
-        """Decode `chunk` latent frames at a time; yields pieces of the video of `decode` (first 1 + 4(chunk-1) frames, then 4 chunk).
+        """Decode `chunk` latent frames at a time; yields pieces of the video of `decode` (first 1 +
+        4(chunk-1) frames, then 4 chunk).
 
-        `tile` as in `encode`; raises MinicosError here, not at the first piece, where it does not divide.
+        `tile` as in `encode`; raises MinicosError here, not at the first piece, where it does not
+        divide.
         """
         if chunk < 1:
             raise MinicosError(f"chunk must be 1 or more latent frames, not {chunk}")

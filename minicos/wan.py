@@ -45,7 +45,9 @@ from minicos.weights.lora import Applied
 
 @dataclass(frozen=True, repr=False)
 class Wan(Model):
-    """Networks and the way they are run. `with_preset` gives the same networks another way of sampling."""
+    """Networks and the way they are run. `with_preset` gives the same networks another way of
+    sampling.
+    """
 
     variant: str
     preset: Preset
@@ -85,10 +87,11 @@ class Wan(Model):
         return self.experts["high"].ops
 
     def with_preset(self, name: str | None = None, **changes: Any) -> "Wan":
-        """The same networks under another preset, or with some of its fields changed: `with_preset(steps=10)`.
+        """The same networks under another preset, or with some of its fields changed:
+        `with_preset(steps=10)`.
 
-        Raises MinicosError for a field that presets do not have, and for a preset that these networks, or the device that they
-        are on, cannot serve.
+        Raises MinicosError for a field that presets do not have, and for a preset that these
+        networks, or the device that they are on, cannot serve.
         """
         chosen = (self.preset if name is None else get_preset(self.variant, name)).changed(
             **changes
@@ -122,7 +125,7 @@ class Wan(Model):
             f"  videos: {p.frames} frames, {p.fps} per second; image: {p.image}"
         )
 
-    # -- as a `Model` --------------------------------------------------------------------------------------------------
+    # -- as a `Model` ------------------------------------------------------------------------------
 
     def schedule(self) -> schedule.Schedule:
         return schedule.make(self.preset.solver, self.preset.steps, self.preset.shift)
@@ -181,11 +184,13 @@ class Wan(Model):
         return f, h, w
 
     def noise(self, condition: Condition, seed: int | Sequence[int]) -> Tensor:
-        """Gaussian noise of the latents' shape, drawn on the preset's `noise_device`; see `sample.draw_noise`."""
+        """Gaussian noise of the latents' shape, drawn on the preset's `noise_device`; see
+        `sample.draw_noise`.
+        """
         source = self.device if self.preset.noise_device == "cuda" else torch.device("cpu")
         return draw_noise(condition.shape, seed, source).to(self.device)
 
-    # -- from prompt and image to a video ------------------------------------------------------------------------------
+    # -- from prompt and image to a video ----------------------------------------------------------
 
     @undisturbed()
     def condition(
@@ -201,14 +206,17 @@ class Wan(Model):
         """What to make: one prompt or several, and for image-to-video a first frame for each.
 
         prompt  None is no prompt, for unconditional controls
-        image   a path, a PIL image, an array uint8 (H W 3) or a tensor (3 H W) or (b 3 H W) in [0, 1]; one for all prompts or
-                one for each; made to fit as the preset's `resize` says
-        last    a last frame, likewise, for models that lead from one to the other; its middle is cut to the shape of the first
+        image   a path, a PIL image, an array uint8 (H W 3) or a tensor (3 H W) or (b 3 H W) in [0,
+                1]; one for all prompts or one for each; made to fit as the preset's `resize` says
+        last    a last frame, likewise, for models that lead from one to the other; its middle is
+                cut to the shape of the first
         frames  4n + 1, the preset's by default
-        size    (height, width) in pixels where there is no image, the preset's by default; with an image, its aspect ratio decides
-        Warns of words that the tokenizer does not know, of the tail that a long prompt loses, and of a negative prompt that
-        guidance 1 leaves unused.
-        Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts that do not divide.
+        size    (height, width) in pixels where there is no image, the preset's by default; with an
+                image, its aspect ratio decides
+        Warns of words that the tokenizer does not know, of the tail that a long prompt loses, and
+        of a negative prompt that guidance 1 leaves unused.
+        Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts
+        that do not divide.
         """
         prompts: list[str | None] = (
             [prompt] if prompt is None or isinstance(prompt, str) else [*prompt]
@@ -273,7 +281,9 @@ class Wan(Model):
     def _images(
         self, ends: list[Tensor], frames: int, size: tuple[int, int], b: int
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """y, first and clip of a condition, from a first frame, or a first and a last one, as the preset gives them."""
+        """y, first and clip of a condition, from a first frame, or a first and a last one, as the
+        preset gives them.
+        """
         if not ends:
             return None, None, None
         y = first = clip = None
@@ -288,7 +298,9 @@ class Wan(Model):
         return y, first, clip
 
     def frames(self, latent: Tensor) -> Iterator[np.ndarray]:
-        """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3), so that a long video never stands in memory whole."""
+        """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3), so that a long video
+        never stands in memory whole.
+        """
         for part in self._pixels(latent[None]):
             yield to_uint8(part[0])
 
@@ -298,7 +310,9 @@ class Wan(Model):
         return np.concatenate(pieces, axis=1)
 
     def _pixels(self, latent: Tensor) -> Iterator[Tensor]:
-        """The pieces of `VAE.stream`, on the device. Between two of them another network may have taken the VAE's place."""
+        """The pieces of `VAE.stream`, on the device. Between two of them another network may have
+        taken the VAE's place.
+        """
         with undisturbed():
             pieces = self.residency.to_device(self.vae).stream(
                 latent.to(self.device), tile=self.tile
@@ -342,7 +356,9 @@ def residual_dtype(preset: Preset, dtype: torch.dtype) -> torch.dtype:
 
 
 def _batches(ends: list[Tensor], count: int) -> list[Tensor]:
-    """First and last frames as batches of the same length, 1 or count, the last one cut to the shape of the first."""
+    """First and last frames as batches of the same length, 1 or count, the last one cut to the
+    shape of the first.
+    """
     ends = [_checked(end, count) for end in ends]
     ends[1:] = [crop_like(end, ends[0]) for end in ends[1:]]
     if len({len(end) for end in ends}) > 1:  # one frame for all prompts, and one for each

@@ -1,9 +1,10 @@
 """How a diffusers folder says that its model is sampled, and where that differs from the preset.
 
-Such a folder carries `scheduler/scheduler_config.json` with a `flow_shift` and, for two experts, a `boundary_ratio` in
-`model_index.json`. Conversion scripts wrote 3 for the shift of Wan2.2's A14B models, whose own code uses 5 and 12: so the
-preset wins where nothing is said, and the preset "diffusers" follows the folder. Noise levels are then still spaced as the
-official solver spaces them; diffusers' own table differs from it by up to 4e-3.
+Such a folder carries `scheduler/scheduler_config.json` with a `flow_shift` and, for two experts, a
+`boundary_ratio` in `model_index.json`. Conversion scripts wrote 3 for the shift of Wan2.2's A14B
+models, whose own code uses 5 and 12: so the preset wins where nothing is said, and the preset
+"diffusers" follows the folder. Noise levels are then still spaced as the official solver spaces
+them; diffusers' own table differs from it by up to 4e-3.
 """
 
 import math
