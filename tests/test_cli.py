@@ -291,10 +291,7 @@ MISTAKES = {
         ["points", "--model", "nonsense"],
         "neither a model's files nor a variant.*Wan2.2-I2V.*tiny",
     ),
-    "points of a picture": (
-        ["points", "--model", "maze.png"],
-        "maze.png is not a file of weights",
-    ),
+    "points of a picture": (["points", "--model", "maze.png"], "maze.png is not a file of weights"),
     "a part of no name": (video("--part", "vae"), "--part: 'vae' is not NAME=FILE"),
     "an unknown part": (
         video("--part", "eyes=maze.png"),
@@ -464,8 +461,16 @@ def test_what_needs_no_weights_is_refused_before_any_are_read(name, minicos, mon
 DIT = "high_noise_model/diffusion_pytorch_model.safetensors"
 TOKENIZER = "google/umt5-xxl/tokenizer.json"
 DAMAGES = {
-    "truncated": (DIT, lambda data: data[:-1000], f"{DIT} is not a whole safetensors file .*cut off"),
-    "cut in its header": (DIT, lambda data: data[:1000], f"{DIT} is not a whole safetensors file .*header"),
+    "truncated": (
+        DIT,
+        lambda data: data[:-1000],
+        f"{DIT} is not a whole safetensors file .*cut off",
+    ),
+    "cut in its header": (
+        DIT,
+        lambda data: data[:1000],
+        f"{DIT} is not a whole safetensors file .*header",
+    ),
     "a web page": (
         "Wan2.1_VAE.safetensors",
         lambda data: b"<html>" + data,
@@ -488,7 +493,11 @@ DAMAGES = {
         "comes without the text encoder .*models_t5_umt5",
     ),
     "no tokenizer": (TOKENIZER, None, "(comes without a tokenizer.json|has more tokens)"),
-    "broken tokenizer": (TOKENIZER, lambda data: data[:100], f"damaged/{TOKENIZER} is not a tokenizer.json"),
+    "broken tokenizer": (
+        TOKENIZER,
+        lambda data: data[:100],
+        f"damaged/{TOKENIZER} is not a tokenizer.json",
+    ),
     "broken config": (
         "high_noise_model/config.json",
         lambda data: b"{",

@@ -172,9 +172,7 @@ def _convergence(run: Run) -> list[Curve]:
     if not run.has("convergence.safetensors"):
         return []
     moved = run.load_tensors("convergence.safetensors")["moved"].numpy()  # step f
-    series = [
-        Series(f"latent frame {f}", line) for f, line in enumerate(moved.T) if _some(line)
-    ]
+    series = [Series(f"latent frame {f}", line) for f, line in enumerate(moved.T) if _some(line)]
     title = "How far each frame of the estimate still is from the final one"
     return [Curve(title, "step", range(len(moved)), series, (0, 1))]
 
