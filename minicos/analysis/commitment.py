@@ -11,7 +11,7 @@ Completions that answer nothing valid count beside (`valid`). Trivial by constru
 decide, and a puzzle with one answer is committed from the start, so it is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log, nan
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.options import CommitmentOptions
-from minicos.analysis.result import Curve, Result, Row, write
+from minicos.analysis.result import Curve, Number, Result, Row, write
 from minicos.analysis.steps import spread
 from minicos.analysis.tools import cases, figures, stats
 from minicos.analysis.tools.cases import Case
@@ -142,60 +142,16 @@ def _puzzles(wan: Wan, run: Run, chosen: Sequence[Case], at: Sequence[int], coun
     kept = cases.collect(run, "completions", cases.batches(chosen), compute)
     answers = torch.from_numpy(kept["answers"])  # n steps count
     candidates = [len(cases.known(case).candidates) for case in chosen]
-    committed = np.stack(
-        [commitment(shares(a, r)).numpy() for a, r in zip(answers, candidates, strict=True)]
-    )
-    valid = (answers >= 0).double().mean(2).numpy()
-    alike = ((answers == answers[..., :1]) & (answers >= 0)).all(2).double().numpy()
-    decided = [decision(line, at) for line in committed]
-    first = f"step {at[0]} ({count} completions; at step 0 other seeds, by construction)"
-    numbers = [
-        *(
-            stats.difference(
-                f"commitment at step {s} minus step {at[0]}",
-                committed[:, k],
-                committed[:, 0],
-                first,
-            )
-            for k, s in enumerate(at)
-            if k
-        ),
-        *(
-            stats.difference(
-                f"all completions alike and valid: step {s} minus step {at[0]}",
-                alike[:, k],
-                alike[:, 0],
-                first,
-                "share",
-            )
-            for k, s in enumerate(at)
-            if k == 1
-        ),
-        stats.difference(
-            "valid completions: first minus last of these steps",
-            valid[:, 0],
-            valid[:, -1],
-            f"step {at[-1]}",
-            "share",
-        ),
-        stats.mean(
-            "decided by the last of these steps",
-            [step is not None for step in decided],
-            f"commitment of {DECIDED} or more",
-            "share",
-        ),
-        stats.mean(
-            "step at which it is decided, where it is",
-            [nan if s is None else s for s in decided],
-            unit="step",
-        ),
-    ]
+    pairs = zip(answers, candidates, strict=True)
+    committed = np.stack([commitment(shares(a, r)).numpy() for a, r in pairs])
+    valid = answers >= 0
+    measured = {
+        "commitment": committed,
+        "all alike and valid": ((answers == answers[..., :1]) & valid).all(2).double().numpy(),
+        "valid completions": valid.double().mean(2).numpy(),
+    }
     label = "step that is completed from"
-    curves = [
-        stats.curve("commitment", committed, at, label),
-        stats.curve("all alike and valid", alike, at, label, "share"),
-        stats.curve("valid completions", valid, at, label, "share"),
-    ]
+    curves = [stats.curve(name, values, at, label) for name, values in measured.items()]
     figures.lines(
         run.path("commitment.png"),
         curves,
@@ -204,16 +160,33 @@ def _puzzles(wan: Wan, run: Run, chosen: Sequence[Case], at: Sequence[int], coun
         levels={"decided": DECIDED},
     )
     rows: list[Row] = [
-        {
-            "step": s,
-            **{
-                c.name: stats.mean("", v[:, k]).interval
-                for c, v in zip(curves, (committed, alike, valid), strict=True)
-            },
-        }
+        {"step": s, **{name: stats.mean("", v[:, k]).interval for name, v in measured.items()}}
         for k, s in enumerate(at)
     ]
-    return Result("commitment", run.settings, numbers, {"steps": rows}, curves, ["commitment.png"])
+    found = numbers(measured, at, count)
+    return Result("commitment", run.settings, found, {"steps": rows}, curves, ["commitment.png"])
+
+
+def numbers(measured: Mapping[str, np.ndarray], at: Sequence[int], count: int) -> list[Number]:
+    """Every measure at each step minus the first of them, and when the answer is decided."""
+    first = f"step {at[0]} ({count} completions; at step 0 other seeds, by construction)"
+    decided = [decision(line, at) for line in measured["commitment"]]
+    steps = [nan if step is None else step for step in decided]
+    return [
+        *(
+            stats.difference(f"{name}: step {s} minus step {at[0]}", v[:, k], v[:, 0], first)
+            for name, v in measured.items()
+            for k, s in enumerate(at)
+            if k
+        ),
+        stats.mean(
+            "decided by the last of these steps",
+            np.isfinite(steps),
+            f"commitment of {DECIDED} or more",
+            "share",
+        ),
+        stats.mean("step at which it is decided, where it is", steps, unit="step"),
+    ]
 
 
 def _own(wan: Wan, run: Run, case: Case, at: Sequence[int], count: int) -> Result:
