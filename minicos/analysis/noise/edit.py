@@ -33,6 +33,7 @@ The paper is silent on mode, level, CKA's rows and which frames: these readings 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -110,8 +111,9 @@ class Noise:
     def _draw(self, x: Tensor, index: int) -> Tensor:
         """Fresh noise for each sample, depending on its seed and the step alone, and never the noise of another run's start."""
         seeds = range(self.seed, self.seed + len(x)) if isinstance(self.seed, int) else self.seed
+        # a name's checksum, since torch reads the low 32 bits of a seed alone: 2**50 + n would be the noise of seed n
         each = [
-            torch.Generator().manual_seed((2**50 + 1000 * seed + index) % 2**63) for seed in seeds
+            torch.Generator().manual_seed(crc32(f"noise {seed} {index}".encode())) for seed in seeds
         ]
         return torch.stack([torch.randn(x.shape[1:], generator=g) for g in each]).to(x)
 
