@@ -98,7 +98,7 @@ def _board(index):
 def test_every_figure_is_read_also_through_blur_and_noise():
     rng, floor = np.random.default_rng(0), draw.grid(3)
     for shape in TURNS:
-        for level, turn in product(range(5), range(TURNS[shape])):
+        for level, turn in product(range(len(figures.RADII)), range(TURNS[shape])):
             for colour in draw.COLOURS:
                 figure, canvas = Figure(shape, colour, level, turn), floor[None].copy()
                 figures.put(canvas, figure, (1, 1))
@@ -110,12 +110,12 @@ def test_every_figure_is_read_also_through_blur_and_noise():
 def test_a_cell_that_is_empty_or_a_mix_shows_no_figure():
     floor = draw.grid(1)
     assert figures.read(draw.to_uint8(floor), (0, 0), floor) is None
-    base = Figure("triangle", "blue", 3, 1)
+    base = Figure("triangle", "blue", 2, 1)
     for other in (
-        base._replace(level=2),
+        base._replace(level=1),
         base._replace(turn=2),
         base._replace(colour="sky"),
-        Figure("half", "blue", 3, 1),
+        Figure("half", "blue", 2, 1),
     ):
         pair = np.repeat(floor[None], 2, axis=0)
         figures.put(pair[:1], base, (0, 0))
@@ -127,11 +127,11 @@ def test_a_cell_that_is_empty_or_a_mix_shows_no_figure():
 
 def test_a_sequence_goes_on_by_its_rules():
     cells = tuple((1, c) for c in range(4))
-    p = Sequence(4, Figure("half", "red", 1, 7), "sky", ("alternate", "grow"), cells, ())
-    assert [p.item(i)[1:3] for i in range(4)] == [("red", 1), ("sky", 2), ("red", 3), ("sky", 4)]
-    assert p.candidates == (Figure("half", "sky", 4, 7),)
-    assert p.foils == (Figure("half", "red", 4, 7), Figure("half", "sky", 3, 7))
-    q = Sequence(4, Figure("half", "red", 1, 7), "red", ("right",), cells, ())
+    p = Sequence(4, Figure("half", "red", 0, 3), "sky", ("alternate", "grow"), cells, ())
+    assert [p.item(i)[1:3] for i in range(4)] == [("red", 0), ("sky", 1), ("red", 2), ("sky", 3)]
+    assert p.candidates == (Figure("half", "sky", 3, 3),)
+    assert p.foils == (Figure("half", "red", 3, 3), Figure("half", "sky", 2, 3))
+    q = Sequence(4, Figure("half", "red", 1, 3), "red", ("right",), cells, ())
     assert q.candidates == (Figure("half", "red", 1, 2),)
     assert [foil.turn for foil in q.foils] == [1, 3]
     assert q.score(q.draw(1)).checks["turn"] == 0 and q.score(q.draw(1)).checks["same"] == 1

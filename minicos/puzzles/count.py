@@ -58,7 +58,9 @@ class Count(Puzzle):
         counts = _counts(rng, dice)
         shapes = [rng.choice([s for s in figures.NAMES if s != "circle"]) for _ in range(others)]
         dots = [(n, rng.choice(tuple(COLOURS)), c) for n, c in zip(counts, cells, strict=False)]
-        plain = [Figure(s, rng.choice(tuple(COLOURS)), rng.randint(1, 3)) for s in shapes]
+        plain = [
+            Figure(s, rng.choice(tuple(COLOURS)), rng.randrange(len(figures.RADII))) for s in shapes
+        ]
         around = sorted(zip(plain, cells[dice:], strict=True), key=lambda other: other[1])
         return cls(size, tuple(sorted(dots, key=lambda die: die[2])), tuple(around), ordered)
 
@@ -188,7 +190,7 @@ class Count(Puzzle):
 
 
 def _counts(rng: Random, dice: int) -> list[int]:
-    """Dots of each of some cells, 1 to 5, of 8 at most in all."""
+    """Dots of each of some cells, 1 to 4, 8 at most in all."""
     while True:
         counts = [rng.randint(1, len(figures.SPOTS)) for _ in range(dice)]
         if sum(counts) <= 8:

@@ -1,4 +1,7 @@
-"""Figures: shapes in five sizes and eight directions, the reading of one from a cell, and dots to count."""
+"""Figures: shapes in four sizes and four directions, the reading of one from a cell, and dots to count.
+
+Sizes and directions are as coarse as the embedded VAE needs them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import numpy as np
 from . import draw
 from .draw import CELL, COLOURS, Cell
 
-RADII = (3.0, 4.0, 5.0, 6.0, 7.0)  # px, of the circle around a figure of each level
-TURNS = {"circle": 1, "square": 1, "cross": 1, "triangle": 8, "half": 8}  # directions it can show
+RADII = (3.6, 4.8, 6.0, 7.2)  # px, of the circle around a figure of each level
+TURNS = {"circle": 1, "square": 1, "cross": 1, "triangle": 4, "half": 4}  # directions it can show
 NAMES = tuple(TURNS)
 INNER = (slice(1, -1), slice(1, -1))  # what is read of a cell: walls and lines are left out
 LEAN = 0.25  # limit for `read`: no mix of 60 : 40 passes; 94 % of figures do after H.264 (4:2:0)
@@ -21,7 +24,6 @@ SPOTS = {  # px from the middle of a cell (y, x)
     2: ((-4, -4), (4, 4)),
     3: ((-4, -4), (0, 0), (4, 4)),
     4: ((-4, -4), (-4, 4), (4, -4), (4, 4)),
-    5: ((-4, -4), (-4, 4), (0, 0), (4, -4), (4, 4)),
 }
 
 
@@ -31,7 +33,7 @@ class Figure(NamedTuple):
     shape: str
     colour: str
     level: int = 2  # index into RADII
-    turn: int = 0  # eighths of a clockwise turn
+    turn: int = 0  # quarters of a clockwise turn
 
     def __str__(self) -> str:
         return f"{self.colour} {self.shape} {self.level}{self.turn}"
@@ -39,7 +41,7 @@ class Figure(NamedTuple):
 
 def distance(shape: str, radius: float, turn: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Signed distance to a figure about the origin, apex or round side up before it turns."""
-    angle = np.float32(turn * np.pi / 4)
+    angle = np.float32(turn * np.pi / 2)
     y, x = np.cos(angle) * y - np.sin(angle) * x, np.cos(angle) * x + np.sin(angle) * y
     if shape == "circle":
         return draw.disc(y, x, radius)
@@ -114,7 +116,7 @@ def read(
 
     `background` (h, w, 3) is the picture without it. Clear means that the cell leans to no other figure by more than
     `limit`, all as blurred as fits best (see `draw.lean`). A look is background + coverage x tint, and so what is
-    needed of the 630 looks, inner products with pictures, are products of their 105 coverages with tints.
+    needed of the 264 looks, inner products with pictures, are products of their 44 coverages with tints.
     """
     kinds, sharp, blurred = _bank()
     seen, empty = (

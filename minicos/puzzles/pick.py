@@ -59,12 +59,11 @@ class Pick(Marking):
             kinds = [(other, 0), *[(same, 0)] * (n - 1)]
         elif rule in BY_SIZE:
             shape = rng.choice(tuple(TURNS))
-            sizes = _values(rng, n, len(figures.RADII))
+            sizes = _values(rng, n, len(figures.RADII), BY_SIZE[rule])
             kinds = [(_figure(rng, shape)._replace(level=level), 0) for level in sizes]
         else:
-            kinds = [
-                (_figure(rng, "circle"), 1 + more) for more in _values(rng, n, len(figures.SPOTS))
-            ]
+            more = _values(rng, n, len(figures.SPOTS), BY_DOTS[rule])
+            kinds = [(_figure(rng, "circle"), 1 + dots) for dots in more]
         things = (Thing(*kind, cell) for kind, cell in zip(kinds, cells, strict=True))
         return cls(size, tuple(sorted(things, key=lambda thing: thing.cell)), rule)
 
@@ -93,11 +92,13 @@ class Pick(Marking):
         return tuple(thing.cell for thing in self.things)
 
     def variants(self) -> tuple[Self, ...]:
-        rules = next((r for r in (BY_SIZE, BY_DOTS) if self.rule in r), {})
+        ranks = next((r for r in (BY_SIZE, BY_DOTS) if self.rule in r), {})
+        values = [thing.dots or thing.figure.level for thing in self.things]
         return tuple(
             replace(self, rule=rule)
-            for rule in rules
-            if rule != self.rule and (rule in self.held_out) == (self.rule in self.held_out)
+            for rule, rank in ranks.items()
+            if rule != self.rule and _settled(values, rank)
+            if (rule in self.held_out) == (self.rule in self.held_out)
         )
 
     def put_things(self, canvas: np.ndarray) -> np.ndarray:
@@ -122,16 +123,25 @@ def _figure(rng: Random, shape: str) -> Figure:
     return Figure(shape, rng.choice(tuple(COLOURS)), turn=rng.randrange(TURNS[shape]))
 
 
-def _values(rng: Random, n: int, top: int) -> list[int]:
-    """n numbers below `top`; the two largest and the two smallest occur once, so that every rule has one answer."""
-    if n <= top:
-        return rng.sample(range(top), n)
-    return [*range(top), *(rng.randrange(2, top - 2) for _ in range(n - top))]
+def _values(rng: Random, n: int, top: int, rank: int) -> list[int]:
+    """n numbers below `top` of which one alone has this rank, counted from an end."""
+    while True:
+        values = [rng.randrange(top) for _ in range(n)]
+        if _settled(values, rank):
+            return values
+
+
+def _settled(values: list[int], rank: int) -> bool:
+    """Whether one value alone has this rank and, for a second place, one alone the first."""
+    order = sorted(values)
+    ends = (0, 1)[: rank + 1] if rank >= 0 else (-1, -2)[:-rank]
+    return all(values.count(order[end]) == 1 for end in ends)
 
 
 def _odd(rng: Random) -> tuple[Figure, Figure]:
-    """A figure and one that differs from it in shape, colour, size (two levels or more) or direction (a quarter or more)."""
-    same = _figure(rng, rng.choice(tuple(TURNS)))._replace(level=rng.randrange(5))
+    """A figure and one that differs from it in shape, colour, size (by two levels or more) or direction."""
+    levels = range(len(figures.RADII))
+    same = _figure(rng, rng.choice(tuple(TURNS)))._replace(level=rng.choice(levels))
     what = rng.choice(("shape", "colour", "level", "turn"))
     if what == "shape":
         shape = rng.choice([name for name in TURNS if name != same.shape])
@@ -139,8 +149,7 @@ def _odd(rng: Random) -> tuple[Figure, Figure]:
     if what == "colour":
         return same, same._replace(colour=rng.choice([c for c in COLOURS if c != same.colour]))
     if what == "level":
-        return same, same._replace(
-            level=rng.choice([n for n in range(5) if abs(n - same.level) > 1])
-        )
+        far = [level for level in levels if abs(level - same.level) > 1]
+        return same, same._replace(level=rng.choice(far))
     same = same._replace(shape=rng.choice([name for name in TURNS if TURNS[name] > 1]))
-    return same, same._replace(turn=(same.turn + rng.randint(2, 6)) % TURNS[same.shape])
+    return same, same._replace(turn=(same.turn + rng.randint(1, 3)) % TURNS[same.shape])

@@ -21,7 +21,7 @@ from .figures import TURNS, Figure
 LEVELS = len(figures.RADII)
 RULES = {  # what it changes -> its rules: name and step
     "level": {"grow": 1, "shrink": -1},
-    "turn": {"right": 1, "left": -1, "quarter": 2},  # in eighths of a turn
+    "turn": {"right": 1, "left": -1},  # in quarters of a turn
     "colour": {"alternate": 1},
 }
 STEPS = {name: (what, step) for what, rules in RULES.items() for name, step in rules.items()}
@@ -41,9 +41,7 @@ class Sequence(Puzzle):
     category: ClassVar[str] = "abstraction"
     sizes: ClassVar[tuple[int, ...]] = (4,)
     prompts: ClassVar[tuple[str, ...]] = ("draw the next shape",)
-    held_out: ClassVar[frozenset[str]] = frozenset(
-        {"grow left", "quarter shrink", "alternate right"}
-    )
+    held_out: ClassVar[frozenset[str]] = frozenset({"grow left", "right shrink", "alternate right"})
 
     @classmethod
     def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:

@@ -103,7 +103,7 @@ class TicTacToe(Puzzle):
         return draw.grid(self.size)
 
     def _figure(self, side: str) -> Figure:
-        return Figure(side, self.colours[SIDES.index(side)], level=3)
+        return Figure(side, self.colours[SIDES.index(side)], level=2)
 
     def animate(self, answer: Move, progress: np.ndarray) -> np.ndarray:
         canvas = np.repeat(self.backdrop()[None], len(progress), axis=0)
