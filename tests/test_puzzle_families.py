@@ -1,4 +1,6 @@
-"""Families of puzzles: each passes the truth, and nothing else: not its foils, not a blur, not noise."""
+"""Families of puzzles: each passes the truth, and nothing else: not
+its foils, not a blur, not noise.
+"""
 
 from functools import cache
 from itertools import combinations

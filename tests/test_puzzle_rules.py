@@ -19,7 +19,7 @@ def last_frame(p, answer):
     return draw.to_uint8(p.animate(answer, np.ones(1, np.float32)))[0]
 
 
-# -- maze -------------------------------------------------------------------------------------------------------------
+# -- maze ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["maze", "maze-one", "maze-5x5"])
@@ -36,7 +36,7 @@ def test_decoys_are_dead_ends_and_a_short_cut_crosses_one_wall(name):
             assert len(set(maze.edges_of(route)) - p.doors) == 1
 
 
-# -- latin ------------------------------------------------------------------------------------------------------------
+# -- latin -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "count"), [(4, 576), (5, 161_280)])
@@ -92,7 +92,7 @@ def _board(index):
     return tuple(latin.squares(5)[:, index].tolist())
 
 
-# -- figures and sequence ---------------------------------------------------------------------------------------------
+# -- figures and sequence --------------------------------------------------------------------------
 
 
 def test_every_figure_is_read_also_through_blur_and_noise():
@@ -137,7 +137,7 @@ def test_a_sequence_goes_on_by_its_rules():
     assert q.score(q.draw(1)).checks["turn"] == 0 and q.score(q.draw(1)).checks["same"] == 1
 
 
-# -- pick, partner, count, tictactoe ----------------------------------------------------------------------------------
+# -- pick, partner, count, tictactoe ---------------------------------------------------------------
 
 
 def test_pick_compares():

@@ -44,7 +44,7 @@ def verdict(p, video):
     return score.solved, score.answer
 
 
-# -- making and drawing -----------------------------------------------------------------------------------------------
+# -- making and drawing ----------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -79,7 +79,9 @@ def test_splits_have_their_shares():
 
 
 def test_puzzles_never_change():
-    """Shipped weights and reported numbers hold for these puzzles: this fails when sampling or keys change."""
+    """Shipped weights and reported numbers hold for these puzzles: this
+    fails when sampling or keys change.
+    """
     keys = [puzzles.make(kind, 0, 3, "test").key for kind in puzzles.KINDS]
     assert keys == json.loads(GOLDEN)
 
@@ -104,7 +106,7 @@ def test_unknown_names_say_what_is_possible():
         puzzles.make("maze", 0).score(np.zeros((13, 64, 64, 3)))
 
 
-# -- scoring: what holds for every kind -------------------------------------------------------------------------------
+# -- scoring: what holds for every kind ------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -153,7 +155,7 @@ def test_other_lengths_are_scored_too(kind, frames):
     assert p.score(draw.to_uint8(p.render(0, puzzles.timeline(frames)))).solved
 
 
-# -- scoring: what each kind must not let through ---------------------------------------------------------------------
+# -- scoring: what each kind must not let through --------------------------------------------------
 
 RING = frozenset(maze.grid_edges(3)) - {
     ((0, 1), (1, 1)),
@@ -306,7 +308,7 @@ def test_turn_is_a_quarter_clockwise_or_anticlockwise(p):
     assert np.abs(np.rot90(first[around], 1).astype(int) - anticlockwise[around]).max() <= 1
 
 
-# -- export -----------------------------------------------------------------------------------------------------------
+# -- export ----------------------------------------------------------------------------------------
 
 
 def read_video(path):

@@ -14,7 +14,8 @@ EXAMPLES = """\
   minicos puzzles --list                                every family, and what its knobs are set to
   minicos puzzles --kind latin --n 3 --out puzzles      three of one family, and a sheet of them
   minicos puzzles --kind maze --size 5 --d 2            a kind with a size and knobs of your own
-each puzzle is a folder: first_frame.png, final_frame.png, ground_truth.mp4, prompt.txt (as in VBVR-Bench), answers/, foils/
+each puzzle is a folder: first_frame.png, final_frame.png, ground_truth.mp4 and prompt.txt, as in
+VBVR-Bench, and answers/ and foils/
 """
 
 
@@ -63,7 +64,7 @@ def _family(name: str, args: argparse.Namespace) -> "Family":
 
 
 def _write(family: "Family", args: argparse.Namespace) -> None:
-    """The first puzzles of a family in a folder of their own, those that exist left alone, and a sheet beside it."""
+    """The first puzzles of a family in a folder, those that exist left alone; and a sheet."""
     from minicos.media import save_image
     from minicos.puzzles import export
     from minicos.puzzles.export import sheet

@@ -6,8 +6,8 @@
     p.score(video)                    # solved? which answer? how far? why not?
     puzzles.FAMILIES["maze-one"].draw(seed=0, split="test")
 
-A kind is a class of puzzles; a family is a kind with its size and knobs, trained on or not (`families.py`).
-Pure numpy; `export` alone needs `av`.
+A kind is a class of puzzles; a family is a kind with its size and knobs, trained on or not
+(`families.py`). Pure numpy; `export` alone needs `av`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def family(name: str) -> Family:
 
 
 def of_kind(kind: str, size: int = 4, knobs: Knobs = FREE) -> Family:
-    """A family outside the table: a kind at any size it has, with any knobs. Raises MinicosError for others."""
+    """A family outside the table: a kind at any size it has, with any
+    knobs. Raises MinicosError for others.
+    """
     if kind not in PUZZLES:
         raise MinicosError(f"unknown kind {kind!r}: one of {', '.join(PUZZLES)}")
     cls = PUZZLES[kind]

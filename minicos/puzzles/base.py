@@ -73,7 +73,7 @@ class Score:
 
 
 def timeline(frames: int = FRAMES) -> np.ndarray:
-    """Progress of the answer at every frame, 0..1: constant speed, done one frame before the end. (frames,)"""
+    """Progress of the answer at every frame, 0..1, done one frame before the end. (frames,)"""
     return np.minimum(np.arange(frames, dtype=np.float32) / np.float32(frames - 2), 1)
 
 
@@ -81,9 +81,9 @@ def timeline(frames: int = FRAMES) -> np.ndarray:
 class Puzzle:
     """A picture, a prompt, and the videos that answer it.
 
-    Subclasses say what the picture holds (fields), which answers are right (`candidates`) and which are plausible but
-    wrong (`foils`), and how a given answer looks at a given progress (`animate`). Drawing, masks and scoring follow.
-    An answer is any hashable value: a route, a cell, a board.
+    Subclasses say what the picture holds (fields), which answers are right (`candidates`) and which
+    are plausible but wrong (`foils`), and how a given answer looks at a given progress (`animate`).
+    Drawing, masks and scoring follow. An answer is any hashable value: a route, a cell, a board.
     """
 
     size: int  # cells along a side
@@ -137,7 +137,7 @@ class Puzzle:
 
     @property
     def composition(self) -> str | None:
-        """The pair of attribute and rule that this puzzle puts together, where pairs may be held out."""
+        """What this puzzle puts together, where some compositions are held out."""
         return None
 
     @property
@@ -157,17 +157,21 @@ class Puzzle:
 
     @property
     def hidden(self) -> tuple[int, ...]:
-        """Latent frames after the first in which every answer looks the same: they need not carry the answer."""
+        """Latent frames after the first in which every answer looks the
+        same: they need not carry the answer.
+        """
         return ()
 
     # -- drawing --
 
     def render(self, i: int, progress: np.ndarray) -> np.ndarray:
-        """Answer i at each value of `progress`, see `animate`. From len(candidates) on, i counts foils."""
+        """Answer i, see `animate`; from len(candidates) on, i counts foils."""
         return self.animate((*self.candidates, *self.foils)[i], progress)
 
     def draw(self, i: int) -> np.ndarray:
-        """The video of answer i (see `render`): uint8 (frames, h, w, 3). Frame 0 is the same for every answer."""
+        """The video of answer i (see `render`): uint8 (frames, h, w, 3).
+        Frame 0 is the same for every answer.
+        """
         return draw.to_uint8(self.render(i, timeline(self.frames)))
 
     def first_frame(self) -> np.ndarray:
@@ -187,9 +191,10 @@ class Puzzle:
     def score(self, video: np.ndarray) -> Score:
         """Judge a video uint8 (f, h, w, 3), f >= 5.
 
-        The verdict looks at three frames. The first must be this picture. The last must be the last frame of one valid
-        answer, everywhere and not just on average, and clearly of no other. The middle one (f // 2) must be on the way
-        there, so a video that jumps to its answer, or turns back, is not solved. The graded score looks at two more.
+        The verdict looks at three frames. The first must be this picture. The last must be the last
+        frame of one valid answer, everywhere and not just on average, and clearly of no other. The
+        middle one (f // 2) must be on the way there, so a video that jumps to its answer, or turns
+        back, is not solved. The graded score looks at two more.
         """
         self._check_video(video)
         last = video[-1]
@@ -210,10 +215,12 @@ class Puzzle:
         return self._verdict(answer, detail, checks)
 
     def matches(self, video: np.ndarray) -> np.ndarray:
-        """Which candidates every frame of a video uint8 (f, h, w, 3) could come from: bool (f, candidates).
+        """Which candidates every frame of a video uint8 (f, h, w, 3) could come from: bool (f,
+        candidates).
 
-        A frame matches where it looks, up to blur and noise, like the candidate's video at the same time. Stricter than `score`,
-        which leaves the pace of some answers open, and looser: frames need not agree with each other.
+        A frame matches where it looks, up to blur and noise, like the candidate's video at the same
+        time. Stricter than `score`, which leaves the pace of some answers open, and looser: frames
+        need not agree with each other.
         """
         times = timeline(len(video))
         truth = [draw.to_uint8(self.render(i, times)) for i in range(len(self.candidates))]
@@ -222,7 +229,9 @@ class Puzzle:
     # -- what subclasses may sharpen --
 
     def read(self, frame: np.ndarray) -> tuple[Any | None, str]:
-        """The answer that `frame` shows as a last frame, valid or not, or None; and why it is none or not solved."""
+        """The answer that `frame` shows as a last frame, valid or not, or None;
+        and why it is none or not solved.
+        """
         answers = (*self.candidates, *self.foils)
         ends = [self._still(answer, 1.0) for answer in answers]
         shown = clearest(frame, [*ends, self.first_frame()])
@@ -235,7 +244,8 @@ class Puzzle:
         return "" if answer in self.candidates else "shows a wrong answer"
 
     def rules(self, last: np.ndarray) -> dict[str, float]:
-        """Named checks of the last frame, each 0..1, equally weighted: 0 for the first frame unchanged, 1 for an answer.
+        """Named checks of the last frame, each 0..1, equally weighted: 0 for the first frame
+        unchanged, 1 for an answer.
 
         By default one: the share of the change to the nearest valid answer that is there.
         """
@@ -254,7 +264,9 @@ class Puzzle:
     # -- helpers --
 
     def _verdict(self, answer: Any | None, detail: str, checks: Mapping[str, float]) -> Score:
-        """The score of a video that shows `answer`, fails because of `detail` (if any) and passes `checks`."""
+        """The score of a video that shows `answer`, fails because of
+        `detail` (if any) and passes `checks`.
+        """
         return Score(
             solved=not detail,
             answer=_index(self.candidates, answer),
@@ -301,11 +313,14 @@ class Puzzle:
         if apart.max() < cls.limit:
             return ""
         row, col = (int(k) // draw.CELL for k in np.unravel_index(apart.argmax(), apart.shape))
-        return f"cell ({row}, {col}) does not look as it should (deviation {apart.max():.0f}, limit {cls.limit:.0f})"
+        far = f"deviation {apart.max():.0f}, limit {cls.limit:.0f}"
+        return f"cell ({row}, {col}) does not look as it should ({far})"
 
 
 def clearest(frame: np.ndarray, pictures: Sequence[np.ndarray]) -> int | None:
-    """Which of several pictures, no two the same, a frame shows. None where it leans to another by more than LEAN."""
+    """Which of several pictures, no two the same, a frame shows. None where it
+    leans to another by more than LEAN.
+    """
     best = int(np.argmin([_error(frame, picture) for picture in pictures]))
     seen, *coarse = (_coarse(picture) for picture in (frame, *pictures))
     leans = [draw.lean(seen, coarse[best], p) for i, p in enumerate(coarse) if i != best]
@@ -318,7 +333,9 @@ def _between(frames: int) -> tuple[int, int, int]:
 
 
 def _coarse(picture: np.ndarray) -> np.ndarray:
-    """Mean over 4x4 pixels of a picture (h, w, 3): colours that bleed over an outline, as in H.264, are kept together."""
+    """Mean over 4x4 pixels of a picture (h, w, 3): colours that bleed over an
+    outline, as in H.264, are kept together.
+    """
     h, w, _ = picture.shape
     return picture.reshape(h // 4, 4, w // 4, 4, 3).mean(axis=(1, 3), dtype=np.float32)
 
@@ -328,7 +345,7 @@ def _index(answers: tuple[Any, ...], answer: Any) -> int | None:
 
 
 def _weighted(checks: Mapping[str, float]) -> float:
-    """Mean of the checks: those in WEIGHTS by their weight, all others in equal parts of what is left."""
+    """Mean of the checks: those in WEIGHTS by weight, the others in equal parts of the rest."""
     rules = [value for name, value in checks.items() if name not in WEIGHTS]
     frame = sum(weight * checks[name] for name, weight in WEIGHTS.items())
     return float(frame + (1 - sum(WEIGHTS.values())) * np.mean(rules))

@@ -1,8 +1,9 @@
 """`count`: fill as many free cells as there are dots, any of them.
 
-The dots stand in one to three cells (knob `s`) and are to be added up; figures beside them do not count (knob `d`). Which
-cells are filled is open, so the answers are many: with `k` 1 the prompt asks for them in order, from the top left. Totals
-of 5 and 8 never occur in training: `count-new` draws those.
+The dots stand in one to three cells (knob `s`) and are to be added up; figures beside them do not
+count (knob `d`). Which cells are filled is open, so the answers are many: with `k` 1 the prompt
+asks for them in order, from the top left. Totals of 5 and 8 never occur in training: `count-new`
+draws those.
 """
 
 from __future__ import annotations
@@ -172,7 +173,9 @@ class Count(Puzzle):
         )
 
     def rules(self, last: np.ndarray) -> dict[str, float]:
-        """near: full cells differ by less than two from the dots; right: by none, and in order where that is asked."""
+        """near: full cells differ by less than two from the dots; right: by
+        none, and in order where that is asked.
+        """
         answer, _ = self.read(last)
         if answer is None:
             return {"near": 0.0, "right": 0.0}

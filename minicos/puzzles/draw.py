@@ -1,8 +1,9 @@
 """Pixel primitives: flat colours, signed distances, and the two comparisons that scoring rests on.
 
-Lengths are pixels, x to the right and y down, measured from the top left corner of the picture; pixel (r, c) has its
-centre at (r + 0.5, c + 0.5). A signed distance is negative inside a shape. Canvases are float32 in 0..255 until
-`to_uint8`, with any leading axes (usually frames): (..., h, w, 3).
+Lengths are pixels, x to the right and y down, measured from the top left corner of the picture;
+pixel (r, c) has its centre at (r + 0.5, c + 0.5). A signed distance is negative inside a shape.
+Canvases are float32 in 0..255 until `to_uint8`, with any leading axes (usually frames): (..., h, w,
+3).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-CELL = 16  # pixels along a cell's side: one cell is one token of the tiny model (VAE stride 8, patch 2)
+CELL = 16  # pixels along a side: one cell is one token of the tiny model (VAE stride 8, patch 2)
 
 Cell = tuple[int, int]  # (row, column)
 Colour = tuple[int, int, int]
@@ -31,7 +32,7 @@ COLOURS: dict[str, Colour] = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "triangle", "square", "cross")
-LEAN = 0.2  # limit for `likeness`: mixes of 60 : 40 lean by .27 and more, blurred and noisy objects by .08 at most
+LEAN = 0.2  # limit for `likeness`: mixes of 60 : 40 lean by .27 and more, a blurred object by .08
 
 
 class Item(NamedTuple):
@@ -45,7 +46,7 @@ class Item(NamedTuple):
         return f"{self.colour} {self.shape}@{self.cell[0]},{self.cell[1]}"
 
 
-# -- geometry ---------------------------------------------------------------------------------------------------------
+# -- geometry --------------------------------------------------------------------------------------
 
 
 @cache
@@ -68,12 +69,14 @@ def disc(y: np.ndarray, x: np.ndarray, radius: float) -> np.ndarray:
 def box(
     y: np.ndarray, x: np.ndarray, half_h: float | np.ndarray, half_w: float | np.ndarray
 ) -> np.ndarray:
-    """Signed distance (Chebyshev) to an upright box about the origin; its halves may be arrays that broadcast."""
+    """Signed distance (Chebyshev) to an upright box about the origin; its
+    halves may be arrays that broadcast.
+    """
     return np.maximum(np.abs(y) - np.float32(half_h), np.abs(x) - np.float32(half_w))
 
 
 def shape(name: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Signed distance to one of SHAPES about the origin; none reaches farther than 5 px along an axis."""
+    """Signed distance to one of SHAPES about the origin; none reaches farther than 5 px."""
     if name == "circle":
         return disc(y, x, 4.8)
     if name == "square":
@@ -85,7 +88,7 @@ def shape(name: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     raise ValueError(f"unknown shape {name!r}: one of {', '.join(SHAPES)}")
 
 
-# -- painting ---------------------------------------------------------------------------------------------------------
+# -- painting --------------------------------------------------------------------------------------
 
 
 def coverage(distance: np.ndarray) -> np.ndarray:
@@ -94,7 +97,9 @@ def coverage(distance: np.ndarray) -> np.ndarray:
 
 
 def paint(canvas: np.ndarray, cover: np.ndarray, colour: Colour | np.ndarray) -> np.ndarray:
-    """Lay a colour, or a picture (h, w, 3), over `canvas` (..., h, w, 3) where `cover` (..., h, w) is 1; leading axes broadcast."""
+    """Lay a colour, or a picture (h, w, 3), over `canvas` (..., h, w, 3) where `cover`
+    (..., h, w) is 1; leading axes broadcast.
+    """
     painted = np.empty((*np.broadcast_shapes(canvas.shape[:-1], cover.shape), 3), np.float32)
     colour = np.asarray(colour, np.float32)
     for k in range(3):  # by channel: broadcasting over a last axis of 3 is five times slower
@@ -117,8 +122,9 @@ def grid(size: int) -> np.ndarray:
 
 
 def filled(level: np.ndarray) -> np.ndarray:
-    """Coverage of cells that fill from the bottom, the lines between them left free: level (n, rows, columns) in 0..1 to
-    (n, h, w)."""
+    """Coverage of cells that fill from the bottom, the lines between them left free: level
+    (n, rows, columns) in 0..1 to (n, h, w).
+    """
     inside = np.zeros(CELL, np.float32)
     inside[1:-1] = 1
     above = np.arange(CELL, 0, -1, dtype=np.float32) - np.float32(
@@ -166,16 +172,16 @@ def to_uint8(canvas: np.ndarray) -> np.ndarray:
     return (canvas + np.float32(0.5)).astype(np.uint8)
 
 
-# -- comparing --------------------------------------------------------------------------------------------------------
+# -- comparing -------------------------------------------------------------------------------------
 
 
 def differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pixels (..., h, w) where two uint8 pictures differ visibly: some channel by more than 24 of 255."""
+    """Pixels (..., h, w) where two uint8 pictures differ by more than 24 in some channel."""
     return np.abs(a.astype(np.int16) - b).max(-1) > 24
 
 
 def box_blur(picture: np.ndarray, width: int) -> np.ndarray:
-    """Mean over width x width pixels (odd), edges repeated; (..., h, w, 3) -> float32 of the same shape."""
+    """Mean over width x width pixels (odd), edges repeated: float32 (..., h, w, 3)."""
     blurred: np.ndarray = picture.astype(np.float32)
     reach = width // 2
     for axis in (-3, -2):
@@ -191,14 +197,17 @@ def box_blur(picture: np.ndarray, width: int) -> np.ndarray:
 def deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Distance in RGB, 0..441, between two pictures after a 5x5 mean: (..., h, w).
 
-    The mean forgives blur, noise and outlines that are a fraction of a pixel off, and keeps everything that has a
-    meaning: a wall (2 px) that came or went still counts 140, a stub of trail (4 px) 120, a moved object 200.
+    The mean forgives blur, noise and outlines that are a fraction of a pixel off, and keeps
+    everything that has a meaning: a wall (2 px) that came or went still counts 140, a stub of trail
+    (4 px) 120, a moved object 200.
     """
     return np.linalg.norm(box_blur(a.astype(np.float32) - b, 5), axis=-1)
 
 
 def lean(frame: np.ndarray, here: np.ndarray, there: np.ndarray) -> float:
-    """Where `frame` lies on the line from one picture (0) to another (1). Noise and blur hardly move it; a mix does."""
+    """Where `frame` lies on the line from one picture (0) to another (1). Noise
+    and blur hardly move it; a mix does.
+    """
     line = there.astype(np.float32) - here
     return float(((frame - here.astype(np.float32)) * line).sum() / np.square(line).sum())
 
@@ -206,12 +215,14 @@ def lean(frame: np.ndarray, here: np.ndarray, there: np.ndarray) -> float:
 def likeness(
     frame: np.ndarray, cell: Cell, background: np.ndarray
 ) -> tuple[tuple[str, str], float]:
-    """The (shape, colour) that best explains what stands in a cell of `frame` (h, w, 3), and its lean.
+    """The (shape, colour) that best explains what stands in a cell of `frame` (h, w, 3), and its
+    lean.
 
-    `background` (h, w, 3) is the same picture without the object. The lean tells blends: it says how far the cell lies
-    on the way from this look, as blurred as fits best, to another one, and is about .5 for an even blend of two.
-    Sharp and blurred renderings both compete: against sharp ones alone, a blurred square would pass for a circle. The
-    outer 3 px are left out: walls bleed into them.
+    `background` (h, w, 3) is the same picture without the object. The lean tells blends: it says
+    how far the cell lies on the way from this look, as blurred as fits best, to another one, and is
+    about .5 for an even blend of two. Sharp and blurred renderings both compete: against sharp ones
+    alone, a blurred square would pass for a circle. The outer 3 px are left out: walls bleed into
+    them.
     """
     inner = (slice(3, -3), slice(3, -3))
     seen, empty = (

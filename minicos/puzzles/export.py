@@ -1,4 +1,6 @@
-"""Write puzzles as files, one folder each, in the layout of VBVR-Bench; and show several in one picture."""
+"""Write puzzles as files, one folder each, in the layout of
+VBVR-Bench; and show several in one picture.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,12 @@ GAP = 4  # px between the pictures of a sheet
 
 
 def export(puzzle: Puzzle, i: int, folder: str | os.PathLike[str], scale: int = 1) -> Path:
-    """Write answer i as `first_frame.png`, `final_frame.png`, `ground_truth.mp4`, `prompt.txt` in a new `folder`.
+    """Write answer i as `first_frame.png`, `final_frame.png`, `ground_truth.mp4`, `prompt.txt` in a
+    new `folder`.
 
-    Some other valid answers and some foils lie in `answers/` and `foils/`. The files are written next to the folder,
-    which is renamed into place, so that a folder that exists is complete. `scale` repeats pixels (6 makes a 4x4 puzzle
-    384 px wide). Raises FileExistsError.
+    Some other valid answers and some foils lie in `answers/` and `foils/`. The files are written
+    next to the folder, which is renamed into place, so that a folder that exists is complete.
+    `scale` repeats pixels (6 makes a 4x4 puzzle 384 px wide). Raises FileExistsError.
     """
     # here, so that puzzles can be drawn without torch
     from minicos.media import save_image, save_video
@@ -51,7 +54,9 @@ def export(puzzle: Puzzle, i: int, folder: str | os.PathLike[str], scale: int = 
 
 
 def sheet(puzzles: Sequence[Puzzle], scale: int = 2) -> np.ndarray:
-    """Puzzles of one size and length, a row each: an answer over time, how others end, how foils end. uint8 (h, w, 3)"""
+    """Puzzles of one size and length, a row each: an answer over time, how
+    others end, how foils end. uint8 (h, w, 3)
+    """
     rows = []
     for puzzle in puzzles:
         video = puzzle.draw(0)

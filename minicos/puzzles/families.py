@@ -1,4 +1,6 @@
-"""Every family of puzzles: a kind with its size and knobs, and whether the embedded model is trained on it."""
+"""Every family of puzzles: a kind with its size and knobs, and whether
+the embedded model is trained on it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ SPLITS = ("train", "dev", "test")
 class Family:
     """A distribution of puzzles. `domain` "in": trained on; "out": never.
 
-    A family draws puzzles of the compositions that its kind does not hold out, or with `held_out` of those alone.
+    A family draws puzzles of the compositions that its kind does not hold out, or with `held_out`
+    of those alone.
     """
 
     name: str
@@ -51,7 +54,9 @@ class Family:
         return self.puzzle.category
 
     def draw(self, seed: int, split: str = "train") -> Puzzle:
-        """The puzzle of this seed: a pure function of its arguments. Puzzles are drawn until one belongs to `split`."""
+        """The puzzle of this seed: a pure function of its arguments. Puzzles are
+        drawn until one belongs to `split`.
+        """
         if split not in SPLITS:
             raise MinicosError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
         rng = Random(f"{self.name}/{split}/{seed}")
@@ -64,7 +69,9 @@ class Family:
     def distinct(
         self, n: int, split: str = "test", keep: Callable[[Puzzle], bool] = lambda puzzle: True
     ) -> list[Puzzle]:
-        """The first n distinct (picture, prompt) pairs of a split that `keep` accepts. Raises MinicosError where there are not so many."""
+        """The first n distinct (picture, prompt) pairs of a split that `keep` accepts. Raises
+        MinicosError where there are not so many.
+        """
         found: dict[str, Puzzle] = {}
         for seed in range(100 * n):
             puzzle = self.draw(seed, split)
@@ -73,18 +80,21 @@ class Family:
             if len(found) == n:
                 return list(found.values())
         raise MinicosError(
-            f"there are not {n} distinct {self.puzzle.kind} puzzles of size {self.size} in the {split} split: ask for fewer"
+            f"there are not {n} distinct {self.puzzle.kind} puzzles of size {self.size} "
+            f"in the {split} split: ask for fewer"
         )
 
 
 def split_of(key: str) -> str:
-    """Which split a picture belongs to: 90 % train, 5 % dev, 5 % test, by its canonical key and never by a seed."""
+    """Which split a picture belongs to: 90 % train, 5 % dev, 5 % test, by its
+    canonical key and never by a seed.
+    """
     percent = int.from_bytes(sha256(key.encode()).digest()[:8], "big") % 100
     return "train" if percent < 90 else "dev" if percent < 95 else "test"
 
 
-# One line for each family; a kind's first line is the family that has its name. `-one` marks the twin
-# with one answer, `-short` that with a short chain.
+# One line for each family; a kind's first line is the family that has its name. `-one` marks the
+# twin with one answer, `-short` that with a short chain.
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (

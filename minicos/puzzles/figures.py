@@ -1,4 +1,5 @@
-"""Figures: shapes in four sizes and four directions, the reading of one from a cell, and dots to count.
+"""Figures: shapes in four sizes and four directions, the reading of one from a cell, and dots to
+count.
 
 Sizes and directions are as coarse as the embedded VAE needs them.
 """
@@ -67,7 +68,9 @@ def cover(shape: str, level: int, turn: int) -> np.ndarray:
 
 
 def put(canvas: np.ndarray, figure: Figure, cell: Cell, shown: np.ndarray | None = None) -> None:
-    """Paint a figure into a cell of `canvas` (n, h, w, 3), in place; `shown` (n,) in 0..1 reveals it from the bottom up."""
+    """Paint a figure into a cell of `canvas` (n, h, w, 3), in place; `shown` (n,)
+    in 0..1 reveals it from the bottom up.
+    """
     here = (slice(None), *draw.window(cell))
     mask = cover(figure.shape, figure.level, figure.turn)
     if shown is not None:
@@ -96,7 +99,9 @@ def _dots(count: int) -> np.ndarray:
 
 @cache
 def _bank() -> tuple[tuple[Figure, ...], np.ndarray, np.ndarray]:
-    """Every figure in one colour, and the coverage of each, sharp and after a 3x3 mean (figures, pixels)."""
+    """Every figure in one colour, and the coverage of each, sharp and
+    after a 3x3 mean (figures, pixels).
+    """
     kinds = tuple(
         Figure(name, next(iter(COLOURS)), level, turn)
         for name in NAMES
@@ -112,11 +117,13 @@ def _bank() -> tuple[tuple[Figure, ...], np.ndarray, np.ndarray]:
 def read(
     frame: np.ndarray, cell: Cell, background: np.ndarray, limit: float = LEAN
 ) -> Figure | None:
-    """The figure in a cell of `frame` (h, w, 3), None where the cell is empty or shows none clearly.
+    """The figure in a cell of `frame` (h, w, 3), None where the cell is empty or shows none
+    clearly.
 
-    `background` (h, w, 3) is the picture without it. Clear means that the cell leans to no other figure by more than
-    `limit`, all as blurred as fits best (see `draw.lean`). A look is background + coverage x tint, and so what is
-    needed of the 264 looks, inner products with pictures, are products of their 44 coverages with tints.
+    `background` (h, w, 3) is the picture without it. Clear means that the cell leans to no other
+    figure by more than `limit`, all as blurred as fits best (see `draw.lean`). A look is background
+    + coverage x tint, and so what is needed of the 264 looks, inner products with pictures, are
+    products of their 44 coverages with tints.
     """
     kinds, sharp, blurred = _bank()
     seen, empty = (

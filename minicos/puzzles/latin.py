@@ -1,7 +1,8 @@
 """`latin`: colour the empty cells of a square so that no row and no column repeats a colour.
 
-A mean of two solutions is no solution: here the steps of sampling have something to decide. Knob `k`: 1 (one solution),
-2 (a few: 2 to 24) or 100 (many: 100 and more). Empty cells fill in reading order, so each colour depends on those before.
+A mean of two solutions is no solution: here the steps of sampling have something to decide. Knob
+`k`: 1 (one solution), 2 (a few: 2 to 24) or 100 (many: 100 and more). Empty cells fill in reading
+order, so each colour depends on those before.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ Board = tuple[int, ...]  # colours row by row, -1 where empty
 def squares(size: int) -> np.ndarray:
     """Every Latin square of one size, one a column: int8 (size * size, 576 or 161280).
 
-    Every square is one with a sorted first row and column, its rows but the first and then its columns permuted.
+    Every square is one with a sorted first row and column, its rows but the first and then its
+    columns permuted.
     """
     rows, found = list(permutations(range(size))), []
 
@@ -57,7 +59,9 @@ def squares(size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Latin(Puzzle):
-    """Fill the square. Distinct pictures by far exceed what training can show: 161,280 squares, millions of masks."""
+    """Fill the square. Distinct pictures by far exceed what training can show:
+    161,280 squares, millions of masks.
+    """
 
     given: Board
 
@@ -118,7 +122,9 @@ class Latin(Puzzle):
 
     @cached_property
     def foils(self) -> tuple[Board, ...]:
-        """A solution with one cell recoloured, so that one row and one column repeat: four such boards."""
+        """A solution with one cell recoloured, so that one row and one
+        column repeat: four such boards.
+        """
         rng = Random(f"{self.key} foils")
         found: list[Board] = []
         while len(found) < 4:
@@ -140,7 +146,9 @@ class Latin(Puzzle):
         return draw.border(draw.paint(self.backdrop(), cover, picture))
 
     def _filled(self, progress: np.ndarray) -> np.ndarray:
-        """How full each cell is if it was empty, 0..1: one after the other, a fifth of the time each. (n, cells)"""
+        """How full each cell is if it was empty, 0..1: one after the other, a
+        fifth of the time each. (n, cells)
+        """
         begin = np.linspace(0, 0.8, self.size**2, dtype=np.float32)
         return np.clip((progress[:, None] - begin) / np.float32(0.2), 0, 1)
 
@@ -171,8 +179,9 @@ class Latin(Puzzle):
         return ""
 
     def rules(self, last: np.ndarray) -> dict[str, float]:
-        """rows, columns: of the pairs of cells in a line, of which one was empty, the share that differ; colouring at
-        random gets 1 - 1/size of them, which counts 0."""
+        """rows, columns: of the pairs of cells in a line, of which one was empty, the share that
+        differ; colouring at random gets 1 - 1/size of them, which counts 0.
+        """
         seen = np.array(self.colours(last)).reshape(self.size, self.size)
         given = np.array(self.given).reshape(self.size, self.size) >= 0
         chance = 1 - 1 / self.size
@@ -180,7 +189,8 @@ class Latin(Puzzle):
         return {name: max(0.0, (share - chance) / (1 - chance)) for name, share in shares.items()}
 
     def halfway(self, frame: np.ndarray, answer: Board, progress: float) -> str:
-        # Cells that must be full by now have their colour, and cells that must not have begun are empty.
+        # Cells that must be full by now have their colour, and cells that
+        # must not have begun are empty.
         seen, level = self.colours(frame), self._filled(np.array([progress], np.float32))[0]
         for cell, colour in enumerate(answer):
             due = colour if level[cell] == 1 or self.given[cell] >= 0 else -1
@@ -190,7 +200,9 @@ class Latin(Puzzle):
 
 
 def _differ(board: np.ndarray, given: np.ndarray) -> float:
-    """Of the pairs of cells in a row of which one was not given, the share that are clear and differ."""
+    """Of the pairs of cells in a row of which one was not given, the
+    share that are clear and differ.
+    """
     a, b = np.triu_indices(len(board), 1)
     counted = ~(given[:, a] & given[:, b])
     apart = (board[:, a] >= 0) & (board[:, b] >= 0) & (board[:, a] != board[:, b])

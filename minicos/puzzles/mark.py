@@ -16,9 +16,11 @@ from .marking import Marking, altered_items
 
 @dataclass(frozen=True)
 class Mark(Marking):
-    """Mark the named shape. There is one answer, and every other shape of the picture makes another prompt.
+    """Mark the named shape. There is one answer, and every other shape of the picture makes another
+    prompt.
 
-    Distinct pictures: 4,370,112 (3x3), 59,564,160 (4x4), of which shapes and cells alone make 5,472 and 58,560.
+    Distinct pictures: 4,370,112 (3x3), 59,564,160 (4x4), of which shapes and cells alone make 5,472
+    and 58,560.
     """
 
     items: tuple[Item, ...]  # 2-4, each of another shape, in the order of SHAPES

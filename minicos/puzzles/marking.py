@@ -13,7 +13,9 @@ from .draw import YELLOW, Cell, Item
 
 @dataclass(frozen=True)
 class Marking(Puzzle):
-    """Mark one of the cells that hold something; the others are foils. Subclasses say which, and paint the things."""
+    """Mark one of the cells that hold something; the others are foils.
+    Subclasses say which, and paint the things.
+    """
 
     @property
     def target(self) -> Cell:
@@ -51,7 +53,9 @@ class Marking(Puzzle):
         return self.put_things(self.filled(answer, progress))
 
     def filled(self, cell: Cell, progress: np.ndarray) -> np.ndarray:
-        """Backdrop with the cell filled from the bottom up, full a little before the end (n, h, w, 3)."""
+        """Backdrop with the cell filled from the bottom up, full a
+        little before the end (n, h, w, 3).
+        """
         level = np.zeros((len(progress), self.size, self.size), np.float32)
         level[:, *cell] = np.minimum(1.1 * progress, 1)
         return draw.border(draw.paint(self.backdrop(), draw.filled(level), YELLOW))
@@ -64,7 +68,9 @@ class Marking(Puzzle):
         return (None, detail) if detail else (answer, "")
 
     def altered(self, frame: np.ndarray, background: np.ndarray) -> str:
-        """Which thing has become another, in words; empty when none has. `background` is the picture without things."""
+        """Which thing has become another, in words; empty when none has.
+        `background` is the picture without things.
+        """
         raise NotImplementedError
 
 

@@ -1,9 +1,10 @@
 """Mazes: `maze` has one goal, `goal` has a red and a blue one and a prompt that names which.
 
-A maze is a uniform spanning tree of the grid plus up to two more doors. Every simple route no longer than the shortest
-plus two is a valid answer: about half of the mazes have more than one, which is what several routes drawn at once in
-an early step can be about. Knobs: `k` 1 (one valid route) or more (at least so many), `s` steps of the shortest route
-at least, `d` decoys at least: corridors that leave the routes, lead toward the goal and end there.
+A maze is a uniform spanning tree of the grid plus up to two more doors. Every simple route no
+longer than the shortest plus two is a valid answer: about half of the mazes have more than one,
+which is what several routes drawn at once in an early step can be about. Knobs: `k` 1 (one valid
+route) or more (at least so many), `s` steps of the shortest route at least, `d` decoys at least:
+corridors that leave the routes, lead toward the goal and end there.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def distances(
 def routes(
     near: dict[Cell, tuple[Cell, ...]], start: Cell, goal: Cell, closed: Cell | None = None
 ) -> tuple[Route, ...]:
-    """All simple routes that avoid `closed` and are at most DETOUR steps longer than the shortest, shortest first."""
+    """All simple routes that avoid `closed` and are at most DETOUR steps
+    longer than the shortest, shortest first.
+    """
     steps = distances(near, goal, closed)
     if start not in steps:
         return ()
@@ -86,7 +89,9 @@ def routes(
 
 
 def random_doors(rng: Random, size: int) -> frozenset[Edge]:
-    """A uniform spanning tree (Aldous-Broder: doors are where a random walk first enters a cell) plus 0-2 doors."""
+    """A uniform spanning tree (Aldous-Broder: doors are where a random walk
+    first enters a cell) plus 0-2 doors.
+    """
     grid = neighbours(frozenset(grid_edges(size)), size)
     cell = rng.choice(sorted(grid))
     seen = {cell}
@@ -104,8 +109,9 @@ def random_doors(rng: Random, size: int) -> frozenset[Edge]:
 class Maze(Puzzle):
     """Find the way from the green agent to the red square.
 
-    Distinct puzzles: 22,832 (3x3), 8.9e7 (4x4), 2.5e12 (5x5). That is, the grid's connected subgraphs with 0, 1 or 2
-    edges beyond a spanning tree (192 + 164 + 62 on 3x3), times the ordered pairs of cells that share no door.
+    Distinct puzzles: 22,832 (3x3), 8.9e7 (4x4), 2.5e12 (5x5). That is, the grid's connected
+    subgraphs with 0, 1 or 2 edges beyond a spanning tree (192 + 164 + 62 on 3x3), times the ordered
+    pairs of cells that share no door.
     """
 
     doors: frozenset[Edge]  # edges without a wall
@@ -159,8 +165,9 @@ class Maze(Puzzle):
 
     @cached_property
     def decoys(self) -> tuple[Route, ...]:
-        """Routes from the start into every dead end that lies two steps or more off the valid routes and nearer to the
-        goal, as the crow flies, than where they leave them."""
+        """Routes from the start into every dead end that lies two steps or more off the valid
+        routes and nearer to the goal, as the crow flies, than where they leave them.
+        """
         near = neighbours(self.doors, self.size)
         steps, walked = distances(near, self.start), {c for route in self.candidates for c in route}
         found = []
@@ -239,10 +246,12 @@ class Maze(Puzzle):
         return draw.paint(draw.paint(canvas, trail, TRAIL), agent, AGENT)
 
     def read_trail(self, frame: np.ndarray) -> np.ndarray:
-        """How much trail lies on each half of every edge, 0 (none) to 1: float (edges, 2), edges as in `grid_edges`.
+        """How much trail lies on each half of every edge, 0 (none) to 1: float (edges, 2), edges as
+        in `grid_edges`.
 
-        Read from a small patch on either side of the cell border, walls included, from chroma alone: floor, grid and
-        walls are grey and read 0. Works on any frame, also on a blend of routes.
+        Read from a small patch on either side of the cell border, walls included, from chroma
+        alone: floor, grid and walls are grey and read 0. Works on any frame, also on a blend of
+        routes.
         """
         tint = np.subtract(TRAIL, np.mean(TRAIL))
         chroma = frame - frame.mean(-1, keepdims=True, dtype=np.float32)
@@ -275,8 +284,9 @@ class Maze(Puzzle):
         return None, "the trail is not a valid route"
 
     def rules(self, last: np.ndarray) -> dict[str, float]:
-        """walls: share of the trail that crosses none; goal: the agent is there; route: most of a valid route that is
-        drawn, less what is drawn beyond it."""
+        """walls: share of the trail that crosses none; goal: the agent is there; route: most of a
+        valid route that is drawn, less what is drawn beyond it.
+        """
         drawn, ways = self._drawn(last), [set(edges_of(route)) for route in self.candidates]
         arrived = self._still(self.candidates[0], 1.0)
         goal = draw.window(self.candidates[0][-1])
@@ -295,7 +305,8 @@ class Maze(Puzzle):
         }
 
     def halfway(self, frame: np.ndarray, answer: Route, progress: float) -> str:
-        # The trail must be a beginning of the route. How long a beginning is left open, short of nothing and of all.
+        # The trail must be a beginning of the route. How long a beginning is left
+        # open, short of nothing and of all.
         drawn = self._drawn(frame)
         walked = edges_of(answer)
         if drawn != set(walked[: len(drawn)]):
@@ -309,8 +320,8 @@ class Maze(Puzzle):
 class Goal(Maze):
     """A maze with two goals: go to the one that is named, not through the other.
 
-    Distinct pictures, two prompts each: about 7.0e4 (3x3), 7.1e8 (4x4), 3.7e13 (5x5); doors counted exactly as for
-    `Maze`, the share of valid (start, red, blue) by sampling.
+    Distinct pictures, two prompts each: about 7.0e4 (3x3), 7.1e8 (4x4), 3.7e13 (5x5); doors counted
+    exactly as for `Maze`, the share of valid (start, red, blue) by sampling.
     """
 
     blue: Cell
@@ -367,7 +378,9 @@ def _downhill(near: dict[Cell, tuple[Cell, ...]], steps: dict[Cell, int], cell: 
 
 
 def _ribbon(corners: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each pixel's place relative to a polyline `corners` (n + 1, 2): distance from it and length along it (h, w)."""
+    """Each pixel's place relative to a polyline `corners` (n + 1, 2): distance
+    from it and length along it (h, w).
+    """
     start, step = corners[:-1, :, None, None], np.diff(corners, axis=0)[:, :, None, None] / CELL
     along = np.clip(
         (y - start[:, 0]) * step[:, 0] + (x - start[:, 1]) * step[:, 1], 0, CELL

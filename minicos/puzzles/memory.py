@@ -15,10 +15,12 @@ from .draw import BLOCK, CELL, COLOURS, SHAPES, Cell, Item
 
 @dataclass(frozen=True)
 class Memory(Puzzle):
-    """Move the object that faces the block straight on, behind the block, to the first cell past it.
+    """Move the object that faces the block straight on, behind the block, to the first cell past
+    it.
 
-    The block fills the cells between start and stop, and any number of lanes beside the object's own. Up to two other
-    objects stand still in lanes the block leaves free, so that what comes out cannot be guessed from what is in sight.
+    The block fills the cells between start and stop, and any number of lanes beside the object's
+    own. Up to two other objects stand still in lanes the block leaves free, so that what comes out
+    cannot be guessed from what is in sight.
 
     Distinct puzzles: 3,221,952 (3x3), 78,470,784 (4x4); without the bystanders 960 and 5,760.
     """
@@ -93,7 +95,9 @@ class Memory(Puzzle):
         return draw.border(canvas)
 
     def _block(self) -> tuple[slice, slice]:
-        """The block's pixels. It overhangs the cells next to it by 2 px, to hide the object for longer."""
+        """The block's pixels. It overhangs the cells next to it by 2 px,
+        to hide the object for longer.
+        """
         axis = int(self.mover.cell[0] == self.stop[0])  # 1: along a row
         low, high = sorted((self.mover.cell[axis], self.stop[axis]))
         along = slice((low + 1) * CELL - 2, high * CELL + 2)

@@ -1,7 +1,9 @@
-"""`partner`: mark the partner of a thing that only the prompt names. Which is whose partner is known from training alone.
+"""`partner`: mark the partner of a thing that only the prompt names. Which is whose partner is
+known from training alone.
 
-Twelve arbitrary facts pair the 24 things that four shapes in six colours make. Most are asked both ways in training; four
-are asked one way only, and `partner-back` asks them the other way. Knob `d`: the number of other things.
+Twelve arbitrary facts pair the 24 things that four shapes in six colours make. Most are asked both
+ways in training; four are asked one way only, and `partner-back` asks them the other way. Knob `d`:
+the number of other things.
 """
 
 from __future__ import annotations

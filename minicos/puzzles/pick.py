@@ -1,7 +1,9 @@
-"""`pick`: compare the things in the picture and mark one: the largest, the one with the fewest dots, the odd one.
+"""`pick`: compare the things in the picture and mark one: the largest, the one with the fewest
+dots, the odd one.
 
-Nothing names what to mark, as `mark` does: it follows from comparing. Knob `d`: the number of other things. The second
-largest never occurs in training, although the second smallest and the second most dots do: `pick-second` asks for it.
+Nothing names what to mark, as `mark` does: it follows from comparing. Knob `d`: the number of other
+things. The second largest never occurs in training, although the second smallest and the second
+most dots do: `pick-second` asks for it.
 """
 
 from __future__ import annotations
@@ -139,7 +141,9 @@ def _settled(values: list[int], rank: int) -> bool:
 
 
 def _odd(rng: Random) -> tuple[Figure, Figure]:
-    """A figure and one that differs from it in shape, colour, size (by two levels or more) or direction."""
+    """A figure and one that differs from it in shape, colour, size (by
+    two levels or more) or direction.
+    """
     levels = range(len(figures.RADII))
     same = _figure(rng, rng.choice(tuple(TURNS)))._replace(level=rng.choice(levels))
     what = rng.choice(("shape", "colour", "level", "turn"))

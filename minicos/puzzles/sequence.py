@@ -1,7 +1,8 @@
 """`sequence`: three figures change by a rule; draw the next.
 
-Size, direction or colour change, one of them or two at a time (knob `s`), along a row or a column. Other figures stand
-around (knob `d`). Some pairs of rules never occur in training: `sequence-pairs` draws those.
+Size, direction or colour change, one of them or two at a time (knob `s`), along a row or a column.
+Other figures stand around (knob `d`). Some pairs of rules never occur in training: `sequence-pairs`
+draws those.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Sequence(Puzzle):
 
     @property
     def key(self) -> str:
-        line = f"{self.first} {self.second} {' '.join(self.laws)} along {self.cells[0]}{self.cells[-1]}"
+        rule, ends = " ".join(self.laws), f"{self.cells[0]}{self.cells[-1]}"
+        line = f"{self.first} {self.second} {rule} along {ends}"
         others = " ".join(f"{figure}@{r},{c}" for figure, (r, c) in self.others)
         return f"{self.kind}/{self.size}/{line} others {others}"
 

@@ -1,6 +1,8 @@
-"""`tictactoe`: draw the circle, or the cross, that makes three in a row. A family that training never shows.
+"""`tictactoe`: draw the circle, or the cross, that makes three in a row. A family that training
+never shows.
 
-Its pictures and its rule are new, its words and its figures are not. Knob `k`: 1 (one winning move) or 2 (two or more).
+Its pictures and its rule are new, its words and its figures are not. Knob `k`: 1 (one winning move)
+or 2 (two or more).
 """
 
 from __future__ import annotations
