@@ -61,15 +61,12 @@ class CopyQueue(Protocol):
 
     def event(self) -> Any:
         """An event that occurs when the computation called so far is done."""
-        ...
 
     def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
         """Copy once the event `after` has occurred; returns the event of the copy's end."""
-        ...
 
     def wait(self, event: Any) -> None:
         """Hold back further computation until the event of a copy has occurred."""
-        ...
 
 
 class CudaCopyQueue:

@@ -290,6 +290,8 @@ def test_what_is_not_read_is_named(network, change, says, tmp_path):
     save_file(change(stored), path := tmp_path / "a.safetensors")
     with pytest.raises(MinicosError, match=says):
         loaded(path)
+    bits = says.split()[0] == "4-bit"
+    assert (says in inspect(path).variant) == bits
 
 
 def test_a_matrix_without_the_factor_that_others_have(network, tmp_path):
@@ -474,6 +476,45 @@ def test_a_whole_model_of_any_size_samples(parts, tmp_path):
     assert (asked.variant, asked.preset.solver) == ("like VBVR-Wan2.2", "euler")
     with pytest.raises(MinicosError, match=r"has not the inputs of Wan2\.1-T2V-14B"):
         load(tmp_path, parts=given, device="cpu", variant="Wan2.1-T2V-14B")
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
+def test_a_tiny_random_model_saved_by_diffusers(image, tmp_path):
+    """Built and saved there, opened here, and compared layer by layer."""
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    from minicos.verify import verify
+
+    torch.manual_seed(0)
+    clip = {"image_dim": 32, "added_kv_proj_dim": 24} if image else {}
+    network = diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=36 if image else 16, out_channels=16,
+        text_dim=32, freq_dim=32, ffn_dim=40, num_layers=2, **clip,
+    )  # fmt: skip
+    torch.nn.init.normal_(network.scale_shift_table)
+    vae = diffusers.AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 2, 2], num_res_blocks=1)
+    text = transformers.UMT5EncoderModel(
+        transformers.UMT5Config(
+            vocab_size=TINY_TEXT.vocab_size, d_model=32, d_kv=8, d_ff=40, num_layers=2, num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
+    )  # fmt: skip
+    network.save_pretrained(tmp_path / "transformer")
+    vae.save_pretrained(tmp_path / "vae")
+    text.save_pretrained(tmp_path / "text_encoder")
+    if image:
+        tower = transformers.CLIPVisionConfig(
+            hidden_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2,
+            image_size=224, patch_size=14,
+        )  # fmt: skip
+        transformers.CLIPVisionModel(tower).save_pretrained(tmp_path / "image_encoder")
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer.build().save(str(tmp_path / "tokenizer/tokenizer.json"))
+    assert layouts.dit_config(tmp_path).num_heads == 2
+    wan = load(tmp_path, device="cpu")
+    assert wan.variant == ("like Wan2.1-I2V-14B" if image else "like Wan2.1-T2V-14B")
+    found = list(verify(wan, grid=(2, 2, 2)))
+    assert {part.name for part in found} >= {"text", "high", "vae"}
+    assert [(part.name, part.parted) for part in found if part.parted] == []
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])

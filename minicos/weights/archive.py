@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from minicos.errors import MinicosError
-from minicos.weights.files import reading
+from minicos.weights.files import about, reading
 from minicos.weights.header import BITS, Header, TensorInfo
 
 T = TypeVar("T")
@@ -111,7 +111,9 @@ class _Reader(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in WORDS:
-            raise MinicosError(f"it holds {module}.{name}, and not only tensors")
+            raise MinicosError(
+                f"it holds {module}.{name}, and not only tensors. Save its state_dict alone."
+            )
         return WORDS[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -151,25 +153,14 @@ def read_archive(path: Path, size: int) -> Header:
         entry = next((e for e in archive.infolist() if e.filename.endswith("/data.pkl")), None)
         if entry is None or entry.file_size > MAX_PICKLE:
             raise ValueError("it has no data.pkl of a sensible size")
-        with archive.open(entry) as file:
-            content = _content(path, file)
+        with archive.open(entry) as file, about(f"{path} cannot be opened as tensors only"):
+            content = _Reader(file).load()
     tensors = table(path, content, TensorInfo)
     if size * 8 < sum(info.elements * BITS[info.dtype] for info in tensors.values()):
         raise MinicosError(
             f"{path} is shorter than its tensors: {size:,} bytes. Download it again."
         )
     return Header(path, size, tensors, {}, archive=True)
-
-
-def _content(path: Path, file: Any) -> Any:
-    try:
-        return _Reader(file).load()
-    except MinicosError as error:
-        raise MinicosError(
-            f"{path} cannot be opened as tensors only: {error}. Save its state_dict alone."
-        ) from error
-    except KeyError as error:  # an opcode that is forbidden, or none
-        raise ValueError(f"its pickle holds something other than tensors ({error})") from error
 
 
 def table(path: Path, content: Any, kind: type[T]) -> dict[str, T]:

@@ -164,20 +164,18 @@ def clip_config(headers: Sequence[Header], given: Mapping[str, Any] = {}) -> CLI
         dim, _, patch, _ = shapes["visual.patch_embedding.weight"]
         tokens = shapes["visual.pos_embedding"][-2]
         side, blocks = math.isqrt(tokens - 1), count(shapes, "visual.transformer.")
-        published = CLIPConfig()
-        width = published.dim // published.num_heads
         told = {"image_size": side * patch, "patch_size": patch, "dim": dim}
         if not 0 < dim <= WIDEST or side * side + 1 != tokens or not blocks:
             raise ValueError(f"its sizes are {told} and {blocks} layers")
-        about = _metadata(headers, told, free=("num_heads", "num_layers"))
-        heads = about.get("num_heads", given.get("num_attention_heads", max(1, dim // width)))
+        published, about = CLIPConfig(), _metadata(headers, told, free=("num_heads", "num_layers"))
         # The last layer is not used, and some files leave it out.
-        usual = published.num_layers if blocks == published.num_layers - 1 else blocks
-        layers = about.get("num_layers", given.get("num_hidden_layers", usual))
+        whole = published.num_layers if blocks == published.num_layers - 1 else blocks
+        layers = about.get("num_layers", given.get("num_hidden_layers", whole))
+        heads = about.get("num_heads", given.get("num_attention_heads"))
+        heads = heads or max(1, dim * published.num_heads // published.dim)
         if type(heads) is not int or heads < 1 or dim % heads or layers not in (blocks, blocks + 1):
             raise ValueError(f"it has {heads!r:.40} heads and {layers!r:.40} layers for {told}")
-        told["num_layers"] = layers
-        return CLIPConfig(**told, num_heads=heads)
+        return CLIPConfig(**told, num_heads=heads, num_layers=layers)
 
 
 def _number(value: Any) -> bool:

@@ -71,15 +71,20 @@ def regular(path: str | Path) -> Path:
     return path
 
 
-def read_table(path: str | Path, limit: int = TABLE) -> dict[str, Any]:
-    """The object in a JSON file. Raises MinicosError if it is too large, damaged or not an object."""
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """What is in a regular file. Raises MinicosError if that is more than `limit` bytes."""
     path = regular(path)
+    with reading(path), path.open("rb") as file:
+        text = file.read(limit + 1)
+    if len(text) > limit:
+        raise MinicosError(f"{path} has more than {limit:,} bytes. Download it again.")
+    return text
+
+
+def read_table(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises MinicosError if it is too large, damaged or not an object."""
     with reading(path, "is not a table in JSON"):
-        with path.open("rb") as file:
-            text = file.read(limit + 1)
-        if len(text) > limit:
-            raise MinicosError(f"{path} has more than {limit:,} bytes. Download it again.")
-        return table(text)
+        return table(read_bytes(path, TABLE))
 
 
 def table(text: str | bytes) -> dict[str, Any]:

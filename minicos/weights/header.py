@@ -140,11 +140,18 @@ def tensors(headers: Iterable[Header]) -> dict[str, TensorInfo]:
 
 def select(headers: Iterable[Header], section: str) -> tuple[Header, ...]:
     """The headers with only the keys that begin with `section`, and without that beginning."""
-    out = []
-    for header in headers:
-        inside = {k[len(section) :]: t for k, t in header.tensors.items() if k.startswith(section)}
-        out.append(replace(header, tensors=inside, section=header.section + section))
-    return tuple(out)
+    return tuple(
+        replace(
+            header,
+            tensors={
+                key.removeprefix(section): info
+                for key, info in header.tensors.items()
+                if key.startswith(section)
+            },
+            section=header.section + section,
+        )
+        for header in headers
+    )
 
 
 def read_part(source: str | Path | Sequence[str | Path], part: str) -> tuple[Header, ...]:

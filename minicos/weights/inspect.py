@@ -25,6 +25,7 @@ from minicos.weights.names import (
     layout,
     lora_dialect,
     lora_key,
+    quantised,
     relative,
     renamer,
     sections,
@@ -129,7 +130,6 @@ def inspect(path: str | Path) -> Checkpoint:
     experts = (
         list(parts) if len(parts) > 1 else [part.expert for part in parts.values() if part.expert]
     )
-    hidden = ("patch_size", "image_dim")
     return Checkpoint(
         path=str(path),
         variant=variant,
@@ -139,7 +139,9 @@ def inspect(path: str | Path) -> Checkpoint:
         parameters=sum(info.elements for info in infos),
         bytes=sum(header.size for header in headers),
         dtypes=dict(Counter(info.dtype for info in infos).most_common()),
-        architecture={k: v for k, v in architecture.items() if k not in hidden},
+        architecture={
+            k: v for k, v in architecture.items() if k not in ("patch_size", "image_dim")
+        },
         parts={
             name if len(parts) > 1 else "model": tuple(str(header.path) for header in part.headers)
             for name, part in parts.items()
@@ -188,7 +190,11 @@ def _network(path: Path, expert: str | None) -> _Part:
     architecture = configs.architecture({key: info.shape for key, info in official.items()})
     variant = "transformer" if architecture else _other(official)
     known = relative(found)
-    if known is not None:
+    stored = next(filter(None, map(quantised, found)), None)
+    if stored is not None:
+        variant, architecture = f"a network stored as {stored}", {}
+        notes = ["this way of storing is not read: get the model in bf16, fp16 or fp8"]
+    elif known is not None:
         variant, architecture = known, {}
         notes = [f"it is {known}, with parts that minicos does not have, so it cannot be opened"]
     archive = headers[0].archive
@@ -216,9 +222,11 @@ def _renamed(found: Mapping[str, TensorInfo]) -> tuple[Mapping[str, TensorInfo],
 
 def _layout(found: Mapping[str, TensorInfo], known: bool) -> str:
     """Whose way of naming and storing tensors this is; official names of a network that is not known are no layout."""
-    scaled = (*FACTORS, *VALUES, *UNUSED)
-    if any(strip(key) == "scaled_fp8" or key.endswith(scaled) for key in found):
-        return "comfy_fp8_scaled"
+    if any(key.endswith(tuple(VALUES)) for key in found):
+        return "quanto"
+    if any(strip(key) == "scaled_fp8" or key.endswith((*FACTORS, *UNUSED)) for key in found):
+        integers = any(info.dtype == "I8" for info in found.values())
+        return "int8_scaled" if integers else "comfy_fp8_scaled"
     if (named := layout(found)) != "official":
         return named.split()[0]  # of "diffusers VAE"
     if any(strip(key) != key for key in found):
@@ -240,16 +248,12 @@ def _incomplete(official: Mapping[str, TensorInfo], layers: int) -> list[str]:
     """A note where a transformer lacks tensors, or has more: 15 outside the blocks, 27 in each; with CLIP 8 (9) and 5 more."""
     clip = "img_emb.proj.0.weight" in official
     expected = 15 + 27 * layers + (8 + 5 * layers + ("img_emb.emb_pos" in official) if clip else 0)
-    if len(official) < expected:
-        return [
-            f"it has {len(official)} tensors where {expected} are expected: the file is not complete"
-        ]
-    if len(official) > expected:
-        return [
-            f"it has {len(official)} tensors where {expected} are expected: a relative of Wan with parts "
-            "that minicos does not know, or a part of a larger network"
-        ]
-    return []
+    if len(official) == expected:
+        return []
+    less = "the file is not complete"
+    more = "a relative of Wan with parts that minicos does not know, or a part of a larger network"
+    reason = less if len(official) < expected else more
+    return [f"it has {len(official)} tensors where {expected} are expected: {reason}"]
 
 
 def _lora_kind(found: Mapping[str, TensorInfo]) -> tuple[str, tuple[str, ...]]:

@@ -164,8 +164,8 @@ def locate(model: str | Path, download: bool = False) -> Path:
         return EMBEDDED
     if isinstance(model, str) and model.startswith("tiny:"):
         return _embedded_variant(model)
-    path = Path(model)
-    with reading(path):
+    with reading(model, "is no path", "Give a folder, a file, or the id of a repository."):
+        path = Path(model)
         if path.exists():
             return path
     if not isinstance(model, str) or not hub.is_id(model):
@@ -229,11 +229,13 @@ def claim(path: Path) -> str | None:
     folder = {e for e in ("high", "low") if re.search(rf"{e}[ _-]?noise", path.parent.name, re.I)}
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^A-Za-z\d]+", path.name)
     words = [word for word in words if word[0].isalnum()]
-    own = set()
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        name = {"H": "high", "L": "low"}.get(word, word.lower().removesuffix("noise"))
-        if name in ("high", "low") and after.lower() not in OTHERWISE:
-            own.add(name)
+    own = {
+        name
+        for word, after in zip(words, [*words[1:], ""], strict=True)
+        if (name := {"H": "high", "L": "low"}.get(word, word.lower().removesuffix("noise")))
+        in ("high", "low")
+        and after.lower() not in OTHERWISE
+    }
     claims = own or folder
     return claims.pop() if len(claims) == 1 else None
 
@@ -291,12 +293,12 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
     for name, given in parts.items():
         if name not in PARTS:
             raise MinicosError(f"there is no part {name!r}: take one of {', '.join(PARTS)}.")
-        with reading(given):
-            if not Path(given).exists():
+        with reading(given, "is no path", f"Give a file or folder: --part {name}=FILE."):
+            found[name] = Path(given)
+            if not found[name].exists():
                 raise MinicosError(
                     f"{given} does not exist: --part {name}={given}. Check the path."
                 )
-        found[name] = Path(given)
     names: list[str] = [name for name in ("high", "low") if name in found]
     networks = {name: read_part(found[name], name) for name in names}
     if not networks:
@@ -478,10 +480,11 @@ def _is_lora(headers: Sequence[Header]) -> bool:
 
 def _with_strength(given: str | Path | tuple[str | Path, float]) -> tuple[Path, float]:
     path, strength = given if isinstance(given, tuple) else (given, 1.0)
-    if not Path(path).is_file():
-        raise MinicosError(f"the LoRA {path} does not exist or is not a file. Check the path.")
-    if not math.isfinite(strength):
-        raise MinicosError(f"the strength of the LoRA {path} is {strength}: take a number.")
+    with reading(path, "is no path of a LoRA", "Give a file, or a pair of file and strength."):
+        if not Path(path).is_file():
+            raise MinicosError(f"the LoRA {path} does not exist or is not a file. Check the path.")
+    if not isinstance(strength, int | float) or not math.isfinite(strength):
+        raise MinicosError(f"the strength of the LoRA {path} is {strength!r:.40}: take a number.")
     return Path(path), float(strength)
 
 

@@ -8,6 +8,7 @@ in float32. On a CPU, tensors that need no change stay views of the file, which 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,13 +157,12 @@ def load_into(
     )
 
 
-def stored_bytes(source: Source, part: str = "") -> dict[torch.dtype, int]:
+def stored_bytes(source: Source, part: str = "") -> Counter[torch.dtype]:
     """Bytes of each dtype in the files of `source`, from their headers."""
-    found: dict[torch.dtype, int] = {}
+    found: Counter[torch.dtype] = Counter()
     for info in tensors(read_part(source, part)).values():
         if info.dtype in DTYPES:
-            dtype = DTYPES[info.dtype]
-            found[dtype] = found.get(dtype, 0) + info.bytes
+            found[DTYPES[info.dtype]] += info.bytes
     return found
 
 
@@ -286,20 +286,21 @@ def _check(
     """Compare what the files promise with what the module needs."""
     network = type(module).__name__
     for name, one in stored.items():
-        path, shape = one.header.path, one.info.shape
-        if name not in expected:
-            raise MinicosError(f"{path}: {one.key} is not part of this {network}. {_advice(path)}")
-        if shape != tuple(expected[name].shape):
-            needed = list(expected[name].shape)
+        path, shape, needed = one.header.path, one.info.shape, expected.get(name)
+        if needed is None or shape != tuple(needed.shape):
+            what = (
+                f"is {list(shape)}, and this {network} needs {list(getattr(needed, 'shape', ()))}"
+            )
+            what = f"is not part of this {network}" if needed is None else what
             raise MinicosError(
-                f"{path}: {one.key} is {list(shape)}, and this {network} needs {needed}. {_advice(path)}"
+                f"{path}: {one.key} {what}. `minicos inspect {path}` says which variant it is for."
             )
         if one.info.dtype not in DTYPES:
             raise MinicosError(
                 f"{path}: {one.key} is stored as {one.info.dtype}, which minicos does not read. "
                 "Get the model in bf16, fp16 or fp8."
             )
-        _check_numbers(one, factors.get(name), expected[name].is_floating_point(), bool(factors))
+        _check_numbers(one, factors.get(name), needed.is_floating_point(), bool(factors))
     for name, factor in factors.items():
         if name not in stored:
             raise MinicosError(
@@ -360,10 +361,6 @@ def _check_record(one: Stored) -> None:
             f"{where} says {named}, a way of storing that minicos does not read. "
             "Get the model in bf16, fp16 or fp8."
         )
-
-
-def _advice(path: Path | str) -> str:
-    return f"`minicos inspect {path}` says which variant it is for."
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:

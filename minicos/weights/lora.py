@@ -193,14 +193,19 @@ class Applied:
     @classmethod
     def of(cls, expert: str, lora: Lora) -> "Applied":
         ranks = {d.down.shape[0] for d in lora.deltas.values() if isinstance(d, LowRank)}
-        count, path = len(lora.deltas), str(lora.path)
         return cls(
-            expert, path, lora.dialect, tuple(sorted(ranks)), lora.strength, count, lora.notes
+            expert,
+            str(lora.path),
+            lora.dialect,
+            tuple(sorted(ranks)),
+            lora.strength,
+            len(lora.deltas),
+            lora.notes,
         )
 
     def __str__(self) -> str:
-        rank = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else "whole differences"
-        rank = "LoHa or LoKr" if self.dialect == "lycoris" and not self.ranks else rank
+        other = "LoHa or LoKr" if self.dialect == "lycoris" else "whole differences"
+        rank = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else other
         changes = (
             f"{self.tensors} tensors changed ({self.dialect}, {rank}, strength {self.strength:g})"
         )
@@ -376,8 +381,6 @@ def _adapter_scale(header: Header, spelled: Mapping[str, str]) -> Scale:
                 "Merge it into the model with the tool that made it, and open the merged model."
             )
         default = _alpha(about["lora_alpha"]) if about.get("lora_alpha") is not None else None
-        if default is not None and "r" in about:
-            _alpha(about["r"])
         patterns = {
             str(name).removeprefix("^").removesuffix("$").replace("\\.", "."): _alpha(value)
             for name, value in (about.get("alpha_pattern") or {}).items()

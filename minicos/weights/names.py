@@ -259,17 +259,22 @@ def strip(key: str) -> str:
     return key
 
 
+def quantised(key: str) -> str | None:
+    """The way of storing weights that a key tells, if it is one that is not read."""
+    found = (how for end, how in QUANTISED.items() if key.endswith(end) or f"{end}." in key)
+    return next(found, None)
+
+
 def role(key: str) -> tuple[str, str]:
     """What a key is (WEIGHT, FACTOR, RECORD, ASIDE), and the weight that it is or belongs to.
 
     Raises MinicosError for a way of storing weights that is not read, naming it.
     """
-    for ending, how in QUANTISED.items():
-        if key.endswith(ending) or f"{ending}." in key:
-            raise MinicosError(
-                f"{key} tells that weights are stored as {how}, which minicos does not read. "
-                "Get the model in bf16, fp16 or fp8."
-            )
+    if how := quantised(key):
+        raise MinicosError(
+            f"{key} tells that weights are stored as {how}, which minicos does not read. "
+            "Get the model in bf16, fp16 or fp8."
+        )
     for kind, endings in ((FACTOR, FACTORS), (WEIGHT, VALUES)):
         for ending, weight in endings.items():
             if key.endswith(ending):

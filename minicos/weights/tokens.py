@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from minicos.weights.files import reading, regular, table
+from minicos.weights.files import read_bytes, reading, table
 
 LIMIT = 1 << 26  # bytes; that of umt5-xxl has 17 million
 MODELS = ("Unigram", "WordLevel", "BPE")
@@ -32,12 +32,8 @@ PROBES = ("", "a", "The quick brown fox, 123.", "é 中文 \u2603 \U0001f600 \x0
 
 def read_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
     """The tokenizer of a file. Raises MinicosError if it is missing, damaged, or made of other parts than UMT5's."""
-    path = regular(path)
+    text = read_bytes(path, LIMIT)
     with reading(path, "is not a tokenizer.json", REMEDY):
-        with path.open("rb") as file:
-            text = file.read(LIMIT + 1)
-        if len(text) > LIMIT:
-            raise ValueError(f"it has more than {LIMIT:,} bytes")
         _check(table(text))
         vocabulary = tokenizers.Tokenizer.from_str(text.decode("utf-8"))
         vocabulary.no_truncation()
@@ -50,14 +46,15 @@ def read_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
 def _check(given: Mapping[str, Any]) -> None:
     """Raise ValueError where a tokenizer is not made of parts that are known to be harmless."""
     model = given.get("model")
-    model = model if isinstance(model, dict) else {}
-    kind = model.get("type")
-    if kind not in MODELS:
+    if not isinstance(model, dict) or (kind := model.get("type")) not in MODELS:
+        kind = model.get("type") if isinstance(model, dict) else None
         raise ValueError(f"its model is {kind!r:.60}, not one of {', '.join(MODELS)}")
-    if kind == "Unigram" and type(model.get("unk_id")) is not int:
-        raise ValueError("it has no token for unknown words (unk_id)")
-    if kind == "WordLevel" and model.get("unk_token") not in model.get("vocab", {}):
-        raise ValueError("it has no token for unknown words (unk_token)")
+    unknown = {
+        "Unigram": type(model.get("unk_id")) is int,
+        "WordLevel": model.get("unk_token") in model.get("vocab", {}),
+    }
+    if not unknown.get(kind, True):
+        raise ValueError("it has no token for unknown words (unk_id, unk_token)")
     if model.get("dropout"):
         raise ValueError("it drops pieces at random (dropout)")
     _check_numbers(model.get("vocab"), given.get("added_tokens") or [])
@@ -86,9 +83,8 @@ def _check_numbers(vocabulary: Any, added: Any) -> None:
     """Tokens are numbered 0, 1, 2, ... without a gap: each number is a row of the text encoder."""
     if not isinstance(vocabulary, list | dict) or not isinstance(added, list):
         raise ValueError("its vocabulary is neither a list nor a table")
-    numbers: set[Any] = set(range(len(vocabulary)))
-    if isinstance(vocabulary, dict):
-        numbers = set(vocabulary.values())
+    ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
+    numbers = set(ids)
     numbers |= {token.get("id") for token in added}
     if not all(type(number) is int for number in numbers):
         raise ValueError("its tokens are not numbered")

@@ -101,12 +101,10 @@ def _like(evidence: Evidence, asked: str | None) -> tuple[str, tuple[str, ...]]:
             f"{where} takes {inputs} input channels and gives {outputs}, as no Wan that minicos knows: "
             "it may be a control network (Wan-Fun-Control has 48 or 52). Take a text- or image-to-video network."
         )
+    kinds = {0: "Wan2.2-I2V-A14B", 1: "Wan2.1-I2V-14B", 2: "Wan2.1-FLF2V-14B"}
+    nearest = kinds[min(2, images // CLIPConfig().tokens)]
     if inputs == outputs:
         nearest = "Wan2.2-T2V-A14B" if pair else "Wan2.1-T2V-14B"
-    elif images:
-        nearest = "Wan2.1-FLF2V-14B" if images > CLIPConfig().tokens else "Wan2.1-I2V-14B"
-    else:
-        nearest = "Wan2.2-I2V-A14B"
     if asked is not None:
         base = VARIANTS[FINETUNES.get(asked, asked)]
         if (base.in_dim > base.out_dim) != (
