@@ -95,9 +95,7 @@ def run(args: argparse.Namespace) -> int:
     files = opening.layout(args)
     preset, dit, vae = opening.plan(args, files), files.experts["high"].config, files.vae.config
     opening.within(args.at, preset.steps)
-    making = Making(
-        files.variant, preset, vae.stride[1] * dit.patch_size[1], vae.stride[0], args.area
-    )
+    making = Making.of(files, preset, args.area)
     grids = [_grid(making, sample, vae.stride, dit.patch_size) for sample in samples]
     wanted.check(points(dit))
     size = activations.megabytes(wanted, points(dit), grids, dit.dim)

@@ -92,6 +92,9 @@ def load(
                 file=sys.stderr,
             )
 
+    opened: list[Wan] = getattr(args, "opened", [])  # by an earlier sample of --cases
+    if opened:
+        return opened[0]
     files = files or layout(args)
     chosen, ops = plan(args, files), _ops(args)
     wan = opening.load(
@@ -112,6 +115,7 @@ def load(
         *(map(str, wan.loras) if args.lora else ()),
     ):  # one of the model's own is no news
         print(f"minicos: {line}", file=sys.stderr)
+    opened.append(wan)
     return wan
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from minicos.cli import values
+from minicos.cli import each, values
 
 SOLVERS = (
     "euler",
@@ -166,6 +166,7 @@ def add_condition_options(parser: argparse.ArgumentParser, required: bool = True
             const=None,
             help="nothing in particular: an unconditional control",
         )
+    each.add(parser, prompt)
     parser.add_argument(
         "--image", type=Path, help="first frame (png, jpg), for image-to-video models"
     )

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from minicos.analysis.options import OWN, PUZZLES, Cases, FramesOptions, Puzzles, option_fields
-from minicos.cli import opening, options, run_folder, values
+from minicos.cli import each, opening, options, run_folder, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def add(
     add_options(parser, cls)
     if issubclass(cls, Cases):
         add_sampling_of_own(parser, frames=cls is not FramesOptions)
+        each.add(parser)
     options.add_model_options(parser, out=f"runs/{name}")
     return parser
 

@@ -285,10 +285,7 @@ def _work(
 
     sizes = {}
     for name, plan in plans.items():
-        (t, h, _), patch = plan.model.vae.stride, plan.model.dit.patch_size
-        sizes[name] = Making(
-            plan.files.variant, plan.model.preset, h * patch[1], t, args.area, args.frames
-        )
+        sizes[name] = Making.of(plan.files, plan.model.preset, args.area, args.frames)
     seeds = args.seeds or [args.seed]
     named = {arm.name: arm for arm in arms}
     maker = Maker(

@@ -12,7 +12,7 @@ misread, and a file that is not what it should be are reported as problems and n
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -131,6 +131,13 @@ def missing(found: Found) -> list[str]:
     there = {sample.name for sample in found.samples}
     every = (f"{t.split}/{name}/{i:05d}" for name, t in tasks().items() for i in range(5))
     return [name for name in every if name not in there]
+
+
+def other(samples: Sequence[Sample], sample: Sample) -> str:
+    """The prompt of the next sample that has another one, round the end: what a swap takes. Its own where all are equal."""
+    place = samples.index(sample)
+    turned = (*samples[place + 1 :], *samples[:place])
+    return next((one.prompt for one in turned if one.prompt != sample.prompt), sample.prompt)
 
 
 def load_picture(sample: Sample) -> np.ndarray:

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from minicos.config import Preset
+from minicos.config import DiTConfig, Preset, VAEConfig
+from minicos.errors import MinicosError
 from minicos.vbvr import tree
-from minicos.vbvr.cases import Sample, load_picture
+from minicos.vbvr.cases import Sample, load_picture, other
 from minicos.vbvr.conditions import Arm, Batch, final, image_batch
 from minicos.vbvr.fit import Fit, fit, made_frames
 from minicos.vbvr.work import Job, Unit
 from minicos.wan import Wan
+from minicos.weights.layouts import Layout
 
 # The embedded model knows pictures of at most 6 x 6 cells of 16 pixels and clips of at most 33 frames: what is no larger keeps
 # its size and length, and anything else is brought to the preset's.
@@ -30,6 +32,17 @@ class Making:
     stride: int  # and the frames are stride * n + 1
     area: int | None = None  # pixels at most, where the user says so
     longest: int | None = None  # frames at most, likewise
+
+    @classmethod
+    def of(
+        cls, files: Layout, preset: Preset, area: int | None = None, longest: int | None = None
+    ) -> "Making":
+        """The sizes of a model that is known by its files."""
+        dit, vae = files.experts["high"].config, files.vae.config
+        if not isinstance(dit, DiTConfig) or not isinstance(vae, VAEConfig):
+            raise MinicosError(f"{files.variant} is not a model of videos.")
+        step = vae.stride[1] * dit.patch_size[1]
+        return cls(files.variant, preset, step, vae.stride[0], area, longest)
 
     def fit(self, sample: Sample) -> Fit:
         """The way from a sample's picture to what the model makes."""
@@ -112,12 +125,12 @@ class Maker:
         ways = [Fit(sample.size, unit.shape[1:]) for sample in samples]
         pictures = [w.forward(load_picture(s)) for w, s in zip(ways, samples, strict=True)]
         takes = self.models[self.arms[unit.condition].weights].preset.takes_image
-        names = list(self.samples)
-        places = [names.index(sample.name) for sample in samples]
+        every = list(self.samples.values())
+        places = [every.index(sample) for sample in samples]
         return Batch(
             [sample.prompt for sample in samples],
             image_batch(pictures) if takes else None,
-            [self.samples[_other(names, self.samples, place)].prompt for place in places],
+            [other(every, sample) for sample in samples],
             [unit.seed + place * self.own_seeds for place in places],
             unit.shape[0],
         )
@@ -129,10 +142,3 @@ class Maker:
             video = np.concatenate(list(wan.frames(one)))
             frames = sample.frames if arm.frames is None else None
             tree.write(root, sample, video, Fit(sample.size, unit.shape[1:]), frames)
-
-
-def _other(names: Sequence[str], samples: Mapping[str, Sample], place: int) -> str:
-    """The next sample of another prompt, round the end: the one whose prompt a swap takes."""
-    own = samples[names[place]].prompt
-    turned = (*names[place + 1 :], *names[:place])
-    return next((name for name in turned if samples[name].prompt != own), names[place])

@@ -1,0 +1,77 @@
+"""`--cases FOLDER`: a verb once for each sample of a folder, each in a run folder of its own."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minicos.cli import opening
+from minicos.errors import MinicosError
+
+if TYPE_CHECKING:
+    from minicos.vbvr.cases import Sample
+    from minicos.vbvr.generate import Making
+    from minicos.wan import Wan
+
+Verb = Callable[[argparse.Namespace], Any]
+
+
+def add(parser: argparse.ArgumentParser, group: "argparse._ActionsContainer | None" = None) -> None:
+    """The option, for a verb that takes --prompt and --image; `group` is where --prompt stands, if it excludes others."""
+    (group or parser).add_argument(
+        "--cases",
+        type=Path,
+        metavar="FOLDER",
+        help="instead: every sample of a folder (picture and prompt.txt, VBVR-Bench ...), each in OUT/NAME",
+    )
+    parser.set_defaults(run=partial(run, parser.get_default("run")))
+
+
+def run(verb: Verb, args: argparse.Namespace) -> int:
+    """The verb as it is, or once for each sample. A sample that fails is named at the end, and the others are kept."""
+    if args.cases is None:
+        return verb(args) or 0
+    if args.prompt is not None or args.image is not None:
+        raise MinicosError(
+            "--cases brings its own prompts and pictures: leave --prompt and --image out."
+        )
+    from minicos.vbvr import cases
+    from minicos.vbvr.generate import Making
+
+    found = cases.read(args.cases)
+    files = opening.layout(args)
+    making = Making.of(files, opening.plan(args, files))
+    failed = dict(found.problems)
+    opened: list[Wan] = []  # with room for the largest picture, which comes first
+    order = sorted(found.samples, key=lambda sample: -sample.size[0] * sample.size[1])
+    for number, sample in enumerate(order):
+        print(f"minicos: {number + 1}/{len(order)}  {sample.name}", file=sys.stderr)
+        try:
+            own = _own(args, making, sample, cases.other(found.samples, sample))
+            if code := verb(argparse.Namespace(**{**vars(args), **own, "opened": opened})):
+                failed[sample.name] = f"exit code {code}"
+        except MinicosError as error:
+            failed[sample.name] = str(error)
+    for name, why in failed.items():
+        print(f"minicos: failed: {name}: {why}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _own(
+    args: argparse.Namespace, making: "Making", sample: "Sample", other: str
+) -> dict[str, object]:
+    """The options of one sample: its prompt, its picture in a size that the model makes, its folder."""
+    from minicos.media import save_image
+    from minicos.vbvr.cases import load_picture
+
+    out = args.out / sample.name
+    own: dict[str, object] = {"cases": None, "prompt": sample.prompt, "out": out}
+    if making.preset.takes_image:
+        image = out.with_name(f"{out.name}.png")
+        save_image(image, making.fit(sample).forward(load_picture(sample)))
+        own["image"] = image
+    if getattr(args, "other", "") is None and (args.verb == "swap" or getattr(args, "swap", None)):
+        own["other"] = other
+    return own
