@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from minicos.condition import (
+    Condition,
     WanCondition,
     check_frames,
     cover,
@@ -294,6 +295,17 @@ def test_branches_have_their_own_prompt(plain):
     assert torch.equal(plain.branch("uncond"), plain.text_null)
     with pytest.raises(MinicosError, match="negative prompt"):
         replace(plain, text_null=None).branch("uncond")
+
+
+def test_conditions_that_differ_in_the_prompt_alone(plain):
+    """Every other field counts: a pass of one stands for the other only where nothing else differs."""
+    y = torch.zeros(1, 20, 3, 2, 2)
+    pictured = replace(plain, y=y)
+    assert pictured.same_but_text(replace(pictured, text=plain.text + 1, y=y.clone()))
+    for change in ({"y": y + 1}, {"text_null": y}, {"clip": y}, {"first": y}, {"y": None}):
+        assert not pictured.same_but_text(replace(pictured, **change))
+    assert not pictured.same_but_text(Condition(shape=plain.shape))
+    assert not Condition(shape=plain.shape).same_but_text(pictured)
 
 
 def test_imposing_replaces_the_first_frame_and_nothing_else(plain):
