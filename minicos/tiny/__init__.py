@@ -1,1 +1,1 @@
-"""The embedded model: its training, its evaluation and its weights. Nothing in minicos imports this package."""
+"""The embedded model: its training, its evaluation, its weights. Nothing in minicos imports it."""

@@ -1,9 +1,10 @@
-"""Training data of the embedded DiT: puzzles drawn, encoded once by the embedded VAE, and kept in shards.
+"""Training data of the embedded DiT: puzzles, encoded once by the embedded VAE, kept in shards.
 
-A shard holds pictures of one source (see `mixture`), so of one grid size and length: `y`, the latent of [picture, grey frames] that
-the network is conditioned on, and for some answers (or prompts) of each picture `x0`, the latent of the video, `of`, which picture
-it answers, and `prompt`, which of the prompts in the shard's metadata. Answers are drawn at random among all valid ones: that is
-what makes several of them likely at high noise.
+A shard holds pictures of one source (see `mixture`), so of one grid size and length: `y`, the
+latent of [picture, grey frames] that the network is conditioned on, and for some answers (or
+prompts) of each picture `x0`, the latent of the video, `of`, which picture it answers, and
+`prompt`, which of the prompts in the shard's metadata. Answers are drawn at random among all valid
+ones: that is what makes several of them likely at high noise.
 """
 
 import json
@@ -34,9 +35,10 @@ TOKENS = 4096  # of a training batch, about
 def answers(
     puzzle: Puzzle, rng: np.random.Generator, frames: int, one: bool = False
 ) -> list[tuple[str, np.ndarray]]:
-    """Two (prompt, video) of one picture: another prompt where there is one, else other answers, at random. All for `reveal`.
+    """Two (prompt, video) of one picture; all answers where the kind is `reveal`.
 
-    With `one`, only the first of the valid answers to a prompt is ever drawn.
+    The second has another prompt where the picture admits one, else another answer, at random. With
+    `one`, only the first of the valid answers to a prompt is ever drawn.
     """
     others = puzzle.variants()
     if isinstance(puzzle, Reveal) and not one:
@@ -52,7 +54,10 @@ def answers(
 
 
 def told(puzzle: Reveal, i: int, rng: np.random.Generator) -> str:
-    """A prompt that answer i obeys: as it is, or (a quarter each) naming its colour or its look, unless that is held out."""
+    """A prompt that answer i obeys.
+
+    Half of the time the puzzle's own; else one that names its colour, or its look if not held out.
+    """
     shape, colour = puzzle.candidates[i][0]
     named = (puzzle.named, puzzle.named, f"{colour} object", f"{colour} {shape}")[rng.integers(4)]
     asked = replace(puzzle, named=named)
@@ -60,10 +65,13 @@ def told(puzzle: Reveal, i: int, rng: np.random.Generator) -> str:
 
 
 def shared_frames(videos: np.ndarray) -> np.ndarray:
-    """Which latent frames but the first show the same in all answers of a picture: bool (latent frames,); videos n f h w 3.
+    """Which latent frames show the same in all answers of a picture (never the first).
 
-    Four pixel frames make a latent frame. Where answers look alike the encoder may still tell them apart, by what it remembers;
-    training on the mean over all answers takes this leak away.
+    videos   uint8 (n f h w 3), all answers
+    returns  bool (latent frames,)
+
+    Four pixel frames make a latent frame. Where answers look alike the encoder may still tell them
+    apart, by what it remembers; training on the mean over all answers takes this leak away.
     """
     same = (videos == videos[:1]).all(axis=(0, 2, 3, 4))
     return np.array([False, *same[1:].reshape(-1, 4).all(axis=1)])
@@ -73,7 +81,7 @@ def shared_frames(videos: np.ndarray) -> np.ndarray:
 def shard(
     vae: VAE, source: Source, seed: int, index: int, compiled: bool = False, one: bool = False
 ) -> dict[str, Any]:
-    """The tensors of shard `index`, and under "prompts" what its prompts are: a pure function of the arguments."""
+    """The tensors of shard `index`, and its "prompts": a pure function of the arguments."""
     rng = np.random.default_rng((seed, index, *source.name.encode()))
     firsts: list[np.ndarray] = []
     videos: list[np.ndarray] = []
@@ -107,9 +115,11 @@ def shard(
 def encode(
     vae: VAE, videos: Sequence[np.ndarray], compiled: bool = False, batch: int = 8
 ) -> Tensor:
-    """Videos in 0..255 -> normalised latents in float16 (n 16 f h w), encoded in bfloat16, whole clips at once.
+    """Videos in 0..255 -> normalised latents in float16 (n 16 f h w), encoded in bfloat16, whole
+    clips at once.
 
-    Batches are filled up to one size, for which the encoder may be compiled: twice as fast on a CPU, and the same network.
+    Batches are filled up to one size, for which the encoder may be compiled: twice as fast on a
+    CPU, and the same network.
     """
     device = next(vae.parameters()).device
     encoder = (COMPILED if compiled else EAGER)[0]
@@ -138,7 +148,9 @@ def write(
     compiled: bool = False,
     one: bool = False,
 ) -> None:
-    """Write shards 0..shards-1 of each source, skipping what is there; process `part` of `parts` writes its own share of them.
+    """Write shards 0..shards-1 of each source, skipping what is there.
+
+    Of several processes, number `part` of `parts` writes its own share of them.
 
     The first shards of all sources come first, so that training can begin early.
     """
@@ -160,8 +172,8 @@ def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> N
 class Pool:
     """The shards of a folder in memory, by source. `refresh` takes in those written since.
 
-    At which step a shard was first used is kept in `record`, and a run that resumes uses it from the same step on: so it
-    continues the same run, whatever was written in between.
+    At which step a shard was first used is kept in `record`, and a run that resumes uses it from
+    the same step on: so it continues the same run, whatever was written in between.
     """
 
     def __init__(self, folder: Path, sources: Iterable[Source], record: Path):
@@ -204,7 +216,10 @@ class Pool:
     def batch(
         self, rng: np.random.Generator, tokens: int = TOKENS
     ) -> tuple[Tensor, Tensor, list[str]]:
-        """Samples of one shape, about `tokens` tokens: x0 (n 16 f h w), y (n 20 f h w) with the mask channels, prompts (n)."""
+        """Samples of one shape, about `tokens` tokens: x0 (n 16 f h w), y (n 20 f h w), prompts (n).
+
+        y holds the mask channels and the latent that the network is conditioned on.
+        """
         there = [source for source in self.sources if source.name in self.samples]
         odds = shapes(there)
         shape = list(odds)[rng.choice(len(odds), p=list(odds.values()))]

@@ -1,15 +1,19 @@
-"""Judge the embedded model on held-out puzzles of every family: `python -m minicos.tiny.evaluate [--json FILE]`.
+"""Judge the embedded model on held-out puzzles of every family.
 
-Puzzles come from the test split, which no training stage has drawn from (a hash of the picture decides). Every video is sampled
-with the tiny preset, 20 Euler steps at guidance 1, and scored from its pixels alone. The report has for each family:
+    python -m minicos.tiny.evaluate [--json FILE]
 
-    category, domain    what it asks for, and whether the model was trained on it ("in") or not ("out")
-    score, solved       mean graded score of the model's videos, and the share with the strict verdict
-    truth, static, noise    mean score of drawn answers, of the first frame held still, and of noise
-    oracle              share of drawn answers that still have the verdict when the VAE has encoded and decoded them
-    n                   puzzles
+Puzzles come from the test split, which no training stage has drawn from (a hash of the picture
+decides). Every video is sampled with the tiny preset, 20 Euler steps at guidance 1, and scored from
+its pixels alone. The report has for each family:
 
-and `vae_psnr_db`, `in_domain` and `out_of_domain` (mean scores over families), and `variants`, the same for every variant that ships.
+    category, domain      what it asks for; whether it is among what is trained on: "in" or "out"
+    score, solved         mean graded score of its videos; share of them with the strict verdict
+    truth, static, noise  mean score of drawn answers, of the first frame held still, of noise
+    oracle                share of drawn answers with the verdict once encoded and decoded
+    n                     puzzles
+
+and `vae_psnr_db`, `in_domain` and `out_of_domain` (mean scores over families), and `variants`, the
+same for every variant that ships.
 """
 
 import argparse
@@ -55,7 +59,8 @@ def solve(wan: Wan, batch: Sequence[Puzzle], seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def reconstruct(wan: Wan, puzzles_: Sequence[Puzzle], videos: np.ndarray) -> dict[str, list[float]]:
-    """PSNR in dB ("vae_psnr_db") and verdict ("oracle") of videos uint8 (n f h w 3) after encoding and decoding."""
+    """PSNR in dB ("vae_psnr_db") and verdict ("oracle") of videos uint8 (n f h w 3) after encoding
+    and decoding."""
     truth = torch.stack([to_float(video) for video in videos]).to(wan.device)
     latents = wan.vae.encode(truth, chunk=12)
     back = wan.vae.decode(latents, chunk=latents.shape[2]).float()
@@ -78,7 +83,8 @@ def baselines(puzzle: Puzzle, truth: np.ndarray, rng: np.random.Generator) -> di
 def judge(
     wan: Wan, family: Family, n: int, *, split: str = "test", seed: int = 0, vae: bool = True
 ) -> dict[str, float]:
-    """Means over n puzzles: score and solved and, if `vae`, those that need no network: baselines, oracle and PSNR."""
+    """Means over n puzzles: score and solved and, if `vae`, those that need no network: baselines,
+    oracle and PSNR."""
     rows: dict[str, list[float]] = {}
     rng = np.random.default_rng(seed)
 
@@ -148,7 +154,8 @@ def lines(report: Report) -> Iterator[str]:
 def complete(
     open_model: Callable[[str], Wan], model: str, n: int, variants: Sequence[str], **options: Any
 ) -> Report:
-    """The report of a model, with those of its variants: without what concerns the VAE, which they share."""
+    """The report of a model, with those of its variants: without what concerns the VAE, which they
+    share."""
     report = evaluate(open_model(model), n, **options)
     options["vae"] = False
     report["variants"] = {}
@@ -159,7 +166,8 @@ def complete(
 
 
 def opened(model: str) -> Wan:
-    """A model that decodes in bfloat16, five times as fast on a CPU: 56 dB PSNR from float32, far below what a scorer sees."""
+    """A model that decodes in bfloat16, five times as fast on a CPU: 56 dB PSNR from float32, far
+    below what a scorer sees."""
     return load(model, decode_dtype=torch.bfloat16)
 
 

@@ -1,4 +1,5 @@
-"""Write the trained networks as a folder in the official layout, float16: what `minicos.load("tiny")` opens."""
+"""Write the trained networks as a folder in the official layout, float16: what
+`minicos.load("tiny")` opens."""
 
 import json
 from dataclasses import asdict
@@ -16,7 +17,8 @@ from minicos.weights import lora
 
 
 def export(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str = "dit/averaged") -> None:
-    """From the checkpoints of `folder` to `weights`, the tokenizer's file included; without `low` the model has one expert.
+    """From the checkpoints of `folder` to `weights`, the tokenizer's file included; without `low`
+    the model has one expert.
 
     `stage`  the checkpoint of the network: "dit/averaged", or an earlier one, "dit/averaged-4000"
     """
@@ -62,7 +64,8 @@ def told(weights: Path) -> None:
 
 
 def half(path: Path, tensors: dict[str, Tensor], config: dict | None = None) -> None:
-    """A safetensors file in float16, with the configuration in its metadata where the official layout has no place for it."""
+    """A safetensors file in float16, with the configuration in its metadata where the official
+    layout has no place for it."""
     small = {k: v.half().contiguous() for k, v in tensors.items()}
     metadata = {"config": json.dumps(config)} if config else None
     replace_file(path, lambda temporary: save_file(small, temporary, metadata=metadata))

@@ -1,7 +1,9 @@
-"""What the embedded model is trained on: every source of puzzles, with its share of the training compute.
+"""What the embedded model is trained on: every source of puzzles, with its share of the training
+compute.
 
-A source is a family of `puzzles.FAMILIES` in its own length, or the same puzzles at another grid size or in another number of
-frames. Families that are out of domain, and compositions that are held out, are never in this table.
+A source is a family of `puzzles.FAMILIES` in its own length, or the same puzzles at another grid
+size or in another number of frames. Families that are out of domain, and compositions that are held
+out, are never in this table.
 """
 
 from collections.abc import Iterable
@@ -35,8 +37,8 @@ class Source:
         return self.family.size**2 * ((self.frames - 1) // 4 + 1)
 
 
-# Family, or kind/size -> share at the length that the family has. The twins with one answer (`-one`) have pictures that their family
-# also draws, and need little of their own. A family that is not in this version of the puzzles is left out.
+# Family, or kind/size -> share at the length that the family has. The twins with one answer
+# (`-one`) have pictures that their family also draws, and need little of their own.
 SHARES: dict[str, float] = {
     "maze": 0.08,
     "maze-one": 0.02,
@@ -85,25 +87,26 @@ WITHIN = {"reveal-colour": "reveal", "reveal-one": "reveal"}
 
 
 def source(name: str, share: float, frames: int | None = None) -> Source:
-    """A source by the name of its family, or kind/size. Raises MinicosError for a name that is neither."""
+    """A source by the name of its family, or kind/size. Raises MinicosError for a name that is
+    neither."""
     kind, _, size = name.partition("/")
     family = puzzles.of_kind(kind, int(size)) if size else puzzles.family(name)
     return Source(family, frames or family.draw(0).frames, share)
 
 
 def sources() -> tuple[Source, ...]:
-    """Every source whose family exists."""
-    known = {name for name in SHARES if name in puzzles.FAMILIES or "/" in name}
-    table = [source(name, share) for name, share in SHARES.items() if name in known]
-    other = LENGTHS.items()
-    table += [source(name, share, frames) for (name, frames), share in other if name in known]
-    return tuple(table)
+    """The whole mixture."""
+    own = [source(name, share) for name, share in SHARES.items()]
+    other = [source(name, share, frames) for (name, frames), share in LENGTHS.items()]
+    return (*own, *other)
 
 
 def shapes(table: Iterable[Source]) -> dict[tuple[int, int], float]:
-    """Shape -> probability that a step trains on it, so that compute is shared as `Source.share` says.
+    """Shape -> probability that a step trains on it, so that compute is shared as `Source.share`
+    says.
 
-    Batches have about the same number of tokens whatever their shape, so every step costs about the same.
+    Batches have about the same number of tokens whatever their shape, so every step costs about the
+    same.
     """
     total: dict[tuple[int, int], float] = {}
     for one in table:

@@ -1,4 +1,5 @@
-"""What every training run of the embedded model shares: optimiser, learning-rate curve, averaging, checkpoints, the loop."""
+"""What every training run of the embedded model shares: optimiser, learning-rate curve, averaging,
+checkpoints, the loop."""
 
 import json
 import math
@@ -15,9 +16,11 @@ from minicos.runs import replace_file
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix updates are made orthogonal (Jordan et al. 2024): every direction of a kernel learns equally fast.
+    """Momentum whose matrix updates are made orthogonal (Jordan et al. 2024): every direction of a
+    kernel learns equally fast.
 
-    Takes parameters of two or more dimensions; a convolution kernel counts as the matrix (out, in * kernel).
+    Takes parameters of two or more dimensions; a convolution kernel counts as the matrix (out, in *
+    kernel).
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
@@ -48,7 +51,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrices with singular values near one, by Muon's quintic Newton-Schulz iteration in bfloat16: n rows columns."""
+    """The nearest matrices with singular values near one, by Muon's quintic Newton-Schulz iteration
+    in bfloat16: n rows columns."""
     x = matrices.bfloat16()
     x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).bfloat16()
     tall = x.shape[1] > x.shape[2]
@@ -62,7 +66,8 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 def optimisers(
     model: nn.Module, muon: Callable[[str, nn.Parameter], bool], muon_lr: float, adam_lr: float
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the parameters that `muon(name, parameter)` picks, AdamW for the rest; frozen parameters are left out."""
+    """Muon for the parameters that `muon(name, parameter)` picks, AdamW for the rest; frozen
+    parameters are left out."""
     chosen: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, p in model.named_parameters():
@@ -75,7 +80,8 @@ def optimisers(
 
 
 def rate(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Factor on the learning rate: linear warm-up, constant, linear to zero over the last `decay` share of the steps."""
+    """Factor on the learning rate: linear warm-up, constant, linear to zero over the last `decay`
+    share of the steps."""
     return min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps))
 
 
@@ -94,10 +100,13 @@ def train(
     keep_every: int | None = None,
     log: Callable[[int, float], str] = lambda step, loss: "",
 ) -> None:
-    """Run the loop to `steps`, resuming from `folder`. Data must depend on the step alone: a resumed run then continues the same one.
+    """Run the loop to `steps`, resuming from `folder`. Data must depend on the step alone: a
+    resumed run then continues the same one.
 
-    A checkpoint is written every `save_every` steps and every `save_seconds`. Leaves `folder/averaged.safetensors`, the exponential
-    average of the parameters, and `folder/log.jsonl`; every `keep_every` steps the average is kept as averaged-STEP.safetensors, too.
+    A checkpoint is written every `save_every` steps and every `save_seconds`. Leaves
+    `folder/averaged.safetensors`, the exponential average of the parameters, and
+    `folder/log.jsonl`; every `keep_every` steps the average is kept as averaged-STEP.safetensors,
+    too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -132,10 +141,8 @@ def train(
                 "loss": round(total / since, 6),
                 "seconds_per_step": round(seconds, 3),
             }
-            print(
-                f"{step + 1:6d}/{steps}  loss {total / since:.5f}  {seconds:.2f} s/step  {log(step, total / since)}",
-                flush=True,
-            )
+            told = f"loss {total / since:.5f}  {seconds:.2f} s/step  {log(step, total / since)}"
+            print(f"{step + 1:6d}/{steps}  {told}", flush=True)
             with (folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
             total, since, clock = 0.0, 0, time.monotonic()
@@ -176,7 +183,8 @@ def _save(
 def _resume(
     folder: Path, model: nn.Module, average: dict[str, Tensor], opts: list[torch.optim.Optimizer]
 ) -> int:
-    """Restore everything from the last checkpoint, if there is one; returns the step to go on from."""
+    """Restore everything from the last checkpoint, if there is one; returns the step to go on
+    from."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0

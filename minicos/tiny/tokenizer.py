@@ -2,8 +2,8 @@
 
     python -m minicos.tiny.tokenizer minicos/tiny/weights/google/umt5-xxl/tokenizer.json
 
-writes the file that lies beside the model's weights, in the official layout. A word keeps its id for ever: words that puzzles have
-learnt since are appended, so that weights trained before know the rows they had.
+writes the file that lies beside the model's weights, in the official layout. A word keeps its id
+for ever: new words of the puzzles are appended, so that older weights keep the rows they have.
 """
 
 import sys
@@ -24,7 +24,7 @@ FIRST = tuple(LEXICON.split())  # ids 3 and up, as in the first release
 
 
 def words(known: tuple[str, ...] = (*SPECIAL, *FIRST)) -> tuple[str, ...]:
-    """All tokens in the order of their ids: `known` and, behind them, the words of prompts that it lacks."""
+    """All tokens in the order of their ids: `known`, then the words of prompts that it lacks."""
     return tuple(dict.fromkeys((*known, *puzzles.WORDS)))
 
 
@@ -35,11 +35,15 @@ def tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 def build(all_tokens: tuple[str, ...] | None = None) -> Tokenizer:
-    """Lower case, split at white space and punctuation, look each word up, append </s>. Tokens are `words()` by default."""
+    """Lower case, split at white space and punctuation, look each word up, append </s>.
+
+    Tokens are `words()` by default. Raises ValueError for more than the embedding has rows.
+    """
     all_tokens = all_tokens or words()
     if len(all_tokens) > TINY_TEXT.vocab_size:
         raise ValueError(
-            f"{len(all_tokens)} tokens do not fit into the {TINY_TEXT.vocab_size} rows of the embedding"
+            f"{len(all_tokens)} tokens do not fit into the {TINY_TEXT.vocab_size} rows "
+            "of the embedding"
         )
     vocabulary = {word: i for i, word in enumerate(all_tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

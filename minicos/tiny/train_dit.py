@@ -1,8 +1,9 @@
 """Train the embedded DiT with its text encoder, then its low-noise expert as a LoRA.
 
-Flow matching: x = (1 - sigma) x0 + sigma noise, target velocity noise - x0, mean squared error. Noise levels are stratified over the
-batch and shifted towards noise (sigma = 3u / (1 + 2u)), where routes are decided; a tenth of the prompts is dropped, so that guidance
-works. The first stage sees every noise level and ships as the high-noise expert; the second trains rank-16 updates of its block
+Flow matching: x = (1 - sigma) x0 + sigma noise, target velocity noise - x0, mean squared error.
+Noise levels are stratified over the batch and shifted towards noise (sigma = 3u / (1 + 2u)), where
+routes are decided; a tenth of the prompts is dropped, so that guidance works. The first stage sees
+every noise level and ships as the high-noise expert; the second trains rank-16 updates of its block
 matrices on sigma < 0.9 alone, the share of the low-noise expert.
 """
 
@@ -32,7 +33,8 @@ BOUNDARY, RANK = 0.9, 16  # of the low-noise expert
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention written out: its backward pass is faster than the fused one on a CPU for a hundred tokens."""
+    """Attention written out: its backward pass is faster than the fused one on a CPU for a hundred
+    tokens."""
     return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
 
 
@@ -73,7 +75,8 @@ def initialise(student: Student) -> None:
 
 
 def noise_levels(n: int, rng: np.random.Generator, below: float = 1.0) -> Tensor:
-    """n stratified sigmas in (0, below): sigma = 3u / (1 + 2u) for u evenly spread, cut at `below`."""
+    """n stratified sigmas in (0, below): sigma = 3u / (1 + 2u) for u evenly spread, cut at
+    `below`."""
     top = below / (SHIFT - (SHIFT - 1) * below)  # the u that gives sigma = below
     u = (rng.permutation(n) + rng.random(n)) / n * top
     return torch.from_numpy(SHIFT * u / (1 + (SHIFT - 1) * u)).float()
@@ -104,7 +107,8 @@ def train(
     device: str = "cpu",
     compiled: bool = False,
 ) -> None:
-    """First stage: all noise levels, into `folder`/dit, resuming; takes in shards of `folder`/latents as they are written.
+    """First stage: all noise levels, into `folder`/dit, resuming; takes in shards of
+    `folder`/latents as they are written.
 
     Starts from `folder`/start.safetensors if that is there (see `adopt`).
     """
@@ -163,7 +167,8 @@ def fit(
 
 
 def adopt(folder: Path, wan: Wan, tokenizer: Tokenizer) -> None:
-    """Begin from a model's weights: its high-noise expert and text encoder, with fresh rows for words that it did not know."""
+    """Begin from a model's weights: its high-noise expert and text encoder, with fresh rows for
+    words that it did not know."""
     torch.manual_seed(0)
     student = Student(tokenizer)
     known, rows = wan.text.state_dict(), student.text.token_embedding.weight.detach()
@@ -186,9 +191,11 @@ def train_one_answer(
     device: str = "cpu",
     compiled: bool = False,
 ) -> None:
-    """A variant: the finished first stage trained on, where each prompt has one answer, into `folder`/one-answer.
+    """A variant: the finished first stage trained on, where each prompt has one answer, into
+    `folder`/one-answer.
 
-    It must not show several candidates in its early steps: the positive control for analyses that count them.
+    It must not show several candidates in its early steps: the positive control for analyses that
+    count them.
     """
     student = finished(folder, tokenizer).requires_grad_(True).to(device)
     opts = optim.optimisers(student, is_block_matrix, muon_lr=4e-3, adam_lr=1e-3)
@@ -219,7 +226,8 @@ class LowRankUpdate(nn.Module):
 
 
 def finished(folder: Path, tokenizer: Tokenizer, name: str = "dit/averaged") -> Student:
-    """The averaged weights of the first stage, or of another one or an earlier step: "dit/averaged-4000"."""
+    """The averaged weights of the first stage, or of another one or an earlier step:
+    "dit/averaged-4000"."""
     student = Student(tokenizer).requires_grad_(False)
     student.load_state_dict(load_file(folder / f"{name}.safetensors"))
     return student
@@ -239,7 +247,8 @@ def with_updates(student: Student, rank: int = RANK) -> Student:
 def train_low(
     folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, device: str = "cpu"
 ) -> None:
-    """Second stage: the low-noise expert as a LoRA on the finished first stage, trained below the boundary, into `folder`/low."""
+    """Second stage: the low-noise expert as a LoRA on the finished first stage, trained below the
+    boundary, into `folder`/low."""
     torch.manual_seed(seed)
     student = with_updates(finished(folder, tokenizer)).to(device)
     updates = [p for p in student.parameters() if p.requires_grad]

@@ -1,7 +1,8 @@
 """Train the embedded VAE: the official Wan2.1 topology with 1.9 M parameters, on drawn puzzles.
 
-Recipe (each point measured on a prototype): small crops of whole clips first and full clips in the last quarter; MSE + 0.3 L1
-+ 1e-5 KL; Muon on convolution kernels; wide first convolutions, residual branches that start small, a narrow posterior.
+Recipe (each point measured on a prototype): small crops of whole clips first and full clips in the
+last quarter; MSE + 0.3 L1 + 1e-5 KL; Muon on convolution kernels; wide first convolutions, residual
+branches that start small, a narrow posterior.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ USUAL = (4, FRAMES)  # shape of most clips: the one that is compiled
 
 
 def initialise(vae: VAE) -> None:
-    """Keep variance through the convolutions, start residual branches small, and start the posterior narrow (log-variance -6)."""
+    """Keep variance through the convolutions, start residual branches small, and start the
+    posterior narrow (log-variance -6)."""
     for module in vae.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             module.weight.data.mul_(3**0.5)
@@ -76,7 +78,8 @@ def to_tensor(videos: np.ndarray) -> Tensor:
 
 
 def batch(seed: int, step: int, steps: int) -> Tensor:
-    """The training batch of a step: 8 crops, or a few full clips of one shape in the last quarter."""
+    """The training batch of a step: 8 crops, or a few full clips of one shape in the last
+    quarter."""
     rng = np.random.default_rng((seed, step))
     return crops(rng, 8) if step < 0.75 * steps else full_clips(rng)
 
@@ -145,9 +148,11 @@ def train(
 def train_decoder(
     folder: Path, *, steps: int, seed: int, device: str = "cpu", compiled: bool = False
 ) -> None:
-    """Second stage: the decoder alone, so that latents which others already use stay valid; full clips, in `folder`/decoder.
+    """Second stage: the decoder alone, so that latents which others already use stay valid; full
+    clips, in `folder`/decoder.
 
-    Latents are blurred by a little noise (0.02 of their deviation), since the DiT that will make them is not exact either.
+    Latents are blurred by a little noise (0.02 of their deviation), since the DiT that will make
+    them is not exact either.
     """
     vae = finished(folder).to(device)
     vae.decoder.requires_grad_(True)
@@ -173,7 +178,8 @@ def train_decoder(
 
 
 def adopt(folder: Path, vae: VAE) -> None:
-    """Take a trained VAE for the first stage of `folder`, with the statistics by which its latents are normalised."""
+    """Take a trained VAE for the first stage of `folder`, with the statistics by which its latents
+    are normalised."""
     (folder / "vae").mkdir(parents=True, exist_ok=True)
     statistics = {"mean": list(vae.cfg.mean), "std": list(vae.cfg.std)}
     write_json(folder / "vae" / "statistics.json", statistics)
@@ -182,7 +188,8 @@ def adopt(folder: Path, vae: VAE) -> None:
 
 
 def finished(folder: Path) -> VAE:
-    """The VAE of `folder`, with the statistics of its latents, taken once, and the decoder of the second stage if that has begun."""
+    """The VAE of `folder`, with the statistics of its latents, taken once, and the decoder of the
+    second stage if that has begun."""
     first, second = (
         folder / "vae" / "averaged.safetensors",
         folder / "decoder" / "averaged.safetensors",
