@@ -340,7 +340,7 @@ def _make(
             models[name] = opening.load(plan.args, plan.files)
             for unit in run:
                 check(models[name], maker.arms[unit.condition], unit.shape[0])
-            _record(plan.args, name, models[name], args)
+            _record(plan.args, name, models[name], args, part)
         prices = {
             unit: estimate.operations(
                 plan.model, unit, maker.arms[unit.condition], bool(args.every)
@@ -353,9 +353,19 @@ def _make(
     return failed
 
 
-def _record(args: argparse.Namespace, name: str, wan: "Wan", top: argparse.Namespace) -> None:
-    """Write down what the videos are made with, and refuse a folder whose videos were made with something else."""
-    opened = argparse.Namespace(**{**vars(args), "out": top.out / "made_with" / (name or "model")})
+def _record(
+    args: argparse.Namespace, name: str, wan: "Wan", top: argparse.Namespace, part: "Shard"
+) -> None:
+    """Write down what the videos are made with, and refuse a folder whose videos were made with something else.
+
+    Every shard has a record of its own, since a run folder belongs to one process; all must agree.
+    """
+    from minicos.runs import read_json
+
+    place = top.out / "made_with" / (name or "model")
+    opened = argparse.Namespace(
+        **{**vars(args), "out": place / f"shard-{part.index}-of-{part.count}"}
+    )
     settings = {
         "area": top.area,
         "frames at most": top.frames,
@@ -363,7 +373,15 @@ def _record(args: argparse.Namespace, name: str, wan: "Wan", top: argparse.Names
         "every": top.every,
         "main seed": (top.seeds or [top.seed])[0],
     }
-    run_folder.open_run(opened, wan, [], **settings)
+    own = run_folder.open_run(opened, wan, [], **settings)
+    for record in sorted(place.glob("shard-*/run.json")):
+        there = read_json(record).get("settings", {})
+        for key in sorted({*there, *own.settings}):
+            if there.get(key) != own.settings.get(key):
+                raise MinicosError(
+                    f"{top.out} holds videos made with {key} = {there.get(key)!r}, and this run has"
+                    f" {own.settings.get(key)!r}. Choose another --out."
+                )
 
 
 def _score(

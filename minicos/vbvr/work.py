@@ -6,7 +6,6 @@ processes make the same files to the last byte. Process i of n takes every n-th 
 A unit is finished when its files exist, since files appear whole or not at all.
 """
 
-import fcntl
 import os
 import re
 import sys
@@ -108,6 +107,11 @@ def alone(folder: Path, part: Shard) -> Iterator[None]:
 
     Raises MinicosError where another process holds it.
     """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock: there, nobody is kept out
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f".shard-{part.index}-of-{part.count}.lock"
     with place.open("a+") as file:
