@@ -155,6 +155,21 @@ def load(
     )
 
 
+@undisturbed()
+def load_dit(
+    model: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> DiT:
+    """A diffusion transformer by itself: one file or folder with its weights, of any Wan-shaped size, in any layout.
+
+    For tests of its inside: a folder that `save_pretrained` of diffusers wrote does, without VAE and text encoder.
+    Raises MinicosError as `load` does.
+    """
+    with torch.device("meta"):
+        dit = DiT(layouts.dit_config(model))
+    load_into(dit, layouts.locate(model), dtype=dtype, device=device, check_finite=True)
+    return dit
+
+
 @dataclass(frozen=True)
 class _Network(Generic[N]):
     """A network on the meta device, and what will fill it."""

@@ -17,9 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
+import torch
+
+from minicos import cli
 from minicos.folder_lock import LOCK
 from minicos.media import save_image
 from minicos.puzzles import make
@@ -62,10 +66,23 @@ def start(verb: str, out: Path, work: Path) -> subprocess.Popen:
 
 
 def finish(verb: str, out: Path, work: Path) -> str | None:
-    """Run a command to its end; what went wrong, if anything did."""
-    process = start(verb, out, work)
-    _, err = process.communicate()
-    return None if process.returncode == 0 else f"exit {process.returncode}: {err.decode()[-500:]}"
+    """Run a command to its end, in a fork of this process, which has its modules; what went wrong, if anything did."""
+    log = work / "log"
+    child = os.fork()
+    if not child:
+        os.chdir(work)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        code = 1
+        try:
+            code = cli.main([verb, *COMMANDS[verb], "--out", str(out)])
+        except BaseException:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return None if code == 0 else f"exit {code}: {log.read_text()[-500:]}"
 
 
 def kill(verb: str, out: Path, work: Path, chance: random.Random, longest: float) -> str | None:
@@ -135,6 +152,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     args = parser.parse_args()
+    torch.set_num_threads(1)
     wrong = Counter()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -143,11 +161,12 @@ def main() -> int:
         for i in range(args.n):
             verb = args.only[i % len(args.only)]
             if verb not in whole:
-                begin = time.monotonic()
                 if failed := finish(verb, work / verb, work):
                     print(f"{verb} fails undisturbed: {failed}")
                     return 1
-                seconds[verb], whole[verb] = time.monotonic() - begin, contents(work / verb)
+                whole[verb], begin = contents(work / verb), time.monotonic()
+                start(verb, work / f"{verb}-timed", work).communicate()
+                seconds[verb] = time.monotonic() - begin
             failed = trial(verb, work, whole[verb], seconds[verb], args.seed + i)
             wrong[verb] += failed is not None
             print(f"{i + 1:4} {verb:10} {failed or 'same'}", flush=True)

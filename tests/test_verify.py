@@ -381,3 +381,35 @@ def test_clip_block_by_block():
     assert first(verify.compare_clip(ours, theirs, image)) is None
     scaled(getattr(theirs, "vision_model", theirs).encoder.layers[1].mlp.fc1)
     assert first(verify.compare_clip(ours, theirs, image)) == "visual.transformer.1"
+
+
+def test_q_and_k_of_self_attention_are_compared_after_norm_and_rotation(monkeypatch):
+    """A rotation that is wrong in one block shows at its q, before any attention."""
+    wan = minicos.load("tiny", device="cpu")
+    points = [row.point for part in verify.verify(wan) for row in part.rows if part.name == "high"]
+    for block in range(wan.depth):
+        at = points.index(f"blocks.{block}.self_attn.q")
+        assert points[at + 1] == f"blocks.{block}.self_attn.k"
+    norm = wan.experts["high"].blocks[3].self_attn.norm_k
+    norm.weight.mul_(1.001)
+    try:
+        x, text = torch.randn(1, 36, 3, 8, 8), torch.randn(1, 16, 64)
+        theirs = verify.diffusers_dit(minicos.load("tiny", device="cpu").experts["high"])
+        pairs = verify.compare_dit(
+            wan.experts["high"], theirs, x[:, :16], torch.tensor([[937.0]]), text, x[:, 16:]
+        )
+        first = next(row for row in verify._rows(pairs, 5e-6) if not row.ok)
+    finally:
+        norm.weight.div_(1.001)
+    assert first.point == "blocks.3.self_attn.k"
+
+
+def test_the_verdict_uses_both_columns():
+    """One wrong number in a million is lost in rel_l2."""
+    a = torch.ones(1000, 1000)
+    b = a.clone()
+    b[0, 0] += 1e-3
+    (row,) = verify._rows([("x", a, b)], 5e-6)
+    assert row.rel_l2 < row.tolerance
+    assert row.rel_max > row.tolerance_max
+    assert not row.ok

@@ -30,6 +30,7 @@ from minicos.cli import (
     puzzles,
     reproduce,
     run,
+    selfcheck,
     steps,
     swap,
     vbvr,
@@ -61,6 +62,7 @@ VERBS = (
     points,
     inspect,
     verify,
+    selfcheck,
     bench,
 )
 DESCRIPTION = """\
@@ -79,6 +81,7 @@ Watch a video diffusion model reason, step by step.
   minicos points                                                   every hook point of a model
   minicos inspect PATH                                             what a checkpoint is
   minicos verify                                                   does it compute what diffusers computes?
+  minicos selfcheck --model DIR                                    do your weights run here as they should? one report
   minicos bench forward                                            how fast is it, beside diffusers?
 """
 

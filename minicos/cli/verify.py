@@ -55,7 +55,7 @@ def add(verbs) -> None:
     parser.add_argument(
         "--tolerance",
         type=values.positive_number,
-        help="of rel_l2 (default: 5e-6 in float32, 5e-2 in bfloat16; 2e-5 as shipped)",
+        help="of rel_l2 (default: 5e-6 in float32, 5e-2 in bfloat16; 2e-5 as shipped); rel_max may be ten times that",
     )
     parser.add_argument(
         "--all", action="store_true", help="print every layer, not just the worst of its kind"
@@ -103,18 +103,15 @@ def run(args: argparse.Namespace) -> int:
 
 def told(parts: Iterable["Part"], everything: bool) -> Iterator["Part"]:
     """Print each part as soon as it is done."""
-    print(f"  {'':{WIDTH}} rel_l2   rel_max  allowed")
+    print(f"  {'':{WIDTH}} rel_l2   allowed  rel_max  allowed")
     for part in parts:
         print(f"{part.name}: {part.skipped}" if part.skipped else part.name)
         for name, row in (
             ((row.point, row) for row in part.rows) if everything else folded(part.rows).items()
         ):
-            numbers = (f"{x:.1e}" if x else "0" for x in (row.rel_l2, row.rel_max))
-            print(
-                f"  {name:{WIDTH}}",
-                *(f"{x:8}" for x in numbers),
-                f"{row.tolerance:.1e}" + "  parted" * (not row.ok),
-            )
+            columns = (row.rel_l2, row.tolerance, row.rel_max, row.tolerance_max)
+            numbers = " ".join(f"{f'{x:.1e}' if x else '0':8}" for x in columns)
+            print(f"  {name:{WIDTH}} {numbers}{'' if row.ok else ' parted'}".rstrip())
         yield part
 
 
@@ -129,7 +126,9 @@ def folded(rows: Iterable["Row"]) -> dict[str, "Row"]:
 
 
 def badness(row: "Row") -> float:
-    return math.inf if math.isnan(row.rel_l2) else row.rel_l2
+    """How far a row is beyond what is allowed, as a factor."""
+    worst = max(row.rel_l2 / row.tolerance, row.rel_max / row.tolerance_max)
+    return math.inf if math.isnan(row.rel_l2 + row.rel_max) else worst
 
 
 def verdict(model: str, peers: str, parts: list["Part"]) -> str:
@@ -138,7 +137,8 @@ def verdict(model: str, peers: str, parts: list["Part"]) -> str:
         if row := part.parted:
             return (
                 f"{model} parts from {peers}, first at {part.name} {row.point}:"
-                f" rel_l2 {row.rel_l2:.1e}, allowed {row.tolerance:.1e}.{skipped}"
+                f" rel_l2 {row.rel_l2:.1e}, allowed {row.tolerance:.1e};"
+                f" rel_max {row.rel_max:.1e}, allowed {row.tolerance_max:.1e}.{skipped}"
             )
     return f"{model} agrees with {peers} at all of {sum(len(part.rows) for part in parts)} points.{skipped}"
 
@@ -155,6 +155,7 @@ def to_json(parts: list["Part"]) -> dict:
             "rel_l2": number(row.rel_l2),
             "rel_max": number(row.rel_max),
             "tolerance": row.tolerance,
+            "tolerance_max": row.tolerance_max,
             "ok": row.ok,
         }
 

@@ -1,0 +1,40 @@
+"""`minicos selfcheck`: do these weights run here as they should?"""
+
+import argparse
+from typing import Any
+
+from minicos.cli import opening, options
+
+EXAMPLES = """\
+  minicos selfcheck                                    the embedded model: a minute
+  minicos selfcheck --model Wan2.2-I2V-A14B            your weights on your card: ten minutes or so
+prints a report and writes it to report.txt and report.json in --out: attach it to an issue. It holds versions, the card, names, sizes
+and a fingerprint of the files, agreement with diffusers if that is installed, and one short run. The exit code is 0 where all is well
+"""
+
+
+def add(verbs: Any) -> None:
+    parser = options.add_parser(
+        verbs, "selfcheck", "Check a model on this machine; one report.", EXAMPLES, run
+    )
+    options.add_model_options(parser, out="runs/selfcheck")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code: 0 where all is well, 1 where not."""
+    from minicos.runs import replace_file, write_json
+    from minicos.selfcheck import as_text, selfcheck
+
+    layout = opening.layout(args)
+    parts = {**layout.experts, "vae": layout.vae, "text": layout.text}
+    files = {
+        f"{name} {path.name}": f"{path.stat().st_size:,} bytes"
+        for name, part in parts.items()
+        for path in part.files
+    }
+    report = {"command": args.command, **selfcheck(opening.load(args, layout), files)}
+    text = as_text(report) + "\n"
+    write_json(args.out / "report.json", report)
+    replace_file(args.out / "report.txt", lambda temporary: temporary.write_text(text, "utf-8"))
+    print(text + f"all is well: {report['ok']}. {args.out / 'report.txt'}")
+    return int(not report["ok"])

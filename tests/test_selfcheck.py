@@ -1,0 +1,38 @@
+"""One report on a model: right where all is well, and wrong where something is."""
+
+import json
+
+import pytest
+import torch
+
+from minicos import load
+from minicos.cli import main
+from minicos.selfcheck import as_text, selfcheck
+
+
+def test_the_report_of_the_embedded_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["selfcheck", "--out", "out"]) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["ok"]
+    assert report["agreement"]["ok"]
+    assert report["run"]["finite"]
+    assert report["run"]["resumed bit for bit"]
+    assert {"torch", "minicos", "python"} <= set(report["versions"])
+    text = (tmp_path / "out/report.txt").read_text()
+    assert text.startswith("command: minicos selfcheck --out out\nversions\n  minicos: ")
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_parts_from_diffusers_is_reported(monkeypatch):
+    wan = load("tiny", device="cpu")
+    attention = wan.experts["low"].blocks[7].self_attn
+    forward = attention.o.forward
+    monkeypatch.setattr(attention.o, "forward", lambda x: forward(x) * 1.001)
+    report = selfcheck(wan)
+    assert not report["ok"]
+    assert report["agreement"]["low"].startswith("parts at blocks.7.self_attn: ")
+    assert report["run"]["finite"]
+    assert "\n  low: parts at" in as_text(report)
+    assert torch.is_grad_enabled()
