@@ -18,7 +18,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from minicos.errors import MinicosError
@@ -78,28 +78,26 @@ def main() -> int:
             TARGETS[names[0]](random.Random(args.seed), Path(folder))()
         return 0
     jobs = [(names[i % len(names)], i) for i in range(args.n)]
-    verdicts, bad = run(jobs)
-    for name, seed, verdict in bad:
-        print(f"{name} --seed {seed}: {verdict}")
-    print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
-    return bool(bad)
-
-
-def run(jobs: list[tuple[str, int]]) -> tuple[Counter[str], list[tuple[str, int, str]]]:
-    """The verdicts of all inputs; and name, seed and verdict of those that do badly."""
     verdicts: Counter[str] = Counter()
-    bad = []
+    for name, seed, verdict in run(jobs):
+        word = verdict.split(" ")[0]
+        verdicts[word] += 1
+        if word not in ("opened", "refused"):
+            print(f"--only {name} --seed {seed}: {verdict}", flush=True)
+    print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
+    return bool(verdicts.keys() - {"opened", "refused"})
+
+
+def run(jobs: list[tuple[str, int]]) -> Iterator[tuple[str, int, str]]:
+    """Name, seed and verdict of every input."""
     while jobs:
-        done, verdict = 0, ""
+        done = 0
         for done, verdict in enumerate(_batch(jobs), 1):
-            verdicts[verdict.split(" ")[0]] += 1
-            if verdict not in ("opened", "refused"):
-                bad.append((*jobs[done - 1], verdict))
+            yield *jobs[done - 1], verdict
         jobs = jobs[done:]
-    return verdicts, bad
 
 
-def _batch(jobs: list[tuple[str, int]]):
+def _batch(jobs: list[tuple[str, int]]) -> Iterator[str]:
     """The verdicts of the first jobs, until a child process that runs them has to be replaced."""
     reading, writing = os.pipe()
     child = os.fork()
