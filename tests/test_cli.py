@@ -789,13 +789,14 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
     assert out.splitlines() == [
         "run/x0_sheet.png  (and 5 more)",
         "run/energy/raw_cond_step_00.png  (and 22 more)",
+        "run/index.html  all of it on one page: open it in a browser",
     ]
     made = {
         str(path.relative_to(work / "run")) for path in (work / "run").rglob("*") if path.is_file()
     }
     both, shown = ("cond", "uncond"), ("00", "03")
     assert made == {
-        *(".lock", "checksums.sha256", "run.json"),
+        *(".lock", "checksums.sha256", "run.json", "index.html"),
         *("schedule.json", "x0_sheet.png", "x0_cond_sheet.png", "x0_uncond_sheet.png"),
         *("convergence.png", "convergence.safetensors", "energy.safetensors"),
         *(f"steps/{i:03}.safetensors" for i in range(4)),
@@ -831,7 +832,7 @@ def test_the_demo_says_what_to_open_first_and_does_not_run_twice(minicos, passes
     assert re.search(r"^\d+ s in all\. Look at these, in this order:$", out, re.M)
     _, _, listing = out.partition("order:\n")
     listed = [line.split()[0] for line in listing.splitlines()]
-    assert listed[0] == "demo/x0_sheet.png"
+    assert listed[0] == "demo/index.html"
     pictures = {name: (work / name).read_bytes() for name in listed}
     assert all(pictures.values())
     assert load_image("demo/first_frame.png").shape == (3, 64, 64)

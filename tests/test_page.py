@@ -123,3 +123,20 @@ def test_in_a_browser(tmp_path: Path, width: int):
         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert window.run(wide) <= 0  # nothing sticks out, on a phone neither
         assert window.errors() == []
+
+
+def test_the_page_of_a_real_run(tmp_path: Path, monkeypatch):
+    """The demo's folder, read back: every shown step, energy of every layer, the command and what to do next."""
+    from minicos.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    main(["demo", "--out", "seen"])
+    data = embedded((tmp_path / "seen" / "index.html").read_text(encoding="utf-8"))
+    assert data["prompt"] == "solve the maze"
+    assert [clip["step"] for clip in data["clips"]] == [0, 1, 3, 5, 8, 11, 15, 19]
+    assert data["maps"][0]["name"] == "Token energy, centred"
+    assert data["maps"][0]["grid"] == [4, 4, 4]
+    assert len(data["sigmas"]) == 21
+    assert data["curves"][0]["axis"] == "step"
+    assert data["command"].startswith("minicos demo")
+    assert all(item["command"].startswith("minicos ") for item in data["next"])

@@ -9,7 +9,7 @@ from minicos.cli import opening, options, run_folder, values
 EXAMPLES = """\
   minicos demo
   minicos demo --out demo2 --puzzle 7 --seed 3      another maze, other noise
-open x0_sheet.png first: several routes coexist in the first steps (top rows), one survives
+open index.html: several routes coexist in the first steps, one survives; x0_sheet.png shows the same
 """
 SIZE = 4  # cells along a side
 
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.tools.record import record, recorded
     from minicos.errors import MinicosError
     from minicos.media import save_image, save_video
+    from minicos.page.gather import write
 
     puzzle = ambiguous_maze(args.puzzle)
     files = opening.layout(args)
@@ -56,13 +57,14 @@ def run(args: argparse.Namespace) -> None:
         Energy(chosen, sheets=("raw",), ops=wan.ops),
         Routes(wan, puzzle),
     ]
-    folder = run_folder.open_run(args, wan, analyses, puzzle=puzzle.key)
+    folder = run_folder.open_run(args, wan, analyses, puzzle=puzzle.key, prompt=puzzle.prompt)
     save_image(folder.path("first_frame.png"), picture)
     latent = record(wan, condition, folder, analyses, noise)
     video = wan.decode(latent)[0]
     save_video(folder.path("video.mp4"), video, fps=wan.preset.fps)
     for analysis in analyses:
         analysis.draw(recorded(folder, analysis.name, wan.preset.steps), folder)
+    write(folder)
 
     score = puzzle.score(video)
     verdict = f"solved, by route {score.answer}" if score.solved else f"not solved: {score.detail}"
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(f"{time.monotonic() - begin:.0f} s in all. Look at these, in this order:")
     for name, what in (
+        ("index.html", "every step in sync, with sliders and token energy: open it in a browser"),
         (
             "x0_sheet.png",
             "what the model believes at each step: routes coexist in the top rows, one survives",

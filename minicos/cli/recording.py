@@ -107,9 +107,11 @@ def made(
 
 
 def draw(recorders: "list[Recorder]", folder: "Run", steps: int) -> None:
-    """Draw what was kept, and print where."""
+    """Draw what was kept, make the page of the run, and print where."""
     from minicos.analysis.tools.record import recorded
+    from minicos.page.gather import write
 
     for recorder in recorders:
         first, *rest = recorder.draw(recorded(folder, recorder.name, steps), folder)
         print(f"{folder.path(first)}  (and {len(rest)} more)")
+    print(f"{write(folder)}  all of it on one page: open it in a browser")

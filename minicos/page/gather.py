@@ -16,17 +16,16 @@ from PIL import Image
 
 from minicos.analysis.result import FILE, Result, brief, read
 from minicos.media import load_video
-from minicos.runs import Run, replace_file
+from minicos.runs import Run, read_json, replace_file
 
 from .content import Clip, Curve, Map, Mark, Page, Series, render
 
 NAME = "index.html"
-NEXT = {
-    "steps": "Watch another puzzle's clean estimate, step by step",
-    "energy": "See which tokens each layer works on",
-    "attention": "See which tokens each token attends to",
+NEXT = {  # commands that run as they are, on the embedded model
     "noise": "See what noise in a step or in a frame destroys",
     "swap": "Find the layer at which a prompt becomes an answer",
+    "commitment": "Find the step at which the answer is decided",
+    "belief": "Compare the network with an ideal observer",
 }
 FORMS = {
     "centred": "Token energy, centred",
@@ -45,7 +44,7 @@ def write(run: Run) -> Path:
 
 def gather(run: Run) -> Page:
     """The page of a run folder. Raises MinicosError for a file that is damaged."""
-    record: Mapping[str, Any] = run.load_json("run.json")
+    record: Mapping[str, Any] = read_json(run.path("run.json"))
     settings: Mapping[str, Any] = record.get("settings", {})
     schedule = run.load_json("schedule.json") if run.has("schedule.json") else {}
     sigmas: Sequence[float] = schedule.get("sigmas", ())
@@ -54,7 +53,7 @@ def gather(run: Run) -> Page:
     return Page(
         title=f"minicos {verb}".strip(),
         command=str(record.get("command", "")),
-        prompt=str(settings.get("prompt") or _puzzle_prompt(settings)),
+        prompt=str(settings.get("prompt") or ""),
         summary=_summary(settings, record),
         picture=_picture(run.path("first_frame.png")),
         sigmas=sigmas,
@@ -67,9 +66,7 @@ def gather(run: Run) -> Page:
         settings=settings,
         files=_files(run),
         next=[
-            (why, f"minicos {name} --puzzle maze --out runs/{name}")
-            for name, why in NEXT.items()
-            if name != verb
+            (why, f"minicos {name} --out runs/{name}") for name, why in NEXT.items() if name != verb
         ][:3],
     )
 
@@ -77,10 +74,6 @@ def gather(run: Run) -> Page:
 def _verb(record: Mapping[str, Any]) -> str:
     words = str(record.get("command", "")).split()
     return words[1] if len(words) > 1 else ""
-
-
-def _puzzle_prompt(settings: Mapping[str, Any]) -> str:
-    return str(settings.get("puzzle") or "")
 
 
 def _summary(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
