@@ -26,11 +26,12 @@ def run(args: argparse.Namespace) -> int:
     from minicos.selfcheck import as_text, selfcheck
 
     layout = opening.layout(args)
-    parts = {**layout.experts, "vae": layout.vae, "text": layout.text}
+    parts = {name: part.files for name, part in layout.experts.items()}
+    parts |= {"vae": layout.vae.files, "text": layout.text.files}
     files = {
         f"{name} {path.name}": f"{path.stat().st_size:,} bytes"
-        for name, part in parts.items()
-        for path in part.files
+        for name, paths in parts.items()
+        for path in paths
     }
     report = {"command": args.command, **selfcheck(opening.load(args, layout), files)}
     text = as_text(report) + "\n"
