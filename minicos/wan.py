@@ -219,7 +219,7 @@ class Wan(Model):
         that do not divide.
         """
         prompts: list[str | None] = (
-            [prompt] if prompt is None or isinstance(prompt, str) else [*prompt]
+            [*prompt] if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
         )
         self.preset.check_inputs(self.variant, prompts, image is not None, last is not None)
         frames = self.preset.frames if frames is None else frames

@@ -789,7 +789,7 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
     assert out.splitlines() == [
         "run/x0_sheet.png  (and 5 more)",
         "run/energy/raw_cond_step_00.png  (and 22 more)",
-        "run/index.html  all of it on one page: open it in a browser",
+        "run/index.html  (all of it on one page: open it in a browser)",
     ]
     made = {
         str(path.relative_to(work / "run")) for path in (work / "run").rglob("*") if path.is_file()

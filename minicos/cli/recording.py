@@ -114,4 +114,4 @@ def draw(recorders: "list[Recorder]", folder: "Run", steps: int) -> None:
     for recorder in recorders:
         first, *rest = recorder.draw(recorded(folder, recorder.name, steps), folder)
         print(f"{folder.path(first)}  (and {len(rest)} more)")
-    print(f"{write(folder)}  all of it on one page: open it in a browser")
+    print(f"{write(folder)}  (all of it on one page: open it in a browser)")
