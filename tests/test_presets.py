@@ -66,7 +66,8 @@ TABLE = {
 
 
 def test_every_preset_is_in_the_table():
-    assert set(TABLE) == {(variant, name) for variant in PRESETS for name in PRESETS[variant]}
+    published = [variant for variant in PRESETS if not variant.startswith("toy ")]  # those of tests
+    assert set(TABLE) == {(variant, name) for variant in published for name in PRESETS[variant]}
 
 
 @pytest.mark.parametrize(("variant", "name"), TABLE)
