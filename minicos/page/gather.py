@@ -60,7 +60,7 @@ def gather(run: Run) -> Page:
         fps=int(settings.get("fps") or 16),
         clips=_clips(run, sigmas),
         maps=[*_energy(run), *_attention(run)],
-        curves=[*_convergence(run), *_routes(run), *([] if result is None else _curves(result))],
+        curves=[*_convergence(run), *([] if result is None else _curves(result))],
         marks=_marks(settings),
         numbers=[] if result is None else _numbers(result),
         settings=settings,
@@ -168,15 +168,6 @@ def _convergence(run: Run) -> list[Curve]:
     series = [Series(f"latent frame {f}", line) for f, line in enumerate(moved.T) if _some(line)]
     title = "How far each frame of the estimate still is from the final one"
     return [Curve(title, "step", range(len(moved)), series, (0, 1))]
-
-
-def _routes(run: Run) -> list[Curve]:
-    if not run.has("routes.json"):
-        return []
-    kept = run.load_json("routes.json")
-    series = [Series(f"route {i}", line) for i, line in enumerate(kept["evidence"])]
-    title = "Evidence for each valid route in the clean estimate"
-    return [Curve(title, "step", range(len(kept["evidence"][0])), series, (0, 1))]
 
 
 def _some(line: np.ndarray) -> bool:

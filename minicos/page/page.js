@@ -61,15 +61,15 @@ function latentFrame(map, frame) { return Math.min(map.grid[0] - 1, Math.ceil(fr
 
 function tokenValues(map, step, layer) { // values of one step and layer, 0..255, with their true ends
   const s = nearest(map.steps, step), l = nearest(map.layers, layer), [f, h, w] = map.grid, n = f * h * w;
-  const at = s * map.layers.length + l;
+  const place = s * map.layers.length + l; // among the maps of all steps and layers
   if (map.kind === "pairs") {
     const token = state.token === null ? null : state.token.index;
     if (token === null || token >= n) return null;
-    const values = new Uint8Array(n), base = at * n * n, received = state.token.received;
+    const values = new Uint8Array(n), base = place * n * n, received = state.token.received;
     for (let i = 0; i < n; i++) values[i] = map.values[base + (received ? i * n + token : token * n + i)];
-    return { values, low: 0, high: map.high[at], step: map.steps[s], layer: map.layers[l] };
+    return { values, low: 0, high: map.high[place], step: map.steps[s], layer: map.layers[l] };
   }
-  return { values: map.values.subarray(at * n, (at + 1) * n), low: map.low[at], high: map.high[at],
+  return { values: map.values.subarray(place * n, (place + 1) * n), low: map.low[place], high: map.high[place],
     step: map.steps[s], layer: map.layers[l] };
 }
 
