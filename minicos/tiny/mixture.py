@@ -67,12 +67,6 @@ SHARES: dict[str, float] = {
     "balls-three": 0.04,
     "count": 0.03,
     "count-one": 0.02,
-    "tour": 0.03,
-    "tour-one": 0.015,
-    "tour-short": 0.015,
-    "slide": 0.03,
-    "slide-one": 0.015,
-    "slide-short": 0.015,
 }
 # (Family or kind/size, frames) -> share: other lengths than the family's own.
 LENGTHS: dict[tuple[str, int], float] = {
