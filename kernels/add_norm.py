@@ -1,10 +1,13 @@
-"""A residual addition and the norm of the sum: the Triton twins of `gated_add_norm` and `add_modulated_norm` in `minicos.ops`.
+"""A residual addition and the norm of the sum: the Triton twins of `gated_add_norm` and
+`add_modulated_norm` in `minicos.ops`.
 
-One program per token: the sum is normed in registers, so the residual stream is read once and written once. The norm is affine
-(ahead of cross-attention), or modulated by the rows of the token's timestep (ahead of the feed-forward).
+One program per token: the sum is normed in registers, so the residual stream is read once and
+written once. The norm is affine (ahead of cross-attention), or modulated by the rows of the token's
+timestep (ahead of the feed-forward).
 
-Rounding, where the reference has it: the sum, computed in float32, to `residual_dtype`, and it is the rounded sum that is normed;
-a norm to be modulated to `residual_dtype` before it is, an affine one after weight and bias; the result to `dtype`.
+Rounding, where the reference has it: the sum, computed in float32, to `residual_dtype`, and it is
+the rounded sum that is normed; a norm to be modulated to `residual_dtype` before it is, an affine
+one after weight and bias; the result to `dtype`.
 """
 
 import torch
@@ -28,7 +31,8 @@ def gated_add_norm(
     residual_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """x + gate y, rounded to `residual_dtype`, and the affine norm of that, rounded to `dtype`: b l d each. There is no gradient.
+    """x + gate y, rounded to `residual_dtype`, and the affine norm of that, rounded to `dtype`: b l
+    d each. There is no gradient.
 
     x and y b l d; gate b g d, weight and bias d, all three float32.
     """
@@ -55,7 +59,8 @@ def add_modulated_norm(
     residual_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """x + y, rounded to `residual_dtype`, and the modulated norm of that, rounded to `dtype`: b l d each. There is no gradient.
+    """x + y, rounded to `residual_dtype`, and the modulated norm of that, rounded to `dtype`: b l d
+    each. There is no gradient.
 
     x and y b l d; scale and shift b g d float32.
     """

@@ -1,10 +1,12 @@
-"""Residual addition, x + gate y: the Triton twin of `minicos.ops.gated_add`, with the energy of the sum on the way.
+"""Residual addition, x + gate y: the Triton twin of `minicos.ops.gated_add`, with the energy of the
+sum on the way.
 
-One program per token: reads its rows of x and y and, of gate, the row of its timestep; writes the sum in the dtype of the residual
-stream, and its norm, if wanted, without reading it again.
+One program per token: reads its rows of x and y and, of gate, the row of its timestep; writes the
+sum in the dtype of the residual stream, and its norm, if wanted, without reading it again.
 
-Rounding, where the reference has it: product and sum each to float32, then to `dtype`: the same bits. The energy is that of the
-rounded sum, which the next block sees, by the arithmetic of `token_energy`.
+Rounding, where the reference has it: product and sum each to float32, then to `dtype`: the same
+bits. The energy is that of the rounded sum, which the next block sees, by the arithmetic of
+`token_energy`.
 """
 
 import torch
@@ -35,9 +37,11 @@ def gated_add(
     dtype: torch.dtype = torch.float32,
     energy: Tensor | None = None,
 ) -> Tensor:
-    """x + gate y, rounded to `dtype`: x and y b l d, gate b g d float32 -> b l d. There is no gradient.
+    """x + gate y, rounded to `dtype`: x and y b l d, gate b g d float32 -> b l d. There is no
+    gradient.
 
-    `energy`, where given, receives the token energy of the result: b l float32, maybe a row of a larger buffer.
+    `energy`, where given, receives the token energy of the result: b l float32, maybe a row of a
+    larger buffer.
     """
     check("gated_add", x=x, y=y, gate=gate)
     writable("gated_add", dtype)

@@ -1,12 +1,15 @@
-"""The mean over seeds, h <- (1 - alpha) h + alpha mean(h): the Triton twin of `minicos.measures.latent_mean`.
+"""The mean over seeds, h <- (1 - alpha) h + alpha mean(h): the Triton twin of
+`minicos.measures.latent_mean`.
 
-One program per case and BLOCK elements: it loads that block of every seed, all loads in flight together, holds the seeds in
-registers and writes each back, so x is read once and the result written once, also where both are one tensor. More than
-about 16 seeds do not fit the registers and spill: right, but slower.
+One program per case and BLOCK elements: it loads that block of every seed, all loads in flight
+together, holds the seeds in registers and writes each back, so x is read once and the result
+written once, also where both are one tensor. More than about 16 seeds do not fit the registers and
+spill: right, but slower.
 
-Rounding: x is widened to float32, which is exact; the seeds are added in their order, divided, and blended, every operation
-rounded to float32 (no fused multiply-add); one rounding, to x's dtype, on the store. In float32 that is the reference on a CPU
-bit for bit. On a GPU the reference multiplies by 1 / seeds where it says to divide, and may differ in the last bit.
+Rounding: x is widened to float32, which is exact; the seeds are added in their order, divided, and
+blended, every operation rounded to float32 (no fused multiply-add); one rounding, to x's dtype, on
+the store. In float32 that is the reference on a CPU bit for bit. On a GPU the reference multiplies
+by 1 / seeds where it says to divide, and may differ in the last bit.
 """
 
 import torch
@@ -21,11 +24,13 @@ BLOCK = 1024  # elements of a seed: 16 bytes a thread in bfloat16, the widest lo
 
 @torch.compiler.disable
 def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = None) -> Tensor:
-    """(1 - alpha) h + alpha mean(h) over the seeds of each case: (case seed) ... -> the same shape and dtype, in `out` where given.
+    """(1 - alpha) h + alpha mean(h) over the seeds of each case: (case seed) ... -> the same shape
+    and dtype, in `out` where given.
 
-    alpha = 0 and seeds = 1 launch nothing and give x, bit for bit. x may be a slice of a larger tensor: it is copied first only
-    if its last axis is not adjacent in memory, or if the axes before it, but for the first, cannot be viewed as one. `out` may be
-    x itself, and must not overlap it otherwise. There is no gradient.
+    alpha = 0 and seeds = 1 launch nothing and give x, bit for bit. x may be a slice of a larger
+    tensor: it is copied first only if its last axis is not adjacent in memory, or if the axes
+    before it, but for the first, cannot be viewed as one. `out` may be x itself, and must not
+    overlap it otherwise. There is no gradient.
     """
     check("latent_mean", x=x)
     if seeds < 1 or len(x) % seeds:

@@ -1,11 +1,14 @@
-"""RMS norm over the full width and the rotation of each head, for q and k in one launch: the Triton twin of `minicos.ops.rms_rope`.
+"""RMS norm over the full width and the rotation of each head, for q and k in one launch: the Triton
+twin of `minicos.ops.rms_rope`.
 
-One program per token: reads its rows of q and k and the cosines and sines of its position, which all heads share, and writes
-heads apart, b n l k, contiguous, as attention reads them. Channels are loaded as they lie and pairs (x[2j], x[2j+1]) are
-told apart in registers, so that loads and stores stay as wide as they can be.
+One program per token: reads its rows of q and k and the cosines and sines of its position, which
+all heads share, and writes heads apart, b n l k, contiguous, as attention reads them. Channels are
+loaded as they lie and pairs (x[2j], x[2j+1]) are told apart in registers, so that loads and stores
+stay as wide as they can be.
 
-Rounding, where the reference has it: x / rms(x), computed in float32, to x's dtype; times the weight, rounded to x's dtype if
-that is also the weight's, else to float32; rotated in float32, each product and sum rounded; then to x's dtype.
+Rounding, where the reference has it: x / rms(x), computed in float32, to x's dtype; times the
+weight, rounded to x's dtype if that is also the weight's, else to float32; rotated in float32, each
+product and sum rounded; then to x's dtype.
 """
 
 import torch
@@ -26,7 +29,9 @@ def rms_rope(
     heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """q and k, normed and turned: b l d -> b n l k each. Weights d, angles (cosines, sines) l k/2 float32. There is no gradient."""
+    """q and k, normed and turned: b l d -> b n l k each. Weights d, angles (cosines, sines) l
+    k/2 float32. There is no gradient.
+    """
     check("rms_rope", q=q, k=k, q_weight=q_weight, k_weight=k_weight)
     if q.ndim != 3 or q.shape[2] % (2 * heads):
         raise ValueError(

@@ -1,10 +1,13 @@
-"""What the element-wise kernels share: one program a row, read once and kept in registers; and what no kernel can do.
+"""What the element-wise kernels share: one program a row, read once and kept in registers; and what
+no kernel can do.
 
-A row of d channels is cut into equal power-of-two chunks (5120 = 5 x 1024, 1536 = 3 x 512, and a masked tail where no such
-cut exists), and is a tuple of them, so that all loads are in flight together and a norm's second pass reads no memory. Channels
-are widened to float32 on load, which is exact. Sums run over the chunks in each lane and over the lanes at the end; there are
-no atomics, so equal rows get equal bits, on every run. The functions are compiled without fused multiply-add, whose default
-changes between Triton's versions: each product and sum is rounded as the reference rounds it.
+A row of d channels is cut into equal power-of-two chunks (5120 = 5 x 1024, 1536 = 3 x 512, and a
+masked tail where no such cut exists), and is a tuple of them, so that all loads are in flight
+together and a norm's second pass reads no memory. Channels are widened to float32 on load, which is
+exact. Sums run over the chunks in each lane and over the lanes at the end; there are no atomics, so
+equal rows get equal bits, on every run. The functions are compiled without fused multiply-add,
+whose default changes between Triton's versions: each product and sum is rounded as the reference
+rounds it.
 """
 
 import torch
@@ -13,11 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 1024  # channels loaded at a time, at most
-WARP = 256  # channels per warp and chunk: 8 a thread, which for bfloat16 is one 16-byte load, the widest there is
+# channels per warp and chunk: 8 a thread, which for bfloat16 is one 16-byte load, the widest there
+# is
+WARP = 256
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-# -- on the device -----------------------------------------------------------------------------------------------------
+# -- on the device ---------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -53,8 +58,9 @@ def rounded(x, like):
 
 @triton.jit
 def lane_sum(x):
-    """The sum of a chunk. Eight neighbours are added first: a thread holds four channels or eight, as the dtypes of its kernel
-    have it, and the order of additions, hence the last bit, must not depend on that."""
+    """The sum of a chunk. Eight neighbours are added first: a thread holds four channels or eight,
+    as the dtypes of its kernel have it, and the order of additions, hence the last bit, must not
+    depend on that."""
     for _ in tl.static_range(3):
         if x.shape[0] > 1:
             even, odd = tl.split(tl.reshape(x, [x.shape[0] // 2, 2]))
@@ -72,7 +78,9 @@ def square_sum(row):
 
 @triton.jit
 def normed(row, eps, width: tl.constexpr, chunk: tl.constexpr):
-    """(row - mean) / sqrt(variance + eps): the variance from the centred row, so that a common offset costs no digits."""
+    """(row - mean) / sqrt(variance + eps): the variance from the centred row, so that a common
+    offset costs no digits.
+    """
     total = row[0]
     for i in tl.static_range(1, len(row)):
         total += row[i]
@@ -88,7 +96,7 @@ def normed(row, eps, width: tl.constexpr, chunk: tl.constexpr):
     return y
 
 
-# -- on the host -------------------------------------------------------------------------------------------------------
+# -- on the host -----------------------------------------------------------------------------------
 
 
 def launch(kernel: triton.JITFunction, x: Tensor, *arguments: object, **constants: object) -> None:
@@ -101,8 +109,9 @@ def launch(kernel: triton.JITFunction, x: Tensor, *arguments: object, **constant
 
 
 def options(width: int) -> dict[str, int]:
-    """How a kernel is launched over rows of this width. A chunk is the largest power of two up to CHUNK that divides the width,
-    if it fills a warp; otherwise the first that covers it, or CHUNK."""
+    """How a kernel is launched over rows of this width. A chunk is the largest power of two up to
+    CHUNK that divides the width, if it fills a warp; otherwise the first that covers it, or CHUNK.
+    """
     divisor = min(width & -width, CHUNK)
     chunk = divisor if divisor >= WARP else min(triton.next_power_of_2(width), CHUNK)
     return {
@@ -114,9 +123,11 @@ def options(width: int) -> dict[str, int]:
 
 
 def at(x: Tensor | None) -> tuple[Tensor | None, int, int]:
-    """A tensor as a kernel takes it: where it begins, and the strides of its rows over the batch and over tokens or timesteps.
+    """A tensor as a kernel takes it: where it begins, and the strides of its rows over the batch
+    and over tokens or timesteps.
 
-    Both are 0 for one row that serves all (d), and where there is no tensor. Copied only if its channels are not adjacent.
+    Both are 0 for one row that serves all (d), and where there is no tensor. Copied only if its
+    channels are not adjacent.
     """
     if x is None:
         return None, 0, 0
@@ -135,7 +146,8 @@ def check(op: str, **tensors: Tensor | None) -> None:
             )
         if not x.is_cuda and isinstance(place, triton.JITFunction):
             raise ValueError(
-                f"{op}: {name} is on {x.device}, and this kernel runs on a GPU; elsewhere use minicos.ops.{op}"
+                f"{op}: {name} is on {x.device}, and this kernel runs on a GPU; elsewhere use "
+                f"minicos.ops.{op}"
                 " (to try the kernel on a CPU, set TRITON_INTERPRET=1 before Python starts)"
             )
         if x.device != device:
@@ -155,7 +167,8 @@ def expect(
     if (x.dtype, tuple(x.shape), x.device) != (dtype, tuple(shape), device):
         wanted, found = (str(d).removeprefix("torch.") for d in (dtype, x.dtype))
         raise ValueError(
-            f"{op}: {name} must be {wanted} {tuple(shape)} on {device}, not {found} {tuple(x.shape)} on {x.device}"
+            f"{op}: {name} must be {wanted} {tuple(shape)} on {device}, not {found} "
+            f"{tuple(x.shape)} on {x.device}"
         )
 
 
@@ -167,7 +180,9 @@ def writable(op: str, *dtypes: torch.dtype) -> None:
 
 
 def served(op: str, x: Tensor, **modulations: Tensor | None) -> int:
-    """How many consecutive tokens of x (b l d) each timestep serves; refuses an x or modulations (b g d, float32) of other shapes."""
+    """How many consecutive tokens of x (b l d) each timestep serves; refuses an x or modulations
+    (b g d, float32) of other shapes.
+    """
     if x.ndim != 3:
         raise ValueError(f"{op}: x must be b l d, not {tuple(x.shape)}")
     given = {name: m for name, m in modulations.items() if m is not None}

@@ -1,9 +1,11 @@
-"""Token energy, y[b, l] = sqrt(sum over d of x[b, l, d]^2): the Triton twin of `minicos.measures.token_energy`.
+"""Token energy, y[b, l] = sqrt(sum over d of x[b, l, d]^2): the Triton twin of
+`minicos.measures.token_energy`.
 
 One program per token, which reads its row once.
 
-Rounding: square, sum and root are each rounded to float32. Nothing is rescaled, so squares must fit float32: a channel beyond
-1.8e19 gives inf and one below 2.6e-23 counts as nothing. So in the reference, but for d = 1: it takes |x|.
+Rounding: square, sum and root are each rounded to float32. Nothing is rescaled, so squares must fit
+float32: a channel beyond 1.8e19 gives inf and one below 2.6e-23 counts as nothing. So in the
+reference, but for d = 1: it takes |x|.
 """
 
 import torch
@@ -16,10 +18,12 @@ from .rows import at, check, expect, launch, load, place, square_sum
 
 @torch.compiler.disable
 def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l) float32, in `out` where given.
+    """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l)
+    float32, in `out` where given.
 
-    x may be a slice of a larger tensor. It is copied first only if its channels are not adjacent in memory, or if the axes
-    before l cannot be viewed as one; such an `out` is an error. There is no gradient.
+    x may be a slice of a larger tensor. It is copied first only if its channels are not adjacent in
+    memory, or if the axes before l cannot be viewed as one; such an `out` is an error. There is no
+    gradient.
     """
     check("token_energy", x=x)
     if x.ndim == 0:

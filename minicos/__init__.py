@@ -8,7 +8,9 @@ for step in wan.sample(wan.condition("solve the maze", image)):
 
 from importlib import import_module
 
-_HOME = {  # what a notebook imports, and where it lives; loaded on first use, so that `minicos inspect` never imports torch
+# what a notebook imports, and where it lives; loaded on first use, so that `minicos inspect` never
+# imports torch
+_HOME = {
     "load": "open",
     "Wan": "wan",
     "Model": "sample",

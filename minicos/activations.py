@@ -1,17 +1,21 @@
-"""Activations on disk, for probes and sparse autoencoders: written while a model runs, memory-mapped afterwards.
+"""Activations on disk, for probes and sparse autoencoders: written while a model runs,
+memory-mapped afterwards.
 
     a = Activations("runs/capture")
-    x, where = a.rows("blocks.6", step=0, branch="cond")      # all tokens of all samples: (n, d), and where each row comes from
+    x, where = a.rows("blocks.6", step=0, branch="cond")      # all tokens of all samples: (n, d),
+                                                              and where each row comes from
 
-A folder holds one file for each sample, shards/00012.safetensors, and index.json, which says what is in them. A tensor's key is
-"003/cond/blocks.6" (step, branch, hook point). `reduce` says what is kept of a tensor b l d:
+A folder holds one file for each sample, shards/00012.safetensors, and index.json, which says what
+is in them. A tensor's key is "003/cond/blocks.6" (step, branch, hook point). `reduce` says what is
+kept of a tensor b l d:
 
     whole   every token                    l d
     frames  the mean of each latent frame  f d
     mean    the mean of all tokens         d
     norm    the length of every token      l
 
-A file appears whole or not at all, so that a killed capture continues with the sample after the last finished one.
+A file appears whole or not at all, so that a killed capture continues with the sample after the
+last finished one.
 """
 
 import json
@@ -39,7 +43,9 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is captured: hook points (patterns as in `Hooks.on`), steps, branches, and in which form."""
+    """What is captured: hook points (patterns as in `Hooks.on`), steps, branches, and in which
+    form.
+    """
 
     points: tuple[str, ...]
     steps: tuple[int, ...]
@@ -54,7 +60,9 @@ class Wanted:
             )
 
     def matching(self, points: Mapping[str, str]) -> list[str]:
-        """The hook points of a model (name -> shape in letters) that are meant. Raises MinicosError for one that cannot be kept."""
+        """The hook points of a model (name -> shape in letters) that are meant. Raises
+        MinicosError for one that cannot be kept.
+        """
         found = [name for name in points if any(_matches(name, pattern) for pattern in self.points)]
         for name in found:
             if points[name] != "b l d":
@@ -85,7 +93,9 @@ class Wanted:
         return count * values * DTYPES[self.dtype].itemsize
 
     def hooks(self, kept: dict[str, Tensor], grids: list[tuple[int, int, int]]) -> Hooks:
-        """Hooks that put what is wanted of the first sample of a batch into `kept`, under its key, and the grid into `grids`."""
+        """Hooks that put what is wanted of the first sample of a batch into `kept`, under its
+        key, and the grid into `grids`.
+        """
 
         def keep(x: Tensor, site: Site) -> None:
             value = reduced(x[:1], site.grid, self.reduce)[0]
@@ -176,14 +186,18 @@ def _entries(file: Path) -> Iterator[Entry]:
 
 @dataclass(frozen=True)
 class Row:
-    """Where a row of a matrix comes from: the sample, and which token or latent frame of it (0 for a mean)."""
+    """Where a row of a matrix comes from: the sample, and which token or latent frame of it (0
+    for a mean).
+    """
 
     sample: str
     token: int
 
 
 class Activations:
-    """A folder that `minicos capture` wrote. Tensors are mapped from the files when they are asked for."""
+    """A folder that `minicos capture` wrote. Tensors are mapped from the files when they are
+    asked for.
+    """
 
     def __init__(self, folder: str | Path):
         """Raises MinicosError where the folder holds no index of this version."""
@@ -231,7 +245,9 @@ class Activations:
         ]
 
     def load(self, entry: Entry) -> Tensor:
-        """One tensor, as it was kept. Raises MinicosError where its file is missing, damaged or lies elsewhere."""
+        """One tensor, as it was kept. Raises MinicosError where its file is missing, damaged or
+        lies elsewhere.
+        """
         file = self.folder / entry.file
         if not file.resolve().is_relative_to(self.folder.resolve()):
             raise MinicosError(f"{entry.file} leads out of {self.folder}.")
@@ -239,7 +255,8 @@ class Activations:
             return tensors.get_tensor(entry.key)
 
     def rows(self, point: str, step: int, branch: str = "cond") -> tuple[Tensor, list[Row]]:
-        """All that was kept of a point at a step, one row for each token (or frame, or sample): (n, d), and where rows come from.
+        """All that was kept of a point at a step, one row for each token (or frame, or sample): (n,
+        d), and where rows come from.
 
         Raises MinicosError where there is none, and for norms, which have no width.
         """

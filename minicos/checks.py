@@ -26,7 +26,8 @@ def check_finite(latents: Mapping[str, Tensor], step: int, expert: str, cause: s
     for name, x in latents.items():
         if not torch.isfinite(x).all():
             raise MinicosError(
-                f"step {step}, expert {expert}: the latent of the {name} is no longer finite; it {cause}."
+                f"step {step}, expert {expert}: the latent of the {name} is no longer finite; it "
+                f"{cause}."
             )
 
 
@@ -41,7 +42,8 @@ def check_edit(index: int, left: object, given: Tensor) -> None:
     made, wanted = ((x.dtype, tuple(x.shape), x.device) for x in (left, given))
     if made != wanted:
         raise MinicosError(
-            f"step {index}: its `next` is {' '.join(map(str, wanted))}, and {' '.join(map(str, made))} was assigned"
+            f"step {index}: its `next` is {' '.join(map(str, wanted))}, and "
+            f"{' '.join(map(str, made))} was assigned"
         )
     check_gradients(left)
 
@@ -52,5 +54,6 @@ def check_gradients(*tensors: Tensor | None) -> None:
     """
     if any(x is not None and x.requires_grad for x in tensors) and torch.is_grad_enabled():
         raise MinicosError(
-            "gradients do not flow through the networks of a run: detach the latent, or sample under torch.no_grad()"
+            "gradients do not flow through the networks of a run: detach the latent, or sample "
+            "under torch.no_grad()"
         )

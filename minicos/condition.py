@@ -96,7 +96,8 @@ class WanCondition(Condition):
             return self.text
         if self.text_null is None:
             raise MinicosError(
-                "guidance needs a negative prompt, and this condition has none: make it again under the preset that guides"
+                "guidance needs a negative prompt, and this condition has none: make it again "
+                "under the preset that guides"
             )
         return self.text_null
 
@@ -140,7 +141,8 @@ def frame_size(
         if height % step or width % step:
             good = (max(1, round(height / step)) * step, max(1, round(width / step)) * step)
             raise MinicosError(
-                f"the image has {width}x{height} pixels; both sides must be multiples of {step}, e.g. {good[1]}x{good[0]}"
+                f"the image has {width}x{height} pixels; both sides must be multiples of {step}, "
+                f"e.g. {good[1]}x{good[0]}"
             )
         return height, width
     if rule == "crop":
@@ -288,5 +290,6 @@ def check_frames(frames: int, stride: int = 4) -> None:
     if frames < 1 or frames % stride != 1:
         below = max(1, (frames - 1) // stride * stride + 1)
         raise MinicosError(
-            f"{frames} frames: the model makes {stride}n + 1 frames, e.g. {below} or {below + stride}"
+            f"{frames} frames: the model makes {stride}n + 1 frames, e.g. {below} or "
+            f"{below + stride}"
         )

@@ -34,7 +34,8 @@ class DiTConfig:
     freq_dim: int = 256  # width of the time sinusoid
     eps: float = 1e-6
     patch_size: tuple[int, int, int] = (1, 2, 2)
-    image_tokens: int = 0  # m, rows of CLIP features that cross-attention sees beside the text: 257 an image (Wan2.1)
+    # m, rows of CLIP features that cross-attention sees beside the text: 257 an image (Wan2.1)
+    image_tokens: int = 0
     image_dim: int = 1280  # width of those features
 
     def __post_init__(self):
@@ -188,7 +189,8 @@ TINY_TEXT = TextConfig(
     vocab_size=96, dim=64, dim_attn=64, dim_ffn=128, num_heads=4, num_layers=2, text_len=16
 )
 
-NEGATIVE_PROMPT = (  # wan/configs/shared_config.py; the official code falls back to it when no negative prompt is given
+# wan/configs/shared_config.py; the official code falls back to it when no negative prompt is given
+NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
     "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
@@ -218,7 +220,8 @@ class Preset:
     time_skip: int | None = (
         None  # ChronoEdit: where the second of two latent frames stands on the time axis of RoPE
     )
-    noise_device: str = "cpu"  # where noise is drawn: "cpu" alike on every machine, "cuda" as the official code does
+    # where noise is drawn: "cpu" alike on every machine, "cuda" as the official code does
+    noise_device: str = "cpu"
 
     @property
     def takes_image(self) -> bool:
@@ -269,7 +272,8 @@ class Preset:
                 raise MinicosError(f"a prompt is text, or None for no prompt, not {prompt!r}")
             if prompt is not None and not prompt.strip():
                 raise MinicosError(
-                    "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze' (or --no-prompt; None in Python)"
+                    "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze' "
+                    "(or --no-prompt; None in Python)"
                 )
         if self.needs_image and not image:
             raise MinicosError(f"{variant} makes a video from a first frame: give an image")

@@ -1,4 +1,5 @@
-"""What a pass costs, counted from shapes alone: operations and memory. Estimates for the plan that is printed before a run.
+"""What a pass costs, counted from shapes alone: operations and memory. Estimates for the plan that
+is printed before a run.
 
 Letters: l tokens, d width, t text rows, m image rows, g distinct timesteps of a sample.
 """
@@ -20,7 +21,8 @@ def tokens(cfg: DiTConfig, shape: Sequence[int]) -> int:
 
 
 def flops(cfg: DiTConfig, shape: Sequence[int], times: int = 1) -> int:
-    """Floating-point operations of one forward pass (a product and a sum count two): matrix products, convolution, attention.
+    """Floating-point operations of one forward pass (a product and a sum count two): matrix
+    products, convolution, attention.
 
     shape  b c f h w of the latents
     times  g, distinct timesteps of a sample: 1, or f where the first frame has its own
@@ -58,10 +60,12 @@ def flops(cfg: DiTConfig, shape: Sequence[int], times: int = 1) -> int:
 def dit_memory(
     cfg: DiTConfig, shape: Sequence[int], dtype: torch.dtype, residual: torch.dtype
 ) -> int:
-    """Bytes that a forward pass needs beside the weights, without kernels: the larger of two peaks of a block.
+    """Bytes that a forward pass needs beside the weights, without kernels: the larger of two peaks
+    of a block.
 
-    Rotating q and k (float32 copies of them), and the two wide tensors of the feed-forward; the residual stream is there
-    twice. Counted from what the reference code holds alive; a test compares with what torch allocates.
+    Rotating q and k (float32 copies of them), and the two wide tensors of the feed-forward; the
+    residual stream is there twice. Counted from what the reference code holds alive; a test
+    compares with what torch allocates.
     """
     narrow, wide = dtype.itemsize, 2 * residual.itemsize + 4
     rotation = wide + (23 if 4 in (narrow, residual.itemsize) else 25)
@@ -69,8 +73,9 @@ def dit_memory(
     return int(shape[0] * tokens(cfg, shape) * cfg.dim * max(rotation, feed_forward))
 
 
-# What decoding holds alive at its worst moment, in units of the widest activation, by generation: as torch allocates it, and where
-# torch has to unfold convolutions. A test measures both; what a card's convolutions take for themselves is not in them.
+# What decoding holds alive at its worst moment, in units of the widest activation, by generation:
+# as torch allocates it, and where torch has to unfold convolutions. A test measures both; what a
+# card's convolutions take for themselves is not in them.
 DECODING = {"2.1": (12.8, 38.5), "2.2": (20.7, 71.5)}
 
 
@@ -81,9 +86,11 @@ def vae_memory(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> int:
-    """Bytes that decoding a clip needs beside the weights, one latent frame at a time; `DECODING` times the widest activation.
+    """Bytes that decoding a clip needs beside the weights, one latent frame at a time; `DECODING`
+    times the widest activation.
 
-    The decoder's last stage has its base width of channels at full size (folded by the patch size in 2.2).
+    The decoder's last stage has its base width of channels at full size (folded by the patch size
+    in 2.2).
     """
     frames, *_ = cfg.stride
     area = (height // cfg.patch_size) * (width // cfg.patch_size)
@@ -96,7 +103,9 @@ def vae_memory(
 
 
 def throughput(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of matrix products, measured here in a fraction of a second, on random numbers."""
+    """Floating-point operations a second of matrix products, measured here in a fraction of a
+    second, on random numbers.
+    """
     size = 512 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
@@ -112,5 +121,7 @@ def throughput(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _wait_for(x: Tensor) -> None:
-    """Until the device has computed it: reading one element of the result waits for all that came before."""
+    """Until the device has computed it: reading one element of the result waits for all that
+    came before.
+    """
     x[0, 0].item()

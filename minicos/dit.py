@@ -307,7 +307,8 @@ class DiT(nn.Module):
         if channels != self.cfg.in_dim:
             need = "an image" if channels < self.cfg.in_dim else "no image"
             raise MinicosError(
-                f"the network takes {self.cfg.in_dim} channels, not {channels}: this model needs {need}"
+                f"the network takes {self.cfg.in_dim} channels, not {channels}: this model needs "
+                f"{need}"
             )
         _, ph, pw = self.cfg.patch_size
         if x.shape[-2] % ph or x.shape[-1] % pw:

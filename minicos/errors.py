@@ -1,4 +1,6 @@
-"""The one exception for mistakes a user can fix, and the one warning. The command line prints both in one line."""
+"""The one exception for mistakes a user can fix, and the one warning. The command line prints
+both in one line.
+"""
 
 import difflib
 import warnings
@@ -18,14 +20,18 @@ class MinicosError(ValueError):
 
 
 def printable(text: str, longest: int = LONGEST) -> str:
-    """`text` with control characters, lone surrogates and the like escaped, and its middle left out if it is too long."""
+    """`text` with control characters, lone surrogates and the like escaped, and its middle left
+    out if it is too long.
+    """
     if len(text) > longest:
         text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def suggest(wanted: str, names: Iterable[str]) -> str:
-    """The end of an error's first sentence: "; did you mean steps?", or nothing where no name is near."""
+    """The end of an error's first sentence: "; did you mean steps?", or nothing where no name is
+    near.
+    """
     near = difflib.get_close_matches(wanted, list(names), n=3, cutoff=0.4)
     return f"; did you mean {', '.join(near)}?" if near else ""
 

@@ -1,7 +1,8 @@
 """One owner at a time for a folder: a lock that ends with its process, however that ends.
 
-The lock is the operating system's, on a file `.lock` in the folder, so a process that is killed leaves none behind. Linux
-carries it across machines on NFS, too. The file itself stays and names the last owner.
+The lock is the operating system's, on a file `.lock` in the folder, so a process that is killed
+leaves none behind. Linux carries it across machines on NFS, too. The file itself stays and names
+the last owner.
 """
 
 import json
@@ -30,14 +31,16 @@ class FolderLock:
         return (type(None), ())
 
 
-# What this process holds. Opening a folder twice in one process, as notebooks do, takes the lock once.
+# What this process holds. Opening a folder twice in one process, as notebooks do, takes the lock
+# once.
 _held: WeakValueDictionary[tuple[int, int], FolderLock] = WeakValueDictionary()
 
 
 def hold(folder: Path) -> FolderLock | None:
     """Lock a folder that exists. None where its file system keeps no locks.
 
-    Raises MinicosError where another process has it, and OSError where the folder cannot be written.
+    Raises MinicosError where another process has it, and OSError where the folder cannot be
+    written.
     """
     file = (folder / LOCK).open("a+", encoding="utf-8")
     status = os.fstat(file.fileno())
@@ -51,7 +54,8 @@ def hold(folder: Path) -> FolderLock | None:
         owner = _owner(file)
         file.close()
         raise MinicosError(
-            f"{folder} is in use by another command{owner}. Wait until it ends, stop it, or choose another --out."
+            f"{folder} is in use by another command{owner}. Wait until it ends, stop it, or choose "
+            "another --out."
         ) from None
     except OSError:
         file.close()
@@ -69,7 +73,9 @@ def hold(folder: Path) -> FolderLock | None:
 
 
 def _lock(file: IO[str]) -> None:
-    """Take the lock or raise BlockingIOError at once; another OSError says that there are no locks here."""
+    """Take the lock or raise BlockingIOError at once; another OSError says that there are no
+    locks here.
+    """
     if sys.platform == "win32":
         import msvcrt
 

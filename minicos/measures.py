@@ -40,7 +40,8 @@ def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = 
         raise ValueError(f"latent_mean: {len(x)} rows are not whole cases of {seeds} seeds")
     if out is not None and (out.shape, out.dtype) != (x.shape, x.dtype):
         raise ValueError(
-            f"latent_mean: out must be {x.dtype} {tuple(x.shape)}, not {out.dtype} {tuple(out.shape)}"
+            f"latent_mean: out must be {x.dtype} {tuple(x.shape)}, not {out.dtype} "
+            f"{tuple(out.shape)}"
         )
     y = x
     if seeds > 1 and alpha != 0:
@@ -125,7 +126,8 @@ def stratified(
     size = q.shape[2] // frames
     if not min(2, size) <= queries <= size:
         raise ValueError(
-            f"stratified: {queries} queries of frames of {size}; two or more, and at most all, can be drawn"
+            f"stratified: {queries} queries of frames of {size}; two or more, and at most all, can "
+            "be drawn"
         )
     device = None if generator is None else generator.device
     draw = torch.rand(*q.shape[:2], frames, size, generator=generator, device=device)

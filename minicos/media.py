@@ -1,8 +1,10 @@
-"""Images and videos on disk: pictures are read by Pillow, as the official code reads them, all else goes through PyAV.
+"""Images and videos on disk: pictures are read by Pillow, as the official code reads them, all else
+goes through PyAV.
 
-Two forms of pixels are used in minicos. On disk side: numpy uint8, frames first and colours last (f h w 3), as every
-player and plot wants them. On the network's side: float32 tensors, colours first (3 f h w), in [-1, 1]. `to_uint8` and
-`to_float` are the bridge. Videos are written frame by frame from any iterator, so a decoder can stream to disk.
+Two forms of pixels are used in minicos. On disk side: numpy uint8, frames first and colours last (f
+h w 3), as every player and plot wants them. On the network's side: float32 tensors, colours first
+(3 f h w), in [-1, 1]. `to_uint8` and `to_float` are the bridge. Videos are written frame by frame
+from any iterator, so a decoder can stream to disk.
 """
 
 import warnings
@@ -23,10 +25,11 @@ from minicos.runs import replace_file
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others may run other programs
 MOST_PIXELS = 1 << 27  # of a picture or frame: 134 megapixels; a small file can hold far more
 TOO_MANY = f"more than {MOST_PIXELS // 10**6} megapixels. Make it smaller first."
-# How libswscale converts colours: bilinear (2) with accurate rounding (0x40000) and full chroma resolution, both ways
-# (0x2000, 0x4000). So a picture is written exactly as a PNG.
+# How libswscale converts colours: bilinear (2) with accurate rounding (0x40000) and full chroma
+# resolution, both ways (0x2000, 0x4000). So a picture is written exactly as a PNG.
 EXACT = 0x40000 | 0x2000 | 0x4000 | 2
-# Numbers of FFmpeg's enumerations. YUV is read by the matrix that a file names, and by BT.601 where it names none.
+# Numbers of FFmpeg's enumerations. YUV is read by the matrix that a file names, and by BT.601 where
+# it names none.
 BT709, BT601, MATRICES = 1, 5, (1, 4, 5, 6, 7, 9)
 LIMITED, FULL = 1, 2
 X264 = {
@@ -40,7 +43,9 @@ Picture = str | Path | Image.Image | np.ndarray | Tensor | Sequence["Picture"]  
 
 
 def to_uint8(video: Tensor) -> np.ndarray:
-    """Video (3 f h w) in [-1, 1] -> uint8 (f h w 3), as the official code does: clamp, scale to 255, drop the fraction."""
+    """Video (3 f h w) in [-1, 1] -> uint8 (f h w 3), as the official code does: clamp, scale to
+    255, drop the fraction.
+    """
     pixels = video.detach().float().clamp(-1, 1).add(1).div(2).mul(255)
     return pixels.to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
@@ -60,9 +65,9 @@ def to_float(frames: np.ndarray) -> Tensor:
 def load_image(path: str | Path) -> Tensor:
     """Image file (png, jpg, webp ...), or the first frame of a video -> float32 (3 h w) in [0, 1].
 
-    Turned upright where its EXIF data say how the camera was held; transparency is dropped, 16 bits become 8. Of an
-    animation the first frame is taken, with a warning.
-    Raises MinicosError where the file is missing, damaged, is not an image or has more than `MOST_PIXELS`.
+    Turned upright where its EXIF data say how the camera was held; transparency is dropped, 16 bits
+    become 8. Of an animation the first frame is taken, with a warning. Raises MinicosError where
+    the file is missing, damaged, is not an image or has more than `MOST_PIXELS`.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,10 +92,11 @@ def load_image(path: str | Path) -> Tensor:
 
 
 def as_image(picture: "Picture") -> Tensor:
-    """A picture, in whatever form people have it, as float (3 h w) or, of several, (b 3 h w) in [0, 1].
+    """A picture, in whatever form people have it, as float (3 h w) or, of several, (b 3 h w) in [0,
+    1].
 
-    picture  a path, a PIL image, an array uint8 (h w 3) or (b h w 3), a list of these in one size, or a tensor float
-             (3 h w) or (b 3 h w), which is returned as it is
+    picture  a path, a PIL image, an array uint8 (h w 3) or (b h w 3), a list of these in one size,
+             or a tensor float (3 h w) or (b 3 h w), which is returned as it is
     Raises MinicosError for anything else.
     """
     if isinstance(picture, Tensor):
@@ -108,7 +114,8 @@ def as_image(picture: "Picture") -> Tensor:
             raise MinicosError(f"images of several prompts have one size, not {shapes}")
         return torch.stack(each)
     raise MinicosError(
-        f"an image is a path, a PIL image, an array uint8 (h w 3) or a tensor float (3 h w), not {type(picture).__name__}"
+        "an image is a path, a PIL image, an array uint8 (h w 3) or a tensor float (3 h w), not "
+        f"{type(picture).__name__}"
     )
 
 
@@ -143,7 +150,8 @@ def _check_size(width: int, height: int, name: str) -> None:
 def load_video(path: str | Path) -> np.ndarray:
     """Video file -> all frames, uint8 (f h w 3).
 
-    Raises MinicosError where it is missing, damaged or empty, and where its frames change their size.
+    Raises MinicosError where it is missing, damaged or empty, and where its frames change their
+    size.
     """
     frames: list[np.ndarray] = []
     for frame in _decode(Path(path), "a video"):
@@ -158,7 +166,8 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
     path, image = Path(path), _pixels(image, 3, path)
     if path.suffix.lower() not in IMAGES:
         raise MinicosError(
-            f"{path}: images are written as {', '.join(IMAGES)}. Give the name one of these endings."
+            f"{path}: images are written as {', '.join(IMAGES)}. Give the name one of these "
+            "endings."
         )
     codec, pixel_format = IMAGES[path.suffix.lower()]
     encoder: Any = av.CodecContext.create(codec, "w")
@@ -177,9 +186,9 @@ def save_video(
 ) -> None:
     """Write uint8 frames as H.264 in MP4 (yuv420p, BT.709), in one step.
 
-    `frames` is (f h w 3), or an iterator of frames (h w 3) or chunks (f h w 3): each is encoded and forgotten. Odd sizes
-    grow by one repeated row or column, since 4:2:0 needs even ones. Raises MinicosError where there is no frame, a frame
-    has another size or type, or the disk refuses.
+    `frames` is (f h w 3), or an iterator of frames (h w 3) or chunks (f h w 3): each is encoded and
+    forgotten. Odd sizes grow by one repeated row or column, since 4:2:0 needs even ones. Raises
+    MinicosError where there is no frame, a frame has another size or type, or the disk refuses.
     """
     path = Path(path)
     replace_file(path, lambda temporary: _encode(temporary, path, frames, fps, crf))
@@ -208,7 +217,8 @@ def _encode(
                 encoder.color_range = LIMITED
             if frame.shape != shape:
                 raise MinicosError(
-                    f"{path}: a frame of {frame.shape} after frames of {shape}. Save frames of one size."
+                    f"{path}: a frame of {frame.shape} after frames of {shape}. Save frames of one "
+                    "size."
                 )
             even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
             picture = av.VideoFrame.from_ndarray(even)
@@ -226,7 +236,9 @@ def _encode(
 
 
 def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
-    """Frames of a file, uint8 (h w 3). The file is handed over open and may open no other: no name is a URL, a pattern or a playlist."""
+    """Frames of a file, uint8 (h w 3). The file is handed over open and may open no other: no
+    name is a URL, a pattern or a playlist.
+    """
     if not path.is_file():
         raise MinicosError(f"{path} does not exist or is not a file. Give the path of {what}.")
     count = 0
@@ -274,6 +286,7 @@ def _pixels(array: np.ndarray, dims: int, path: Path) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim != dims or array.shape[-1] != 3 or not array.size:
         raise MinicosError(
-            f"{path}: pixels are uint8 (h w 3), not {array.dtype} {array.shape}. Convert with to_uint8."
+            f"{path}: pixels are uint8 (h w 3), not {array.dtype} {array.shape}. Convert with "
+            "to_uint8."
         )
     return np.ascontiguousarray(array)

@@ -107,13 +107,15 @@ def load(
     for name, given in (("dtype", dtype), ("decode_dtype", decode_dtype)):
         if given not in (torch.float32, torch.bfloat16):
             raise MinicosError(
-                f"{name} is torch.float32 or torch.bfloat16, not {given}: the official networks overflow in others"
+                f"{name} is torch.float32 or torch.bfloat16, not {given}: the official networks "
+                "overflow in others"
             )
     check_side(tile, layout.vae.config.stride[1])
     tokenizer = Tokenizer.load(layout.tokenizer, layout.text.config.text_len)
     if tokenizer.vocabulary.get_vocab_size() > layout.text.config.vocab_size:
         raise MinicosError(
-            f"{layout.tokenizer} has more tokens than {layout.text.files[0]} knows ({layout.text.config.vocab_size}). "
+            f"{layout.tokenizer} has more tokens than {layout.text.files[0]} knows "
+            f"({layout.text.config.vocab_size}). "
             "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
         )
     networks = _on_meta(layout, chosen, dtype, decode_dtype, attention.with_best(ops, device))
@@ -159,10 +161,11 @@ def load(
 def load_dit(
     model: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> DiT:
-    """A diffusion transformer by itself: one file or folder with its weights, of any Wan-shaped size, in any layout.
+    """A diffusion transformer by itself: one file or folder with its weights, of any Wan-shaped
+    size, in any layout.
 
-    For tests of its inside: a folder that `save_pretrained` of diffusers wrote does, without VAE and text encoder.
-    Raises MinicosError as `load` does.
+    For tests of its inside: a folder that `save_pretrained` of diffusers wrote does, without VAE
+    and text encoder. Raises MinicosError as `load` does.
     """
     with torch.device("meta"):
         dit = DiT(layouts.dit_config(model))
@@ -303,6 +306,7 @@ def check_compiler(device: torch.device) -> None:
     except Exception as error:  # of many kinds, some of them from private modules
         reason = str(error).strip().splitlines()[0]
         raise MinicosError(
-            f"torch.compile does not work here ({reason}). It needs a C++ compiler such as g++ or clang and, on a card, Triton;"
+            f"torch.compile does not work here ({reason}). It needs a C++ compiler such as g++ or "
+            "clang and, on a card, Triton;"
             " without it leave out --compile."
         ) from error

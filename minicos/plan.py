@@ -1,13 +1,16 @@
-"""Where the weights of a model live, decided before any are read: on the device, on the host, or streamed block by block.
+"""Where the weights of a model live, decided before any are read: on the device, on the host, or
+streamed block by block.
 
-`choose` takes the sizes of the networks, what each needs while it runs, and the memory that is free. It returns the first
-plan that fits, with what that plan will cost; `stream.Residency` carries it out. A network is placed in one of three ways:
+`choose` takes the sizes of the networks, what each needs while it runs, and the memory that is
+free. It returns the first plan that fits, with what that plan will cost; `stream.Residency` carries
+it out. A network is placed in one of three ways:
 
     resident  on the device from loading to the end
-    offload   in (pinned) host memory, and on the device while it is used. One offloaded network is there at a time, so an
-              expert moves once, at the boundary, and the text encoder leaves when the first expert comes
-    stream    its blocks pass through two buffers on the device in turn: while one block computes, the weights of the next
-              arrive. The rest of the network is resident
+    offload   in (pinned) host memory, and on the device while it is used. One offloaded network is
+              there at a time, so an expert moves once, at the boundary, and the text encoder leaves
+              when the first expert comes
+    stream    its blocks pass through two buffers on the device in turn: while one block computes,
+              the weights of the next arrive. The rest of the network is resident
 """
 
 import os
@@ -103,9 +106,11 @@ def choose(
     operations: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Plan:
-    """The plan of that name. "auto" takes the first that fits: resident, resident with the text encoder offloaded, swap, stream.
+    """The plan of that name. "auto" takes the first that fits: resident, resident with the text
+    encoder offloaded, swap, stream.
 
-    free, host         bytes available on the device and of host memory, None if unknown (see `available`)
+    free, host         bytes available on the device and of host memory, None if unknown (see
+                       `available`)
     operations, dtype  of one step, for the estimate of time in `describe`
     Raises MinicosError with the numbers if the plan, or every plan, needs more than there is.
     """
@@ -197,13 +202,15 @@ def describe(plan: Plan, speed: float | None = None) -> str:
             else ""
         )
         lines.append(
-            f"  {part.name:<5}{_size(part.weights):>9}  {places[part.placement].format(plan.device)}{mapped}"
+            f"  {part.name:<5}{_size(part.weights):>9}  "
+            f"{places[part.placement].format(plan.device)}{mapped}"
         )
     host = f", {_size(plan.host)} on the host" if plan.host else ""
     lines.append(f"  expected peak {_size(plan.peak)} on {plan.device}{host}")
     if speed and plan.operations:
         lines.append(
-            f"  expected time {plan.operations / speed:.3g} s a step: an estimate from {plan.operations / 1e12:.3g} TFLOP"
+            f"  expected time {plan.operations / speed:.3g} s a step: an estimate from "
+            f"{plan.operations / 1e12:.3g} TFLOP"
             f" at {speed / 1e12:.3g} TFLOP/s, measured here on matrix products"
         )
     return "\n".join(lines)
@@ -216,7 +223,9 @@ def _size(count: int | None) -> str:
 
 
 def measure(name: str, network: nn.Module, dtype: Dtype, *, work: int = 0, mapped: int = 0) -> Part:
-    """The sizes of a network (on the meta device, for example) whose parameters will have these dtypes."""
+    """The sizes of a network (on the meta device, for example) whose parameters will have these
+    dtypes.
+    """
     total = _bytes(network, dtype)
     blocks = [
         _bytes(block, dtype, f"blocks.{i}.", ALIGN)

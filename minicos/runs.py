@@ -1,10 +1,12 @@
 """Run folders: what a command was asked to do, and what it has finished, on disk.
 
-A run is a folder with a `run.json`. A command opens it, asks `run.has("step07.mp4")` before each piece of work and saves
-what it makes; killed at any moment and started again with the same settings, it continues where it was. Four rules make
-that safe: files appear whole or not at all (`replace_file`), a folder refuses settings other than its own, it has one
-owner at a time (`folder_lock`), and a file is finished only where its checksum says so: one that a full disk or a power
-cut left empty or damaged is made again. Checksums are kept beside the files, as `sha256sum --check` reads them.
+A run is a folder with a `run.json`. A command opens it, asks `run.has("step07.mp4")` before each
+piece of work and saves what it makes; killed at any moment and started again with the same
+settings, it continues where it was. Four rules make that safe: files appear whole or not at all
+(`replace_file`), a folder refuses settings other than its own, it has one owner at a time
+(`folder_lock`), and a file is finished only where its checksum says so: one that a full disk or a
+power cut left empty or damaged is made again. Checksums are kept beside the files, as `sha256sum
+--check` reads them.
 """
 
 import json
@@ -41,9 +43,11 @@ PART = ".part-"  # a file being written: .part-<host>-<pid>-<random>-<name>
 def replace_file(
     path: Path, write: Callable[[Path], object], move: Callable[[Path, Path], object] = Path.replace
 ) -> None:
-    """Let `write(temporary)` make a file and move it to `path` in one step, so that a killed run leaves no half file there.
+    """Let `write(temporary)` make a file and move it to `path` in one step, so that a killed run
+    leaves no half file there.
 
-    Makes the folder if need be. Raises MinicosError where the disk refuses; what else `write` raises passes through.
+    Makes the folder if need be. Raises MinicosError where the disk refuses; what else `write`
+    raises passes through.
     """
     path = Path(path)
     temporary = path.with_name(
@@ -96,13 +100,15 @@ class Run:
     def open(
         cls, folder: str | Path, settings: dict[str, Any], facts: dict[str, Any] | None = None
     ) -> "Run":
-        """Create the folder with its run.json, or enter one that has equal settings, and sweep what killed runs left.
+        """Create the folder with its run.json, or enter one that has equal settings, and sweep what
+        killed runs left.
 
-        `settings` (JSON values and paths) are compared with those on disk; `facts` (device, dtype, attention backend ...)
-        are written down with the versions and the date, and are not compared. The folder is this process's as long as the
-        run is referred to.
-        Raises MinicosError where the folder cannot be written, is in use by another process, holds a run with other
-        settings or of another version of minicos, or files of which no run.json says what they are.
+        `settings` (JSON values and paths) are compared with those on disk; `facts` (device, dtype,
+        attention backend ...) are written down with the versions and the date, and are not
+        compared. The folder is this process's as long as the run is referred to. Raises
+        MinicosError where the folder cannot be written, is in use by another process, holds a run
+        with other settings or of another version of minicos, or files of which no run.json says
+        what they are.
         """
         folder = Path(folder)
         settings = json.loads(json.dumps(settings, default=str))
@@ -127,7 +133,9 @@ class Run:
         return run
 
     def inside(self, name: str) -> "Run":
-        """A folder in this one for a part of the work, with checksums of its own and the lock of the whole."""
+        """A folder in this one for a part of the work, with checksums of its own and the lock of
+        the whole.
+        """
         return Run(self.path(name), self.settings, self.lock)
 
     def path(self, name: str) -> Path:
@@ -142,14 +150,17 @@ class Run:
             return False
 
     def record(self, name: str) -> None:
-        """Declare `name`, which lies in the folder whole, finished. What `save` makes is so already."""
+        """Declare `name`, which lies in the folder whole, finished. What `save` makes is so
+        already.
+        """
         self._note(name, _checksum(self.path(name)))
 
     def save(self, name: str, write: Callable[[Path], object]) -> None:
         """Let `write(temporary)` make the file `name`, in one step, and record it.
 
-        The checksum is written down before the file is moved to its place: a kill between the two leaves a file that is
-        missing or does not match, never one that is finished and not recorded.
+        The checksum is written down before the file is moved to its place: a kill between the two
+        leaves a file that is missing or does not match, never one that is finished and not
+        recorded.
         """
 
         def move(temporary: Path, path: Path) -> None:
@@ -167,7 +178,9 @@ class Run:
         self.save(name, lambda temporary: temporary.write_bytes(save(whole)))
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `save_tensors`, on the CPU. Raises MinicosError where the file is missing or damaged."""
+        """The tensors of `save_tensors`, on the CPU. Raises MinicosError where the file is
+        missing or damaged.
+        """
         return load(self._read(name))
 
     def save_json(self, name: str, value: Any) -> None:
@@ -185,7 +198,8 @@ class Run:
             data = path.read_bytes()
         except OSError as error:
             raise MinicosError(
-                f"{path} cannot be read: {error.strerror or error}. Run the command again to have it made."
+                f"{path} cannot be read: {error.strerror or error}. Run the command again to have "
+                "it made."
             ) from error
         if self._checksums().get(name) != sha256(data).hexdigest():
             raise MinicosError(
@@ -207,7 +221,9 @@ class Run:
             end.write(lines[-1].encode())
 
     def _checksums(self) -> dict[str, str]:
-        """Name -> checksum of every finished file. A line that a power cut left broken counts for nothing."""
+        """Name -> checksum of every finished file. A line that a power cut left broken counts
+        for nothing.
+        """
         try:
             lines = self.path(CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
@@ -228,7 +244,9 @@ def environment() -> dict[str, str]:
 
 
 def progress(items: Iterable[T], total: int | None = None, label: str = "") -> Iterator[T]:
-    """Yield `items` and tell stderr how far it is: a bar on a terminal, elsewhere a line every ten seconds or so."""
+    """Yield `items` and tell stderr how far it is: a bar on a terminal, elsewhere a line every
+    ten seconds or so.
+    """
     total = len(items) if total is None and isinstance(items, Sized) else total
     terminal = sys.stderr.isatty()
     begin = told = time.monotonic()
@@ -268,19 +286,24 @@ def _clock(seconds: float) -> str:
 
 
 def _check(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise MinicosError unless the folder is that of a run with these settings, or can become it."""
+    """Raise MinicosError unless the folder is that of a run with these settings, or can become
+    it.
+    """
     if (folder / RECORD).exists():
         _same_settings(folder, settings)
         return
     for found in sorted(folder.iterdir()) if folder.exists() else ():
         if not found.name.startswith("."):  # a run.json made now would claim it for any settings
             raise MinicosError(
-                f"{folder} holds {found.name!r} and no {RECORD} that says which run it is of. Choose another --out."
+                f"{folder} holds {found.name!r} and no {RECORD} that says which run it is of. "
+                "Choose another --out."
             )
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Move a file to `path` unless another is there: that one stays, also where there are no locks."""
+    """Move a file to `path` unless another is there: that one stays, also where there are no
+    locks.
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -300,7 +323,8 @@ def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise MinicosError(
-            f"{folder / RECORD} cannot be read: {error}. Choose another --out: without it nothing says what the files are."
+            f"{folder / RECORD} cannot be read: {error}. Choose another --out: without it nothing "
+            "says what the files are."
         ) from error
     there = record.get("settings") if isinstance(record, dict) else None
     if not isinstance(there, dict):
@@ -308,14 +332,16 @@ def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
     if (schema := record.get("schema", 1)) != SCHEMA:
         maker = record.get("minicos", "unknown")
         raise MinicosError(
-            f"{folder} was made by minicos {maker} with run folders of schema {schema}, and this version reads {SCHEMA}. "
+            f"{folder} was made by minicos {maker} with run folders of schema {schema}, and this "
+            f"version reads {SCHEMA}. "
             "Choose another --out, or finish it with that version."
         )
     for name in sorted({*there, *settings}):
         old, new = there.get(name), settings.get(name)
         if old != new:
             raise MinicosError(
-                f"{folder} holds a run with {name} = {json.dumps(old)}, and this one has {name} = {json.dumps(new)}. "
+                f"{folder} holds a run with {name} = {json.dumps(old)}, and this one has {name} = "
+                f"{json.dumps(new)}. "
                 "Choose another --out or delete the folder."
             )
 
@@ -325,7 +351,9 @@ def _host() -> str:
 
 
 def _abandoned(temporary: Path) -> bool:
-    """Was this file being written by a process that is gone? Where that cannot be known, a day without a change says so."""
+    """Was this file being written by a process that is gone? Where that cannot be known, a day
+    without a change says so.
+    """
     host, pid, *_ = (*temporary.name.removeprefix(PART).split("-"), "", "")
     if os.name == "posix" and host == _host() and pid.isdigit():
         return not _alive(int(pid))

@@ -229,7 +229,8 @@ class Step:
             f"Step {self.index}: sigma {self.sigma:.4g} -> {self.sigma_next:.4g},"
             f" timestep {self.timestep:g}, expert {self.expert}\n"
             f"  x, velocity, x0, next: {tuple(x.shape)} {x.dtype} on {x.device}; passes {passes}\n"
-            f"  state: history of {', '.join(self.state.history) or 'nothing'}, beside the video {beside or 'nothing'}"
+            f"  state: history of {', '.join(self.state.history) or 'nothing'}, beside the video "
+            f"{beside or 'nothing'}"
         )
 
     @property
@@ -288,7 +289,8 @@ def sample(
     check_gradients(noise)
     if tuple(noise.shape) != tuple(condition.shape) or noise.dtype != torch.float32:
         raise MinicosError(
-            f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 {condition.shape}"
+            f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 "
+            f"{condition.shape}"
         )
     schedule = model.schedule()
     passes = [  # also those before `start`: a resumed run has the hooks of the whole one
@@ -305,7 +307,8 @@ def sample(
     state = state or State()
     if missing := ", ".join(beside.keys() - state.beside.keys()):
         raise MinicosError(
-            f"this model denoises {missing} along with the video: start at step {start} with the state of the step before"
+            f"this model denoises {missing} along with the video: start at step {start} with the "
+            "state of the step before"
         )
     return _steps(model, noise, condition, schedule, hooks, start, state)
 

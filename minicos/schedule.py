@@ -92,7 +92,8 @@ def _check(steps: int, shift: float) -> None:
         raise MinicosError(f"{steps} steps: sampling takes a whole number of at least 1")
     if not 0 < shift < math.inf:
         raise MinicosError(
-            f"shift {shift}: it must be a positive number, such as 5 (1 leaves sigmas evenly spaced)"
+            f"shift {shift}: it must be a positive number, such as 5 (1 leaves sigmas evenly "
+            "spaced)"
         )
 
 
@@ -194,7 +195,8 @@ def _sigmas(schedule: Schedule) -> Tensor:
 def _follows(history: History | None, i: int) -> None:
     if history is not None and history.step != i - 1:
         raise ValueError(
-            f"step {i} was given the history of step {history.step}: pass that of step {i - 1}, or None"
+            f"step {i} was given the history of step {history.step}: pass that of step {i - 1}, or "
+            "None"
         )
 
 

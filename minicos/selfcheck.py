@@ -2,8 +2,8 @@
 
     print(as_text(selfcheck(minicos.load("Wan2.2-I2V-A14B"))))
 
-What was opened, whether it agrees with diffusers layer by layer, and one short run: finite, resumable bit for bit, within
-the memory that was planned.
+What was opened, whether it agrees with diffusers layer by layer, and one short run: finite,
+resumable bit for bit, within the memory that was planned.
 """
 
 import time
@@ -96,7 +96,9 @@ def _model(wan: Wan) -> dict[str, object]:
 
 
 def _agreement(wan: Wan) -> dict[str, object]:
-    """Layer by layer with diffusers and transformers, the worst of each network; why not where they are not installed."""
+    """Layer by layer with diffusers and transformers, the worst of each network; why not where
+    they are not installed.
+    """
     try:
         parts = list(verify(wan, GRID))
     except MinicosError as error:

@@ -1,8 +1,9 @@
 """Ctrl-C and SIGTERM: one line and exit code 130 or 143, from the first line of ours to the last.
 
-`start` is in force while modules are imported, `handled` while a command runs. Files appear whole or not at all
-(`runs.replace_file`), so a process may be left at any moment; SIGTERM, with which schedulers announce a kill, waits for
-the file that is being written (`finishing`). This file imports nothing heavy: nothing is imported before it.
+`start` is in force while modules are imported, `handled` while a command runs. Files appear whole
+or not at all (`runs.replace_file`), so a process may be left at any moment; SIGTERM, with which
+schedulers announce a kill, waits for the file that is being written (`finishing`). This file
+imports nothing heavy: nothing is imported before it.
 """
 
 import os
@@ -26,7 +27,8 @@ def start() -> None:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, SIGTERM `Terminated`; a second signal ends the process. Puts handlers back.
+    """Ctrl-C raises KeyboardInterrupt, SIGTERM `Terminated`; a second signal ends the process. Puts
+    handlers back.
 
     Outside the main thread, where signals are not Python's to handle, it does nothing.
     """
@@ -45,7 +47,9 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """While a file is written, SIGTERM waits until it is there. Ctrl-C does not: its half file is removed."""
+    """While a file is written, SIGTERM waits until it is there. Ctrl-C does not: its half file
+    is removed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,8 @@
-"""Carrying out a plan: offloaded networks move to the device when they are used, streamed ones block by block.
+"""Carrying out a plan: offloaded networks move to the device when they are used, streamed ones
+block by block.
 
-Weights are copied and never changed, so results equal those of a resident model bit for bit (see `plan` for the placements).
+Weights are copied and never changed, so results equal those of a resident model bit for bit (see
+`plan` for the placements).
 """
 
 import weakref
@@ -19,7 +21,9 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class HostBuffer:
-    """The weights of a module in one piece of host memory, so that a single copy moves all of them."""
+    """The weights of a module in one piece of host memory, so that a single copy moves all of
+    them.
+    """
 
     def __init__(self, module: nn.Module, dtype: Dtype, pin: bool):
         self.module = module
@@ -33,12 +37,16 @@ class HostBuffer:
         self.memory = host_memory(self.size, pin)
 
     def view(self, name: str, memory: Tensor | None = None) -> Tensor:
-        """A weight inside `memory` (uint8, laid out like this buffer), by default inside the buffer itself."""
+        """A weight inside `memory` (uint8, laid out like this buffer), by default inside the
+        buffer itself.
+        """
         begin, end, shape, dtype = self.slots[name]
         return (self.memory if memory is None else memory)[begin:end].view(dtype).view(shape)
 
     def bind(self, memory: Tensor | None = None) -> None:
-        """Let the module use the weights in `memory`, by default those of the buffer. Its parameters stay the same objects."""
+        """Let the module use the weights in `memory`, by default those of the buffer. Its
+        parameters stay the same objects.
+        """
         for name, parameter in self.module.named_parameters():
             parameter.data = self.view(name, memory)
 
@@ -46,7 +54,8 @@ class HostBuffer:
 def host_memory(size: int, pin: bool) -> Tensor:
     """`size` bytes of host memory, for a CUDA card pinned.
 
-    Memory is pinned by registering it, since torch rounds its own pinned memory up to a power of two.
+    Memory is pinned by registering it, since torch rounds its own pinned memory up to a power of
+    two.
     """
     memory = torch.empty(size, dtype=torch.uint8)
     if pin and size:
@@ -57,7 +66,9 @@ def host_memory(size: int, pin: bool) -> Tensor:
 
 
 class CopyQueue(Protocol):
-    """A serial queue of copies that overlaps with computation. Both sides can wait for events of the other."""
+    """A serial queue of copies that overlaps with computation. Both sides can wait for events of
+    the other.
+    """
 
     def event(self) -> Any:
         """An event that occurs when the computation called so far is done."""
@@ -93,7 +104,9 @@ class CudaCopyQueue:
 
 
 class ThreadCopyQueue:
-    """Copies in a thread; events are futures. On the CPU, computation is done when its call returns."""
+    """Copies in a thread; events are futures. On the CPU, computation is done when its call
+    returns.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "minicos-copy")
@@ -117,9 +130,9 @@ class ThreadCopyQueue:
 class Streamer:
     """Puts the weights of one block after the other on the device, in two buffers filled in turn.
 
-    Two waits keep the buffers apart: a block computes only after the copy into its buffer, and a copy begins only after the
-    block that used the buffer before. Both buffers live as long as the streamer, so the allocator never reuses their memory
-    and `record_stream` is not needed.
+    Two waits keep the buffers apart: a block computes only after the copy into its buffer, and a
+    copy begins only after the block that used the buffer before. Both buffers live as long as the
+    streamer, so the allocator never reuses their memory and `record_stream` is not needed.
     """
 
     def __init__(self, queue: CopyQueue, device: torch.device):
@@ -130,10 +143,11 @@ class Streamer:
         self._bound: set[HostBuffer] = set()  # those whose block points into a device buffer
 
     def stream(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
-        """The blocks in order, each with its weights on the device until the next one is asked for. Replaces `DiT.visit`.
+        """The blocks in order, each with its weights on the device until the next one is asked for.
+        Replaces `DiT.visit`.
 
-        A pass that stopped early, by an exception or an abandoned generator, is cleaned up by the next one.
-        Raises MinicosError if a second pass begins before the first is finished.
+        A pass that stopped early, by an exception or an abandoned generator, is cleaned up by the
+        next one. Raises MinicosError if a second pass begins before the first is finished.
         """
         current = self._pass = object()
         for host in list(self._bound):
@@ -152,7 +166,8 @@ class Streamer:
             yield block
             if self._pass is not current:
                 raise MinicosError(
-                    "two passes through a streamed network at once: take --residency swap or resident"
+                    "two passes through a streamed network at once: take --residency swap or "
+                    "resident"
                 )
             self._release(host)
             computed = self.queue.event()
@@ -175,7 +190,9 @@ class Streamer:
 
 
 class Residency:
-    """Carries out a plan: `allocate` a network before its weights are read, `to_device` whenever it is to run."""
+    """Carries out a plan: `allocate` a network before its weights are read, `to_device` whenever
+    it is to run.
+    """
 
     def __init__(self, plan: Plan, queue: CopyQueue | None = None):
         self.plan = plan
@@ -210,7 +227,9 @@ class Residency:
         return place
 
     def to_device(self, network: N) -> N:
-        """The same network, ready to run on the device. Another offloaded network there leaves first."""
+        """The same network, ready to run on the device. Another offloaded network there leaves
+        first.
+        """
         if self._on_device is not None and self._on_device is not network:
             self._offloaded[self._on_device].bind()
             self._on_device = None

@@ -1,11 +1,14 @@
-"""Frames cut into overlapping tiles, so that a large video passes through the VAE within little memory.
+"""Frames cut into overlapping tiles, so that a large video passes through the VAE within little
+memory.
 
-Cut in space and never in time: every tile streams through the clip, chunk by chunk, with a memory of its own (`vae.Stream`).
-Neighbours share a quarter of a tile and fade into one another across it, so no seam is seen. To the network each tile is a
-frame of its own: attention of the middle block sees one tile only, so the result is close to that of whole frames, not equal.
+Cut in space and never in time: every tile streams through the clip, chunk by chunk, with a memory
+of its own (`vae.Stream`). Neighbours share a quarter of a tile and fade into one another across it,
+so no seam is seen. To the network each tile is a frame of its own: attention of the middle block
+sees one tile only, so the result is close to that of whole frames, not equal.
 
-What it is for: the memory of a decoder takes 8.7 GB at 1280x720 (Wan2.1_VAE; 6.4 GB at 1280x704 with Wan2.2_VAE) in float32,
-that of one tile of 256 pixels 0.6 GB (0.5 GB), and activations shrink alike.
+What it is for: the memory of a decoder takes 8.7 GB at 1280x720 (Wan2.1_VAE; 6.4 GB at 1280x704
+with Wan2.2_VAE) in float32, that of one tile of 256 pixels 0.6 GB (0.5 GB), and activations shrink
+alike.
 """
 
 import math
@@ -21,16 +24,19 @@ Span = tuple[int, int]  # first place, and the one after the last
 
 
 class Tiles:
-    """One pass of a clip through the encoder or the decoder, in tiles. A frame that fits into one tile is not cut, bit for bit.
+    """One pass of a clip through the encoder or the decoder, in tiles. A frame that fits into one
+    tile is not cut, bit for bit.
 
-    While a tile waits for its next chunk, its memory lies on the host: the device holds that of one tile, and one chunk.
-    That costs a copy there and back for every tile and chunk, fewer with longer chunks.
+    While a tile waits for its next chunk, its memory lies on the host: the device holds that of one
+    tile, and one chunk. That costs a copy there and back for every tile and chunk, fewer with
+    longer chunks.
     """
 
     def __init__(self, size: tuple[int, int], side: int | None, stride: int):
         """
         size    height and width of the latents
-        side    of the square tiles, in pixels; None cuts nothing. MinicosError unless it is a multiple of the stride, two or more
+        side    of the square tiles, in pixels; None cuts nothing. MinicosError unless it is a
+                multiple of the stride, two or more
         stride  pixels per latent
         """
         check_side(side, stride)
@@ -43,7 +49,9 @@ class Tiles:
         self.memories: list[dict[nn.Module, Tensor]] = [{} for _ in self.windows]
 
     def __call__(self, layer: Callable, x: Tensor, before: int = 1, after: int = 1) -> Tensor:
-        """layer(x, memory) for the next chunk x (b c f h w); `before` and `after` are places per latent in x and in the result."""
+        """layer(x, memory) for the next chunk x (b c f h w); `before` and `after` are places per
+        latent in x and in the result.
+        """
         if len(self.windows) == 1:
             return layer(x, self.memories[0])
         total = cover = x.new_zeros(())
@@ -66,7 +74,9 @@ class Tiles:
 
 
 def check_side(side: int | None, stride: int) -> None:
-    """Raise MinicosError unless tiles can have this side: a multiple of the stride, two or more. None: no tiles."""
+    """Raise MinicosError unless tiles can have this side: a multiple of the stride, two or more.
+    None: no tiles.
+    """
     if side is not None and (side % stride or side < 2 * stride):
         raise MinicosError(
             f"tiles of {side} pixels: take a multiple of {stride}, {2 * stride} or more, e.g. 512"
@@ -74,7 +84,9 @@ def check_side(side: int | None, stride: int) -> None:
 
 
 def spans(length: int, side: int, overlap: int) -> list[Span]:
-    """Spans of `side` places, evenly spread over 0..length, of which neighbours share `overlap` or more."""
+    """Spans of `side` places, evenly spread over 0..length, of which neighbours share `overlap`
+    or more.
+    """
     if length <= side:
         return [(0, length)]
     steps = math.ceil((length - side) / (side - overlap))
@@ -83,7 +95,9 @@ def spans(length: int, side: int, overlap: int) -> list[Span]:
 
 
 def fade(span: Span, length: int, overlap: int, factor: int) -> Tensor:
-    """Weights of a span, `factor` for each place: 1, falling linearly over `overlap` places where it borders on another span."""
+    """Weights of a span, `factor` for each place: 1, falling linearly over `overlap` places
+    where it borders on another span.
+    """
     start, end = span
     rise = (torch.arange(factor * (end - start)) + 0.5) / (factor * overlap)
     weight = torch.ones_like(rise)

@@ -1,16 +1,19 @@
-"""Does minicos compute what diffusers and transformers compute? The same weights and inputs in both, compared layer by layer.
+"""Does minicos compute what diffusers and transformers compute? The same weights and inputs in
+both, compared layer by layer.
 
     for part in verify(minicos.load("Wan2.2-I2V-A14B")):
         print(part.name, part.parted)
 
-Their networks are built around our tensors, so a second copy of the weights is never made (but of the few that they keep in
-another dtype). Layers are compared in the order in which they run: where two networks differ in one place, the first row
-beyond its tolerance is that place, and the rows below it merely inherit the difference.
+Their networks are built around our tensors, so a second copy of the weights is never made (but of
+the few that they keep in another dtype). Layers are compared in the order in which they run: where
+two networks differ in one place, the first row beyond its tolerance is that place, and the rows
+below it merely inherit the difference.
 
-One difference is known and systematic. diffusers builds the time sinusoid in float32, the official code in float64: up to
-5.6e-5 in a table of numbers between -1 and 1, and 4e-6 to 9e-6 in the velocity. By default their sinusoid is exchanged for
-the exact one, so that everything else can be held to a much smaller tolerance, and the velocity of diffusers as shipped
-makes one more row. `as_shipped` leaves it alone throughout.
+One difference is known and systematic. diffusers builds the time sinusoid in float32, the official
+code in float64: up to 5.6e-5 in a table of numbers between -1 and 1, and 4e-6 to 9e-6 in the
+velocity. By default their sinusoid is exchanged for the exact one, so that everything else can be
+held to a much smaller tolerance, and the velocity of diffusers as shipped makes one more row.
+`as_shipped` leaves it alone throughout.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,7 +53,8 @@ TOLERANCE = {
     torch.bfloat16: 5e-2,
 }  # of rel_l2, by dtype; the embedded model: 6e-7 and 2e-2
 MAX_TO_L2 = 10  # what rel_max may be beside rel_l2; the embedded model: 1.0e-5 and 5.0e-2
-AS_SHIPPED = 2e-5  # of what comes after a float32 time sinusoid; random weights, 30 layers of 1.3B: 9e-6 (rel_max)
+# of what comes after a float32 time sinusoid; random weights, 30 layers of 1.3B: 9e-6 (rel_max)
+AS_SHIPPED = 2e-5
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Both errors within what is allowed; NaN is not. One wrong number among many shows in rel_max alone."""
+        """Both errors within what is allowed; NaN is not. One wrong number among many shows in
+        rel_max alone.
+        """
         return self.rel_l2 <= self.tolerance and self.rel_max <= self.tolerance_max
 
     @property
@@ -94,12 +100,14 @@ def verify(
     as_shipped: bool = False,
     tolerance: float | None = None,
 ) -> Iterator[Part]:
-    """Compare every network of a model with its peer, on random inputs; one `Part` as soon as it is done.
+    """Compare every network of a model with its peer, on random inputs; one `Part` as soon as it is
+    done.
 
     grid        tokens along frames, height and width; small, since errors of code show at any size
     as_shipped  leave the float32 time sinusoid of diffusers in place, and allow for it
     tolerance   what rel_l2 may be, instead of `TOLERANCE` of the dtype
-    Beside the weights it needs room for the outputs of all layers of one network, twice: for 14B in float32 some 4 GB.
+    Beside the weights it needs room for the outputs of all layers of one network, twice: for 14B in
+    float32 some 4 GB.
     Raises MinicosError where diffusers or transformers is not installed, before anything runs.
     """
     peers()
@@ -130,7 +138,8 @@ def _parts(
             yield Part(
                 name,
                 (),
-                "diffusers tells image rows from text by a text length of 512, and this network has another",
+                "diffusers tells image rows from text by a text length of 512, and this network "
+                "has another",
             )
             continue
         x = torch.randn(1, cfg.in_dim, f, h, w, generator=draw).to(wan.device)
@@ -167,7 +176,9 @@ def _parts(
 
 
 def _tokens(encoder: TextEncoder, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Ids and mask of two prompts (2 t), a short one and one that is longer than the longest distance told apart, 128."""
+    """Ids and mask of two prompts (2 t), a short one and one that is longer than the longest
+    distance told apart, 128.
+    """
     length = min(encoder.cfg.text_len, 140)
     ids = torch.randint(2, encoder.cfg.vocab_size, (2, length), generator=draw)
     mask = (torch.arange(length) < torch.tensor([[length], [9]])).long()
@@ -176,7 +187,9 @@ def _tokens(encoder: TextEncoder, draw: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def _timestep(wan: Wan, expert: str, frames: int) -> Tensor:
-    """A timestep that the expert serves (1 g): one for all frames, or 0 for an imposed first frame and one for the rest."""
+    """A timestep that the expert serves (1 g): one for all frames, or 0 for an imposed first
+    frame and one for the rest.
+    """
     value = 937.0 if expert == "high" else 412.0
     return torch.tensor(
         [[0.0] + [value] * (frames - 1) if wan.preset.image == "imposed" else [value]]
@@ -188,7 +201,9 @@ def _rows(pairs: Iterable[Pair], tolerance: float) -> tuple[Row, ...]:
 
 
 def _distance(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """rel_max and rel_l2; infinite for tensors of different shapes or of zeros where the other has something else."""
+    """rel_max and rel_l2; infinite for tensors of different shapes or of zeros where the other
+    has something else.
+    """
     if a.shape != b.shape:
         return float("inf"), float("inf")
     a, b = a.float(), b.float()
@@ -197,11 +212,13 @@ def _distance(a: Tensor, b: Tensor) -> tuple[float, float]:
     return ((a - b).abs().max() / b.abs().max()).item(), ((a - b).norm() / b.norm()).item()
 
 
-# -- the peers, built around our tensors -------------------------------------------------------------------------------
+# -- the peers, built around our tensors -----------------------------------------------------------
 
 
 def peers() -> tuple[ModuleType, ModuleType]:
-    """diffusers and transformers. Raises MinicosError where one is not installed, or too old to know Wan."""
+    """diffusers and transformers. Raises MinicosError where one is not installed, or too old to
+    know Wan.
+    """
     try:
         import diffusers
         import transformers
@@ -231,7 +248,9 @@ class ExactTime(nn.Module):
 
 
 def diffusers_dit(ours: DiT, exact_time: bool = True) -> nn.Module:
-    """A WanTransformer3DModel (or ChronoEdit's) with the weights of `ours`; where it is not `exact_time`, with its own float32 time."""
+    """A WanTransformer3DModel (or ChronoEdit's) with the weights of `ours`; where it is not
+    `exact_time`, with its own float32 time.
+    """
     diffusers, _ = peers()
     cfg = ours.cfg
     chrono = {} if ours.time_skip is None else {"temporal_skip_len": ours.time_skip + 1}
@@ -299,7 +318,9 @@ def _vae_table(ours: VAE) -> dict[str, str]:
 
 
 def transformers_umt5(ours: TextEncoder) -> nn.Module:
-    """A UMT5EncoderModel with the weights of `ours` and eager attention, which is how the official code computes."""
+    """A UMT5EncoderModel with the weights of `ours` and eager attention, which is how the
+    official code computes.
+    """
     _, transformers = peers()
     cfg = ours.cfg
     config = transformers.UMT5Config(
@@ -321,7 +342,9 @@ def transformers_umt5(ours: TextEncoder) -> nn.Module:
 
 
 def transformers_clip(ours: CLIP) -> nn.Module:
-    """A CLIPVisionModel with the blocks of `ours` (one fewer than its file holds) and eager attention, in float32."""
+    """A CLIPVisionModel with the blocks of `ours` (one fewer than its file holds) and eager
+    attention, in float32.
+    """
     _, transformers = peers()
     cfg = ours.cfg
     config = transformers.CLIPVisionConfig(
@@ -368,7 +391,7 @@ def _filled(theirs: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     return theirs.eval().requires_grad_(False)
 
 
-# -- both sides of a comparison, in the order in which our layers run --------------------------------------------------
+# -- both sides of a comparison, in the order in which our layers run ------------------------------
 
 
 def same(x: Tensor, like: Tensor) -> Tensor:
@@ -394,8 +417,9 @@ def times(x: Tensor, like: Tensor) -> Tensor:
     return rows[:, :: rows.shape[1] // like.shape[1]]
 
 
-# Hook point -> where diffusers shows the same tensor: a module, its output or its input, and the shape there. q and k of
-# self-attention, which diffusers rotates inside, are seen where attention is computed (`_Attended`).
+# Hook point -> where diffusers shows the same tensor: a module, its output or its input, and the
+# shape there. q and k of self-attention, which diffusers rotates inside, are seen where attention
+# is computed (`_Attended`).
 NETWORK_POINTS = {
     "embed": ("patch_embedding", "out", patches),
     "text": ("condition_embedder.text_embedder", "out", same),
@@ -413,7 +437,8 @@ BLOCK_POINTS = {
     ".ffn": (".ffn", "out", same),
     "": ("", "out", same),
 }
-# Where there is an image branch; what attention makes of text and of image cannot be seen apart in diffusers.
+# Where there is an image branch; what attention makes of text and of image cannot be seen apart in
+# diffusers.
 IMAGE_POINTS = {"image": ("condition_embedder.image_embedder", "out", joined)}
 IMAGE_BLOCK_POINTS = {
     ".cross_attn.k_img": (".attn2.norm_added_k", "out", heads),
@@ -430,7 +455,9 @@ def compare_dit(
     y: Tensor | None = None,
     clip: Tensor | None = None,
 ) -> list[Pair]:
-    """Every hook point that has a counterpart in diffusers, the velocity last; arguments as of `DiT.forward`, timestep b g."""
+    """Every hook point that has a counterpart in diffusers, the velocity last; arguments as of
+    `DiT.forward`, timestep b g.
+    """
     seen: dict[str, Tensor] = {}
     hooks = Hooks()
     for depth in range(1, 5):
@@ -470,7 +497,9 @@ def compare_dit(
 
 
 class _Attended(TorchFunctionMode):
-    """Notes q and k of every attention that is computed in this context: after norm and rotation, which no module shows."""
+    """Notes q and k of every attention that is computed in this context: after norm and
+    rotation, which no module shows.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -493,7 +522,9 @@ def their_velocity(
     y: Tensor | None = None,
     clip: Tensor | None = None,
 ) -> Tensor:
-    """A pass of diffusers' network on our arguments: it is told one timestep per sample, or one per token."""
+    """A pass of diffusers' network on our arguments: it is told one timestep per sample, or one
+    per token.
+    """
     dtype = theirs.patch_embedding.weight.dtype
     x = x if y is None else torch.cat([x, y], dim=1)
     if timestep.shape[1] > 1:
@@ -558,7 +589,9 @@ def compare_layers(
     table: Mapping[str, str],
     result: str,
 ) -> list[Pair]:
-    """Run both networks; the output of every layer with weights, over all its calls, and the result."""
+    """Run both networks; the output of every layer with weights, over all its calls, and the
+    result.
+    """
     (network, run), (peer, run_peer) = ours, theirs
     layers = {name: module for name, module in network.named_modules() if module._parameters}
     peers = {
@@ -581,8 +614,8 @@ def _joined(calls: list[Tensor]) -> Tensor:
 
 @contextmanager
 def tapped(taps: Mapping[str, tuple[nn.Module, str]]) -> Iterator[dict[str, list[Tensor]]]:
-    """What each of these modules gives ("out") or gets ("in"), call by call; in the order of their last calls, since the first
-    piece of a video skips some layers."""
+    """What each of these modules gives ("out") or gets ("in"), call by call; in the order of their
+    last calls, since the first piece of a video skips some layers."""
     seen: dict[str, list[Tensor]] = {}
 
     def note(name: str, side: str, module: nn.Module, given: tuple, out: Tensor | tuple) -> None:

@@ -105,11 +105,13 @@ class Wan(Model):
             )
         if chosen.time_skip != dit.time_skip:
             raise MinicosError(
-                f"this preset has time_skip {chosen.time_skip}, and these networks do not: load them with it"
+                f"this preset has time_skip {chosen.time_skip}, and these networks do not: load "
+                "them with it"
             )
         if residual_dtype(chosen, self.dtype) != dit.residual_dtype:
             raise MinicosError(
-                f"this preset keeps the residual stream in {chosen.residual_dtype}, and these networks do not:"
+                f"this preset keeps the residual stream in {chosen.residual_dtype}, and these "
+                "networks do not:"
                 " load them with it"
             )
         return replace(self, preset=chosen)
@@ -119,9 +121,11 @@ class Wan(Model):
         guidance = ", ".join(f"{name} {p.guidance.get(name, 1)}" for name in self.experts)
         boundary = "" if len(self.experts) == 1 else f", boundary {p.boundary}"
         return (
-            f"Wan: {self.variant}, {' and '.join(self.experts)} expert of {cfg.num_layers} blocks of width {cfg.dim},"
+            f"Wan: {self.variant}, {' and '.join(self.experts)} expert of {cfg.num_layers} blocks "
+            f"of width {cfg.dim},"
             f" {str(self.dtype).removeprefix('torch.')}, {plan.residency} on {plan.device}\n"
-            f"  preset: {p.solver}, {p.steps} steps, shift {p.shift:g}, guidance {guidance}{boundary}\n"
+            f"  preset: {p.solver}, {p.steps} steps, shift {p.shift:g}, guidance "
+            f"{guidance}{boundary}\n"
             f"  videos: {p.frames} frames, {p.fps} per second; image: {p.image}"
         )
 
@@ -257,7 +261,8 @@ class Wan(Model):
                 warn(f"the model does not know the words {', '.join(words)}")
             if tail := self.tokenizer.cut_off(prompt):
                 warn(
-                    f"the prompt is longer than the {self.tokenizer.text_len} tokens that the model reads:"
+                    f"the prompt is longer than the {self.tokenizer.text_len} tokens that the "
+                    "model reads:"
                     f" {tail[:200]!r} is cut off"
                 )
 
@@ -378,7 +383,8 @@ def _checked(image: Tensor, count: int) -> Tensor:
         or not image.is_floating_point()
     ):
         raise MinicosError(
-            f"an image is float (3 h w) in [0, 1], one for all prompts or one for each, not {image.dtype} {tuple(image.shape)}"
+            "an image is float (3 h w) in [0, 1], one for all prompts or one for each, not "
+            f"{image.dtype} {tuple(image.shape)}"
         )
     low, high = image.min().item(), image.max().item()
     if not (low >= 0 and high <= 1):

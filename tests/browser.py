@@ -1,4 +1,6 @@
-"""A headless Chromium for tests of pages, driven over the W3C WebDriver protocol with nothing but the standard library."""
+"""A headless Chromium for tests of pages, driven over the W3C WebDriver protocol with nothing
+but the standard library.
+"""
 
 from __future__ import annotations
 

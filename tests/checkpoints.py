@@ -1,4 +1,6 @@
-"""Checkpoints for tests: the names and shapes of the real files, and files of their true size with nothing in them."""
+"""Checkpoints for tests: the names and shapes of the real files, and files of their true size
+with nothing in them.
+"""
 
 import gzip
 import json
@@ -28,8 +30,8 @@ def manifest(name: str) -> dict[str, tuple[int, ...]]:
 def write_sparse(
     path: Path, shapes: dict[str, tuple[int, ...]], dtype="F32", last: bytes = b""
 ) -> Path:
-    """A safetensors file of true size whose tensors are one hole, but for its `last` bytes; `dtype` is a name or a function
-    of key and shape."""
+    """A safetensors file of true size whose tensors are one hole, but for its `last` bytes; `dtype`
+    is a name or a function of key and shape."""
     header, end = {}, 0
     for key, shape in shapes.items():
         kind = dtype(key, shape) if callable(dtype) else dtype
@@ -48,7 +50,9 @@ def write_sparse(
 def write_shards(
     folder: Path, shapes: dict[str, tuple[int, ...]], count: int, last: bytes = b""
 ) -> Path:
-    """A folder of true-size shards with their index, named as diffusers and the official repositories name them."""
+    """A folder of true-size shards with their index, named as diffusers and the official
+    repositories name them.
+    """
     keys, weight_map = list(shapes), {}
     for i in range(count):
         name = f"diffusion_pytorch_model-{i + 1:05}-of-{count:05}.safetensors"

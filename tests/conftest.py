@@ -1,4 +1,6 @@
-"""One thread, no deadlines, a visible skip for tests that need a GPU, and the networks that several files share."""
+"""One thread, no deadlines, a visible skip for tests that need a GPU, and the networks that
+several files share.
+"""
 
 import json
 from dataclasses import asdict, replace
@@ -62,7 +64,9 @@ SMALL = DiTConfig(
 
 @pytest.fixture(scope="session")
 def small_dit():
-    """seed, changes of its configuration -> a random network of two blocks that runs in a millisecond or two."""
+    """seed, changes of its configuration -> a random network of two blocks that runs in a
+    millisecond or two.
+    """
 
     def make(seed: int = 0, **changes) -> DiT:
         network = DiT(replace(SMALL, **changes)).requires_grad_(False)
@@ -78,7 +82,9 @@ def small_dit():
 
 @pytest.fixture(scope="session")
 def pair():
-    """high, low, fields of a preset -> `Wan` with two experts, and the other parts too small to matter."""
+    """high, low, fields of a preset -> `Wan` with two experts, and the other parts too small to
+    matter.
+    """
     vae, text = VAE(replace(TINY_VAE, dim=4)), TextEncoder(TINY_TEXT)
     plain = Preset("euler", 20, 5.0, {"high": 1.0, "low": 1.0}, boundary=0.9)
 
@@ -143,7 +149,9 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def toys21(tmp_path_factory):
-    """Folders like those of Wan2.1-I2V ("first frame") and FLF2V ("first and last"), whose variants are known while tests run."""
+    """Folders like those of Wan2.1-I2V ("first frame") and FLF2V ("first and last"), whose
+    variants are known while tests run.
+    """
     folders = {}
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

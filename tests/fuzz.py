@@ -1,10 +1,13 @@
-"""Damaged and hostile inputs, made from good ones by chance: each has to open, or to be refused in a sentence.
+"""Damaged and hostile inputs, made from good ones by chance: each has to open, or to be refused in
+a sentence.
 
-    python -m tests.fuzz --n 10000                  every target in turn; ends with the numbers of each verdict
+    python -m tests.fuzz --n 10000                  every target in turn; ends with the numbers of
+                                                    each verdict
     python -m tests.fuzz --only pickle --seed 417   one input again, with what it does
 
-A target (`@target`) writes one mutated input into an empty folder and returns the call that opens it. The command runs them
-in child processes with limits of processor time and memory, so that a hang or a blow-up is found and counted, too.
+A target (`@target`) writes one mutated input into an empty folder and returns the call that opens
+it. The command runs them in child processes with limits of processor time and memory, so that a
+hang or a blow-up is found and counted, too.
 """
 
 import argparse
@@ -31,7 +34,9 @@ MEMORY = 3 << 30  # bytes of address space beyond what the process has when it b
 
 
 def target(name: str) -> Callable[[Target], Target]:
-    """Register a function (random numbers, empty folder) -> the call that opens what it has written there."""
+    """Register a function (random numbers, empty folder) -> the call that opens what it has
+    written there.
+    """
 
     def register(function: Target) -> Target:
         TARGETS[name] = function

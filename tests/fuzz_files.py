@@ -1,4 +1,6 @@
-"""Targets of `tests.fuzz`: weights, indices, configurations, tokenizers, pickles and LoRAs of a small random model."""
+"""Targets of `tests.fuzz`: weights, indices, configurations, tokenizers, pickles and LoRAs of a
+small random model.
+"""
 
 import io
 import json
@@ -39,7 +41,9 @@ PAIR = ("lora_A", "lora_B")
 
 @cache
 def model() -> dict[str, bytes]:
-    """The files of a good model in the layout of diffusers, with official names: path -> content."""
+    """The files of a good model in the layout of diffusers, with official names: path ->
+    content.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         dit, vae, text = DiT(DIT), VAE(VAE_CONFIG), TextEncoder(replace(TINY_TEXT, num_layers=2))

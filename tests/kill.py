@@ -1,11 +1,12 @@
-"""Kill real commands at random moments, start-up included, and continue them: nothing may be lost and no byte may differ.
+"""Kill real commands at random moments, start-up included, and continue them: nothing may be lost
+and no byte may differ.
 
     python -m tests.kill --n 100
 
-Each trial starts a command that writes a run folder, as a user does; ends it at a moment that nothing fixes, by kill -9,
-Ctrl-C or SIGTERM; runs the same command again, perhaps to be killed once more; and compares every file with those of a
-run that was left alone. Finished steps must not have been computed again. Commands run on one thread, so that last bits
-agree.
+Each trial starts a command that writes a run folder, as a user does; ends it at a moment that
+nothing fixes, by kill -9, Ctrl-C or SIGTERM; runs the same command again, perhaps to be killed once
+more; and compares every file with those of a run that was left alone. Finished steps must not have
+been computed again. Commands run on one thread, so that last bits agree.
 """
 
 import argparse
@@ -66,7 +67,9 @@ def start(verb: str, out: Path, work: Path) -> subprocess.Popen:
 
 
 def finish(verb: str, out: Path, work: Path) -> str | None:
-    """Run a command to its end, in a fork of this process, which has its modules; what went wrong, if anything did."""
+    """Run a command to its end, in a fork of this process, which has its modules; what went
+    wrong, if anything did.
+    """
     log = work / "log"
     child = os.fork()
     if not child:

@@ -1,10 +1,13 @@
-"""How much memory does loading take beyond the weights, and how fast is it? Writes a checkpoint of random numbers and loads it.
+"""How much memory does loading take beyond the weights, and how fast is it? Writes a checkpoint of
+random numbers and loads it.
 
-    python -m tests.measure_load                                       TI2V-5B, 20 GB of float32 in shards, loaded as bfloat16
+    python -m tests.measure_load                                       TI2V-5B, 20 GB of float32 in
+                                                                       shards, loaded as bfloat16
     python -m tests.measure_load --variant Wan2.2-I2V-A14B --layers 10 --lora 64
 
-Prints one JSON object. `over` is the peak of anonymous host memory (RssAnon; Linux) over what is there when loading is done.
-The checkpoint lies in a temporary folder (`--folder` says where) and is deleted.
+Prints one JSON object. `over` is the peak of anonymous host memory (RssAnon; Linux) over what is
+there when loading is done. The checkpoint lies in a temporary folder (`--folder` says where) and is
+deleted.
 """
 
 import argparse

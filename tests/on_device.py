@@ -1,8 +1,10 @@
-"""Where the tests of a kernel run: compiled on a GPU where there is one, and everywhere in Triton's interpreter.
+"""Where the tests of a kernel run: compiled on a GPU where there is one, and everywhere in Triton's
+interpreter.
 
-Whether Triton interprets is settled when it is imported (`TRITON_INTERPRET=1`), for its own library too, and another test may
-have imported it by then. So each file `tests/test_kernel_*.py` runs itself again in a process of its own (`interpret`); in the
-first process, what is marked `on_device` is for a GPU.
+Whether Triton interprets is settled when it is imported (`TRITON_INTERPRET=1`), for its own library
+too, and another test may have imported it by then. So each file `tests/test_kernel_*.py` runs
+itself again in a process of its own (`interpret`); in the first process, what is marked `on_device`
+is for a GPU.
 """
 
 import math
@@ -72,7 +74,9 @@ def view(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def far_apart(*shape: int) -> Tensor:
-    """A bfloat16 (1, 3, d) whose tokens are 2^30 elements apart: the third lies past 2^31. Of these 4 GiB, three pages are touched."""
+    """A bfloat16 (1, 3, d) whose tokens are 2^30 elements apart: the third lies past 2^31. Of
+    these 4 GiB, three pages are touched.
+    """
     x = torch.empty(2**31 + 512, dtype=torch.bfloat16, device=DEVICE).as_strided(
         shape, (0, 2**30, 1)
     )
@@ -124,7 +128,8 @@ def for_hopper(
     """What a kernel becomes at each stage ("ttgir", "ptx", ...), compiled without a card.
 
     signature  type of each argument that is not an i32, such as "*bf16"
-    constants  values of its constexpr arguments; they may also stand among the options, as in a launch
+    constants  values of its constexpr arguments; they may also stand among the options, as in a
+               launch
     aligned    arguments that are multiples of 16 (of pointers: bytes)
     """
     constants = constants | {

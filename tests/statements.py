@@ -1,7 +1,9 @@
-"""How much code there is: statements of the syntax tree, docstrings left out. `python -m tests.statements [COMMIT]` prints them by folder.
+"""How much code there is: statements of the syntax tree, docstrings left out. `python -m
+tests.statements [COMMIT]` prints them by folder.
 
-Lines say how code is laid out, statements how much it does: a call broken over ten lines is one, three calls on a line are three.
-A table is one statement however long it is; the file of tensor names is left out of what opens a file.
+Lines say how code is laid out, statements how much it does: a call broken over ten lines is one,
+three calls on a line are three. A table is one statement however long it is; the file of tensor
+names is left out of what opens a file.
 """
 
 import ast
@@ -13,7 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("minicos", "kernels", "tests")
-# The networks, the loop, hooks, solvers, conditioning, configurations; and what opens a file and places its weights.
+# The networks, the loop, hooks, solvers, conditioning, configurations; and what opens a file and
+# places its weights.
 CORE = "clip condition config dit hooks ops sample schedule text vae"
 OPENING = (
     "wan open plan stream cost tiles attention weights/ pipeline residency"  # the last two: once

@@ -1,4 +1,6 @@
-"""Activations on disk: what a hook saw, bit for bit; sizes known before; broken and foreign folders."""
+"""Activations on disk: what a hook saw, bit for bit; sizes known before; broken and foreign
+folders.
+"""
 
 import json
 
@@ -107,7 +109,9 @@ def test_what_cannot_be_captured(tmp_path):
 
 
 def test_a_probe_in_ten_lines(tmp_path):
-    """The example of the documentation: which of two kinds a sample is, read off the mean activation by least squares."""
+    """The example of the documentation: which of two kinds a sample is, read off the mean
+    activation by least squares.
+    """
     wanted = Wanted(("blocks.0",), (0,), reduce="mean", dtype="float32")
     torch.manual_seed(0)
     for i in range(40):

@@ -1,4 +1,6 @@
-"""Which attention is chosen for which card, and that choosing changes no value on a CPU; compiled models."""
+"""Which attention is chosen for which card, and that choosing changes no value on a CPU;
+compiled models.
+"""
 
 from dataclasses import replace
 
@@ -67,7 +69,9 @@ def test_an_attention_of_ones_own_stays(card):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_asking_in_another_order_is_the_same_attention(dtype, compiled):
-    """On a CPU the backend is the same either way; and the order is put back, also when traced as one graph."""
+    """On a CPU the backend is the same either way; and the order is put back, also when traced
+    as one graph.
+    """
     q, k, v = (
         torch.randn(2, 3, 12, 8, generator=torch.Generator().manual_seed(i)).to(dtype)
         for i in range(3)
@@ -78,7 +82,7 @@ def test_asking_in_another_order_is_the_same_attention(dtype, compiled):
     assert order_now(with_priority=True) == before
 
 
-# -- compiled models ---------------------------------------------------------------------------------------------------
+# -- compiled models -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

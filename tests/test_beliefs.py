@@ -1,4 +1,6 @@
-"""What the ideal observer believes, when an answer is decided, and the three behaviours: identities, and what readouts can find."""
+"""What the ideal observer believes, when an answer is decided, and the three behaviours:
+identities, and what readouts can find.
+"""
 
 import math
 from types import SimpleNamespace
@@ -29,7 +31,7 @@ def wan(toy):
     return load(toy, device="cpu").with_preset("cos", steps=3, guidance={"high": 1.0, "low": 1.0})
 
 
-# -- the ideal observer -----------------------------------------------------------------------------------------------
+# -- the ideal observer ----------------------------------------------------------------------------
 
 
 @settings(max_examples=30)
@@ -110,7 +112,7 @@ def test_beliefs_of_a_run(wan):
     assert found["final"].isnan().all()  # random weights answer nothing
 
 
-# -- commitment -------------------------------------------------------------------------------------------------------
+# -- commitment ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("several", [2, 3, 5])
@@ -162,7 +164,7 @@ def test_completions_of_a_network_that_knows_nothing(wan):
     assert torch.equal(commitment.complete(wan, condition, noise, 0), last.next)
 
 
-# -- self-correction and perception -----------------------------------------------------------------------------------
+# -- self-correction and perception ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_settling():
         courses.unsettled(steps, 0, still & moving)
 
 
-# -- working memory ---------------------------------------------------------------------------------------------------
+# -- working memory --------------------------------------------------------------------------------
 
 
 def test_a_readout_finds_a_linear_code_and_no_shuffled_one():

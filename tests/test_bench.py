@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 KEYS = ["name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share"]
 
 
-# -- a line ------------------------------------------------------------------------------------------------------------
+# -- a line ----------------------------------------------------------------------------------------
 
 
 def test_a_line_as_json():
@@ -65,7 +65,7 @@ def test_other_errors_are_not_swallowed():
         attempt("forward", lambda: Line(str(1 // 0)))
 
 
-# -- taking turns ------------------------------------------------------------------------------------------------------
+# -- taking turns ----------------------------------------------------------------------------------
 
 
 class Watch:
@@ -120,7 +120,7 @@ def test_shares_of_ceilings():
     assert found.of_copy(5e5, ms=1) == 0.5
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -169,11 +169,13 @@ def test_without_diffusers(bench, monkeypatch):
     assert all('pip install -e ".[peers]"' in line["not_measured"] for line in lines)
 
 
-# -- what runs on a card, tried on a CPU -------------------------------------------------------------------------------
+# -- what runs on a card, tried on a CPU -----------------------------------------------------------
 
 
 def test_every_kernel_has_a_case_that_fits_it():
-    """Each is given arguments that its operation knows, all but those that only the attention of its layer takes."""
+    """Each is given arguments that its operation knows, all but those that only the attention of
+    its layer takes.
+    """
     import tests.on_device  # noqa: F401  finds minicos.kernels, and skips where there is no Triton
 
     twins = REFERENCE.with_kernels()
@@ -188,7 +190,9 @@ def test_every_kernel_has_a_case_that_fits_it():
 
 
 def test_products_of_a_mass_are_counted_as_torch_counts_them():
-    """Once, where logarithms are given; the reference finds p in one go, and the kernel without them computes them twice."""
+    """Once, where logarithms are given; the reference finds p in one go, and the kernel without
+    them computes them twice.
+    """
     shapes = kernels.Shapes(CPU, quick=True)
     for name, times in {
         "attention_mass, lse": 1,
@@ -209,7 +213,9 @@ def stand_in(op):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """Copies of the references in the place of kernels, a compiler that does nothing, and ceilings of 1 TFLOP/s and 1 GB/s."""
+    """Copies of the references in the place of kernels, a compiler that does nothing, and
+    ceilings of 1 TFLOP/s and 1 GB/s.
+    """
 
     def make(*names: str) -> None:
         copies = {name: stand_in(getattr(REFERENCE, name)) for name in names}
@@ -249,7 +255,9 @@ def test_masses_are_held_against_the_attention_of_their_layer(stand_ins):
 
 
 def test_capture_beside_the_published_way(monkeypatch):
-    """With kernels every line is measured; the published way keeps what the blocks give, in float32."""
+    """With kernels every line is measured; the published way keeps what the blocks give, in
+    float32.
+    """
     monkeypatch.setattr(capture, "_peak", lambda s, ops: "")
     s = networks.subject(CPU, quick=True)
     twin = DiT(
@@ -301,7 +309,9 @@ def test_a_checkpoint_fits_the_disk(free, blocks):
 
 
 def test_both_sides_of_a_vae_compute_the_same():
-    """The untrained VAE has pixels that are neither grey nor clamped: their PSNR means something."""
+    """The untrained VAE has pixels that are neither grey nor clamped: their PSNR means
+    something.
+    """
     s = vae.subject(CPU, quick=True)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (s.vae.cfg.mean, s.vae.cfg.std))
     ours, theirs = vae.encoders(s)

@@ -76,7 +76,9 @@ def minicos(work, capsys):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """The forward passes of the network so far, not counting those on the meta device that find its points."""
+    """The forward passes of the network so far, not counting those on the meta device that find
+    its points.
+    """
     seen, forward = [], DiT.forward
 
     def counted(self, x, *args, **kwargs):
@@ -95,7 +97,8 @@ def start(*argv: str) -> subprocess.Popen:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # A shell that runs the tests in the background ignores Ctrl-C, and children inherit that: listen again.
+    # A shell that runs the tests in the background ignores Ctrl-C, and children inherit that:
+    # listen again.
     listen = None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([sys.executable, *argv], env=environment, preexec_fn=listen, **pipes)
 
@@ -123,13 +126,14 @@ def same(a, b) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-# -- help, and the verbs that need no network ---------------------------------------------------------------------------
+# -- help, and the verbs that need no network ------------------------------------------------------
 
 
 def test_help_teaches_by_example_and_is_told_without_torch(work):
     code = (
         "import sys\nfrom minicos.cli import main\n"
-        "for argv in [[], ['--help'], *([verb, '--help'] for verb in sys.argv[2:]), ['inspect', sys.argv[1], '--json']]:\n"
+        "for argv in [[], ['--help'], *([verb, '--help'] for verb in sys.argv[2:]), ['inspect', "
+        "sys.argv[1], '--json']]:\n"
         "    try: main(argv)\n"
         "    except SystemExit as stop: assert not stop.code, stop\n"
         "print(sorted({'torch', 'av', 'matplotlib'} & set(sys.modules)))"
@@ -188,7 +192,7 @@ def test_a_reader_that_stops_early_is_no_error(work):
     assert process.stderr.read() == ""
 
 
-# -- mistakes ---------------------------------------------------------------------------------------------------------
+# -- mistakes --------------------------------------------------------------------------------------
 
 
 def video(*argv: str) -> list[str]:
@@ -593,7 +597,7 @@ def test_what_a_lora_changed_is_told_and_recorded(minicos, work):
     assert "minicos: run holds a run with weights =" in err
 
 
-# -- runs -------------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 RUN = [*video("--also", "energy", "--at", "0,5", "--preset", "official"), "--out", "run"]
 
@@ -610,7 +614,9 @@ def undisturbed(toy, tmp_path_factory):
 
 @posix
 def test_a_killed_run_continues_bit_for_bit(minicos, undisturbed, passes, work):
-    """kill -9 at a moment that nothing fixes; UniPC, whose memory has to survive; guidance, so two passes a step."""
+    """kill -9 at a moment that nothing fixes; UniPC, whose memory has to survive; guidance, so
+    two passes a step.
+    """
     chance = np.random.default_rng()
     process = start("-m", "minicos", *RUN)
     wait_for(work / f"run/steps/{chance.integers(4):03}.safetensors", process)
@@ -689,8 +695,8 @@ def test_other_settings_are_refused_by_name(minicos, passes, work, toy):
 
 
 def test_what_does_not_matter_is_not_refused(minicos, passes, work):
-    """The picture's and the model's names, an option spelled out at its default, which analysis is the verb, and --at:
-    steps that were not shown are decoded from what is on disk."""
+    """The picture's and the model's names, an option spelled out at its default, which analysis is
+    the verb, and --at: steps that were not shown are decoded from what is on disk."""
     argv = ["--image", "maze.png", *PROMPT, "--steps", "2", "--out", "run"]
     assert minicos("steps", "--also", "energy", "--model", "toy", *argv)[0] == 0
     assert len(passes) == 2  # both analyses watch one pass
@@ -821,7 +827,7 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
     assert load_video("run/x0/step_03.mp4").shape == (13, 32, 32, 3)
 
 
-# -- the demo ---------------------------------------------------------------------------------------------------------
+# -- the demo --------------------------------------------------------------------------------------
 
 
 def test_the_demo_says_what_to_open_first_and_does_not_run_twice(minicos, passes, work):

@@ -1,4 +1,6 @@
-"""CLIP's image encoder against the official code and against transformers, whose files it reads, too."""
+"""CLIP's image encoder against the official code and against transformers, whose files it reads,
+too.
+"""
 
 import re
 
@@ -44,7 +46,7 @@ def clip(tmp_path_factory) -> CLIP:
     return load_clip(path, CFG, dtype=torch.float32)
 
 
-# -- the official outputs ----------------------------------------------------------------------------------------------
+# -- the official outputs --------------------------------------------------------------------------
 
 
 def test_pixels_are_the_official_ones(image):
@@ -96,7 +98,7 @@ def test_images_of_a_batch_do_not_see_each_other(clip, image):
     assert rel_max(both[1:], both[:1]) > 1e-2
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
@@ -171,7 +173,9 @@ def test_names_and_shapes_of_the_real_files():
 
 
 def test_names_and_shapes_of_transformers_files():
-    """One of its matrices is a third of `to_qkv`; CLS and positions have no axes of size 1; CLIP's projection is not there."""
+    """One of its matrices is a third of `to_qkv`; CLS and positions have no axes of size 1;
+    CLIP's projection is not there.
+    """
     theirs = manifest(VISION)
     parts = {}
     for key, shape in manifest(FULL).items():

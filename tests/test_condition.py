@@ -1,4 +1,6 @@
-"""Image conditioning against the official procedures: the mask, the latents, the size rule, and the imposed frame."""
+"""Image conditioning against the official procedures: the mask, the latents, the size rule, and
+the imposed frame.
+"""
 
 import json
 from dataclasses import replace
@@ -48,7 +50,7 @@ def image() -> Tensor:
     return DATA["i2v.image_u8"].permute(2, 0, 1)[None] / 127.5 - 1
 
 
-# -- image channels ----------------------------------------------------------------------------------------------------
+# -- image channels --------------------------------------------------------------------------------
 
 
 def test_the_resized_image_is_the_official_one(image):
@@ -76,7 +78,9 @@ def test_every_image_of_a_batch_has_its_own_channels(vae, image):
 
 
 def test_mask_and_latents_of_a_first_and_last_frame_are_the_official_ones(vae):
-    """81 frames are 21 latents; of the last latent's four video frames only the last is known, and is marked."""
+    """81 frames are 21 latents; of the last latent's four video frames only the last is known,
+    and is marked.
+    """
     expected = DATA["flf2v.y"]
     ends = [DATA[f"flf2v.{end}_u8"].permute(2, 0, 1)[None] / 127.5 - 1 for end in ("first", "last")]
     size = frame_size(tuple(ends[0].shape[-2:]), RULE["max_area"])
@@ -139,7 +143,7 @@ def test_suggested_frame_counts_are_good_ones(frames):
         assert frames % 4 == 1
 
 
-# -- the imposed frame -------------------------------------------------------------------------------------------------
+# -- the imposed frame -----------------------------------------------------------------------------
 
 
 def test_the_cropped_image_and_its_latent_are_the_official_ones():
@@ -174,7 +178,7 @@ def test_size_rule_of_the_crop(row):
             frame_size((height, width), row["max_area"], 16, rule="crop")
 
 
-# -- how an image is made to fit ---------------------------------------------------------------------------------------
+# -- how an image is made to fit -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", RESIZE)
@@ -199,7 +203,9 @@ def test_pil_is_antialiased_and_bicubic_is_not():
 
 
 def test_the_pil_rule_is_that_of_diffsynth():
-    """image.resize((w, h)) with PIL's default, then to [-1, 1]; a side that does not divide is rounded up."""
+    """image.resize((w, h)) with PIL's default, then to [-1, 1]; a side that does not divide is
+    rounded up.
+    """
     assert frame_size((30, 45), None, rule="pil") == (32, 48)
     assert frame_size((30, 45), None, 16, rule="pil") == (32, 64)
     assert frame_size((32, 48), None, rule="pil") == (32, 48)
@@ -233,7 +239,7 @@ def test_crops_stay_within_the_area_and_inside_the_covering_image(height, width,
     assert min(rows - size[0], columns - size[1]) <= 1  # one side fits, the other is cut
 
 
-# -- sizes -------------------------------------------------------------------------------------------------------------
+# -- sizes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", SIZES, ids=lambda r: "{}x{}@{}".format(*r["image"], r["max_area"]))
@@ -280,7 +286,7 @@ def test_resizing_to_the_same_size_changes_nothing(image):
     assert torch.equal(resize(image, *image.shape[-2:]), image)
 
 
-# -- condition ---------------------------------------------------------------------------------------------------------
+# -- condition -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -298,7 +304,9 @@ def test_branches_have_their_own_prompt(plain):
 
 
 def test_conditions_that_differ_in_the_prompt_alone(plain):
-    """Every other field counts: a pass of one stands for the other only where nothing else differs."""
+    """Every other field counts: a pass of one stands for the other only where nothing else
+    differs.
+    """
     y = torch.zeros(1, 20, 3, 2, 2)
     pictured = replace(plain, y=y)
     assert pictured.same_but_text(replace(pictured, text=plain.text + 1, y=y.clone()))

@@ -1,4 +1,6 @@
-"""What `sample.Model` promises to the authors of new models, settled by two of them: an exact posterior, and a latent beside the video."""
+"""What `sample.Model` promises to the authors of new models, settled by two of them: an exact
+posterior, and a latent beside the video.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,14 +21,16 @@ every_solver = pytest.mark.parametrize("solver", SOLVERS)
 with_history = pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
 
 
-# -- an ideal observer -------------------------------------------------------------------------------------------------
+# -- an ideal observer -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Observer(Model):
-    """Knows the few videos z (r c f h w) that there are, all equally likely: its clean estimate is the posterior mean.
+    """Knows the few videos z (r c f h w) that there are, all equally likely: its clean estimate is
+    the posterior mean.
 
-    p(r | x) is proportional to exp(-||x - (1 - sigma) z_r||^2 / (2 sigma^2)), and velocity = (x - E[z | x]) / sigma.
+    p(r | x) is proportional to exp(-||x - (1 - sigma) z_r||^2 / (2 sigma^2)), and velocity = (x -
+    E[z | x]) / sigma.
     """
 
     z: Tensor
@@ -84,12 +88,14 @@ def test_a_hook_needs_a_point(observer, noise):
         sample(observer, noise, Condition(shape=SHAPE), hooks=Hooks().on("blocks.0", print))
 
 
-# -- a latent beside the video -----------------------------------------------------------------------------------------
+# -- a latent beside the video ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class WithSound(Model):
-    """Like LTX-2: two latents, each of whose velocities depends on both, guidance, and a third pass."""
+    """Like LTX-2: two latents, each of whose velocities depends on both, guidance, and a third
+    pass.
+    """
 
     solver: str = "unipc"
 

@@ -31,7 +31,9 @@ def test_flops_are_those_that_torch_counts(batch, times):
 
 
 def test_flops_of_the_large_models():
-    """The numbers that are published or counted elsewhere: 1,678 and 6,523 TFLOP with all element-wise work."""
+    """The numbers that are published or counted elsewhere: 1,678 and 6,523 TFLOP with all
+    element-wise work.
+    """
     cfg = VARIANTS["Wan2.2-T2V-A14B"]
     assert cost.tokens(cfg, (1, 16, 21, 60, 104)) == 32_760
     assert cost.flops(cfg, (1, 16, 21, 60, 104)) / 1e12 == pytest.approx(1678, rel=0.01)
@@ -85,7 +87,9 @@ def test_memory_of_a_forward_pass(dtype, residual, ffn):
     "cfg", [VAEConfig(dim=8), replace(VAE22, dim=4, dec_dim=8)], ids=["2.1", "2.2"]
 )
 def test_memory_of_decoding(cfg, height, width, where, monkeypatch):
-    """With oneDNN's convolutions, as on a card, and on a CPU without them. In bfloat16 a CPU is planned for as if it had none."""
+    """With oneDNN's convolutions, as on a card, and on a CPU without them. In bfloat16 a CPU is
+    planned for as if it had none.
+    """
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: where != "unfolded")
     narrow = where == "bfloat16"
     if narrow and not torch.ops.mkldnn._is_mkldnn_bf16_supported():

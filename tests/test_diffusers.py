@@ -53,7 +53,9 @@ def test_velocity(changes, exact_time, small_dit):
 
 @pytest.fixture(scope="module")
 def wide() -> DiT:
-    """Two blocks as wide as those of Wan2.1-T2V-1.3B: 118 million random weights, which the peer shares."""
+    """Two blocks as wide as those of Wan2.1-T2V-1.3B: 118 million random weights, which the peer
+    shares.
+    """
     with torch.device("meta"):
         network = DiT(replace(VARIANTS["Wan2.1-T2V-1.3B"], num_layers=2)).requires_grad_(False)
     network.to_empty(device="cpu")
@@ -94,7 +96,9 @@ def test_velocity_where_frames_have_their_own_timestep(small_dit):
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_time_positions_of_chronoedit(frames, small_dit):
-    """Two latent frames stand at 0 and 7 (their `rope_temporal_skip_len` 8), other numbers at 0, 1, 2 ..."""
+    """Two latent frames stand at 0 and 7 (their `rope_temporal_skip_len` 8), other numbers at 0,
+    1, 2 ...
+    """
     ours = small_dit(seed=7, image_tokens=257, image_dim=12, text_len=512)
     ours.time_skip = get_preset("ChronoEdit-14B").time_skip
     theirs = diffusers_dit(ours)

@@ -1,4 +1,6 @@
-"""The diffusion transformer against the official code, tensor by tensor, through its own hook points."""
+"""The diffusion transformer against the official code, tensor by tensor, through its own hook
+points.
+"""
 
 import copy
 import pickle
@@ -52,7 +54,7 @@ def watch(
     return seen
 
 
-# -- the official outputs ----------------------------------------------------------------------------------------------
+# -- the official outputs --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("i", range(3))
@@ -135,7 +137,9 @@ def test_the_points_without_a_golden_tensor_fit_those_with_one(case, golden_dit,
 
 @pytest.mark.parametrize("case", ["dit_i2v", "dit_i2v21"])
 def test_epsilons_are_the_official_ones(case, golden_dit, given):
-    """Weights, and CLIP features, scaled down until the epsilon of each norm shows: a wrong one is off by 0.5 % or more."""
+    """Weights, and CLIP features, scaled down until the epsilon of each norm shows: a wrong one
+    is off by 0.5 % or more.
+    """
     weights = golden_dit(case).state_dict() | {"in.clip_fea": torch.ones(())}
     for pattern, factor in golden.info("eps")["config"]["scaling"][case]:
         base, exponent = factor.split("**")
@@ -151,7 +155,7 @@ def test_epsilons_are_the_official_ones(case, golden_dit, given):
     assert rel_max(velocity, golden.read("eps")[f"{case}.velocity"]) < 2e-6  # measured 5.3e-7
 
 
-# -- precision ---------------------------------------------------------------------------------------------------------
+# -- precision -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -231,7 +235,7 @@ def test_every_sum_of_a_block_is_rounded_to_the_residual_dtype(small_dit):
     assert laid == [True]
 
 
-# -- the contract ------------------------------------------------------------------------------------------------------
+# -- the contract ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -368,7 +372,7 @@ def test_a_network_can_be_copied_and_pickled(duplicate, small_dit, batch):
     assert torch.equal(duplicate(network)(*batch), network(*batch))
 
 
-# -- the table of hook points ------------------------------------------------------------------------------------------
+# -- the table of hook points ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("per_frame", [False, True])

@@ -36,7 +36,7 @@ def plain(wan, condition):
     return final(wan, condition, seed=1)
 
 
-# -- what others have set for the whole process -------------------------------------------------------------------------
+# -- what others have set for the whole process ----------------------------------------------------
 
 
 def default_device():
@@ -125,7 +125,7 @@ def test_gradients_through_a_run_are_refused(wan, condition):
         wan.condition(PROMPT, torch.ones(3, 32, 32, requires_grad=True))
 
 
-# -- forms in which people have things ----------------------------------------------------------------------------------
+# -- forms in which people have things -------------------------------------------------------------
 
 
 def test_a_picture_in_any_form_makes_the_same_condition(wan, condition, tmp_path):
@@ -174,7 +174,7 @@ def test_wrong_types_are_said_in_our_words(wan, condition, call, says):
         call(wan, condition)
 
 
-# -- what is lost, unused or overflows ----------------------------------------------------------------------------------
+# -- what is lost, unused or overflows -------------------------------------------------------------
 
 
 def test_a_prompt_that_is_too_long_says_what_it_loses(wan):

@@ -1,4 +1,6 @@
-"""Ensembles: the algebra of every mode, what it costs, and what the command makes of puzzles and pictures."""
+"""Ensembles: the algebra of every mode, what it costs, and what the command makes of puzzles and
+pictures.
+"""
 
 from collections import deque
 from dataclasses import replace
@@ -55,7 +57,7 @@ def one(e: Ensemble, **changes) -> Ensemble:
     return replace(e, **changes)
 
 
-# -- the op -----------------------------------------------------------------------------------------------------------
+# -- the op ----------------------------------------------------------------------------------------
 
 batches = st.tuples(
     st.integers(1, 4),
@@ -113,7 +115,7 @@ def test_latent_mean_writes_where_it_is_told():
         ops.latent_mean(x, 3, 1.0, x[:3])
 
 
-# -- sharing ----------------------------------------------------------------------------------------------------------
+# -- sharing ---------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30)
@@ -174,7 +176,7 @@ def test_windows_scale_with_depth(span, depth, expected):
     assert found == tuple(range(found[0], found[-1] + 1))
 
 
-# -- the algebra of the modes -----------------------------------------------------------------------------------------
+# -- the algebra of the modes ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ensemble.MODES)
@@ -222,7 +224,9 @@ def test_which_layers_count(wan, start, plain):
 
 
 def test_update_adds_the_mean_of_what_blocks_add(wan, start):
-    """Against a pass that is built by hand from the states of another: one layer, so that nothing is fed back."""
+    """Against a pass that is built by hand from the states of another: one layer, so that
+    nothing is fed back.
+    """
     seen: dict[str, Tensor] = {}
 
     def watch(x, site):
@@ -292,7 +296,9 @@ def test_averaged_latents_and_estimates(wan, start):
 
 @pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
 def test_a_multistep_run_goes_on_with_its_memory(wan, start, solver):
-    """Sharing inside the passes is no edit of the latent, so the solver's history is kept, for carriers too."""
+    """Sharing inside the passes is no edit of the latent, so the solver's history is kept, for
+    carriers too.
+    """
     multistep = wan.with_preset(solver=solver, steps=4)
     (last,) = deque(multistep.sample(start[0], noise=start[1]), maxlen=1)
     idle = Ensemble(WINDOW, "mix", alpha=0.0, steps=(1,), carrier=1)
@@ -369,11 +375,13 @@ def test_steps_and_blocks_that_are_not_there(wan, start):
         run(wan, *start, Ensemble(WINDOW, branches=("cond", "uncond")))
 
 
-# -- the experiment ---------------------------------------------------------------------------------------------------
+# -- the experiment --------------------------------------------------------------------------------
 
 
 def kept(arms, solved: dict[str, list[int]]) -> dict[str, Tensor]:
-    """What `compare` could have made of four cases: an arm solves what `solved` says, otherwise nothing, and moves by 1 of 4."""
+    """What `compare` could have made of four cases: an arm solves what `solved` says, otherwise
+    nothing, and moves by 1 of 4.
+    """
     zero = [0, 0, 0, 0]
     out = {
         "plain.solved": torch.tensor(
@@ -444,7 +452,7 @@ def test_chosen_on_dev_tested_on_test(tmp_path):
     assert vote == pytest.approx(2.802 * 0.5 / 2)
 
 
-# -- the command ------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def test_puzzles_chosen_on_dev_reported_on_test(toy, tmp_path, capsys):

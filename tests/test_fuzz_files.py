@@ -1,4 +1,6 @@
-"""Damaged and hostile files open or are refused in a sentence; `python -m tests.fuzz` runs many more, with limits."""
+"""Damaged and hostile files open or are refused in a sentence; `python -m tests.fuzz` runs many
+more, with limits.
+"""
 
 import tempfile
 from pathlib import Path

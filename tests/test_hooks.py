@@ -85,7 +85,7 @@ def loop(pair, small_dit):
     return lambda hooks=NO_HOOKS: sample(model, noise, condition, hooks=hooks)
 
 
-# -- what a hook sees --------------------------------------------------------------------------------------------------
+# -- what a hook sees ------------------------------------------------------------------------------
 
 
 def test_looking_changes_no_bit(run):
@@ -128,7 +128,7 @@ def test_record_keeps_what_is_reduced_and_no_graph(network, inputs):
         assert not energy.requires_grad
 
 
-# -- where rules fire: against a naive reading of them -----------------------------------------------------------------
+# -- where rules fire: against a naive reading of them ---------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,9 @@ valid, anything = (
 
 @given(st.lists(anything, max_size=5), names, st.data())
 def test_at_and_scope_drop_exactly_the_rules_that_cannot_fire(sayings, name, data):
-    """Narrowed in any order and cut into scopes anywhere, the rules fire as they would unnarrowed."""
+    """Narrowed in any order and cut into scopes anywhere, the rules fire as they would
+    unnarrowed.
+    """
     moment = {
         "step": data.draw(st.integers(0, 2)),
         "expert": data.draw(st.sampled_from(["high", "low"])),
@@ -215,7 +217,9 @@ def test_at_and_scope_drop_exactly_the_rules_that_cannot_fire(sayings, name, dat
 @settings(max_examples=16)
 @given(st.lists(valid, min_size=1, max_size=4))
 def test_rules_fire_in_a_loop_as_a_naive_reading_has_it(loop, sayings):
-    """Those that can fire do, exactly there; one among them that never can is refused before anything runs."""
+    """Those that can fire do, exactly there; one among them that never can is refused before
+    anything runs.
+    """
     events, entries = [], []
     for _ in loop(everywhere(Log("event", events))):
         pass
@@ -246,7 +250,9 @@ def test_a_star_is_exactly_one_segment():
 
 
 def test_unwatched_blocks_take_the_fast_path(network):
-    """A watched run has no hooks left inside blocks that nobody watches, and none at steps that nobody watches."""
+    """A watched run has no hooks left inside blocks that nobody watches, and none at steps that
+    nobody watches.
+    """
     hooks = Hooks().on("blocks.1.ffn", ignore, step=range(5)).on("blocks.*", ignore, branch="cond")
     assert hooks.at(step=1).scope("blocks.0") is NO_HOOKS
     assert hooks.at(step=1).scope("blocks.1")
@@ -256,7 +262,7 @@ def test_unwatched_blocks_take_the_fast_path(network):
     assert not Hooks().on("blocks.*", ignore, step=()).at(step=0)
 
 
-# -- composition and replacement ---------------------------------------------------------------------------------------
+# -- composition and replacement -------------------------------------------------------------------
 
 
 def test_a_plus_b_is_a_then_b():
@@ -311,12 +317,16 @@ def test_the_residual_stream_of_another_run_carries_that_run(point, network, inp
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_point_can_be_changed(name, run):
-    """What a hook returns is what the network goes on with. (Norms and softmax would hide a scale or a shift.)"""
+    """What a hook returns is what the network goes on with. (Norms and softmax would hide a
+    scale or a shift.)
+    """
     assert rel_max(run(Hooks().on(name, lambda x, site: x.square())), run()) > 1e-2
 
 
 def test_a_change_is_limited_to_its_moment(loop):
-    """Replacing the uncond velocity at step 1 by the cond one makes that step unguided, and changes the step after only through x."""
+    """Replacing the uncond velocity at step 1 by the cond one makes that step unguided, and
+    changes the step after only through x.
+    """
     plain, kept = list(loop()), []
     look = Hooks().on("velocity", lambda x, site: kept.append(x), step=1, branch="cond")
     change = Hooks().on("velocity", lambda x, site: kept[-1], step=1, branch="uncond")
@@ -336,7 +346,7 @@ def loop_velocity(loop, x: Tensor) -> Tensor:
     return step.velocity
 
 
-# -- mistakes ----------------------------------------------------------------------------------------------------------
+# -- mistakes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -430,7 +440,9 @@ def test_moments_that_exist_but_not_together_are_refused(loop):
     "limit", [{"step": range(50)}, {"step": {19, 99}}, {"step": 0}, {"branch": "cond"}]
 )
 def test_a_moment_that_the_run_has_is_fine(limit, high_only):
-    """Also where it lies before the step from which a run is resumed: the hooks are those of the whole run."""
+    """Also where it lies before the step from which a run is resumed: the hooks are those of the
+    whole run.
+    """
     high_only(Hooks().on("velocity", ignore, **limit))
     high_only(Hooks().on("velocity", ignore, **limit), start=5)
 
@@ -459,7 +471,7 @@ def test_a_tensor_of_another_shape_dtype_or_device_is_refused(change, what, run)
         run(Hooks().on("blocks.1", lambda x, site: change(x)))
 
 
-# -- nothing stays behind ----------------------------------------------------------------------------------------------
+# -- nothing stays behind --------------------------------------------------------------------------
 
 
 def fail(x: Tensor, site: Site) -> None:
@@ -476,7 +488,7 @@ def test_a_run_after_a_hooked_run_is_the_run_before(run):
     assert torch.equal(run(), before)
 
 
-# -- compiled blocks ---------------------------------------------------------------------------------------------------
+# -- compiled blocks -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

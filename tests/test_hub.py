@@ -1,4 +1,6 @@
-"""The Hub: the local cache without a connection, and fetching only when asked, only what is needed, told beforehand."""
+"""The Hub: the local cache without a connection, and fetching only when asked, only what is
+needed, told beforehand.
+"""
 
 import os
 import shutil
@@ -52,7 +54,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def store(cache, repo: str, source) -> None:
-    """Put a folder into the cache as the Hub's library does: blobs, and a snapshot of links to them."""
+    """Put a folder into the cache as the Hub's library does: blobs, and a snapshot of links to
+    them.
+    """
     home = cache / f"models--{repo.replace('/', '--')}"
     snapshot = home / "snapshots" / SHA
     (home / "refs").mkdir(parents=True)

@@ -1,4 +1,6 @@
-"""What a checkpoint is, told from headers: every variant and layout at its true size, in files that are mostly holes."""
+"""What a checkpoint is, told from headers: every variant and layout at its true size, in files
+that are mostly holes.
+"""
 
 import json
 import math
@@ -302,7 +304,9 @@ def test_a_network_of_another_family_is_unknown(tmp_path):
 
 @sparse
 def test_whole_folders_of_one_network(tmp_path):
-    """As Wan-AI publishes Wan2.1 and TI2V-5B: the network's shards beside VAE and text encoder; and as diffusers has it."""
+    """As Wan-AI publishes Wan2.1 and TI2V-5B: the network's shards beside VAE and text encoder;
+    and as diffusers has it.
+    """
     for published, variant in (
         ("Wan2.1-T2V-14B", "Wan2.1-T2V-14B"),
         ("Wan2.2-TI2V-5B", "Wan2.2-TI2V-5B"),

@@ -1,4 +1,6 @@
-"""Several interventions and analyses in one pass: what changes nothing, what does not depend on the order, killed and continued."""
+"""Several interventions and analyses in one pass: what changes nothing, what does not depend on
+the order, killed and continued.
+"""
 
 from dataclasses import replace
 from itertools import permutations
@@ -97,7 +99,9 @@ def test_null_interventions_change_nothing(wan, made, plain, tmp_path_factory, c
 
 
 def independent(give) -> list:
-    """Interventions at different steps and layers: none sees what another has changed in the same place."""
+    """Interventions at different steps and layers: none sees what another has changed in the
+    same place.
+    """
     return [
         noised(Noise("replace", (2,), seed=5)),
         swapped(give, Swap((1,), range(1))),

@@ -1,4 +1,6 @@
-"""The residual addition with the next norm: the Triton twin against its reference, see `tests/on_device.py`."""
+"""The residual addition with the next norm: the Triton twin against its reference, see
+`tests/on_device.py`.
+"""
 
 import inspect
 
@@ -56,7 +58,7 @@ def inputs(width: int, norm: str, dtype: torch.dtype = torch.float32, seed: int 
     )
 
 
-# -- in this process ---------------------------------------------------------------------------------------------------
+# -- in this process -------------------------------------------------------------------------------
 
 
 @compiled
@@ -109,7 +111,7 @@ def test_signatures_are_the_references(norm):
     assert inspect.signature(TWINS[norm]) == inspect.signature(reference(norm))
 
 
-# -- sum and norm ------------------------------------------------------------------------------------------------------
+# -- sum and norm ----------------------------------------------------------------------------------
 
 
 @on_device
@@ -144,7 +146,9 @@ def test_every_dtype_in_and_out(width, residual, norm):
 @norms
 @pytest.mark.parametrize("dtype", ROUNDED)
 def test_it_rounds_where_the_reference_does(dtype, norm):
-    """The sum before it is normed, the norm before it is modulated or after weight and bias: each left out shows everywhere."""
+    """The sum before it is normed, the norm before it is modulated or after weight and bias:
+    each left out shows everywhere.
+    """
     given = inputs(1536, norm, dtype)
     for out in (torch.float32, dtype):
         stream, normed = TWINS[norm](*given, dtype, out)
@@ -159,7 +163,9 @@ def test_it_rounds_where_the_reference_does(dtype, norm):
 @settings(max_examples=10)
 @given(seeds, st.integers(1, 300), st.sampled_from(DTYPES))
 def test_it_is_the_sum_and_then_the_norm(seed, width, residual):
-    """Bit for bit what two launches give; and an affine norm is a modulation by weight - 1, but for the last bits."""
+    """Bit for bit what two launches give; and an affine norm is a modulation by weight - 1, but
+    for the last bits.
+    """
     x, y, scale, shift, eps = inputs(width, "modulated", torch.bfloat16, seed=seed)
     stream, normed = add_modulated_norm(x, y, scale, shift, eps, residual, torch.bfloat16)
     assert torch.equal(stream, gated_add(x, y, torch.ones_like(scale), residual))
@@ -205,7 +211,7 @@ def test_nothing_to_add(shape, norm):
     assert stream.shape == normed.shape == shape
 
 
-# -- refused -----------------------------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------
 
 ROW = torch.ones(2, 6, 8)
 EITHER = [

@@ -46,7 +46,9 @@ def poisoned(monkeypatch):
 
 
 def exact(q: Tensor, k: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Both masses in float64, by stock parts: attention to values that say which frame a key is in, and the gradient of any values."""
+    """Both masses in float64, by stock parts: attention to values that say which frame a key is
+    in, and the gradient of any values.
+    """
     q, k = q.double(), k.double()
     length, keys = q.shape[2], k.shape[2]
     key_frames = frames if keys == length else 1
@@ -83,7 +85,7 @@ def heads(
     )
 
 
-# -- in this process ---------------------------------------------------------------------------------------------------
+# -- in this process -------------------------------------------------------------------------------
 
 
 @compiled
@@ -175,7 +177,9 @@ KERNELS = {
     ("pointer", "width"), [("*bf16", 128), ("*bf16", 24), ("*fp16", 64), ("*fp32", 128)]
 )
 def test_it_compiles_for_hopper_without_a_card(name, pointer, width, tmp_path, monkeypatch):
-    """16 bits: on the tensor cores, with loads that run ahead where rows are aligned. float32: no TF32. No atomics anywhere."""
+    """16 bits: on the tensor cores, with loads that run ahead where rows are aligned. float32:
+    no TF32. No atomics anywhere.
+    """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel, fixed = KERNELS[name]
     asm = compile_for_hopper(getattr(module, kernel), pointer, width, fixed)
@@ -203,9 +207,10 @@ def test_signatures_are_the_references_and_with_kernels_swaps_them_in(twin):
     assert getattr(ops.REFERENCE.with_kernels(), twin.__name__) is twin
 
 
-# -- exact -------------------------------------------------------------------------------------------------------------
+# -- exact -----------------------------------------------------------------------------------------
 
-SHAPES = [  # b n l k t, frames, of 16 bits (tiles of 128 by 64) and, a third as long, of 32 (32 by 32)
+# b n l k t, frames, of 16 bits (tiles of 128 by 64) and, a third as long, of 32 (32 by 32)
+SHAPES = [
     (2, 2, 6, 16, None, 3),
     (1, 1, 1, 8, None, 1),
     (1, 2, 7, 24, None, 7),  # frames of one token
@@ -283,7 +288,9 @@ def test_slices_are_read_by_their_strides(name, dtype=torch.bfloat16):
 
 @on_device
 def test_offsets_pass_32_bits():
-    """Rows 2^29 apart: the last lies past 2^31 elements. Of these 5 GiB, six pages are touched by each."""
+    """Rows 2^29 apart: the last lies past 2^31 elements. Of these 5 GiB, six pages are touched
+    by each.
+    """
     q, k = heads(1, 1, 6, 8, dtype=torch.bfloat16)
     far = [q.new_empty(5 * 2**29 + 8).as_strided(q.shape, (0, 0, 2**29, 1)) for _ in "qk"]
     for x, y in zip(far, (q, k), strict=True):
@@ -336,7 +343,7 @@ def test_masses_are_conserved_and_follow_their_keys(seed, frames, size, width, h
     assert torch.allclose(between_moved, between[..., order], rtol=EXACT, atol=1e-6)
 
 
-# -- a sample ----------------------------------------------------------------------------------------------------------
+# -- a sample --------------------------------------------------------------------------------------
 
 
 @on_device

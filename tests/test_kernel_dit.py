@@ -14,7 +14,8 @@ from minicos.ops import REFERENCE, Ops
 from minicos.points import points
 from tests.golden import rel_l2, rel_max
 
-from tests.on_device import DEVICE, compiled, interpret, on_device, randn  # isort: skip  finds minicos.kernels
+# isort: skip  finds minicos.kernels
+from tests.on_device import DEVICE, compiled, interpret, on_device, randn
 
 KERNELS = REFERENCE.with_kernels()
 
@@ -47,7 +48,9 @@ def test_with_kernels_swaps_in_twins_and_nothing_else():
 
 @pytest.fixture
 def network(small_dit):
-    """dtype of matrices, of the residual stream, ops, changes of the configuration -> the same random network, on the device."""
+    """dtype of matrices, of the residual stream, ops, changes of the configuration -> the same
+    random network, on the device.
+    """
 
     def make(dtype: torch.dtype, residual: torch.dtype, bundle: Ops, **changes) -> DiT:
         plain = small_dit(**changes)
@@ -81,7 +84,8 @@ def watch(network: DiT) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 FLOAT16, BFLOAT16 = torch.float16, torch.bfloat16
-POLICIES = [  # tolerances hold for the velocity and for every tensor before it; measured in the interpreter
+# tolerances hold for the velocity and for every tensor before it; measured in the interpreter
+POLICIES = [
     (torch.float32, torch.float32, 2e-6),  # measured 2.3e-7
     (FLOAT16, torch.float32, 5e-4),  # measured 8.7e-8: no float16 was rounded another way
     (FLOAT16, FLOAT16, 5e-4),  # measured 0
@@ -124,7 +128,9 @@ def test_hooks_see_the_same_tensors_in_the_same_order_and_change_no_bit(
 
 @on_device
 def test_compiled_blocks_call_the_kernels_as_they_are(network):
-    """Dynamo leaves them out of its graphs; what is between them is compiled, here by a backend that changes nothing."""
+    """Dynamo leaves them out of its graphs; what is between them is compiled, here by a backend
+    that changes nothing.
+    """
     made = network(torch.float32, torch.float32, KERNELS)
     before = run(made)
     for block in made.blocks:
@@ -138,7 +144,9 @@ def test_compiled_blocks_call_the_kernels_as_they_are(network):
     "name", ["token_energy", "latent_mean", "attention_mass", "attention_mass_sampled"]
 )
 def test_what_analyses_call_may_stand_in_a_compiled_function(name):
-    """As reducers do. Dynamo leaves these kernels out as well: where it traces one, the interpreter fails."""
+    """As reducers do. Dynamo leaves these kernels out as well: where it traces one, the
+    interpreter fails.
+    """
     op, x = getattr(KERNELS, name), randn(2, 1, 6, 8)
     rows = torch.zeros(2, 1, 2, 2, dtype=torch.int64, device=DEVICE)
     given = {

@@ -44,7 +44,7 @@ def inputs(
     return x, y, modulations(2, 3, width, seed=seed)[2]
 
 
-# -- in this process ---------------------------------------------------------------------------------------------------
+# -- in this process -------------------------------------------------------------------------------
 
 
 @compiled
@@ -60,7 +60,9 @@ def test_everything_here_in_the_interpreter():
 @pytest.mark.parametrize("width", [5120, 3072, 1536])
 @pytest.mark.parametrize("residual", ["*fp32", "*bf16"])
 def test_it_compiles_for_hopper_without_a_card(residual, width, tmp_path, monkeypatch):
-    """Loads and stores of 16 bytes; and the energy's lanes are added as `token_energy` adds them, whatever else is loaded."""
+    """Loads and stores of 16 bytes; and the energy's lanes are added as `token_energy` adds
+    them, whatever else is loaded.
+    """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"x": residual, "y": "*bf16", "gate": "*fp32", "out": residual, "energy": "*fp32"}
     strides = (
@@ -122,7 +124,7 @@ def test_signatures_are_the_references():
     assert inspect.signature(gated_add) == inspect.signature(ops.gated_add)
 
 
-# -- the sum -----------------------------------------------------------------------------------------------------------
+# -- the sum ---------------------------------------------------------------------------------------
 
 
 @on_device
@@ -196,7 +198,7 @@ def test_nothing_to_add(shape):
     assert torch.equal(energy, torch.zeros_like(energy))
 
 
-# -- its energy --------------------------------------------------------------------------------------------------------
+# -- its energy ------------------------------------------------------------------------------------
 
 
 @on_device
@@ -212,7 +214,7 @@ def test_energy_is_that_of_the_sum_as_it_is_kept(width, residual):
     assert buffer.isfinite().sum() == 12
 
 
-# -- refused -----------------------------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------
 
 ROW = torch.ones(2, 6, 8)
 

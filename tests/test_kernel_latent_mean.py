@@ -30,7 +30,9 @@ numbers = st.integers(0, 2**31 - 1)
 
 
 def mean(x: Tensor, seeds: int, alpha: float = 1.0) -> Tensor:
-    """latent_mean(x, ...), in fresh memory, over NaN and in place: the same, so that no element was left unwritten or read late."""
+    """latent_mean(x, ...), in fresh memory, over NaN and in place: the same, so that no element
+    was left unwritten or read late.
+    """
     fresh, own = latent_mean(x, seeds, alpha), x.clone()
     assert torch.equal(fresh, latent_mean(x, seeds, alpha, nan(*x.shape, dtype=x.dtype)))
     assert latent_mean(own, seeds, alpha, own) is own
@@ -39,14 +41,16 @@ def mean(x: Tensor, seeds: int, alpha: float = 1.0) -> Tensor:
 
 
 def is_the_reference(actual: Tensor, x: Tensor, seeds: int, alpha: float) -> bool:
-    """Bit for bit the reference on a CPU; but the interpreter truncates where it should round to 16 bits, which is half an ulp more."""
+    """Bit for bit the reference on a CPU; but the interpreter truncates where it should round to
+    16 bits, which is half an ulp more.
+    """
     expected = ops.latent_mean(x.cpu(), seeds, alpha)
     if not INTERPRETED or x.dtype == torch.float32:
         return torch.equal(actual.cpu(), expected)
     return torch.allclose(actual, expected, rtol=2 * torch.finfo(x.dtype).eps, atol=0)
 
 
-# -- in this process ---------------------------------------------------------------------------------------------------
+# -- in this process -------------------------------------------------------------------------------
 
 
 @compiled
@@ -62,7 +66,9 @@ def test_everything_here_in_the_interpreter():
 @pytest.mark.parametrize("pointer", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("seeds", [2, 3, 7])
 def test_it_compiles_for_hopper_without_a_card(seeds, pointer, tmp_path, monkeypatch):
-    """Every seed is read once and written once, 16 bytes at a time; the division is correctly rounded and nothing is fused."""
+    """Every seed is read once and written once, 16 bytes at a time; the division is correctly
+    rounded and nothing is fused.
+    """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     asm = ptx(
         module._latent_mean,
@@ -93,7 +99,7 @@ def test_with_kernels_swaps_it_in():
     assert ops.REFERENCE.with_kernels().latent_mean is latent_mean
 
 
-# -- the mean ----------------------------------------------------------------------------------------------------------
+# -- the mean --------------------------------------------------------------------------------------
 
 
 @on_device
@@ -154,7 +160,9 @@ def test_neighbours_of_out_are_not_written():
 
 @on_device
 def test_offsets_pass_32_bits():
-    """Four seeds 2^30 apart: the third lies 2^31 elements in. Of these 8 GiB, four pages are touched."""
+    """Four seeds 2^30 apart: the third lies 2^31 elements in. Of these 8 GiB, four pages are
+    touched.
+    """
     x = torch.empty(3 * 2**30 + 8, dtype=torch.bfloat16, device=DEVICE).as_strided(
         (4, 5), (2**30, 1)
     )

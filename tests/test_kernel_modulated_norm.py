@@ -36,7 +36,7 @@ seeds = st.integers(0, 2**31 - 1)
 EPS = 1e-6
 
 
-# -- in this process ---------------------------------------------------------------------------------------------------
+# -- in this process -------------------------------------------------------------------------------
 
 
 @compiled
@@ -52,7 +52,9 @@ def test_everything_here_in_the_interpreter():
 @pytest.mark.parametrize("width", [5120, 3072, 1536])
 @pytest.mark.parametrize("residual", ["*fp32", "*bf16"])
 def test_it_compiles_for_hopper_without_a_card(residual, width, tmp_path, monkeypatch):
-    """One read of the row in loads of 16 bytes, stores of 16 bytes, and nothing through shared memory but two sums."""
+    """One read of the row in loads of 16 bytes, stores of 16 bytes, and nothing through shared
+    memory but two sums.
+    """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {"x": residual, "scale": "*fp32", "shift": "*fp32", "out": "*bf16", "eps": "fp32"}
     strides = ("x_batch", "x_token", "scale_batch", "scale_time", "shift_batch", "shift_time")
@@ -76,7 +78,7 @@ def test_signatures_are_the_references():
     assert inspect.signature(modulated_norm) == inspect.signature(ops.modulated_norm)
 
 
-# -- the norm ----------------------------------------------------------------------------------------------------------
+# -- the norm --------------------------------------------------------------------------------------
 
 
 @on_device
@@ -112,7 +114,9 @@ def test_every_dtype_in_and_out(width, dtype):
 @on_device
 @pytest.mark.parametrize("dtype", ROUNDED)
 def test_it_rounds_where_the_reference_does(dtype):
-    """To x's dtype before the modulation: without that, results differ everywhere; with it, where a sum of a row has another last bit."""
+    """To x's dtype before the modulation: without that, results differ everywhere; with it,
+    where a sum of a row has another last bit.
+    """
     x, (scale, shift, *_) = randn(2, 6, 1536, dtype=dtype), modulations(2, 3, 1536)
     expected = ops.modulated_norm(x, scale, shift, EPS)
     assert differing(modulated_norm(x, scale, shift, EPS), expected) < 0.01  # measured 0
@@ -199,7 +203,7 @@ def test_nothing_to_norm(shape):
     assert modulated_norm(randn(*shape), m, m, EPS, torch.bfloat16).shape == shape
 
 
-# -- refused -----------------------------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------
 
 ROW = torch.ones(2, 6, 8)
 

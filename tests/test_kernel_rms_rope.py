@@ -1,4 +1,6 @@
-"""RMS norm and rotation of q and k: the Triton twin against its reference, see `tests/on_device.py`."""
+"""RMS norm and rotation of q and k: the Triton twin against its reference, see
+`tests/on_device.py`.
+"""
 
 import inspect
 import math
@@ -55,7 +57,7 @@ def angles(head: int, grid: tuple[int, int, int] = GRID) -> tuple[Tensor, Tensor
     return cos.to(DEVICE), sin.to(DEVICE)
 
 
-# -- in this process ---------------------------------------------------------------------------------------------------
+# -- in this process -------------------------------------------------------------------------------
 
 
 @compiled
@@ -72,7 +74,9 @@ def test_everything_here_in_the_interpreter():
     ("width", "one"), [(5120, {}), (3072, {}), (1536, {}), (1536, {"tokens": 1})]
 )
 def test_it_compiles_for_hopper_without_a_card(width, one, tmp_path, monkeypatch):
-    """Every load and store has 16 bytes, and pairs are told apart in registers: shared memory sees the two sums only."""
+    """Every load and store has 16 bytes, and pairs are told apart in registers: shared memory
+    sees the two sums only.
+    """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     rows = dict.fromkeys(("q", "k", "q_out", "k_out"), "*bf16")
     tables = dict.fromkeys(("q_weight", "k_weight", "cos", "sin"), "*fp32")
@@ -104,7 +108,7 @@ def test_signatures_are_the_references():
     assert inspect.signature(rms_rope) == inspect.signature(ops.rms_rope)
 
 
-# -- the rotation ------------------------------------------------------------------------------------------------------
+# -- the rotation ----------------------------------------------------------------------------------
 
 SHAPES = [
     (2, 1),
@@ -145,7 +149,9 @@ def test_every_dtype_of_rows_and_weights(width, heads, weight, dtype):
 @on_device
 @pytest.mark.parametrize("dtype", ROUNDED)
 def test_it_rounds_where_the_reference_does(dtype):
-    """Before the weight, after it if it is of the same dtype, and at the end: each left out shows in many elements."""
+    """Before the weight, after it if it is of the same dtype, and at the end: each left out
+    shows in many elements.
+    """
     for weight in (torch.float32, dtype):
         q, k, *rest = given = inputs(1536, 12, dtype, weight)
         expected = ops.rms_rope(*given)
@@ -181,7 +187,9 @@ def test_offsets_pass_32_bits():
 @on_device
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 def test_extremes_are_the_references():
-    """A row of zeros stays one, and one whose squares pass float32 becomes one; inf and NaN are seen."""
+    """A row of zeros stays one, and one whose squares pass float32 becomes one; inf and NaN are
+    seen.
+    """
     size = torch.tensor([0, 1e-30, 1e-18, 1, 1e17, 1e30, math.inf, math.nan], device=DEVICE)
     q, weight = randn(1, 8, 130) * size[:, None], randn(130, seed=1)
     given = (q, q, weight, weight, angles(26, (2, 2, 2)), 5, EPS)
@@ -199,7 +207,9 @@ def test_extremes_are_the_references():
     seeds, st.tuples(*[st.integers(1, 3)] * 3), st.sampled_from([4, 6, 16, 26]), st.integers(1, 4)
 )
 def test_a_rotation_keeps_the_norm_of_every_head(seed, grid, head, heads):
-    """And at the first token, where every angle is 0, it is the norm alone; q and k do not see each other."""
+    """And at the first token, where every angle is 0, it is the norm alone; q and k do not see
+    each other.
+    """
     q, k = (randn(1, math.prod(grid), heads * head, seed=seed + i) for i in range(2))
     weights = [randn(heads * head, seed=seed + i) for i in (2, 3)]
     turned = rms_rope(q, k, *weights, angles(head, grid), heads, EPS)
@@ -220,7 +230,7 @@ def test_no_tokens(shape):
     )
 
 
-# -- refused -----------------------------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------
 
 ROW, WEIGHT = torch.ones(2, 6, 8), torch.ones(8)
 

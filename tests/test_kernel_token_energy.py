@@ -10,20 +10,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minicos.kernels import token_energy as module
+from minicos.kernels.rows import options
+from minicos.kernels.token_energy import token_energy
 from torch import Tensor
 
 from minicos import ops
 
-from tests.on_device import DEVICE, DTYPES, compiled, interpret, nan, on_device, ptx, randn, triton  # isort: skip  finds minicos.kernels
-from minicos.kernels import token_energy as module
-from minicos.kernels.rows import options
-from minicos.kernels.token_energy import token_energy
+# isort: skip  finds minicos.kernels
+from tests.on_device import DEVICE, DTYPES, compiled, interpret, nan, on_device, ptx, randn, triton
 
 seeds = st.integers(0, 2**31 - 1)
 
 
 def energy(x: Tensor) -> Tensor:
-    """token_energy(x), in fresh memory and over NaN: the same, so that no element was left unwritten."""
+    """token_energy(x), in fresh memory and over NaN: the same, so that no element was left
+    unwritten.
+    """
     fresh = token_energy(x)
     assert torch.equal(fresh, token_energy(x, nan(*x.shape[:-1])))
     return fresh
@@ -37,7 +40,7 @@ def error(actual: Tensor, x: Tensor) -> float:
     return ((actual - expected).abs() / expected).max().item()
 
 
-# -- in this process ---------------------------------------------------------------------------------------------------
+# -- in this process -------------------------------------------------------------------------------
 
 
 @compiled
@@ -47,7 +50,9 @@ def test_everything_here_in_the_interpreter():
 
 @compiled
 def test_kernels_are_imported_as_a_part_of_minicos_and_only_so(tmp_path):
-    """From any folder; and a top-level `kernels`, if there is one, is the Hub's package and not this."""
+    """From any folder; and a top-level `kernels`, if there is one, is the Hub's package and not
+    this.
+    """
     script = """if True:
         import importlib.util, pathlib, sys
         if importlib.util.find_spec("minicos") is None:
@@ -79,7 +84,9 @@ def test_kernels_are_imported_as_a_part_of_minicos_and_only_so(tmp_path):
 @pytest.mark.parametrize("pointer", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("width", [5120, 1536, 130])
 def test_it_compiles_for_hopper_without_a_card(width, pointer, tmp_path, monkeypatch):
-    """One load of 16 bytes per thread for every 8 (4) channels of an aligned row, and a correctly rounded root."""
+    """One load of 16 bytes per thread for every 8 (4) channels of an aligned row, and a
+    correctly rounded root.
+    """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     aligned = ("x", "out", "x_batch", "x_token") if width % 16 == 0 else ("x", "out")
     asm = ptx(
@@ -110,7 +117,7 @@ def test_signatures_are_the_references():
     assert inspect.signature(token_energy) == inspect.signature(ops.token_energy)
 
 
-# -- token energy ------------------------------------------------------------------------------------------------------
+# -- token energy ----------------------------------------------------------------------------------
 
 
 @on_device
@@ -164,7 +171,9 @@ def test_one_token_seen_many_times_has_one_energy():
 
 @on_device
 def test_offsets_pass_32_bits():
-    """Three tokens 2^30 apart: the third lies 2^31 elements in. Of these 4 GiB, three pages are touched."""
+    """Three tokens 2^30 apart: the third lies 2^31 elements in. Of these 4 GiB, three pages are
+    touched.
+    """
     x = torch.empty(2**31 + 8, dtype=torch.bfloat16, device=DEVICE).as_strided((3, 5), (2**30, 1))
     x.copy_(randn(3, 5))
     assert error(energy(x), x) < 3e-7
@@ -207,7 +216,9 @@ def test_an_out_of_another_dtype_is_refused(energy, dtype):
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_extremes_are_the_references(dtype):
-    """Squares must fit float32: 1e19 does and 1e30 does not, 1e-30 vanishes, and inf and NaN are seen."""
+    """Squares must fit float32: 1e19 does and 1e30 does not, 1e-30 vanishes, and inf and NaN are
+    seen.
+    """
     x = torch.ones(8, 130, dtype=dtype, device=DEVICE)
     x *= torch.tensor([0, 1e-30, 1e-18, 1, 1e17, 1e30, math.inf, math.nan], device=DEVICE)[:, None]
     actual, reference = token_energy(x), ops.token_energy(x)

@@ -1,4 +1,6 @@
-"""One argument opens every layout that people have on disk, and what is missing, mixed or ambiguous is named."""
+"""One argument opens every layout that people have on disk, and what is missing, mixed or
+ambiguous is named.
+"""
 
 import json
 import math
@@ -26,7 +28,7 @@ T5, VAE = "models_t5_umt5-xxl-enc-bf16", "Wan2.1_VAE"
 TOKENIZER = "google/umt5-xxl/tokenizer.json"
 HEADS = {"num_heads": 4, "text_len": 16}
 
-# -- the same small model in each layout --------------------------------------------------------------------------------
+# -- the same small model in each layout -----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,9 @@ def official(folder, networks, tokenizer):
 
 
 def diffusers(folder, networks, tokenizer):
-    """As the Wan-AI/*-Diffusers repositories and the merged VBVR-Wan2.2: transformer is the high-noise expert."""
+    """As the Wan-AI/*-Diffusers repositories and the merged VBVR-Wan2.2: transformer is the
+    high-noise expert.
+    """
 
     def foreign(name, table):
         return {translate(key, table): tensor for key, tensor in networks[name].items()}
@@ -136,7 +140,9 @@ def comfy(folder, networks, tokenizer):
 
 
 def diffsynth(folder, networks, tokenizer):
-    """Files under their official names, one beside the other; the VAE with a prefix, inside a table."""
+    """Files under their official names, one beside the other; the VAE with a prefix, inside a
+    table.
+    """
     save(folder, networks["high"], stem="a_high_noise")
     save(folder, networks["low"], stem="b_low_noise")
     torch.save(
@@ -152,7 +158,9 @@ def diffsynth(folder, networks, tokenizer):
 
 
 def run(wan) -> list[torch.Tensor]:
-    """Three steps, the last by the low-noise expert, and the video: everything that a model's files decide."""
+    """Three steps, the last by the low-noise expert, and the video: everything that a model's
+    files decide.
+    """
     wan = wan.with_preset(steps=3)
     picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
     steps = list(wan.sample(wan.condition("solve the maze", picture, frames=5), seed=0))
@@ -182,7 +190,9 @@ def test_every_layout_gives_the_same_numbers(layout, networks, toy, expected, tm
 
 
 def test_fp8_scaled_files_are_the_numbers_they_stand_for(networks, toy, tmp_path):
-    """As ComfyUI writes them: fp8 matrices with a factor each, beside a mark. The same files with factor * fp8 are equal."""
+    """As ComfyUI writes them: fp8 matrices with a factor each, beside a mark. The same files
+    with factor * fp8 are equal.
+    """
     given, plain = comfy(tmp_path, networks, toy / TOKENIZER), tmp_path / "plain"
     for path in (given["model"], given["parts"]["low"], given["parts"]["text"]):
         scaled = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
@@ -195,7 +205,8 @@ def test_fp8_scaled_files_are_the_numbers_they_stand_for(networks, toy, tmp_path
                 factor = tensor.float().abs().max() / 448
                 scaled[key] = (tensor.float() / factor).to(torch.float8_e4m3fn)
                 scaled[f"{key.removesuffix('weight')}scale_weight"] = factor
-                # double, so that it is cast, too: a view of float32 in the file may lie unaligned, and sums then round differently
+                # double, so that it is cast, too: a view of float32 in the file may lie unaligned,
+                # and sums then round differently
                 meant[key] = (scaled[key].float() * factor).double()
         save_file(scaled, path)
         save(plain, meant, stem=path.stem)
@@ -215,7 +226,7 @@ def test_parts_take_the_place_of_a_folders_own(twin, networks, expected, tmp_pat
     assert not torch.equal(first, expected[0])
 
 
-# -- the real models, at their true size --------------------------------------------------------------------------------
+# -- the real models, at their true size -----------------------------------------------------------
 
 WHOLE = {  # variant -> how many networks, and which VAE
     "Wan2.2-I2V-A14B": (2, "Wan2.1"),
@@ -315,7 +326,7 @@ def test_chronoedit_is_named_by_its_config(tmp_path):
     assert layouts.find(tmp_path).variant == "ChronoEdit-14B"
 
 
-# -- what is missing or ambiguous ---------------------------------------------------------------------------------------
+# -- what is missing or ambiguous ------------------------------------------------------------------
 
 
 def rest(folder) -> dict:
@@ -474,7 +485,7 @@ def test_the_tokenizer_is_looked_for_in_order(networks, toy, tmp_path, monkeypat
         layouts.find(**given)
 
 
-# -- LoRA ---------------------------------------------------------------------------------------------------------------
+# -- LoRA ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -485,7 +496,9 @@ def as_a14b(monkeypatch):
 
 
 def test_vbvr_is_the_base_and_two_loras(as_a14b, twin, networks, toy, tmp_path):
-    """VBVR-Wan2.2 comes merged in the layout of diffusers, and as two LoRA files for Wan2.2-I2V-A14B: the same numbers."""
+    """VBVR-Wan2.2 comes merged in the layout of diffusers, and as two LoRA files for
+    Wan2.2-I2V-A14B: the same numbers.
+    """
     draw, merged, files = torch.Generator().manual_seed(2), dict(networks), {}
     for name in ("high", "low"):
         deltas = {
@@ -575,7 +588,7 @@ def test_comfy_files_of_true_size(tmp_path):
         layouts.find(high, parts={"low": low})
 
 
-# -- variants of the embedded model ---------------------------------------------------------------------------------------
+# -- variants of the embedded model ----------------------------------------------------------------
 
 
 def test_a_variant_of_the_embedded_model_has_its_vae_and_tokenizer(tmp_path, monkeypatch):
@@ -598,7 +611,7 @@ def test_a_variant_of_the_embedded_model_has_its_vae_and_tokenizer(tmp_path, mon
             layouts.find(name)
 
 
-# -- how a diffusers folder says that it is sampled --------------------------------------------------------------------
+# -- how a diffusers folder says that it is sampled ------------------------------------------------
 
 
 def says(folder, shift=None, boundary=None):

@@ -1,4 +1,6 @@
-"""Loading: strict, cast by name, from any layout; and LoRAs of five dialects, merged in float32 on the way."""
+"""Loading: strict, cast by name, from any layout; and LoRAs of five dialects, merged in float32
+on the way.
+"""
 
 import itertools
 import json
@@ -25,7 +27,8 @@ from minicos.weights.load import load_into
 from minicos.weights.names import VAE_DIFFUSERS, translate
 from tests import golden
 
-# ----------------------------------------------------------------------------------------------------------------- load
+# --------------------------------------------------------------------------------------------------
+# load
 
 
 def network(width: int = 3) -> nn.Module:
@@ -189,7 +192,8 @@ def test_golden_fp8_scaled(padded):
         assert golden.rel_max(dit(data["in.x"], t, text), expected) < 2.5e-6  # measured 6.9e-7
 
 
-# ----------------------------------------------------------------------------------------------------------------- lora
+# --------------------------------------------------------------------------------------------------
+# lora
 
 DIALECTS = ["diffsynth", "lightx2v", "comfy", "peft", "musubi"]
 EXPECTED = load_file(golden.FOLDER / "lora_expected.safetensors")
@@ -353,12 +357,15 @@ def test_alpha_in_the_metadata_of_diffusers(tmp_path):
             read(about)
 
 
-# -------------------------------------------------------------------------------------------------------- threads, memory
+# --------------------------------------------------------------------------------------------------
+# threads, memory
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Shards with tensors of every kind: float32, bfloat16, scaled fp8, a number, nothing at all; and what they should become."""
+    """Shards with tensors of every kind: float32, bfloat16, scaled fp8, a number, nothing at
+    all; and what they should become.
+    """
     folder, draw = tmp_path_factory.mktemp("mixed"), torch.Generator().manual_seed(0)
     tensors = {f"{i}.weight": torch.randn(70 + i, 64, generator=draw) for i in range(12)}
     tensors |= {
@@ -467,7 +474,9 @@ def test_not_a_number_is_found_wherever_it_is():
     not Path("/proc/self/status").exists(), reason="Linux tells how much memory is anonymous"
 )
 def test_loading_takes_little_memory_beyond_the_weights(tmp_path):
-    """289 MB of float32 in eight shards, cast to bfloat16. The full measurement is `python -m tests.measure_load`."""
+    """289 MB of float32 in eight shards, cast to bfloat16. The full measurement is `python -m
+    tests.measure_load`.
+    """
     command = [
         sys.executable,
         "-m",

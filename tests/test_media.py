@@ -1,4 +1,6 @@
-"""Pixels on disk and in the network: exact where the format is, close where it is not, and clear about bad files."""
+"""Pixels on disk and in the network: exact where the format is, close where it is not, and clear
+about bad files.
+"""
 
 import zlib
 
@@ -214,11 +216,13 @@ def test_to_float_and_back_loses_one_level_at_most():
     assert levels(to_uint8(video), frames) <= 1
 
 
-# -- pictures as cameras, browsers and notebooks hand them over ---------------------------------------------------------
+# -- pictures as cameras, browsers and notebooks hand them over ------------------------------------
 
 
 def test_photos_are_turned_upright(tmp_path):
-    """EXIF orientation 6: the camera was held upright, and the picture is to be turned clockwise."""
+    """EXIF orientation 6: the camera was held upright, and the picture is to be turned
+    clockwise.
+    """
     exif = Image.Exif()
     exif[0x0112] = 6
     for name in ("a.png", "a.jpg", "a.webp"):

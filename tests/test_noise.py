@@ -1,4 +1,6 @@
-"""Noise at steps and in frames: what is touched, what is injected, what it costs, and what resuming changes (nothing)."""
+"""Noise at steps and in frames: what is touched, what is injected, what it costs, and what
+resuming changes (nothing).
+"""
 
 from dataclasses import replace
 from itertools import islice
@@ -59,7 +61,7 @@ def latent(seed: int, b: int = 2, f: int = 4) -> torch.Tensor:
     return torch.randn(b, 3, f, 4, 6, generator=torch.Generator().manual_seed(seed))
 
 
-# -- the intervention -------------------------------------------------------------------------------------------------
+# -- the intervention ------------------------------------------------------------------------------
 
 
 @given(
@@ -151,7 +153,7 @@ def test_a_loop_of_ones_own_does_the_same(wan, clean):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-# -- one edit, measured -----------------------------------------------------------------------------------------------
+# -- one edit, measured ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("at", [(0,), (3,), tuple(range(STEPS))])
@@ -211,7 +213,9 @@ def test_a_multistep_solver_is_held_against_the_same_restarts(wan, clean):
 @pytest.mark.parametrize("solver", ["euler", "unipc"])
 @pytest.mark.parametrize("mode", ["replace", "renoise", "null"])
 def test_a_resumed_run_is_the_full_one(wan, clean, mode, solver):
-    """Every number that is measured, and the video, bit for bit; the passes before the edit are spared."""
+    """Every number that is measured, and the video, bit for bit; the passes before the edit are
+    spared.
+    """
     model = wan.with_preset(solver=solver)
     condition, noise, run = clean(model)
     resumed, full = (
@@ -234,11 +238,13 @@ def test_massive_channels_are_found():
     assert stats.massive(h).nonzero().flatten().tolist() == [5]
 
 
-# -- studies ----------------------------------------------------------------------------------------------------------
+# -- studies ---------------------------------------------------------------------------------------
 
 
 def test_a_sweep_over_all_steps_costs_little_more_than_half(wan, subjects, tmp_path, monkeypatch):
-    """N + N (N + 1) / 2 passes, counted where the network is called, clean run included: at 50 steps 0.53 of 50 full runs."""
+    """N + N (N + 1) / 2 passes, counted where the network is called, clean run included: at 50
+    steps 0.53 of 50 full runs.
+    """
     count = [0]
     real = Wan.velocity
 
@@ -311,7 +317,9 @@ def test_frames_match_the_answers_they_come_from():
 
 
 def test_late_noise_breaks_what_early_noise_does_not(tmp_path):
-    """The embedded model: replacing the latent is a reseed at step 0, and at the last step nothing can clean it up."""
+    """The embedded model: replacing the latent is a reseed at step 0, and at the last step
+    nothing can clean it up.
+    """
     wan = load("tiny").with_preset(steps=6)
     options = NoiseOptions(puzzle="mark", size=3, n=4, at=(0, 5), frames=(1,), others=1)
     results = measure_all(wan, cases.chosen(options), Run.open(tmp_path, {}), options)
@@ -340,7 +348,7 @@ def test_late_noise_breaks_what_early_noise_does_not(tmp_path):
     assert share.shape == (4, 13)
 
 
-# -- settings and the command -----------------------------------------------------------------------------------------
+# -- settings and the command ----------------------------------------------------------------------
 
 
 def test_peaks_of_cases_that_agree():

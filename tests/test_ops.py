@@ -1,4 +1,6 @@
-"""The reference mathematics against independent formulations, most of them in complex or float64 arithmetic."""
+"""The reference mathematics against independent formulations, most of them in complex or float64
+arithmetic.
+"""
 
 import math
 import os
@@ -25,7 +27,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# -- time and position -------------------------------------------------------------------------------------------------
+# -- time and position -----------------------------------------------------------------------------
 
 
 @given(st.floats(0, 1000), st.sampled_from([2, 16, 256]))
@@ -46,7 +48,9 @@ def test_sinusoid_does_not_depend_on_the_dtype_of_the_timestep(dtype):
 
 
 def turns(grid: tuple[int, int, int], head_dim: int) -> Tensor:
-    """The official rotation as complex float64 numbers, (l, k/2): model.py, rope_params and rope_apply, written out."""
+    """The official rotation as complex float64 numbers, (l, k/2): model.py, rope_params and
+    rope_apply, written out.
+    """
     pairs = head_dim // 2
     third = pairs // 3
     tokens = [
@@ -116,7 +120,9 @@ def test_rms_rope_preserves_the_norm_of_every_head(grid, seed):
 
 
 def test_scores_depend_on_relative_positions_only():
-    """The same query and key everywhere: their product at two tokens depends on the offset between them."""
+    """The same query and key everywhere: their product at two tokens depends on the offset
+    between them.
+    """
     grid = (3, 4, 5)
     x = [randn(1, 1, 32, seed=s).expand(1, 60, 32) for s in (0, 1)]
     q, k = ops.rms_rope(*x, torch.ones(32), torch.ones(32), ops.rope(grid, 32), 1, 1e-6)
@@ -127,7 +133,7 @@ def test_scores_depend_on_relative_positions_only():
     assert score.std() > 1  # and it does depend on it
 
 
-# -- norms and modulation ----------------------------------------------------------------------------------------------
+# -- norms and modulation --------------------------------------------------------------------------
 
 
 def test_rms_norm_rounds_before_the_weight():
@@ -227,7 +233,7 @@ def test_one_timestep_equals_the_same_timestep_for_every_frame(seed):
     assert torch.equal(ops.gated_add(x, y, scale), ops.gated_add(x, y, scales))
 
 
-# -- attention and energy ----------------------------------------------------------------------------------------------
+# -- attention and energy --------------------------------------------------------------------------
 
 
 @given(seeds, st.integers(1, 6), st.integers(1, 9))
@@ -284,7 +290,8 @@ def test_without_tf32_and_as_it_was_before(before, monkeypatch):
 def test_without_tf32_where_the_newer_switch_is_used():
     """In a process of its own: torch does not go back to its older switch."""
     code = (
-        "import torch, contextlib; from minicos.precision import without_tf32; conv = torch.backends.cudnn.conv\n"
+        "import torch, contextlib; from minicos.precision import without_tf32; conv = "
+        "torch.backends.cudnn.conv\n"
         "for kind in ('ieee', 'tf32'):\n"
         "    conv.fp32_precision = kind\n"
         "    with without_tf32(): inside = conv.fp32_precision\n"

@@ -126,7 +126,9 @@ def test_in_a_browser(tmp_path: Path, width: int):
 
 
 def test_the_page_of_a_real_run(tmp_path: Path, monkeypatch):
-    """The demo's folder, read back: every shown step, energy of every layer, the command and what to do next."""
+    """The demo's folder, read back: every shown step, energy of every layer, the command and
+    what to do next.
+    """
     from minicos.cli import main
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,6 @@
-"""Presets as published. Each row is copied from the sources that config.py names, not from config.py."""
+"""Presets as published. Each row is copied from the sources that config.py names, not from
+config.py.
+"""
 
 import pytest
 
@@ -11,7 +13,8 @@ CHINESE = (  # wan/configs/shared_config.py, sample_neg_prompt
     "画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
-# variant, preset: solver, steps, shift, boundary, guidance (high, low), negative prompt, image, resize, area, size, frames, fps
+# variant, preset: solver, steps, shift, boundary, guidance (high, low), negative prompt, image,
+# resize, area, size, frames, fps
 TABLE = {
     ("Wan2.2-I2V-A14B", "official"): (
         "unipc", 40, 5.0, 0.900, (3.5, 3.5), CHINESE, "channels", "bicubic", 480 * 832, (480, 832), 81, 16),

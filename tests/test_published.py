@@ -1,4 +1,6 @@
-"""Files as people publish them: LoRAs, quantised and merged checkpoints, relatives of Wan, and networks of any size."""
+"""Files as people publish them: LoRAs, quantised and merged checkpoints, relatives of Wan, and
+networks of any size.
+"""
 
 import json
 from dataclasses import asdict, replace
@@ -56,7 +58,7 @@ def product(tensors: dict) -> torch.Tensor:
     return up @ down
 
 
-# -- LoRAs --------------------------------------------------------------------------------------------------------------
+# -- LoRAs -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,9 @@ def test_biases_and_whole_differences(network, tmp_path):
 
 
 def test_alpha_for_each_layer(network, tmp_path):
-    """alpha / rank from an alpha beside the matrices, from metadata with patterns, and from PEFT's adapter_config.json."""
+    """alpha / rank from an alpha beside the matrices, from metadata with patterns, and from
+    PEFT's adapter_config.json.
+    """
     q, k = "transformer.blocks.0.attn1.to_q", "transformer.blocks.0.attn1.to_k"
     tensors = pair(q, "lora_A", "lora_B", 2) | pair(k, "lora_A", "lora_B", 4)
     about = {"r": 4, "lora_alpha": 8, "rank_pattern": {"blocks.0.attn1.to_q": 2}}
@@ -219,7 +223,7 @@ def test_a_control_lora_is_named_by_its_width(network, tmp_path):
         merged(network, path)
 
 
-# -- quantised checkpoints ----------------------------------------------------------------------------------------------
+# -- quantised checkpoints -------------------------------------------------------------------------
 
 
 def quantised(network, dtype, axis=None, scale="weight_scale", value="weight"):
@@ -304,7 +308,7 @@ def test_a_matrix_without_the_factor_that_others_have(network, tmp_path):
         loaded(path)
 
 
-# -- files of several networks, indices, relatives ----------------------------------------------------------------------
+# -- files of several networks, indices, relatives -------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -429,7 +433,7 @@ def test_experts_and_loras_whose_names_claim_the_other_side_are_noted(tmp_path):
     )
 
 
-# -- networks of any size -----------------------------------------------------------------------------------------------
+# -- networks of any size --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def truth(wan, condition):
     return list(wan.sample(condition, seed=0))
 
 
-# -- one pass, watched ------------------------------------------------------------------------------------------------
+# -- one pass, watched -----------------------------------------------------------------------------
 
 
 def test_what_is_kept_of_a_run(wan, condition, run, truth):
@@ -71,7 +71,9 @@ def test_what_is_kept_of_a_run(wan, condition, run, truth):
 
 
 def norms(wan, condition, step, branch) -> torch.Tensor:
-    """Norms of the residual stream of the first sample, by a forward pass of our own: layer f h w."""
+    """Norms of the residual stream of the first sample, by a forward pass of our own: layer f h
+    w.
+    """
     out = []
     hooks = Hooks().on(
         "blocks.*", lambda x, site: out.append(x[0].square().sum(-1).sqrt().view(site.grid))
@@ -165,7 +167,9 @@ def test_the_step_axis_of_energy_stays_whole(run):
 
 
 def test_energy_of_experts_with_and_without_guidance(wan, condition, run):
-    """Where the low-noise expert is not guided, nothing of an earlier pass stands in for the pass that is not made."""
+    """Where the low-noise expert is not guided, nothing of an earlier pass stands in for the
+    pass that is not made.
+    """
     one = wan.experts["high"]
     two = replace(wan, experts={"high": one, "low": one}).with_preset(
         guidance={"high": 3.0, "low": 1.0}
@@ -177,7 +181,7 @@ def test_energy_of_experts_with_and_without_guidance(wan, condition, run):
     assert set(experts) == {"high", "low"}
 
 
-# -- resuming ---------------------------------------------------------------------------------------------------------
+# -- resuming --------------------------------------------------------------------------------------
 
 
 class Interrupt:
@@ -232,7 +236,7 @@ def test_an_analysis_keeps_to_its_own_name(wan, condition, run):
     assert recorded(run, "x", STEPS) == [{}] * STEPS
 
 
-# -- routes -----------------------------------------------------------------------------------------------------------
+# -- routes ----------------------------------------------------------------------------------------
 
 
 def several_routes() -> puzzles.Puzzle:
@@ -268,7 +272,7 @@ def test_routes_are_read_from_the_last_frame(wan, run, monkeypatch):
     assert load_image(run.path("routes.png")).shape[0] == 3
 
 
-# -- choices of what to show --------------------------------------------------------------------------------------------
+# -- choices of what to show -----------------------------------------------------------------------
 
 
 @given(st.integers(1, 60), st.integers(1, 60))
@@ -303,7 +307,7 @@ def test_heat_is_a_colour_for_every_number(values):
     assert (np.diff(brightness) >= -1e-6).all()
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 COLOURS = np.array(
     [[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(255, 255, 0), (0, 255, 255), (255, 0, 255)]],

@@ -1,4 +1,6 @@
-"""All experiments in one report: what a claim is, how a report is written, and that a killed run ends at the same bytes."""
+"""All experiments in one report: what a claim is, how a report is written, and that a killed run
+ends at the same bytes.
+"""
 
 import json
 import os
@@ -44,7 +46,7 @@ def undisturbed(toy, tmp_path_factory):
     return out
 
 
-# -- the report ---------------------------------------------------------------------------------------------------------
+# -- the report ------------------------------------------------------------------------------------
 
 
 def test_claims_are_complete_and_paths_are_relative(undisturbed, toy):
@@ -64,7 +66,9 @@ def test_claims_are_complete_and_paths_are_relative(undisturbed, toy):
 
 @posix
 def test_a_killed_run_ends_at_the_same_bytes(undisturbed, toy, tmp_path):
-    """kill -9 at a moment that nothing fixes, two workers being busy; the rerun is in one process. Workers end with their parent."""
+    """kill -9 at a moment that nothing fixes, two workers being busy; the rerun is in one
+    process. Workers end with their parent.
+    """
     process = start("-m", "minicos", *arguments(toy, tmp_path, workers=2))
     wait_for(tmp_path / "energy/mark/trained/000.safetensors", process)
     process.send_signal(signal.SIGKILL)
@@ -111,7 +115,7 @@ def test_the_command_knows_every_section():
     assert tuple(SECTIONS) == reproduce.SECTIONS
 
 
-# -- numbers ------------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 def test_a_difference_leaves_out_what_has_no_value_and_says_its_power():
@@ -144,7 +148,7 @@ def test_unpaired_means():
     assert found.high - found.value == pytest.approx(width, rel=0.05)  # measured: 1 %
 
 
-# -- cases and controls ---------------------------------------------------------------------------------------------------
+# -- cases and controls ----------------------------------------------------------------------------
 
 
 @given(st.integers(4, 400), st.sampled_from([4, 10, 25]))

@@ -1,4 +1,6 @@
-"""Weights on the move: streamed and swapped equal resident, bit for bit, and a plan fits the memory that there is."""
+"""Weights on the move: streamed and swapped equal resident, bit for bit, and a plan fits the
+memory that there is.
+"""
 
 import json
 import random
@@ -29,7 +31,9 @@ CPU = torch.device("cpu")
 
 
 class RoughQueue(ThreadCopyQueue):
-    """Takes any time it likes, and leaves NaN in a buffer for as long as it is allowed to write there."""
+    """Takes any time it likes, and leaves NaN in a buffer for as long as it is allowed to write
+    there.
+    """
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -90,7 +94,7 @@ def velocity(network: DiT, seed: int = 0, hooks: Hooks = NO_HOOKS) -> torch.Tens
         return network(x, torch.tensor([500.0]), text, hooks=hooks)
 
 
-# -- streaming ----------------------------------------------------------------------------------------------------------
+# -- streaming -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 6])
@@ -180,12 +184,14 @@ def test_an_error_of_the_copier_is_told(deep):
         velocity(streamed(deep(), Failing()))
 
 
-# -- whole models -------------------------------------------------------------------------------------------------------
+# -- whole models ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def pictures(toy):
-    """residency, dtype -> every latent of a guided UniPC run over both experts, and the video's first piece."""
+    """residency, dtype -> every latent of a guided UniPC run over both experts, and the video's
+    first piece.
+    """
     folder = toy.parent / "both"
     folder.mkdir()
     for path in toy.iterdir():
@@ -250,7 +256,7 @@ def test_an_expert_moves_once_at_the_boundary(pictures, monkeypatch):
     assert [name[module] for module, comes in moves if not comes] == ["vae", "text", "high", "low"]
 
 
-# -- the plan -----------------------------------------------------------------------------------------------------------
+# -- the plan --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""What studies leave on disk: `results.json` gives back what was written, and refuses what it does not know."""
+"""What studies leave on disk: `results.json` gives back what was written, and refuses what it
+does not know.
+"""
 
 import json
 import math

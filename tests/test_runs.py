@@ -1,4 +1,6 @@
-"""Run folders: whole files or none, one set of settings, and a progress bar that does not get in the way."""
+"""Run folders: whole files or none, one set of settings, and a progress bar that does not get in
+the way.
+"""
 
 import io
 import json

@@ -1,4 +1,6 @@
-"""The denoising loop against the official procedures, and what its body may rely on: resume, edits, branches, experts."""
+"""The denoising loop against the official procedures, and what its body may rely on: resume,
+edits, branches, experts.
+"""
 
 import copy
 from dataclasses import replace
@@ -22,12 +24,14 @@ LOOPS = golden.read("loops")
 CONFIG = golden.info("loops")["config"]
 
 
-# -- the official loops ------------------------------------------------------------------------------------------------
+# -- the official loops ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def i2v_pair(pair, golden_dit):
-    """The experts of the golden loop at a boundary: the low-noise one is the high-noise one with its blocks swapped."""
+    """The experts of the golden loop at a boundary: the low-noise one is the high-noise one with
+    its blocks swapped.
+    """
     high = golden_dit("dit_i2v")
     low = copy.deepcopy(high)
     low.blocks = low.blocks[::-1]
@@ -91,7 +95,7 @@ def test_an_imposed_frame_is_never_noisy(golden_steps):
         assert step.sigma_map.flatten().tolist() == [0, step.sigma, step.sigma]
 
 
-# -- a step ------------------------------------------------------------------------------------------------------------
+# -- a step ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +133,9 @@ solvers = pytest.mark.parametrize("solver", SOLVERS)
 @solvers
 @pytest.mark.parametrize("imposed", [False, True])
 def test_x_lies_between_the_clean_estimate_and_the_noise(solver, imposed, loop, condition, noise):
-    """x = (1 - sigma) x0 + sigma noise and velocity = noise - x0, whatever the guidance, per frame."""
+    """x = (1 - sigma) x0 + sigma noise and velocity = noise - x0, whatever the guidance, per
+    frame.
+    """
     given = replace(condition, first=noise[:, :, :1]) if imposed else condition
     for step in loop(solver, given=given):
         sigma = step.sigma_map
@@ -166,7 +172,7 @@ def test_guidance_moves_from_uncond_through_cond_as_each_expert_is_told(loop):
         assert not torch.equal(step.velocity_cond, step.velocity_uncond)
 
 
-# -- what hooks are told -----------------------------------------------------------------------------------------------
+# -- what hooks are told ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("guidance", [(1, 1), (1, 2.0), (3.0, 1.0), (3.0, 2.0)])
@@ -218,7 +224,7 @@ def test_looking_changes_no_bit_of_a_loop(solver, loop):
         assert torch.equal(plain.next, watched.next)
 
 
-# -- resuming ----------------------------------------------------------------------------------------------------------
+# -- resuming --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
@@ -254,7 +260,9 @@ def test_a_run_can_start_at_its_end_and_not_beyond(solver, loop, noise):
 
 @pytest.mark.parametrize("how", ["in place", "another tensor", "an equal tensor"])
 def test_an_edit_drops_the_history(how, loop, noise):
-    """UniPC's history belongs to the latent that is gone. An equal tensor, too, asks for a fresh start: controls need one."""
+    """UniPC's history belongs to the latent that is gone. An equal tensor, too, asks for a fresh
+    start: controls need one.
+    """
     steps = loop("unipc")
     next(steps)
     step = next(steps)
@@ -269,7 +277,7 @@ def test_an_edit_drops_the_history(how, loop, noise):
     assert torch.equal(following.next, next(loop("unipc", x=step.next, start=2)).next)
 
 
-# -- edits -------------------------------------------------------------------------------------------------------------
+# -- edits -----------------------------------------------------------------------------------------
 
 
 @solvers
@@ -288,8 +296,9 @@ def test_an_edited_latent_starts_afresh(solver, loop, noise):
 
 @pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
 def test_an_edit_is_not_pulled_back(solver, i2v_pair, i2v):
-    """UniPC corrects each step when it sees where that led; with a history kept, it would correct an edit away. DPM++ would
-    take the difference of the two clean estimates for a slope, and go on along it."""
+    """UniPC corrects each step when it sees where that led; with a history kept, it would correct
+    an edit away. DPM++ would take the difference of the two clean estimates for a slope, and go on
+    along it."""
     model, start = i2v_pair(solver=solver), LOOPS["i2v.noise"][None]
     clean = list(islice(sample(model, start, i2v), 8))
     sigma = clean[6].sigma_next
@@ -327,7 +336,7 @@ def test_an_edited_run_can_be_resumed_from_its_steps(solver, loop, noise):
         assert torch.equal(last.next, edited[-1].next)
 
 
-# -- a generator that disturbs nobody ----------------------------------------------------------------------------------
+# -- a generator that disturbs nobody --------------------------------------------------------------
 
 
 def test_nothing_runs_before_the_first_step_and_no_step_runs_ahead(loop):

@@ -1,4 +1,6 @@
-"""Schedules and solvers against the official tables and trajectories, and what must hold for every schedule."""
+"""Schedules and solvers against the official tables and trajectories, and what must hold for
+every schedule.
+"""
 
 import json
 from dataclasses import dataclass, replace
@@ -28,7 +30,7 @@ shifts = st.floats(0.2, 20)
 seeds = st.integers(0, 2**31 - 1)
 
 
-# -- tables ------------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", GOLDEN_NAMES)
@@ -105,7 +107,7 @@ def test_experts_meet_at_the_boundary():
     assert experts.count("high") == 21
 
 
-# -- solvers -----------------------------------------------------------------------------------------------------------
+# -- solvers ---------------------------------------------------------------------------------------
 
 
 def toy_velocity(x: Tensor, sigma: float) -> Tensor:
@@ -115,7 +117,9 @@ def toy_velocity(x: Tensor, sigma: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Videos drawn from N(mean, 1/4): the best velocity is known at each x, and so is the path from each noise."""
+    """Videos drawn from N(mean, 1/4): the best velocity is known at each x, and so is the path
+    from each noise.
+    """
 
     mean: Tensor
     noise: Tensor
@@ -164,7 +168,8 @@ def test_golden_trajectories(case):
     errors = [
         golden.rel_max(x, expected) for x, expected in zip(latents, TOY[f"{case}.x"], strict=True)
     ]
-    # Measured 0 for euler and unipc. 2.6e-7 for dpmpp, which takes expm1(-h) where the official code takes exp(-h) - 1.
+    # Measured 0 for euler and unipc. 2.6e-7 for dpmpp, which takes expm1(-h) where the official
+    # code takes exp(-h) - 1.
     assert max(errors) <= (1e-6 if solver == "dpmpp" else 5e-7)
 
 
@@ -198,7 +203,9 @@ def test_the_last_step_lands_on_the_clean_estimate(solver, seed):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_order_of_convergence(solver):
-    """Half the step, half the error (Euler) or a quarter (the others); away from 0 and 1, where lambda is infinite."""
+    """Half the step, half the error (Euler) or a quarter (the others); away from 0 and 1, where
+    lambda is infinite.
+    """
 
     def error(n):
         schedule = Schedule(solver, (0,) * n, tuple(torch.linspace(0.9, 0.1, n + 1).tolist()))
@@ -211,13 +218,15 @@ def test_order_of_convergence(solver):
     assert 1.8 < gain < 2.2 if solver == "euler" else gain > 3.3
 
 
-# -- history ------------------------------------------------------------------------------------------------------------
+# -- history ---------------------------------------------------------------------------------------
 
 
 @given(st.sampled_from(MULTISTEP), st.integers(1, 19))
 @settings(max_examples=38, deadline=None)
 def test_resumed_is_undisturbed(solver, at):
-    """A run cut anywhere and continued from the saved latent and history is the same run, bit for bit."""
+    """A run cut anywhere and continued from the saved latent and history is the same run, bit
+    for bit.
+    """
     schedule = make(solver, 20, 5.0)
     whole, _ = run(schedule, TOY["in.x0"])
     first, history = run(schedule, TOY["in.x0"], stop=at)
@@ -239,7 +248,9 @@ def test_resumed_is_undisturbed(solver, at):
 @given(st.sampled_from(MULTISTEP), st.integers(1, 15), st.floats(1, 12), seeds)
 @settings(max_examples=40, deadline=None)
 def test_an_edit_survives_when_history_is_dropped(solver, at, shift, seed):
-    """The latent is replaced by that of another noise: how far from its path, in units of the edit, do we get?"""
+    """The latent is replaced by that of another noise: how far from its path, in units of the
+    edit, do we get?
+    """
     other = replace(VIDEOS, noise=torch.randn(64, generator=torch.Generator().manual_seed(seed)))
     schedule = make(solver, 20, shift)
     sigma, sigma_next = schedule.sigmas[at : at + 2]
@@ -262,7 +273,9 @@ def test_an_edit_survives_when_history_is_dropped(solver, at, shift, seed):
 
 @pytest.mark.parametrize("solver", MULTISTEP)
 def test_a_restart_is_a_first_step(solver):
-    """Without history a step in the middle is the exponential Euler step, and the next one is of second order again."""
+    """Without history a step in the middle is the exponential Euler step, and the next one is of
+    second order again.
+    """
     schedule = make(solver, 10, 5.0)
     x, velocity = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor(schedule.sigmas)

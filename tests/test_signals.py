@@ -20,7 +20,8 @@ def test_a_signal_while_modules_are_imported_is_one_line():
         process = start(
             "-c",
             "import sys; from minicos import signals; signals.start(); print('on', flush=True)\n"
-            "from minicos.__main__ import main; sys.argv[1:] = ['generate', '--prompt', 'x']; sys.exit(main())",
+            "from minicos.__main__ import main; sys.argv[1:] = ['generate', '--prompt', 'x']; "
+            "sys.exit(main())",
         )
         assert process.stdout.readline() == "on\n"
         time.sleep(delay)

@@ -15,7 +15,9 @@ def test_what_counts_as_a_statement():
 
 def test_the_core_and_what_opens_a_file_stay_small():
     counts = by_folder()
-    # 1,300 for networks and loop; 80 for files and settings of torch that would otherwise pass as something else
+    # 1,300 for networks and loop; 80 for files and settings of torch that would otherwise pass as
+    # something else
     assert counts["(core)"] <= 1380
-    # 1,500 for the layouts of Wan; 800 for LoRA dialects, quantised files, any Wan-shaped config, hostile files
+    # 1,500 for the layouts of Wan; 800 for LoRA dialects, quantised files, any Wan-shaped config,
+    # hostile files
     assert counts["(opening a file)"] <= 2300

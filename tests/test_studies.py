@@ -1,4 +1,6 @@
-"""One study for each question: the verb and the report make it with the same options, and get the same numbers."""
+"""One study for each question: the verb and the report make it with the same options, and get
+the same numbers.
+"""
 
 import ast
 import shlex

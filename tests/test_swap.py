@@ -1,4 +1,6 @@
-"""Swapping hidden states: what must hold for any network, what the embedded one shows, and the pictures drawn for others."""
+"""Swapping hidden states: what must hold for any network, what the embedded one shows, and the
+pictures drawn for others.
+"""
 
 from collections import deque
 from dataclasses import replace
@@ -82,7 +84,7 @@ def guided(toy, made):
     )
 
 
-# -- identities ---------------------------------------------------------------------------------------------------------
+# -- identities ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("donor", swap.DONORS)
@@ -105,7 +107,9 @@ def test_the_last_blocks_stream_is_the_others_velocity(scene, donor):
 
 
 def test_the_last_blocks_stream_under_guidance(guided):
-    """Both branches hand over A's velocity; cond alone does too, since uncond does not know the prompt, at A's latents."""
+    """Both branches hand over A's velocity; cond alone does too, since uncond does not know the
+    prompt, at A's latents.
+    """
     ys = guided.swapped(Swap((LAYERS - 1,), ALL, branch=None), Swap((LAYERS - 1,), ALL))
     assert all(torch.equal(y, guided.to_a[-1].next) for y in ys)
     (uncond,) = guided.swapped(Swap((LAYERS - 1,), ALL, branch="uncond"), donor="same_x")
@@ -114,7 +118,9 @@ def test_the_last_blocks_stream_under_guidance(guided):
 
 @pytest.mark.parametrize("name", ["scene", "guided"])
 def test_from_the_same_latent_it_is_the_prompt_of_the_early_blocks(name, request):
-    """`same_x` by its definition, A's pass at B's latent, against what `lockstep` makes of it: A's text in blocks 0..k."""
+    """`same_x` by its definition, A's pass at B's latent, against what `lockstep` makes of it:
+    A's text in blocks 0..k.
+    """
     s, branch = request.getfixturevalue(name), None if name == "guided" else "cond"
     for one in (Swap((4,), range(1, 3), branch=branch), Swap((4,), ALL, at="input", branch=branch)):
         states = {}
@@ -155,7 +161,9 @@ def test_the_input_of_a_block_is_the_output_of_the_one_before(scene):
 
 
 def test_all_updates_together_are_the_stream(scene):
-    """With one embedding (step 0), A's updates added up in B are A's stream, and the first update is the first stream."""
+    """With one embedding (step 0), A's updates added up in B are A's stream, and the first
+    update is the first stream.
+    """
     updates, stream = scene.swapped(
         Swap(tuple(range(LAYERS)), range(1), "update"), Swap((LAYERS - 1,), range(1))
     )
@@ -214,7 +222,7 @@ def test_swaps_in_lockstep_are_swaps_alone(scene):
         )
 
 
-# -- measures -----------------------------------------------------------------------------------------------------------
+# -- measures --------------------------------------------------------------------------------------
 
 
 @given(t=st.floats(-1, 2), off=st.floats(0, 2), seed=st.integers(0, 99))
@@ -262,7 +270,9 @@ def test_a_picture_counts_once():
 
 @pytest.mark.parametrize("preset", ["tiny", "official"])
 def test_measuring_b_into_itself(toy, made, preset):
-    """Euler takes up B's run behind its last undisturbed step; UniPC, which has a history, starts over. Neither is seen."""
+    """Euler takes up B's run behind its last undisturbed step; UniPC, which has a history,
+    starts over. Neither is seen.
+    """
     wan = load(toy, device="cpu").with_preset(preset, steps=STEPS, frames=5)
     unread = [replace(pair, shows=()) for pair in made]
     plain = swap_measure.undisturbed(wan, unread, [0, 1])
@@ -277,7 +287,7 @@ def test_measuring_b_into_itself(toy, made, preset):
     assert all(torch.equal(y, plain["b"]) for y in ends)
 
 
-# -- subjects -----------------------------------------------------------------------------------------------------------
+# -- subjects --------------------------------------------------------------------------------------
 
 
 def test_pairs_are_prompts_of_one_picture():
@@ -345,7 +355,7 @@ def test_swaps_that_do_not_fit_the_run(scene):
         scene.swapped(Swap((12,), ALL))
 
 
-# -- pictures for any model -----------------------------------------------------------------------------------------------
+# -- pictures for any model ------------------------------------------------------------------------
 
 
 def circled(probe: Drawing, kinds: tuple[str, ...]) -> np.ndarray:
@@ -392,7 +402,7 @@ def test_prompts_of_probes_count():
     assert (one.b.seed, two.b.seed) == (3, 4)
 
 
-# -- sweeps -------------------------------------------------------------------------------------------------------------
+# -- sweeps ----------------------------------------------------------------------------------------
 
 
 def test_a_killed_sweep_continues_with_the_same_result(toy, tmp_path, monkeypatch):

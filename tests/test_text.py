@@ -1,4 +1,6 @@
-"""The text encoder against the official outputs and transformers, the tokenizer against the official token ids."""
+"""The text encoder against the official outputs and transformers, the tokenizer against the
+official token ids.
+"""
 
 import json
 import os
@@ -34,7 +36,7 @@ def golden_encoder(scaling=()) -> TextEncoder:
     return encoder
 
 
-# -- encoder -----------------------------------------------------------------------------------------------------------
+# -- encoder ---------------------------------------------------------------------------------------
 
 
 def test_golden_t5():
@@ -222,7 +224,7 @@ def test_encode_never_lets_padding_through():
     assert rows[0, :, 0].tolist() == [1.0] * 4 + [0.0] * 12
 
 
-# -- tokenizer ---------------------------------------------------------------------------------------------------------
+# -- tokenizer -------------------------------------------------------------------------------------
 
 
 def real_tokenizer() -> Path | None:

@@ -37,7 +37,7 @@ def smooth(network: VAE, frames: int, height: int, width: int) -> Tensor:
     return 0.7 * torch.sin(phase + 0.5 * f[:, None, None] + 0.25 * h[:, None] + 0.2 * w)[None]
 
 
-# -- geometry ----------------------------------------------------------------------------------------------------------
+# -- geometry --------------------------------------------------------------------------------------
 
 sides = st.integers(2, 40)
 
@@ -70,7 +70,9 @@ def test_fading_weighs_every_place_and_only_where_tiles_meet(length, side, facto
 
 
 def test_what_does_not_change_comes_back_unchanged():
-    """Through a layer that does nothing but double the size, tiles put the same picture together again."""
+    """Through a layer that does nothing but double the size, tiles put the same picture together
+    again.
+    """
     x = torch.randn(
         2, 3, 4, 17, 23, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
@@ -92,7 +94,7 @@ def test_tiles_must_divide(side):
         vae("vae21").stream(torch.zeros(1, 16, 1, 4, 4), tile=side)
 
 
-# -- the networks ------------------------------------------------------------------------------------------------------
+# -- the networks ----------------------------------------------------------------------------------
 
 
 @each
@@ -106,7 +108,9 @@ def test_one_tile_is_no_tile(case):
 
 @each
 def test_tiles_stream_through_time(case):
-    """Pieces of a clip come one by one, as without tiles, and how many frames are taken at once does not matter."""
+    """Pieces of a clip come one by one, as without tiles, and how many frames are taken at once
+    does not matter.
+    """
     network, stride = copy.deepcopy(vae(case)).double(), CONFIGS[case].stride[1]
     z = smooth(network, 3, 2, 5).double()
     pieces = list(network.stream(z, tile=4 * stride))
@@ -121,7 +125,9 @@ def test_tiles_stream_through_time(case):
 
 @each
 def test_no_seams(case):
-    """Where two tiles meet, the difference from the whole frame steps no more than elsewhere; a hard cut steps far more."""
+    """Where two tiles meet, the difference from the whole frame steps no more than elsewhere; a
+    hard cut steps far more.
+    """
     network, stride = vae(case), CONFIGS[case].stride[1]
     z = smooth(network, 1, 8, 20)
     whole = network.decode(z)

@@ -1,4 +1,6 @@
-"""How the embedded model is trained, judged and shipped. Nothing here depends on how good its weights are."""
+"""How the embedded model is trained, judged and shipped. Nothing here depends on how good its
+weights are.
+"""
 
 import json
 import math
@@ -51,7 +53,7 @@ def wan(toy):
     return load(toy, device="cpu")
 
 
-# -- what ships -------------------------------------------------------------------------------------------------------
+# -- what ships ------------------------------------------------------------------------------------
 
 
 def test_what_ships_is_small_and_complete():
@@ -87,7 +89,7 @@ def test_too_many_words_are_refused():
         tokenizer.build(tuple(f"w{i}" for i in range(97)))
 
 
-# -- training data ----------------------------------------------------------------------------------------------------
+# -- training data ---------------------------------------------------------------------------------
 
 
 def test_the_mixture_covers_every_family_in_domain_and_no_other():
@@ -178,7 +180,9 @@ def test_shards_and_the_pool(quick_shards, wan, tmp_path):
 
 
 def test_hidden_frames_of_reveal_tell_nothing(quick_shards, wan):
-    """All 24 objects of a picture are drawn, and the latent frame that hides them is the same for each."""
+    """All 24 objects of a picture are drawn, and the latent frame that hides them is the same
+    for each.
+    """
     tensors = data.shard(wan.vae, mixture.source("reveal", 1.0), 0, 0)
     assert len(tensors["y"]) == 1
     assert len(tensors["x0"]) == 24
@@ -285,7 +289,7 @@ def test_noise_levels_are_stratified(n, seed, below):
     assert torch.equal((strata + 1e-5).floor().sort().values, torch.arange(n).double()) or n > 20
 
 
-# -- networks ---------------------------------------------------------------------------------------------------------
+# -- networks --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +300,9 @@ def student(words):
 
 
 def test_an_untrained_student_predicts_nothing(student, pool):
-    """The head starts at zero, so the loss is that of the velocity 0; and it learns through every residual branch."""
+    """The head starts at zero, so the loss is that of the velocity 0; and it learns through
+    every residual branch.
+    """
     x0, y, prompts, noise, sigma = train_dit.batch(pool, 0, 1)
     x0, y, prompts, noise, sigma = x0[:4], y[:4], prompts[:4], noise[:4], sigma[:4]
     loss = student.loss(x0, y, prompts, noise, sigma)
@@ -349,7 +355,7 @@ def test_statistics_make_latents_standard(wan):
     assert (latents.std((0, 2)) - 1).abs().max() < 0.05
 
 
-# -- optimiser and loop -------------------------------------------------------------------------------------------------
+# -- optimiser and loop ----------------------------------------------------------------------------
 
 
 @settings(max_examples=20)
@@ -495,7 +501,7 @@ def test_words_that_puzzles_learn_later_are_appended(tmp_path, monkeypatch):
     assert tokenizer.tokens(grown.vocabulary) == (*old, "zebra")
 
 
-# -- shipping ---------------------------------------------------------------------------------------------------------
+# -- shipping --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -570,7 +576,7 @@ def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_pa
     )
 
 
-# -- judging ----------------------------------------------------------------------------------------------------------
+# -- judging ---------------------------------------------------------------------------------------
 
 NAMES = ("mark", "reveal-one", "maze-5x5")
 ROW = ["category", "domain", "score", "solved", "truth", "static", "noise", "oracle", "n"]

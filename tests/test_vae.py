@@ -1,4 +1,6 @@
-"""The VAEs against the official code, and what makes them stream: chunks do not matter, and nothing looks ahead."""
+"""The VAEs against the official code, and what makes them stream: chunks do not matter, and
+nothing looks ahead.
+"""
 
 import re
 from dataclasses import replace
@@ -37,7 +39,8 @@ ARCHITECTURES = {
     "two-fold": VAEConfig(
         4, 2, (1, 2), num_res_blocks=1, temporal_downsample=(True,), mean=(0.0, 1.0), std=(1.0, 2.0)
     ),
-    # Its decoder narrows where it doubles frames, so that the two copies of a frame in a shortcut differ.
+    # Its decoder narrows where it doubles frames, so that the two copies of a frame in a shortcut
+    # differ.
     "narrowing": VAEConfig(
         4,
         2,
@@ -92,7 +95,7 @@ def each_architecture(dtype: torch.dtype):
     )
 
 
-# -- the official outputs ----------------------------------------------------------------------------------------------
+# -- the official outputs --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("config", "file"), [(VAEConfig(), "Wan2.1_VAE"), (VAE22, "Wan2.2_VAE")])
@@ -131,7 +134,9 @@ def test_decoding_is_the_official_one(case, chunk):
 
 @each_case
 def test_epsilons_are_the_official_ones(case):
-    """Weights scaled down until the epsilon of the norms shows: a wrong one is off by 5 % or more."""
+    """Weights scaled down until the epsilon of the norms shows: a wrong one is off by 5 % or
+    more.
+    """
     expected = golden.read("eps")
     weights = golden.read(f"{case}.weights")
     for pattern, factor in golden.info("eps")["config"]["scaling"][case]:
@@ -184,11 +189,13 @@ def test_sizes(architecture):
     )
 
 
-# -- the shortcuts of the second generation ----------------------------------------------------------------------------
+# -- the shortcuts of the second generation --------------------------------------------------------
 
 
 def test_shortcuts_fold_and_unfold_as_drawn_by_hand():
-    """One channel, two frames of 2x2 pixels: averaged into two channels (one per frame), and repeated out of eight."""
+    """One channel, two frames of 2x2 pixels: averaged into two channels (one per frame), and
+    repeated out of eight.
+    """
     pixels = torch.arange(8.0).view(1, 1, 2, 2, 2)
     averaged = DownStage([], out_dim=2, time=2, space=2).average(pixels, frames=1)
     assert averaged.flatten().tolist() == [1.5, 5.5]
@@ -203,9 +210,9 @@ def test_shortcuts_fold_and_unfold_as_drawn_by_hand():
     )  # the first copy is dropped
 
 
-# -- chunks do not matter ----------------------------------------------------------------------------------------------
-# In float64, where a wrong frame could not hide: convolutions of other sizes add in other orders, and in float32 a random
-# decoder makes 2e-5 of that.
+# -- chunks do not matter --------------------------------------------------------------------------
+# In float64, where a wrong frame could not hide: convolutions of other sizes add in other orders,
+# and in float32 a random decoder makes 2e-5 of that.
 
 
 @each_architecture(torch.float64)
@@ -272,7 +279,7 @@ def test_a_stream_holds_what_it_needs_and_no_more(architecture):
     assert held == sum(past.nbytes for past in stream.values()) > 0
 
 
-# -- nothing looks ahead -----------------------------------------------------------------------------------------------
+# -- nothing looks ahead ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [1, 3])  # in latent frames
@@ -335,12 +342,14 @@ def test_one_dnn_convolutions_are_torchs_own(network, monkeypatch):
     assert rel_max(quick[1], network.encode(clip)) < 3e-6  # measured 7.0e-7
 
 
-# -- bfloat16 ----------------------------------------------------------------------------------------------------------
+# -- bfloat16 --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["maze", "turn", "memory", "mark"])
 def test_puzzles_decode_alike_in_bfloat16(kind):
-    """PSNR of the embedded decoder in bfloat16 to itself in float32. The drawn videos are at 37 dB of either."""
+    """PSNR of the embedded decoder in bfloat16 to itself in float32. The drawn videos are at 37
+    dB of either.
+    """
     exact, rounded = (
         load("tiny", device="cpu").vae,
         load("tiny", device="cpu", decode_dtype=torch.bfloat16).vae,
@@ -358,7 +367,9 @@ def test_puzzles_decode_alike_in_bfloat16(kind):
 
 @each_case
 def test_weights_may_be_bfloat16(case):
-    """What is returned is float32, and the rounding of activations is what an untrained network makes of it."""
+    """What is returned is float32, and the rounding of activations is what an untrained network
+    makes of it.
+    """
     network, data = vae(case, torch.bfloat16), DATA[case]
     mu, pixels = network.encode(data["in.video"]), network.decode(data["in.latent"])
     assert mu.dtype == pixels.dtype == torch.float32
@@ -366,7 +377,7 @@ def test_weights_may_be_bfloat16(case):
     assert rel_l2(pixels, data["out.video"]) < 0.05  # measured 0.0113, 0.0155
 
 
-# -- edges -------------------------------------------------------------------------------------------------------------
+# -- edges -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,9 @@ def test_a_broken_sample_fails_alone_and_is_named(kit, tmp_path, capsys):
 
 
 def test_a_unit_that_fails_leaves_the_rest_and_a_list(tmp_path, capsys):
-    """What cannot be written (here: a folder lies in its place) is named, and so is what has no true video; the rest is made."""
+    """What cannot be written (here: a folder lies in its place) is named, and so is what has no
+    true video; the rest is made.
+    """
     data, task = bench(tmp_path / "data", 2), TASKS["Out-of-Domain_50"]
     (tmp_path / "out" / "static" / "Out-of-Domain_50" / task / "00001.mp4").mkdir(parents=True)
     (data / "Out-of-Domain_50" / task / "00000" / "ground_truth.mp4").unlink()

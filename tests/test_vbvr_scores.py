@@ -1,4 +1,6 @@
-"""The external scorer and the tables: a stand-in checkout, failures, means, intervals over tasks."""
+"""The external scorer and the tables: a stand-in checkout, failures, means, intervals over
+tasks.
+"""
 
 import csv
 import json

@@ -110,7 +110,9 @@ def test_two_processes_on_one_shard(tmp_path):
 
 
 def test_killed_at_a_hundred_moments_nothing_is_lost_and_nothing_is_half(tmp_path):
-    """Processes on shards of one list are killed at random; at the end every file is there, whole, and as from one process."""
+    """Processes on shards of one list are killed at random; at the end every file is there,
+    whole, and as from one process.
+    """
     every, chance = units(JOBS, (1, 2, 3), 2), random.Random(0)
 
     def path(unit: Unit):

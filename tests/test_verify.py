@@ -1,4 +1,6 @@
-"""`minicos verify`: it is silent where two networks agree, and names the layer where they do not."""
+"""`minicos verify`: it is silent where two networks agree, and names the layer where they do
+not.
+"""
 
 import json
 import sys
@@ -51,7 +53,7 @@ def scaled(module: nn.Module, leaf: str = "weight") -> None:
     setattr(module, leaf, nn.Parameter(1.01 * getattr(module, leaf), requires_grad=False))
 
 
-# -- the peers share our weights ---------------------------------------------------------------------------------------
+# -- the peers share our weights -------------------------------------------------------------------
 
 
 def pointers(network: nn.Module) -> set[int]:
@@ -78,7 +80,7 @@ def test_only_what_a_peer_keeps_in_another_dtype_is_copied(small_dit):
     assert all(any(part in name for part in theirs._keep_in_fp32_modules) for name in copies)
 
 
-# -- every point is compared, and each fault is told by its layer ------------------------------------------------------
+# -- every point is compared, and each fault is told by its layer ----------------------------------
 
 
 def test_every_hook_point_has_a_counterpart(small_dit, given):
@@ -210,7 +212,7 @@ def test_a_row_without_a_number_is_not_fine():
     assert verify._distance(torch.ones(2), torch.ones(3))[1] == float("inf")
 
 
-# -- a model -----------------------------------------------------------------------------------------------------------
+# -- a model ---------------------------------------------------------------------------------------
 
 
 def test_the_embedded_model_agrees_with_its_peers():
@@ -258,7 +260,7 @@ def test_the_worst_of_a_kind_is_shown():
     json.dumps(found, allow_nan=False)
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -345,7 +347,7 @@ def test_mistakes(options, says, told):
     assert err.count("\n") == 1
 
 
-# -- the image branch of Wan2.1 ----------------------------------------------------------------------------------------
+# -- the image branch of Wan2.1 --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokens", [257, 514])

@@ -53,7 +53,7 @@ def apart(a: np.ndarray, b: np.ndarray) -> int:
     return np.abs(a.astype(int) - b).max()
 
 
-# -- loading ----------------------------------------------------------------------------------------------------------
+# -- loading ---------------------------------------------------------------------------------------
 
 
 def test_importing_minicos_does_not_import_torch():
@@ -200,7 +200,7 @@ def test_weights_are_told_apart(toy, two_experts, wan, tmp_path):
     assert load(tmp_path).weights != wan.weights
 
 
-# -- presets ----------------------------------------------------------------------------------------------------------
+# -- presets ---------------------------------------------------------------------------------------
 
 
 def test_models_steps_and_conditions_print_as_three_lines(wan):
@@ -252,7 +252,7 @@ def test_every_preset_of_every_variant_has_a_schedule(variant):
     assert config.get_preset(variant) is next(iter(config.PRESETS[variant].values()))
 
 
-# -- conditions and noise -----------------------------------------------------------------------------------------------
+# -- conditions and noise --------------------------------------------------------------------------
 
 
 def test_the_condition_of_a_picture(wan):
@@ -347,7 +347,7 @@ def test_seeds(wan):
             wan.with_preset(noise_device=device)
 
 
-# -- running ----------------------------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 def test_a_batch_of_two_is_two_singles(wan):
@@ -391,7 +391,7 @@ def test_a_device_that_is_not_there(toy):
             load(toy, device=name)
 
 
-# -- Wan2.2-TI2V-5B ---------------------------------------------------------------------------------------------------
+# -- Wan2.2-TI2V-5B --------------------------------------------------------------------------------
 
 LOOPS, TI2V = golden.read("loops"), golden.read("conditioning")
 TI2V_DIT = golden.config(config.DiTConfig, "dit_ti2v")
@@ -400,7 +400,9 @@ TI2V_VAE = replace(config.VAE22, dim=4, dec_dim=6)
 
 @pytest.fixture(scope="module")
 def ti2v(toy, tmp_path_factory):
-    """The golden networks in a folder as the official repository has it, with a random text encoder."""
+    """The golden networks in a folder as the official repository has it, with a random text
+    encoder.
+    """
     folder = tmp_path_factory.mktemp("ti2v")
     (folder / "google").symlink_to(toy / "google")
     save_file(golden.read("dit_ti2v.weights"), folder / "diffusion_pytorch_model.safetensors")
@@ -462,7 +464,9 @@ def test_ti2v_generates_from_text_and_from_an_image(small_ti2v):
 
 
 def test_ti2v_makes_the_official_latents_of_an_image(small_ti2v, padded):
-    """From the picture to the last step; only the rows of text are given, since the golden loop has no text encoder."""
+    """From the picture to the last step; only the rows of text are given, since the golden loop
+    has no text encoder.
+    """
     wan = small_ti2v.with_preset(steps=6)
     assert (wan.preset.solver, wan.preset.shift, wan.preset.guidance["high"]) == ("unipc", 5.0, 5.0)
     condition = wan.condition("turn the l", TI2V["ti2v.image_u8"].permute(2, 0, 1) / 255)
@@ -506,12 +510,14 @@ def test_a_vae_of_the_other_generation_is_refused(toy, ti2v, tmp_path, monkeypat
         load(tmp_path)
 
 
-# -- the image branch of Wan2.1 -----------------------------------------------------------------------------------------
+# -- the image branch of Wan2.1 --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["first frame", "first and last"])
 def looking(request, toys21):
-    """A model with an image branch and what it is given: a first frame, or first and last of different shapes."""
+    """A model with an image branch and what it is given: a first frame, or first and last of
+    different shapes.
+    """
     pictures = {"image": image(0, 40, 56), "last": image(1, 60, 48)}
     two = request.param == "first and last"
     return load(toys21[request.param], device="cpu"), pictures if two else {

@@ -53,7 +53,7 @@ def tensors(wan, condition, noise, *names) -> dict[str, torch.Tensor]:
     return seen
 
 
-# -- energy -----------------------------------------------------------------------------------------------------------
+# -- energy ----------------------------------------------------------------------------------------
 
 
 def test_update_is_what_a_block_wrote(wan, condition, run):
@@ -124,7 +124,7 @@ def test_masks_of_pixels_on_grid():
     )
 
 
-# -- attention --------------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
 
 
 @settings(max_examples=20)
@@ -152,7 +152,9 @@ def test_mass_on_a_text():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("length", "keys", "width"), [(40, 40, 128), (1030, 7, 24), (5, 33, 5)])
 def test_the_logarithms_of_the_forward_are_natural(length, keys, width, dtype):
-    """Against float64, of whichever backend SDPA takes here; and its output is SDPA's, bit for bit."""
+    """Against float64, of whichever backend SDPA takes here; and its output is SDPA's, bit for
+    bit.
+    """
     draw = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, 3, size, width, generator=draw).to(dtype) for size in (length, keys, keys)
@@ -182,7 +184,9 @@ def test_a_sample_of_all_queries_is_exact():
 
 
 def test_a_sample_is_unbiased_and_knows_its_error():
-    """Over many draws, made at once along the batch: the mean of the estimates, their spread, and how often two errors suffice."""
+    """Over many draws, made at once along the batch: the mean of the estimates, their spread,
+    and how often two errors suffice.
+    """
     draw, count, f, size, queries = torch.Generator().manual_seed(0), 3000, 3, 12, 5
     q, k = (
         torch.randn(1, 1, f * size, 8, generator=draw),

@@ -1,4 +1,6 @@
-"""Checkpoints: recognised by their headers alone, whatever their layout; renamed by tables; refused where damaged."""
+"""Checkpoints: recognised by their headers alone, whatever their layout; renamed by tables;
+refused where damaged.
+"""
 
 import json
 import struct
@@ -24,7 +26,8 @@ from minicos.weights.names import (
 )
 from tests.checkpoints import MANIFESTS, manifest
 
-# ---------------------------------------------------------------------------------------------------------------- names
+# --------------------------------------------------------------------------------------------------
+# names
 
 OFFICIAL_AND_FOREIGN = [
     ("official.Wan2.2-I2V-A14B.high_noise_model", "diffusers.Wan2.2-I2V-A14B.transformer"),
@@ -74,7 +77,8 @@ def test_a_key_of_no_table_is_an_error_that_names_it(key):
         translate(key, inverse(DIT_DIFFUSERS))
 
 
-# -------------------------------------------------------------------------------------------------------------- headers
+# --------------------------------------------------------------------------------------------------
+# headers
 
 
 def test_header_of_a_real_file(tmp_path):
@@ -184,7 +188,8 @@ def test_arbitrary_bytes_raise_nothing_else(tmp_path, content):
             inspect(tmp_path / name)
 
 
-# -------------------------------------------------------------------------------------------------------------- folders
+# --------------------------------------------------------------------------------------------------
+# folders
 
 
 def index_of(folder: Path, name: object) -> Path:

@@ -1,4 +1,5 @@
-"""Questions asked of a video model. One file or small folder for each, with `study(wan, run, options) -> Result`.
+"""Questions asked of a video model. One file or small folder for each, with `study(wan, run,
+options) -> Result`.
 
 steps         what does the model believe at each step; do all frames settle together?
 belief        how far is that from what an ideal observer would believe?
@@ -15,8 +16,10 @@ routes        which routes of a maze does the estimate show? (the demo's picture
 options       what every study can be asked, with its defaults: also the options of its verb
 result        what a study found, and results.json
 reproduce     the list of all studies; report: the page that they make
-tools/        record (run once and keep what is seen), interventions (change a run), cases (what it runs on), stats (D, intervals),
-              figures, masks, posterior (the ideal observer), readout (ridge classifier), controls (the untrained network)
+tools/        record (run once and keep what is seen), interventions (change a run), cases (what it
+              runs on), stats (D, intervals), figures, masks, posterior (the ideal observer),
+              readout (ridge classifier), controls (the untrained network)
 
-A folder has the intervention (`edit`, `states`, `share`), what is measured of it (`measure`), the findings (`study`), and its pictures.
+A folder has the intervention (`edit`, `states`, `share`), what is measured of it (`measure`), the
+findings (`study`), and its pictures.
 """

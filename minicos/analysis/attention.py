@@ -1,12 +1,15 @@
-"""Where does attention go? The mass that every token receives, and from which frame to which it flows (ours).
+"""Where does attention go? The mass that every token receives, and from which frame to which it
+flows (ours).
 
-With p = softmax(q k^T / sqrt(k)): a key's received mass is the sum of p over queries (the mean token gets 1), and the frame-by-frame
-matrix M[a, b] is the share of frame a's attention that goes to frame b (rows sum to 1). Both are exact and need no l x l matrix
-(`ops.attention_mass`). With `queries`, that many random ones of every frame stand for all: unbiased, with standard errors, at their
-share of the cost (`ops.attention_mass_sampled`). Log sum exp of the scores is computed anew, half the products of an attention: the
-forward's is not at a hook point, and to ask for it (`measures.attention_with_lse`) would take a whole one. Cross-attention is watched as
-well: prompts shorter than the text length are padded with zero rows, the network attends to them like to any other, and the mass
-that they receive is shown beside that of the words.
+With p = softmax(q k^T / sqrt(k)): a key's received mass is the sum of p over queries (the mean
+token gets 1), and the frame-by-frame matrix M[a, b] is the share of frame a's attention that goes
+to frame b (rows sum to 1). Both are exact and need no l x l matrix (`ops.attention_mass`). With
+`queries`, that many random ones of every frame stand for all: unbiased, with standard errors, at
+their share of the cost (`ops.attention_mass_sampled`). Log sum exp of the scores is computed anew,
+half the products of an attention: the forward's is not at a hook point, and to ask for it
+(`measures.attention_with_lse`) would take a whole one. Cross-attention is watched as well: prompts
+shorter than the text length are padded with zero rows, the network attends to them like to any
+other, and the mass that they receive is shown beside that of the words.
 """
 
 from collections import deque
@@ -45,7 +48,9 @@ def attentions(
     step: tuple[int, ...],
     branch: str = "cond",
 ) -> Hooks:
-    """Hooks that call `use(q, k, site)` for self- and cross-attention of these layers (None: all), heads on axis 1."""
+    """Hooks that call `use(q, k, site)` for self- and cross-attention of these layers (None:
+    all), heads on axis 1.
+    """
     queries: dict[str, Tensor] = {}
 
     def hold(q: Tensor, site: Site) -> None:
@@ -64,7 +69,9 @@ def attentions(
 
 @dataclass(frozen=True)
 class Attention:
-    """Mass received by tokens, between frames and on text rows, of the first sample at the chosen layers and steps."""
+    """Mass received by tokens, between frames and on text rows, of the first sample at the
+    chosen layers and steps.
+    """
 
     layers: Sequence[int]
     chosen: Sequence[int]  # steps
@@ -107,13 +114,17 @@ class Attention:
         keep(one, other, "_error")
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        """ "received.3": f h w; "between.3": f f; "text.3": t; of a sample of queries also "received_error.3" ..."""
+        """ "received.3": f h w; "between.3": f f; "text.3": t; of a sample of queries also
+        "received_error.3" ...
+        """
         kept = dict(self._kept)
         self._kept.clear()
         return kept
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
-        """Sheets of the mass received and between frames, the share on padding, and attention.safetensors."""
+        """Sheets of the mass received and between frames, the share on padding, and
+        attention.safetensors.
+        """
         names = []
         shown = [i for i in self.chosen if i < len(saved)]
         for i in shown:
@@ -168,7 +179,7 @@ class Attention:
         return f"\n{self.queries} random queries a frame; standard errors up to {worst:.2g}"
 
 
-# -- the question, on puzzles -----------------------------------------------------------------------------------------
+# -- the question, on puzzles ----------------------------------------------------------------------
 
 
 def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
@@ -208,7 +219,9 @@ def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Ten
 
 
 def study(wan: Wan, run: Run, options: AttentionOptions) -> Result:
-    """Attention on padding and on the given frame, beside uniform attention and an untrained network's."""
+    """Attention on padding and on the given frame, beside uniform attention and an untrained
+    network's.
+    """
     at = options.at or (wan.preset.steps // 2,)
     work = cases.batches(cases.chosen(options))
     trained = cases.collect(run, "trained", work, partial(measure, wan, at))

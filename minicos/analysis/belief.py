@@ -1,12 +1,15 @@
-"""What does the network believe at each step, and what would an ideal observer? Several candidates early, one late (paper, Sec. 3).
+"""What does the network believe at each step, and what would an ideal observer? Several candidates
+early, one late (paper, Sec. 3).
 
-The clean estimate of a perfect network is the posterior mean over the valid answers (`tools/posterior.py`), so several routes at high
-noise are Bayes' rule, not a trait of the network. The question is where a network departs from it: in the weights that it gives to
-answers, and in what it shows that is no mixture of answers at all (`outside`). Never evidence about large models.
+The clean estimate of a perfect network is the posterior mean over the valid answers
+(`tools/posterior.py`), so several routes at high noise are Bayes' rule, not a trait of the network.
+The question is where a network departs from it: in the weights that it gives to answers, and in
+what it shows that is no mixture of answers at all (`outside`). Never evidence about large models.
 
-Where a run is guided, the prompted branch is the one to compare: a guided estimate is no posterior mean, by construction. Trivial by
-construction, too: at the last steps one answer has all the weight, whatever the network. `prior` is the control, an observer who
-knows the answers and does not look at x; a network that is nearer to the ideal has read x.
+Where a run is guided, the prompted branch is the one to compare: a guided estimate is no posterior
+mean, by construction. Trivial by construction, too: at the last steps one answer has all the
+weight, whatever the network. `prior` is the control, an observer who knows the answers and does not
+look at x; a network that is nearer to the ideal has read x.
 """
 
 import math
@@ -40,7 +43,9 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Belief:
-    """Network and ideal observer at one step of one run. Distances are squared, over the mean squared distance of two answers."""
+    """Network and ideal observer at one step of one run. Distances are squared, over the mean
+    squared distance of two answers.
+    """
 
     ideal: Tensor  # r  posterior weights
     shown: Tensor  # r  coefficients of the network's estimate
@@ -50,7 +55,9 @@ class Belief:
 
 
 def belief(x: Tensor, x0: Tensor, sigma: float, z: Tensor) -> Belief:
-    """Compare the estimate x0 that a network makes from x (both c f h w) with the posterior mean. Raises ValueError for one answer."""
+    """Compare the estimate x0 that a network makes from x (both c f h w) with the posterior
+    mean. Raises ValueError for one answer.
+    """
     if len(z) < 2:
         raise ValueError("a puzzle with one answer leaves nothing to be undecided about")
     x, x0, z = (tensor.double().cpu() for tensor in (x, x0, z))
@@ -63,10 +70,13 @@ def belief(x: Tensor, x0: Tensor, sigma: float, z: Tensor) -> Belief:
 def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     """Run a batch of puzzles and compare every step: each b N (N steps), float64, first axis cases.
 
-    ideal, shown                 answers alive (`posterior.effective`) for the ideal observer, and in the network's estimate
+    ideal, shown                 answers alive (`posterior.effective`) for the ideal observer, and
+                                 in the network's estimate
     departure, outside, prior    of `Belief`
-    leads                        whether the answer shown most is the one shown most at the last step
-    final                        weight that the ideal observer gives to the answer of the finished video; NaN where it has none
+    leads                        whether the answer shown most is the one shown most at the last
+                                 step
+    final                        weight that the ideal observer gives to the answer of the finished
+                                 video; NaN where it has none
     """
     condition = cases.condition(wan, batch)
     answered = [posterior.answers(wan, cases.known(case)).cpu() for case in batch]
@@ -112,7 +122,9 @@ def first_departure(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
 
 
 def study(wan: Wan, run: Run, options: BeliefOptions) -> Result:
-    """Beliefs at every step of puzzles with several answers, beside the ideal observer's and an untrained network's."""
+    """Beliefs at every step of puzzles with several answers, beside the ideal observer's and an
+    untrained network's.
+    """
     chosen = cases.chosen(options)
     work = cases.batches(chosen)
     seen = cases.collect(run, "beliefs", work, partial(beliefs, wan))
@@ -212,7 +224,9 @@ def numbers(
 
 
 def _sheet(wan: Wan, run: Run, chosen: Sequence[Case], alive: np.ndarray) -> str:
-    """The last frame of network and ideal observer over the steps: the first case, and the one with most answers at step 0."""
+    """The last frame of network and ideal observer over the steps: the first case, and the one
+    with most answers at step 0.
+    """
     if run.has("sheet.png"):
         return "sheet.png"
     shown = {"first": chosen[0], "most answers\nat step 0": chosen[int(alive.argmax())]}

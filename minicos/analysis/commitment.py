@@ -1,13 +1,18 @@
-"""When is the answer decided? Completions from a re-noised estimate (ours; the paper reads commitment off the pictures).
+"""When is the answer decided? Completions from a re-noised estimate (ours; the paper reads
+commitment off the pictures).
 
-A blurred estimate need not be an undecided one. So at step s the clean estimate x0 is thrown back to its own noise level with fresh
-noise, x = (1 - sigma) x0 + sigma noise', and completed, K times over. What the completions answer is what was decided at s:
+A blurred estimate need not be an undecided one. So at step s the clean estimate x0 is thrown back
+to its own noise level with fresh noise, x = (1 - sigma) x0 + sigma noise', and completed, K times
+over. What the completions answer is what was decided at s:
 
-    commitment(s) = 1 - H(answers of the completions) / log(valid answers)         0 every answer alike, 1 always the same
+    commitment(s) = 1 - H(answers of the completions) / log(valid answers)         0 every answer
+                                                                                   alike, 1 always
+                                                                                   the same
 
-and the decision step is the first s with commitment >= 0.9 (`DECIDED`). Only the estimate survives the re-noising, so whatever the
-noise itself would have decided later is left open; that is the difference from the run's own future, where noise is not redrawn.
-Completions that answer nothing valid count beside (`valid`). Trivial by construction: at the last step there is nothing left to
+and the decision step is the first s with commitment >= 0.9 (`DECIDED`). Only the estimate survives
+the re-noising, so whatever the noise itself would have decided later is left open; that is the
+difference from the run's own future, where noise is not redrawn. Completions that answer nothing
+valid count beside (`valid`). Trivial by construction: at the last step there is nothing left to
 decide, and a puzzle with one answer is committed from the start, so it is refused.
 """
 
@@ -46,7 +51,9 @@ def renoise(step: Step, seeds: Sequence[int]) -> Tensor:
 def complete(
     wan: Wan, condition: WanCondition, x: Tensor, start: int, state: State | None = None
 ) -> Tensor:
-    """Sample on from latents x (b c f h w) that enter step `start` with what travels beside them; the final latents."""
+    """Sample on from latents x (b c f h w) that enter step `start` with what travels beside
+    them; the final latents.
+    """
     for step in wan.sample(condition, noise=x, start=start, state=state):
         x = step.next
     return x
@@ -55,7 +62,8 @@ def complete(
 def completions(
     wan: Wan, batch: Sequence[Case], at: Sequence[int], count: int, seed: int = 10_000
 ) -> Tensor:
-    """Which valid answer each completion gives, -1 for none: b steps count, int64, steps in the order of `at`.
+    """Which valid answer each completion gives, -1 for none: b steps count, int64, steps in the
+    order of `at`.
 
     Network passes: for a run of N steps, N + count * sum(N - s for s in at), per case.
     """
@@ -79,7 +87,9 @@ def _answers(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> Tensor:
 
 
 def shares(answers: Tensor, candidates: int) -> Tensor:
-    """The share of each valid answer among the completions (..., count) that gave one: ... candidates, NaN where none did."""
+    """The share of each valid answer among the completions (..., count) that gave one: ...
+    candidates, NaN where none did.
+    """
     counts = torch.stack([(answers == r).sum(-1) for r in range(candidates)], dim=-1).double()
     return counts / counts.sum(-1, keepdim=True)
 
@@ -101,8 +111,9 @@ def decision(commitments: Sequence[float], at: Sequence[int]) -> int | None:
 def spread_of(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
     """The same for a case without a scorer: how far apart the completions of each step end, 1 as far as other seeds do  (steps).
 
-    `count` is 2 or more. The yardstick are `count` plain runs, from the same seeds: at a step 0 of pure
-    noise the completions *are* these runs, and it is 1 by construction. Passes: N + count * (N + sum(N - s for s in at)).
+    `count` is 2 or more. The yardstick are `count` plain runs, from the same seeds: at a step 0 of
+    pure noise the completions *are* these runs, and it is 1 by construction. Passes: N + count * (N
+    + sum(N - s for s in at)).
     """
     condition = cases.condition(wan, [case])
     ends = {}
@@ -118,7 +129,8 @@ def spread_of(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 1
 
 
 def study(wan: Wan, run: Run, options: CommitmentOptions) -> Result:
-    """Commitment at the steps `at`, from `count` completions each; of a case of the user's own, how far apart they end.
+    """Commitment at the steps `at`, from `count` completions each; of a case of the user's own, how
+    far apart they end.
 
     Raises MinicosError for a single completion without a scorer.
     """

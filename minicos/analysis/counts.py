@@ -1,7 +1,9 @@
-"""How many denoising steps does an answer take, and what do other lengths of video do? (paper, App. B and C, in miniature)
+"""How many denoising steps does an answer take, and what do other lengths of video do? (paper, App.
+B and C, in miniature)
 
-The share of puzzles solved, over step counts and frame counts, from the same noise. One step returns the first clean estimate, which is
-a mixture wherever there is a choice. Frame counts that a model was not trained at are out of distribution.
+The share of puzzles solved, over step counts and frame counts, from the same noise. One step
+returns the first clean estimate, which is a mixture wherever there is a choice. Frame counts that a
+model was not trained at are out of distribution.
 """
 
 from collections.abc import Sequence
@@ -27,7 +29,9 @@ def success(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
 
 
 def study(wan: Wan, run: Run, options: CountsOptions) -> Result:
-    """The share solved at every count, and its difference to the most steps at the preset's frames."""
+    """The share solved at every count, and its difference to the most steps at the preset's
+    frames.
+    """
     work = cases.batches(cases.chosen(options))
     most = max(options.counts)
     few = {f"{k} steps": wan.with_preset(steps=k) for k in sorted(options.counts, reverse=True)}

@@ -1,14 +1,19 @@
-"""Where is each layer busy? The L2 norm of every token after every block (paper, Sec. 5.1 and Fig. 6a).
+"""Where is each layer busy? The L2 norm of every token after every block (paper, Sec. 5.1 and Fig.
+6a).
 
-The paper's reading: early layers attend to the whole picture and its background, later ones to the objects that the task is about.
-Everything is taken on the spot by a hook on `blocks.*`, so that watching a layer costs a number or three per token:
+The paper's reading: early layers attend to the whole picture and its background, later ones to the
+objects that the task is about. Everything is taken on the spot by a hook on `blocks.*`, so that
+watching a layer costs a number or three per token:
 
-    raw       || h_k ||, the paper's. Dominated by a few massive channels, which are the same on every token
-    centred   the same without the mean token and without channels above 100 times the median one, over the median token
+    raw       || h_k ||, the paper's. Dominated by a few massive channels, which are the same on
+              every token
+    centred   the same without the mean token and without channels above 100 times the median one,
+              over the median token
     update    || h_k - h_(k-1) ||, what the block wrote; h_(-1) is the patch embedding
 
-and at the chosen steps the first three principal components over tokens, and the largest channels. Where a puzzle says which pixels
-matter, `separation` turns the picture into a number: the AUROC of energy against a mask, .5 where layers are blind to it.
+and at the chosen steps the first three principal components over tokens, and the largest channels.
+Where a puzzle says which pixels matter, `separation` turns the picture into a number: the AUROC of
+energy against a mask, .5 where layers are blind to it.
 """
 
 from collections import deque
@@ -40,7 +45,9 @@ CHANNELS = 8  # largest ones kept
 
 @dataclass(frozen=True)
 class Energy:
-    """Token energy of every block, step and branch of the first sample: arrays, sheets (frames x layers), curves, components."""
+    """Token energy of every block, step and branch of the first sample: arrays, sheets (frames x
+    layers), curves, components.
+    """
 
     chosen: Sequence[int]  # the steps drawn as sheets; numbers are kept of all
     stride: int = 4  # video frames to a latent frame, for labels
@@ -75,7 +82,9 @@ class Energy:
         self._last["stream"] = h
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        """ "cond.raw" ...: layer f h w; at the chosen steps "cond.components": layer f h w 3, "cond.size", "cond.channel": layer 8."""
+        """ "cond.raw" ...: layer f h w; at the chosen steps "cond.components": layer f h w 3,
+        "cond.size", "cond.channel": layer 8.
+        """
         kept = {
             f"{b}.{form}": torch.stack(layers)
             for b, forms in self._kept.items()
@@ -175,7 +184,9 @@ TITLES = {
 
 
 def centred(h: Tensor, ops: Ops = REFERENCE) -> Tensor:
-    """Norms of tokens h (l d) without the mean token and the massive channels, over the median norm: l float32."""
+    """Norms of tokens h (l d) without the mean token and the massive channels, over the median
+    norm: l float32.
+    """
     h = h.float()
     h = (h - h.mean(0))[:, ~massive(h)]
     energy = ops.token_energy(h)
@@ -183,7 +194,9 @@ def centred(h: Tensor, ops: Ops = REFERENCE) -> Tensor:
 
 
 def components(h: Tensor) -> Tensor:
-    """Tokens h (l d) on their first three principal axes, the largest entry of each axis positive: l 3 float32."""
+    """Tokens h (l d) on their first three principal axes, the largest entry of each axis
+    positive: l 3 float32.
+    """
     h = h.float() - h.float().mean(0)
     _, axes = torch.linalg.eigh(h.T @ h)
     axes = axes[:, -3:].flip(1)
@@ -197,7 +210,9 @@ def separation(energy: Tensor, mask: Tensor) -> list[float]:
 
 
 def forms(h: Tensor, before: Tensor, ops: Ops = REFERENCE) -> dict[str, Tensor]:
-    """Token energy of one sample in every form, l each: h is the stream after the block, `before` the one that enters it (l d)."""
+    """Token energy of one sample in every form, l each: h is the stream after the block,
+    `before` the one that enters it (l d).
+    """
     return {
         "raw": ops.token_energy(h),
         "centred": centred(h, ops),
@@ -206,16 +221,20 @@ def forms(h: Tensor, before: Tensor, ops: Ops = REFERENCE) -> dict[str, Tensor]:
 
 
 def _whole(saved: Saved, name: str) -> Tensor:
-    """An array over all steps; NaN where guidance 1 has skipped the branch, so that the step axis stays whole."""
+    """An array over all steps; NaN where guidance 1 has skipped the branch, so that the step
+    axis stays whole.
+    """
     some = next(step[name] for step in saved if name in step)
     return torch.stack([step.get(name, torch.full_like(some, torch.nan)) for step in saved])
 
 
-# -- the question, on puzzles -----------------------------------------------------------------------------------------
+# -- the question, on puzzles ----------------------------------------------------------------------
 
 
 def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
-    """AUROC of token energy against the cells that the first answer fills, at the steps `at`: b step form layer."""
+    """AUROC of token energy against the cells that the first answer fills, at the steps `at`: b
+    step form layer.
+    """
     found: dict[int, list[Tensor]] = {step: [] for step in at}
     before: dict[str, Tensor] = {}
 

@@ -1,7 +1,8 @@
 """What every study can be asked, with its defaults: one frozen dataclass each.
 
-The same object is the argument of `study`, the options of the verb (`minicos noise --mode renoise`) and the settings that a run
-folder remembers. Nothing here imports torch, so that `minicos VERB --help` is instant.
+The same object is the argument of `study`, the options of the verb (`minicos noise --mode renoise`)
+and the settings that a run folder remembers. Nothing here imports torch, so that `minicos VERB
+--help` is instant.
 """
 
 import re
@@ -19,7 +20,9 @@ Branch = Literal["cond", "both"]
 def option(
     default: Any, help: str, *, flag: str = "", group: str = "", least: int | None = None
 ) -> Any:
-    """A field with its help; `flag` where the option has other names than the field, `least` for whole numbers."""
+    """A field with its help; `flag` where the option has other names than the field, `least` for
+    whole numbers.
+    """
     about = {"help": help, "flag": flag, "group": group, "least": least}
     return field(default=default, metadata=about)
 
@@ -119,7 +122,9 @@ class RecordOptions:
 
 @dataclass(frozen=True)
 class StepsOptions(Puzzles):
-    """Do all frames of the estimate settle together, and later where there is a choice? (`analysis/steps.py`)"""
+    """Do all frames of the estimate settle together, and later where there is a choice?
+    (`analysis/steps.py`)
+    """
 
     several: bool = True  # beside as many puzzles with one right answer
     single: bool = False
@@ -192,7 +197,8 @@ class NoiseOptions(Cases):
 
     mode: Mode = option(
         "replace",
-        "what the latent becomes. replace: pure noise; renoise: x0 with fresh noise; erase: the mean colour with noise; add: x with noise",
+        "what the latent becomes. replace: pure noise; renoise: x0 with fresh noise; erase: the "
+        "mean colour with noise; add: x with noise",
         group=NOISE,
     )
     at: tuple[int, ...] | None = option(
@@ -208,7 +214,8 @@ class NoiseOptions(Cases):
     )
     dose: float | None = option(
         None,
-        "of add: squared norm in all, in latent frames of unit variance (default: as many as there are)",
+        "of add: squared norm in all, in latent frames of unit variance (default: as many as "
+        "there are)",
         group=NOISE,
     )
     layer: int | None = option(None, "also compare this block's output by CKA", group=NOISE)

@@ -1,4 +1,6 @@
-"""The report of `reproduce`: report.md with the numbers and pictures of every study, and claims.json."""
+"""The report of `reproduce`: report.md with the numbers and pictures of every study, and
+claims.json.
+"""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -12,21 +14,28 @@ from minicos.runs import replace_file, write_json
 FIELDS = ("claim", "effect", "low", "high", "n", "control", "command")  # of claims.json
 SHOWN = 4  # pictures of a study, at most
 CAVEAT = (
-    "A miniature illustrates what the experiments measure. It is no evidence about a model of 14 billion parameters: to learn "
+    "A miniature illustrates what the experiments measure. It is no evidence about a model of 14 "
+    "billion parameters: to learn "
     "something about one, run the same commands with `--model`."
 )
 HOW = (
-    "Every effect is a mean over held-out puzzles (test split) with its 95 % bootstrap interval; a difference is paired, both arms "
-    "having seen the same puzzles and the same noise, unless it says otherwise. Puzzle i, counted from 0, starts from the noise of "
-    "seed i. *Power* is the smallest true difference that so many puzzles find in four of five experiments at the 5 % level. Effects "
-    "that do not appear are listed like those that do; only the ensemble's arm was chosen by its result, on other puzzles (dev split)."
+    "Every effect is a mean over held-out puzzles (test split) with its 95 % bootstrap interval; a "
+    "difference is paired, both arms "
+    "having seen the same puzzles and the same noise, unless it says otherwise. Puzzle i, counted "
+    "from 0, starts from the noise of "
+    "seed i. *Power* is the smallest true difference that so many puzzles find in four of five "
+    "experiments at the 5 % level. Effects "
+    "that do not appear are listed like those that do; only the ensemble's arm was chosen by its "
+    "result, on other puzzles (dev split)."
 )
 
 Found = Mapping[str, Sequence[tuple[Part, Result]]]  # of each section
 
 
 def write(folder: Path, found: Found, about: str, model: str) -> None:
-    """report.md, with figures by relative links, and claims.json: the same results give the same bytes."""
+    """report.md, with figures by relative links, and claims.json: the same results give the same
+    bytes.
+    """
     claims = [
         _claim(number, part.command(model))
         for parts in found.values()

@@ -1,12 +1,13 @@
 """Every question on the embedded model: a list of studies, and the report that they make.
 
-A section is some studies with their options; what is measured is defined in the studies alone, and each has the verb that gives the same
-numbers (`Part.command`). Networks run on one thread (`work`), sections in processes of their own: two thread pools on two cores
-would lose, and last bits then do not depend on the number of cores. A section that was killed continues and ends at the same bits.
+A section is some studies with their options; what is measured is defined in the studies alone, and
+each has the verb that gives the same numbers (`Part.command`). Networks run on one thread (`work`),
+sections in processes of their own: two thread pools on two cores would lose, and last bits then do
+not depend on the number of cores. A section that was killed continues and ends at the same bits.
 
-Puzzles are of the test split: n for headlines, `fewer` for curves. Steps, layers and windows are fixed here beforehand, except
-the ensemble's arm (dev split). Interventions are run at fewer denoising steps than the preset's 20, which costs the embedded
-model little (section `counts`).
+Puzzles are of the test split: n for headlines, `fewer` for curves. Steps, layers and windows are
+fixed here beforehand, except the ensemble's arm (dev split). Interventions are run at fewer
+denoising steps than the preset's 20, which costs the embedded model little (section `counts`).
 """
 
 import shlex
@@ -249,7 +250,9 @@ def _settings(part: Part) -> dict[str, Any]:
 
 
 def work(model: str, run: Run, name: str, n: int) -> tuple[str, float]:
-    """Make one section; its name, and the seconds of processor that it took. For a process of its own."""
+    """Make one section; its name, and the seconds of processor that it took. For a process of
+    its own.
+    """
     torch.set_num_threads(1)
     begin = process_time()
     make(_load(model), run, name, n)

@@ -3,15 +3,18 @@
     {"schema": 1,
      "what": "noise",
      "settings": {"model": "tiny", "n": 25, ...},
-     "numbers": [{"name": "D: step noise minus frame noise", "value": 0.63, "low": 0.58, "high": 0.68,
-                  "n": 100, "unit": "D", "note": "the same cells, frame by frame", "resolvable": 0.05}],
-     "tables": {"edits": [{"edit": "step 5", "D": {"value": 0.9, "low": 0.8, "high": 1.0, "n": 25}}]},
+     "numbers": [{"name": "D: step noise minus frame noise", "value": 0.63, "low": 0.58, "high":
+     0.68,
+                  "n": 100, "unit": "D", "note": "the same cells, frame by frame", "resolvable":
+                  0.05}],
+     "tables": {"edits": [{"edit": "step 5", "D": {"value": 0.9, "low": 0.8, "high": 1.0, "n":
+     25}}]},
      "curves": [{"name": "D", "x": [0, 5], "value": [1.0, 0.9], "low": [...], "high": [...],
                  "x_label": "step that is noised", "unit": "D"}],
      "files": ["sensitivity.png", "videos.png"]}
 
-The numbers are the findings, in the order in which they are read; tables and curves are the details. JSON has no infinity and no
-NaN: both are null, which means that there is no such value.
+The numbers are the findings, in the order in which they are read; tables and curves are the
+details. JSON has no infinity and no NaN: both are null, which means that there is no such value.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +33,9 @@ FILE = "results.json"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n cases with its 95 % interval. NaN: there is no value; infinity: what was looked for never came."""
+    """A mean over n cases with its 95 % interval. NaN: there is no value; infinity: what was
+    looked for never came.
+    """
 
     value: float
     low: float
@@ -43,7 +48,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Number:
-    """One finding. `note` names what it is compared with: the control, or what is true by construction."""
+    """One finding. `note` names what it is compared with: the control, or what is true by
+    construction.
+    """
 
     name: str
     value: float
@@ -87,7 +94,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Result:
-    """All that a study found. `files` are names in the run folder, the one to open first in front."""
+    """All that a study found. `files` are names in the run folder, the one to open first in
+    front.
+    """
 
     what: str  # the study
     settings: Mapping[str, Any]  # all that decides the numbers; JSON values
@@ -123,7 +132,9 @@ def write(run: Run, result: Result) -> Result:
 
 
 def read(place: str | Path) -> Result:
-    """The result of a run folder or of a file. Raises MinicosError where it is missing, damaged or of another schema."""
+    """The result of a run folder or of a file. Raises MinicosError where it is missing, damaged
+    or of another schema.
+    """
     path = Path(place)
     path = path / FILE if path.is_dir() else path
     kept = read_json(path)
@@ -167,7 +178,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The head and every row as strings. A row may lack columns; those that no row fills are left out."""
+    """The head and every row as strings. A row may lack columns; those that no row fills are
+    left out.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
     filled = [name for name in names if any(row.get(name) is not None for row in rows)]
     return [filled, *([_shown(row.get(name)) for name in filled] for row in rows)]
@@ -197,7 +210,9 @@ def _cell(value: Any) -> Cell:
 
 
 def _filled(kept: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a number, an interval or a curve: what JSON holds as null is NaN again; n may be missing."""
+    """The fields of a number, an interval or a curve: what JSON holds as null is NaN again; n
+    may be missing.
+    """
     return {
         name: tuple(nan if v is None else v for v in value)
         if isinstance(value, list)

@@ -1,6 +1,8 @@
-"""Which routes of a maze are drawn at each step? The trail in the decoded clean estimate, read off the picture.
+"""Which routes of a maze are drawn at each step? The trail in the decoded clean estimate, read off
+the picture.
 
-Only for the embedded puzzles: they know every valid route, so "several candidates early, one late" becomes a curve for each route.
+Only for the embedded puzzles: they know every valid route, so "several candidates early, one late"
+becomes a curve for each route.
 """
 
 from collections.abc import Mapping
@@ -22,7 +24,9 @@ from minicos.wan import Wan
 
 @dataclass(frozen=True)
 class Routes:
-    """Evidence for every valid route at every step: how much trail lies on the edges that not all routes share, 0 to 1."""
+    """Evidence for every valid route at every step: how much trail lies on the edges that not
+    all routes share, 0 to 1.
+    """
 
     wan: Wan
     puzzle: Maze
@@ -59,7 +63,9 @@ class Routes:
 
 
 def evidence(puzzle: Maze, trail: np.ndarray) -> np.ndarray:
-    """Trail per edge (steps edges) -> evidence (route step): the mean over the edges that the routes do not all share."""
+    """Trail per edge (steps edges) -> evidence (route step): the mean over the edges that the
+    routes do not all share.
+    """
     index = {edge: k for k, edge in enumerate(grid_edges(puzzle.size))}
     routes = [{index[edge] for edge in edges_of(route)} for route in puzzle.candidates]
     shared = set.intersection(*routes) if len(routes) > 1 else set()

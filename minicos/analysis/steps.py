@@ -1,10 +1,13 @@
-"""What does the model believe at every step? The clean estimate x0 = x - sigma v, decoded (paper, Sec. 3 and Figs 1-2).
+"""What does the model believe at every step? The clean estimate x0 = x - sigma v, decoded (paper,
+Sec. 3 and Figs 1-2).
 
-At high noise the estimate of a puzzle with several right answers shows them all, faintly; as sigma falls, one survives. Part of that is
-arithmetic: x0 approximates the mean of all videos that x may become, so an ideal observer would show the same (`posterior`).
+At high noise the estimate of a puzzle with several right answers shows them all, faintly; as sigma
+falls, one survives. Part of that is arithmetic: x0 approximates the mean of all videos that x may
+become, so an ideal observer would show the same (`posterior`).
 
-Does the model reason along the steps or along the frames? `convergence` puts both axes into one picture: the distance of every
-frame of every step's estimate to the final one. Along the steps, all frames settle together; along the frames, later ones settle later.
+Does the model reason along the steps or along the frames? `convergence` puts both axes into one
+picture: the distance of every frame of every step's estimate to the final one. Along the steps, all
+frames settle together; along the frames, later ones settle later.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,17 +32,21 @@ from minicos.wan import Wan
 
 
 def spread(count: int, steps: int) -> tuple[int, ...]:
-    """`count` of `steps` indices, first and last included, closer together at the start, where the picture changes most."""
+    """`count` of `steps` indices, first and last included, closer together at the start, where
+    the picture changes most.
+    """
     last, n = steps - 1, max(1, min(count, steps) - 1)
     return tuple(sorted({round(last * (k / n) ** 1.5) for k in range(n + 1)}))
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Decode the clean estimate of the first sample at the chosen steps: one mp4 a step, one sheet for all; convergence of all steps.
+    """Decode the clean estimate of the first sample at the chosen steps: one mp4 a step, one sheet
+    for all; convergence of all steps.
 
-    Where the run is guided, the estimates of the prompted and the unprompted branch get sheets of their own. Further samples of the
-    same prompt are the yardstick of the convergence; without one, distances are shares of the first step's.
+    Where the run is guided, the estimates of the prompted and the unprompted branch get sheets of
+    their own. Further samples of the same prompt are the yardstick of the convergence; without one,
+    distances are shares of the first step's.
     """
 
     wan: Wan
@@ -120,7 +127,9 @@ class Steps:
         run.record(strip)
 
     def _file(self, branch: str, index: int, ending: str) -> str:
-        """The name of a decoded estimate; how it was decoded is part of it, where not as by default."""
+        """The name of a decoded estimate; how it was decoded is part of it, where not as by
+        default.
+        """
         tile = f"_tile{self.wan.tile}" if self.wan.tile else ""
         narrow = "_bfloat16" if self.wan.decode_dtype == torch.bfloat16 else ""
         return f"{_folder(branch)}/step_{index:02d}{tile}{narrow}.{ending}"
@@ -133,10 +142,12 @@ BRANCHES = {"guided": "", "cond": " of the prompted branch", "uncond": " of the 
 
 
 def convergence(estimates: Tensor) -> Tensor:
-    """Distance of every step's estimate to the last one, per frame: steps b c f h w -> steps f, float64, mean over samples.
+    """Distance of every step's estimate to the last one, per frame: steps b c f h w -> steps f,
+    float64, mean over samples.
 
-    In units of the distance between two samples' final estimates where there are several (D of design: 0 settled, 1 as far as
-    another seed), else of the first step's. NaN on a frame that never moves by more than 1e-6 of the largest unit.
+    In units of the distance between two samples' final estimates where there are several (D of
+    design: 0 settled, 1 as far as another seed), else of the first step's. NaN on a frame that
+    never moves by more than 1e-6 of the largest unit.
     """
     moved = torch.stack([squared(x0, estimates[-1]) for x0 in estimates])  # steps b f
     several = estimates.shape[1] > 1
@@ -149,9 +160,10 @@ def _folder(branch: str) -> str:
     return "x0" if branch == "guided" else f"x0_{branch}"
 
 
-# -- the question, on puzzles -----------------------------------------------------------------------------------------
+# -- the question, on puzzles ----------------------------------------------------------------------
 
-SETTLED = 0.1  # of the first estimate's distance to the last one, below which an estimate counts as settled
+# of the first estimate's distance to the last one, below which an estimate counts as settled
+SETTLED = 0.1
 
 
 def moves(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
@@ -163,15 +175,18 @@ def moves(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
 
 
 def settling(moved: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """The step from which on each frame's estimate stays near the last one: moved (n N f), unit (f) -> n f."""
+    """The step from which on each frame's estimate stays near the last one: moved (n N f), unit
+    (f) -> n f.
+    """
     return stats.settled(distance(moved[..., None], unit[:, None]) >= SETTLED)
 
 
 def study(wan: Wan, run: Run, options: StepsOptions) -> Result:
     """When do the frames settle: all together, and later where several answers are right?
 
-    The given first frame is left out. The unit is one for all puzzles, the mean distance of the first estimate to the last one where
-    there is a choice: where there is none, even the first estimate may be near.
+    The given first frame is left out. The unit is one for all puzzles, the mean distance of the
+    first estimate to the last one where there is a choice: where there is none, even the first
+    estimate may be near.
     """
     chosen = {
         "several": cases.chosen(options),

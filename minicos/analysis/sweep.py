@@ -1,15 +1,19 @@
-"""The same measurement under several settings: boundaries of the experts, frame counts (App. B), few steps or other weights (App. C).
+"""The same measurement under several settings: boundaries of the experts, frame counts (App. B),
+few steps or other weights (App. C).
 
-A setting is a model under a preset. Measured is what `noise` measures: how fast the clean estimate converges (D of each step's
-estimate to the last one, in units of another seed) and how sensitive the run is to noise at one step. Peaks are compared on
-the same resamples of the same cases, so that their difference has an interval of its own.
+A setting is a model under a preset. Measured is what `noise` measures: how fast the clean estimate
+converges (D of each step's estimate to the last one, in units of another seed) and how sensitive
+the run is to noise at one step. Peaks are compared on the same resamples of the same cases, so that
+their difference has an interval of its own.
 
-boundary     The paper's sensitivity peaks at steps 20-30 of 50, and at 50 steps the experts change at step 21 under its tools' 0.875,
-             at step 18 under the 0.8997 that VBVR was trained with. A peak that follows the boundary belongs to the experts. A flat
-             curve has no peak to follow (its interval is wide), so D is also compared at the steps that another expert serves, and
-             at those that the same expert serves.
+boundary     The paper's sensitivity peaks at steps 20-30 of 50, and at 50 steps the experts change
+             at step 21 under its tools' 0.875, at step 18 under the 0.8997 that VBVR was trained
+             with. A peak that follows the boundary belongs to the experts. A flat curve has no peak
+             to follow (its interval is wide), so D is also compared at the steps that another
+             expert serves, and at those that the same expert serves.
 frames       Counts that a model was not trained at are out of distribution; read its success first.
-distilled    Steps are no common axis between 4 and 50 of them; the noise level is, and the share of the run is the other.
+distilled    Steps are no common axis between 4 and 50 of them; the noise level is, and the share of
+             the run is the other.
 """
 
 import re
@@ -35,7 +39,9 @@ LABELS = {"step": "step", "sigma": "1 - sigma on entering", "share": "share of t
 
 @dataclass(frozen=True)
 class Setting:
-    """One model under one preset, with its own noise: 20 steps and 4 steps are not noised at the same ones."""
+    """One model under one preset, with its own noise: 20 steps and 4 steps are not noised at the
+    same ones.
+    """
 
     wan: Wan
     options: NoiseOptions
@@ -48,12 +54,16 @@ def check(wan: Wan, options: NoiseOptions) -> None:
 
 
 def study(wan: Wan, run: Run, options: NoiseOptions) -> Result:
-    """Sweep the boundaries of `NoiseOptions`, or the counts of `FramesOptions` and `DistilledOptions`."""
+    """Sweep the boundaries of `NoiseOptions`, or the counts of `FramesOptions` and
+    `DistilledOptions`.
+    """
     return compare(settings(wan, options), run, options)
 
 
 def settings(wan: Wan, options: NoiseOptions) -> dict[str, Setting]:
-    """The settings that options ask for. Raises MinicosError for boundaries of a model with one expert."""
+    """The settings that options ask for. Raises MinicosError for boundaries of a model with one
+    expert.
+    """
     if isinstance(options, FramesOptions):
         at = spread(options.points, wan.preset.steps)
         return {
@@ -81,7 +91,9 @@ def spread(points: int, steps: int) -> tuple[int, ...]:
 
 
 def compare(chosen: Mapping[str, Setting], run: Run, options: NoiseOptions) -> Result:
-    """Study every setting in a folder of its own, with its pictures and numbers; then all of them together."""
+    """Study every setting in a folder of its own, with its pictures and numbers; then all of
+    them together.
+    """
     what, axis = "boundary", "step"
     if isinstance(options, SweepOptions):
         frames = isinstance(options, FramesOptions)
@@ -99,7 +111,9 @@ def compare(chosen: Mapping[str, Setting], run: Run, options: NoiseOptions) -> R
 
 
 def settled(estimates: np.ndarray) -> np.ndarray:
-    """For each case, the share of the run after which D of the estimate to the last (n N) stays within SETTLED: n, 0 to 1."""
+    """For each case, the share of the run after which D of the estimate to the last (n N) stays
+    within SETTLED: n, 0 to 1.
+    """
     return stats.settled(estimates > SETTLED) / estimates.shape[1]
 
 
@@ -130,7 +144,8 @@ def rows(found: Mapping[str, Measured]) -> list[dict[str, Cell]]:
 
 
 def numbers(found: Mapping[str, Measured]) -> list[Number]:
-    """D at the noised steps: each setting minus the first, where both are noised at the same steps of one schedule.
+    """D at the noised steps: each setting minus the first, where both are noised at the same steps
+    of one schedule.
 
     Apart for the steps that the two give to different experts and to the same one.
     """

@@ -1,7 +1,8 @@
 """Benchmarks, measured beside their peers in one run: `minicos bench NAME`.
 
-Each module has `lines(device, quick)`, which yields a `measure.Line` as soon as it is measured. `quick` takes tiny sizes and few
-repeats: it shows that a benchmark runs, and its figures mean nothing. Random weights at real sizes are built on the device.
+Each module has `lines(device, quick)`, which yields a `measure.Line` as soon as it is measured.
+`quick` takes tiny sizes and few repeats: it shows that a benchmark runs, and its figures mean
+nothing. Random weights at real sizes are built on the device.
 """
 
 BENCHMARKS = {  # module -> what it measures

@@ -1,7 +1,9 @@
-"""What watching costs: the token energy of every block, beside the way of the published tools, both held against an unwatched pass.
+"""What watching costs: the token energy of every block, beside the way of the published tools, both
+held against an unwatched pass.
 
-The published way is a forward hook on each block that does `out.detach().cpu().float()`; numbers are taken from that later. All four
-run in turns. On a CPU that way copies nothing, and costs no more than keeping what is there anyway.
+The published way is a forward hook on each block that does `out.detach().cpu().float()`; numbers
+are taken from that later. All four run in turns. On a CPU that way copies nothing, and costs no
+more than keeping what is there anyway.
 """
 
 from collections.abc import Iterator
@@ -51,7 +53,9 @@ def energies(s: Subject, ops: Ops) -> list[Tensor]:
 
 
 def hidden_states(s: Subject) -> list[Tensor]:
-    """A pass watched as the published tools watch: every hidden state (b l d) as float32 on the host."""
+    """A pass watched as the published tools watch: every hidden state (b l d) as float32 on the
+    host.
+    """
     kept: list[Tensor] = []
     handles = [
         block.register_forward_hook(

@@ -1,7 +1,9 @@
-"""A pass of the network beside diffusers' with the very same weights, as it is and with compiled blocks.
+"""A pass of the network beside diffusers' with the very same weights, as it is and with compiled
+blocks.
 
-On a card ours has the kernels and the attention that suits the card (`attention`). diffusers takes PyTorch's own order of attention
-backends, which is what its users get; it runs once more with ours, so that all the rest can be compared.
+On a card ours has the kernels and the attention that suits the card (`attention`). diffusers takes
+PyTorch's own order of attention backends, which is what its users get; it runs once more with ours,
+so that all the rest can be compared.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,10 +1,13 @@
-"""Each Triton kernel beside its reference in `ops`, as it is and compiled, on what a pass of A14B at 832x480x81 hands it.
+"""Each Triton kernel beside its reference in `ops`, as it is and compiled, on what a pass of A14B
+at 832x480x81 hands it.
 
-Most are bound by memory. Their floor is every argument read once and every result written once, bytes = the sum of their sizes, and
-"ceiling" is the share of a copy's bandwidth that this makes. Masses of attention are bound by products, 2 b n l t k operations
-where the forward's log-sum-exp is given and twice as many where it is not; they are also held against the forward attention of their
-layer. Of a sample l is the number of queries drawn. Types are those of the official policy: residual stream, modulation and
-weights of norms in float32, what comes out of a matrix product in bfloat16.
+Most are bound by memory. Their floor is every argument read once and every result written once,
+bytes = the sum of their sizes, and "ceiling" is the share of a copy's bandwidth that this makes.
+Masses of attention are bound by products, 2 b n l t k operations where the forward's log-sum-exp is
+given and twice as many where it is not; they are also held against the forward attention of their
+layer. Of a sample l is the number of queries drawn. Types are those of the official policy:
+residual stream, modulation and weights of norms in float32, what comes out of a matrix product in
+bfloat16.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +50,9 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
 
 
 def twins(name: str, device: torch.device) -> tuple[Callable, Callable]:
-    """Kernel and reference of a case. Raises MinicosError where there is no kernel, or none can run."""
+    """Kernel and reference of a case. Raises MinicosError where there is no kernel, or none can
+    run.
+    """
     kernel, reference = (
         getattr(ops, operation(name)) for ops in (with_kernels(REFERENCE, device), REFERENCE)
     )
@@ -90,12 +95,14 @@ def _measured(
 def products(
     q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None, rows: Tensor | None = None
 ) -> int:
-    """Floating-point operations of q k^T, once or, where the logarithms have to be found first, twice."""
+    """Floating-point operations of q k^T, once or, where the logarithms have to be found first,
+    twice.
+    """
     queries = q.shape[2] if rows is None else frames * rows.shape[-1]
     return 2 * q[:, :, 0].numel() * queries * k.shape[2] * (2 if lse is None else 1)
 
 
-# -- what each is given -------------------------------------------------------------------------------------------------
+# -- what each is given ----------------------------------------------------------------------------
 
 
 class Shapes:

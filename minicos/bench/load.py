@@ -1,11 +1,14 @@
-"""Reading a checkpoint of float32 shards: `load_into` beside safetensors' `load_file` and torch's `load_state_dict`.
+"""Reading a checkpoint of float32 shards: `load_into` beside safetensors' `load_file` and torch's
+`load_state_dict`.
 
-The shards are written to a temporary folder and read from the page cache, so that the disk does not decide. "ceiling" is the time of
-reading their bytes once, over ours. Both sides hold names and shapes against the network. "ours checked" is how `minicos.load` does it:
-ours looks at every value for NaN and infinity, the peer at none. As stored, on a CPU, files are mapped: without the check neither side
-reads a value, and the time is that of headers and modules. "peak" is that of anonymous host memory over what was there before,
-ours | the peer's, where the system is Linux: the weights where they are on the host, and what loading takes besides. What is mapped
-from a file is not anonymous.
+The shards are written to a temporary folder and read from the page cache, so that the disk does not
+decide. "ceiling" is the time of reading their bytes once, over ours. Both sides hold names and
+shapes against the network. "ours checked" is how `minicos.load` does it: ours looks at every value
+for NaN and infinity, the peer at none. As stored, on a CPU, files are mapped: without the check
+neither side reads a value, and the time is that of headers and modules. "peak" is that of anonymous
+host memory over what was there before, ours | the peer's, where the system is Linux: the weights
+where they are on the host, and what loading takes besides. What is mapped from a file is not
+anonymous.
 """
 
 import ctypes
@@ -36,7 +39,9 @@ SHARD = 10**10  # bytes, about as published
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
-    if not quick:  # each load touches new memory, as in a new process, where glibc would hand out again what was freed
+    # each load touches new memory, as in a new process, where glibc would hand out again what was
+    # freed
+    if not quick:
         with suppress(AttributeError):
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     with tempfile.TemporaryDirectory() as name:
@@ -54,7 +59,9 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
 
 
 def subject(device: torch.device, quick: bool, free: int) -> DiT:
-    """On meta. On a card as many blocks of A14B as a third of the free disk holds, on a CPU one of Wan2.1-T2V-1.3B."""
+    """On meta. On a card as many blocks of A14B as a third of the free disk holds, on a CPU one
+    of Wan2.1-T2V-1.3B.
+    """
     cfg = (
         QUICK
         if quick
@@ -133,7 +140,9 @@ def _read(folder: Path) -> None:
 
 
 def write(folder: Path, shapes: Mapping[str, torch.Size], shard: int) -> None:
-    """Shards of at most `shard` bytes or so with an index, as published; the numbers are one million random ones, again and again."""
+    """Shards of at most `shard` bytes or so with an index, as published; the numbers are one
+    million random ones, again and again.
+    """
     numbers = torch.randn(2**20 - 1, generator=torch.Generator().manual_seed(0)).numpy().tobytes()
     shards: list[list[str]] = [[]]
     size = 0

@@ -1,10 +1,12 @@
-"""How a benchmark measures: ours and its peer in turns (A B A B) in one process, medians, beside ceilings of the same machine.
+"""How a benchmark measures: ours and its peer in turns (A B A B) in one process, medians, beside
+ceilings of the same machine.
 
-    ours_ms, peer_ms = alternate(ours, peer, device=device)
-    yield Line("velocity", ours_ms, "diffusers", peer_ms, ceilings(device).of_matmul(flops, ours_ms))
+    ours_ms, peer_ms = alternate(ours, peer, device=device) yield Line("velocity", ours_ms,
+    "diffusers", peer_ms, ceilings(device).of_matmul(flops, ours_ms))
 
-Inputs are random: a card multiplies zeros faster. On a card time is that between two device events, so that launches queue up as
-they do in a run, and before each measurement the L2 cache is filled with something else.
+Inputs are random: a card multiplies zeros faster. On a card time is that between two device events,
+so that launches queue up as they do in a run, and before each measurement the L2 cache is filled
+with something else.
 """
 
 import math
@@ -27,12 +29,14 @@ from minicos import cost
 from minicos.errors import MinicosError
 from minicos.runs import progress
 
-# -- a result ----------------------------------------------------------------------------------------------------------
+# -- a result --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Line:
-    """One figure beside that of its peer, or the reason why there is none. Times are medians, in milliseconds."""
+    """One figure beside that of its peer, or the reason why there is none. Times are medians, in
+    milliseconds.
+    """
 
     name: str
     ours_ms: float | None = None
@@ -91,7 +95,9 @@ def rate(flops: float, ms: float) -> str:
 
 
 def attempt(name: str, measured: Callable[[], Line]) -> Line:
-    """A line, or why there is none: a MinicosError says so (no diffusers, no GPU ...), and so does a lack of memory."""
+    """A line, or why there is none: a MinicosError says so (no diffusers, no GPU ...), and so
+    does a lack of memory.
+    """
     try:
         return measured()
     except MinicosError as error:
@@ -100,7 +106,7 @@ def attempt(name: str, measured: Callable[[], Line]) -> Line:
         return Line(name, not_measured=f"out of memory ({str(error).splitlines()[0]})")
 
 
-# -- time --------------------------------------------------------------------------------------------------------------
+# -- time ------------------------------------------------------------------------------------------
 
 
 class Clock(Protocol):
@@ -131,7 +137,9 @@ class HostClock:
 
 
 class DeviceClock:
-    """Events on the current CUDA stream. Filling the L2 cache also keeps the card busy while the next launch is prepared."""
+    """Events on the current CUDA stream. Filling the L2 cache also keeps the card busy while the
+    next launch is prepared.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -161,10 +169,11 @@ def alternate(
     label: str = "",
     clock: Clock | None = None,
 ) -> tuple[float, ...]:
-    """The median time of each call in milliseconds, taken in turns: A B A B, so that a machine that slows down slows both.
+    """The median time of each call in milliseconds, taken in turns: A B A B, so that a machine that
+    slows down slows both.
 
-    What the calls return is dropped at once. Where it takes seconds give a `label`: the progress is told under it. `clock` is by
-    default that of the device.
+    What the calls return is dropped at once. Where it takes seconds give a `label`: the progress is
+    told under it. `clock` is by default that of the device.
     """
     usual: Clock = DeviceClock(device) if device.type == "cuda" else HostClock()
     clock = clock or usual
@@ -185,14 +194,15 @@ def alternate(
     return tuple(median(times[i :: len(runs)]) for i in range(len(runs)))
 
 
-# -- ceilings ----------------------------------------------------------------------------------------------------------
+# -- ceilings --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Ceilings:
     """What this machine reaches at best, measured."""
 
-    matmul: float  # floating-point operations a second of matrix products, a product and a sum counting two
+    # floating-point operations a second of matrix products, a product and a sum counting two
+    matmul: float
     copy: float  # bytes a second, read and written, of a copy within the device's memory
 
     def of_matmul(self, flops: float, ms: float) -> float:
@@ -206,7 +216,9 @@ class Ceilings:
 
 @cache
 def ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> Ceilings:
-    """Of matrix products of this dtype, and of copies far larger than any cache. Measured once in a run."""
+    """Of matrix products of this dtype, and of copies far larger than any cache. Measured once
+    in a run.
+    """
     source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     (ms,) = alternate(lambda: target.copy_(source), device=device, repeats=7)
@@ -215,7 +227,7 @@ def ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> Ceilin
     )
 
 
-# -- what it was measured on -------------------------------------------------------------------------------------------
+# -- what it was measured on -----------------------------------------------------------------------
 
 
 def machine(device: torch.device) -> dict[str, str]:

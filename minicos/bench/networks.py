@@ -1,4 +1,6 @@
-"""The networks that are measured: A14B's shapes with random weights on a card, the embedded model's network on a CPU."""
+"""The networks that are measured: A14B's shapes with random weights on a card, the embedded
+model's network on a CPU.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -48,9 +50,11 @@ class Subject:
 
 
 def subject(device: torch.device, quick: bool = False, batch: int = 1) -> Subject:
-    """What a benchmark runs on a device: A14B at 832x480x81 on a card, the embedded model at 64x64x13 on a CPU.
+    """What a benchmark runs on a device: A14B at 832x480x81 on a card, the embedded model at
+    64x64x13 on a CPU.
 
-    The network is made once and serves every batch size. Raises MinicosError where its kernels cannot be had.
+    The network is made once and serves every batch size. Raises MinicosError where its kernels
+    cannot be had.
     """
     name, dit, latent = _network(device, quick)
     cfg, draw = dit.cfg, torch.Generator(device).manual_seed(batch)
@@ -82,7 +86,9 @@ def _network(device: torch.device, quick: bool) -> tuple[str, DiT, tuple[int, in
 
 
 def operations(device: torch.device) -> Ops:
-    """What a run computes with where it is to be fast: the card's attention and, on a card, the kernels."""
+    """What a run computes with where it is to be fast: the card's attention and, on a card, the
+    kernels.
+    """
     ops = attention.with_best(REFERENCE, device)
     return with_kernels(ops, device) if device.type == "cuda" else ops
 
@@ -100,7 +106,9 @@ def with_kernels(ops: Ops, device: torch.device) -> Ops:
 def random_dit(
     cfg: DiTConfig, device: torch.device, dtype: torch.dtype, ops: Ops = REFERENCE
 ) -> DiT:
-    """A network with random weights, made on the device, in the official precision: residual stream and `FLOAT32` in float32."""
+    """A network with random weights, made on the device, in the official precision: residual
+    stream and `FLOAT32` in float32.
+    """
     with torch.device("meta"):
         dit = DiT(cfg, ops).requires_grad_(False)
     draw = torch.Generator(device).manual_seed(0)

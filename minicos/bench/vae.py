@@ -1,8 +1,10 @@
-"""The VAE beside diffusers' AutoencoderKLWan with the same weights: encoding in float32, decoding in float32 and in bfloat16.
+"""The VAE beside diffusers' AutoencoderKLWan with the same weights: encoding in float32, decoding
+in float32 and in bfloat16.
 
-On a card that of A14B at 832x480x81 with random weights, on a CPU the embedded one at 64x64x13. TF32 is off for both sides, as in every
-run. "dB" is the PSNR of pixels decoded by ours in bfloat16 to those in float32: of a drawn puzzle on a CPU; on a card the network is
-untrained, and the figure says little about the real one.
+On a card that of A14B at 832x480x81 with random weights, on a CPU the embedded one at 64x64x13.
+TF32 is off for both sides, as in every run. "dB" is the PSNR of pixels decoded by ours in bfloat16
+to those in float32: of a drawn puzzle on a CPU; on a card the network is untrained, and the figure
+says little about the real one.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,6 @@
-"""The `minicos` command: one file for each verb. Heavy imports happen inside `run`, so that --help and inspect are instant."""
+"""The `minicos` command: one file for each verb. Heavy imports happen inside `run`, so that
+--help and inspect are instant.
+"""
 
 import argparse
 import os
@@ -101,7 +103,8 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code.
 
-    0 (or what the verb says); 2 for a mistake that one sentence explains; 130 after Ctrl-C, 143 after SIGTERM.
+    0 (or what the verb says); 2 for a mistake that one sentence explains; 130 after Ctrl-C, 143
+    after SIGTERM.
     """
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
     args = argparse.Namespace()
@@ -157,12 +160,15 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _check_text(text: str) -> None:
-    """Raise MinicosError for an argument that is not text: it could be neither tokenized nor written down."""
+    """Raise MinicosError for an argument that is not text: it could be neither tokenized nor
+    written down.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
         raise MinicosError(
-            f"the argument {os.fsencode(text)!r} is not UTF-8. Rename the file, or set the terminal to UTF-8."
+            f"the argument {os.fsencode(text)!r} is not UTF-8. Rename the file, or set the "
+            "terminal to UTF-8."
         ) from None
 
 

@@ -1,4 +1,6 @@
-"""`minicos behaviours`: self-correction, perception before action and working memory, measured on held-out puzzles."""
+"""`minicos behaviours`: self-correction, perception before action and working memory, measured
+on held-out puzzles.
+"""
 
 import argparse
 from typing import Any

@@ -1,4 +1,6 @@
-"""`minicos belief`: what the network shows at each step, beside what an ideal observer would believe."""
+"""`minicos belief`: what the network shows at each step, beside what an ideal observer would
+believe.
+"""
 
 import argparse
 from typing import Any

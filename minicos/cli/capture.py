@@ -1,4 +1,6 @@
-"""`minicos capture`: activations of a model at work, as files for probes and sparse autoencoders."""
+"""`minicos capture`: activations of a model at work, as files for probes and sparse
+autoencoders.
+"""
 
 import argparse
 import shutil

@@ -1,4 +1,6 @@
-"""`minicos demo`: a maze with several right answers, solved by the embedded model in front of your eyes."""
+"""`minicos demo`: a maze with several right answers, solved by the embedded model in front of
+your eyes.
+"""
 
 import argparse
 import time
@@ -45,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
     files = opening.layout(args)
     if files.variant != "tiny":
         raise MinicosError(
-            f"the demo's puzzles are for the embedded model, not {files.variant}: try `minicos steps`."
+            f"the demo's puzzles are for the embedded model, not {files.variant}: try `minicos "
+            "steps`."
         )
     wan = opening.load(args, files)
     picture = puzzle.first_frame()  # uint8 h w 3

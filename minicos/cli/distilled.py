@@ -1,4 +1,6 @@
-"""`minicos distilled`: convergence and sensitivity to noise over few-step sampling or other weights."""
+"""`minicos distilled`: convergence and sensitivity to noise over few-step sampling or other
+weights.
+"""
 
 import argparse
 from functools import partial
@@ -51,7 +53,8 @@ def _models(args: argparse.Namespace, asked: DistilledOptions) -> "dict[str, Set
 
     if len(asked.models) != len(asked.counts):
         raise MinicosError(
-            f"{len(asked.models)} --models and {len(asked.counts)} --counts: give one count for each model"
+            f"{len(asked.models)} --models and {len(asked.counts)} --counts: give one count for "
+            "each model"
         )
     found = {}
     for model, count in zip(asked.models, asked.counts, strict=True):

@@ -19,7 +19,9 @@ Verb = Callable[[argparse.Namespace], Any]
 
 
 def add(parser: argparse.ArgumentParser, group: "argparse._ActionsContainer | None" = None) -> None:
-    """The option, for a verb that takes --prompt and --image; `group` is where --prompt stands, if it excludes others."""
+    """The option, for a verb that takes --prompt and --image; `group` is where --prompt stands,
+    if it excludes others.
+    """
     (group or parser).add_argument(
         "--cases",
         type=Path,
@@ -30,7 +32,9 @@ def add(parser: argparse.ArgumentParser, group: "argparse._ActionsContainer | No
 
 
 def run(verb: Verb, args: argparse.Namespace) -> int:
-    """The verb as it is, or once for each sample. A sample that fails is named at the end, and the others are kept."""
+    """The verb as it is, or once for each sample. A sample that fails is named at the end, and
+    the others are kept.
+    """
     if args.cases is None:
         return verb(args) or 0
     if args.prompt is not None or args.image is not None:
@@ -62,7 +66,9 @@ def run(verb: Verb, args: argparse.Namespace) -> int:
 def _own(
     args: argparse.Namespace, making: "Making", sample: "Sample", other: str
 ) -> dict[str, object]:
-    """The options of one sample: its prompt, its picture in a size that the model makes, its folder."""
+    """The options of one sample: its prompt, its picture in a size that the model makes, its
+    folder.
+    """
     from minicos.media import save_image
     from minicos.vbvr.cases import load_picture
 

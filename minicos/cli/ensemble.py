@@ -1,4 +1,6 @@
-"""`minicos ensemble`: average hidden states over seeds, on puzzles that are scored or on a picture of one's own."""
+"""`minicos ensemble`: average hidden states over seeds, on puzzles that are scored or on a
+picture of one's own.
+"""
 
 import argparse
 from typing import Any

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> None:
     other = [str(count) for count in args.counts if count != TRAINED]
     if args.model == "tiny" and other:
         print(
-            f"the embedded model was trained at {TRAINED} frames: {', '.join(other)} are out of its distribution"
+            f"the embedded model was trained at {TRAINED} frames: {', '.join(other)} are out of "
+            "its distribution"
         )
     study.run(
         args,

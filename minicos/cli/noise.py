@@ -1,4 +1,6 @@
-"""`minicos noise`: what noise at a step or in a frame does; with --boundaries, under several places of the boundary."""
+"""`minicos noise`: what noise at a step or in a frame does; with --boundaries, under several
+places of the boundary.
+"""
 
 import argparse
 from functools import partial

@@ -20,7 +20,9 @@ LARGE = 10**9  # bytes of weights from which the plan is printed: the embedded m
 
 
 def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
-    """First and last frame of the options. Read before the model, so that a wrong path is told at once."""
+    """First and last frame of the options. Read before the model, so that a wrong path is told
+    at once.
+    """
     from minicos.media import load_image
 
     paths = {"image": args.image, "last": getattr(args, "last", None)}
@@ -40,7 +42,9 @@ def layout(args: argparse.Namespace) -> "Layout":
 
 
 def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
-    """The way of sampling that the options name. Whatever can be refused without reading a weight is refused here."""
+    """The way of sampling that the options name. Whatever can be refused without reading a
+    weight is refused here.
+    """
     from minicos.condition import check_frames
     from minicos.tiles import check_side
     from minicos.wan import UNUSED_NEGATIVE
@@ -76,7 +80,8 @@ def load(
 ) -> "Wan":
     """The model of the options, under their preset, with room for a video from this first frame.
 
-    Tells what was merged into it and what else its files could be and, of a large one, the plan: which weights go where.
+    Tells what was merged into it and what else its files could be and, of a large one, the plan:
+    which weights go where.
     """
     import torch
 

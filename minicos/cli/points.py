@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> None:
     name = FINETUNES.get(args.model, args.model)
     if name not in VARIANTS and not Path(args.model).exists() and not hub.is_id(args.model):
         raise MinicosError(
-            f"{args.model!r} is neither a model's files nor a variant: take one of {', '.join(VARIANTS)}."
+            f"{args.model!r} is neither a model's files nor a variant: take one of "
+            f"{', '.join(VARIANTS)}."
         )
     cfg = VARIANTS.get(name) or dit_config(args.model)
 
@@ -61,5 +62,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"{name:{width}}  {shape}")
     if not args.all:
         print(
-            f"\ni = 0..{cfg.num_layers - 1}; in a pattern, * stands for one dotted segment: blocks.*.ffn"
+            f"\ni = 0..{cfg.num_layers - 1}; in a pattern, * stands for one dotted segment: "
+            "blocks.*.ffn"
         )

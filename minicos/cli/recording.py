@@ -1,4 +1,6 @@
-"""What `steps`, `energy` and `attention` share: record one run of the user's own, or make the study of held-out puzzles."""
+"""What `steps`, `energy` and `attention` share: record one run of the user's own, or make the
+study of held-out puzzles.
+"""
 
 import argparse
 from collections.abc import Callable

@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> None:
     wan = load(args.model, device="cpu")
     if wan.variant != "tiny":
         raise MinicosError(
-            f"the puzzles are for the embedded model, not {wan.variant}; the other commands take it with --model"
+            f"the puzzles are for the embedded model, not {wan.variant}; the other commands take "
+            "it with --model"
         )
     settings = {"model": wan.variant, "weights": wan.weights, "n": n}
     folder = Run.open(args.out, settings, {"command": args.command, "model_path": args.model})
@@ -115,12 +116,15 @@ def run(args: argparse.Namespace) -> None:
         for _, made in studies:
             print(table(made.rows()), end="\n\n")
     print(
-        f"\n{time.monotonic() - begin:.0f} s, {spent:.0f} s of cores: {folder.path('report.md')}  {folder.path('claims.json')}"
+        f"\n{time.monotonic() - begin:.0f} s, {spent:.0f} s of cores: {folder.path('report.md')}  "
+        f"{folder.path('claims.json')}"
     )
 
 
 def compute(args: argparse.Namespace, folder: "Run", n: int) -> Iterator[tuple[str, float]]:
-    """Make the sections in processes of one thread each, the longest first; yields (name, seconds) as they are done."""
+    """Make the sections in processes of one thread each, the longest first; yields (name,
+    seconds) as they are done.
+    """
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -150,7 +154,9 @@ def cores() -> int:
 
 
 def _live_with_parent() -> None:
-    """A worker ends with the process that started it, however that ends, and leaves Ctrl-C to it."""
+    """A worker ends with the process that started it, however that ends, and leaves Ctrl-C to
+    it.
+    """
     import multiprocessing
     import signal
     import threading

@@ -129,7 +129,9 @@ SETTINGS = (
 
 
 def _inside(args: argparse.Namespace, total: int, depth: int, seeds: int) -> "list[Make]":
-    """The swap and the ensemble, to be made of the model and the condition of the run that gives."""
+    """The swap and the ensemble, to be made of the model and the condition of the run that
+    gives.
+    """
     from minicos.analysis.ensemble.share import Ensemble, intervention, window
     from minicos.analysis.swap.plan import layers, ranges
     from minicos.analysis.swap.states import EMBED, Swap
@@ -152,7 +154,8 @@ def _inside(args: argparse.Namespace, total: int, depth: int, seeds: int) -> "li
         windows = spans(args.ensemble, "--ensemble")
         if len(windows) != 1 or len(args.modes) != 1:
             raise MinicosError(
-                f"--ensemble {args.ensemble}: one window of blocks, such as 20-29, and one of --modes."
+                f"--ensemble {args.ensemble}: one window of blocks, such as 20-29, and one of "
+                "--modes."
             )
         shared = sorted({s for a, b in spans(args.share_at, "--share-at") for s in range(a, b + 1)})
         opening.within(tuple(shared), total, "--share-at ")

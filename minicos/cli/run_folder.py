@@ -39,9 +39,11 @@ def open_run(
     latents: bool = False,
     **settings: object,
 ) -> "Run":
-    """The run folder of the options: entered again if it holds the same run, refused if it holds another.
+    """The run folder of the options: entered again if it holds the same run, refused if it holds
+    another.
 
-    latents   whether all that is kept and read again is latents: then how they are decoded does not identify the run
+    latents   whether all that is kept and read again is latents: then how they are decoded does not
+              identify the run
     settings  what else identifies it
     """
     from minicos.attention import describe

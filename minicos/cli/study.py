@@ -1,6 +1,8 @@
-"""A study as a verb: its options from the fields of its dataclass, its run folder, its numbers on the terminal.
+"""A study as a verb: its options from the fields of its dataclass, its run folder, its numbers on
+the terminal.
 
-The defaults and the help are those of `analysis/options.py`; `minicos reproduce` hands the same objects to the same studies.
+The defaults and the help are those of `analysis/options.py`; `minicos reproduce` hands the same
+objects to the same studies.
 """
 
 import argparse
@@ -61,7 +63,9 @@ def add_options(
     only: Mapping[str, Any] | None = None,
     without: Sequence[str] = (),
 ) -> None:
-    """The options of a class of `analysis/options.py`, or `only` some of its fields with other defaults, or all `without` some."""
+    """The options of a class of `analysis/options.py`, or `only` some of its fields with other
+    defaults, or all `without` some.
+    """
     groups: dict[str, Any] = {"": parser}
     for field, flags, hint in option_fields(cls):
         if field.name in without or (only is not None and field.name not in only):
@@ -85,7 +89,9 @@ def add_options(
 
 
 def _dest(flags: Sequence[str]) -> str:
-    """Where argparse keeps an option: `in` of --in; frames of a video and of noise would collide under a field's name."""
+    """Where argparse keeps an option: `in` of --in; frames of a video and of noise would collide
+    under a field's name.
+    """
     return flags[0].removeprefix("--").replace("-", "_")
 
 
@@ -119,7 +125,9 @@ def run(
     check: Callable[["Wan", Any], None] | None = None,
     load: Callable[[argparse.Namespace, Any], "Wan"] | None = None,
 ) -> "Run":
-    """Make a study and print what it found. `check` refuses, before a folder is made for it, what the run cannot do."""
+    """Make a study and print what it found. `check` refuses, before a folder is made for it,
+    what the run cannot do.
+    """
     asked: Any = read(args, cls)
     wan = open_model(args, asked) if load is None else load(args, asked)
     opening.within(getattr(asked, "at", None), wan.preset.steps)
@@ -136,7 +144,8 @@ def open_model(
     """The model of a study: with room for its picture, and for puzzles only one that knows them.
 
     made    what it runs on, where that is not `cases.chosen`
-    euler   under Euler unless a solver is asked for: an edit of the latent makes a multistep solver start afresh
+    euler   under Euler unless a solver is asked for: an edit of the latent makes a multistep solver
+            start afresh
     """
     from minicos.analysis.tools import cases
 

@@ -31,7 +31,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace, asked: SwapOptions) -> "Wan":
-    """The model, with room for the first picture; words of the prompts that it does not know are named."""
+    """The model, with room for the first picture; words of the prompts that it does not know are
+    named.
+    """
     from minicos.analysis.swap import pairs
 
     made = pairs.chosen(asked)

@@ -1,7 +1,8 @@
-"""What options may hold: argparse types that turn text into numbers and refuse the rest in one sentence.
+"""What options may hold: argparse types that turn text into numbers and refuse the rest in one
+sentence.
 
-Every bound of an option stands here. They are far above what anyone needs, and low enough that a slip of the finger
-(`--steps 1000000000`) is refused before any work begins.
+Every bound of an option stands here. They are far above what anyone needs, and low enough that a
+slip of the finger (`--steps 1000000000`) is refused before any work begins.
 """
 
 import argparse
@@ -44,7 +45,9 @@ seed = whole(0, MOST_SEED - MOST_PUZZLES)
 
 
 def indices(text: str) -> tuple[int, ...]:
-    """Numbers of steps, layers or heads such as 0,5,19: sorted, each once. The run says which it has."""
+    """Numbers of steps, layers or heads such as 0,5,19: sorted, each once. The run says which it
+    has.
+    """
     if not re.fullmatch(r"\s*-?[0-9]{1,9}\s*(,\s*-?[0-9]{1,9}\s*)*", text):
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a list of numbers such as 0,5,19")
     return tuple(sorted({int(part) for part in text.split(",")}))
@@ -119,7 +122,9 @@ def part(text: str) -> tuple[str, str]:
 
 
 def lora(text: str) -> tuple[str, tuple[str, float]]:
-    """EXPERT=FILE, perhaps with :STRENGTH. What follows the last colon is a strength where it is a number."""
+    """EXPERT=FILE, perhaps with :STRENGTH. What follows the last colon is a strength where it is
+    a number.
+    """
     expert, file = part(text)
     path, _, ending = file.rpartition(":")
     try:

@@ -1,4 +1,6 @@
-"""`minicos vbvr`: a model, or an intervention on it, over the samples of VBVR-Bench, and the tables of its scores."""
+"""`minicos vbvr`: a model, or an intervention on it, over the samples of VBVR-Bench, and the
+tables of its scores.
+"""
 
 import argparse
 import os
@@ -172,7 +174,8 @@ def run(args: argparse.Namespace) -> int:
         speed = args.tflops * 1e12 if args.tflops else _speed(args)
         print(estimate.table(rows, speed))
         print(
-            f"estimates at {speed / 1e12:.3g} * 10^12 operations a second, of the transformer's passes alone; nothing was run"
+            f"estimates at {speed / 1e12:.3g} * 10^12 operations a second, of the transformer's "
+            "passes alone; nothing was run"
         )
         return 0
     with work.alone(args.out, part):
@@ -182,7 +185,8 @@ def run(args: argparse.Namespace) -> int:
     left = sum(not maker.finished(unit) for unit in every)
     if left and part.count > 1:
         print(
-            f"{left} of {len(every)} units are not finished; when all are, run the same command once more for the tables."
+            f"{left} of {len(every)} units are not finished; when all are, run the same command "
+            "once more for the tables."
         )
         return int(bool(failed))
     unscored = _score(args, trees, samples, kit)
@@ -213,7 +217,9 @@ def _kit(args: argparse.Namespace) -> "Kit | None":
 
 
 def _samples(args: argparse.Namespace) -> "Found":
-    """The samples of the options; what cannot be used, and what the benchmark has and the folder does not, is told."""
+    """The samples of the options; what cannot be used, and what the benchmark has and the folder
+    does not, is told.
+    """
     from minicos.vbvr import cases, puzzles
 
     if args.puzzles is not None:
@@ -241,7 +247,9 @@ def _samples(args: argparse.Namespace) -> "Found":
 
 
 class Plan(NamedTuple):
-    """The weights that some conditions ask for: the options that open them, their files, and what a pass costs."""
+    """The weights that some conditions ask for: the options that open them, their files, and
+    what a pass costs.
+    """
 
     args: argparse.Namespace
     files: "Layout"
@@ -249,7 +257,9 @@ class Plan(NamedTuple):
 
 
 def _plan(args: argparse.Namespace, name: str, files: "Layout") -> Plan:
-    """The weights of a name: "" those of --model, else those of --weights under this name, if it gives any."""
+    """The weights of a name: "" those of --model, else those of --weights under this name, if it
+    gives any.
+    """
     from minicos.vbvr.estimate import Model
 
     given = {entry[0]: [_lora(one) for one in entry[1:]] for entry in args.weights}
@@ -356,7 +366,8 @@ def _make(
 def _record(
     args: argparse.Namespace, name: str, wan: "Wan", top: argparse.Namespace, part: "Shard"
 ) -> None:
-    """Write down what the videos are made with, and refuse a folder whose videos were made with something else.
+    """Write down what the videos are made with, and refuse a folder whose videos were made with
+    something else.
 
     Every shard has a record of its own, since a run folder belongs to one process; all must agree.
     """
@@ -396,7 +407,8 @@ def _score(
 
     if kit is None and not all(puzzles.known(sample) for sample in samples.values()):
         print(
-            f"videos are in {args.out}; give --evalkit PATH (a checkout of VBVR-EvalKit) to score them"
+            f"videos are in {args.out}; give --evalkit PATH (a checkout of VBVR-EvalKit) to score "
+            "them"
         )
         return 0
     base = args.base or next(iter(trees))
@@ -426,7 +438,8 @@ def _trees(args: argparse.Namespace, arms: "Sequence[Arm]", maker: "Maker") -> d
         name, _, folder = text.partition("=")
         if not NAME.fullmatch(name) or name in trees or not Path(folder).is_dir():
             raise MinicosError(
-                f"--videos {text}: give NAME=FOLDER, with a name of its own (letters, digits, - and _) and a folder that exists."
+                f"--videos {text}: give NAME=FOLDER, with a name of its own (letters, digits, - "
+                "and _) and a folder that exists."
             )
         trees[name] = Path(folder)
     if args.base is not None and args.base not in trees:

@@ -1,9 +1,9 @@
 """What a page shows, and how it becomes one HTML file.
 
-Every string of a run (prompt, file names, notes) travels as JSON and enters the document as text, never
-as markup. Videos become sprites: one picture that holds all frames. Arrays become uint8 with their true
-ends beside them. A page stays below `LIMIT` bytes: where a run holds more, frames shrink and steps are
-thinned, and the page says so.
+Every string of a run (prompt, file names, notes) travels as JSON and enters the document as text,
+never as markup. Videos become sprites: one picture that holds all frames. Arrays become uint8 with
+their true ends beside them. A page stays below `LIMIT` bytes: where a run holds more, frames shrink
+and steps are thinned, and the page says so.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Page:
 def render(page: Page, limit: int = LIMIT) -> str:
     """The page as HTML of at most `limit` bytes.
 
-    Frames are halved in size down to 128 pixels, and then every second step is dropped from clips and
-    maps, until the page fits or two steps are left; the page states what was done.
+    Frames are halved in size down to 128 pixels, and then every second step is dropped from clips
+    and maps, until the page fits or two steps are left; the page states what was done.
     """
     width, thin, done = 512, 1, ""
     while True:

@@ -1,7 +1,9 @@
-"""Read a finished run folder into a page: whatever of videos, energy, attention, curves and numbers it holds.
+"""Read a finished run folder into a page: whatever of videos, energy, attention, curves and numbers
+it holds.
 
-Nothing is computed here; a page shows what the run's own files say. A file that is missing is a part of
-the page that is missing, and `index.html` can be made again at any time from the folder alone.
+Nothing is computed here; a page shows what the run's own files say. A file that is missing is a
+part of the page that is missing, and `index.html` can be made again at any time from the folder
+alone.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ def _picture(path: Path) -> np.ndarray | None:
         return np.asarray(image.convert("RGB"))
 
 
-# -- videos -----------------------------------------------------------------------------------------
+# -- videos ----------------------------------------------------------------------------------------
 
 
 def _clips(run: Run, sigmas: Sequence[float]) -> list[Clip]:
@@ -115,7 +117,7 @@ def _video(path: Path) -> np.ndarray:
     return np.asarray(load_video(path))
 
 
-# -- maps -------------------------------------------------------------------------------------------
+# -- maps ------------------------------------------------------------------------------------------
 
 
 def _energy(run: Run) -> list[Map]:
@@ -158,7 +160,7 @@ def _attention(run: Run) -> list[Map]:
     return maps
 
 
-# -- curves and numbers -----------------------------------------------------------------------------
+# -- curves and numbers ----------------------------------------------------------------------------
 
 
 def _convergence(run: Run) -> list[Curve]:
@@ -198,7 +200,7 @@ def _numbers(result: Result) -> list[Sequence[object]]:
     ]
 
 
-# -- interventions ----------------------------------------------------------------------------------
+# -- interventions ---------------------------------------------------------------------------------
 
 
 def _marks(settings: Mapping[str, Any]) -> list[Mark]:

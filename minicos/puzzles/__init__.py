@@ -79,5 +79,7 @@ def distinct(
     split: str = "test",
     keep: Callable[[Puzzle], bool] = lambda puzzle: True,
 ) -> list[Puzzle]:
-    """The first n distinct puzzles of a kind and size that `keep` accepts, see `Family.distinct`."""
+    """The first n distinct puzzles of a kind and size that `keep` accepts, see
+    `Family.distinct`.
+    """
     return of_kind(kind, size).distinct(n, split, keep)

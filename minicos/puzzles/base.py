@@ -100,7 +100,9 @@ class Puzzle:
 
     @classmethod
     def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
-        """A random puzzle of this kind. Raises MinicosError for knobs that the kind does not have."""
+        """A random puzzle of this kind. Raises MinicosError for knobs that the kind does not
+        have.
+        """
         raise NotImplementedError
 
     @property
@@ -115,7 +117,9 @@ class Puzzle:
 
     @property
     def candidates(self) -> tuple[Any, ...]:
-        """The valid answers; where there are very many, some of them (`ambiguity` is their number)."""
+        """The valid answers; where there are very many, some of them (`ambiguity` is their
+        number).
+        """
         raise NotImplementedError
 
     @property
@@ -328,7 +332,9 @@ def clearest(frame: np.ndarray, pictures: Sequence[np.ndarray]) -> int | None:
 
 
 def _between(frames: int) -> tuple[int, int, int]:
-    """The frames at a quarter, at half and at three quarters of a video, before the answer is done."""
+    """The frames at a quarter, at half and at three quarters of a video, before the answer is
+    done.
+    """
     return frames // 4, frames // 2, min(3 * (frames - 1) // 4, frames - 3)
 
 

@@ -113,7 +113,9 @@ class Count(Puzzle):
 
     @cached_property
     def foils(self) -> tuple[Cells, ...]:
-        """One cell too many, one too few; where the order counts, also as many cells, but others."""
+        """One cell too many, one too few; where the order counts, also as many cells, but
+        others.
+        """
         numbers = [n for n in (self.total + 1, self.total - 1) if n]
         if self.ordered:
             shifted = self.free[1 : self.total + 1]

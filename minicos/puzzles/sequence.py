@@ -106,7 +106,9 @@ class Sequence(Puzzle):
 
     @cached_property
     def foils(self) -> tuple[Figure, ...]:
-        """The fourth figure with one thing as it is in the third; for a turn, also as in the fifth."""
+        """The fourth figure with one thing as it is in the third; for a turn, also as in the
+        fifth.
+        """
         right, changing = self.item(3), self._changing()
         found = [right._replace(**{what: getattr(self.item(2), what)}) for what in changing]
         if "turn" in changing:

@@ -216,7 +216,8 @@ class Pool:
     def batch(
         self, rng: np.random.Generator, tokens: int = TOKENS
     ) -> tuple[Tensor, Tensor, list[str]]:
-        """Samples of one shape, about `tokens` tokens: x0 (n 16 f h w), y (n 20 f h w), prompts (n).
+        """Samples of one shape, about `tokens` tokens: x0 (n 16 f h w), y (n 20 f h w), prompts
+        (n).
 
         y holds the mask channels and the latent that the network is conditioned on.
         """

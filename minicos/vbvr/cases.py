@@ -2,12 +2,15 @@
 
 Three layouts are read:
 
-    VBVR-Bench, VBVR-Pro-Bench   SPLIT/TASK/NNNNN/{first_frame.png, prompt.txt, ground_truth.mp4, final_frame.png}
+    VBVR-Bench, VBVR-Pro-Bench   SPLIT/TASK/NNNNN/{first_frame.png, prompt.txt, ground_truth.mp4,
+                                 final_frame.png}
     exported puzzles             TASK/NNNNN/ with the same files
-    any other folder             CASE/{one picture, prompt.txt}, at any depth; or NAME.png beside NAME.txt
+    any other folder             CASE/{one picture, prompt.txt}, at any depth; or NAME.png beside
+                                 NAME.txt
 
-Names and contents come from strangers: a link that leads out of the folder, a name that a terminal or a table could
-misread, and a file that is not what it should be are reported as problems and never followed or used.
+Names and contents come from strangers: a link that leads out of the folder, a name that a terminal
+or a table could misread, and a file that is not what it should be are reported as problems and
+never followed or used.
 """
 
 import json
@@ -35,7 +38,9 @@ LARGEST_PICTURE = 1 << 26  # pixels
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample. `name` is its path below the root ("In-Domain_50/O-18_.../00000") and identifies it in every result."""
+    """One sample. `name` is its path below the root ("In-Domain_50/O-18_.../00000") and
+    identifies it in every result.
+    """
 
     name: str
     image: Path  # the first frame
@@ -58,14 +63,18 @@ class Sample:
 
     @property
     def scale(self) -> int:
-        """How often every pixel of the picture is repeated along a side, by the sample's own metadata: 1 unless it says so."""
+        """How often every pixel of the picture is repeated along a side, by the sample's own
+        metadata: 1 unless it says so.
+        """
         given = self.metadata.get("scale", 1)
         whole = isinstance(given, int) and given > 0 and not any(side % given for side in self.size)
         return given if whole else 1
 
     @property
     def category(self) -> str:
-        """One of the benchmark's five, by its table of tasks or by the sample's own metadata; "" where neither knows."""
+        """One of the benchmark's five, by its table of tasks or by the sample's own metadata; ""
+        where neither knows.
+        """
         known = tasks().get(self.task)
         given = self.metadata.get("category")
         return known.category if known else given if isinstance(given, str) else ""
@@ -102,7 +111,8 @@ class Found:
 
 
 def read(folder: str | Path, truth: bool = True) -> Found:
-    """All samples of a folder in the order of their names; every picture is decoded once, so that a broken one is found now.
+    """All samples of a folder in the order of their names; every picture is decoded once, so that a
+    broken one is found now.
 
     truth  also read the true videos' headers (their frame counts)
     Raises MinicosError where the folder is missing, or holds neither samples nor anything like one.
@@ -121,7 +131,8 @@ def read(folder: str | Path, truth: bool = True) -> Found:
             problems[printable(name)] = str(error)
     if not samples and not problems:
         raise MinicosError(
-            f"{root} holds no samples: no folder with a picture and a prompt.txt, and no NAME.png beside a NAME.txt."
+            f"{root} holds no samples: no folder with a picture and a prompt.txt, and no NAME.png "
+            "beside a NAME.txt."
         )
     return Found(root, tuple(samples), problems)
 
@@ -134,7 +145,9 @@ def missing(found: Found) -> list[str]:
 
 
 def other(samples: Sequence[Sample], sample: Sample) -> str:
-    """The prompt of the next sample that has another one, round the end: what a swap takes. Its own where all are equal."""
+    """The prompt of the next sample that has another one, round the end: what a swap takes. Its
+    own where all are equal.
+    """
     place = samples.index(sample)
     turned = (*samples[place + 1 :], *samples[:place])
     return next((one.prompt for one in turned if one.prompt != sample.prompt), sample.prompt)
@@ -146,7 +159,9 @@ def load_picture(sample: Sample) -> np.ndarray:
 
 
 def printable(text: str) -> str:
-    """A stranger's text for a terminal or a table: control characters and what Markdown or HTML would read are escaped."""
+    """A stranger's text for a terminal or a table: control characters and what Markdown or HTML
+    would read are escaped.
+    """
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
     for mark in "|<>`":
         shown = shown.replace(mark, f"\\x{ord(mark):02x}")
@@ -163,7 +178,9 @@ class _Place:
 
 
 def _places(root: Path) -> Iterator[tuple[str, _Place]]:
-    """Every place that looks like a sample, with its name: folders that hold a prompt.txt or a first frame, and pairs of files."""
+    """Every place that looks like a sample, with its name: folders that hold a prompt.txt or a
+    first frame, and pairs of files.
+    """
     for path, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         folder = Path(path)

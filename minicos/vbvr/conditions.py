@@ -1,19 +1,27 @@
 """The conditions of the paper by name: what is done to a run, or instead of one.
 
     plain                        the model as it is
-    ensemble                     states of blocks 20-29 (of 40, scaled to the model) shared by three seeds at step 0
-    ensemble:window=0-9          other blocks; also seeds=5, at=0-4, mode=override|input_override|lockstep|update
-    noise:step=10                Gaussian noise instead of the latent that enters step 10; a range such as 5-9 likewise
-    noise:frame=2                the same in latent frame 2 at every step; mode=replace|renoise|erase, also of a step
-    swap:layer=20                the stream after block 20 (of 40, scaled) at step 0 comes from a run of the same picture and noise under
-                                 another sample's prompt; also during=0-4
+    ensemble                     states of blocks 20-29 (of 40, scaled to the model) shared by three
+                                 seeds at step 0
+    ensemble:window=0-9          other blocks; also seeds=5, at=0-4,
+                                 mode=override|input_override|lockstep|update
+    noise:step=10                Gaussian noise instead of the latent that enters step 10; a range
+                                 such as 5-9 likewise
+    noise:frame=2                the same in latent frame 2 at every step;
+                                 mode=replace|renoise|erase, also of a step
+    swap:layer=20                the stream after block 20 (of 40, scaled) at step 0 comes from a
+                                 run of the same picture and noise under another sample's prompt;
+                                 also during=0-4
     frames=33                    another number of frames
     steps=4                      another number of steps
-    4step, vbvr-lora             other weights (see `--weights`): distilled to four steps; VBVR as LoRA files
-    static, truth                no model: the first frame held, and the true video sent through this reader and writer
+    4step, vbvr-lora             other weights (see `--weights`): distilled to four steps; VBVR as
+                                 LoRA files
+    static, truth                no model: the first frame held, and the true video sent through
+                                 this reader and writer
 
-What the paper leaves open (which state, whose prompt, where noise goes) is an option here, and the default is ours.
-An experiment's condition is not what a video is conditioned on, `minicos.condition.Condition`; here it is called an arm.
+What the paper leaves open (which state, whose prompt, where noise goes) is an option here, and the
+default is ours. An experiment's condition is not what a video is conditioned on,
+`minicos.condition.Condition`; here it is called an arm.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +110,9 @@ class Arm:
 
     @property
     def weights(self) -> str:
-        """Which weights it runs on: "" those of --model, else the name under which --weights gives others."""
+        """Which weights it runs on: "" those of --model, else the name under which --weights
+        gives others.
+        """
         return self.kind if self.kind in ("4step", "vbvr-lora") else ""
 
     @property
@@ -125,7 +135,8 @@ class Arm:
             )
             shared = self.seeds * (steps if every_step else last + 1)
             carried = 0 if every_step else steps - last - 1
-            # the second pass of the last shared step is the carrier's own, where only its trajectory goes on
+            # the second pass of the last shared step is the carrier's own, where only its
+            # trajectory goes on
             return (
                 shared
                 + carried
@@ -203,10 +214,12 @@ class Batch:
 
 
 def final(wan: Wan, arm: Arm, batch: Batch, see: See | None = None) -> Tensor:
-    """The latents (b c f h w) at which a batch ends under a condition. `see` is called with every step's clean estimates.
+    """The latents (b c f h w) at which a batch ends under a condition. `see` is called with every
+    step's clean estimates.
 
-    An ensemble that is watched finishes all of its trajectories, not the carrier's alone: the same result but for rounding, at
-    the price of as many runs. Raises MinicosError for what this model's run does not have.
+    An ensemble that is watched finishes all of its trajectories, not the carrier's alone: the same
+    result but for rounding, at the price of as many runs. Raises MinicosError for what this model's
+    run does not have.
     """
     check(wan, arm, batch.frames)
     if arm.kind == "steps":
@@ -251,14 +264,16 @@ def check(wan: Wan, arm: Arm, frames: int) -> None:
             raise MinicosError(f"condition {arm.name!r}: the run has {what} 0 to {count - 1}.")
     if arm.kind == "noise" and wan.preset.solver != "euler":
         raise MinicosError(
-            f"condition {arm.name!r}: {wan.preset.solver} remembers earlier steps and starts afresh at an edit, so a plain run would differ"
+            f"condition {arm.name!r}: {wan.preset.solver} remembers earlier steps and starts "
+            "afresh at an edit, so a plain run would differ"
             " in that, too. Take --solver euler for all conditions."
         )
     wanted = {"4step": "a model distilled to four steps", "vbvr-lora": "VBVR-Wan2.2"}.get(arm.kind)
     fits = {"4step": wan.variant.endswith("-4step"), "vbvr-lora": wan.variant == "VBVR-Wan2.2"}
     if wanted and not fits[arm.kind]:
         raise MinicosError(
-            f"condition {arm.name!r} needs {wanted}, and this is {wan.variant}. Give its LoRA files: "
+            f"condition {arm.name!r} needs {wanted}, and this is {wan.variant}. Give its LoRA "
+            "files: "
             f"--weights {arm.kind} high=FILE low=FILE."
         )
 

@@ -1,4 +1,6 @@
-"""What a work list costs before anything runs: units, bytes on disk, operations, hours. Estimates, from shapes alone."""
+"""What a work list costs before anything runs: units, bytes on disk, operations, hours.
+Estimates, from shapes alone.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ from minicos.vbvr.cases import Sample
 from minicos.vbvr.conditions import Arm
 from minicos.vbvr.work import Unit
 
-BITS_PER_PIXEL = 0.05  # of the videos written: .031 measured over 24 true videos of the benchmark, more for a model's
+# of the videos written: .031 measured over 24 true videos of the benchmark, more for a model's
+BITS_PER_PIXEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Model:
 
 
 def operations(model: Model, unit: Unit, arm: Arm, every_step: bool = False) -> float:
-    """Floating-point operations of a unit's passes through the transformer; the VAE and the text encoder come on top."""
+    """Floating-point operations of a unit's passes through the transformer; the VAE and the text
+    encoder come on top.
+    """
     if arm.baseline:
         return 0.0
     frames, height, width = unit.shape
@@ -36,7 +41,9 @@ def operations(model: Model, unit: Unit, arm: Arm, every_step: bool = False) -> 
 
 
 def size(unit: Unit, samples: Mapping[str, Sample], trees: int = 1) -> float:
-    """Bytes of a unit's videos in `trees` trees (the final one, and one for each step that is written)."""
+    """Bytes of a unit's videos in `trees` trees (the final one, and one for each step that is
+    written).
+    """
     pixels = sum(
         s.size[0] * s.size[1] * (s.frames or unit.shape[0])
         for s in map(samples.get, unit.samples)
@@ -63,7 +70,9 @@ def prices(
     samples: Mapping[str, Sample],
     every_step: int = 0,
 ) -> list[Price]:
-    """The price of each condition. `models` by the weights that conditions ask for; `every_step`: trees of steps written, too."""
+    """The price of each condition. `models` by the weights that conditions ask for;
+    `every_step`: trees of steps written, too.
+    """
     out = []
     for arm in arms:
         own = [unit for unit in units if unit.condition == arm.name]

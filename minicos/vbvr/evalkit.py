@@ -1,11 +1,15 @@
-"""The benchmark's own scorer, VBVR-EvalKit: an external checkout, run in a process of its own and never imported.
+"""The benchmark's own scorer, VBVR-EvalKit: an external checkout, run in a process of its own and
+never imported.
 
-Scores are those of its `run_evaluation.py` (the task's own rules, 0 to 1), which the published numbers use; its `evaluate.py` mixes
-other terms in and gives static pictures .69 where this gives .27. Three traps are closed here:
+Scores are those of its `run_evaluation.py` (the task's own rules, 0 to 1), which the published
+numbers use; its `evaluate.py` mixes other terms in and gives static pictures .69 where this gives
+.27. Three traps are closed here:
 
-- OpenCV 5 returns detected lines in another shape; the scorer then fails inside and counts the sample as 0. It is refused.
+- OpenCV 5 returns detected lines in another shape; the scorer then fails inside and counts the
+sample as 0. It is refused.
 - A sample that failed has score 0 and a field `error`. It is a failure here, not a score.
-- Means are over the videos that were found. Here the samples that were wanted and not scored are listed.
+- Means are over the videos that were found. Here the samples that were wanted and not scored are
+listed.
 """
 
 import json
@@ -50,7 +54,8 @@ class Scored:
 def find(path: str | Path, python: str | Path | None = None) -> Kit:
     """The checkout at `path`, tried out with the interpreter that will run it.
 
-    python  by default the one of an environment .venv (or venv) inside the checkout, else the one that runs minicos
+    python  by default the one of an environment .venv (or venv) inside the checkout, else the one
+            that runs minicos
     Raises MinicosError where the checkout, OpenCV or numpy is missing, and for OpenCV 5.
     """
     path = Path(path).resolve()
@@ -74,7 +79,8 @@ def find(path: str | Path, python: str | Path | None = None) -> Kit:
     opencv, numpy = json.loads(probe.stdout.splitlines()[-1])
     if int(opencv.split(".")[0]) >= 5:
         raise MinicosError(
-            f"{chosen} has OpenCV {opencv}, with which EvalKit counts samples as 0 where its line detection fails. {REMEDY.format(path)}"
+            f"{chosen} has OpenCV {opencv}, with which EvalKit counts samples as 0 where its line "
+            f"detection fails. {REMEDY.format(path)}"
         )
     return Kit(path, chosen, opencv, numpy)
 
@@ -82,7 +88,8 @@ def find(path: str | Path, python: str | Path | None = None) -> Kit:
 def score(kit: Kit, videos: Path, truth: Path, wanted: Sequence[str]) -> Scored:
     """Score the tree `videos` against the benchmark's folder `truth`.
 
-    wanted  the names of the samples that should have a score; one that the scorer left out has failed
+    wanted  the names of the samples that should have a score; one that the scorer left out has
+            failed
     Raises MinicosError where the scorer itself fails or what it wrote cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="minicos-evalkit-") as out:
@@ -93,13 +100,16 @@ def score(kit: Kit, videos: Path, truth: Path, wanted: Sequence[str]) -> Scored:
         if done.returncode or len(results) != 1:
             last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             raise MinicosError(
-                f"EvalKit failed on {videos} with exit code {done.returncode}: {printable(last)} Run it by hand: {' '.join(command)}"
+                f"EvalKit failed on {videos} with exit code {done.returncode}: {printable(last)} "
+                f"Run it by hand: {' '.join(command)}"
             )
         return parse(read_json(results[0]), wanted)
 
 
 def parse(result: object, wanted: Sequence[str]) -> Scored:
-    """Scores and failures from what run_evaluation.py writes. Raises MinicosError where that has another form."""
+    """Scores and failures from what run_evaluation.py writes. Raises MinicosError where that has
+    another form.
+    """
     scores: dict[str, float] = {}
     failed: dict[str, str] = {}
     try:
@@ -114,7 +124,8 @@ def parse(result: object, wanted: Sequence[str]) -> Scored:
                 scores[name] = value
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MinicosError(
-            f"EvalKit's results have another form than expected ({error!r}). Use the revision that weights.md names."
+            f"EvalKit's results have another form than expected ({error!r}). Use the revision that "
+            "weights.md names."
         ) from error
     for name in wanted:
         if name not in scores and name not in failed:

@@ -1,10 +1,12 @@
-"""From a sample's size and length to what a model can make, and back. Nothing is squashed and nothing is letterboxed.
+"""From a sample's size and length to what a model can make, and back. Nothing is squashed and
+nothing is letterboxed.
 
-A model makes sides that are multiples of its step (16 pixels for Wan) and 4n + 1 frames; samples have any size (594 x 397)
-and any length (58 frames). A picture is scaled by one factor until it covers the nearest size that the model can make, and the few
-rows or columns that overhang are cut off. The model's video is scaled back by the same factor and laid over the sample's
-first frame, which fills what was cut off. In time, 4n + 1 is reached by rounding up, as the benchmark's own inference
-does, and left again by taking the nearest frames, first and last kept.
+A model makes sides that are multiples of its step (16 pixels for Wan) and 4n + 1 frames; samples
+have any size (594 x 397) and any length (58 frames). A picture is scaled by one factor until it
+covers the nearest size that the model can make, and the few rows or columns that overhang are cut
+off. The model's video is scaled back by the same factor and laid over the sample's first frame,
+which fills what was cut off. In time, 4n + 1 is reached by rounding up, as the benchmark's own
+inference does, and left again by taking the nearest frames, first and last kept.
 """
 
 import math
@@ -33,7 +35,9 @@ class Fit:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The part of the given picture that the model sees: top, left, bottom, right in given pixels."""
+        """The part of the given picture that the model sees: top, left, bottom, right in given
+        pixels.
+        """
         spans = []
         for given, made in zip(self.given, self.made, strict=True):
             length = min(given, round(made / self.scale))
@@ -54,7 +58,9 @@ class Fit:
         return resize(frames[..., top:bottom, left:right, :], self.made)
 
     def back(self, frames: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        """A model's frames uint8 (f *made 3) in the sample's size, laid over its first frame uint8 (*given 3)."""
+        """A model's frames uint8 (f *made 3) in the sample's size, laid over its first frame
+        uint8 (*given 3).
+        """
         top, left, bottom, right = self.box
         out = np.repeat(picture[None], len(frames), axis=0)
         out[:, top:bottom, left:right] = resize(frames, (bottom - top, right - left))
@@ -66,7 +72,8 @@ def fit(given: tuple[int, int], step: int = 16, area: int | None = None) -> Fit:
 
     step  both sides are multiples of it
     area  pixels at most; None: about the picture's own size
-    Of the sizes from half of that area on, the one is taken that loses least of the picture, with a tenth of a point off for every
+    Of the sizes from half of that area on, the one is taken that loses least of the picture, with a
+    tenth of a point off for every
     1 % that it is smaller (or larger). Raises MinicosError for a picture too long and thin for it.
     """
     height, width = given
@@ -85,14 +92,17 @@ def fit(given: tuple[int, int], step: int = 16, area: int | None = None) -> Fit:
                 best, least = one, loss
     if best is None or best.cut > MOST_CUT:
         raise MinicosError(
-            f"a picture of {width}x{height} pixels cannot be brought to multiples of {step} within {most} pixels"
+            f"a picture of {width}x{height} pixels cannot be brought to multiples of {step} within "
+            f"{most} pixels"
             " without losing much of it. Give it another shape, or allow more with --area."
         )
     return best
 
 
 def made_frames(given: int, stride: int = 4, most: int | None = None) -> int:
-    """The frames that a model makes for a clip of `given`: the next stride * n + 1, or `most` (which must be one) where that is more."""
+    """The frames that a model makes for a clip of `given`: the next stride * n + 1, or `most`
+    (which must be one) where that is more.
+    """
     frames = math.ceil((given - 1) / stride) * stride + 1
     return frames if most is None else min(frames, most)
 
@@ -105,9 +115,11 @@ def in_time(frames: np.ndarray, count: int) -> np.ndarray:
 
 
 def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Frames uint8 (f h w 3), or one (h w 3), as (... *size 3): Lanczos where they shrink, bicubic where they grow.
+    """Frames uint8 (f h w 3), or one (h w 3), as (... *size 3): Lanczos where they shrink, bicubic
+    where they grow.
 
-    By a whole factor, pixels are repeated or averaged in blocks instead: one undoes the other exactly.
+    By a whole factor, pixels are repeated or averaged in blocks instead: one undoes the other
+    exactly.
     """
     if frames.ndim == 3:
         return resize(frames[None], size)[0]

@@ -17,8 +17,8 @@ from minicos.vbvr.work import Job, Unit
 from minicos.wan import Wan
 from minicos.weights.layouts import Layout
 
-# The embedded model knows pictures of at most 6 x 6 cells of 16 pixels and clips of at most 33 frames: what is no larger keeps
-# its size and length, and anything else is brought to the preset's.
+# The embedded model knows pictures of at most 6 x 6 cells of 16 pixels and clips of at most 33
+# frames: what is no larger keeps its size and length, and anything else is brought to the preset's.
 EMBEDDED_SIDE, EMBEDDED_FRAMES = 96, 33
 
 
@@ -73,7 +73,9 @@ class Making:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes units: `make(unit)` writes the unit's videos, `finished(unit)` says whether they are there."""
+    """Makes units: `make(unit)` writes the unit's videos, `finished(unit)` says whether they are
+    there.
+    """
 
     out: Path
     samples: Mapping[str, Sample]

@@ -1,11 +1,13 @@
 """What is published about VBVR-Bench, as reference rows beside one's own.
 
-Only numbers that could be traced to a text are here; a cell that could not is empty. None of them says which revision of the scorer
-it comes from, and the scorer has changed since (2026-03-27, 2026-04-14): they are for orientation, and only runs that were scored
-by the same checkout can be subtracted from each other.
-Sources: A, "A Very Big Video Reasoning Suite" (arXiv 2602.20159); B, "Demystifying Video Reasoning" (arXiv 2603.16870), by way of
-notes and digests; C, CollabVR (arXiv 2605.08735). The peers' rows were made with geometry that costs them points: LTX-2 got letterboxed
-pictures and a distilled model in a schedule for the other, CogVideoX got square pictures squashed to 1360x768.
+Only numbers that could be traced to a text are here; a cell that could not is empty. None of them
+says which revision of the scorer it comes from, and the scorer has changed since (2026-03-27,
+2026-04-14): they are for orientation, and only runs that were scored by the same checkout can be
+subtracted from each other. Sources: A, "A Very Big Video Reasoning Suite" (arXiv 2602.20159); B,
+"Demystifying Video Reasoning" (arXiv 2603.16870), by way of notes and digests; C, CollabVR (arXiv
+2605.08735). The peers' rows were made with geometry that costs them points: LTX-2 got letterboxed
+pictures and a distilled model in a schedule for the other, CogVideoX got square pictures squashed
+to 1360x768.
 """
 
 import math

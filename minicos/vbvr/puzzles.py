@@ -1,7 +1,9 @@
-"""The embedded model's benchmark: held-out puzzles of every family in the benchmark's layout, with their own scorers.
+"""The embedded model's benchmark: held-out puzzles of every family in the benchmark's layout, with
+their own scorers.
 
-Families that the model is trained on are in-domain, the others out-of-domain, and each family is a task of its category. The
-puzzles are written as files and read back like any other samples, and videos are scored from their files, too.
+Families that the model is trained on are in-domain, the others out-of-domain, and each family is a
+task of its category. The puzzles are written as files and read back like any other samples, and
+videos are scored from their files, too.
 """
 
 from collections.abc import Mapping
@@ -18,12 +20,16 @@ from minicos.vbvr.cases import Sample
 from minicos.vbvr.evalkit import Scored
 from minicos.vbvr.fit import resize
 
-SCALE = 4  # pixels are repeated in the files, since a video's colours have half the resolution of its brightness
+# pixels are repeated in the files, since a video's colours have half the resolution of its
+# brightness
+SCALE = 4
 SPLIT_OF = {"in": "In-Domain_50", "out": "Out-of-Domain_50"}
 
 
 def write(folder: Path, count: int, split: str = "test") -> None:
-    """Write `count` distinct puzzles of a split, as evenly over the families as it goes; those that exist are kept."""
+    """Write `count` distinct puzzles of a split, as evenly over the families as it goes; those
+    that exist are kept.
+    """
     names = list(FAMILIES)
     for place, name in enumerate(names):
         family = FAMILIES[name]
@@ -75,7 +81,9 @@ def known(sample: Sample) -> bool:
 
 
 def puzzle(sample: Sample) -> Puzzle:
-    """The puzzle of a sample that `write` wrote. Raises MinicosError where its metadata names none."""
+    """The puzzle of a sample that `write` wrote. Raises MinicosError where its metadata names
+    none.
+    """
     try:
         name, seed, split = (sample.metadata[key] for key in ("family", "seed", "split"))
         return puzzles.family(str(name)).draw(int(seed), str(split))
@@ -94,7 +102,9 @@ class Verdicts:
 
 
 def score(videos: Path, samples: Mapping[str, Sample]) -> Verdicts:
-    """Score a tree of videos by the puzzles' own rules. A video that is missing or cannot be read has failed."""
+    """Score a tree of videos by the puzzles' own rules. A video that is missing or cannot be
+    read has failed.
+    """
     graded: dict[str, float] = {}
     solved: dict[str, float] = {}
     failed: dict[str, str] = {}

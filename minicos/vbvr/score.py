@@ -1,4 +1,6 @@
-"""Score trees of videos, and remember it: a tree whose files have not changed is not scored again."""
+"""Score trees of videos, and remember it: a tree whose files have not changed is not scored
+again.
+"""
 
 from collections.abc import Iterator, Mapping
 from hashlib import file_digest, sha256
@@ -20,7 +22,8 @@ def trees(
     truth: Path,
     kit: Kit | None,
 ) -> dict[str, dict[str, Scored]]:
-    """Scores of every tree: kind of score -> tree -> scores. Puzzles have a second kind, "solved", the strict verdict.
+    """Scores of every tree: kind of score -> tree -> scores. Puzzles have a second kind, "solved",
+    the strict verdict.
 
     folders  name of the tree -> its folder
     memory   the folder that keeps what was scored

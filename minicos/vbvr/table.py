@@ -1,8 +1,10 @@
-"""Scores as tables: by domain and category as in the paper, paired differences to one condition, and task by task.
+"""Scores as tables: by domain and category as in the paper, paired differences to one condition,
+and task by task.
 
-Samples of one task are alike (the same generator, often nearly the same score), so they are not independent: every interval
-here resamples tasks, not samples. A difference is between two conditions on the same samples. Absolute scores need the two
-baselines beside them: a video that does not move scores .27 on average and 1.0 on some tasks, and the true one not always 1.
+Samples of one task are alike (the same generator, often nearly the same score), so they are not
+independent: every interval here resamples tasks, not samples. A difference is between two
+conditions on the same samples. Absolute scores need the two baselines beside them: a video that
+does not move scores .27 on average and 1.0 on some tasks, and the true one not always 1.
 """
 
 import csv
@@ -35,7 +37,9 @@ class Scores:
 
     @property
     def columns(self) -> dict[str, list[str]]:
-        """Column -> its samples: Overall, then each domain with its categories. Columns without samples are left out."""
+        """Column -> its samples: Overall, then each domain with its categories. Columns without
+        samples are left out.
+        """
         out = {"Overall": list(self.samples)}
         for split in SPLITS:
             inside = [name for name, sample in self.samples.items() if sample.split == split]
@@ -51,9 +55,11 @@ class Scores:
 def clustered(
     values: Sequence[float], clusters: Sequence[str], seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """The mean of `values` with the percentile interval of means over resampled clusters (tasks): whole tasks come and go.
+    """The mean of `values` with the percentile interval of means over resampled clusters (tasks):
+    whole tasks come and go.
 
-    With one cluster there is nothing to resample, and the interval is as unknown as it then is: NaN.
+    With one cluster there is nothing to resample, and the interval is as unknown as it then is:
+    NaN.
     """
     array = np.asarray(values, dtype=np.float64)
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
@@ -69,7 +75,9 @@ def clustered(
 
 
 def overview(scores: Scores, published: bool = False) -> list[Row]:
-    """A row for each condition, a column for each domain and category: means, and intervals for the three main columns."""
+    """A row for each condition, a column for each domain and category: means, and intervals for
+    the three main columns.
+    """
     rows: list[Row] = []
     for condition, found in scores.by_condition.items():
         row: dict[str, Cell] = {
@@ -101,7 +109,9 @@ def brief(rows: Sequence[Row]) -> list[Row]:
 
 
 def differences(scores: Scores, base: str) -> list[Row]:
-    """Each condition minus `base` on the samples that both have: means with intervals over tasks, in every column."""
+    """Each condition minus `base` on the samples that both have: means with intervals over
+    tasks, in every column.
+    """
     rows: list[Row] = []
     for condition, found in scores.by_condition.items():
         if condition == base or base not in scores.by_condition:
@@ -117,7 +127,9 @@ def differences(scores: Scores, base: str) -> list[Row]:
 
 
 def tasks(scores: Scores, base: str) -> list[Row]:
-    """Each task: the mean of every condition, and of every condition's paired difference to `base`."""
+    """Each task: the mean of every condition, and of every condition's paired difference to
+    `base`.
+    """
     rows: list[Row] = []
     groups: dict[tuple[str, str], list[str]] = {}
     for name, sample in scores.samples.items():
@@ -141,7 +153,9 @@ def tasks(scores: Scores, base: str) -> list[Row]:
 
 
 def numbers(scores: Scores, base: str) -> list[Number]:
-    """The findings: each condition's overall score, and its difference to `base` with the smallest difference that could be found."""
+    """The findings: each condition's overall score, and its difference to `base` with the
+    smallest difference that could be found.
+    """
     out = []
     columns = scores.columns["Overall"]
     for condition, found in scores.by_condition.items():
@@ -196,7 +210,8 @@ def text(scores: Scores, base: str, found: Result) -> str:
     parts = [
         "# Scores\n",
         markdown(found.tables["scores"]),
-        "\nMeans; 95 % intervals resample tasks. Read them beside `static` (the first frame held) and `truth`.\n",
+        "\nMeans; 95 % intervals resample tasks. Read them beside `static` (the first frame held) "
+        "and `truth`.\n",
     ]
     if found.tables["differences"]:
         parts += [
@@ -213,7 +228,9 @@ def text(scores: Scores, base: str, found: Result) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Rows for a spreadsheet: an interval becomes three columns; text that a spreadsheet would compute is quoted."""
+    """Rows for a spreadsheet: an interval becomes three columns; text that a spreadsheet would
+    compute is quoted.
+    """
     flat = []
     for row in rows:
         line: dict[str, object] = {}

@@ -1,8 +1,9 @@
 """The tree of videos that the benchmark's scorer takes: OUT/<condition>/<split>/<task>/NNNNN.mp4.
 
-A video is H.264, yuv420p, with a short GOP (the scorer seeks every frame), in the size of its sample's first frame, and its first frame
-is that picture, since many of the scorer's rules compare with it. Files appear whole or not at all, so what exists is finished.
-Where every denoising step is asked for, each has a tree of its own: OUT/<condition>/steps/step_007/<split>/...
+A video is H.264, yuv420p, with a short GOP (the scorer seeks every frame), in the size of its
+sample's first frame, and its first frame is that picture, since many of the scorer's rules compare
+with it. Files appear whole or not at all, so what exists is finished. Where every denoising step is
+asked for, each has a tree of its own: OUT/<condition>/steps/step_007/<split>/...
 """
 
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,9 @@ def folder(out: Path, condition: str, step: int | None = None) -> Path:
 
 
 def path(root: Path, name: str) -> Path:
-    """Where the video of the sample `name` is or will be. Raises ValueError for a name that leaves the tree."""
+    """Where the video of the sample `name` is or will be. Raises ValueError for a name that
+    leaves the tree.
+    """
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
         raise ValueError(f"{name!r} is not a name of a sample")
@@ -32,7 +35,9 @@ def path(root: Path, name: str) -> Path:
 
 
 def write(root: Path, sample: Sample, video: np.ndarray, fit: Fit, frames: int | None) -> None:
-    """Write a model's video uint8 (f *fit.made 3) as the sample's, in its size and of `frames` frames (None: as it is)."""
+    """Write a model's video uint8 (f *fit.made 3) as the sample's, in its size and of `frames`
+    frames (None: as it is).
+    """
     picture = load_picture(sample)
     video = fit.back(video if frames is None else in_time(video, frames), picture)
     video[0] = picture
@@ -46,7 +51,8 @@ def write_static(root: Path, sample: Sample) -> None:
 
 
 def write_truth(root: Path, sample: Sample, step: int = 16, stride: int = 4) -> None:
-    """The baseline that is right: the true video on the way of a model's, to a size and length that Wan makes and back.
+    """The baseline that is right: the true video on the way of a model's, to a size and length that
+    Wan makes and back.
 
     Raises MinicosError for a sample without one.
     """

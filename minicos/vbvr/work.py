@@ -1,9 +1,10 @@
 """The work list: what is to be made, which process makes it, and what is left.
 
-The list is fixed by its inputs alone: samples, conditions, seeds and the batch size, in order. A unit is one condition, one
-seed and a batch of samples of one shape, and its batch never depends on what is finished already, so that any number of
-processes make the same files to the last byte. Process i of n takes every n-th unit from i on; nothing is exchanged between them.
-A unit is finished when its files exist, since files appear whole or not at all.
+The list is fixed by its inputs alone: samples, conditions, seeds and the batch size, in order. A
+unit is one condition, one seed and a batch of samples of one shape, and its batch never depends on
+what is finished already, so that any number of processes make the same files to the last byte.
+Process i of n takes every n-th unit from i on; nothing is exchanged between them. A unit is
+finished when its files exist, since files appear whole or not at all.
 """
 
 import os
@@ -25,7 +26,9 @@ TELL = 10.0  # seconds between two lines of progress
 
 @dataclass(frozen=True)
 class Job:
-    """One sample with what is needed to batch it: jobs of one `shape` can go through the model together."""
+    """One sample with what is needed to batch it: jobs of one `shape` can go through the model
+    together.
+    """
 
     sample: str  # its name
     shape: tuple[int, int, int]  # frames, height and width that the model makes
@@ -84,7 +87,9 @@ class Shard:
 
 
 def shard(text: str | None, environment: Mapping[str, str]) -> Shard:
-    """From --shard "i/n", or else from what torchrun and srun set; the whole list where nothing is set."""
+    """From --shard "i/n", or else from what torchrun and srun set; the whole list where nothing
+    is set.
+    """
     if text is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if not found:
@@ -103,7 +108,8 @@ def shard(text: str | None, environment: Mapping[str, str]) -> Shard:
 
 @contextmanager
 def alone(folder: Path, part: Shard) -> Iterator[None]:
-    """Hold this part of a folder for this process; the system lets it go when the process ends, however it ends.
+    """Hold this part of a folder for this process; the system lets it go when the process ends,
+    however it ends.
 
     Raises MinicosError where another process holds it.
     """
@@ -120,7 +126,8 @@ def alone(folder: Path, part: Shard) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             raise MinicosError(
-                f"{folder}: another process ({file.read().strip() or 'unknown'}) is at work on shard {part}. "
+                f"{folder}: another process ({file.read().strip() or 'unknown'}) is at work on "
+                f"shard {part}. "
                 "Wait for it, or give each process its own --shard i/n."
             ) from error
         file.truncate(0)
@@ -137,7 +144,8 @@ def attempt(
     retries: int = 1,
     tell: Callable[[int, int, Unit | None], object] = lambda done, total, unit: None,
 ) -> dict[Unit, str]:
-    """Make what is not finished, one unit after the other; a unit that fails is tried again at the end. Returns what failed, and why.
+    """Make what is not finished, one unit after the other; a unit that fails is tried again at the
+    end. Returns what failed, and why.
 
     retries  further attempts for a unit that failed
     tell     is called with the count of finished units, of all units, and the unit that comes next
@@ -167,7 +175,9 @@ def attempt(
 
 
 class Progress:
-    """Tells how far the whole list is and how long it will take, weighing units by their price; a line every ten seconds."""
+    """Tells how far the whole list is and how long it will take, weighing units by their price;
+    a line every ten seconds.
+    """
 
     def __init__(self, prices: Mapping[Unit, float], finished: Sequence[Unit], part: Shard):
         self.prices = {unit: price or 1.0 for unit, price in prices.items()}

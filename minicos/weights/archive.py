@@ -1,9 +1,10 @@
 """What a PyTorch file (.pth, .pt) holds, read without PyTorch and without executing anything.
 
-Such a file is a zip: raw tensors, and a pickle with their names and shapes. The pickle is run through an interpreter that
-knows the words of `WORDS` and refuses all others; tables may have strings and numbers as keys, nothing else. So a file
-that holds anything but tensors and plain values is an error, and `torch.load(weights_only=True)` is called only for
-files that have passed here. What comes out is a `Header`, as from a safetensors file.
+Such a file is a zip: raw tensors, and a pickle with their names and shapes. The pickle is run
+through an interpreter that knows the words of `WORDS` and refuses all others; tables may have
+strings and numbers as keys, nothing else. So a file that holds anything but tensors and plain
+values is an error, and `torch.load(weights_only=True)` is called only for files that have passed
+here. What comes out is a `Header`, as from a safetensors file.
 """
 
 import pickle
@@ -34,7 +35,8 @@ STORAGES = {
     "UntypedStorage": "U8",
 }
 NEWER = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-# Tables in which programs keep the tensors of a network, and the one to take of several: averaged weights come first.
+# Tables in which programs keep the tensors of a network, and the one to take of several: averaged
+# weights come first.
 WRAPPERS = (
     *("generator_ema", "ema_model", "ema", "params_ema", "state_dict_ema"),
     *("generator", "model_state", "state_dict", "model_state_dict", "model", "module", "params"),
@@ -89,7 +91,8 @@ WORDS: dict[tuple[str, str], Any] = {
     ("torch.storage", "UntypedStorage"): "UntypedStorage",
     **{("torch", name): dtype for name, dtype in NEWER.items()},
 }
-# Whatever hashes, joins or builds something other than tables, lists and tuples of plain values is refused.
+# Whatever hashes, joins or builds something other than tables, lists and tuples of plain values is
+# refused.
 FORBIDDEN = {
     code[0]
     for code in (
@@ -141,14 +144,18 @@ class _Reader(pickle._Unpickler):
 
 
 def _put(table: Any, items: list[Any]) -> None:
-    """Fill a table. Only strings and numbers are hashed: a hash of nested tuples may take for ever."""
+    """Fill a table. Only strings and numbers are hashed: a hash of nested tuples may take for
+    ever.
+    """
     if type(table) is not dict or not all(type(key) in (str, int) for key in items[::2]):
         raise ValueError("a table with a key that is neither a string nor a number")
     table.update(zip(items[::2], items[1::2], strict=True))
 
 
 def read_archive(path: Path, size: int) -> Header:
-    """The header of a PyTorch file. Raises MinicosError if it is damaged or holds anything but named tensors."""
+    """The header of a PyTorch file. Raises MinicosError if it is damaged or holds anything but
+    named tensors.
+    """
     with reading(path, "is not a whole PyTorch archive"), zipfile.ZipFile(path) as archive:
         entry = next((e for e in archive.infolist() if e.filename.endswith("/data.pkl")), None)
         if entry is None or entry.file_size > MAX_PICKLE:
@@ -164,7 +171,8 @@ def read_archive(path: Path, size: int) -> Header:
 
 
 def table(path: Path, content: Any, kind: type[T]) -> dict[str, T]:
-    """The tensors of an archive's content, which may be wrapped in tables (`WRAPPERS`). Raises MinicosError if it has none.
+    """The tensors of an archive's content, which may be wrapped in tables (`WRAPPERS`). Raises
+    MinicosError if it has none.
 
     kind  what a tensor is: TensorInfo here, torch.Tensor when the file is read
     """

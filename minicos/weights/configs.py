@@ -1,7 +1,9 @@
-"""The configurations of networks, from the shapes of their tensors and what a config.json or a file's metadata adds.
+"""The configurations of networks, from the shapes of their tensors and what a config.json or a
+file's metadata adds.
 
-Whatever comes from a file is typed and bounded here before it is used: a number of layers is counted from names that are
-there, never taken from a number in a name, and what metadata says has to agree with the shapes.
+Whatever comes from a file is typed and bounded here before it is used: a number of layers is
+counted from names that are there, never taken from a number in a name, and what metadata says has
+to agree with the shapes.
 """
 
 import math
@@ -21,7 +23,9 @@ WIDEST = 1 << 20  # of any axis that becomes a field of a configuration
 
 
 def official(headers: Iterable[Header]) -> dict[str, tuple[int, ...]]:
-    """Official name -> shape of a network's tensors. Raises MinicosError where a key belongs to no known network."""
+    """Official name -> shape of a network's tensors. Raises MinicosError where a key belongs to
+    no known network.
+    """
     headers = tuple(headers)
     found = tensors(headers)
     with about(headers[0].path):
@@ -39,7 +43,9 @@ def count(names: Iterable[str], prefix: str) -> int:
 
 
 def architecture(shapes: Shapes) -> dict[str, Any]:
-    """The fields of DiTConfig that the shapes of official names tell: all but heads, text length and eps. {} if this is no DiT."""
+    """The fields of DiTConfig that the shapes of official names tell: all but heads, text length
+    and eps. {} if this is no DiT.
+    """
     modules = (
         "patch_embedding",
         "text_embedding.0",
@@ -83,7 +89,8 @@ def dit_config(shapes: Mapping[str, Any], given: Mapping[str, Any], where: str) 
     heads = given.get("num_heads", given.get("num_attention_heads"))
     if heads is None and dim % HEAD:
         raise MinicosError(
-            f"{where}: a network of width {dim} needs a config.json that says how many heads it has "
+            f"{where}: a network of width {dim} needs a config.json that says how many heads it "
+            "has "
             "(num_heads or num_attention_heads). Put one next to the weights."
         )
     fields = dict(shapes, num_heads=dim // HEAD if heads is None else heads)
@@ -93,7 +100,8 @@ def dit_config(shapes: Mapping[str, Any], given: Mapping[str, Any], where: str) 
     whole = all(type(n) is int and 0 < n <= 1 << 16 for n in (heads, length))
     if not whole or not isinstance(eps, float) or not 0 < eps < 1:
         raise MinicosError(
-            f"{where}: its config.json has impossible values (heads {heads!r}, text_len {length!r}, "
+            f"{where}: its config.json has impossible values (heads {heads!r}, text_len "
+            f"{length!r}, "
             f"eps {eps!r}). Download it again."
         )
     with reading(where, "has a config.json that does not fit its weights"):
@@ -101,10 +109,11 @@ def dit_config(shapes: Mapping[str, Any], given: Mapping[str, Any], where: str) 
 
 
 def vae_config(headers: Sequence[Header], given: Mapping[str, Any] = {}) -> VAEConfig:
-    """The configuration of a VAE: from shapes, with the statistics of its metadata or of a config.json.
+    """The configuration of a VAE: from shapes, with the statistics of its metadata or of a
+    config.json.
 
-    Raises MinicosError where it is no VAE of Wan, where metadata and shapes disagree, and where statistics are not one
-    finite number for each channel, or a standard deviation is not positive.
+    Raises MinicosError where it is no VAE of Wan, where metadata and shapes disagree, and where
+    statistics are not one finite number for each channel, or a standard deviation is not positive.
     """
     path, shapes = headers[0].path, official(headers)
     with reading(path, "is not a VAE of Wan", "`minicos inspect` says what it is."):
@@ -156,7 +165,9 @@ def text_config(headers: Sequence[Header], text_len: int) -> TextConfig:
 
 
 def clip_config(headers: Sequence[Header], given: Mapping[str, Any] = {}) -> CLIPConfig:
-    """The configuration of an image encoder, from its shapes; heads from its metadata, a config.json or as published."""
+    """The configuration of an image encoder, from its shapes; heads from its metadata, a
+    config.json or as published.
+    """
     shapes = official(headers)
     with reading(
         headers[0].path, "is not CLIP's image encoder", "`minicos inspect` says what it is."
@@ -185,7 +196,9 @@ def _number(value: Any) -> bool:
 def _metadata(
     headers: Sequence[Header], told: Mapping[str, Any], free: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The `free` fields of the configuration in a file's metadata; the others have to agree with what shapes tell."""
+    """The `free` fields of the configuration in a file's metadata; the others have to agree with
+    what shapes tell.
+    """
     text = headers[0].metadata.get("config")
     if text is None:
         return {}
@@ -197,13 +210,16 @@ def _metadata(
         same = tuple(value) == known if isinstance(value, list) else value == known
         if name in told and name not in free and not same:
             raise MinicosError(
-                f"{path}: its metadata say {name} {value!r:.60}, and its shapes {known!r}. Download it again."
+                f"{path}: its metadata say {name} {value!r:.60}, and its shapes {known!r}. "
+                "Download it again."
             )
     return {name: given[name] for name in free if name in given}
 
 
 def _vae21(shapes: Shapes) -> dict[str, Any]:
-    """The fields of VAEConfig that shapes tell. Wan2.1: the encoder is a flat list of residual blocks, a resampler ending each stage."""
+    """The fields of VAEConfig that shapes tell. Wan2.1: the encoder is a flat list of residual
+    blocks, a resampler ending each stage.
+    """
     name = "encoder.downsamples"
     depth = count(shapes, f"{name}.")
     resamplers = [i for i in range(depth) if f"{name}.{i}.resample.1.weight" in shapes]
@@ -224,7 +240,9 @@ def _vae21(shapes: Shapes) -> dict[str, Any]:
 
 
 def _vae22(shapes: Shapes) -> dict[str, Any]:
-    """The same of Wan2.2: a list of stages, each of residual blocks and, but for the last, a resampler."""
+    """The same of Wan2.2: a list of stages, each of residual blocks and, but for the last, a
+    resampler.
+    """
     name = "encoder.downsamples"
     stages = range(count(shapes, f"{name}."))
     blocks = sum(f"{name}.0.downsamples.{i}.residual.6.weight" in shapes for i in range(9))

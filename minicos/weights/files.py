@@ -1,6 +1,8 @@
-"""Reading files that may be damaged or hostile: only regular ones, none larger than it should be, every error named.
+"""Reading files that may be damaged or hostile: only regular ones, none larger than it should be,
+every error named.
 
-All foreign exceptions of reading a file are turned into MinicosError here, in `reading`. No torch is imported.
+All foreign exceptions of reading a file are turned into MinicosError here, in `reading`. No torch
+is imported.
 """
 
 import json
@@ -22,7 +24,9 @@ PANIC = (
 def reading(
     path: object, wrong: str = "cannot be read", remedy: str = "Download it again."
 ) -> Iterator[None]:
-    """Turn whatever a library raises while it reads `path` into "<path> <wrong>: <cause>. <remedy>"."""
+    """Turn whatever a library raises while it reads `path` into "<path> <wrong>: <cause>.
+    <remedy>".
+    """
     try:
         yield
     except MinicosError:
@@ -60,7 +64,9 @@ def cause(error: BaseException) -> str:
 
 
 def regular(path: str | Path) -> Path:
-    """The path, if it is a regular file (or a link to one). Raises MinicosError: a pipe or a device would never end."""
+    """The path, if it is a regular file (or a link to one). Raises MinicosError: a pipe or a
+    device would never end.
+    """
     path = Path(path)
     with reading(path):
         mode = path.stat().st_mode
@@ -82,13 +88,17 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
 
 
 def read_table(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises MinicosError if it is too large, damaged or not an object."""
+    """The object in a JSON file. Raises MinicosError if it is too large, damaged or not an
+    object.
+    """
     with reading(path, "is not a table in JSON"):
         return table(read_bytes(path, TABLE))
 
 
 def table(text: str | bytes) -> dict[str, Any]:
-    """The object in a JSON text, without NaN and infinities. Raises ValueError, or RecursionError where it is too deep."""
+    """The object in a JSON text, without NaN and infinities. Raises ValueError, or
+    RecursionError where it is too deep.
+    """
     found = json.loads(text, parse_constant=_refuse)
     if not isinstance(found, dict):
         raise ValueError(f"it holds a {type(found).__name__}")

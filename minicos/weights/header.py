@@ -1,7 +1,9 @@
-"""What weight files say about themselves, read in milliseconds and without torch: names, dtypes, shapes, metadata.
+"""What weight files say about themselves, read in milliseconds and without torch: names, dtypes,
+shapes, metadata.
 
-safetensors files are read and validated by their library, PyTorch files by `archive`. Which of them a file is, its first
-bytes tell, not its name. Also here: the files of one network, which may be shards listed in an index.
+safetensors files are read and validated by their library, PyTorch files by `archive`. Which of them
+a file is, its first bytes tell, not its name. Also here: the files of one network, which may be
+shards listed in an index.
 """
 
 import re
@@ -35,7 +37,8 @@ FOREIGN = {
     b"7z\xbc\xaf": "a 7z archive, not weights. Unpack it",
     b"\x1f\x8b": "a gzip archive, not weights. Unpack it",
 }
-# Far beyond any published file; what is read of a header is kept in memory, so there must be some limit.
+# Far beyond any published file; what is read of a header is kept in memory, so there must be some
+# limit.
 MAX_TENSORS, MAX_AXES, MAX_NAME = 100_000, 16, 1000
 
 
@@ -55,7 +58,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What one file says about itself; `section` is what was cut from the front of its keys (`select`)."""
+    """What one file says about itself; `section` is what was cut from the front of its keys
+    (`select`).
+    """
 
     path: Path
     size: int  # bytes of the file
@@ -66,7 +71,9 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a file of weights. Raises MinicosError saying what is wrong with it, or what it is instead."""
+    """The header of a file of weights. Raises MinicosError saying what is wrong with it, or what
+    it is instead.
+    """
     from minicos.weights.archive import read_archive  # which makes a Header, too
 
     path = regular(path)
@@ -89,21 +96,25 @@ def read_header(path: str | Path) -> Header:
 
 
 def check_header(header: Header) -> Header:
-    """The header, if its names and shapes are of a sensible length. Raises MinicosError otherwise."""
+    """The header, if its names and shapes are of a sensible length. Raises MinicosError
+    otherwise.
+    """
     for key, info in header.tensors.items():
         if len(info.shape) > MAX_AXES or len(key) > MAX_NAME:
             raise MinicosError(
-                f"{header.path}: {key[:80]} has {len(info.shape)} axes and a name of {len(key)} letters. "
+                f"{header.path}: {key[:80]} has {len(info.shape)} axes and a name of {len(key)} "
+                "letters. "
                 "This is not a network's tensor: download the file again."
             )
     return header
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The files of one network: the file itself, or a folder's shards (by its index) or its only file of weights.
+    """The files of one network: the file itself, or a folder's shards (by its index) or its only
+    file of weights.
 
-    Raises MinicosError where nothing or more than one candidate is there, a shard is missing, or an index names a file
-    outside its folder.
+    Raises MinicosError where nothing or more than one candidate is there, a shard is missing, or an
+    index names a file outside its folder.
     """
     return list(_shards(Path(path)))
 
@@ -111,8 +122,8 @@ def weight_files(path: str | Path) -> list[Path]:
 def read_headers(path: str | Path) -> tuple[Header, ...]:
     """The headers of one network's files, compared with the index of its shards if there is one.
 
-    Raises MinicosError as `weight_files` and `read_header` do, where a tensor is in two shards, and where the index and
-    the shards disagree.
+    Raises MinicosError as `weight_files` and `read_header` do, where a tensor is in two shards, and
+    where the index and the shards disagree.
     """
     shards = _shards(Path(path))
     headers = tuple(read_header(file) for file in shards)
@@ -128,7 +139,8 @@ def read_headers(path: str | Path) -> tuple[Header, ...]:
         if wrong:
             where = "the index" if promised and wrong[0] in promised else "the file"
             raise MinicosError(
-                f"{header.path} and its index disagree: only {where} has {wrong[0]}. Download both again."
+                f"{header.path} and its index disagree: only {where} has {wrong[0]}. Download both "
+                "again."
             )
     return headers
 
@@ -155,7 +167,9 @@ def select(headers: Iterable[Header], section: str) -> tuple[Header, ...]:
 
 
 def read_part(source: str | Path | Sequence[str | Path], part: str) -> tuple[Header, ...]:
-    """The headers of one network, also where its file holds several: those of a file, a folder, or a list of files."""
+    """The headers of one network, also where its file holds several: those of a file, a folder,
+    or a list of files.
+    """
     paths = source if not isinstance(source, str | Path) else ()
     headers = tuple(map(read_header, paths)) if paths else read_headers(Path(str(source)))
     found = tensors(headers)
@@ -184,7 +198,9 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """The files of a folder that can be its network: the plain ones before variants such as fp16, PyTorch's own last."""
+    """The files of a folder that can be its network: the plain ones before variants such as
+    fp16, PyTorch's own last.
+    """
     index, variant, weights = (
         "*.safetensors.index.json",
         "*.safetensors.index.*.json",
@@ -226,7 +242,8 @@ def _indexed(index: Path) -> dict[Path, set[str] | None]:
 def _shard(index: Path, name: str) -> Path:
     """The file that an index names, if it is there and inside the index's folder.
 
-    Links are followed within the folder and, since the Hugging Face cache is made of them, into that cache's `blobs`.
+    Links are followed within the folder and, since the Hugging Face cache is made of them, into
+    that cache's `blobs`.
     """
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive

@@ -1,7 +1,9 @@
-"""Models on the Hugging Face Hub: in the local cache, or fetched into it when, and only when, the user says so.
+"""Models on the Hugging Face Hub: in the local cache, or fetched into it when, and only when, the
+user says so.
 
-`--model Wan-AI/Wan2.2-I2V-A14B` reads the cache and opens no connection. `--download` prints what it is about to fetch and
-how large that is, and fetches only what a model needs; stopped halfway and started again, it continues.
+`--model Wan-AI/Wan2.2-I2V-A14B` reads the cache and opens no connection. `--download` prints what
+it is about to fetch and how large that is, and fetches only what a model needs; stopped halfway and
+started again, it continues.
 """
 
 import re
@@ -13,7 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from minicos.errors import MinicosError
 
-# Repositories of models that no file tells from another one (config.FINETUNES): here the id is what names them.
+# Repositories of models that no file tells from another one (config.FINETUNES): here the id is what
+# names them.
 KNOWN: Mapping[str, str] = {
     "Video-Reason/VBVR-Wan2.2": "VBVR-Wan2.2",
     "nvidia/ChronoEdit-14B-Diffusers": "ChronoEdit-14B",
@@ -44,14 +47,18 @@ class RemoteFile:
 
 
 def is_id(name: str) -> bool:
-    """Is this the id of a repository, owner/name? Nothing that could lead out of the cache is one."""
+    """Is this the id of a repository, owner/name? Nothing that could lead out of the cache is
+    one.
+    """
     return (
         ID.fullmatch(name) is not None and ".." not in name and "--" not in name and len(name) <= 96
     )
 
 
 def cached(repo: str) -> Path:
-    """The folder of a repository in the local cache. Opens no connection. Raises MinicosError saying how to fetch it."""
+    """The folder of a repository in the local cache. Opens no connection. Raises MinicosError
+    saying how to fetch it.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -59,15 +66,17 @@ def cached(repo: str) -> Path:
         return Path(snapshot_download(repo, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise MinicosError(
-            f"{repo} is neither a file or folder here nor in the Hub's cache: `minicos inspect {repo} --download` fetches it."
+            f"{repo} is neither a file or folder here nor in the Hub's cache: `minicos inspect "
+            f"{repo} --download` fetches it."
         ) from error
 
 
 def fetch(repo: str) -> Path:
     """Fetch what a model needs of a repository into the cache and return its folder there.
 
-    Prints repository, revision, files and bytes to stderr first. Raises MinicosError where the repository does not exist or
-    is gated, where there is no network or not enough disk, and where it is not one whole model.
+    Prints repository, revision, files and bytes to stderr first. Raises MinicosError where the
+    repository does not exist or is gated, where there is no network or not enough disk, and where
+    it is not one whole model.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -94,27 +103,33 @@ def fetch(repo: str) -> Path:
         raise
     except GatedRepoError as error:
         raise MinicosError(
-            f"{repo} is gated: accept its terms at https://huggingface.co/{repo} and log in with `hf auth login`."
+            f"{repo} is gated: accept its terms at https://huggingface.co/{repo} and log in with "
+            "`hf auth login`."
         ) from error
     except RepositoryNotFoundError as error:
         raise MinicosError(
-            f"the Hub has no repository {repo}, or it is private: check the id, or log in with `hf auth login`."
+            f"the Hub has no repository {repo}, or it is private: check the id, or log in with `hf "
+            "auth login`."
         ) from error
     except OfflineModeIsEnabled as error:
         raise MinicosError(
             f"{repo} cannot be fetched: HF_HUB_OFFLINE is set. Unset it, or leave --download out."
         ) from error
-    except Exception as error:  # whatever the network or the disk raises; the library's HTTP client differs by version
+    # whatever the network or the disk raises; the library's HTTP client differs by version
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MinicosError(
-            f"{repo} could not be fetched ({reason}). Check network and disk and run this again: it continues."
+            f"{repo} could not be fetched ({reason}). Check network and disk and run this again: "
+            "it continues."
         ) from error
 
 
 def needed(repo: str, files: Mapping[str, int]) -> list[RemoteFile]:
-    """What of a repository's files (name -> bytes) makes up the model; the rest (pictures, copies in half precision) stays away.
+    """What of a repository's files (name -> bytes) makes up the model; the rest (pictures, copies
+    in half precision) stays away.
 
-    Raises MinicosError where a name leads out of the repository, and where the repository is not one whole model.
+    Raises MinicosError where a name leads out of the repository, and where the repository is not
+    one whole model.
     """
     for name in files:
         if (
@@ -144,14 +159,18 @@ def needed(repo: str, files: Mapping[str, int]) -> list[RemoteFile]:
     if not any(name.startswith(transformers) and name.endswith(WEIGHTS) for name in chosen):
         count = sum(name.endswith(WEIGHTS) for name in files)
         raise MinicosError(
-            f"{repo} is not one whole model in the official or the diffusers layout ({count} files of weights). "
-            f"Take the files you want: `hf download {repo} FILE`, then --model FILE and --part vae=FILE and so on."
+            f"{repo} is not one whole model in the official or the diffusers layout ({count} files "
+            "of weights). "
+            f"Take the files you want: `hf download {repo} FILE`, then --model FILE and --part "
+            "vae=FILE and so on."
         )
     return [RemoteFile(name, files[name]) for name in chosen]
 
 
 def _once(names: Sequence[str]) -> list[str]:
-    """The files of a folder without those that say the same again: .pth beside .safetensors, fp16 beside the plain ones."""
+    """The files of a folder without those that say the same again: .pth beside .safetensors,
+    fp16 beside the plain ones.
+    """
     stems = {name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors")}
     kept = [
         name for name in names if not (name.endswith(".pth") and name.removesuffix(".pth") in stems)
@@ -170,5 +189,6 @@ def _room(cache: Path, repo: str, total: int) -> None:
     free = shutil.disk_usage(there).free
     if total - have > free:
         raise MinicosError(
-            f"{repo} needs {total - have:,} bytes more, and {there} has {free:,} free. Make room, or set HF_HOME to another disk."
+            f"{repo} needs {total - have:,} bytes more, and {there} has {free:,} free. Make room, "
+            "or set HF_HOME to another disk."
         )

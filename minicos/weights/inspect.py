@@ -1,9 +1,11 @@
-"""What is this file? Told from headers in a fraction of a second, without torch and without reading a weight.
+"""What is this file? Told from headers in a fraction of a second, without torch and without reading
+a weight.
 
-`inspect(path)` takes whatever people have on disk: an official folder with its two experts, a diffusers folder, a folder of
-shards, a single file from ComfyUI, a LoRA, a VAE. The names of the tensors tell the kind and the layout, their shapes tell
-the architecture, and `variants` names what that can be: all of it, where nothing tells two apart. Names of folders and files
-are used for one thing only: which expert, the high-noise one or the low-noise one, this is.
+`inspect(path)` takes whatever people have on disk: an official folder with its two experts, a
+diffusers folder, a folder of shards, a single file from ComfyUI, a LoRA, a VAE. The names of the
+tensors tell the kind and the layout, their shapes tell the architecture, and `variants` names what
+that can be: all of it, where nothing tells two apart. Names of folders and files are used for one
+thing only: which expert, the high-noise one or the low-noise one, this is.
 """
 
 from collections import Counter
@@ -68,11 +70,15 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `inspect` found. Counts are over all files; `parts` says which files make up which network."""
+    """What `inspect` found. Counts are over all files; `parts` says which files make up which
+    network.
+    """
 
     path: str
     variant: str  # "Wan2.2-I2V-A14B", "Wan2.1_VAE", "LoRA", ... or "unknown"
-    layout: str  # "official", "comfy", "comfy_fp8_scaled", "diffusers", "transformers", "pytorch", "lora:<dialect>"
+    # "official", "comfy", "comfy_fp8_scaled", "diffusers", "transformers", "pytorch",
+    # "lora:<dialect>"
+    layout: str
     expert: str | None  # "high", "low", "high and low"; None where nothing says so
     tensors: int
     parameters: int
@@ -99,7 +105,9 @@ class _Part:
 
 
 def inspect(path: str | Path) -> Checkpoint:
-    """Say what a file or folder of weights is. Raises MinicosError where it is missing, damaged or not weights."""
+    """Say what a file or folder of weights is. Raises MinicosError where it is missing, damaged
+    or not weights.
+    """
     path = Path(path)
     kind, places = layouts.places(path)
     found = {name: places[name] for name in ("high", "low") if name in places} or {"high": path}
@@ -111,7 +119,8 @@ def inspect(path: str | Path) -> Checkpoint:
     for name, part in parts.items():
         if part.variant == "LoRA" and part is not first:
             notes.append(
-                f"its {name}-noise expert is a LoRA of rank {part.architecture.get('rank')} on the other one"
+                f"its {name}-noise expert is a LoRA of rank {part.architecture.get('rank')} on the "
+                "other one"
             )
         elif part.architecture != first.architecture:
             raise MinicosError(
@@ -151,7 +160,9 @@ def inspect(path: str | Path) -> Checkpoint:
 
 
 def _named(evidence: variants.Evidence) -> tuple[str, list[str]]:
-    """The variants that a transformer can be of, and notes on what else it could be or what is missing."""
+    """The variants that a transformer can be of, and notes on what else it could be or what is
+    missing.
+    """
     possible = variants.likely(evidence)
     if len(possible) > 1:
         return " or ".join(possible), []
@@ -212,7 +223,9 @@ def _network(path: Path, expert: str | None) -> _Part:
 
 
 def _renamed(found: Mapping[str, TensorInfo]) -> tuple[Mapping[str, TensorInfo], list[str]]:
-    """The weights by their official names; as they are, and a note why, where a name has no official one."""
+    """The weights by their official names; as they are, and a note why, where a name has no
+    official one.
+    """
     try:
         rename = renamer(found)
         return {rename(name): found[key] for key, name in weights(found).items()}, []
@@ -221,7 +234,9 @@ def _renamed(found: Mapping[str, TensorInfo]) -> tuple[Mapping[str, TensorInfo],
 
 
 def _layout(found: Mapping[str, TensorInfo], known: bool) -> str:
-    """Whose way of naming and storing tensors this is; official names of a network that is not known are no layout."""
+    """Whose way of naming and storing tensors this is; official names of a network that is not
+    known are no layout.
+    """
     if any(key.endswith(tuple(VALUES)) for key in found):
         return "quanto"
     if any(strip(key) == "scaled_fp8" or key.endswith((*FACTORS, *UNUSED)) for key in found):
@@ -245,7 +260,9 @@ def _other(official: Mapping[str, TensorInfo]) -> str:
 
 
 def _incomplete(official: Mapping[str, TensorInfo], layers: int) -> list[str]:
-    """A note where a transformer lacks tensors, or has more: 15 outside the blocks, 27 in each; with CLIP 8 (9) and 5 more."""
+    """A note where a transformer lacks tensors, or has more: 15 outside the blocks, 27 in each;
+    with CLIP 8 (9) and 5 more.
+    """
     clip = "img_emb.proj.0.weight" in official
     expected = 15 + 27 * layers + (8 + 5 * layers + ("img_emb.emb_pos" in official) if clip else 0)
     if len(official) == expected:
@@ -257,7 +274,9 @@ def _incomplete(official: Mapping[str, TensorInfo], layers: int) -> list[str]:
 
 
 def _lora_kind(found: Mapping[str, TensorInfo]) -> tuple[str, tuple[str, ...]]:
-    """ "LoRA", or what else the file is, and notes: on experts, and on keys that are of no known network."""
+    """ "LoRA", or what else the file is, and notes: on experts, and on keys that are of no known
+    network.
+    """
     keys = [lora_key(key) for key in found]
     pieces = {key.piece for key in keys if key is not None}
     unread = sorted(pieces & set(UNREAD))

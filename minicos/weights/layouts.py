@@ -1,12 +1,15 @@
 """Where the parts of a model lie, in every layout that people have on disk.
 
-official     high_noise_model/, low_noise_model/ (Wan2.1 and TI2V-5B: one network beside the rest), Wan2.x_VAE.pth,
-             models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/tokenizer.json, models_clip_*.pth (Wan2.1 image-to-video)
-diffusers    model_index.json, transformer/ (the high-noise expert!), transformer_2/, vae/, text_encoder/, image_encoder/, tokenizer/
+official     high_noise_model/, low_noise_model/ (Wan2.1 and TI2V-5B: one network beside the rest),
+             Wan2.x_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/tokenizer.json,
+             models_clip_*.pth (Wan2.1 image-to-video)
+diffusers    model_index.json, transformer/ (the high-noise expert!), transformer_2/, vae/,
+             text_encoder/, image_encoder/, tokenizer/
 single file  one network (ComfyUI, DiffSynth); its other parts are named one by one, see `PARTS`
 
-An expert may be a LoRA on the other one, as in the model that comes with minicos. `find` reads headers alone and imports no
-torch, so that whatever can be refused is refused before anything is loaded.
+An expert may be a LoRA on the other one, as in the model that comes with minicos. `find` reads
+headers alone and imports no torch, so that whatever can be refused is refused before anything is
+loaded.
 """
 
 import math
@@ -68,7 +71,9 @@ C = TypeVar("C", DiTConfig, VAEConfig, TextConfig, CLIPConfig)
 
 @dataclass(frozen=True)
 class Part(Generic[C]):
-    """The files of one network, its configuration, and the LoRAs to merge into it, each with its strength."""
+    """The files of one network, its configuration, and the LoRAs to merge into it, each with its
+    strength.
+    """
 
     files: tuple[Path, ...]
     config: C
@@ -90,7 +95,8 @@ class Layout:
     stated: dict[str, float] = field(default_factory=dict)  # by a diffusers folder: shift, boundary
 
     def preset(self, name: str | None = None) -> Preset:
-        """A preset of the variant, the first by default; "diffusers" is the first with what the folder states.
+        """A preset of the variant, the first by default; "diffusers" is the first with what the
+        folder states.
 
         Raises MinicosError for a name that there is not, and where the folder states nothing.
         """
@@ -98,13 +104,16 @@ class Layout:
             return get_preset(self.variant, name)
         if not self.stated:
             raise MinicosError(
-                "--preset diffusers follows a diffusers folder, and this model has no scheduler/scheduler_config.json"
+                "--preset diffusers follows a diffusers folder, and this model has no "
+                "scheduler/scheduler_config.json"
                 " with a flow_shift. Take another preset."
             )
         return get_preset(self.variant).changed(**self.stated)
 
     def fingerprint(self) -> str:
-        """Tells these weights from others: a hash of samples of every file and of the strengths of LoRAs."""
+        """Tells these weights from others: a hash of samples of every file and of the strengths
+        of LoRAs.
+        """
         digest = sha256()
         networks: list[Part] = [*self.experts.values(), self.vae, self.text]
         for part in networks:
@@ -125,13 +134,16 @@ def find(
 ) -> Layout:
     """The files of a model, told from their headers.
 
-    model     "tiny" (the one inside the package), "tiny:NAME" (a variant of it; its VAE is that of "tiny"), a folder, a file,
+    model     "tiny" (the one inside the package), "tiny:NAME" (a variant of it; its VAE is that of
+              "tiny"), a folder, a file,
               an index of shards, or the id of a repository on the Hub
     variant   what shapes cannot tell, see `variants.resolve`
     parts     name (see `PARTS`) -> file or folder; takes the place of what the model has there
-    lora      expert -> files, or pairs of file and strength; a model of one network is its own "high" expert
+    lora      expert -> files, or pairs of file and strength; a model of one network is its own
+              "high" expert
     download  fetch a repository of the Hub that is not in the cache
-    Raises MinicosError naming the file or part that is missing, damaged, of another model, or ambiguous.
+    Raises MinicosError naming the file or part that is missing, damaged, of another model, or
+    ambiguous.
     """
     path = locate(model, download)
     seen = _survey(
@@ -159,7 +171,9 @@ def find(
 
 
 def locate(model: str | Path, download: bool = False) -> Path:
-    """Where a model lies: the embedded one, a file or folder, or a repository in the Hub's cache (or, if so wanted, fetched)."""
+    """Where a model lies: the embedded one, a file or folder, or a repository in the Hub's cache
+    (or, if so wanted, fetched).
+    """
     if model == "tiny":
         return EMBEDDED
     if isinstance(model, str) and model.startswith("tiny:"):
@@ -170,7 +184,8 @@ def locate(model: str | Path, download: bool = False) -> Path:
             return path
     if not isinstance(model, str) or not hub.is_id(model):
         raise MinicosError(
-            f"{model} is not a folder with a model. `--model tiny` is the one that comes with minicos."
+            f"{model} is not a folder with a model. `--model tiny` is the one that comes with "
+            "minicos."
         )
     return hub.fetch(model) if download else hub.cached(model)
 
@@ -198,7 +213,9 @@ def _shared() -> dict[str, Path]:
 
 
 def dit_config(model: str | Path) -> DiTConfig:
-    """The shapes of a model's transformer. Reads its headers only; the rest of the model need not be there."""
+    """The shapes of a model's transformer. Reads its headers only; the rest of the model need
+    not be there.
+    """
     seen = _survey(locate(model), {})
     evidence = seen.evidence
     possible = variants.likely(evidence)
@@ -225,7 +242,9 @@ def places(model: Path) -> tuple[str, dict[str, Path]]:
 
 
 def claim(path: Path) -> str | None:
-    """Which expert the name of a file, or of its folder, claims to be: high_noise, HighNoise, -HIGH_, _high_, H- and so on."""
+    """Which expert the name of a file, or of its folder, claims to be: high_noise, HighNoise,
+    -HIGH_, _high_, H- and so on.
+    """
     folder = {e for e in ("high", "low") if re.search(rf"{e}[ _-]?noise", path.parent.name, re.I)}
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^A-Za-z\d]+", path.name)
     words = [word for word in words if word[0].isalnum()]
@@ -262,7 +281,9 @@ def evidence(
 
 
 def _large_frames(model: Path, at: Mapping[str, Path], shapes: variants.Architecture) -> str | None:
-    """Wan2.1-I2V-14B-720P where the name of its folder or file says 720p: nothing in the file does."""
+    """Wan2.1-I2V-14B-720P where the name of its folder or file says 720p: nothing in the file
+    does.
+    """
     names = [path.name for path in (model, *(at[name] for name in ("high", "low") if name in at))]
     fits = "Wan2.1-I2V-14B" in variants.fitting(shapes)
     return (
@@ -270,7 +291,7 @@ def _large_frames(model: Path, at: Mapping[str, Path], shapes: variants.Architec
     )
 
 
-# -- the steps of `find` ------------------------------------------------------------------------------------------------
+# -- the steps of `find` ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -303,20 +324,23 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
     networks = {name: read_part(found[name], name) for name in names}
     if not networks:
         raise MinicosError(
-            f"{model} holds no transformer: high_noise_model/, transformer/ or diffusion_pytorch_model*.safetensors. "
+            f"{model} holds no transformer: high_noise_model/, transformer/ or "
+            "diffusion_pytorch_model*.safetensors. "
             "Check the path, or name it: --part high=FILE."
         )
     bases = {name: headers for name, headers in networks.items() if not _is_lora(headers)}
     if not bases:
         raise MinicosError(
-            f"{found['high' if 'high' in networks else 'low']} is a LoRA: give the model it is for, and it by --lora."
+            f"{found['high' if 'high' in networks else 'low']} is a LoRA: give the model it is "
+            "for, and it by --lora."
         )
     shapes = {name: _architecture(found[name], headers) for name, headers in bases.items()}
     first = next(iter(shapes.values()))
     if any(other != first for other in shapes.values()):
         differ = next(k for k in first if first[k] != shapes["low"].get(k))
         raise MinicosError(
-            f"{model}: its experts are of two models ({differ} {first[differ]} and {shapes['low'].get(differ)}). "
+            f"{model}: its experts are of two models ({differ} {first[differ]} and "
+            f"{shapes['low'].get(differ)}). "
             "Give the two experts of one."
         )
     given_places = {name: found[name] for name in networks}
@@ -325,7 +349,9 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
 
 
 def _architecture(path: Path, headers: Sequence[Header]) -> dict[str, Any]:
-    """The architecture of a transformer. Raises MinicosError where it is none, or one with parts that are not known here."""
+    """The architecture of a transformer. Raises MinicosError where it is none, or one with parts
+    that are not known here.
+    """
     known = relative(tensors(headers))
     if known is not None:
         raise MinicosError(
@@ -373,7 +399,8 @@ def _sampled_large(name: str, asked: str | None) -> tuple[str, ...]:
     if asked is not None or name != "Wan2.1-I2V-14B-720P":
         return ()
     return (
-        "taken for the 720p model by its name: shift 5, frames of 1280x720 pixels (--variant Wan2.1-I2V-14B has those of 480p)",
+        "taken for the 720p model by its name: shift 5, frames of 1280x720 pixels (--variant "
+        "Wan2.1-I2V-14B has those of 480p)",
     )
 
 
@@ -382,7 +409,8 @@ def _mismatches(seen: _Survey, lora: LoraFiles) -> tuple[str, ...]:
     used = [(name, seen.places[name]) for name in seen.networks]
     used += [(name, _with_strength(one)[0]) for name, many in lora.items() for one in many]
     return tuple(
-        f"{path.name} is used for {name} noise, and its name says {claim(path)} noise: check which is which"
+        f"{path.name} is used for {name} noise, and its name says {claim(path)} noise: check which "
+        "is which"
         for name, path in used
         if len(seen.networks) == 2 and claim(path) not in (None, name)
     )
@@ -394,12 +422,14 @@ def _fit(layout: Layout) -> None:
     if vae.config.z_dim != cfg.out_dim:
         need = {16: "Wan2.1_VAE", 48: "Wan2.2_VAE"}.get(cfg.out_dim, "its own VAE")
         raise MinicosError(
-            f"{vae.files[0]} has {vae.config.z_dim} latent channels, and {layout.variant} has {cfg.out_dim}. "
+            f"{vae.files[0]} has {vae.config.z_dim} latent channels, and {layout.variant} has "
+            f"{cfg.out_dim}. "
             f"Give {need}: --part vae=FILE."
         )
     if text.config.dim != cfg.text_dim:
         raise MinicosError(
-            f"{text.files[0]} makes text of width {text.config.dim}, and {layout.variant} reads {cfg.text_dim}. "
+            f"{text.files[0]} makes text of width {text.config.dim}, and {layout.variant} reads "
+            f"{cfg.text_dim}. "
             "Give its own text encoder: --part text=FILE."
         )
     clip = layout.clip
@@ -408,7 +438,8 @@ def _fit(layout: Layout) -> None:
         cfg.image_tokens,
     ):
         raise MinicosError(
-            f"{clip.files[0]} makes {clip.config.tokens} rows of width {clip.config.dim} of an image, and "
+            f"{clip.files[0]} makes {clip.config.tokens} rows of width {clip.config.dim} of an "
+            "image, and "
             f"{layout.variant} reads {cfg.image_tokens // cfg.images} of {cfg.image_dim}. "
             "Give its own image encoder: --part clip=FILE."
         )
@@ -434,7 +465,9 @@ def _clip(seen: _Survey) -> Part[CLIPConfig]:
 
 
 def _tokenizer(path: Path | None, model: Path) -> Path:
-    """The tokenizer.json: the part or the folder's own, else the environment's, else that of google/umt5-xxl in the Hub's cache."""
+    """The tokenizer.json: the part or the folder's own, else the environment's, else that of
+    google/umt5-xxl in the Hub's cache.
+    """
     if path is not None:
         return regular(path / "tokenizer.json" if path.is_dir() else path)
     if named := os.environ.get(TOKENIZER):
@@ -450,8 +483,10 @@ def _tokenizer(path: Path | None, model: Path) -> Path:
     if cached.is_file():
         return cached
     raise MinicosError(
-        f"{model} comes without a tokenizer.json, and neither {TOKENIZER} nor the Hub cache of google/umt5-xxl has one. "
-        "Get one with `hf download google/umt5-xxl tokenizer.json`, or name one: --part tokenizer=FILE."
+        f"{model} comes without a tokenizer.json, and neither {TOKENIZER} nor the Hub cache of "
+        "google/umt5-xxl has one. "
+        "Get one with `hf download google/umt5-xxl tokenizer.json`, or name one: --part "
+        "tokenizer=FILE."
     )
 
 
@@ -495,7 +530,9 @@ def _samples(part: Part) -> bytes:
 
 
 def _sample(path: Path, pieces: int = 16, length: int = 1 << 16) -> bytes:
-    """A hash of a file's size and of pieces from its first to its last byte: a megabyte at most, however large it is."""
+    """A hash of a file's size and of pieces from its first to its last byte: a megabyte at most,
+    however large it is.
+    """
     digest = sha256()
     with reading(path), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)

@@ -1,10 +1,11 @@
 """Reading a checkpoint into a network: strictly, one tensor at a time.
 
-The network is built without memory (`with torch.device("meta")`). First the headers of all files are compared with its
-parameters, so that a wrong file fails before anything is read. Then every tensor is mapped into memory from its file and
-cast into its final place; quantised ones are multiplied by their factors, and those that a LoRA changes are made in
-float32, merged, and then cast. So memory beyond the finished weights is a piece of a tensor or, with a LoRA, one matrix
-in float32. On a CPU, tensors that need no change stay views of the file, which cost no memory at all.
+The network is built without memory (`with torch.device("meta")`). First the headers of all files
+are compared with its parameters, so that a wrong file fails before anything is read. Then every
+tensor is mapped into memory from its file and cast into its final place; quantised ones are
+multiplied by their factors, and those that a LoRA changes are made in float32, merged, and then
+cast. So memory beyond the finished weights is a piece of a tensor or, with a LoRA, one matrix in
+float32. On a CPU, tensors that need no change stay views of the file, which cost no memory at all.
 """
 
 import json
@@ -93,21 +94,25 @@ def load_into(
     place: Place | None = None,
     label: str = "",
 ) -> Loaded:
-    """Give every parameter and buffer of `module` (usually on the meta device) its tensor from `source`.
+    """Give every parameter and buffer of `module` (usually on the meta device) its tensor from
+    `source`.
 
     source   a file (.safetensors, .pth), a folder of shards, an index of shards, or a list of files
-    part     of a file that holds several networks, the one to read: "high", "low", "vae", "text", "clip"
-    rename   key -> the module's name for it; by default the naming is recognised (official, ComfyUI, diffusers, transformers)
+    part     of a file that holds several networks, the one to read: "high", "low", "vae", "text",
+             "clip"
+    rename   key -> the module's name for it; by default the naming is recognised (official,
+             ComfyUI, diffusers, transformers)
     dtype    one dtype, a function of the official name, or None to keep what is stored
     lora     merged in float32 before the cast
     unused   beginnings of the names of tensors that the source holds and the module does without
-    place    where finished tensors go: by default to new memory on `device`, or to a view of the file
+    place    where finished tensors go: by default to new memory on `device`, or to a view of the
+             file
     label    of a progress bar, shown from 1 GiB on
     The module ends in eval mode, without gradients.
 
-    Raises MinicosError where a key is missing, unknown, twice there or of another shape, where a file is damaged or stored
-    in a way that is not read, where a LoRA does not fit, and, with `check_finite`, where a tensor holds NaN or infinity.
-    The module is then unusable.
+    Raises MinicosError where a key is missing, unknown, twice there or of another shape, where a
+    file is damaged or stored in a way that is not read, where a LoRA does not fit, and, with
+    `check_finite`, where a tensor holds NaN or infinity. The module is then unusable.
     """
     loras = (lora,) if isinstance(lora, Lora) else tuple(lora)
     expected = dict(module.state_dict())
@@ -167,7 +172,9 @@ def stored_bytes(source: Source, part: str = "") -> Counter[torch.dtype]:
 
 
 def open_tensors(header: Header) -> Callable[[str], Tensor]:
-    """The function that maps a tensor of a file into memory, by its key. Nothing in the file is executed."""
+    """The function that maps a tensor of a file into memory, by its key. Nothing in the file is
+    executed.
+    """
     path = header.path
     if header.archive:
         with reading(path, "cannot be opened as tensors only", "Download or convert it."):
@@ -194,7 +201,9 @@ def open_tensors(header: Header) -> Callable[[str], Tensor]:
 
 
 class PinnedCopies:
-    """Brings pieces of host memory to a card through two pinned buffers: one is filled while the other is copied."""
+    """Brings pieces of host memory to a card through two pinned buffers: one is filled while the
+    other is copied.
+    """
 
     def __init__(self, device: torch.device):
         self.device, self._turn = device, 0
@@ -235,7 +244,8 @@ def _fill(target: Tensor, one: Stored, factor: Stored | None, bring: PinnedCopie
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity. A sum tells at the speed of memory; elements are looked at only if it fails.
+    """Whether there is neither NaN nor infinity. A sum tells at the speed of memory; elements are
+    looked at only if it fails.
 
     It has the tensor's own dtype: in another one torch would copy the tensor first.
     """
@@ -313,7 +323,8 @@ def _check(
         names += f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         where = ", ".join(str(header.path) for header in headers[:3]) or "no file at all"
         raise MinicosError(
-            f"{where}: this {network} needs {names}, which is not there. Is a file incomplete or forgotten?"
+            f"{where}: this {network} needs {names}, which is not there. Is a file incomplete or "
+            "forgotten?"
         )
 
 
@@ -323,7 +334,8 @@ def _check_numbers(one: Stored, factor: Stored | None, floating: bool, others: b
     if factor is None:
         if floating and not DTYPES[kind].is_floating_point:
             raise MinicosError(
-                f"{where} holds integers ({kind}) and no factor (weight_scale) that makes weights of them. "
+                f"{where} holds integers ({kind}) and no factor (weight_scale) that makes weights "
+                "of them. "
                 "Get the model in bf16, fp16 or fp8."
             )
         if kind in NARROW and others and len(one.info.shape) == 2:
@@ -336,19 +348,23 @@ def _check_numbers(one: Stored, factor: Stored | None, floating: bool, others: b
     plain = ("F16", "BF16", "F32", "F64")
     if kind not in (*NARROW, *plain) or factor.info.dtype not in plain:
         raise MinicosError(
-            f"{where} is {kind} with factors in {factor.info.dtype}, a way of storing that minicos does "
+            f"{where} is {kind} with factors in {factor.info.dtype}, a way of storing that minicos "
+            "does "
             "not read. Get the model in bf16, fp16 or fp8."
         )
     shape = factor.info.shape
     if factor.info.elements != 1 and (factor.info.elements != rows or shape[0] != rows):
         raise MinicosError(
-            f"{where} has factors of shape {list(shape)}: minicos reads one for a matrix or one for each "
+            f"{where} has factors of shape {list(shape)}: minicos reads one for a matrix or one "
+            "for each "
             f"of its {rows} rows, not one for a block. Get the model in bf16, fp16 or plain fp8."
         )
 
 
 def _check_record(one: Stored) -> None:
-    """ComfyUI writes next to each quantised matrix how it is stored, as JSON in a tensor of bytes."""
+    """ComfyUI writes next to each quantised matrix how it is stored, as JSON in a tensor of
+    bytes.
+    """
     where = f"{one.header.path}: {one.key}"
     if one.info.dtype != "U8" or one.info.elements > 10_000:
         raise MinicosError(f"{where} is not a record in JSON. Download it again.")

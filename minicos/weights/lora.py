@@ -1,15 +1,20 @@
-"""LoRA files: small changes to a network's weights, in the spellings found in the wild, merged while loading.
+"""LoRA files: small changes to a network's weights, in the spellings found in the wild, merged
+while loading.
 
-A LoRA holds, for a weight W (out in), two thin matrices: W += strength * alpha / rank * up @ down, with up (out rank) and
-down (rank in); convolutions likewise, over flattened kernels. Producers differ in prefix, in the names of the two, in the
-network's naming, and in whether an alpha is stored (if not, alpha = rank). Some also store whole differences of
-parameters, or products of other forms (LoHa, LoKr). Each file is read into one form, a table from official parameter names
-to changes. A key that is not understood is an error, and so is a kind of LoRA that is not read (DoRA, control LoRA, ...).
+A LoRA holds, for a weight W (out in), two thin matrices: W += strength * alpha / rank * up @ down,
+with up (out rank) and down (rank in); convolutions likewise, over flattened kernels. Producers
+differ in prefix, in the names of the two, in the network's naming, and in whether an alpha is
+stored (if not, alpha = rank). Some also store whole differences of parameters, or products of other
+forms (LoHa, LoKr). Each file is read into one form, a table from official parameter names to
+changes. A key that is not understood is an error, and so is a kind of LoRA that is not read (DoRA,
+control LoRA, ...).
 
     DiffSynth        blocks.0.self_attn.q.lora_A.default.weight
-    PEFT, diffusers  transformer.blocks.0.attn1.to_q.lora_A.weight, .lora_B.bias; transformer_2. for the low-noise expert
+    PEFT, diffusers  transformer.blocks.0.attn1.to_q.lora_A.weight, .lora_B.bias; transformer_2. for
+                     the low-noise expert
     ComfyUI          diffusion_model.blocks.0.self_attn.q.lora_down.weight, .alpha
-    lightx2v         as ComfyUI without alpha, with .diff (weight), .diff_b (bias), .diff_m (modulation)
+    lightx2v         as ComfyUI without alpha, with .diff (weight), .diff_b (bias), .diff_m
+                     (modulation)
     musubi           lora_unet_blocks_0_self_attn_q.lora_down.weight, .alpha
     LyCORIS          lycoris_blocks_0_self_attn_q.lokr_w1, .hada_w1_a, ...
 """
@@ -41,7 +46,9 @@ IMAGE_BRANCH = ("img_emb.", "cross_attn.k_img.", "cross_attn.v_img.", "cross_att
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change scale * up @ down: up (out rank), down (rank in), or with the axes of a convolution's kernel behind these."""
+    """The change scale * up @ down: up (out rank), down (rank in), or with the axes of a
+    convolution's kernel behind these.
+    """
 
     up: Tensor
     down: Tensor
@@ -93,7 +100,9 @@ class Hadamard:
 
 @dataclass(frozen=True)
 class Kronecker:
-    """LoKr: scale times the Kronecker product of two matrices, each whole or a product itself (its factors in a row)."""
+    """LoKr: scale times the Kronecker product of two matrices, each whole or a product itself
+    (its factors in a row).
+    """
 
     a: tuple[Tensor, ...]
     b: tuple[Tensor, ...]
@@ -131,7 +140,8 @@ class Lora:
     notes: tuple[str, ...] = ()  # what of the file is not applied
 
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> "Lora":
-        """Without the changes of an image branch that the network of these shapes lacks, with a note that counts them.
+        """Without the changes of an image branch that the network of these shapes lacks, with a
+        note that counts them.
 
         Files for Wan2.2 made by tools of Wan2.1 carry them. Raises MinicosError as `check` does.
         """
@@ -156,13 +166,16 @@ class Lora:
         for name, delta in self.deltas.items():
             if name not in shapes:
                 raise MinicosError(
-                    f"{self.path} changes {name}, which this network lacks. Is the LoRA for another variant?"
+                    f"{self.path} changes {name}, which this network lacks. Is the LoRA for "
+                    "another variant?"
                 )
             found, needed = tuple(delta.shape), tuple(shapes[name])
             if name == "patch_embedding.weight" and found[1:2] > needed[1:2]:
                 raise MinicosError(
-                    f"{self.path} is a control LoRA: it widens the network's input to {found[1]} channels "
-                    f"({needed[1]} here), and minicos does not read those. Take a LoRA without control."
+                    f"{self.path} is a control LoRA: it widens the network's input to {found[1]} "
+                    "channels "
+                    f"({needed[1]} here), and minicos does not read those. Take a LoRA without "
+                    "control."
                 )
             if found != needed:
                 raise MinicosError(
@@ -171,7 +184,9 @@ class Lora:
                 )
 
     def merge(self, name: str, tensor: Tensor) -> Tensor:
-        """`tensor` (float32, the official parameter `name`) with its change added; the same tensor if there is none."""
+        """`tensor` (float32, the official parameter `name`) with its change added; the same
+        tensor if there is none.
+        """
         delta = self.deltas.get(name)
         return tensor if delta is None else delta.add(tensor, self.strength)
 
@@ -213,9 +228,11 @@ class Applied:
 
 
 def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
-    """Read a LoRA file, .safetensors or tensors in .pt. Of a file for both experts, those changes that are for `expert`.
+    """Read a LoRA file, .safetensors or tensors in .pt. Of a file for both experts, those changes
+    that are for `expert`.
 
-    Raises MinicosError naming the file and the key that does not fit, or the kind of LoRA that is not read.
+    Raises MinicosError naming the file and the key that does not fit, or the kind of LoRA that is
+    not read.
     """
     from minicos.weights.load import open_tensors  # which merges what is read here
 
@@ -223,7 +240,8 @@ def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
     dialect = lora_dialect(header.tensors)
     if dialect is None:
         raise MinicosError(
-            f"{path} holds no LoRA: it has no lora_A, lora_down or diff. `minicos inspect {path}` says more."
+            f"{path} holds no LoRA: it has no lora_A, lora_down or diff. `minicos inspect {path}` "
+            "says more."
         )
     chosen, notes = _for_expert(header, expert)
     tensor = open_tensors(header)
@@ -231,7 +249,8 @@ def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
     for key, (module, piece) in chosen.items():
         if piece in parts[module]:
             raise MinicosError(
-                f"{path}: the key {key!r} stands for a change that is already there. Remove one of them."
+                f"{path}: the key {key!r} stands for a change that is already there. Remove one of "
+                "them."
             )
         parts[module][piece] = tensor(key)
     deltas: dict[str, Delta] = {}
@@ -249,13 +268,17 @@ def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
 
 
 def _for_expert(header: Header, expert: str) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]]:
-    """Key -> official module and piece, for the keys of this expert; and a note on those of the other."""
+    """Key -> official module and piece, for the keys of this expert; and a note on those of the
+    other.
+    """
     found = {key: lora_key(key) for key in header.tensors}
     for key, parsed in found.items():
         if parsed is None:
             raise MinicosError(
-                f"{header.path}: the key {key!r} is not a LoRA's, or its module is of no network known "
-                "here. `minicos inspect` says what the file is; a LoRA for another network cannot be used."
+                f"{header.path}: the key {key!r} is not a LoRA's, or its module is of no network "
+                "known "
+                "here. `minicos inspect` says what the file is; a LoRA for another network cannot "
+                "be used."
             )
         kind = UNREAD.get(parsed.piece)
         if parsed.bias and parsed.piece != "up":
@@ -270,7 +293,8 @@ def _for_expert(header: Header, expert: str) -> tuple[dict[str, tuple[str, str]]
     low = any(parsed.low for parsed in known.values())
     if low and not both and expert == "high":
         raise MinicosError(
-            f"{header.path} is for the low-noise expert (its keys begin with transformer_2. or the like). "
+            f"{header.path} is for the low-noise expert (its keys begin with transformer_2. or the "
+            "like). "
             "Give it as --lora low=FILE."
         )
     other = [key for key, parsed in known.items() if both and parsed.low != (expert == "low")]
@@ -285,7 +309,8 @@ def _for_expert(header: Header, expert: str) -> tuple[dict[str, tuple[str, str]]
 
 
 def save(path: str | Path, deltas: Mapping[str, Delta], dtype: torch.dtype = torch.float32) -> None:
-    """Write changes in the dialect of DiffSynth (whole differences as lightx2v spells them), in one step.
+    """Write changes in the dialect of DiffSynth (whole differences as lightx2v spells them), in one
+    step.
 
     `deltas`: official parameter name -> LowRank or Whole. A scale other than 1 goes into `up`.
     """
@@ -367,10 +392,12 @@ def _deltas(
 
 
 def _adapter_scale(header: Header, spelled: Mapping[str, str]) -> Scale:
-    """alpha / rank as PEFT and diffusers write it into a file's metadata or next to it; 1 if they do not.
+    """alpha / rank as PEFT and diffusers write it into a file's metadata or next to it; 1 if they
+    do not.
 
     spelled  official module -> as the file spells it, and as the patterns of PEFT do
-    `rank_pattern` is not needed, since the rank is in the shapes. Raises MinicosError on what is not understood.
+    `rank_pattern` is not needed, since the rank is in the shapes. Raises MinicosError on what is
+    not understood.
     """
     about, where = _adapter_config(header)
     with reading(header.path, f"has {where} that cannot be understood", "Save it again."):
@@ -406,7 +433,9 @@ def _alpha(value: Any) -> float:
 
 
 def _adapter_config(header: Header) -> tuple[dict[str, Any], str]:
-    """What is written about a LoRA in its metadata or, by PEFT, in adapter_config.json next to it."""
+    """What is written about a LoRA in its metadata or, by PEFT, in adapter_config.json next to
+    it.
+    """
     text = header.metadata.get("lora_adapter_metadata")
     if text is not None:
         with reading(

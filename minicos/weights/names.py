@@ -1,8 +1,9 @@
-"""Names of parameters: the official ones, which minicos itself uses, and foreign ones, each a table with a layer slot.
+"""Names of parameters: the official ones, which minicos itself uses, and foreign ones, each a table
+with a layer slot.
 
-A table maps official module paths to foreign ones; `{}` stands for the number of the layer. `translate` looks up a key
-with or without its last word (`weight`, `bias`, `gamma`). A key that is in no table is an error, never a guess.
-No torch here: `minicos inspect` uses these tables too.
+A table maps official module paths to foreign ones; `{}` stands for the number of the layer.
+`translate` looks up a key with or without its last word (`weight`, `bias`, `gamma`). A key that is
+in no table is an error, never a guess. No torch here: `minicos inspect` uses these tables too.
 """
 
 import re
@@ -11,7 +12,8 @@ from typing import NamedTuple
 
 from minicos.errors import MinicosError
 
-# Put before the names of a network by ComfyUI, DiffSynth's trainer, DataParallel, torch.compile and (CLIP) transformers.
+# Put before the names of a network by ComfyUI, DiffSynth's trainer, DataParallel, torch.compile and
+# (CLIP) transformers.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "vision_model.", "pipe.dit.",
             "module.", "_orig_mod.")  # fmt: skip
 WRAPPED = (
@@ -47,7 +49,8 @@ DIT_DIFFUSERS = {
             ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"), ("norm_q", "norm_q"), ("norm_k", "norm_k"),
         )
     },
-    "blocks.{}.norm3": "blocks.{}.norm2",  # the affine norm before cross-attention; the other two have no parameters
+    # the affine norm before cross-attention; the other two have no parameters
+    "blocks.{}.norm3": "blocks.{}.norm2",
     "blocks.{}.ffn.0": "blocks.{}.ffn.net.0.proj",
     "blocks.{}.ffn.2": "blocks.{}.ffn.net.2",
     "head.head": "proj_out",
@@ -79,7 +82,9 @@ def _under(official: str, foreign: str, leaves: dict[str, str]) -> dict[str, str
 
 
 def decoder_layers(res_blocks: int) -> dict[str, str]:
-    """The table of the decoder of a VAE of Wan2.1: official, one flat list; diffusers, groups with an upsampler at their end."""
+    """The table of the decoder of a VAE of Wan2.1: official, one flat list; diffusers, groups
+    with an upsampler at their end.
+    """
     group = res_blocks + 2  # one residual block more than in the encoder, and the upsampler
     table: dict[str, str] = {}
     for i in range(4 * group - 1):
@@ -114,8 +119,9 @@ _VAE = {
 def vae_table(res_blocks: int, stages: bool) -> dict[str, str]:
     """The table of a VAE with so many residual blocks in each stage of its encoder.
 
-    stages  False: Wan2.1 and Wan2.2-A14B. The encoder's flat list keeps its numbers; the decoder's becomes four groups.
-            True: Wan2.2-TI2V-5B. Stages of residual blocks and a downsampler, and of one block more and an upsampler
+    stages  False: Wan2.1 and Wan2.2-A14B. The encoder's flat list keeps its numbers; the decoder's
+            becomes four groups. True: Wan2.2-TI2V-5B. Stages of residual blocks and a downsampler,
+            and of one block more and an upsampler
     """
     if not stages:
         encoder = _under("encoder.downsamples.{}", "encoder.down_blocks.{}", _RESIDUAL | _RESAMPLE)
@@ -150,8 +156,9 @@ UMT5_TRANSFORMERS = {
     "blocks.{}.ffn.fc2": f"{_BLOCK}.1.DenseReluDense.wo",
 }
 
-# The image encoder: official XLMRobertaCLIP (its tower) -> transformers CLIPVisionModel. There q, k and v are matrices of their
-# own; the official to_qkv holds their rows one after the other (`minicos.clip` puts them together).
+# The image encoder: official XLMRobertaCLIP (its tower) -> transformers CLIPVisionModel. There q, k
+# and v are matrices of their own; the official to_qkv holds their rows one after the other
+# (`minicos.clip` puts them together).
 _LAYER = "encoder.layers.{}"
 CLIP_TRANSFORMERS = {
     "visual.cls_embedding": "embeddings.class_embedding",
@@ -181,9 +188,9 @@ FOREIGN = {
     "transformers": ("encoder.final_layer_norm.weight", UMT5_TRANSFORMERS),
     "transformers CLIP": ("pre_layrnorm.weight", CLIP_TRANSFORMERS),
 }
-# What a key is. Beside weights stand factors of quantised matrices, records of how they are stored, and things of no use
-# here: factors of activations, a marker of ComfyUI and its copy of the tokenizer, a second name of `shared.weight`, what
-# CLIP has beyond its image tower.
+# What a key is. Beside weights stand factors of quantised matrices, records of how they are stored,
+# and things of no use here: factors of activations, a marker of ComfyUI and its copy of the
+# tokenizer, a second name of `shared.weight`, what CLIP has beyond its image tower.
 WEIGHT, FACTOR, RECORD, ASIDE = "weight", "factor", "record", "aside"
 FACTORS = {  # ending of a factor -> of its matrix
     ".scale_weight": ".weight",
@@ -211,7 +218,8 @@ QUANTISED = {  # an ending that tells a way of storing weights that is not read
     ".wscales": "4-bit numbers of SVDQuant (Nunchaku)",
     ".smooth_factor": "4-bit numbers of SVDQuant (Nunchaku)",
 }
-# Networks that are built on Wan and have parts which minicos does not build: a beginning of names that only they have.
+# Networks that are built on Wan and have parts which minicos does not build: a beginning of names
+# that only they have.
 RELATIVES = {
     "vace_blocks.": "Wan-VACE",
     "vace_patch_embedding.": "Wan-VACE",
@@ -237,7 +245,9 @@ def inverse(table: dict[str, str]) -> dict[str, str]:
 
 
 def translate(key: str, table: dict[str, str]) -> str:
-    """`key` by `table`, e.g. blocks.3.attn1.to_q.weight -> blocks.3.self_attn.q.weight; MinicosError if it is not there."""
+    """`key` by `table`, e.g. blocks.3.attn1.to_q.weight -> blocks.3.self_attn.q.weight;
+    MinicosError if it is not there.
+    """
     module, _, leaf = key.rpartition(".")
     for stem, tail in ((key, ""), (module, f".{leaf}" if leaf in LEAVES else None)):
         layer = re.search(r"(?:^|\.)(\d+)(?=\.)", stem)
@@ -251,7 +261,9 @@ def translate(key: str, table: dict[str, str]) -> str:
 
 
 def strip(key: str) -> str:
-    """`key` without what ComfyUI, trainers and wrappers put before and into the names of a network."""
+    """`key` without what ComfyUI, trainers and wrappers put before and into the names of a
+    network.
+    """
     for wrapped in WRAPPED:
         key = key.replace(wrapped, "")
     while prefix := next((prefix for prefix in PREFIXES if key.startswith(prefix)), None):
@@ -287,13 +299,17 @@ def role(key: str) -> tuple[str, str]:
 
 
 def weights(keys: Iterable[str]) -> dict[str, str]:
-    """Key -> the name of the weight that it is, for those that are weights. Raises MinicosError as `role` does."""
+    """Key -> the name of the weight that it is, for those that are weights. Raises MinicosError
+    as `role` does.
+    """
     roles = {key: role(key) for key in keys}
     return {key: name for key, (kind, name) in roles.items() if kind == WEIGHT}
 
 
 def relative(keys: Iterable[str]) -> str | None:
-    """The name of a network built on Wan with parts that minicos does not have; None for all others."""
+    """The name of a network built on Wan with parts that minicos does not have; None for all
+    others.
+    """
     names = [strip(key) for key in keys]
     wan = any(name.startswith("patch_embedding.") for name in names)
     for start, known in RELATIVES.items():
@@ -304,7 +320,9 @@ def relative(keys: Iterable[str]) -> str | None:
 
 
 def sections(keys: Iterable[str]) -> dict[str, str]:
-    """Of a file of several networks: part -> what the names of its tensors begin with. {} for a file of one network."""
+    """Of a file of several networks: part -> what the names of its tensors begin with. {} for a
+    file of one network.
+    """
     keys = list(keys)
     found = {
         part: next((start for start in starts if any(k.startswith(start) for k in keys)), None)
@@ -315,7 +333,8 @@ def sections(keys: Iterable[str]) -> dict[str, str]:
 
 
 def section(keys: Iterable[str], part: str) -> str:
-    """What the names of a part begin with in a file of several networks; "" for a file of one network.
+    """What the names of a part begin with in a file of several networks; "" for a file of one
+    network.
 
     Raises MinicosError where a file of several networks lacks this one.
     """
@@ -338,7 +357,9 @@ def layout(keys: Iterable[str]) -> str:
 
 
 def renamer(keys: Iterable[str]) -> Callable[[str], str]:
-    """The function from these keys' naming to the official one. It raises MinicosError on a key that it does not know."""
+    """The function from these keys' naming to the official one. It raises MinicosError on a key
+    that it does not know.
+    """
     keys = [strip(key) for key in keys]
     found = layout(keys)
     if found == "official":
@@ -428,7 +449,9 @@ def lora_dialect(keys: Iterable[str]) -> str | None:
 
 
 def lora_module(module: str) -> str | None:
-    """The official name of a module as any LoRA dialect spells it; None where it belongs to no known network."""
+    """The official name of a module as any LoRA dialect spells it; None where it belongs to no
+    known network.
+    """
     for wrapped in WRAPPED:
         module = module.replace(wrapped, "")
     while prefix := next((p for p in LORA_PREFIXES if module.startswith(p)), None):

@@ -1,8 +1,9 @@
-"""A tokenizer.json, read so that the file can neither hang nor crash whoever encodes a prompt with it.
+"""A tokenizer.json, read so that the file can neither hang nor crash whoever encodes a prompt with
+it.
 
-The library runs what the file describes: regular expressions, replacements that may grow a text, templates of any length.
-So the description is checked against what tokenizers of this family (UMT5, T5, the embedded model) are made of, and the
-result is tried out before it is used.
+The library runs what the file describes: regular expressions, replacements that may grow a text,
+templates of any length. So the description is checked against what tokenizers of this family (UMT5,
+T5, the embedded model) are made of, and the result is tried out before it is used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,9 @@ PROBES = ("", "a", "The quick brown fox, 123.", "é 中文 \u2603 \U0001f600 \x0
 
 
 def read_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a file. Raises MinicosError if it is missing, damaged, or made of other parts than UMT5's."""
+    """The tokenizer of a file. Raises MinicosError if it is missing, damaged, or made of other
+    parts than UMT5's.
+    """
     text = read_bytes(path, LIMIT)
     with reading(path, "is not a tokenizer.json", REMEDY):
         _check(table(text))
@@ -94,7 +97,9 @@ def _check_numbers(vocabulary: Any, added: Any) -> None:
 
 
 def _parts(given: Any, name: str, depth: int) -> Iterator[Mapping[str, Any]]:
-    """The parts of a normaliser or pre-tokenizer, which may be sequences of such. Raises ValueError where there are many."""
+    """The parts of a normaliser or pre-tokenizer, which may be sequences of such. Raises
+    ValueError where there are many.
+    """
     if given is None:
         return
     if not isinstance(given, dict) or depth > 3:
@@ -111,7 +116,9 @@ def _parts(given: Any, name: str, depth: int) -> Iterator[Mapping[str, Any]]:
 
 
 def _check_replacement(given: Mapping[str, Any]) -> None:
-    """A replacement may not grow the text, nor search for a regular expression but the published one."""
+    """A replacement may not grow the text, nor search for a regular expression but the published
+    one.
+    """
     pattern, content = given.get("pattern"), given.get("content")
     if not isinstance(pattern, dict) or not isinstance(content, str):
         raise ValueError("its normalizer has a replacement without pattern or content")

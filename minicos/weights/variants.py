@@ -1,10 +1,13 @@
-"""Which model is this? The one place where shapes, folders and the user's word are turned into the name of a variant.
+"""Which model is this? The one place where shapes, folders and the user's word are turned into the
+name of a variant.
 
-Shapes give the architecture. Whether there are two experts, and whether a lone network stands in a whole folder or was
-handed over as a file, tells apart what shares an architecture. What no file can tell (`config.FINETUNES`) is never guessed:
-the plain variant is taken with a note, unless `--variant` or a config.json names another.
+Shapes give the architecture. Whether there are two experts, and whether a lone network stands in a
+whole folder or was handed over as a file, tells apart what shares an architecture. What no file can
+tell (`config.FINETUNES`) is never guessed: the plain variant is taken with a note, unless
+`--variant` or a config.json names another.
 
-A network of Wan's form in any other size is "like" a variant: that of its inputs, which says how it is sampled.
+A network of Wan's form in any other size is "like" a variant: that of its inputs, which says how it
+is sampled.
 """
 
 from collections.abc import Mapping
@@ -33,7 +36,9 @@ class Evidence:
 
 
 def fitting(shapes: Architecture, count: int | None = None) -> list[str]:
-    """The variants of this architecture; of those only the ones with `count` networks, where there are such."""
+    """The variants of this architecture; of those only the ones with `count` networks, where
+    there are such.
+    """
     same = [
         name
         for name, cfg in VARIANTS.items()
@@ -43,7 +48,9 @@ def fitting(shapes: Architecture, count: int | None = None) -> list[str]:
 
 
 def likely(evidence: Evidence) -> list[str]:
-    """The variants that the evidence leaves open, finetunes aside. Several where a lone file does not say."""
+    """The variants that the evidence leaves open, finetunes aside. Several where a lone file
+    does not say.
+    """
     pair = evidence.named or len(evidence.experts) > 1
     return fitting(evidence.shapes, 2 if pair else 1 if evidence.whole else None)
 
@@ -56,8 +63,9 @@ def finetunes(variant: str) -> list[str]:
 def resolve(evidence: Evidence, asked: str | None = None) -> tuple[str, tuple[str, ...]]:
     """The name of the model, and notes on what else it could be.
 
-    `asked` is the user's `--variant`. Raises MinicosError where the architecture is of no variant, where `asked` is unknown
-    or has other shapes, where an answer is missing, and where an expert is missing or one too many.
+    `asked` is the user's `--variant`. Raises MinicosError where the architecture is of no variant,
+    where `asked` is unknown or has other shapes, where an answer is missing, and where an expert is
+    missing or one too many.
     """
     where, shapes = evidence.where, evidence.shapes
     open_ = likely(evidence)
@@ -92,14 +100,18 @@ def resolve(evidence: Evidence, asked: str | None = None) -> tuple[str, tuple[st
 
 
 def _like(evidence: Evidence, asked: str | None) -> tuple[str, tuple[str, ...]]:
-    """The name of a network in a size of its own. Raises MinicosError where its inputs are of no variant."""
+    """The name of a network in a size of its own. Raises MinicosError where its inputs are of no
+    variant.
+    """
     where, shapes = evidence.where, evidence.shapes
     inputs, outputs, images = shapes["in_dim"], shapes["out_dim"], shapes["image_tokens"]
     pair = len(evidence.experts) > 1
     if inputs not in (outputs, 2 * outputs + 4):
         raise MinicosError(
-            f"{where} takes {inputs} input channels and gives {outputs}, as no Wan that minicos knows: "
-            "it may be a control network (Wan-Fun-Control has 48 or 52). Take a text- or image-to-video network."
+            f"{where} takes {inputs} input channels and gives {outputs}, as no Wan that minicos "
+            "knows: "
+            "it may be a control network (Wan-Fun-Control has 48 or 52). Take a text- or "
+            "image-to-video network."
         )
     kinds = {0: "Wan2.2-I2V-A14B", 1: "Wan2.1-I2V-14B", 2: "Wan2.1-FLF2V-14B"}
     nearest = kinds[min(2, images // CLIPConfig().tokens)]
@@ -121,7 +133,9 @@ def _like(evidence: Evidence, asked: str | None) -> tuple[str, tuple[str, ...]]:
 def configure(
     variant: str, shapes: Architecture, given: Mapping[str, Any], where: str
 ) -> DiTConfig:
-    """The variant's configuration, if config.json (`given`, in either spelling) agrees; of a network like it, its own."""
+    """The variant's configuration, if config.json (`given`, in either spelling) agrees; of a
+    network like it, its own.
+    """
     if variant.startswith(LIKE):
         return dit_config(shapes, given, where)
     cfg = VARIANTS[FINETUNES.get(variant, variant)]
@@ -133,7 +147,8 @@ def configure(
         for spelling in spellings:
             if given.get(spelling, getattr(cfg, name)) != getattr(cfg, name):
                 raise MinicosError(
-                    f"{where}: its config.json says {spelling} {given[spelling]!r}, and its shapes are those of "
+                    f"{where}: its config.json says {spelling} {given[spelling]!r}, and its shapes "
+                    "are those of "
                     f"{variant}, which has {getattr(cfg, name)}. Download the config.json again."
                 )
     return cfg

@@ -1,4 +1,6 @@
-"""Outputs of the official code for small random networks, and the reader of their compact weight files."""
+"""Outputs of the official code for small random networks, and the reader of their compact weight
+files.
+"""
 
 import json
 from dataclasses import fields
@@ -14,8 +16,9 @@ FOLDER = Path(__file__).parent
 def read(name: str) -> dict[str, Tensor]:
     """Tensors of `tests/golden/NAME.safetensors` in float32.
 
-    To stay small, weights are stored in 8 or 16 bits (their converted value is the weight, exactly), and a key that ends
-    in `.toeplitz` is a vector v for a matrix W[i, j] = v[i - j + columns - 1] whose shape stands in the file's metadata.
+    To stay small, weights are stored in 8 or 16 bits (their converted value is the weight,
+    exactly), and a key that ends in `.toeplitz` is a vector v for a matrix W[i, j] = v[i - j +
+    columns - 1] whose shape stands in the file's metadata.
     """
     out = {}
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
@@ -32,7 +35,9 @@ def read(name: str) -> dict[str, Tensor]:
 
 
 def info(name: str) -> dict:
-    """The JSON beside a case: its configuration, tolerances and the differences measured between implementations."""
+    """The JSON beside a case: its configuration, tolerances and the differences measured between
+    implementations.
+    """
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 

@@ -1,12 +1,19 @@
 """Self-correction and perception before action, as numbers on the embedded model (paper, Sec. 4).
 
-self-correction     the leading hypothesis of the clean estimate, step by step, among the valid answers and the answers to the same
-                    picture's other prompts: wrong early and right late is a correction, a change among valid ones a change of mind.
-                    A blurred mixture of valid answers may lie nearest to a wrong one: so the ideal observer's mean (`posterior`) at
-                    the same latents is read the same way, and only what exceeds its rate is the network's
-perception first    the estimate's error against its own final value, over what stands still and over what moves: which settles first?
-                    (What stands still is in the first frame and needs only to be copied: the easier job, and no wonder.)
-The paper is silent on how to measure either: the definitions are ours, for puzzles of the embedded model alone.
+self-correction     the leading hypothesis of the clean estimate, step by step, among the valid
+                    answers and the answers to the same
+                    picture's other prompts: wrong early and right late is a correction, a change
+                    among valid ones a change of mind.
+                    A blurred mixture of valid answers may lie nearest to a wrong one: so the ideal
+                    observer's mean (`posterior`) at
+                    the same latents is read the same way, and only what exceeds its rate is the
+                    network's
+perception first    the estimate's error against its own final value, over what stands still and
+                    over what moves: which settles first?
+                    (What stands still is in the first frame and needs only to be copied: the easier
+                    job, and no wonder.)
+The paper is silent on how to measure either: the definitions are ours, for puzzles of the embedded
+model alone.
 """
 
 import math
@@ -27,7 +34,7 @@ from minicos.wan import Wan
 # of the latent's power: the error below which a part of the estimate counts as settled
 SETTLED = 0.05
 
-# -- self-correction --------------------------------------------------------------------------------------------------
+# -- self-correction -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,9 @@ class Course:
 
     @property
     def corrected(self) -> int | None:
-        """The step from which on the leader is valid, where it once was not and the video is right; None elsewhere."""
+        """The step from which on the leader is valid, where it once was not and the video is
+        right; None elsewhere.
+        """
         if not self.wrong or self.final is None or self.wrong[-1] + 1 == len(self.leaders):
             return None
         return self.wrong[-1] + 1
@@ -58,7 +67,9 @@ class Course:
 
 
 def hypotheses(wan: Wan, puzzle: Puzzle) -> Tensor:
-    """Latents of the valid answers, then of the answers to the picture's other prompts: r c f h w."""
+    """Latents of the valid answers, then of the answers to the picture's other prompts: r c f h
+    w.
+    """
     return torch.cat([posterior.answers(wan, p) for p in (puzzle, *puzzle.variants())])
 
 
@@ -72,7 +83,9 @@ def leading(x0: Tensor, z: Tensor) -> int:
 
 
 def courses(wan: Wan, batch: Sequence[Case], steps: Sequence[Step]) -> list[tuple[Course, Course]]:
-    """Each case's course through a finished run of the batch, and the ideal observer's at the same latents."""
+    """Each case's course through a finished run of the batch, and the ideal observer's at the
+    same latents.
+    """
     verdicts = cases.scores(wan, steps[-1].next, batch)
     out = []
     for k, (case, verdict) in enumerate(zip(batch, verdicts, strict=True)):
@@ -87,18 +100,21 @@ def courses(wan: Wan, batch: Sequence[Case], steps: Sequence[Step]) -> list[tupl
     return out
 
 
-# -- perception first -------------------------------------------------------------------------------------------------
+# -- perception first ------------------------------------------------------------------------------
 
 
 def masks(puzzle: Puzzle, answer: int, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Where things stand still and where something moves, on the latent grid f h w without its first frame: two bool (f - 1 h w)."""
+    """Where things stand still and where something moves, on the latent grid f h w without its
+    first frame: two bool (f - 1 h w).
+    """
     pixels = (puzzle.foreground(), puzzle.answer_mask(answer))
     still, moving = (on_grid(mask, grid)[1:] for mask in pixels)
     return still & ~moving, moving
 
 
 def unsettled(steps: Sequence[Step], k: int, where: Tensor) -> np.ndarray:
-    """Squared error of case k's estimate against its final latent at `where` (f h w, without frame 0), over that latent's power: steps.
+    """Squared error of case k's estimate against its final latent at `where` (f h w, without frame
+    0), over that latent's power: steps.
 
     Raises ValueError where nothing is there.
     """
@@ -114,7 +130,8 @@ def unsettled(steps: Sequence[Step], k: int, where: Tensor) -> np.ndarray:
 
 
 def settling(steps: Sequence[Step], k: int, puzzle: Puzzle, answer: int) -> list[float]:
-    """The steps from which on what stands still and what moves are settled, in a run of case k that ends at `answer`.
+    """The steps from which on what stands still and what moves are settled, in a run of case k that
+    ends at `answer`.
 
     NaN where there is no such thing: in a maze all objects move or are reached.
     """

@@ -1,8 +1,10 @@
-"""Working memory: while an object is behind the wall, can shape and colour be read out of the hidden states at the tokens that hide it?
+"""Working memory: while an object is behind the wall, can shape and colour be read out of the
+hidden states at the tokens that hide it?
 
-A ridge classifier (`tools/readout.py`) learns on some puzzles and is judged on others. Controls: shuffled labels say what chance
-gives; the patch embedding (layer -1) what those tokens are given before they look at any other; the latents of the drawn video what
-the picture itself gives away there, since the VAE sees across the wall's edge.
+A ridge classifier (`tools/readout.py`) learns on some puzzles and is judged on others. Controls:
+shuffled labels say what chance gives; the patch embedding (layer -1) what those tokens are given
+before they look at any other; the latents of the drawn video what the picture itself gives away
+there, since the VAE sees across the wall's edge.
 """
 
 from collections import deque
@@ -26,7 +28,9 @@ EMBED = -1  # the layer before block 0: the patch embedding
 
 @dataclass
 class Hidden:
-    """A hook that keeps the mean state over the tokens that hide the object: (step, layer) -> b d; layer -1 is the patch embedding."""
+    """A hook that keeps the mean state over the tokens that hide the object: (step, layer) -> b
+    d; layer -1 is the patch embedding.
+    """
 
     batch: Sequence[Case]
     states: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -43,10 +47,11 @@ class Hidden:
 
 
 def _behind(grid: Tensor, batch: Sequence[Case]) -> Tensor:
-    """Mean over the cells behind the wall, in the latent frame around the middle of the video: b f h w d -> b d.
+    """Mean over the cells behind the wall, in the latent frame around the middle of the video: b f
+    h w d -> b d.
 
-    A cell is a token. Of 4 latent frames it is the third, video frames 5 to 8: the object is out of sight at 6, and at 8 its edge
-    shows beside these cells.
+    A cell is a token. Of 4 latent frames it is the third, video frames 5 to 8: the object is out of
+    sight at 6, and at 8 its edge shows beside these cells.
     """
     middle = grid.shape[1] // 2
     cells = [tuple(zip(*_memory(case).hidden_cells(), strict=True)) for case in batch]

@@ -1,4 +1,6 @@
-"""Self-correction, perception before action, working memory: how often, when, where (paper, Sec. 4)?"""
+"""Self-correction, perception before action, working memory: how often, when, where (paper, Sec.
+4)?
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -23,7 +25,9 @@ LABELS = {"shape": len(SHAPES), "colour": len(COLOURS)}
 
 
 def study(wan: Wan, run: Run, options: BehavioursOptions) -> Result:
-    """The three behaviours on held-out puzzles: corrections beside the ideal observer's, what settles first, and the readout."""
+    """The three behaviours on held-out puzzles: corrections beside the ideal observer's, what
+    settles first, and the readout.
+    """
     at = options.at or tuple(dict.fromkeys((0, wan.preset.steps // 4)))
     numbers = [number for kind in KINDS for number in _courses(wan, run, kind, options)]
     rows = {
@@ -89,7 +93,8 @@ def _courses(wan: Wan, run: Run, kind: str, options: BehavioursOptions) -> list[
             unit="step",
         ),
         stats.difference(
-            f"{kind}: step at which it settles, what moves minus what stands still (runs that end right)",
+            f"{kind}: step at which it settles, what moves minus what stands still (runs that end "
+            "right)",
             moving,
             still,
             "what stands still",
@@ -115,7 +120,8 @@ def readouts(
     classes: int,
     at: tuple[int, ...],
 ) -> tuple[list[Number], list[Curve]]:
-    """How often a label of the hidden object is read rightly at every layer, and at the best one beside its controls.
+    """How often a label of the hidden object is read rightly at every layer, and at the best one
+    beside its controls.
 
     The layer is chosen on the training rows alone, each row left out in turn.
     """

@@ -11,18 +11,22 @@ from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.cases import Case
 from minicos.wan import Wan
 
-APART = 1_000_000  # between the noise seeds of a case's T runs, since neighbouring cases have neighbouring seeds
+# between the noise seeds of a case's T runs, since neighbouring cases have neighbouring seeds
+APART = 1_000_000
 
 
 def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> dict[str, Tensor]:
     """T plain runs of each case and every arm from the same noise. First axis: cases.
 
-    "plain.*" has a second axis of T seeds; an arm's second axis is its carriers (1, or T). Keys, each behind the name of its arm:
+    "plain.*" has a second axis of T seeds; an arm's second axis is its carriers (1, or T). Keys,
+    each behind the name of its arm:
     latent   of cases without a puzzle
     solved   of puzzles, 0 or 1
-    moved    squared distance of the final latent to the plain one of the same seed; "plain.apart" is that of two plain runs
+    moved    squared distance of the final latent to the plain one of the same seed; "plain.apart"
+             is that of two plain runs
     passes   through the network, per case
-    "plain.vote" is the run nearest to the others: of three runs of which two agree, one of those. A vote without a scorer.
+    "plain.vote" is the run nearest to the others: of three runs of which two agree, one of those. A
+    vote without a scorer.
     """
     (seeds,) = {e.seeds for e in arms.values()}
     single = cases.condition(wan, batch)

@@ -1,4 +1,6 @@
-"""Which ensembles are tried: modes, windows and steps, their controls, and rivals; from options to `Ensemble`s."""
+"""Which ensembles are tried: modes, windows and steps, their controls, and rivals; from options
+to `Ensemble`s.
+"""
 
 import re
 from collections.abc import Sequence
@@ -14,10 +16,12 @@ WINDOWS: tuple[tuple[int, int], ...] = ((20, 29), (0, 9), (0, 39))
 
 
 def plan(wan: Wan, options: EnsembleOptions) -> list[dict[str, Ensemble]]:
-    """The arms that the options ask for, one `ablation` for each set of steps, the paper's in front.
+    """The arms that the options ask for, one `ablation` for each set of steps, the paper's in
+    front.
 
-    Puzzles by default take override and update over three windows, at step 0 and over the first quarter; a case of the user's own
-    the paper's window at step 0. Raises MinicosError for what is no mode, window, carrier or arm.
+    Puzzles by default take override and update over three windows, at step 0 and over the first
+    quarter; a case of the user's own the paper's window at step 0. Raises MinicosError for what is
+    no mode, window, carrier or arm.
     """
     if options.carrier != "all" and not options.carrier.isdecimal():
         raise MinicosError(f"--carrier {options.carrier}: a number from 0, or all")
@@ -64,7 +68,9 @@ def _arms(names: Sequence[str], depth: int, like: Ensemble) -> dict[str, Ensembl
 def ablation(
     depth: int, windows: Sequence[tuple[int, int]], modes: Sequence[str], like: Ensemble
 ) -> dict[str, Ensemble]:
-    """An arm for each mode and window (in blocks of 40), otherwise `like`; by name, e.g. "override 20-29 @0"."""
+    """An arm for each mode and window (in blocks of 40), otherwise `like`; by name, e.g.
+    "override 20-29 @0".
+    """
     return {
         f"{mode} {a}-{b} @{span(like.steps)}": replace(
             like, layers=window(a, b, depth), mode=mode, alpha=like.alpha if mode == "mix" else 1.0
@@ -75,7 +81,9 @@ def ablation(
 
 
 def controls(name: str, e: Ensemble) -> dict[str, Ensemble]:
-    """The same arm with wrong donors, and with a random direction of equal norm (at the layers that count, so that it acts once)."""
+    """The same arm with wrong donors, and with a random direction of equal norm (at the layers
+    that count, so that it acts once).
+    """
     return {
         f"{name}, other cases": replace(e, donors="others"),
         f"{name}, random direction": replace(e, layers=e.counting, donors="random"),
@@ -83,7 +91,9 @@ def controls(name: str, e: Ensemble) -> dict[str, Ensemble]:
 
 
 def rivals(like: Ensemble) -> dict[str, Ensemble]:
-    """What could be averaged instead, at the same steps: clean estimates, and latents at their own norm."""
+    """What could be averaged instead, at the same steps: clean estimates, and latents at their
+    own norm.
+    """
     estimate = replace(like, layers=(), alpha=1.0, donors="own", mode="x0", keep_norm=False)
     at = span(like.steps)
     return {

@@ -1,28 +1,38 @@
-"""Do several seeds decide better together? States of the middle blocks averaged over seeds, early (paper, Sec. 6).
+"""Do several seeds decide better together? States of the middle blocks averaged over seeds, early
+(paper, Sec. 6).
 
-Definition. T seeds of one case (3) are denoised; at the steps S ({0}) the residual stream h_k behind the blocks k of a window (20..29
-of 40) is shared between them; then one trajectory, the `carrier`, is finished, or all are. The paper leaves open what "averaging the
-latents of layers 20-29" replaces, so each reading is a mode:
+Definition. T seeds of one case (3) are denoised; at the steps S ({0}) the residual stream h_k
+behind the blocks k of a window (20..29 of 40) is shared between them; then one trajectory, the
+`carrier`, is finished, or all are. The paper leaves open what "averaging the latents of layers
+20-29" replaces, so each reading is a mode:
 
-    override        independent passes give h_k for each seed; in a second pass h_k := mean over seeds
-    input_override  the same, literally as pseudo-code: the *input* of block k := mean of its outputs. Each block of the window runs
-                    on its own output, an effect of its own: T = 1 is its control
+    override        independent passes give h_k for each seed; in a second pass h_k := mean over
+                    seeds
+    input_override  the same, literally as pseudo-code: the *input* of block k := mean of its
+                    outputs. Each block of the window runs on its own output, an effect of its own:
+                    T = 1 is its control
     lockstep        h_k := mean over seeds while the seeds go through the blocks together
-    update          h_k := h_{k-1} + mean of (h_k - h_{k-1}): seeds keep their streams and share what the blocks add
+    update          h_k := h_{k-1} + mean of (h_k - h_{k-1}): seeds keep their streams and share
+                    what the blocks add
     mix             h_k := (1 - alpha) h_k + alpha mean: from the plain run (0) to lockstep (1)
-    x0, latent      rivals without a layer, between steps: the clean estimates, or the latents that leave the step, averaged
+    x0, latent      rivals without a layer, between steps: the clean estimates, or the latents that
+                    leave the step, averaged
 
-Trivial by construction (each a test): `override` and `input_override` discard what stood before, so only the window's last layer counts,
-and a window that ends with the network averages velocities; after `lockstep`'s first layer all seeds carry one stream, so only that
-one counts: override over a..b is lockstep at b alone. Under both the seeds share one cond velocity for that step and differ through x
-and the uncond pass. Only `update` and `mix` use the whole window. At step 0 of 50 an Euler step moves the latent by 0.4 % of
-the noise, so little can follow directly: read D beside the gain.
+Trivial by construction (each a test): `override` and `input_override` discard what stood before, so
+only the window's last layer counts, and a window that ends with the network averages velocities;
+after `lockstep`'s first layer all seeds carry one stream, so only that one counts: override over
+a..b is lockstep at b alone. Under both the seeds share one cond velocity for that step and differ
+through x and the uncond pass. Only `update` and `mix` use the whole window. At step 0 of 50 an
+Euler step moves the latent by 0.4 % of the noise, so little can follow directly: read D beside the
+gain.
 
-`keep_norm` (ours): a mean of T states is shorter than they are; it is scaled to their mean norm, token by token (latents: frame by frame).
-`branches` says in which passes of guidance states are shared (the paper does not), the conditional one by default.
+`keep_norm` (ours): a mean of T states is shorter than they are; it is scaled to their mean norm,
+token by token (latents: frame by frame). `branches` says in which passes of guidance states are
+shared (the paper does not), the conditional one by default.
 
-Cost in network passes per case and branch, N steps, S = {0}: T + N - 1, and T + N for the modes of two passes; all trajectories
-finished: T N, and T (N + 1). Measured by `Passes`. A plain run takes N; best of T and a vote take T N.
+Cost in network passes per case and branch, N steps, S = {0}: T + N - 1, and T + N for the modes of
+two passes; all trajectories finished: T N, and T (N + 1). Measured by `Passes`. A plain run takes
+N; best of T and a vote take T N.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,7 +83,8 @@ class Ensemble:
             or min(self.steps) < 0
         ):
             raise MinicosError(
-                f"mode {self.mode} at steps {list(self.steps)} cannot share layers {list(self.layers)}"
+                f"mode {self.mode} at steps {list(self.steps)} cannot share layers "
+                f"{list(self.layers)}"
             )
         if self.alpha != 1 and self.mode != "mix":
             raise MinicosError(f"alpha belongs to mode mix, not to {self.mode}")
@@ -92,7 +103,8 @@ class Ensemble:
 
 
 def window(first: int, last: int, depth: int, of: int = 40) -> tuple[int, ...]:
-    """Blocks first..last of a network of `of` blocks, at the same relative depth of one of `depth`, at least one block.
+    """Blocks first..last of a network of `of` blocks, at the same relative depth of one of `depth`,
+    at least one block.
 
     20..29 of 40 stays itself at depth 40, and is 15..22 at depth 30 and 6..8 at depth 12.
     """
@@ -102,14 +114,15 @@ def window(first: int, last: int, depth: int, of: int = 40) -> tuple[int, ...]:
     return tuple(range(begin, max(begin + 1, (2 * (last + 1) * depth + of) // (2 * of))))
 
 
-# -- sharing ----------------------------------------------------------------------------------------------------------
+# -- sharing ---------------------------------------------------------------------------------------
 
 
 def share(x: Tensor, e: Ensemble, ops: Ops = REFERENCE, draw: int = 0) -> Tensor:
-    """Rows (case seed) l d, each replaced by what `e` makes of it and its case's other seeds; `draw` seeds the random control.
+    """Rows (case seed) l d, each replaced by what `e` makes of it and its case's other seeds;
+    `draw` seeds the random control.
 
-    The controls: "others" averages the seeds of T different cases, each keeping its own share in the mean; "random" moves every
-    token by the distance that sharing would have moved it.
+    The controls: "others" averages the seeds of T different cases, each keeping its own share in
+    the mean; "random" moves every token by the distance that sharing would have moved it.
     """
     if e.seeds == 1:
         return x
@@ -134,7 +147,9 @@ def _norm(x: Tensor, ops: Ops) -> Tensor:
 
 
 def _strangers(count: int, seeds: int) -> Tensor:
-    """An order of the rows (case seed) in which seed j of case c stands in the place of case c - j: no two of a group share a case."""
+    """An order of the rows (case seed) in which seed j of case c stands in the place of case c -
+    j: no two of a group share a case.
+    """
     if count < seeds:
         raise MinicosError(
             f"{seeds} seeds of different cases need a batch of {seeds} cases or more, not {count}"
@@ -144,7 +159,9 @@ def _strangers(count: int, seeds: int) -> Tensor:
 
 
 def hooks(e: Ensemble, ops: Ops = REFERENCE) -> Hooks:
-    """The modes of one pass as hooks, for any run whose batch axis is (case seed); for others see `two_passes` and `run`."""
+    """The modes of one pass as hooks, for any run whose batch axis is (case seed); for others
+    see `two_passes` and `run`.
+    """
     if e.mode not in ONE_PASS:
         raise MinicosError(f"mode {e.mode} is not made of hooks alone: call ensemble.run")
     if e.seeds == 1 or e.alpha == 0:
@@ -172,7 +189,9 @@ def hooks(e: Ensemble, ops: Ops = REFERENCE) -> Hooks:
 def two_passes(
     e: Ensemble, found: dict[tuple[str, str], Tensor], ops: Ops = REFERENCE
 ) -> tuple[Hooks, Hooks]:
-    """The modes of two passes as the hooks of each: the first keeps shared states in `found`, the second puts them in."""
+    """The modes of two passes as the hooks of each: the first keeps shared states in `found`,
+    the second puts them in.
+    """
 
     def keep(x: Tensor, site: Site) -> None:
         found[site.branch, site.name] = share(x, e, ops, _draw(site))
@@ -189,7 +208,9 @@ def two_passes(
 
 
 def intervention(e: Ensemble, ops: Ops = REFERENCE) -> Interventions:
-    """Sharing inside the passes as one of several interventions in a run of rows (case seed): not modes "x0" and "latent"."""
+    """Sharing inside the passes as one of several interventions in a run of rows (case seed):
+    not modes "x0" and "latent".
+    """
     if e.mode not in TWO_PASS:
         return Interventions(hooks(e, ops))
     first, second = two_passes(e, {}, ops)
@@ -212,9 +233,11 @@ def _draw(site: Site) -> int:
 
 
 def edit(step: Step, e: Ensemble, ops: Ops = REFERENCE) -> Tensor:
-    """The rivals between steps: the latent (case seed) c f h w that leaves the step, with clean estimates or latents shared.
+    """The rivals between steps: the latent (case seed) c f h w that leaves the step, with clean
+    estimates or latents shared.
 
-    With a shared x0 the velocity is (x - x0) / sigma, and the step goes along it: exact for Euler, first order for the others.
+    With a shared x0 the velocity is (x - x0) / sigma, and the step goes along it: exact for Euler,
+    first order for the others.
     """
 
     def shared(x: Tensor) -> Tensor:  # one token for each frame
@@ -232,9 +255,11 @@ def edit(step: Step, e: Ensemble, ops: Ops = REFERENCE) -> Tensor:
 def run(
     wan: Wan, condition: WanCondition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS
 ) -> Tensor:
-    """Denoise rows (case seed) c f h w; returns the final latents, one for each case, or all rows where there is no carrier.
+    """Denoise rows (case seed) c f h w; returns the final latents, one for each case, or all rows
+    where there is no carrier.
 
-    `watch` runs in every pass, before the ensemble's own hooks. Raises MinicosError where the run has no such step or block.
+    `watch` runs in every pass, before the ensemble's own hooks. Raises MinicosError where the run
+    has no such step or block.
     """
     last = max(e.steps)
     if last >= wan.preset.steps:
@@ -242,7 +267,8 @@ def run(
     guidance, guided = wan.preset.guidance, "uncond" in e.branches
     if guided and all(g == 1 for g in guidance.values()):
         raise MinicosError(
-            "at guidance 1 there is no unconditional pass to share states in: share in the conditional one"
+            "at guidance 1 there is no unconditional pass to share states in: share in the "
+            "conditional one"
         )
     chosen = (
         torch.arange(len(noise))

@@ -1,7 +1,9 @@
-"""Does it help to average mid-layer states over seeds? Arms chosen on one split and reported on another (paper, Sec. 6).
+"""Does it help to average mid-layer states over seeds? Arms chosen on one split and reported on
+another (paper, Sec. 6).
 
-What is shared, and when, is in `share`; beside the arms stand controls and rivals (`plan`). A gain is the paired difference to the
-plain run of the same seed. D to the plain run is printed with every gain: an arm that moves nothing cannot gain anything.
+What is shared, and when, is in `share`; beside the arms stand controls and rivals (`plan`). A gain
+is the paired difference to the plain run of the same seed. D to the plain run is printed with every
+gain: an arm that moves nothing cannot gain anything.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +39,9 @@ def check(wan: Wan, options: EnsembleOptions) -> None:
 
 
 def study(wan: Wan, run: Run, options: EnsembleOptions) -> Result:
-    """Choose an arm on the dev split and report it on the test split; of a case of the user's own, videos and D of every arm."""
+    """Choose an arm on the dev split and report it on the test split; of a case of the user's
+    own, videos and D of every arm.
+    """
     check(wan, options)
     arms = plan(wan, options)
     if options.prompt is None:
@@ -110,11 +114,13 @@ def experiment(
     test: Sequence[Sequence[Case]],
     instead: bool = True,
 ) -> tuple[str, list[Row]]:
-    """Choose an arm on batches of dev puzzles, report on batches of test puzzles; its name, and the table.
+    """Choose an arm on batches of dev puzzles, report on batches of test puzzles; its name, and the
+    table.
 
-    `arms` holds an `ablation` for each set of steps, the paper's in front. On dev all are tried, and most puzzles solved decides
-    (of equals the first; without dev puzzles the very first is taken). On test: the first ablation, the chosen arm, its controls
-    and, `instead` of hidden states, its `rivals`. Batches are kept in `run` as they are finished.
+    `arms` holds an `ablation` for each set of steps, the paper's in front. On dev all are tried,
+    and most puzzles solved decides (of equals the first; without dev puzzles the very first is
+    taken). On test: the first ablation, the chosen arm, its controls and, `instead` of hidden
+    states, its `rivals`. Batches are kept in `run` as they are finished.
     """
     candidates = {name: e for some in arms for name, e in some.items()}
     chosen = next(iter(candidates))
@@ -134,11 +140,13 @@ def experiment(
 def rows(
     data: Mapping[str, np.ndarray], arms: Mapping[str, Ensemble], family: Sequence[str]
 ) -> list[Row]:
-    """The table: plain, the arms in order, then the rivals that choose among T plain runs. `family` is corrected together.
+    """The table: plain, the arms in order, then the rivals that choose among T plain runs. `family`
+    is corrected together.
 
     solved            share of puzzles
     gain, p           paired difference to the plain carrier, and its sign-flip test
-    finds a gain of   the smallest that so many puzzles find, given the scatter (of one changed puzzle at least)
+    finds a gain of   the smallest that so many puzzles find, given the scatter (of one changed
+                      puzzle at least)
     D to plain        0 the same video, 1 as different as another seed
     passes            through the network, per puzzle
     """
@@ -176,7 +184,7 @@ def rows(
     return table
 
 
-# -- a case of the user's own -----------------------------------------------------------------------------------------
+# -- a case of the user's own ----------------------------------------------------------------------
 
 
 def _own(wan: Wan, run: Run, arms: Mapping[str, Ensemble], options: EnsembleOptions) -> Result:

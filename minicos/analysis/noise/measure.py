@@ -1,6 +1,7 @@
 """What comes of noise: each edit of each case measured against the clean run of the case.
 
-`measure` is for one edit of one batch, `measure_all` for the edits that the options ask for (`edits`).
+`measure` is for one edit of one batch, `measure_all` for the edits that the options ask for
+(`edits`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,9 @@ TOKENS = 1024  # rows of a hidden state that CKA is taken over, at most
 
 @dataclass(frozen=True)
 class Clean:
-    """What the clean run keeps of each step: the clean estimate, and where asked the prompted branch's output of a block."""
+    """What the clean run keeps of each step: the clean estimate, and where asked the prompted
+    branch's output of a block.
+    """
 
     layer: int | None
     name: str = "clean"
@@ -74,7 +77,8 @@ def measure(
 
     squared (b N f)   squared distance of the clean estimates; NaN before the edit
     cka, hidden (b N) 1 - debiased CKA over tokens, of the estimates and of the block's output
-    injected (b f)    dose;  final (b c f h w): the video's latent;  passes: of the network, 0-dimensional
+    injected (b f)    dose;  final (b c f h w): the video's latent;  passes: of the network,
+                                                                     0-dimensional
     """
     n, first = len(wan.schedule()), min(edit.steps)
     start = first if start is None else start
@@ -134,7 +138,9 @@ def _apart(ours: Tensor, theirs: Tensor) -> float:
 
 
 def edits(options: NoiseOptions, steps: int, imposed: Sequence[bool]) -> dict[str, Noise]:
-    """The edits of a run of `steps` steps by name. `imposed`: for each latent frame, whether it is."""
+    """The edits of a run of `steps` steps by name. `imposed`: for each latent frame, whether it
+    is.
+    """
     at = tuple(range(steps)) if options.at is None else options.at
     if not at or not 0 <= min(at) <= max(at) < steps:
         raise MinicosError(
@@ -144,7 +150,8 @@ def edits(options: NoiseOptions, steps: int, imposed: Sequence[bool]) -> dict[st
     frames = free if options.frames is None else options.frames
     if fixed := [f for f in frames if f not in free]:
         raise MinicosError(
-            f"latent frame {fixed[0]} is imposed or missing: take some of {', '.join(map(str, free))}"
+            f"latent frame {fixed[0]} is imposed or missing: take some of "
+            f"{', '.join(map(str, free))}"
         )
     spread = options.match == "none" or options.mode == "add"
     cells = at if spread else tuple(at[i] for i in evenly(len(at), len(free)))
@@ -189,11 +196,15 @@ class Measured:
 
     @property
     def unit(self) -> np.ndarray:
-        """Squared distance to another seed at every step, per latent frame: N f, mean over cases and seeds."""
+        """Squared distance to another seed at every step, per latent frame: N f, mean over cases
+        and seeds.
+        """
         return np.mean([self.runs[name]["squared"].mean(0) for name in self.names("seed")], axis=0)
 
     def d(self, name: str, frames: Sequence[int] | None = None) -> np.ndarray:
-        """D of every step's estimate to the clean run's, over some latent frames (by default all that are not imposed): n N."""
+        """D of every step's estimate to the clean run's, over some latent frames (by default all
+        that are not imposed): n N.
+        """
         frames = self.free if frames is None else frames
         return stats.distance(self.runs[name]["squared"], self.unit, frames)
 
@@ -207,7 +218,9 @@ class Measured:
         return self.d(name)[:, -1]
 
     def untouched(self, name: str) -> np.ndarray | None:
-        """D of the video's latent over the frames that the edit left alone: n; None where there are none."""
+        """D of the video's latent over the frames that the edit left alone: n; None where there
+        are none.
+        """
         touched = self.edits[name].frames
         others = [] if touched is None else [f for f in self.free if f not in touched]
         return self.d(name, others)[:, -1] if others else None
@@ -217,7 +230,9 @@ class Measured:
         return self.runs[name]["injected"].sum(1)
 
     def shown(self, name: str, which: str) -> np.ndarray:
-        """The video frames (bool F) that are "all", "untouched" by the edit, or show the whole "answer"."""
+        """The video frames (bool F) that are "all", "untouched" by the edit, or show the whole
+        "answer".
+        """
         count = self.runs["clean"]["right"].shape[1]
         if which == "all":
             return np.ones(count, bool)
@@ -228,7 +243,9 @@ class Measured:
         return ~np.isin(latent, self.free if touched is None else touched)
 
     def passes(self, kind: str = "step") -> tuple[int, int]:
-        """Network passes of the clean run and a sweep over the edits of a kind; and of as many full runs as there are edits."""
+        """Network passes of the clean run and a sweep over the edits of a kind; and of as many
+        full runs as there are edits.
+        """
         clean, names = int(self.runs["clean"]["passes"].sum()), self.names(kind)
         swept = sum(int(self.runs[name]["passes"].sum()) for name in names)
         return clean + swept, clean * len(names)
@@ -237,7 +254,9 @@ class Measured:
 def measure_all(
     wan: Wan, chosen: Sequence[Case], run: Run, options: NoiseOptions, most: int = cases.MOST
 ) -> Measured:
-    """Run and measure every edit of every case. Each edit of each batch is a file in `run`: killed and rerun, the rest is done."""
+    """Run and measure every edit of every case. Each edit of each batch is a file in `run`:
+    killed and rerun, the rest is done.
+    """
     schedule = wan.schedule()
     parts: dict[str, list[dict[str, Tensor]]] = {}
     moved = []
@@ -285,7 +304,9 @@ def _of(edit: Noise, batch: Sequence[Case]) -> Noise:
 def _clean(
     wan: Wan, condition: WanCondition, noise: Tensor, clean: Run, layer: int | None
 ) -> dict[str, Tensor]:
-    """The undisturbed run, saved step by step in `clean`: its final latent and its network passes."""
+    """The undisturbed run, saved step by step in `clean`: its final latent and its network
+    passes.
+    """
     final = record(wan, condition, clean, [Clean(layer)], noise)
     guidance = [wan.preset.guidance[wan.expert_name(t)] for t in wan.schedule().timesteps]
     return {"final": final, "passes": torch.tensor(sum(1 + (g != 1) for g in guidance))}
@@ -296,7 +317,9 @@ def _joined(parts: Sequence[Tensor]) -> np.ndarray:
 
 
 def _verdicts(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> dict[str, Tensor]:
-    """Of puzzles alone: solved (b), the index of the answer or -1 (b), which video frames show a valid answer (b F)."""
+    """Of puzzles alone: solved (b), the index of the answer or -1 (b), which video frames show a
+    valid answer (b F).
+    """
     if batch[0].puzzle is None:
         return {}
     pairs = list(zip(map(cases.known, batch), wan.decode(latent), strict=True))

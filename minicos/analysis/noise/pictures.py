@@ -1,4 +1,6 @@
-"""The pictures of a noise study: sensitivity over steps, spread over later steps and frames, and the first case's videos."""
+"""The pictures of a noise study: sensitivity over steps, spread over later steps and frames, and
+the first case's videos.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -47,7 +49,9 @@ def _curves(measured: Measured, curves: Sequence[Curve], run: Run) -> list[str]:
 
 
 def _matrices(measured: Measured, options: NoiseOptions, run: Run) -> list[str]:
-    """Noised step against later step: D, 1 - CKA and, on request, 1 - CKA of a layer; and their arrays."""
+    """Noised step against later step: D, 1 - CKA and, on request, 1 - CKA of a layer; and their
+    arrays.
+    """
     steps, n = measured.noised, len(measured.sigmas) - 1
     of: dict[str, Callable[[str], np.ndarray]] = {
         "D": measured.d,

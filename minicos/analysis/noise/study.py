@@ -1,8 +1,10 @@
-"""Is a step fragile and a frame robust? Noise at steps and in frames, measured on many cases (paper, Sec. 3.2 and Fig. 3).
+"""Is a step fragile and a frame robust? Noise at steps and in frames, measured on many cases
+(paper, Sec. 3.2 and Fig. 3).
 
-Sensitivity at step s is D of the video after noise at s. Its peak is the step where the mean over cases is largest; the interval is
-that of the peaks of resampled cases. Step against frame noise is a paired difference: for each case, the mean over the noised steps
-minus the mean over the noised frames. Scores are differences to the clean run of the same cases.
+Sensitivity at step s is D of the video after noise at s. Its peak is the step where the mean over
+cases is largest; the interval is that of the peaks of resampled cases. Step against frame noise is
+a paired difference: for each case, the mean over the noised steps minus the mean over the noised
+frames. Scores are differences to the clean run of the same cases.
 """
 
 import numpy as np
@@ -20,7 +22,9 @@ FRAMES = (("right frames", "all"), ("of those untouched", "untouched"), ("of the
 
 
 def check(wan: Wan, options: NoiseOptions) -> None:
-    """Raise MinicosError for steps, frames and layers that the run does not have, before anything runs."""
+    """Raise MinicosError for steps, frames and layers that the run does not have, before
+    anything runs.
+    """
     layers, stride = wan.depth, wan.stride[0]
     if options.layer is not None and not 0 <= options.layer < layers:
         raise MinicosError(f"--layer {options.layer}: the model has blocks 0 to {layers - 1}")
@@ -28,7 +32,9 @@ def check(wan: Wan, options: NoiseOptions) -> None:
 
 
 def study(wan: Wan, run: Run, options: NoiseOptions) -> Result:
-    """Noise at the steps and in the frames of `options`: numbers, the table of all edits, sensitivity over steps, pictures."""
+    """Noise at the steps and in the frames of `options`: numbers, the table of all edits,
+    sensitivity over steps, pictures.
+    """
     return report(wan, run, options, measure_all(wan, cases.chosen(options), run, options))
 
 
@@ -49,7 +55,9 @@ def report(wan: Wan, run: Run, options: NoiseOptions, measured: Measured) -> Res
 
 
 def numbers(measured: Measured) -> list[Number]:
-    """The findings: step noise against frame noise, early against late, the yardsticks, the peak, and the cost."""
+    """The findings: step noise against frame noise, early against late, the yardsticks, the
+    peak, and the cost.
+    """
     steps, frames = measured.names("step"), measured.names("frame")
     found = []
     if steps and frames:
@@ -141,11 +149,13 @@ def _row(measured: Measured, name: str) -> dict[str, Cell]:
     return row
 
 
-# -- curves over the steps that were noised ---------------------------------------------------------------------------
+# -- curves over the steps that were noised --------------------------------------------------------
 
 
 def sensitivity(measured: Measured, measure: str = "D") -> np.ndarray:
-    """Damage by noise at each noised step: n steps. "D" and "cka" of the video; "solved" and "right": what the clean run has more."""
+    """Damage by noise at each noised step: n steps. "D" and "cka" of the video; "solved" and
+    "right": what the clean run has more.
+    """
     clean, names = measured.runs["clean"], measured.names("step")
     if measure == "D":
         return np.stack([measured.final(name) for name in names], axis=1)
@@ -157,7 +167,9 @@ def sensitivity(measured: Measured, measure: str = "D") -> np.ndarray:
 
 
 def curves(measured: Measured, mode: str) -> list[Curve]:
-    """Sensitivity over the noised steps in each measure: D and 1 - CKA; of puzzles also what is lost."""
+    """Sensitivity over the noised steps in each measure: D and 1 - CKA; of puzzles also what is
+    lost.
+    """
     names = {"D": "D", "1 - CKA": "cka"} if measured.names("step") else {}
     if names and measured.puzzles:
         names |= {"not solved": "solved", "wrong frames": "right"}
@@ -169,7 +181,9 @@ def curves(measured: Measured, mode: str) -> list[Curve]:
 
 
 def peak(values: np.ndarray, steps: np.ndarray) -> tuple[Interval, np.ndarray]:
-    """The step of the largest mean (values: n steps) with the interval of resampled peaks, and those peaks."""
+    """The step of the largest mean (values: n steps) with the interval of resampled peaks, and
+    those peaks.
+    """
     peaks = steps[(stats.resampled(len(values)) @ values).argmax(1)]
     low, high = np.percentile(peaks, [2.5, 97.5])
     top = float(steps[values.mean(0).argmax()])

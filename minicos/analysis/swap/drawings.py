@@ -1,8 +1,10 @@
-"""Pictures for any model: two classes of objects on a blank background, their masks, and a prompt for each class.
+"""Pictures for any model: two classes of objects on a blank background, their masks, and a prompt
+for each class.
 
-How the paper asks what a layer knows (Sec. 5.2): "circle the cats" and "circle the bicycles" ask for different things of one picture,
-and nothing else in it could. Its own pictures are not published; these are drawn silhouettes. Which objects a video touched is read from
-pixels alone: a readout of where something was drawn, not a judgement of how well.
+How the paper asks what a layer knows (Sec. 5.2): "circle the cats" and "circle the bicycles" ask
+for different things of one picture, and nothing else in it could. Its own pictures are not
+published; these are drawn silhouettes. Which objects a video touched is read from pixels alone: a
+readout of where something was drawn, not a judgement of how well.
 """
 
 from collections.abc import Callable
@@ -97,7 +99,9 @@ class Drawing:
         width: int = 832,
         kinds: tuple[str, str] = ("cat", "bicycle"),
     ) -> "Drawing":
-        """One or two things of each class, no two in one cell of a grid of two rows. `kinds` are of SILHOUETTES."""
+        """One or two things of each class, no two in one cell of a grid of two rows. `kinds` are
+        of SILHOUETTES.
+        """
         columns = max(2, round(2 * width / height))
         cell = min(height / 2, width / columns)
         counts = [(kind, i) for kind in kinds for i in range(rng.randint(1, 2))]
@@ -131,9 +135,11 @@ class Drawing:
         return np.logical_or.reduce([self._distance(t) < 0 for t in chosen])
 
     def touched(self, video: np.ndarray) -> list[float]:
-        """For each thing, the share of its surroundings where the last frame of a video uint8 (f, h, w, 3) differs from the first.
+        """For each thing, the share of its surroundings where the last frame of a video uint8 (f,
+        h, w, 3) differs from the first.
 
-        The surroundings are nearer to the thing than to any other and within AROUND radii, the things themselves left out.
+        The surroundings are nearer to the thing than to any other and within AROUND radii, the
+        things themselves left out.
         """
         height, width = video.shape[1:3]
         y, x = (
@@ -161,7 +167,9 @@ class Drawing:
     def _distance(
         self, thing: Thing, y: np.ndarray | None = None, x: np.ndarray | None = None
     ) -> np.ndarray:
-        """Signed distance to a thing's outline in pixels, at rows y and columns x (default: every pixel)."""
+        """Signed distance to a thing's outline in pixels, at rows y and columns x (default:
+        every pixel).
+        """
         y = np.arange(self.height) + 0.5 if y is None else y
         x = np.arange(self.width) + 0.5 if x is None else x
         units = (y[:, None] - thing.y) / thing.radius, (x[None] - thing.x) / thing.radius

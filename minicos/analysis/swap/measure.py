@@ -1,4 +1,6 @@
-"""What comes of swaps: every arm of a plan measured on pairs, in batches that a killed sweep does not repeat."""
+"""What comes of swaps: every arm of a plan measured on pairs, in batches that a killed sweep
+does not repeat.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +20,9 @@ from minicos.wan import Wan
 
 
 def undisturbed(wan: Wan, made: Sequence[Pair], starts: Sequence[int]) -> dict[str, Tensor]:
-    """Both runs of each pair, first axis pairs: where they end, what that shows, and B's latent and velocity at `starts`."""
+    """Both runs of each pair, first axis pairs: where they end, what that shows, and B's latent
+    and velocity at `starts`.
+    """
     out, ends = {}, {}
     for name in ("a", "b"):
         condition = cases.condition(wan, [getattr(pair, name) for pair in made])
@@ -42,7 +46,8 @@ def measure(
     donor: str = "own",
     index: int = 0,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Everything reported of some swaps in some pairs, each (pairs swaps), and B's final latents, one for each swap.
+    """Everything reported of some swaps in some pairs, each (pairs swaps), and B's final latents,
+    one for each swap.
 
     given         the donors' cases (`donors`)
     plain, index  the pairs' `undisturbed` runs, and which of its starts is the swaps' first step
@@ -84,8 +89,9 @@ Results = Mapping[Arm | None, Mapping[str, np.ndarray]]
 def measure_all(
     wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = cases.MOST
 ) -> Results:
-    """Measure every arm of a plan: {"flip", "off_axis", "leverage", "changed", "answer"}, each (pairs layers); under Arm's key None
-    the `undisturbed` runs. Batches that `run` holds are not computed again. Of the first pair all videos are kept to look at.
+    """Measure every arm of a plan: {"flip", "off_axis", "leverage", "changed", "answer"}, each
+    (pairs layers); under Arm's key None the `undisturbed` runs. Batches that `run` holds are not
+    computed again. Of the first pair all videos are kept to look at.
     """
     plan.check(made)
     work = [slice(i, i + most) for i in range(0, len(made), most)]
@@ -135,7 +141,9 @@ def _region(wan: Wan, name: str, made: Sequence[Pair]) -> Tensor | None:
 
 
 def _keep(wan: Wan, run: Run, name: str, latents: Mapping[str, Tensor]) -> None:
-    """The first sample of each latent as a video, and all their last frames for the picture of `draw`."""
+    """The first sample of each latent as a video, and all their last frames for the picture of
+    `draw`.
+    """
     last = {}
     for label, latent in latents.items():
         video = wan.decode(latent[:1])[0]

@@ -1,4 +1,6 @@
-"""What a swap runs on: one picture and noise with two prompts, and who gives its states instead in a control."""
+"""What a swap runs on: one picture and noise with two prompts, and who gives its states instead
+in a control.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -53,7 +55,8 @@ def pairs(
 ) -> list[Pair]:
     """The first n distinct puzzles of a split as B, each with another prompt for its picture as A.
 
-    A video shows an answer when its last frame does. Raises MinicosError for puzzles that admit one prompt only.
+    A video shows an answer when its last frame does. Raises MinicosError for puzzles that admit one
+    prompt only.
     """
     made = []
     for i, case in enumerate(cases.held_out(kind, n, size=size, split=split, seed=seed)):
@@ -76,7 +79,9 @@ def pairs(
 
 
 def drawn(n: int, height: int, width: int, *, seed: int = 0) -> list[Pair]:
-    """n drawn pictures with a prompt for each of their two classes, for any image-to-video model."""
+    """n drawn pictures with a prompt for each of their two classes, for any image-to-video
+    model.
+    """
     made = []
     for i in range(n):
         drawing = Drawing.sample(Random(f"probe/{height}/{width}/{i}"), height, width)
@@ -94,7 +99,8 @@ def drawn(n: int, height: int, width: int, *, seed: int = 0) -> list[Pair]:
 
 
 def chosen(options: SwapOptions) -> list[Pair]:
-    """The pairs of the options: held-out puzzles, drawn pictures, or the user's own; then the other way around, unless `one_way`.
+    """The pairs of the options: held-out puzzles, drawn pictures, or the user's own; then the other
+    way around, unless `one_way`.
 
     Raises MinicosError for a prompt without another one, and for a size of drawings that is none.
     """
@@ -125,11 +131,13 @@ def _answers(puzzle: puzzles.Puzzle) -> Callable[[np.ndarray], bool]:
 
 
 def donors(made: Sequence[Pair], control: str | None) -> list[Case]:
-    """The case that gives to each pair's b: a itself, or what a control takes in its place (the noise is b's in any case).
+    """The case that gives to each pair's b: a itself, or what a control takes in its place (the
+    noise is b's in any case).
 
     null      b itself: nothing may change, to the last bit
     wrong     the a of the next pair: another picture (of the same size) and its prompt
-    shuffled  this picture with the a prompt of the next pair that asks for neither a nor b; of the next pair, where all do
+    shuffled  this picture with the a prompt of the next pair that asks for neither a nor b; of the
+              next pair, where all do
     random    a; its states are then replaced by random ones at the same distance (`Swap.random`)
     """
     if control == "null":

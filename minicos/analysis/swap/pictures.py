@@ -1,4 +1,6 @@
-"""The pictures of a swap study: measures over layers with their controls, layers x ranges as a map, the first pair's last frames."""
+"""The pictures of a swap study: measures over layers with their controls, layers x ranges as a
+map, the first pair's last frames.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace

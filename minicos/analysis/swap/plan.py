@@ -14,7 +14,9 @@ from minicos.wan import Wan
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep: every layer by itself, over every range of steps, from every donor, and some layers again for each control."""
+    """A sweep: every layer by itself, over every range of steps, from every donor, and some
+    layers again for each control.
+    """
 
     layers: tuple[int, ...]
     ranges: tuple[range, ...]
@@ -52,7 +54,8 @@ class Plan:
             raise MinicosError(f"no region {self.region!r}: one of {', '.join(REGIONS)}")
         if self.region != "all" and any(pair.objects is None for pair in made):
             raise MinicosError(
-                f"the region {self.region!r} needs pictures that know their objects: --puzzle or --probe"
+                f"the region {self.region!r} needs pictures that know their objects: --puzzle or "
+                "--probe"
             )
         if len({None if pair.image is None else tuple(pair.image.shape) for pair in made}) > 1:
             raise MinicosError("the pictures of a sweep must have one size")
@@ -101,7 +104,9 @@ class Arm:
 
 
 def plan(wan: Wan, options: SwapOptions) -> Plan:
-    """What the options ask for. Raises MinicosError for layers and steps that the run does not have."""
+    """What the options ask for. Raises MinicosError for layers and steps that the run does not
+    have.
+    """
     depth = wan.depth
     lowest = EMBED if options.what == "stream" and options.side == "output" else 0
     chosen = layers(options.layers, "--layers") or tuple(range(lowest, depth))
@@ -109,7 +114,8 @@ def plan(wan: Wan, options: SwapOptions) -> Plan:
     for flag, given in (("--layers", chosen), ("--controls-at", controlled)):
         if given[0] < lowest or given[-1] >= depth:
             raise MinicosError(
-                f"{flag}: this model has layers 0 to {depth - 1}, and `embed` for a stream's output."
+                f"{flag}: this model has layers 0 to {depth - 1}, and `embed` for a stream's "
+                "output."
             )
     return Plan(
         layers=chosen,
@@ -137,7 +143,9 @@ def layers(text: str | None, flag: str) -> tuple[int, ...]:
 
 
 def ranges(text: str, total: int) -> tuple[range, ...]:
-    """Ranges of steps of an option: 0,0-4,all. Raises MinicosError for anything else, and for steps beyond `total`."""
+    """Ranges of steps of an option: 0,0-4,all. Raises MinicosError for anything else, and for
+    steps beyond `total`.
+    """
     found = tuple(range(a, b + 1) for a, b in spans(text, "--during", all=(0, total - 1)))
     if any(steps.stop > total for steps in found):
         raise MinicosError(f"--during {text}: the run has steps 0 to {total - 1}.")

@@ -1,28 +1,40 @@
-"""At which layer is the prompt turned into an answer? Hidden states of run A are put into run B (paper, Sec. 5.2 and Fig. 6b).
+"""At which layer is the prompt turned into an answer? Hidden states of run A are put into run B
+(paper, Sec. 5.2 and Fig. 6b).
 
-A and B share picture and noise and differ in the prompt ("circle the cat", "circle the bicycles"). At layers k and steps S, run B
-computes with A's state instead of its own and goes on from there, later layers included. Does it end at A's answer or at B's?
+A and B share picture and noise and differ in the prompt ("circle the cat", "circle the bicycles").
+At layers k and steps S, run B computes with A's state instead of its own and goes on from there,
+later layers included. Does it end at A's answer or at B's?
 
-Definition. y is the latent B ends at, A and B are those of the undisturbed runs, t = <y - B, A - B> / ||A - B||^2. Reported are
+Definition. y is the latent B ends at, A and B are those of the undisturbed runs, t = <y - B, A - B>
+/ ||A - B||^2. Reported are
     flip        2t - 1: -1 where B stays B, +1 where it became A
-    off_axis    ||y - B - t (A - B)|| / ||A - B||: what became neither; flip means little where this is not small
-    leverage    |dsigma| ||dv|| / ||x|| at the first swapped step, dv the change of the guided velocity (g times that of the prompted
+    off_axis    ||y - B - t (A - B)|| / ||A - B||: what became neither; flip means little where this
+                is not small
+    leverage    |dsigma| ||dv|| / ||x|| at the first swapped step, dv the change of the guided
+                velocity (g times that of the prompted
                 branch): how far one step can move the latent at all
-and, where pictures can be read, the rates of A, B and neither, with the layer at which `flip` crosses 0 and the rate of A crosses 1/2.
+and, where pictures can be read, the rates of A, B and neither, with the layer at which `flip`
+crosses 0 and the rate of A crosses 1/2.
 
 What is true by construction, so no finding:
-- The whole stream after the last block *is* A's velocity: over all steps the run ends at A, flip = 1, whatever the model. A curve over
+- The whole stream after the last block *is* A's velocity: over all steps the run ends at A, flip =
+1, whatever the model. A curve over
   layers ends there; the finding is where it turns.
 - Whole streams of several layers: only the last of them counts.
-- Donor `own` hands over A's latent together with A's reading of the prompt. From the second step on the two latents differ, so that even
-  a swap of the patch embedding, which no prompt has touched, disturbs B. At step 0 the two donors are one, since the noise is shared.
-- Donor `same_x` at block k, whole stream, is B with the prompt of A in blocks 0..k, bit for bit: what it measures is where the prompt is
-  *read*. (It is computed that way: keys and values of the text depend on no latent, so one run of A serves all layers.)
-- One Euler step of 50 at high noise moves the latent by well under 1 %, at every layer: look at `leverage` before reading step 0 alone.
+- Donor `own` hands over A's latent together with A's reading of the prompt. From the second step on
+the two latents differ, so that even
+  a swap of the patch embedding, which no prompt has touched, disturbs B. At step 0 the two donors
+  are one, since the noise is shared.
+- Donor `same_x` at block k, whole stream, is B with the prompt of A in blocks 0..k, bit for bit:
+what it measures is where the prompt is
+  *read*. (It is computed that way: keys and values of the text depend on no latent, so one run of A
+  serves all layers.)
+- One Euler step of 50 at high noise moves the latent by well under 1 %, at every layer: look at
+`leverage` before reading step 0 alone.
 
-Where the paper is silent each reading is an option: what is swapped (`WHAT`), block output or input, donor (`DONORS`), branch, which tokens
-(`REGIONS`). Controls (`pairs.CONTROLS`): A = B (difference exactly 0), another case's A, another case's prompt, a random direction
-of equal norm.
+Where the paper is silent each reading is an option: what is swapped (`WHAT`), block output or
+input, donor (`DONORS`), branch, which tokens (`REGIONS`). Controls (`pairs.CONTROLS`): A = B
+(difference exactly 0), another case's A, another case's prompt, a random direction of equal norm.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +62,9 @@ States = dict[tuple[str, str], Tensor]  # (point, branch) -> the donor's tensor 
 
 @dataclass(frozen=True)
 class Swap:
-    """What is swapped, where and when: an intervention that knows nothing of a model or of cases."""
+    """What is swapped, where and when: an intervention that knows nothing of a model or of
+    cases.
+    """
 
     layers: tuple[int, ...]  # blocks from 0; EMBED is allowed for a stream
     steps: range
@@ -65,7 +79,8 @@ class Swap:
     def __post_init__(self):
         if self.what not in (*WHAT, "prompt") or self.at not in ("output", "input"):
             raise MinicosError(
-                f"a swap is of {', '.join(WHAT)}, at output or input; not {self.what!r} at {self.at!r}"
+                f"a swap is of {', '.join(WHAT)}, at output or input; not {self.what!r} at "
+                f"{self.at!r}"
             )
         if self.at == "input" and self.what != "stream":
             raise MinicosError(f"only a stream can be swapped at a block's input, not {self.what}")
@@ -83,7 +98,9 @@ class Swap:
         return self.what == "stream" and self.region is None and not self.random
 
     def record(self, states: States) -> Hooks:
-        """Hooks for run A: keep what will be swapped in `states`, where each step overwrites the one before."""
+        """Hooks for run A: keep what will be swapped in `states`, where each step overwrites the
+        one before.
+        """
 
         def keep(x: Tensor, site: Site) -> None:
             states[site.name, site.branch] = x
@@ -122,7 +139,9 @@ class Swap:
         return hooks
 
     def intervention(self, give: WanCondition, donor: str = "own") -> Interventions:
-        """This swap as one of several interventions in a run: its states come from a run under `give`, donor of `DONORS`."""
+        """This swap as one of several interventions in a run: its states come from a run under
+        `give`, donor of `DONORS`.
+        """
         if donor not in DONORS:
             raise MinicosError(f"no donor {donor!r}: take one of {', '.join(DONORS)}")
         states: States = {}
@@ -130,7 +149,9 @@ class Swap:
         return Interventions(self.hooks(states), donors=(gives,))
 
     def _points(self, layer: int) -> tuple[str, ...]:
-        """The hook points that a swap at a layer replaces; for an update, the one that it starts from and the one it replaces."""
+        """The hook points that a swap at a layer replaces; for an update, the one that it starts
+        from and the one it replaces.
+        """
         if self.what == "prompt":
             return tuple(f"blocks.{i}.cross_attn.{name}" for i in range(layer + 1) for name in "kv")
         if self.what in ("self_attn", "cross_attn", "ffn"):
@@ -168,12 +189,14 @@ def lockstep(
     start: int = 0,
     state: State | None = None,
 ) -> Iterator[list[Step]]:
-    """Run B once for each swap, all in step with their donor: at every step, the list of B's steps (one for each swap).
+    """Run B once for each swap, all in step with their donor: at every step, the list of B's steps
+    (one for each swap).
 
     give, take  the conditions of A and B; both start from `noise`
-    swaps       over the same steps. Under donor `own` they share one run of A, under `same_x` each has a pass of A at its own latent
-                (whole streams excepted: see the top)
-    x, start    B's undisturbed latent entering step `start` (at most the first swapped step), so that nothing is computed twice,
+    swaps       over the same steps. Under donor `own` they share one run of A, under `same_x` each
+                has a pass of A at its own latent (whole streams excepted: see the top)
+    x, start    B's undisturbed latent entering step `start` (at most the first swapped step), so
+                that nothing is computed twice,
     state       and what travels beside it
     No more than one step's states of A are kept.
     """
@@ -184,11 +207,13 @@ def lockstep(
         )
     if steps.start < start or steps.stop > total:
         raise MinicosError(
-            f"steps {steps.start} to {steps.stop - 1} are not among the steps {start} to {total - 1}"
+            f"steps {steps.start} to {steps.stop - 1} are not among the steps {start} to "
+            f"{total - 1}"
         )
     x = noise if x is None else x
     if donor == "same_x" and give.same_but_text(take) and all(swap.whole_stream for swap in swaps):
-        # A and B part only in the text: its keys and values, which no latent enters, carry all of A into a block's stream.
+        # A and B part only in the text: its keys and values, which no latent enters, carry all of A
+        # into a block's stream.
         outputs = [max(swap.layers) - (swap.at == "input") for swap in swaps]
         swaps = [
             Swap((k,), steps, "prompt", branch=s.branch)
@@ -223,7 +248,8 @@ def lockstep(
 
 
 def flip(y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Where y lies between b and a (all b c f h w): 2t - 1 and the off-axis share, each (b,); NaN where a = b.
+    """Where y lies between b and a (all b c f h w): 2t - 1 and the off-axis share, each (b,); NaN
+    where a = b.
 
     Imposed frames are equal in all three and count for nothing.
     """

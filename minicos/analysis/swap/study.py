@@ -1,7 +1,9 @@
-"""At which layer does a prompt become an answer? Swaps over layers, beside their controls (paper, Sec. 5.2 and Fig. 6b).
+"""At which layer does a prompt become an answer? Swaps over layers, beside their controls (paper,
+Sec. 5.2 and Fig. 6b).
 
-What is swapped is in `states`, who gives in a control in `pairs`. A curve over layers ends at A by construction: the finding is where
-it turns, which is where `flip` crosses 0 and the rate of A crosses 1/2.
+What is swapped is in `states`, who gives in a control in `pairs`. A curve over layers ends at A by
+construction: the finding is where it turns, which is where `flip` crosses 0 and the rate of A
+crosses 1/2.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +35,9 @@ def check(wan: Wan, options: SwapOptions) -> None:
 
 
 def study(wan: Wan, run: Run, options: SwapOptions) -> Result:
-    """Every arm of the options' plan: the layer where the answer turns, controls, the table over layers, pictures."""
+    """Every arm of the options' plan: the layer where the answer turns, controls, the table over
+    layers, pictures.
+    """
     made, planned = pairs.chosen(options), plan(wan, options)
     planned.check(made)
     pictured = len(made) if options.one_way else len(made) // 2
@@ -93,7 +97,9 @@ def rows(planned: Plan, results: Results, pictured: int) -> list[Row]:
 
 
 def numbers(planned: Plan, results: Results, pictured: int) -> list[Number]:
-    """The findings: where the answer turns, the controls, shorter ranges of steps, the undisturbed runs."""
+    """The findings: where the answer turns, the controls, shorter ranges of steps, the
+    undisturbed runs.
+    """
     plain, out = results[None], []
     for arm in planned.effects:
         found = measures(results[arm], pictured)
@@ -124,7 +130,9 @@ def numbers(planned: Plan, results: Results, pictured: int) -> list[Number]:
 
 
 def _controls(planned: Plan, results: Results, arm: Arm, pictured: int) -> list[Number]:
-    """One arm beside each of its controls, at the control's layers; and how large and how far off axis it is there."""
+    """One arm beside each of its controls, at the control's layers; and how large and how far
+    off axis it is there.
+    """
     out = []
     for layer in planned.compared:
         own = _at(planned, results, arm, layer, pictured)
@@ -168,12 +176,15 @@ def _arms(
 
 
 def by_picture(values: np.ndarray, pictured: int) -> np.ndarray:
-    """Rows (pictures, or twice as many: both directions) averaged over directions, so that a picture counts once."""
+    """Rows (pictures, or twice as many: both directions) averaged over directions, so that a
+    picture counts once.
+    """
     return np.asarray(values, dtype=np.float64).reshape(-1, pictured, *values.shape[1:]).mean(0)
 
 
 def crossing(layers: Sequence[int], curves: np.ndarray, level: float) -> Interval:
-    """The layer at which the mean of curves (n layers) first reaches `level`, between layers by a straight line; inf where never.
+    """The layer at which the mean of curves (n layers) first reaches `level`, between layers by a
+    straight line; inf where never.
 
     The interval is that of the mean curve over resampled rows, one row for each puzzle.
     """

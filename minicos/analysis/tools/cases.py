@@ -1,7 +1,9 @@
-"""What an experiment runs on: held-out puzzles that know their answers, or anybody's picture and prompt.
+"""What an experiment runs on: held-out puzzles that know their answers, or anybody's picture and
+prompt.
 
-Experiments go through cases in batches, and `collect` keeps what each batch gave in the run folder: killed and started again,
-an experiment computes only what is missing, and the result is the same to the last bit.
+Experiments go through cases in batches, and `collect` keeps what each batch gave in the run folder:
+killed and started again, an experiment computes only what is missing, and the result is the same to
+the last bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +29,9 @@ MOST = 25  # cases in a batch
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to generate: a prompt, a first frame (3 H W in [0, 1]) where the model takes one, and the seed of its noise."""
+    """One thing to generate: a prompt, a first frame (3 H W in [0, 1]) where the model takes
+    one, and the seed of its noise.
+    """
 
     prompt: str
     image: Tensor | None = None
@@ -42,9 +46,11 @@ class Case:
 
 
 def chosen(options: Puzzles) -> list[Case]:
-    """The cases that options ask for: held-out puzzles, or one of the user's own under `seeds` seeds.
+    """The cases that options ask for: held-out puzzles, or one of the user's own under `seeds`
+    seeds.
 
-    Raises MinicosError for families and sizes that there are not, and for an image without a prompt.
+    Raises MinicosError for families and sizes that there are not, and for an image without a
+    prompt.
     """
     if isinstance(options, Cases) and options.prompt is not None:
         image = None if options.image is None else load_image(options.image)
@@ -75,7 +81,8 @@ def held_out(
     seed: int = 0,
     keep: Callable[[puzzles.Puzzle], bool] = lambda puzzle: True,
 ) -> list[Case]:
-    """The first n distinct puzzles of a split that `keep` accepts, with the noise seeds seed, seed + 1, ...
+    """The first n distinct puzzles of a split that `keep` accepts, with the noise seeds seed, seed
+    + 1, ...
 
     `puzzle` is a family, or with `size` a kind.
     """
@@ -89,7 +96,8 @@ def ambiguous(puzzle: puzzles.Puzzle) -> bool:
 
 
 def batches(cases: Sequence[Case], most: int = MOST) -> list[list[Case]]:
-    """Cases in order, in as few batches as do, of nearly equal size; only pictures of one size together.
+    """Cases in order, in as few batches as do, of nearly equal size; only pictures of one size
+    together.
 
     A rest of one case could not be anybody's wrong donor (`ensemble`).
     """
@@ -115,7 +123,9 @@ def condition(wan: Wan, batch: Sequence[Case]) -> WanCondition:
 
 
 def noise(wan: Wan, condition: WanCondition, batch: Sequence[Case], offset: int = 0) -> Tensor:
-    """The noise that each case starts from: the case's seed, plus `offset` for independent runs of the same case."""
+    """The noise that each case starts from: the case's seed, plus `offset` for independent runs
+    of the same case.
+    """
     return wan.noise(condition, [case.seed + offset for case in batch])
 
 
@@ -134,7 +144,9 @@ def known(case: Case) -> puzzles.Puzzle:
 def collect(
     run: Run, name: str, work: Sequence[Batch], compute: Callable[[Batch], Mapping[str, Tensor]]
 ) -> dict[str, np.ndarray]:
-    """`compute` each batch once and keep its tensors (first axis: cases) in `run`; all of them together, in order."""
+    """`compute` each batch once and keep its tensors (first axis: cases) in `run`; all of them
+    together, in order.
+    """
     parts = []
     for index, batch in enumerate(progress(work, len(work), name)):
         file = f"{name}/{index:03d}.safetensors"

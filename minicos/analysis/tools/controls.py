@@ -9,7 +9,9 @@ from minicos.wan import Wan
 
 
 def untrained(wan: Wan, seed: int = 0) -> Wan:
-    """The same architecture with random weights, as PyTorch draws them; nobody's random numbers are touched."""
+    """The same architecture with random weights, as PyTorch draws them; nobody's random numbers
+    are touched.
+    """
     like = wan.experts["high"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,6 @@
-"""Every picture minicos draws; the one file that imports matplotlib. Arrays in, a PNG out, written in one step."""
+"""Every picture minicos draws; the one file that imports matplotlib. Arrays in, a PNG out,
+written in one step.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,18 +25,24 @@ def pixels(image: Tensor) -> np.ndarray:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, evenly spaced, first and last included: the rows or columns that a sheet shows."""
+    """At most `most` of `count` indices, evenly spaced, first and last included: the rows or
+    columns that a sheet shows.
+    """
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
 
 
 def heat(values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Values of any shape as colours (... 4), from `low` (black) to `high` (pale yellow): by default their 1st and 99th percentile."""
+    """Values of any shape as colours (... 4), from `low` (black) to `high` (pale yellow): by
+    default their 1st and 99th percentile.
+    """
     low, high = (np.percentile(values, p) if v is None else v for v, p in ((low, 1), (high, 99)))
     return colormaps["magma"]((values - low) / max(high - low, 1e-12))
 
 
 def colours(values: np.ndarray) -> np.ndarray:
-    """Three numbers a pixel (... 3) as red, green and blue in [0, 1], each channel from its 1st to its 99th percentile."""
+    """Three numbers a pixel (... 3) as red, green and blue in [0, 1], each channel from its 1st
+    to its 99th percentile.
+    """
     low, high = np.percentile(values.reshape(-1, 3), [1, 99], axis=0)
     return np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
 
@@ -47,7 +55,9 @@ def sheet(
     columns: Sequence[str],
     title: str,
 ) -> None:
-    """Pictures (uint8 h w 3, or the colours of `heat`) in a labelled grid that fits a screen, unless that made them tiny."""
+    """Pictures (uint8 h w 3, or the colours of `heat`) in a labelled grid that fits a screen,
+    unless that made them tiny.
+    """
     ratio = images[0][0].shape[0] / images[0][0].shape[1]
     cell = max(0.4, min(CELL, WIDTH / len(columns), HEIGHT / (ratio * len(rows))))
     figure = Figure(
@@ -83,7 +93,8 @@ def lines(
 ) -> None:
     """Curves over their common axis, with shaded intervals where they have any.
 
-    `marks` are upright lines, in the colour of the curve of the same name where there is one; `levels` are level lines.
+    `marks` are upright lines, in the colour of the curve of the same name where there is one;
+    `levels` are level lines.
     """
     figure = Figure(figsize=(7.6, 4), layout="constrained")
     axes = figure.subplots()
@@ -121,7 +132,9 @@ def grid(
     limits: tuple[float, float] | None = None,
     mark: float | None = None,
 ) -> None:
-    """A matrix as coloured cells with a scale (y down, x across, both counted from 0); NaN stays white; `mark` lines both axes."""
+    """A matrix as coloured cells with a scale (y down, x across, both counted from 0); NaN stays
+    white; `mark` lines both axes.
+    """
     rows, columns = values.shape
     figure = Figure(
         figsize=(max(4.5, min(9, 0.3 * columns + 1.5)), max(2.2, min(7, 0.3 * rows + 1.2))),
@@ -145,7 +158,9 @@ def grid(
 def intervals(
     path: Path, rows: Mapping[str, Interval], *, x: str, title: str, strong: str = ""
 ) -> None:
-    """One line for each name: a dot at the mean and a bar from low to high, with zero marked; `strong` is drawn in red."""
+    """One line for each name: a dot at the mean and a bar from low to high, with zero marked;
+    `strong` is drawn in red.
+    """
     figure = Figure(figsize=(7.2, 0.7 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="0.6", linewidth=0.8)
@@ -169,7 +184,9 @@ def matrix(
     limits: tuple[float, float],
     title: str,
 ) -> None:
-    """A table of numbers (rows columns) as colours between `limits`, each number written in its cell."""
+    """A table of numbers (rows columns) as colours between `limits`, each number written in its
+    cell.
+    """
     figure = Figure(figsize=(0.55 * len(columns) + 2.2, 0.42 * len(rows) + 1), layout="constrained")
     axes = figure.subplots()
     axes.imshow(values, cmap="coolwarm", vmin=limits[0], vmax=limits[1], aspect="auto")

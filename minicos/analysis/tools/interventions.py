@@ -1,14 +1,18 @@
-"""Interventions in one run: edits of the latent between steps, hooks inside the passes, and states from other runs.
+"""Interventions in one run: edits of the latent between steps, hooks inside the passes, and states
+from other runs.
 
-The rule: edits change the latent that enters a step, in the order of `+`; inside the pass interventions act in the same order, each on
-what the one before it left; recorders look last, and so see what the interventions did.
+The rule: edits change the latent that enters a step, in the order of `+`; inside the pass
+interventions act in the same order, each on what the one before it left; recorders look last, and
+so see what the interventions did.
 
-    what = Interventions(edits=(Noise("replace", (10,)),)) + Swap((6,), range(20)).intervention(give)
-    record(wan, condition, run, [Steps(wan, (0, 10)), Energy((0, 10))], noise, what)
+    what = Interventions(edits=(Noise("replace", (10,)),)) + Swap((6,),
+    range(20)).intervention(give) record(wan, condition, run, [Steps(wan, (0, 10)), Energy((0,
+    10))], noise, what)
 
-A donor's run is never edited and starts from the noise that was given, so a swap takes what an undisturbed run would have held.
-The first pass of an ensemble of two is one of this run itself, at the same edited latent and under the interventions before it.
-The states of a donor on its own trajectory are saved with each step: a killed run continues to the last bit.
+A donor's run is never edited and starts from the noise that was given, so a swap takes what an
+undisturbed run would have held. The first pass of an ensemble of two is one of this run itself, at
+the same edited latent and under the interventions before it. The states of a donor on its own
+trajectory are saved with each step: a killed run continues to the last bit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +32,9 @@ class Edit(Protocol):
     """A change of the latent between two steps."""
 
     def __call__(self, x: Tensor, index: int, sigma: Tensor, x0: Tensor | None) -> Tensor:
-        """The latent that enters step `index` instead of x, x itself where nothing is to change; see `noise.Noise`."""
+        """The latent that enters step `index` instead of x, x itself where nothing is to change;
+        see `noise.Noise`.
+        """
         ...
 
 
@@ -76,7 +82,8 @@ class Interventions:
         start: int,
         before: Mapping[str, Tensor],
     ) -> Iterator[tuple[Step, dict[str, Tensor]]]:
-        """The run's `steps` from `start` on, at latent x, each preceded by its donors' and with what the donors need to go on from it.
+        """The run's `steps` from `start` on, at latent x, each preceded by its donors' and with
+        what the donors need to go on from it.
 
         condition  the run's own
         noise      where donors started

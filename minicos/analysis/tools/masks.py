@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def on_grid(mask: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
-    """A mask of pixels, bool (F H W) or of one picture (H W), on a grid f h w: bool, true where any pixel of a cell is.
+    """A mask of pixels, bool (F H W) or of one picture (H W), on a grid f h w: bool, true where any
+    pixel of a cell is.
 
     Video frame 0 is grid frame 0, and the others share the rest evenly, as the VAE has it.
     """

@@ -1,11 +1,13 @@
 """The ideal observer: the exact posterior over a puzzle's valid answers, given a noisy latent.
 
-At noise level sigma the latent is x = (1 - sigma) z + sigma noise, where z is the latent of one of the valid answers z_r, all
-equally likely (that is how the embedded model's training videos were drawn). So
+At noise level sigma the latent is x = (1 - sigma) z + sigma noise, where z is the latent of one of
+the valid answers z_r, all equally likely (that is how the embedded model's training videos were
+drawn). So
 
     w_r = p(answer r | x)  is proportional to  exp(-|| x - (1 - sigma) z_r ||^2 / (2 sigma^2)),      E[z | x] = sum_r w_r z_r
 
-and the clean estimate of a perfect network *is* that mean. Only for puzzles, which list their answers.
+and the clean estimate of a perfect network *is* that mean. Only for puzzles, which list their
+answers.
 """
 
 import torch
@@ -23,7 +25,9 @@ def answers(wan: Wan, puzzle: Puzzle) -> Tensor:
 
 
 def weights(x: Tensor, sigma: float, z: Tensor) -> Tensor:
-    """The posterior over the answers z (r c f h w) given a latent x (c f h w) at noise level sigma > 0: r, float64, sums to 1."""
+    """The posterior over the answers z (r c f h w) given a latent x (c f h w) at noise level
+    sigma > 0: r, float64, sums to 1.
+    """
     gaps = (x.double() - (1 - sigma) * z.double()).square().flatten(1).sum(1)
     return torch.softmax(-gaps / (2 * sigma**2), dim=0)
 
@@ -36,7 +40,8 @@ def mean(w: Tensor, z: Tensor) -> Tensor:
 def coefficients(x0: Tensor, z: Tensor) -> Tensor:
     """How much of each answer a clean estimate x0 (c f h w) shows: the least-squares a with x0 ~ sum_r a_r z_r, sum a = 1  (r).
 
-    Unique where no answer is a mixture of the others; else the one that is closest to the last answer alone.
+    Unique where no answer is a mixture of the others; else the one that is closest to the last
+    answer alone.
     """
     z, x0 = z.double().cpu().flatten(1), x0.double().cpu().flatten()
     if len(z) == 1:
@@ -47,7 +52,9 @@ def coefficients(x0: Tensor, z: Tensor) -> Tensor:
 
 
 def effective(w: Tensor) -> float:
-    """How many answers are alive: the exponential of the entropy of the weights w (clipped to [0, 1] and scaled to sum 1)."""
+    """How many answers are alive: the exponential of the entropy of the weights w (clipped to
+    [0, 1] and scaled to sum 1).
+    """
     p = w.clamp(0, 1)
     p = p / p.sum()
     return torch.special.entr(p).sum().exp().item()

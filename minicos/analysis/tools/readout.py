@@ -1,4 +1,6 @@
-"""A linear readout: ridge regression onto labels, its penalty chosen without a look at the rows that are judged."""
+"""A linear readout: ridge regression onto labels, its penalty chosen without a look at the rows
+that are judged.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,12 @@ RIDGES = tuple(10.0**k for k in range(7))
 
 
 def readout(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> tuple[Tensor, float]:
-    """Classes of the rows `test` (n d): n, int64; and the share of training rows that are read rightly when they are left out.
+    """Classes of the rows `test` (n d): n, int64; and the share of training rows that are read
+    rightly when they are left out.
 
-    Ridge regression onto one-hot labels `labels` of the rows `train` (m d), columns standardised. Of RIDGES the one is taken whose squared
-    error on left-out rows is least; leaving out needs no fit of its own, since an error left out is the error left in / (1 - leverage).
+    Ridge regression onto one-hot labels `labels` of the rows `train` (m d), columns standardised.
+    Of RIDGES the one is taken whose squared error on left-out rows is least; leaving out needs no
+    fit of its own, since an error left out is the error left in / (1 - leverage).
     """
     centre, scale = train.double().mean(0), train.double().std(0).clamp_min(1e-6)
     a, b = ((x.double() - centre) / scale for x in (train, test))

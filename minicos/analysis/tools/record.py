@@ -1,8 +1,10 @@
-"""Run a model once and let several recorders watch: resumable, because every finished step is on disk.
+"""Run a model once and let several recorders watch: resumable, because every finished step is on
+disk.
 
-A recorder is three things: hooks for what it wants to see inside the passes, `keep` for what it keeps of a step, and `draw` for its
-pictures. What `keep` returns is saved with the latent that leaves the step, so a run that was killed continues after its
-last finished step, bit for bit, and pictures can be drawn again without a network.
+A recorder is three things: hooks for what it wants to see inside the passes, `keep` for what it
+keeps of a step, and `draw` for its pictures. What `keep` returns is saved with the latent that
+leaves the step, so a run that was killed continues after its last finished step, bit for bit, and
+pictures can be drawn again without a network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,11 +35,15 @@ class Recorder(Protocol):
         ...
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        """Called after each step; returns what to keep of it, and may already write pictures of this step."""
+        """Called after each step; returns what to keep of it, and may already write pictures of
+        this step.
+        """
         ...
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
-        """Make the pictures from what was kept; returns their names, the one to open first in front."""
+        """Make the pictures from what was kept; returns their names, the one to open first in
+        front.
+        """
         ...
 
 
@@ -49,9 +55,11 @@ def record(
     noise: Tensor,
     interventions: Interventions = NO_INTERVENTIONS,
 ) -> Tensor:
-    """Denoise under `interventions`, saving in `run` every step and what `recorders` keep of it; returns the final latent (b c f h w).
+    """Denoise under `interventions`, saving in `run` every step and what `recorders` keep of it;
+    returns the final latent (b c f h w).
 
-    Steps that `run` already holds are not computed again. Raises MinicosError for interventions that this run can never make.
+    Steps that `run` already holds are not computed again. Raises MinicosError for interventions
+    that this run can never make.
     """
     hooks = sum((r.hooks() for r in recorders), interventions.hooks)
     schedule = wan.schedule()
@@ -79,7 +87,9 @@ def record(
 
 
 def entering(run: Run, index: int, noise: Tensor) -> tuple[Tensor, State | None]:
-    """The latent that enters step `index` of a run saved by `record` from `noise`, and the state: where to resume."""
+    """The latent that enters step `index` of a run saved by `record` from `noise`, and the
+    state: where to resume.
+    """
     if not index:
         return noise, None
     tensors = run.load_tensors(_file(index - 1))

@@ -1,7 +1,8 @@
 """The numbers behind every claim: how far apart two runs are, and how sure a mean is.
 
-Distances are between latents or hidden states, means are over puzzles. A headline is a paired difference with a bootstrap
-interval: both arms of a comparison see the same puzzles and the same noise.
+Distances are between latents or hidden states, means are over puzzles. A headline is a paired
+difference with a bootstrap interval: both arms of a comparison see the same puzzles and the same
+noise.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from minicos.analysis.result import Curve, Interval, Number
 Values = Sequence[float] | np.ndarray  # one for each puzzle
 Array = TypeVar("Array", Tensor, np.ndarray)
 
-# -- how far apart ----------------------------------------------------------------------------------------------------
+# -- how far apart ---------------------------------------------------------------------------------
 
 
 def squared(a: Tensor, b: Tensor) -> Tensor:
@@ -40,7 +41,8 @@ def yardstick(estimates: Sequence[Tensor]) -> Tensor:
 def distance(apart: Array, unit: Array, frames: Sequence[int] | None = None) -> Array:
     """D between runs: 0 the same, 1 as different as another seed.
 
-    The primary measure: latents share their coordinates, so nothing is gained by invariance to rotation.
+    The primary measure: latents share their coordinates, so nothing is gained by invariance to
+    rotation.
 
     apart   squared distances per latent frame (`squared`)               ... f
     unit    those of independent seeds (`yardstick`, or a pooled mean)   ... f
@@ -51,10 +53,12 @@ def distance(apart: Array, unit: Array, frames: Sequence[int] | None = None) -> 
 
 
 def cka(a: Tensor, b: Tensor) -> float:
-    """Debiased linear CKA of two sets of n paired rows, a (n p) and b (n q): 1 for equal geometry, about 0 for unrelated rows.
+    """Debiased linear CKA of two sets of n paired rows, a (n p) and b (n q): 1 for equal geometry,
+    about 0 for unrelated rows.
 
-    From the unbiased HSIC estimator (Song et al. 2012, eq. 5) in feature space, so that no n x n matrix is formed. The biased
-    estimator gives .65 for independent Gaussians at n = 64, p = 128. The paper's "CKA dissimilarity" is taken as 1 - CKA.
+    From the unbiased HSIC estimator (Song et al. 2012, eq. 5) in feature space, so that no n x n
+    matrix is formed. The biased estimator gives .65 for independent Gaussians at n = 64, p = 128.
+    The paper's "CKA dissimilarity" is taken as 1 - CKA.
     """
     a, b = a.double(), b.double()
     if len(a) != len(b) or len(a) < 4:
@@ -65,7 +69,9 @@ def cka(a: Tensor, b: Tensor) -> float:
 
 
 def _hsic(a: Tensor, b: Tensor) -> Tensor:
-    """Unbiased HSIC for the kernels a a^T and b b^T without their diagonals, up to the factor 1 / (n (n - 3))."""
+    """Unbiased HSIC for the kernels a a^T and b b^T without their diagonals, up to the factor 1
+    / (n (n - 3)).
+    """
     n, na, nb = len(a), a.square().sum(1), b.square().sum(1)
     rows_a, rows_b = a @ a.sum(0) - na, b @ b.sum(0) - nb  # row sums of the two kernels
     trace = (a.T @ b).square().sum() - (na * nb).sum()
@@ -77,13 +83,17 @@ def _hsic(a: Tensor, b: Tensor) -> Tensor:
 
 
 def massive(h: Tensor) -> Tensor:
-    """Channels of tokens h (l d) whose mean size is above 100 times the median channel's: bool d. Few, and alike on every token."""
+    """Channels of tokens h (l d) whose mean size is above 100 times the median channel's: bool
+    d. Few, and alike on every token.
+    """
     size = h.abs().mean(0)
     return size > 100 * size.median()
 
 
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
-    """The chance that a positive has a larger value than a negative (ties count half); NaN where one kind is missing."""
+    """The chance that a positive has a larger value than a negative (ties count half); NaN where
+    one kind is missing.
+    """
     values, positive = np.ravel(values), np.ravel(positive).astype(bool)
     up, down = int(positive.sum()), int((~positive).sum())
     if not up or not down:
@@ -94,21 +104,27 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
 
 
 def settled(far: np.ndarray) -> np.ndarray:
-    """The step from which on nothing is far any more: far bool (n N ...) -> n ..., from 0 (never far) to N (to the end)."""
+    """The step from which on nothing is far any more: far bool (n N ...) -> n ..., from 0 (never
+    far) to N (to the end).
+    """
     return np.where(far.any(1), far.shape[1] - far[:, ::-1].argmax(1), 0)
 
 
-# -- how sure ---------------------------------------------------------------------------------------------------------
+# -- how sure --------------------------------------------------------------------------------------
 
 
 def resampled(n: int, *, seed: int = 0, resamples: int = 10_000) -> np.ndarray:
-    """The weight of each of n cases in resampled means: resamples n. One seed gives the same resamples, so differences are paired."""
+    """The weight of each of n cases in resampled means: resamples n. One seed gives the same
+    resamples, so differences are paired.
+    """
     rng = np.random.default_rng(seed)
     return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
 
 
 def bootstrap(values: Values, *, seed: int = 0, resamples: int = 10_000) -> Interval:
-    """The mean of `values` (one for each puzzle) with the percentile interval of its resampled means."""
+    """The mean of `values` (one for each puzzle) with the percentile interval of its resampled
+    means.
+    """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"one number for each puzzle, not {values.shape}")
@@ -123,7 +139,9 @@ def paired(a: Values, b: Values, *, seed: int = 0) -> Interval:
 
 
 def unpaired(a: Values, b: Values, *, seed: int = 0) -> Interval:
-    """The mean of a less that of b, which are of different puzzles; n is the smaller number of them."""
+    """The mean of a less that of b, which are of different puzzles; n is the smaller number of
+    them.
+    """
     arms = [np.asarray(values, dtype=np.float64) for values in (a, b)]
     means = [resampled(len(arm), seed=seed + k) @ arm for k, arm in enumerate(arms)]
     low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
@@ -132,7 +150,9 @@ def unpaired(a: Values, b: Values, *, seed: int = 0) -> Interval:
 
 
 def mean(name: str, values: Values, note: str = "", unit: str = "") -> Number:
-    """The mean over puzzles as a finding; those without a value (NaN) are left out, and n says so."""
+    """The mean over puzzles as a finding; those without a value (NaN) are left out, and n says
+    so.
+    """
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values)]
     found = bootstrap(values) if len(values) else Interval(nan, nan, nan, 0)
@@ -140,10 +160,13 @@ def mean(name: str, values: Values, note: str = "", unit: str = "") -> Number:
 
 
 def difference(name: str, a: Values, b: Values, note: str = "", unit: str = "") -> Number:
-    """The mean of a - b on the same puzzles as a finding, with the smallest difference that so many puzzles resolve."""
+    """The mean of a - b on the same puzzles as a finding, with the smallest difference that so
+    many puzzles resolve.
+    """
     d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     seen = d[np.isfinite(d)]
-    # no power is claimed where no puzzle differs from another: scatter that was not seen is not zero
+    # no power is claimed where no puzzle differs from another: scatter that was not seen is not
+    # zero
     scatter = float(seen.std()) if len(seen) else 0.0
     power = resolvable(scatter, len(seen)) if scatter > 0 else nan
     return replace(mean(name, d, note, unit), resolvable=power)
@@ -156,7 +179,9 @@ def curve(
     x_label: str = "",
     unit: str = "",
 ) -> Curve:
-    """Means over cases along an axis with their intervals: values (cases x); cases with a gap (NaN) are left out."""
+    """Means over cases along an axis with their intervals: values (cases x); cases with a gap
+    (NaN) are left out.
+    """
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values).all(1)]
     if not len(values):
@@ -175,14 +200,18 @@ def curve(
 
 
 def p_value(differences: Values, *, seed: int = 0, resamples: int = 10_000) -> float:
-    """Two-sided sign-flip test of paired differences: how often chance signs give a mean at least this large."""
+    """Two-sided sign-flip test of paired differences: how often chance signs give a mean at
+    least this large.
+    """
     d = np.asarray(differences, dtype=np.float64)
     signs = np.random.default_rng(seed).integers(0, 2, (resamples, len(d))) * 2 - 1
     return float((1 + (np.abs(signs @ d) >= np.abs(d.sum()) - 1e-12).sum()) / (1 + resamples))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction: p values that may be held against one level although several hypotheses were tested."""
+    """Holm's correction: p values that may be held against one level although several hypotheses
+    were tested.
+    """
     adjusted, largest = [0.0] * len(p), 0.0
     for rank, i in enumerate(np.argsort(p, kind="stable")):
         largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
@@ -191,5 +220,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def resolvable(deviation: float, n: int) -> float:
-    """The smallest true mean difference that n puzzles find with 80 % power at the 5 % level, given the deviation of one difference."""
+    """The smallest true mean difference that n puzzles find with 80 % power at the 5 % level,
+    given the deviation of one difference.
+    """
     return 2.802 * deviation / n**0.5  # 1.960 + 0.842
