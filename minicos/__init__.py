@@ -12,6 +12,7 @@ from importlib import import_module
 # imports torch
 _HOME = {
     "load": "open",
+    "from_diffusers": "peers",
     "Wan": "wan",
     "Model": "sample",
     "State": "sample",
