@@ -12,7 +12,7 @@ bfloat16); timestep embedding, modulation, norms and head in float32; residual s
 as DiffSynth does it, in bfloat16 (`residual_dtype`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -249,7 +249,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg, ops, residual_dtype) for _ in range(cfg.num_layers))
         self.head = Head(cfg, ops)
         self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last run
-        self.visit = iter  # the blocks in order; stream.Streamer brings the weights of each
+        self._in_turn: Callable[[nn.ModuleList], Iterable[nn.Module]] = iter
 
     @property
     def dtype(self) -> torch.dtype:
@@ -291,7 +291,7 @@ class DiT(nn.Module):
         time = hooks("time", self.time_projection(embedding).unflatten(-1, (6, -1)))  # b g 6 d
         angles = self._rope(grid, tokens.device)
 
-        for i, block in enumerate(self.visit(self.blocks)):
+        for i, block in enumerate(self._in_turn(self.blocks)):
             inside = hooks.scope(f"blocks.{i}")
             tokens = watched(block, inside)(tokens, text, image, time, angles, inside)
             tokens = hooks(f"blocks.{i}", tokens)  # b l d
@@ -331,6 +331,12 @@ class DiT(nn.Module):
             cos, sin = rope(grid, self.cfg.head_dim, time_skip=self.time_skip)
             self._angles = {(grid, device): (cos.to(device), sin.to(device))}
         return self._angles[grid, device]
+
+    def stream_blocks(self, stream: Callable[[Iterable[nn.Module]], Iterable[nn.Module]]) -> None:
+        """In every pass, take the blocks from `stream(blocks)`, which brings the weights of each
+        when it is its turn (`stream.Streamer`).
+        """
+        self._in_turn = stream
 
     def compile_blocks(self) -> "DiT":
         """Compile each block (not the model: block outputs are hooked outside any graph). Watched

@@ -30,7 +30,7 @@ class Site:
     step: int = 0  # counted from 0
     sigma: float = 0.0
     expert: str = ""  # "high" | "low"
-    branch: str = ""  # "cond" | "uncond"
+    branch: str = ""  # a pass of the model: "cond", "uncond", or one that it names itself
     grid: tuple[int, int, int] = (0, 0, 0)  # f, h, w
     # which of the f*h*w tokens the tensor holds: all of them, unless sharded (Python 3.11 cannot
     # hash a slice)
@@ -94,12 +94,9 @@ class Hooks:
         branch: str | None = None,
     ) -> "Hooks":
         """Add a hook on every point that `pattern` names, limited to a step or several (any whole
-        numbers), expert and branch.
+        numbers), expert and branch. Points, experts and branches are the model's: `check` refuses
+        others when a run begins.
         """
-        if expert not in (None, "high", "low"):
-            raise MinicosError(f"expert must be 'high' or 'low', not {expert!r}")
-        if branch not in (None, "cond", "uncond"):
-            raise MinicosError(f"branch must be 'cond' or 'uncond', not {branch!r}")
         steps = step if step is None or isinstance(step, range) else _steps(step)
         rule = Rule(
             tuple(pattern.split(".")), hook, steps, expert and (expert,), branch and (branch,)

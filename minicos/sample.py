@@ -141,7 +141,11 @@ class Model(ABC):
 
     @property
     def points(self) -> Mapping[str, str]:
-        """Every hook point and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}."""
+        """Every hook point and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}.
+
+        Studies expect "embed" (the stream that enters block 0), "blocks.i" (the one that leaves
+        block i), "blocks.i.s" for each sub-layer s, and q, k and heads inside those that attend.
+        """
         return {}
 
     # -- what studies ask --------------------------------------------------------------------------
@@ -153,7 +157,9 @@ class Model(ABC):
 
     @property
     def sublayers(self) -> tuple[str, ...]:
-        """Of a block, each a hook point of its own: "self_attn", "cross_attn", "ffn"."""
+        """Of a block, each a hook point of its own. Under these names studies know them: "self_attn"
+        (over all tokens), "cross_attn" (to the text), "ffn".
+        """
         return ()
 
     @property
@@ -216,15 +222,14 @@ class Step:
     expert: str  # "high" | "low"
     sigma_map: Tensor  # sigma per frame, 0 where a frame is imposed  1 1 f 1 1
     x: Tensor  # latent entering the step                             b c f h w
-    velocity_cond: Tensor  #                                          b c f h w
-    velocity_uncond: Tensor | None  # None where guidance is 1
-    velocity: Tensor  # guided
+    velocities: Mapping[str, Tensor]  # of each pass, by branch       b c f h w
+    velocity: Tensor  # guided                                        b c f h w
     next: Tensor  # latent leaving the step                           b c f h w
     state: State  # what leaves the step with it
 
     def __repr__(self) -> str:
         x, beside = self.x, ", ".join(self.state.beside)
-        passes = "cond" if self.velocity_uncond is None else "cond and uncond"
+        passes = " and ".join(self.velocities)
         return (
             f"Step {self.index}: sigma {self.sigma:.4g} -> {self.sigma_next:.4g},"
             f" timestep {self.timestep:g}, expert {self.expert}\n"
@@ -239,21 +244,35 @@ class Step:
         return self.x - self.sigma_map * self.velocity
 
     @property
+    def velocity_cond(self) -> Tensor:
+        """Of the prompted pass: b c f h w."""
+        return self.velocities["cond"]
+
+    @property
+    def velocity_uncond(self) -> Tensor | None:
+        """Of the unprompted pass: b c f h w. None where guidance is 1."""
+        return self.velocities.get("uncond")
+
+    @property
     def x0_cond(self) -> Tensor:
         """The clean estimate of the prompted branch alone."""
-        return self.x - self.sigma_map * self.velocity_cond
+        return self.x0_of("cond")
 
     @property
     def x0_uncond(self) -> Tensor:
         """The clean estimate of the unprompted branch. Raises MinicosError at guidance 1, where
         there is none.
         """
-        if self.velocity_uncond is None:
+        return self.x0_of("uncond")
+
+    def x0_of(self, branch: str) -> Tensor:
+        """The clean estimate of one pass. Raises MinicosError where the step does not have it."""
+        if branch not in self.velocities:
             raise MinicosError(
-                f"step {self.index} has no unconditional pass: guidance is 1 for its expert"
-                f" ({self.expert!r}). Sample with another guidance, or read x0_cond."
+                f"step {self.index} has no {branch} pass, only {' and '.join(self.velocities)}: the "
+                f"model makes none, or guidance is 1 for the {self.expert} expert"
             )
-        return self.x - self.sigma_map * self.velocity_uncond
+        return self.x - self.sigma_map * self.velocities[branch]
 
     @property
     def noise(self) -> Tensor:
@@ -377,8 +396,7 @@ def _step(
         expert=moment.expert,
         sigma_map=condition.per_frame(sigma, x.device),
         x=x,
-        velocity_cond=passes["cond"][VIDEO],
-        velocity_uncond=passes["uncond"][VIDEO] if "uncond" in passes else None,
+        velocities={name: answer[VIDEO] for name, answer in passes.items()},
         velocity=velocity[VIDEO],
         next=proposed,
         state=state,

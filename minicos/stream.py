@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from minicos.dit import DiT
 from minicos.errors import MinicosError
 from minicos.plan import ALIGN, Dtype, Plan
 
@@ -143,8 +144,8 @@ class Streamer:
         self._bound: set[HostBuffer] = set()  # those whose block points into a device buffer
 
     def stream(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
-        """The blocks in order, each with its weights on the device until the next one is asked for.
-        Replaces `DiT.visit`.
+        """The blocks in order, each with its weights on the device until the next one is asked for
+        (for `DiT.stream_blocks`).
 
         A pass that stopped early, by an exception or an abandoned generator, is cleaned up by the
         next one. Raises MinicosError if a second pass begins before the first is finished.
@@ -212,10 +213,12 @@ class Residency:
         if placement == "offload":
             buffer = self._offloaded[network] = HostBuffer(network, dtype, pin)
             return lambda name, shape, dtype: buffer.view(name)
-        streamer, blocks = self._open_streamer(), list(network.get_submodule("blocks").children())
+        if not isinstance(network, DiT):
+            raise TypeError(f"blocks are streamed of a DiT, not of a {type(network).__name__}")
+        streamer, blocks = self._open_streamer(), list(network.blocks)
         for i, block in enumerate(blocks):
             streamer.host[block] = HostBuffer(block, _within(f"blocks.{i}.", dtype), pin)
-        network.visit = streamer.stream  # type: ignore[assignment]
+        network.stream_blocks(streamer.stream)
 
         def place(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
             first, _, rest = name.partition(".")

@@ -226,3 +226,14 @@ def test_a_third_pass_is_seen_by_hooks_and_names_itself(noise):
     hooks = Hooks().on("velocity", lambda x, site: seen.append((site.step, site.branch)))
     next(WithSound().sample(CONDITION, noise=noise, hooks=hooks))
     assert seen == [(0, "cond"), (0, "uncond"), (0, "apart")]
+
+
+def test_a_hook_can_be_limited_to_a_pass_that_only_this_model_makes(noise):
+    seen = []
+    hooks = Hooks().on("velocity", lambda x, site: seen.append(x), branch="apart")
+    step = next(WithSound().sample(CONDITION, noise=noise, hooks=hooks))
+    assert list(step.velocities) == ["cond", "uncond", "apart"]
+    assert torch.equal(step.velocities["apart"], *seen)
+    assert torch.equal(step.x0_of("apart"), step.x - step.sigma_map * step.velocities["apart"])
+    with pytest.raises(MinicosError, match="no together pass, only cond and uncond and apart"):
+        step.x0_of("together")

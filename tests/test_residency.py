@@ -78,7 +78,7 @@ def streamed(network: DiT, queue=None, kind=Streamer) -> DiT:
         for name, value in before.items():
             host.view(name).copy_(value)
         host.bind()
-    network.visit = streamer.stream
+    network.stream_blocks(streamer.stream)
     return network
 
 
@@ -167,7 +167,7 @@ def test_a_pass_that_breaks_off_harms_no_other(deep, keep):
         if not keep:
             kept.clear()
         assert torch.equal(velocity(network), expected)
-    abandoned = network.visit(network.blocks)
+    abandoned = network._in_turn(network.blocks)
     next(abandoned)
     assert torch.equal(velocity(network), expected)
     with pytest.raises(MinicosError, match="two passes"):

@@ -331,7 +331,7 @@ def test_a_mask_of_tokens():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Swap((3,), ALL, "streams"), "a swap is of stream, update"),
+        (lambda: Swap((3,), ALL, at="outputs"), "a swap is at output or input"),
         (
             lambda: Swap((3,), ALL, "ffn", at="input"),
             "only a stream can be swapped at a block's input",
@@ -517,6 +517,10 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
         (["--puzzle", "mark", "--at", "12"], "this model has layers 0 to 11"),
         (["--puzzle", "mark", "--during", "0-20"], "the run has steps 0 to 19"),
         (["--puzzle", "mark", "--during", "0-2-4"], "give a list such as 0,3-5 or all"),
+        (
+            ["--puzzle", "mark", "--what", "streams"],
+            "--what streams: this model has stream, update",
+        ),
         (["--puzzle", "mark", "--size", "5"], "no mark of size 5"),
         (["--puzzle", "mark", "--n", "1", "--one-way", "--controls", "wrong"], "there is only one"),
         (["--puzzle", "mark", "--noise-device", "cuda", "--device", "cpu"], "needs a CUDA card"),

@@ -96,7 +96,8 @@ class Energy:
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
         """Sheets of the chosen steps, curves over layers and frames, and energy.safetensors."""
-        branches = [b for b in ("cond", "uncond") if any(f"{b}.raw" in step for step in saved)]
+        kept = (key.removesuffix(".raw") for step in saved for key in step if key.endswith(".raw"))
+        branches = list(dict.fromkeys(kept))
         whole = {f"{b}.{form}": _whole(saved, f"{b}.{form}") for b in branches for form in FORMS}
         run.save_tensors("energy.safetensors", whole)
         chosen = [i for i in self.chosen if i < len(saved)]

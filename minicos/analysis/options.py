@@ -271,8 +271,10 @@ class SwapOptions(Cases):
     seeds: int = 1
     several: bool = False
     single: bool = False
-    what: Literal["stream", "update", "self_attn", "cross_attn", "ffn"] = option(
-        "stream", "what is swapped", group=SWAP
+    what: str = option(
+        "stream",
+        "what is swapped: stream, update, or a sub-layer of the model such as self_attn",
+        group=SWAP,
     )
     layers: str | None = option(
         None,

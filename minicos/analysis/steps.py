@@ -72,8 +72,7 @@ class Steps:
         run.save_json("schedule.json", {"sigmas": schedule.sigmas, "timesteps": schedule.timesteps})
         sheets = [
             self._sheet(branch, saved, run)
-            for branch in BRANCHES
-            if any(branch in step for step in saved)
+            for branch in dict.fromkeys(branch for step in saved for branch in step)
         ]
         moved = convergence(torch.stack([step["guided"] for step in saved]))
         run.save_tensors("convergence.safetensors", {"moved": moved})
@@ -88,10 +87,9 @@ class Steps:
         return [*sheets, "convergence.png", *(self._file("guided", i, "mp4") for i in shown)]
 
     def _estimates(self, step: Step) -> dict[str, Tensor]:
-        """The guided estimate and, where there is guidance, those of the two branches  (b c f h w)."""
-        if step.velocity_uncond is None:
-            return {"guided": step.x0}
-        return {"guided": step.x0, "cond": step.x0_cond, "uncond": step.x0_uncond}
+        """The guided estimate and, where there are several passes, that of each: b c f h w."""
+        passes = step.velocities if len(step.velocities) > 1 else ()
+        return {"guided": step.x0} | {branch: step.x0_of(branch) for branch in passes}
 
     def _sheet(self, branch: str, saved: Saved, run: Run) -> str:
         shown = [i for i in self.chosen if i < len(saved) and branch in saved[i]]
@@ -113,7 +111,8 @@ class Steps:
             ],
             rows=[f"step {i}\nσ {sigmas[i]:.2f}" for i in shown],
             columns=[f"frame {f}" for f in frames],
-            title=f"The clean estimate{BRANCHES[branch]}: denoising step (down), video frame (across)",
+            title=f"The clean estimate{TITLES.get(branch, f' of pass {branch}')}: "
+            "denoising step (down), video frame (across)",
         )
         return name
 
@@ -138,7 +137,7 @@ class Steps:
         return figures.evenly(count, self.columns)
 
 
-BRANCHES = {"guided": "", "cond": " of the prompted branch", "uncond": " of the unprompted branch"}
+TITLES = {"guided": "", "cond": " of the prompted branch", "uncond": " of the unprompted branch"}
 
 
 def convergence(estimates: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from minicos.analysis.options import SwapOptions, spans
 from minicos.analysis.swap.pairs import CONTROLS, Pair, donors
 from minicos.analysis.swap.states import DONORS, EMBED, REGIONS, Swap
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, suggest
 from minicos.wan import Wan
 
 
@@ -107,7 +107,12 @@ def plan(wan: Wan, options: SwapOptions) -> Plan:
     """What the options ask for. Raises MinicosError for layers and steps that the run does not
     have.
     """
-    depth = wan.depth
+    depth, kinds = wan.depth, ("stream", "update", *wan.sublayers)
+    if options.what not in kinds:
+        raise MinicosError(
+            f"--what {options.what}: this model has {', '.join(kinds)}"
+            f"{suggest(options.what, kinds)}"
+        )
     lowest = EMBED if options.what == "stream" and options.side == "output" else 0
     chosen = layers(options.layers, "--layers") or tuple(range(lowest, depth))
     controlled = layers(options.control_layers, "--controls-at") or _three(chosen)

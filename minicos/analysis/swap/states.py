@@ -32,7 +32,7 @@ what it measures is where the prompt is
 - One Euler step of 50 at high noise moves the latent by well under 1 %, at every layer: look at
 `leverage` before reading step 0 alone.
 
-Where the paper is silent each reading is an option: what is swapped (`WHAT`), block output or
+Where the paper is silent each reading is an option: what is swapped (`Swap.what`), block output or
 input, donor (`DONORS`), branch, which tokens (`REGIONS`). Controls (`pairs.CONTROLS`): A = B
 (difference exactly 0), another case's A, another case's prompt, a random direction of equal norm.
 """
@@ -52,8 +52,6 @@ from minicos.hooks import NO_HOOKS, Hook, Hooks, Site
 from minicos.sample import State, Step
 from minicos.wan import Wan
 
-# h_k, h_k - h_{k-1}, or a sub-layer's output (before its gate)
-WHAT = ("stream", "update", "self_attn", "cross_attn", "ffn")
 DONORS = ("own", "same_x")  # A on its own trajectory, or prompt A at B's latent
 REGIONS = ("all", "objects", "background")  # which tokens, by the objects of the first frame
 EMBED = -1  # the layer before block 0: the patch embedding, which no prompt has touched
@@ -68,7 +66,8 @@ class Swap:
 
     layers: tuple[int, ...]  # blocks from 0; EMBED is allowed for a stream
     steps: range
-    # of WHAT; or "prompt": keys and values of the text in blocks 0..k, see `lockstep`
+    # "stream" h_k; "update" h_k - h_{k-1}; a sub-layer of the model: its output, before its gate;
+    # "prompt": keys and values of the text in blocks 0..k, see `lockstep`
     what: str = "stream"
     at: str = "output"  # of the block, or its "input", which is the output of the one before
     branch: str | None = "cond"  # None: both
@@ -77,11 +76,8 @@ class Swap:
     random: bool = False
 
     def __post_init__(self):
-        if self.what not in (*WHAT, "prompt") or self.at not in ("output", "input"):
-            raise MinicosError(
-                f"a swap is of {', '.join(WHAT)}, at output or input; not {self.what!r} at "
-                f"{self.at!r}"
-            )
+        if self.at not in ("output", "input"):
+            raise MinicosError(f"a swap is at output or input, not at {self.at!r}")
         if self.at == "input" and self.what != "stream":
             raise MinicosError(f"only a stream can be swapped at a block's input, not {self.what}")
         lowest = 0 if self.at == "input" or self.what not in ("stream", "prompt") else EMBED
@@ -154,11 +150,11 @@ class Swap:
         """
         if self.what == "prompt":
             return tuple(f"blocks.{i}.cross_attn.{name}" for i in range(layer + 1) for name in "kv")
-        if self.what in ("self_attn", "cross_attn", "ffn"):
-            return (f"blocks.{layer}.{self.what}",)
         if self.what == "update":
             return _output(layer - 1), _output(layer)
-        return (_output(layer - (self.at == "input")),)
+        if self.what == "stream":
+            return (_output(layer - (self.at == "input")),)
+        return (f"blocks.{layer}.{self.what}",)
 
     def _put(self, own: Tensor, donated: Tensor, site: Site) -> Tensor:
         if self.random:
