@@ -1,10 +1,12 @@
 """Which of PyTorch's backends computes attention on a card, chosen once, when a model is loaded.
 What it computes is `ops.attention`.
 
-Left to itself PyTorch takes FlashAttention 2. On Hopper and datacentre Blackwell cuDNN's kernel is
-said to be much faster (bfloat16, heads of 128, long rows: about 600 against 350 TFLOP/s,
-pytorch#142132), so there it is asked first. A backend that cannot serve a call, as cuDNN cannot
-serve float32, leaves it to the next. Elsewhere PyTorch's own order stands.
+From 2.11 on PyTorch itself takes cuDNN's attention where that is fastest, and is left to choose.
+Before, it takes FlashAttention 2; on Hopper and datacentre Blackwell cuDNN's is said to be much
+faster (bfloat16, heads of 128, long rows: about 600 against 350 TFLOP/s, pytorch#142132), so there
+it is asked first. A backend that cannot serve a call, as cuDNN cannot serve float32, leaves it to
+the next. Rows whose number is no multiple of 128 stay with PyTorch's own order: the cuDNN of those
+versions may give wrong numbers for them (pytorch#169849).
 """
 
 from collections.abc import Callable
@@ -23,12 +25,16 @@ ORDER = [
     SDPBackend.MATH,
 ]
 CARDS = ((9, 0), (10, 0), (10, 3))  # compute capabilities: H100 and H200, B200, B300
+CHOOSES = (2, 11)  # the first PyTorch that takes cuDNN's attention by itself
+TILE = 128  # rows
 
 
 def cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`ops.attention` by the first backend in ORDER that can; an `sdpa_kernel` around the call has
     no say.
     """
+    if q.shape[2] % TILE or k.shape[2] % TILE:
+        return attention(q, k, v)
     with sdpa_kernel(ORDER, set_priority=True):
         return attention(q, k, v)
 
@@ -39,6 +45,7 @@ def best(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         device.type != "cuda"
         or torch.version.cuda is None
         or not torch.backends.cudnn.is_available()
+        or torch.__version__ >= CHOOSES  # TorchVersion compares with numbers
     ):
         return attention
     return cudnn_first if torch.cuda.get_device_capability(device) in CARDS else attention

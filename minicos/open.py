@@ -15,9 +15,10 @@ from minicos import attention, cost
 from minicos.clip import CLIP, load_clip
 from minicos.condition import frame_size
 from minicos.config import Preset, VAEConfig
+from minicos.device import operations, warn_of_slow_convolutions
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
-from minicos.ops import REFERENCE, Ops
+from minicos.ops import Ops
 from minicos.plan import Plan, available, choose, measure
 from minicos.precision import undisturbed
 from minicos.stream import Residency
@@ -51,7 +52,7 @@ def load(
     size: tuple[int, int] | None = None,
     tile: int | None = None,
     tell: Callable[[Plan], object] = lambda plan: None,
-    ops: Ops = REFERENCE,
+    ops: Ops | None = None,
     compile: bool = False,
 ) -> Wan:
     """Open a model.
@@ -83,9 +84,9 @@ def load(
                   changes values a little; None: whole
     tell          is called with the plan before any weight is read: `lambda plan:
                   print(describe(plan))`
-    ops           what the experts and analyses compute with: `REFERENCE.with_kernels()` takes the
-                  Triton kernels, which need a CUDA card;
-              attention by the backend that suits the card (see `attention`)
+    ops           what the experts and analyses compute with: by default the Triton kernels where
+                  they work (a CUDA card), and `ops.REFERENCE` elsewhere; attention by the backend
+                  that suits the card (see `attention`). Kernels have no gradients: give REFERENCE
     compile   compile the experts' blocks, wherever their weights live: the first step takes
               minutes, later ones less time, and last bits differ. Hooks fire all the same: a block
               that is watched inside runs eagerly
@@ -118,7 +119,9 @@ def load(
             f"({layout.text.config.vocab_size}). "
             "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
         )
-    networks = _on_meta(layout, chosen, dtype, decode_dtype, attention.with_best(ops, device))
+    warn_of_slow_convolutions(device)
+    bundle = operations(device) if ops is None else attention.with_best(ops, device)
+    networks = _on_meta(layout, chosen, dtype, decode_dtype, bundle)
     video = _video(chosen, layout.vae.config, frames, size)
     plan = _plan(networks, chosen, device, dtype, residency, video, tile)
     tell(plan)

@@ -2,11 +2,13 @@
 compiled models.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.attention import _cur_sdpa_kernel_backends as order_now
+from torch.torch_version import TorchVersion
 
 from minicos.attention import best, cudnn_first, describe, with_best
 from minicos.errors import MinicosError
@@ -21,7 +23,13 @@ CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 def card(monkeypatch):
     """A card of this compute capability, as torch tells it."""
 
-    def make(capability: tuple[int, int], cuda: str | None = "12.8", cudnn: bool = True) -> None:
+    def make(
+        capability: tuple[int, int],
+        cuda: str | None = "12.8",
+        cudnn: bool = True,
+        version: str = "2.10.0",
+    ) -> None:
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: cudnn)
@@ -39,6 +47,23 @@ def test_hopper_and_datacentre_blackwell_ask_cudnn_first(capability, chosen, car
     card(capability)
     assert best(CARD) is chosen
     assert best(CPU) is attention
+
+
+@pytest.mark.parametrize(("version", "asks"), [("2.10.1", True), ("2.11.0+cu130", False)])
+def test_from_2_11_on_pytorch_chooses(version, asks, card):
+    card((9, 0), version=version)
+    assert (best(CARD) is cudnn_first) == asks
+
+
+@pytest.mark.parametrize(("rows", "keys", "asks"), [(128, 256, 1), (130, 256, 0), (128, 200, 0)])
+def test_rows_that_cudnn_may_get_wrong_stay_with_pytorchs_order(rows, keys, asks, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "minicos.attention.sdpa_kernel", lambda *a, **k: asked.append(a) or nullcontext()
+    )
+    q, k = torch.randn(1, 1, rows, 8), torch.randn(1, 1, keys, 8)
+    assert torch.equal(cudnn_first(q, k, k), attention(q, k, k))
+    assert len(asked) == asks
 
 
 @pytest.mark.parametrize("without", [{"cuda": None}, {"cudnn": False}], ids=["AMD", "no cuDNN"])
@@ -73,7 +98,7 @@ def test_asking_in_another_order_is_the_same_attention(dtype, compiled):
     as one graph.
     """
     q, k, v = (
-        torch.randn(2, 3, 12, 8, generator=torch.Generator().manual_seed(i)).to(dtype)
+        torch.randn(2, 3, 128, 8, generator=torch.Generator().manual_seed(i)).to(dtype)
         for i in range(3)
     )
     op = torch.compile(cudnn_first, fullgraph=True, backend="eager") if compiled else cudnn_first

@@ -259,7 +259,7 @@ MISTAKES = {
     ),
     "preset": (video("--preset", "best"), "'best': take one of tiny, official, cos"),
     "device": (video("--device", "gpu"), "no device 'gpu'"),
-    "kernels": (video("--kernels", "--device", "cpu"), "--kernels needs a CUDA card"),
+    "kernels": (video("--kernels", "--device", "cpu"), "they need a CUDA card, and this is cpu"),
     "swap without another prompt": (
         both("--swap", "3"),
         "a swap needs both: --swap LAYERS, and --other",

@@ -15,7 +15,7 @@ import torch
 from minicos.analysis.ensemble.share import Ensemble, Passes, hooks, run, window
 from minicos.analysis.tools import cases
 from minicos.bench.measure import Line, alternate
-from minicos.bench.networks import operations, subject
+from minicos.bench.networks import subject
 from minicos.open import load
 
 SEEDS, STEPS = 3, 50
@@ -28,8 +28,7 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
 def _real(device: torch.device, quick: bool) -> Line:
     """Whole runs of the embedded model on one puzzle."""
     steps = 3 if quick else STEPS
-    ops = operations(device)
-    wan = load("tiny", device=device, ops=ops).with_preset(steps=steps)
+    wan = load("tiny", device=device).with_preset(steps=steps)
     batch = cases.held_out("maze", 1)
     condition = cases.condition(wan, batch)
     three = condition.rows(torch.zeros(SEEDS, dtype=torch.long))

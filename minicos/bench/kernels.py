@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from minicos import attention
 from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
-from minicos.bench.networks import A14B, QUICK, with_kernels
+from minicos.bench.networks import A14B, QUICK
 from minicos.config import DiTConfig
+from minicos.device import operations
 from minicos.errors import MinicosError
 from minicos.measures import attention_with_lse, stratified
 from minicos.open import check_compiler
@@ -54,7 +55,7 @@ def twins(name: str, device: torch.device) -> tuple[Callable, Callable]:
     run.
     """
     kernel, reference = (
-        getattr(ops, operation(name)) for ops in (with_kernels(REFERENCE, device), REFERENCE)
+        getattr(ops, operation(name)) for ops in (operations(device, kernels=True), REFERENCE)
     )
     if kernel is reference:
         raise MinicosError("it has no kernel")

@@ -9,10 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from minicos import attention, cost
+from minicos import cost
 from minicos.config import VARIANTS, DiTConfig
+from minicos.device import operations
 from minicos.dit import FLOAT32, DiT
-from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.open import check_compiler, load
 from minicos.ops import REFERENCE, Ops
@@ -83,24 +83,6 @@ def _network(device: torch.device, quick: bool) -> tuple[str, DiT, tuple[int, in
     if device.type == "cuda":
         return "A14B 832x480x81", random_dit(A14B, device, torch.bfloat16, ops), (21, 60, 104)
     return "tiny 64x64x13", load("tiny", device=device, ops=ops).experts["high"], (4, 8, 8)
-
-
-def operations(device: torch.device) -> Ops:
-    """What a run computes with where it is to be fast: the card's attention and, on a card, the
-    kernels.
-    """
-    ops = attention.with_best(REFERENCE, device)
-    return with_kernels(ops, device) if device.type == "cuda" else ops
-
-
-def with_kernels(ops: Ops, device: torch.device) -> Ops:
-    """The bundle with kernels in place. Raises MinicosError where they cannot run."""
-    if device.type != "cuda":
-        raise MinicosError("the kernels run on a CUDA card, and this is a CPU")
-    try:
-        return ops.with_kernels()
-    except ImportError as error:
-        raise MinicosError(f"the kernels need Triton ({error}): install it") from error
 
 
 def random_dit(

@@ -19,13 +19,12 @@ from minicos.analysis.noise.measure import Clean, measure
 from minicos.analysis.tools import cases
 from minicos.analysis.tools.record import record
 from minicos.bench.measure import Line, alternate
-from minicos.bench.networks import operations
 from minicos.open import load
 from minicos.runs import Run
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
-    wan = load("tiny", device=device, ops=operations(device)).with_preset(steps=3 if quick else 50)
+    wan = load("tiny", device=device).with_preset(steps=3 if quick else 50)
     steps = wan.preset.steps
     batch = cases.held_out("maze", 1)
     condition = cases.condition(wan, batch)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from minicos.condition import WanCondition
     from minicos.config import Preset
-    from minicos.ops import Ops
     from minicos.wan import Wan
     from minicos.weights.layouts import Layout
 
@@ -85,23 +84,22 @@ def load(
     """
     import torch
 
-    from minicos import attention, cost
+    from minicos import cost, device
     from minicos import open as opening
     from minicos.plan import Plan, describe
 
     def tell(plan: Plan) -> None:
         if plan.weights >= LARGE:
             print(describe(plan, cost.throughput(plan.device, plan.dtype)), file=sys.stderr)
-            print(
-                f"  attention {attention.describe(attention.with_best(ops, plan.device))}",
-                file=sys.stderr,
-            )
+        if plan.weights >= LARGE or plan.device.type != "cpu":
+            print(f"  operations: {device.describe(ops, plan.device)}", file=sys.stderr)
 
     opened: list[Wan] = getattr(args, "opened", [])  # by an earlier sample of --cases
     if opened:
         return opened[0]
     files = files or layout(args)
-    chosen, ops = plan(args, files), _ops(args)
+    chosen = plan(args, files)
+    ops = device.operations(opening.open_device(args.device), args.kernels)
     wan = opening.load(
         files,
         preset=args.preset,
@@ -122,26 +120,6 @@ def load(
         print(f"minicos: {line}", file=sys.stderr)
     opened.append(wan)
     return wan
-
-
-def _ops(args: argparse.Namespace) -> "Ops":
-    """The operations of the options."""
-    import torch
-
-    from minicos.ops import REFERENCE
-
-    if not args.kernels:
-        return REFERENCE
-    if not torch.cuda.is_available() or not (args.device or "cuda").startswith("cuda"):
-        raise MinicosError(
-            "--kernels needs a CUDA card: the Triton kernels run nowhere else. Leave it out."
-        )
-    try:
-        return REFERENCE.with_kernels()
-    except ImportError as error:
-        raise MinicosError(
-            f"--kernels needs Triton ({error}). Install it, or leave --kernels out."
-        ) from error
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

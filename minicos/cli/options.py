@@ -7,11 +7,7 @@ from typing import NoReturn
 
 from minicos.cli import each, values
 
-SOLVERS = (
-    "euler",
-    "unipc",
-    "dpmpp",
-)  # as in `minicos.schedule`, which imports torch  # as in `minicos.schedule`, which imports torch
+SOLVERS = ("euler", "unipc", "dpmpp")  # as in `minicos.schedule`, which imports torch
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,7 +119,9 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
         help="weights all on the device, one network at a time, or block by block (default: the first that fits)",
     )
     parser.add_argument(
-        "--kernels", action="store_true", help="compute with the Triton kernels; needs a CUDA card"
+        "--kernels",
+        action=argparse.BooleanOptionalAction,
+        help="compute with the Triton kernels (default: where they work, on a CUDA card)",
     )
     parser.add_argument(
         "--compile",

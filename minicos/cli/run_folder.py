@@ -46,8 +46,8 @@ def open_run(
               identify the run
     settings  what else identifies it
     """
-    from minicos.attention import describe
     from minicos.config import PRESETS
+    from minicos.device import describe
     from minicos.runs import Run
 
     model = {
@@ -64,8 +64,7 @@ def open_run(
         "device": str(wan.device),
         "preset": args.preset or next(iter(PRESETS[wan.variant])),
         "residency": wan.residency.plan.residency,
-        "attention": describe(wan.ops),
-        "kernels": args.kernels,
+        "operations": describe(wan.ops, wan.device),
         **_decoding(wan),
         "compiled": args.compile,
         "loras": [asdict(one) for one in wan.loras],

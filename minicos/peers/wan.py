@@ -20,12 +20,11 @@ import tokenizers
 import torch
 from torch import Tensor, nn
 
-from minicos import attention
 from minicos.clip import CLIP
 from minicos.config import CLIPConfig, Preset, TextConfig, VAEConfig, get_preset
+from minicos.device import operations
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
-from minicos.ops import REFERENCE
 from minicos.plan import Plan
 from minicos.precision import undisturbed
 from minicos.schedule import Schedule
@@ -95,7 +94,7 @@ def from_pipeline(pipe: Any, variant: str | None = None) -> FromPipeline:
     name, notes = variants.resolve(found, variant)
     preset = _preset(pipe, name)
     cfg = variants.configure(name, found.shapes, dict(pipe.transformer.config), found.where)
-    ops = attention.with_best(REFERENCE, device)
+    ops = operations(device)
     stream = residual_dtype(preset, pipe.transformer.dtype)
     with torch.device("meta"):
         experts = {key: DiT(cfg, ops, stream) for key in transformers}
