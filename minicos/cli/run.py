@@ -36,6 +36,7 @@ def add(verbs: Any) -> None:
     parser = options.add_parser(verbs, "run", HELP, EXAMPLES, run)
     options.add_condition_options(parser)
     options.add_model_options(parser, out="runs/run")
+    options.add_jsonl(parser)
     kept = parser.add_argument_group("analyses")
     kept.add_argument("--x0", action="store_true", help="the clean estimate, as `minicos steps`")
     kept.add_argument(
