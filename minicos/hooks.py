@@ -35,6 +35,9 @@ class Site:
     # which of the f*h*w tokens the tensor holds: all of them, unless sharded (Python 3.11 cannot
     # hash a slice)
     tokens: slice = field(default_factory=lambda: slice(None), hash=False)
+    # where the video is among the tokens that the tensor holds: all of them are, but where text and
+    # video attend jointly
+    video: slice = field(default_factory=lambda: slice(None), hash=False)
 
 
 _FIELDS = frozenset(field.name for field in fields(Site))
