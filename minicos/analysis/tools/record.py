@@ -10,6 +10,7 @@ pictures can be drawn again without a network.
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
@@ -125,3 +126,17 @@ def kept(run: Run, name: str, index: int) -> dict[str, Tensor]:
 
 def _file(index: int) -> str:
     return f"steps/{index:03d}.safetensors"
+
+
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of 32-bit numbers, copied to the host in one transfer: a wait for each would hold up
+    the card.
+    """
+    if not tensors:
+        return {}
+    flat = torch.cat([x.reshape(-1).view(torch.int32) for x in tensors.values()]).cpu()
+    parts = flat.split([x.numel() for x in tensors.values()])
+    return {
+        name: part.clone().view(x.dtype).view(x.shape)
+        for (name, x), part in zip(tensors.items(), parts, strict=True)
+    }
