@@ -109,7 +109,7 @@ class Energy:
     def draw(self, saved: Saved, run: Run) -> list[str]:
         """Sheets of the chosen steps, curves over layers and frames, and energy.safetensors."""
         kept = (key.removesuffix(".raw") for step in saved for key in step if key.endswith(".raw"))
-        branches = list(dict.fromkeys(kept))
+        branches = sorted(set(kept))  # a file knows no order
         whole = {f"{b}.{form}": _whole(saved, f"{b}.{form}") for b in branches for form in FORMS}
         run.save_tensors("energy.safetensors", whole)
         chosen = [i for i in self.chosen if i < len(saved)]
