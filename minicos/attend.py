@@ -15,6 +15,7 @@ in a pass, each time with consecutive queries, and `site.tokens` says with which
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,29 +31,41 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    attention: Callable[[Tensor, Tensor, Tensor], Tensor],
+    attention: Callable[..., Tensor],
     hooks: Hooks,
     suffix: str = "",
+    mask: Tensor | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(k)) v under the hooks on `allowed` and `pattern`: q b n l k, k and v b n
     t k -> b n l k.
 
     attention  what computes it where no hook intervenes
     suffix     of the names of the two points, where a module has a second attention
+    mask       keys that are allowed to begin with (bool, broadcast to b n l t), as the argument
+               `attn_mask` of `attention`; None: all
     """
+    whole = attention if mask is None else partial(attention, attn_mask=mask)
     if not hooks:
-        return attention(q, k, v)
+        return whole(q, k, v)
     names = f"allowed{suffix}", f"pattern{suffix}"
     limit, shown = (hooks.watches(name) for name in names)
     if not (limit or shown):
-        return attention(q, k, v)
+        return whole(q, k, v)
+    if mask is not None:
+        mask = mask.expand(*q.shape[:3], k.shape[2])
     blocks = [*_blocks(q, k, shown)]
-    parts = [_block(q[:, :, rows], k, v, hooks.at(tokens=rows), names, shown) for rows in blocks]
+    masks = [None if mask is None else mask[:, :, rows] for rows in blocks]
+    parts = [
+        _block(q[:, :, rows], k, v, hooks.at(tokens=rows), names, seen)
+        for rows, seen in zip(blocks, masks, strict=True)
+    ]
     if all(part is None for part in parts):
-        return attention(q, k, v)
-    pairs = zip(parts, blocks, strict=True)
-    done = [attention(q[:, :, rows], k, v) if part is None else part for part, rows in pairs]
-    return torch.cat(done, dim=2)
+        return whole(q, k, v)
+    for i, (rows, seen) in enumerate(zip(blocks, masks, strict=True)):
+        if parts[i] is None:
+            some = attention if seen is None else partial(attention, attn_mask=seen)
+            parts[i] = some(q[:, :, rows], k, v)
+    return torch.cat([part for part in parts if part is not None], dim=2)
 
 
 def pattern(q: Tensor, k: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -96,15 +109,15 @@ def _blocks(q: Tensor, k: Tensor, shown: bool) -> Iterator[slice]:
 
 
 def _block(
-    q: Tensor, k: Tensor, v: Tensor, hooks: Hooks, names: tuple[str, str], shown: bool
+    q: Tensor, k: Tensor, v: Tensor, hooks: Hooks, names: tuple[str, str], mask: Tensor | None
 ) -> Tensor | None:
     """The heads of some queries; None where hooks changed nothing."""
     one = torch.ones((), dtype=torch.bool, device=q.device)
-    everything = one.expand(*q.shape[:3], k.shape[2])  # takes no memory
+    everything = one.expand(*q.shape[:3], k.shape[2]) if mask is None else mask
     allowed = hooks(names[0], everything)
     free = allowed is everything
-    if shown:
-        weights = pattern(q, k, None if free else allowed)
+    if hooks.watches(names[1]):
+        weights = pattern(q, k, mask if free else allowed)
         if (changed := hooks.replaced(names[1], weights)) is not None:
             return (changed @ v.float()).to(v.dtype)
     return None if free else masked_attention(q, k, v, thin(allowed))

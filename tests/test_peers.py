@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import minicos
+from minicos.analysis.knockout import Flow, Knockout, Tokens
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks, Record
 from minicos.peers.cogvideox import rotation
@@ -141,6 +142,22 @@ def test_a_replaced_point_is_exactly_its_part(name):
     next(model.sample(condition, hooks=hooks))
     video = seen["x"][:, seen["video"]]
     assert video.any() and not seen["x"][:, video.shape[1] :].any()
+
+
+@each
+def test_a_flow_between_frames_is_cut(name):
+    """Where text and video attend jointly, too."""
+    model, condition = peers.conditioned(name, peers.peer(name, guidance=1.0))
+    seen = []
+    hooks = Knockout(Flow(Tokens((0,)), Tokens((1,)))).hooks()
+    hooks = hooks.on("blocks.*.self_attn.pattern", lambda p, site: seen.append((p, site)))
+    changed = next(model.sample(condition, hooks=hooks))
+    assert not torch.equal(changed.velocity, next(model.sample(condition)).velocity)
+    assert len(seen) == model.depth
+    for p, site in seen:
+        start, size = site.video.indices(p.shape[2])[0], site.grid[1] * site.grid[2]
+        first, second = slice(start, start + size), slice(start + size, start + 2 * size)
+        assert not p[..., second, first].any() and p[..., first, second].all()
 
 
 @each

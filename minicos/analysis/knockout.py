@@ -108,11 +108,6 @@ class Flow:
 
     def forbidden(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
         source = self.source.on(keys) if isinstance(self.source, Text) else self.source.on(grid)
-        if len(source) != keys:
-            raise MinicosError(
-                f"attention over {keys} keys is not among the tokens of one video of"
-                f" {len(source)}: here no token set can be cut"
-            )
         device = queries.device
         return self.target.on(grid).to(device)[queries, None] & source.to(device)
 
@@ -184,14 +179,22 @@ class Knockout:
         return int(self.cut.forbidden(torch.arange(count), grid, keys or count).sum())
 
     def _forbid(self, allowed: Tensor, site: Site) -> Tensor | None:
-        f, h, w = site.grid
-        queries = torch.arange(f * h * w, device=allowed.device)[site.tokens]
-        if len(queries) != allowed.shape[2]:
+        count, keys = site.grid[0] * site.grid[1] * site.grid[2], allowed.shape[3]
+        text = self.cut.attention == "cross_attn"
+        queries = torch.arange(count if text else keys, device=allowed.device)
+        first, last, _ = site.video.indices(len(queries))  # video and text may attend jointly
+        queries = queries[site.tokens] - first
+        if last - first != count or len(queries) != allowed.shape[2]:
             raise MinicosError(
-                f"{site.name} has {allowed.shape[2]} queries, and the video {f}x{h}x{w} tokens:"
-                " a knockout needs an attention of the video's tokens alone"
+                f"{site.name} has {allowed.shape[2]} queries and {keys} keys, of which"
+                f" {last - first} are called the video's, and the video has {count} tokens"
             )
-        forbidden = self.cut.forbidden(queries, site.grid, allowed.shape[3])
+        inside = (queries >= 0) & (queries < count)
+        forbidden = torch.zeros_like(allowed[0, 0])
+        columns = slice(None) if text else slice(first, last)
+        forbidden[inside, columns] = self.cut.forbidden(
+            queries[inside], site.grid, keys if text else count
+        )
         if not forbidden.any():
             return None
         if allowed.stride(0) == allowed.stride(1) == 0:  # the same for all samples and heads

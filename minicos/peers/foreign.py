@@ -23,10 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from minicos.attend import attend
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 
-PARTS = ("q", "k", "v", "heads")  # the points inside an attention, each b n l k
+# the points inside an attention, and their shapes: t keys, which are j where text and video attend
+# jointly
+PARTS = dict.fromkeys(("q", "k", "v", "heads"), "b n l k") | {
+    "allowed": "b n l t",
+    "pattern": "b n l t",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ class Spot:
 
 @dataclass(frozen=True)
 class Attends:
-    """A module that computes one attention: the points NAME.q, .k, .v and .heads."""
+    """A module that computes one attention: the points NAME.q, .k, .v and .heads, and those of
+    `minicos.attend`.
+    """
 
     module: str
     video: slice = field(default_factory=lambda: slice(None), hash=False)  # see `Site.video`
@@ -80,7 +88,7 @@ class Places:
     @property
     def shapes(self) -> dict[str, str]:
         """Every hook point and its shape in letters; j counts the rows of video and text."""
-        within = {f"{name}.{part}": "b n l k" for name in self.attentions for part in PARTS}
+        within = {f"{name}.{p}": shape for name in self.attentions for p, shape in PARTS.items()}
         return {name: spot.shape for name, spot in self.spots.items()} | within
 
     def watched(self, hooks: Hooks) -> "Places":
@@ -199,4 +207,25 @@ class _Attentions(TorchFunctionMode):
         given = dict(zip(names, args, strict=False)) | (kwargs or {})
         hooks = self.hooks.at(video=place.video).scope(name)
         q, k, v = (hooks(x, given.pop(y)) for x, y in zip("qkv", names[:3], strict=True))
-        return hooks("heads", func(q, k, v, **given))
+        mask = given.pop("attn_mask", None)
+        if hooks.watches("allowed") or hooks.watches("pattern"):
+            if given.get("scale") is not None or given.get("enable_gqa"):
+                raise MinicosError(f"{name} scales or groups its heads in a way of its own")
+            mask = _allowed(mask, name)
+            return hooks("heads", attend(q, k, v, partial(func, **given), hooks, mask=mask))
+        return hooks("heads", func(q, k, v, attn_mask=mask, **given))
+
+
+def _allowed(mask: Tensor | None, name: str) -> Tensor | None:
+    """The keys that a mask allows: one of bools as it is, and one of numbers to be added to scores
+    where these are 0 or so low that nothing is left of the key.
+    """
+    if mask is None or mask.dtype == torch.bool:
+        return mask
+    allowed = mask > -1000
+    if mask[allowed].any():
+        raise MinicosError(
+            f"{name} adds numbers to its scores, which has no place in the points allowed and"
+            " pattern: watch others"
+        )
+    return allowed
