@@ -22,7 +22,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minicos.config import CLIPConfig
-from minicos.ops import attention, layer_norm
+from minicos.dit import LayerNorm
+from minicos.ops import attention
 from minicos.weights.header import read_part, tensors
 from minicos.weights.load import load_into
 from minicos.weights.names import layout
@@ -30,18 +31,7 @@ from minicos.weights.names import layout
 # Of the colours of the pictures that it was trained on.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-class LayerNorm(nn.Module):
-    """Computed in float32, rounded to x's dtype."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, 1e-5, self.weight.float(), self.bias.float())
+EPS = 1e-5  # of its norms
 
 
 class Attention(nn.Module):
@@ -59,7 +49,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     def __init__(self, cfg: CLIPConfig):
         super().__init__()
-        self.norm1, self.norm2 = LayerNorm(cfg.dim), LayerNorm(cfg.dim)
+        self.norm1, self.norm2 = LayerNorm(cfg.dim, EPS), LayerNorm(cfg.dim, EPS)
         self.attn = Attention(cfg)
         self.mlp = nn.Sequential(
             nn.Linear(cfg.dim, 4 * cfg.dim), nn.GELU(), nn.Linear(4 * cfg.dim, cfg.dim)
@@ -78,7 +68,7 @@ class VisionTransformer(nn.Module):
         )
         self.cls_embedding = nn.Parameter(torch.randn(1, 1, cfg.dim) / cfg.dim**0.5)
         self.pos_embedding = nn.Parameter(torch.randn(1, cfg.tokens, cfg.dim) / cfg.dim**0.5)
-        self.pre_norm = LayerNorm(cfg.dim)
+        self.pre_norm = LayerNorm(cfg.dim, EPS)
         self.transformer = nn.Sequential(*(Block(cfg) for _ in range(cfg.num_layers - 1)))
 
     def forward(self, pixels: Tensor) -> Tensor:  # b 3 h w -> b m d

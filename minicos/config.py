@@ -55,21 +55,33 @@ class DiTConfig:
 
 
 # Statistics of the latents of Wan2.1_VAE (wan/modules/vae2_1.py): the DiT sees (mu - mean) / std.
-VAE21_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-              0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
-VAE21_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-             3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
+VAE21_MEAN = (
+    -0.7571, -0.7089, -0.9113,  0.1075, -0.1745,  0.9653, -0.1517,  1.5508,
+     0.4134, -0.0715,  0.5517, -0.3632, -0.1922, -0.9497,  0.2503, -0.2921,
+)  # fmt: skip
+VAE21_STD = (
+     2.8184,  1.4541,  2.3275,  2.6558,  1.2196,  1.7708,  2.6052,  2.0743,
+     3.2687,  2.1526,  2.8652,  1.5579,  1.6382,  1.1253,  2.8251,  1.9160,
+)  # fmt: skip
 
 
 # And of Wan2.2_VAE (wan/modules/vae2_2.py).
-VAE22_MEAN = (-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
-              0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
-              -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
-              -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667)  # fmt: skip
-VAE22_STD = (0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
-             0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
-             0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
-             0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)  # fmt: skip
+VAE22_MEAN = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799,  0.0174,  0.1838,  0.1557,
+    -0.1382,  0.0542,  0.2813,  0.0891,  0.1570, -0.0098,  0.0375, -0.1825,
+    -0.2246, -0.1207, -0.0698,  0.5109,  0.2665, -0.2108, -0.2158,  0.2502,
+    -0.2055, -0.0322,  0.1109,  0.1567, -0.0729,  0.0899, -0.2799, -0.1230,
+    -0.0313, -0.1649,  0.0117,  0.0723, -0.2839, -0.2083, -0.0520,  0.3748,
+     0.0152,  0.1957,  0.1433, -0.2944,  0.3573, -0.0548, -0.1681, -0.0667,
+)  # fmt: skip
+VAE22_STD = (
+     0.4765,  1.0364,  0.4514,  1.1677,  0.5313,  0.4990,  0.4818,  0.5013,
+     0.8158,  1.0344,  0.5894,  1.0901,  0.6885,  0.6165,  0.8454,  0.4978,
+     0.5759,  0.3523,  0.7135,  0.6804,  0.5833,  1.4146,  0.8986,  0.5659,
+     0.7069,  0.5338,  0.4889,  0.4917,  0.4069,  0.4999,  0.6866,  0.4093,
+     0.5709,  0.6065,  0.6415,  0.4944,  0.5726,  1.2042,  0.5458,  1.6887,
+     0.3971,  1.0600,  0.3943,  0.5537,  0.5444,  0.4089,  0.7468,  0.7744,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -208,6 +220,7 @@ class Preset:
     guidance: dict[str, float] = field(hash=False)  # {"high": g, "low": g}; 1 skips the uncond pass
     boundary: float | None = None  # timesteps >= 1000 boundary go to the high-noise expert
     residual_dtype: str = "float32"  # dtype of the residual stream when the weights are bf16
+    loop_dtype: str = "float32"  # of latent, guidance and timestep; "bfloat16" as DiffSynth
     negative_prompt: str = NEGATIVE_PROMPT
     image: str = "none"  # how a first frame is told, see `IMAGE`
     resize: str = "bicubic"  # and how it is made to fit, see `RESIZE`
@@ -236,7 +249,8 @@ class Preset:
     def changed(self, **changes: Any) -> "Preset":
         """The preset with some fields changed; a number as guidance is that of both experts.
 
-        Raises MinicosError for a field that there is not, and for numbers that are not finite.
+        Raises MinicosError for a field that there is not, for numbers that are not finite, and for
+        a loop in bfloat16 under another solver than Euler, or in another dtype.
         """
         names = [f.name for f in fields(self)]
         for name in changes:
@@ -252,6 +266,11 @@ class Preset:
         }.items():
             if value is not None and not math.isfinite(value):
                 raise MinicosError(f"{name} is {value}: it must be a finite number")
+        if (new.solver, new.loop_dtype) != ("euler", "bfloat16") and new.loop_dtype != "float32":
+            raise MinicosError(
+                f"a loop in {new.loop_dtype} under {new.solver}: take loop_dtype float32, or "
+                "bfloat16 with the solver euler"
+            )
         return new
 
     @property
@@ -324,8 +343,8 @@ _TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "i
 # Variant -> name -> preset; the first is the default. "official" is what Wan's own code does when
 # nothing is said. "cos" is the paper's tools as they are called: DiffSynth's pipeline with the
 # official negative prompt. Two departures, with their size in a small model:
-#   latents, guidance and timesteps are float32, where the tools compute them in bfloat16: 7.2e-2 of
-#   the final latents;
+#   latents, guidance and timesteps are float32, where the tools compute them in bfloat16: 4.8e-2 of
+#   the final latents (mazes, the embedded model in bfloat16); loop_dtype="bfloat16" does as they do;
 #   the picture is encoded whole, where the tools encode it in tiles of 30x52 latents, stride 15x26:
 #   1.1e-2 of its latents.
 PRESETS: dict[str, dict[str, Preset]] = {
@@ -394,6 +413,3 @@ def get_preset(variant: str, name: str | None = None) -> Preset:
     if name not in table:
         raise MinicosError(f"{variant} has no preset {name!r}: take one of {', '.join(table)}.")
     return table[name]
-
-
-preset = get_preset  # its shorter name, for scripts that were written with it

@@ -163,7 +163,8 @@ def _remedy(plan: Plan, asked: str) -> str:
     smaller = (
         "Take a smaller video" if worst.work > worst.weights else "Take a machine with more memory"
     )
-    return f"{smaller}{'' if asked == 'auto' or plan.device.type == 'cpu' else ', or another --residency'}."
+    other = "" if asked == "auto" or plan.device.type == "cpu" else ", or another --residency"
+    return f"{smaller}{other}."
 
 
 def available(device: torch.device) -> int | None:

@@ -157,7 +157,7 @@ class Model(ABC):
 
     @property
     def sublayers(self) -> tuple[str, ...]:
-        """Of a block, each a hook point of its own. Under these names studies know them: "self_attn"
+        """Of a block, each a hook point of its own. Studies know them by these names: "self_attn"
         (over all tokens), "cross_attn" (to the text), "ffn".
         """
         return ()
@@ -166,15 +166,6 @@ class Model(ABC):
     def stride(self) -> tuple[int, int, int]:
         """Video frames and pixels per latent, along f, h, w."""
         return 1, 1, 1
-
-    @property
-    def stream_decides(self) -> bool:
-        """Whether latent, timestep and the stream that leaves the last block fix the velocity of a
-        pass.
-
-        Where they do, to swap that stream hands over the donor's velocity by construction.
-        """
-        return True
 
     def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """The token grid f h w of latents of a shape (b c f h w)."""
@@ -268,9 +259,10 @@ class Step:
     def x0_of(self, branch: str) -> Tensor:
         """The clean estimate of one pass. Raises MinicosError where the step does not have it."""
         if branch not in self.velocities:
+            there = " and ".join(self.velocities)
             raise MinicosError(
-                f"step {self.index} has no {branch} pass, only {' and '.join(self.velocities)}: the "
-                f"model makes none, or guidance is 1 for the {self.expert} expert"
+                f"step {self.index} has no {branch} pass, only {there}: the model makes none, or "
+                f"guidance is 1 for the {self.expert} expert"
             )
         return self.x - self.sigma_map * self.velocities[branch]
 

@@ -23,7 +23,7 @@ diffsynth/diffusion/flow_match.py of DiffSynth-Studio.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import SupportsIndex, TypeVar
 
 import torch
@@ -41,10 +41,10 @@ class Schedule:
     """
 
     solver: str  # the solver that these sigmas belong to, a name in SOLVERS
-    timesteps: tuple[
-        int | float, ...
-    ]  # N of them, in 0..1000; the official solvers truncate to int, Euler does not
+    # N of them, in 0..1000; the official solvers truncate to int, Euler does not
+    timesteps: tuple[int | float, ...]
     sigmas: tuple[float, ...]  # N + 1 of them, falling to 0; each is a float32 number
+    dtype: torch.dtype = torch.float32  # that the loop rounds to: see `rounded`
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -85,6 +85,14 @@ def _official(solver: str, start: float, steps: int, shift: float) -> Schedule:
     sigmas = [shifted(start - i * (start / steps), shift) for i in range(steps)]
     rounded = torch.tensor([*sigmas, 0.0], dtype=torch.float32, device="cpu").tolist()
     return Schedule(solver, tuple(int(1000 * sigma) for sigma in sigmas), tuple(rounded))
+
+
+def rounded(schedule: Schedule, dtype: torch.dtype) -> Schedule:
+    """Euler's levels for a loop that keeps latent, guidance and timestep in `dtype`, as DiffSynth
+    does in bfloat16.
+    """
+    timesteps = torch.tensor(schedule.timesteps, device="cpu").to(dtype).tolist()
+    return replace(schedule, timesteps=tuple(timesteps), dtype=dtype)
 
 
 def _check(steps: int, shift: float) -> None:
@@ -150,9 +158,10 @@ Solver = Callable[[Tensor, Tensor, int, Schedule, History | None], tuple[Tensor,
 def euler_step(
     x: Tensor, velocity: Tensor, i: int, schedule: Schedule, history: History | None = None
 ) -> tuple[Tensor, None]:
-    """x' = x + v (sigma' - sigma). Remembers nothing."""
-    sigma = _sigmas(schedule)
-    return x + velocity * (sigma[i + 1] - sigma[i]), None
+    """x' = x + v (sigma' - sigma), each rounded to the schedule's dtype. Remembers nothing."""
+    sigma, dtype = _sigmas(schedule), schedule.dtype
+    moved = x.to(dtype) + velocity.to(dtype) * (sigma[i + 1] - sigma[i])
+    return moved.float(), None
 
 
 def dpmpp_step(

@@ -231,7 +231,8 @@ def peers() -> tuple[ModuleType, ModuleType]:
     except (ImportError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise MinicosError(
-            f'diffusers and transformers, the peers, cannot be used here ({reason}): `pip install -e ".[peers]"`'
+            f"diffusers and transformers, the peers, cannot be used here ({reason}): "
+            '`pip install -e ".[peers]"`'
         ) from error
     return diffusers, transformers
 

@@ -132,7 +132,9 @@ class Wan(Model):
     # -- as a `Model` ------------------------------------------------------------------------------
 
     def schedule(self) -> schedule.Schedule:
-        return schedule.make(self.preset.solver, self.preset.steps, self.preset.shift)
+        levels = schedule.make(self.preset.solver, self.preset.steps, self.preset.shift)
+        dtype = self._loop_dtype
+        return levels if dtype == torch.float32 else schedule.rounded(levels, dtype)
 
     def expert_name(self, timestep: float) -> str:
         boundary = self.preset.boundary if len(self.experts) > 1 else None
@@ -156,7 +158,13 @@ class Wan(Model):
         return {VIDEO: dit(x, time, text, condition.y, condition.clip, hooks=hooks)}
 
     def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
-        return classifier_free(passes, self._strength(moment.expert))
+        dtype, strength = self._loop_dtype, self._strength(moment.expert)
+        narrow = {b: {k: v.to(dtype) for k, v in answer.items()} for b, answer in passes.items()}
+        return {k: v.float() for k, v in classifier_free(narrow, strength).items()}
+
+    @property
+    def _loop_dtype(self) -> torch.dtype:
+        return getattr(torch, self.preset.loop_dtype)
 
     def _strength(self, expert: str) -> float:
         if expert not in self.preset.guidance:

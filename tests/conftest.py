@@ -23,18 +23,31 @@ from minicos.text import TextEncoder
 from minicos.tiny import tokenizer
 from minicos.vae import VAE
 from minicos.wan import Wan
-from tests import golden
+from tests import golden, interpreter
 
-torch.set_num_threads(
-    1
-)  # the networks are tiny, and last bits then do not depend on the machine's cores
+# the networks are tiny, and last bits then do not depend on the machine's cores
+torch.set_num_threads(1)
 settings.register_profile("minicos", deadline=None)
 settings.load_profile("minicos")
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.name == interpreter.WAITS)  # last, so that it waits least
+
+
+def pytest_collection_finish(session):
+    waits = session.items and session.items[-1].name == interpreter.WAITS
+    if waits and not session.config.option.collectonly:
+        interpreter.start()
+
+
+def pytest_sessionfinish():
+    interpreter.stop()
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+        pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1")
 
 
 @cache

@@ -23,6 +23,7 @@ from minicos.bench.load import Peak, anonymous, write
 from minicos.config import VARIANTS
 from minicos.dit import FLOAT32, DiT
 from minicos.weights import lora
+from minicos.weights.header import weight_files
 from minicos.weights.load import load_into
 
 
@@ -61,7 +62,7 @@ def main() -> None:
         before = anonymous()
         begin = time.monotonic()
         with Peak() as peak:
-            loaded = load_into(
+            load_into(
                 network,
                 folder,
                 lora=loras,
@@ -71,17 +72,17 @@ def main() -> None:
                 ),
             )
         seconds = time.monotonic() - begin
-        files = sum(Path(file).stat().st_size for file in loaded.files)
+        files = weight_files(folder)
     weights = sum(p.nbytes for p in network.parameters())
     after = anonymous()
     print(
         json.dumps(
             {
                 "variant": args.variant,
-                "shards": len(loaded.files),
-                "file_bytes": files,
+                "shards": len(files),
+                "file_bytes": sum(file.stat().st_size for file in files),
                 "weights_bytes": weights,
-                "merged": loaded.merged,
+                "merged": len({name for lora in loras for name in lora.deltas}),
                 "before": before,
                 "after": after,
                 "peak": peak.bytes,

@@ -21,12 +21,12 @@ from tests.on_device import (  # isort: skip  finds minicos.kernels
     compiled,
     differing,
     far_apart,
-    interpret,
     modulations,
     on_device,
     poisoned,
     ptx,
     randn,
+    tokens,
     triton,
     view,
 )
@@ -47,10 +47,10 @@ def reference(norm: str):
     return getattr(ops, NORMS[norm])
 
 
-def inputs(width: int, norm: str, dtype: torch.dtype = torch.float32, seed: int = 0, g: int = 3):
+def inputs(width: int, norm: str, dtype: torch.dtype = torch.float32, seed: int = 0):
     """The arguments of an operation: x, y, gate, weight, bias, eps, or x, y, scale, shift, eps."""
-    x, y = (randn(2, 6, width, seed=seed + i, dtype=dtype) for i in range(2))
-    gate, scale, shift, *_ = modulations(2, g, width, seed=seed % 1000)
+    x, y = (randn(2, tokens(width), width, seed=seed + i, dtype=dtype) for i in range(2))
+    gate, scale, shift, *_ = modulations(2, 2, width, seed=seed % 1000)
     return (
         (x, y, gate, scale[0, 0], shift[0, 0], EPS)
         if norm == "affine"
@@ -62,18 +62,14 @@ def inputs(width: int, norm: str, dtype: torch.dtype = torch.float32, seed: int 
 
 
 @compiled
-def test_everything_here_in_the_interpreter():
-    interpret(__file__)
-
-
-@compiled
 @pytest.mark.skipif(
     "nvidia" not in triton.backends.backends,
     reason="this Triton has no compiler for NVIDIA's cards",
 )
 @norms
-@pytest.mark.parametrize("width", [5120, 3072, 1536])
-@pytest.mark.parametrize("residual", ["*fp32", "*bf16"])
+@pytest.mark.parametrize(
+    ("width", "residual"), [(5120, "*fp32"), (3072, "*bf16"), (1536, "*bf16"), (1536, "*fp32")]
+)
 def test_it_compiles_for_hopper_without_a_card(residual, width, norm, tmp_path, monkeypatch):
     """x and y are read once; loads and stores of 16 bytes."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -130,7 +126,7 @@ def test_sum_and_norm_in_float32(width, norm):
 @on_device
 @norms
 @pytest.mark.parametrize("residual", DTYPES)
-@pytest.mark.parametrize("width", [5, 130, 1536])
+@pytest.mark.parametrize("width", [130, 1536])
 def test_every_dtype_in_and_out(width, residual, norm):
     given = inputs(width, norm, torch.bfloat16)
     for dtype in DTYPES:
@@ -160,7 +156,7 @@ def test_it_rounds_where_the_reference_does(dtype, norm):
 
 
 @on_device
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(seeds, st.integers(1, 300), st.sampled_from(DTYPES))
 def test_it_is_the_sum_and_then_the_norm(seed, width, residual):
     """Bit for bit what two launches give; and an affine norm is a modulation by weight - 1, but

@@ -19,7 +19,6 @@ from tests.on_device import (
     DTYPES,
     INTERPRETED,
     compiled,
-    interpret,
     nan,
     on_device,
     ptx,
@@ -86,11 +85,6 @@ def heads(
 
 
 # -- in this process -------------------------------------------------------------------------------
-
-
-@compiled
-def test_everything_here_in_the_interpreter():
-    interpret(__file__)
 
 
 def compile_for_hopper(kernel, pointer: str, width: int, fixed: dict[str, int]) -> str:
@@ -172,9 +166,13 @@ KERNELS = {
     "nvidia" not in triton.backends.backends,
     reason="this Triton has no compiler for NVIDIA's cards",
 )
-@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(
-    ("pointer", "width"), [("*bf16", 128), ("*bf16", 24), ("*fp16", 64), ("*fp32", 128)]
+    ("name", "pointer", "width"),
+    [
+        *((name, "*bf16", 128) for name in KERNELS),
+        *(("lse", *other) for other in (("*bf16", 24), ("*fp16", 64), ("*fp32", 128))),
+        *(("480p", *other) for other in (("*bf16", 24), ("*fp16", 64), ("*fp32", 128))),
+    ],
 )
 def test_it_compiles_for_hopper_without_a_card(name, pointer, width, tmp_path, monkeypatch):
     """16 bits: on the tensor cores, with loads that run ahead where rows are aligned. float32:
@@ -213,11 +211,11 @@ def test_signatures_are_the_references_and_with_kernels_swaps_them_in(twin):
 SHAPES = [
     (2, 2, 6, 16, None, 3),
     (1, 1, 1, 8, None, 1),
-    (1, 2, 7, 24, None, 7),  # frames of one token
+    (1, 1, 4, 24, None, 4),  # frames of one token
     (1, 1, 130, 128, None, 1),  # one frame, two tiles and a bit
-    (1, 2, 2 * 133, 64, None, 2),  # frames of no whole number of tiles
+    (1, 1, 2 * 133, 64, None, 2),  # frames of no whole number of tiles
     (1, 1, 3 * 64, 24, None, 3),
-    (1, 2, 4 * 35, 24, 77, 4),  # a text
+    (1, 2, 2 * 35, 24, 77, 2),  # a text
     (1, 1, 5, 128, 140, 1),
 ]
 SHORT = [
@@ -227,7 +225,8 @@ SHORT = [
     (1, 1, 2 * 32, 5, None, 2),
     (1, 2, 2 * 7, 24, 35, 2),
 ]
-CASES = [(*s, d) for d in DTYPES for s in (SHORT if d == torch.float32 else SHAPES)]
+LISTS = {torch.float32: SHORT, torch.bfloat16: SHAPES, torch.float16: SHAPES[::3]}
+CASES = [(*s, d) for d in DTYPES for s in LISTS[d]]
 cases = pytest.mark.parametrize(("b", "n", "length", "width", "keys", "frames", "dtype"), CASES)
 
 
@@ -259,7 +258,7 @@ def test_the_forwards_logarithms_are_taken(b, n, length, width, keys, frames, dt
 
 SLICES = {
     "heads of a projection": lambda x: (
-        x.transpose(1, 2).flatten(2).clone().unflatten(2, (3, 24)).transpose(1, 2)
+        x.transpose(1, 2).flatten(2).clone().unflatten(2, (-1, 24)).transpose(1, 2)
     ),
     "some heads": lambda x: torch.stack([x, nan(*x.shape, dtype=x.dtype)], 2).flatten(1, 2)[:, ::2],
     "channels": lambda x: torch.cat([nan(*x.shape, dtype=x.dtype), x], -1)[..., 24:],
@@ -276,7 +275,7 @@ SLICES = {
 @pytest.mark.parametrize("name", SLICES)
 def test_slices_are_read_by_their_strides(name, dtype=torch.bfloat16):
     """Among NaN, which a masked row or column must not let in."""
-    q, k = heads(2, 3, 70, 24, dtype=dtype)
+    q, k = heads(2, 2, 70, 24, dtype=dtype)
     sliced = SLICES[name](q), SLICES[name](k)
     if name == "one head":
         q, k = (x.contiguous() for x in sliced)
@@ -302,7 +301,7 @@ def test_offsets_pass_32_bits():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_huge_and_zero_rows(dtype):
     """Zero rows attend evenly; rows of 1e3 to one key alone; neither disturbs the others."""
-    q, k = heads(1, 2, 80, 24, dtype=dtype)
+    q, k = heads(1, 1, 80, 24, dtype=dtype)
     q[:, :, 3], q[:, :, 40:44], k[:, :, 7] = 0, q[:, :, 40:44] * 1000, 0
     received, between = attention_mass(q, k, 2)
     assert (
@@ -316,11 +315,11 @@ def test_huge_and_zero_rows(dtype):
 
 
 @on_device
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(numbers, st.integers(1, 3), st.integers(1, 30), st.sampled_from([8, 24]), st.booleans())
 def test_masses_are_conserved_and_follow_their_keys(seed, frames, size, width, half):
     q, k = heads(
-        1, 2, frames * size, width, dtype=torch.bfloat16 if half else torch.float32, seed=seed
+        1, 1, frames * size, width, dtype=torch.bfloat16 if half else torch.float32, seed=seed
     )
     received, between = attention_mass(q, k, frames)
     assert torch.allclose(

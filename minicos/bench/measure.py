@@ -77,7 +77,10 @@ class Line:
 
 
 NAME, PEER, FIGURE = 40, 34, 10  # widths of columns
-TITLES = f"{'':{NAME}}  {'ours':>{FIGURE}}  {'beside':{PEER}}  {'peer':>{FIGURE}}  {'ratio':>{FIGURE}}  {'ceiling':>{FIGURE}}"
+TITLES = (
+    f"{'':{NAME}}  {'ours':>{FIGURE}}  {'beside':{PEER}}  "
+    f"{'peer':>{FIGURE}}  {'ratio':>{FIGURE}}  {'ceiling':>{FIGURE}}"
+)
 
 
 def _figure(value: float | None, unit: str) -> str:

@@ -44,5 +44,6 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
     ours, theirs = alternate(
         *sides, device=device, repeats=1, warmup=0, label="" if quick else name
     )
-    note = f"{passes['resumed']} passes of {passes['full']}: {passes['resumed'] / passes['full']:.3f} x"
+    resumed, full = passes["resumed"], passes["full"]
+    note = f"{resumed} passes of {full}: {resumed / full:.3f} x"
     yield Line(name, ours, f"{steps} full runs", theirs, note=note)

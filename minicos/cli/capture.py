@@ -70,7 +70,9 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--area",
         type=values.area,
-        help="pixels of a frame at most (default: the preset's, or the picture's own)",
+        metavar="WxH",
+        help="at most so many pixels in a frame, e.g. 832x480 (default: the preset's, or the "
+        "picture's own)",
     )
     parser.add_argument(
         "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
@@ -79,7 +81,6 @@ def add(verbs: Any) -> None:
         "--dry-run", action="store_true", help="say how many bytes it would write, and stop"
     )
     options.add_model_options(parser, out="runs/capture")
-    options.add_jsonl(parser)
 
 
 def run(args: argparse.Namespace) -> int:

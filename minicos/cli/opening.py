@@ -133,9 +133,12 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
         "frames",
         "negative_prompt",
         "noise_device",
+        "loop_dtype",
     )
     given = {name: getattr(args, name, None) for name in names}
-    if isinstance(area := getattr(args, "area", None), tuple):  # of `vbvr` it is another option
+    if isinstance(
+        area := getattr(args, "area", None), tuple
+    ):  # not for `vbvr` and `capture`, which fit each picture
         height, width = area
         given |= {"area": height * width, "size": (height, width)}
     return {name: value for name, value in given.items() if value is not None}

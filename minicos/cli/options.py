@@ -30,16 +30,6 @@ def add_parser(verbs, name: str, help: str, examples: str, run: Callable) -> Par
     return parser
 
 
-def add_jsonl(parser: argparse.ArgumentParser) -> None:
-    """--jsonl, for every verb whose run folder holds numbers."""
-    parser.add_argument(
-        "--jsonl",
-        type=Path,
-        metavar="FILE",
-        help="add every number to this file as it is found, a JSON object a line (pandas, W&B)",
-    )
-
-
 MODEL_HELP = """\
 --model takes
   tiny                        the model inside the package (default)
@@ -112,6 +102,11 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
         type=values.share,
         metavar="B",
         help="timesteps from 1000 B on go to the high-noise expert, e.g. 0.9",
+    )
+    sampling.add_argument(
+        "--loop-dtype",
+        choices=("float32", "bfloat16"),
+        help="of latent, guidance and timestep; bfloat16, under Euler, as the paper's tools",
     )
     parser.add_argument(
         "--seed",

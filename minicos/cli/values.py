@@ -9,14 +9,13 @@ import argparse
 import math
 import re
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 MOST_STEPS = 10_000
 MOST_FRAMES = 10_001
 MOST_PUZZLES = 100_000  # also of seeds, rows and other things that are counted
 MOST_PIXELS = 16_384  # of one side of a frame
-MOST_AREA = 1 << 26  # pixels of a frame
 MOST_SEED = 2**63 - 1  # what torch's generators take, less room for one seed per sample
 LARGEST = 1e6  # of guidance, shift and other factors that multiply a latent
 
@@ -39,7 +38,6 @@ positive = whole(1, MOST_PUZZLES)
 steps = whole(1, MOST_STEPS)
 frames = whole(1, MOST_FRAMES)
 side = whole(1, MOST_PIXELS)
-area = whole(1, MOST_AREA)
 layer = whole(0, MOST_STEPS)
 seed = whole(0, MOST_SEED - MOST_PUZZLES)
 
@@ -58,11 +56,6 @@ def indices_or_none(text: str) -> tuple[int, ...]:
     return () if text.strip() == "none" else indices(text)
 
 
-def indices_or_all(text: str) -> tuple[int, ...] | Literal["all"]:
-    """The same, or all of them."""
-    return "all" if text.strip() == "all" else indices(text)
-
-
 def listed(read: Callable[[str], T], text: str) -> tuple[T, ...]:
     """Values of a kind, separated by commas."""
     return tuple(read(part.strip()) for part in text.split(","))
@@ -77,6 +70,12 @@ def size(text: str) -> tuple[int, int]:
             f"{shown(text)} is not width x height in pixels, such as 1280x720"
         )
     return height, width
+
+
+def area(text: str) -> int:
+    """How many pixels "1280x720" are."""
+    height, width = size(text)
+    return height * width
 
 
 def number(text: str) -> float:

@@ -30,10 +30,12 @@ ARCHIVES = ("pth", "pt", "bin", "ckpt")  # endings of PyTorch's own files, to fi
 USUAL = ("diffusion_pytorch_model", "model")  # names that official and diffusers folders use
 ZIP = b"PK\x03\x04"
 FOREIGN = {
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run `git lfs pull` where it came from",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run `git lfs pull` where "
+    "it came from",
     b"GGUF": "a GGUF file, which minicos does not read. Get the safetensors version of the model",
     b"<": "a web page, not weights. Download the file itself",
-    b"\x80": "a bare pickle, not weights. If it is yours, save its state_dict with safetensors or torch.save",
+    b"\x80": "a bare pickle, not weights. If it is yours, save its state_dict with safetensors or "
+    "torch.save",
     b"7z\xbc\xaf": "a 7z archive, not weights. Unpack it",
     b"\x1f\x8b": "a gzip archive, not weights. Unpack it",
 }
@@ -109,23 +111,13 @@ def check_header(header: Header) -> Header:
     return header
 
 
-def weight_files(path: str | Path) -> list[Path]:
-    """The files of one network: the file itself, or a folder's shards (by its index) or its only
-    file of weights.
-
-    Raises MinicosError where nothing or more than one candidate is there, a shard is missing, or an
-    index names a file outside its folder.
-    """
-    return list(_shards(Path(path)))
-
-
 def read_headers(path: str | Path) -> tuple[Header, ...]:
     """The headers of one network's files, compared with the index of its shards if there is one.
 
     Raises MinicosError as `weight_files` and `read_header` do, where a tensor is in two shards, and
     where the index and the shards disagree.
     """
-    shards = _shards(Path(path))
+    shards = weight_files(Path(path))
     headers = tuple(read_header(file) for file in shards)
     seen: dict[str, Path] = {}
     for header, promised in zip(headers, shards.values(), strict=True):
@@ -178,8 +170,13 @@ def read_part(source: str | Path | Sequence[str | Path], part: str) -> tuple[Hea
     return select(headers, start) if start else headers
 
 
-def _shards(path: Path) -> dict[Path, set[str] | None]:
-    """The files of `weight_files`, with the keys that an index promises in each."""
+def weight_files(path: Path) -> dict[Path, set[str] | None]:
+    """The files of one network, each with the keys that an index promises in it: the file itself,
+    or a folder's shards (by its index) or its only file of weights.
+
+    Raises MinicosError where nothing or more than one candidate is there, a shard is missing, or an
+    index names a file outside its folder.
+    """
     with reading(path):
         folder = path.is_dir()
         if not folder and not path.exists():
@@ -194,7 +191,7 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
         raise MinicosError(
             f"{path} holds several files of weights: {names}. Name the one you mean."
         )
-    return _shards(found[0])
+    return weight_files(found[0])
 
 
 def _candidates(folder: Path) -> list[Path]:

@@ -177,11 +177,12 @@ def _named(evidence: variants.Evidence) -> tuple[str, list[str]]:
 def describe(checkpoint: Checkpoint) -> str:
     """The checkpoint in a few lines for people."""
     files = [file for names in checkpoint.parts.values() for file in names]
+    dtypes = ", ".join(f"{n:,} {dtype}" for dtype, n in checkpoint.dtypes.items())
     rows = {
         "variant": checkpoint.variant,
         "layout": checkpoint.layout,
         "expert": checkpoint.expert,
-        "tensors": f"{checkpoint.tensors:,} ({', '.join(f'{n:,} {dtype}' for dtype, n in checkpoint.dtypes.items())})",
+        "tensors": f"{checkpoint.tensors:,} ({dtypes})",
         "parameters": f"{checkpoint.parameters:,}" if checkpoint.parameters else None,
         "architecture": ", ".join(f"{k} {v}" for k, v in checkpoint.architecture.items()),
         "size": f"{checkpoint.bytes:,} bytes in {len(files)} file{'s' * (len(files) > 1)}",

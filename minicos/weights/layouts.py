@@ -260,8 +260,10 @@ def claim(path: Path) -> str | None:
 
 
 # What follows "high" or "low" where the word is not about noise: low_vram, high-res ...
-OTHERWISE = ("vram", "ram", "mem", "memory", "res", "resolution", "rank", "quality", "detail", "fps",
-             "poly", "contrast", "light", "angle", "speed", "end", "step", "steps", "key")  # fmt: skip
+OTHERWISE = (
+    *("vram", "ram", "mem", "memory", "res", "resolution", "rank", "quality", "detail", "fps"),
+    *("poly", "contrast", "light", "angle", "speed", "end", "step", "steps", "key"),
+)
 
 
 def evidence(

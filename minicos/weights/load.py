@@ -51,16 +51,6 @@ LONG = 2**30  # bytes from which a progress bar is shown
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What `load_into` did."""
-
-    files: tuple[str, ...]
-    tensors: int
-    parameters: int
-    merged: int  # parameters that a LoRA changed
-
-
-@dataclass(frozen=True)
 class Stored:
     """One tensor of a file."""
 
@@ -93,7 +83,7 @@ def load_into(
     check_finite: bool = False,
     place: Place | None = None,
     label: str = "",
-) -> Loaded:
+) -> None:
     """Give every parameter and buffer of `module` (usually on the meta device) its tensor from
     `source`.
 
@@ -154,12 +144,6 @@ def load_into(
             )
         _assign(module, name, tensor)
     module.requires_grad_(False).eval()
-    return Loaded(
-        files=tuple(str(header.path) for header in headers),
-        tensors=len(expected),
-        parameters=sum(tensor.numel() for tensor in expected.values()),
-        merged=len({name for one in loras for name in one.deltas}),
-    )
 
 
 def stored_bytes(source: Source, part: str = "") -> Counter[torch.dtype]:

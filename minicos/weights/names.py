@@ -46,7 +46,8 @@ DIT_DIFFUSERS = {
         f"blocks.{{}}.{attention}.{official}": f"blocks.{{}}.{foreign}.{leaf}"
         for attention, foreign in (("self_attn", "attn1"), ("cross_attn", "attn2"))
         for official, leaf in (
-            ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"), ("norm_q", "norm_q"), ("norm_k", "norm_k"),
+            ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"),
+            ("norm_q", "norm_q"), ("norm_k", "norm_k"),
         )
     },
     # the affine norm before cross-attention; the other two have no parameters
@@ -403,9 +404,8 @@ UNREAD = {  # kind of LoRA that is not read -> how a message calls it
     "set of whole weights": "set of whole weights",
     "mid": "LoRA in Tucker form",
 }
-LORA_KEY = re.compile(
-    rf"(.+)\.({'|'.join(re.escape(piece) for piece in LORA_PIECES)})(?:\.[\w-]+)??(?:\.(weight|bias))?"
-)
+_PIECES = "|".join(map(re.escape, LORA_PIECES))
+LORA_KEY = re.compile(rf"(.+)\.({_PIECES})(?:\.[\w-]+)??(?:\.(weight|bias))?")
 WHOLE_PARAMETERS = ("modulation", "emb_pos")  # last words of parameters that are no module's weight
 _FLAT = {
     name.replace(".", "_"): official

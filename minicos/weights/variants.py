@@ -166,7 +166,10 @@ def _choices(names: list[str]) -> str:
 
 def _count(variant: str, evidence: Evidence) -> str:
     if len(evidence.experts) > 1:
-        return f"there are two experts, and {variant} has one network. Leave out --part low, or name another --variant."
+        return (
+            f"there are two experts, and {variant} has one network. Leave out --part low, or name "
+            "another --variant."
+        )
     there, missing = ("high", "low") if "high" in evidence.experts else ("low", "high")
     sure = "" if evidence.named else "taken as "
     return (
