@@ -1,7 +1,8 @@
-"""Token energy, y[b, l] = sqrt(sum over d of x[b, l, d]^2): the Triton twin of
-`minicos.measures.token_energy`.
+"""Token energy, y[b, l] = sqrt(sum over d of x[b, l, d]^2), and the three energies of a residual
+stream: the Triton twins of `minicos.measures.token_energy` and `stream_energy`.
 
-One program per token, which reads its row once.
+One program per token, which reads its row once: three energies cost two reads, of the stream after
+a block and before it.
 
 Rounding: square, sum and root are each rounded to float32. Nothing is rescaled, so squares must fit
 float32: a channel beyond 1.8e19 gives inf and one below 2.6e-23 counts as nothing. So in the
@@ -47,3 +48,56 @@ def _token_energy(
     batch, token = place(tokens)
     row = load(x + batch * x_batch + token * x_token, width, chunk)
     tl.store(out + batch * out_batch + token * out_token, tl.sqrt_rn(square_sum(row)))
+
+
+@torch.compiler.disable
+def stream_energy(x: Tensor, before: Tensor, mean: Tensor, kept: Tensor) -> Tensor:
+    """||x||, ||(x - mean) kept|| and ||x - before|| of every token: x and before l d, mean and kept
+    d float32 -> 3 l float32. There is no gradient.
+    """
+    op = "stream_energy"
+    check(op, x=x, before=before, mean=mean, kept=kept)
+    if x.ndim != 2:
+        raise ValueError(f"{op}: x must be l d, not {tuple(x.shape)}")
+    expect(op, "before", before, before.dtype, x.shape, x.device)
+    for name, row in (("mean", mean), ("kept", kept)):
+        expect(op, name, row, torch.float32, x.shape[1:], x.device)
+    out = torch.empty(3, len(x), dtype=torch.float32, device=x.device)
+    if x.numel() == 0:
+        return out.zero_()
+    rows = (y for each in (x[None], before[None], mean, kept) for y in at(each))
+    launch(_stream_energy, x, *rows, out, len(x))
+    return out
+
+
+@triton.jit
+def _stream_energy(
+    x,
+    x_batch,
+    x_token,
+    before,
+    before_batch,
+    before_token,
+    mean,
+    mean_batch,
+    mean_token,
+    kept,
+    kept_batch,
+    kept_token,
+    out,
+    tokens,
+    width: tl.constexpr,
+    chunk: tl.constexpr,
+):
+    _, token = place(tokens)
+    row = load(x + token * x_token, width, chunk)
+    old = load(before + token * before_token, width, chunk)
+    mean, kept = load(mean, width, chunk), load(kept, width, chunk)
+    centred = ()
+    update = ()
+    for i in tl.static_range(len(row)):
+        centred += ((row[i] - mean[i]) * kept[i],)
+        update += (row[i] - old[i],)
+    tl.store(out + token, tl.sqrt_rn(square_sum(row)))
+    tl.store(out + tokens + token, tl.sqrt_rn(square_sum(centred)))
+    tl.store(out + 2 * tokens + token, tl.sqrt_rn(square_sum(update)))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minicos.attend import attend
 from minicos.config import DiTConfig
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
@@ -120,7 +121,7 @@ class SelfAttention(Attention):
         q = hooks("q", q)  # b n l k
         k = hooks("k", k)  # b n l k
         v = hooks("v", self.heads(self.v(x)))  # b n l k
-        heads = hooks("heads", self.ops.self_attention(q, k, v))  # b n l k
+        heads = hooks("heads", attend(q, k, v, self.ops.self_attention, hooks))  # b n l k
         return self.o(heads.transpose(1, 2).flatten(2))  # b n l k -> b l (n k)
 
 
@@ -145,12 +146,13 @@ class CrossAttention(Attention):
         q = hooks("q", self.heads(self._normed(self.q(x), self.norm_q)))  # b n l k
         k = hooks("k", self.heads(self._normed(self.k(text), self.norm_k)))  # b n t k
         v = hooks("v", self.heads(self.v(text)))  # b n t k
-        heads = hooks("heads", self.ops.attention(q, k, v))  # b n l k
+        heads = hooks("heads", attend(q, k, v, self.ops.attention, hooks))  # b n l k
         if image is not None:
             k_img = self._normed(self.k_img(image), self.norm_k_img)
             k_img = hooks("k_img", self.heads(k_img))  # b n m k
             v_img = hooks("v_img", self.heads(self.v_img(image)))  # b n m k
-            heads = heads + hooks("heads_img", self.ops.attention(q, k_img, v_img))  # b n l k
+            seen = attend(q, k_img, v_img, self.ops.attention, hooks, "_img")
+            heads = heads + hooks("heads_img", seen)  # b n l k
         return self.o(heads.transpose(1, 2).flatten(2))  # b n l k -> b l (n k)
 
 

@@ -35,6 +35,9 @@ class Site:
     # which of the f*h*w tokens the tensor holds: all of them, unless sharded (Python 3.11 cannot
     # hash a slice)
     tokens: slice = field(default_factory=lambda: slice(None), hash=False)
+    # where the video is among the tokens that the tensor holds: all of them are, but where text and
+    # video attend jointly
+    video: slice = field(default_factory=lambda: slice(None), hash=False)
 
 
 _FIELDS = frozenset(field.name for field in fields(Site))
@@ -151,6 +154,22 @@ class Hooks:
                         )
                     x = out
         return x
+
+    def watches(self, name: str) -> bool:
+        """Whether there is a hook on the point `name` (relative to the scope)."""
+        parts = tuple(name.split("."))
+        return any(rule.matches(parts) for rule in self.rules)
+
+    def replaced(self, name: str, x: Tensor) -> Tensor | None:
+        """What hooks have made of x at the point `name`; None where they left it as it was, so that
+        what has been computed from x still holds.
+        """
+        if not self.watches(name):
+            return None
+        version = -1 if x.is_inference() else x._version  # it counts changes in place
+        y = self(name, x)
+        same = y is x and not x.is_inference() and x._version == version
+        return None if same else y
 
     def check(
         self, points: Iterable[str], moments: Iterable[Mapping[str, object]] | None = None

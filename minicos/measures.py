@@ -27,6 +27,18 @@ def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32, out=out)
 
 
+def stream_energy(x: Tensor, before: Tensor, mean: Tensor, kept: Tensor) -> Tensor:
+    """Three energies of every token of a residual stream: ||x||, ||(x - mean) kept|| and
+    ||x - before||, computed in float32.
+
+    x and before l d: the stream after a block and before it; mean and kept d float32: a token to
+    subtract, and a factor for each channel, 0 for those left out -> 3 l float32.
+    """
+    h = x.float()
+    parts = h, (h - mean) * kept, h - before.float()
+    return torch.stack([token_energy(part) for part in parts])
+
+
 def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = None) -> Tensor:
     """h <- (1 - alpha) h + alpha mean(h), the mean taken over the seeds of each case: (case seed)
     ... -> the same shape and dtype.

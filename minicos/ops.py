@@ -15,7 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minicos.measures import attention_mass, attention_mass_sampled, latent_mean, token_energy
+from minicos.measures import (
+    attention_mass,
+    attention_mass_sampled,
+    latent_mean,
+    stream_energy,
+    token_energy,
+)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
@@ -193,6 +199,7 @@ class Ops:
     self_attention: Callable[..., Tensor] = self_attention
     attention: Callable[..., Tensor] = attention
     token_energy: Callable[..., Tensor] = token_energy
+    stream_energy: Callable[..., Tensor] = stream_energy
     latent_mean: Callable[..., Tensor] = latent_mean
     attention_mass: Callable[..., tuple[Tensor, Tensor]] = attention_mass
     attention_mass_sampled: Callable[..., tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = (
@@ -209,7 +216,7 @@ class Ops:
         from minicos.kernels.latent_mean import latent_mean
         from minicos.kernels.modulated_norm import modulated_norm
         from minicos.kernels.rms_rope import rms_rope
-        from minicos.kernels.token_energy import token_energy
+        from minicos.kernels.token_energy import stream_energy, token_energy
 
         return replace(
             self,
@@ -219,6 +226,7 @@ class Ops:
             gated_add_norm=gated_add_norm,
             add_modulated_norm=add_modulated_norm,
             token_energy=token_energy,
+            stream_energy=stream_energy,
             latent_mean=latent_mean,
             attention_mass=attention_mass,
             attention_mass_sampled=attention_mass_sampled,

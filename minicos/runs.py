@@ -16,9 +16,9 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from torch import Tensor
 from minicos import __version__
 from minicos.errors import MinicosError
 from minicos.folder_lock import FolderLock, hold
+from minicos.journal import Journal
 from minicos.signals import finishing
 
 T = TypeVar("T")
@@ -67,6 +68,14 @@ def replace_file(
             temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written below a folder."""
+    for left in folder.rglob(f"{PART}*"):
+        with suppress(OSError):  # another process may sweep, too
+            if _abandoned(left):
+                left.unlink()
+
+
 def write_json(path: Path, value: Any, move: Callable[[Path, Path], object] = Path.replace) -> None:
     """Write JSON for people in one step."""
     text = as_json(value)
@@ -95,10 +104,15 @@ class Run:
     folder: Path
     settings: dict[str, Any]
     lock: FolderLock | None = field(default=None, compare=False, repr=False)
+    journal: Journal | None = field(default=None, compare=False, repr=False)  # of --jsonl
 
     @classmethod
     def open(
-        cls, folder: str | Path, settings: dict[str, Any], facts: dict[str, Any] | None = None
+        cls,
+        folder: str | Path,
+        settings: dict[str, Any],
+        facts: dict[str, Any] | None = None,
+        journal: Journal | None = None,
     ) -> "Run":
         """Create the folder with its run.json, or enter one that has equal settings, and sweep what
         killed runs left.
@@ -117,7 +131,7 @@ class Run:
         _check(folder, settings)  # before anything is made
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            run = cls(folder, settings, hold(folder))
+            run = cls(folder, settings, hold(folder), journal)
         except OSError as error:
             raise MinicosError(
                 f"cannot write into {folder}: {error.strerror or error}. Choose another --out."
@@ -127,16 +141,19 @@ class Run:
             record = {"schema": SCHEMA, "settings": settings, **environment(), **(facts or {})}
             write_json(run.path(RECORD), record, _link)
             _check(folder, settings)
-        for left in folder.rglob(f"{PART}*"):
-            if _abandoned(left):
-                left.unlink(missing_ok=True)
+        sweep(folder)
         return run
 
     def inside(self, name: str) -> "Run":
         """A folder in this one for a part of the work, with checksums of its own and the lock of
         the whole.
         """
-        return Run(self.path(name), self.settings, self.lock)
+        return replace(self, folder=self.path(name))
+
+    def log(self, line: Mapping[str, object]) -> None:
+        """Add a line to the journal, if there is one."""
+        if self.journal is not None:
+            self.journal.add({"run": str(self.folder), **line})
 
     def path(self, name: str) -> Path:
         """Where the file `name` ("steps/03.mp4") of this run is or will be."""

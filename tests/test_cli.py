@@ -278,6 +278,35 @@ MISTAKES = {
         both("--noise", "frame:9"),
         "--noise frame:9: this run has latent frames 0 to 3",
     ),
+    "knockout of one side": (both("--knockout", "frame:0"), "give two sides, such as frame:0 to"),
+    "knockout of two pairs": (both("--knockout", "text", "to", "all", "to", "all"), "two sides"),
+    "knockout of what": (
+        both("--knockout", "object:cat", "to", "all"),
+        "object:cat is not frame:0, rows:0-1, columns:2 or all, text",
+    ),
+    "knockout of the text's sight": (both("--knockout", "all", "to", "text"), "looks at nothing"),
+    "knockout of no step": (
+        both("--knockout", "causal", "steps:0-6"),
+        "causal steps:0-6: this run has steps 0 to 5",
+    ),
+    "knockout of no layer": (
+        both("--knockout", "causal", "layers:12"),
+        "this run has layers 0 to 11",
+    ),
+    "knockout of no word": (
+        both("--knockout", "word:cat", "to", "all"),
+        "--knockout word:cat: the prompt 'solve the maze' lacks it",
+    ),
+    "knockout of a word in another branch": (
+        both("--knockout", "word:maze", "to", "all", "branch:both"),
+        "and cond for words of the prompt",
+    ),
+    "knockout twice": (both("--knockout", "causal", "layers:1", "layers:2"), "says a thing twice"),
+    "knockout of no seed": (both("--knockout", "causal", "control:x"), "seed of the random pairs"),
+    "knockout of no frame": (
+        both("--knockout", "frame:9", "to", "all"),
+        "there is no frame 9: this video has frames 0 to 3",
+    ),
     "sharing with oneself": (both("--ensemble", "20-29", "--seeds", "1"), "--seeds 2 or more"),
     "sharing of no window": (
         both("--ensemble", "20-29,30-39"),

@@ -3,7 +3,7 @@ the order, killed and continued.
 """
 
 from dataclasses import replace
-from itertools import permutations
+from itertools import islice, permutations
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from minicos.analysis.energy import Energy
 from minicos.analysis.ensemble import share as ensemble
 from minicos.analysis.ensemble.share import Ensemble
+from minicos.analysis.knockout import Causal, Flow, Knockout, Tokens
 from minicos.analysis.noise.edit import Noise, follow
 from minicos.analysis.steps import Steps
 from minicos.analysis.swap.states import Swap, lockstep
@@ -78,6 +79,7 @@ def plain(wan, made, tmp_path_factory):
     return watched(wan, made[0], made[2], tmp_path_factory.mktemp("plain"))
 
 
+NOTHING = Flow(Tokens(where=torch.zeros(1, 1, 1, dtype=torch.bool)))
 NULLS = {
     "noise": lambda take: noised(Noise("null", (0, 2))),
     "own": lambda take: swapped(take, Swap(LAYERS, range(STEPS))),
@@ -87,6 +89,7 @@ NULLS = {
     "one seed": lambda take: ensemble.intervention(
         Ensemble(LAYERS, "override", steps=(0, 2), seeds=1)
     ),
+    "knockout": lambda take: Knockout(NOTHING, LAYERS).intervention(),
     "nothing": lambda take: NO_INTERVENTIONS,
 }
 
@@ -106,6 +109,7 @@ def independent(give) -> list:
         noised(Noise("replace", (2,), seed=5)),
         swapped(give, Swap((1,), range(1))),
         ensemble.intervention(Ensemble((6,), "lockstep", steps=(1,), seeds=SEEDS)),
+        Knockout(Causal(), layers=(8,), steps=(1,)).intervention(),
     ]
 
 
@@ -113,7 +117,7 @@ def test_the_order_of_independent_interventions_does_not_matter(wan, made, plain
     take, give, noise = made
     runs = [
         watched(wan, take, noise, tmp_path / str(i), sum(order, NO_INTERVENTIONS))
-        for i, order in enumerate(permutations(independent(give)))
+        for i, order in enumerate(islice(permutations(independent(give)), 0, None, 4))
     ]
     assert all(same(run, runs[0]) for run in runs[1:])
     assert not same(runs[0], plain)

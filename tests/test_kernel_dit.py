@@ -33,6 +33,7 @@ def test_with_kernels_swaps_in_twins_and_nothing_else():
         "gated_add_norm",
         "add_modulated_norm",
         "token_energy",
+        "stream_energy",
         "latent_mean",
         "attention_mass",
         "attention_mass_sampled",

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from minicos.kernels import token_energy as module
 from minicos.kernels.rows import options
-from minicos.kernels.token_energy import token_energy
+from minicos.kernels.token_energy import stream_energy, token_energy
 from torch import Tensor
 
 from minicos import ops
+from tests.golden import rel_max
 
 # isort: skip  finds minicos.kernels
 from tests.on_device import DEVICE, DTYPES, compiled, nan, on_device, ptx, randn, triton
@@ -257,3 +258,35 @@ def test_energy_scales_with_its_token_and_ignores_the_order_of_channels(seed, wi
         energy(factor * x), abs(factor) * still, rtol=1e-6, atol=0
     )  # measured 1.2e-7
     assert torch.allclose(energy(x[..., order]), still, rtol=1e-6, atol=0)  # measured 1.2e-7
+
+
+# -- the three energies of a residual stream -------------------------------------------------------
+
+
+@on_device
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 24, 1536])
+def test_three_energies_of_a_stream(width, dtype):
+    """That of the stream itself is bit for bit `token_energy`; slices are read by their strides."""
+    x, before = (randn(10, width, seed=i, dtype=dtype)[::2] for i in (0, 1))
+    mean, kept = randn(width, seed=2), (randn(width, seed=3) > -1).float()
+    actual, expected = (op(x, before, mean, kept) for op in (stream_energy, ops.stream_energy))
+    assert rel_max(actual, expected) < 1e-6  # measured 2.0e-7
+    assert torch.equal(actual[0], token_energy(x))
+    assert not stream_energy(x, x, mean, 0 * kept)[1:].any()
+    assert stream_energy(x[:0], before[:0], mean, kept).shape == (3, 0)
+
+
+@on_device
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"x": (1, 5, 8)}, "x must be l d"),
+        ({"before": (4, 8)}, r"before must be float32 \(5, 8\)"),
+        ({"mean": (1, 8)}, r"mean must be float32 \(8,\)"),
+    ],
+)
+def test_three_energies_of_other_shapes_are_refused(changed, match):
+    shapes = {"x": (5, 8), "before": (5, 8), "mean": (8,), "kept": (8,)} | changed
+    with pytest.raises(ValueError, match=match):
+        stream_energy(**{name: randn(*shape) for name, shape in shapes.items()})

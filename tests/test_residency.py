@@ -410,6 +410,7 @@ def test_the_command_prints_the_plan_and_writes_it_down(toy, tmp_path, capsys, m
     assert main([*command[:-1], str(tmp_path / "other"), "--noise-device", "cuda"]) == 2
     told = capsys.readouterr().err
     assert "plan: resident on cpu" in told
-    assert "\n  attention scaled_dot_product_attention\n" in told
+    assert "\n  operations: PyTorch's (no kernels: they need a CUDA card" in told
+    assert "attention by scaled_dot_product_attention\n" in told
     assert "s a step: an estimate from" in told
     assert "minicos: the official CUDA noise needs a CUDA card, and this model is on cpu\n" in told

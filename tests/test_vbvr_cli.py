@@ -52,6 +52,9 @@ def test_from_samples_to_tables_and_not_twice(data, kit, tmp_path, capsys):
     assert load_video(tmp_path / "plain" / names[0]).shape == (9, 48, 64, 3)
     results = json.loads((tmp_path / "results.json").read_text())
     numbers = {n["name"]: n for n in results["numbers"]}
+    rows = [(r["condition"], r["step"], r["sigma"]) for r in results["tables"]["steps"]]
+    assert rows[:2] == [("plain", 0, 1.0), ("plain", "end", 0.0)] and len(rows) == 4
+    assert (tmp_path / "steps.csv").exists() and (tmp_path / "steps.png").exists()
     assert numbers["score: plain"]["value"] == 0.25 and numbers["score: plain"]["n"] == 4
     assert numbers["score: truth minus plain"]["value"] == 0
     assert "496 of the benchmark's 500" in capsys.readouterr().err
@@ -171,3 +174,31 @@ def test_mistakes_in_one_sentence(data, tmp_path, capsys, options, words):
     assert main(["vbvr", *given, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") <= 2
+
+
+def test_the_steps_of_puzzles_and_every_number_as_lines(tmp_path, capsys):
+    given = ("--condition", "plain", "steps=1", "static", "--steps", "2", "--every", "all")
+    journal = tmp_path / "n.jsonl"
+    out = ("--out", str(tmp_path / "out"), "--jsonl", str(journal))
+    assert main(["vbvr", "--puzzles", "2", *given, *out]) == 0, capsys.readouterr().err
+    results = json.loads((tmp_path / "out" / "solved" / "results.json").read_text())
+    steps = [(row["condition"], row["step"]) for row in results["tables"]["steps"]]
+    assert steps == [
+        ("plain", 0), ("plain", 1), ("plain", "end"), ("steps=1", 0), ("steps=1", "end")
+    ]  # fmt: skip
+    assert [curve["x"][-1] for curve in results["curves"]] == [0, 0]
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    scored = [line for line in lines if line.get("sample") and line["condition"] == "plain"]
+    assert {line.get("step") for line in scored} == {0, 1, None} and len(scored) == 6
+    assert all("score" in line and "solved" in line for line in scored)
+    assert sum("made" in line for line in lines) == 4
+
+
+def test_steps_that_no_run_has(data, tmp_path, capsys):
+    assert run(data, tmp_path / "out", "--every", "3") == 2
+    assert "--every 3" in capsys.readouterr().err
+
+
+def test_the_conditions_are_listed(capsys):
+    assert main(["vbvr", "--list-conditions"]) == 0
+    assert "appendix-a" in capsys.readouterr().out

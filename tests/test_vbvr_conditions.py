@@ -6,7 +6,18 @@ import torch
 from minicos import load
 from minicos.analysis.ensemble.share import Passes
 from minicos.errors import MinicosError
-from minicos.vbvr.conditions import Batch, arm, check, expand, final, groups, image_batch
+from minicos.vbvr.conditions import (
+    FORMS,
+    OPTIONS,
+    Batch,
+    arm,
+    check,
+    described,
+    expand,
+    final,
+    groups,
+    image_batch,
+)  # fmt: skip
 from tests.vbvr_samples import clip
 
 NAMES = (
@@ -41,6 +52,14 @@ def test_names_are_folders_on_any_system():
         assert not set(arm(name).folder) & set(':,/\\*?"<>| ')
     folders = [one.folder for one in expand(tuple(groups(50)), 50)]
     assert len(folders) == len(set(folders))
+
+
+def test_every_form_is_a_condition_and_every_kind_has_a_form():
+    assert {arm(name).kind for name in FORMS} == set(OPTIONS)
+    shown = {option for name in FORMS for option in arm(name).options}
+    assert shown == {option for options in OPTIONS.values() for option in options}
+    text = described(50)
+    assert all(name in text for name in (*FORMS, *groups(50), "noise:step=45", "frames=97"))
 
 
 @pytest.mark.parametrize(

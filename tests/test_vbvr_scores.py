@@ -12,9 +12,10 @@ import pytest
 
 from minicos.analysis import result
 from minicos.errors import MinicosError
-from minicos.vbvr import cases, evalkit, score, table, tree
-from minicos.vbvr.published import MARK, PUBLISHED, Published
-from tests.vbvr_samples import bench
+from minicos.vbvr import cases, evalkit, puzzles, score, steps, table, tree
+from minicos.vbvr.published import BENCH, COLUMNS, MARK, PRO, Published
+from minicos.vbvr.steps import Estimates
+from tests.vbvr_samples import bench, sample
 
 SCRIPT = """
 import json, os, re, sys
@@ -34,13 +35,13 @@ sys.exit(CODE)
 """
 
 
-def checkout(folder, opencv="4.10.0", value="0.25", code="0"):
+def checkout(folder, opencv="4.10.0", value="0.25", code="0", script="run_evaluation.py"):
     """A checkout whose scorer gives every video the same score, with an OpenCV of this version."""
     folder.mkdir()
     (folder / "cv2.py").write_text(f"__version__ = {opencv!r}")
     (folder / "tqdm.py").write_text("")
     text = SCRIPT.replace("SCORE", value).replace("CODE", code)
-    (folder / "run_evaluation.py").write_text(text)
+    (folder / script).write_text(text)
     return folder
 
 
@@ -136,11 +137,15 @@ def test_a_tree_is_scored_once_until_it_changes(tmp_path, found, videos):
         ]["plain"]
 
     first = run()
-    (tmp_path / "kit" / "run_evaluation.py").write_text("raise SystemExit(1)")
+    script = tmp_path / "kit" / "run_evaluation.py"
+    works = script.read_text()
+    script.write_text("raise SystemExit(1)")
     assert run() == first  # not scored again
     tree.path(videos, found.samples[0].name).write_bytes(b"another")
-    with pytest.raises(MinicosError, match="exit code 1"):
-        run()
+    broken = run()  # a scorer that fails takes nothing with it, and is tried again
+    assert not broken.scores and all("exit code 1" in why for why in broken.failed.values())
+    script.write_text(works)
+    assert run() == first
 
 
 def scores(found, **by_condition):
@@ -175,8 +180,9 @@ def test_differences_are_paired_and_only_over_samples_that_both_have(found):
 
 def test_files(tmp_path, found):
     made = scores(found, plain=[0.1, 0.2, 0.8, 0.9], ensemble=[0.2, 0.3, 0.9, 0.9])
-    report = table.result(made, "plain", {"samples": 4}, published=True)
-    table.write(tmp_path, made, "plain", report)
+    report = table.result(made, "plain", {"samples": 4}, table.reference(pro=False))
+    report = table.write(tmp_path, made, "plain", report)
+    assert "table.png" in report.files
     assert all((tmp_path / name).stat().st_size for name in report.files)
     text = (tmp_path / "table.md").read_text()
     assert MARK in text and "suspicious" in text and "| ensemble |" in text
@@ -196,7 +202,85 @@ def test_a_spreadsheet_computes_nothing():
 
 
 def test_suspicious_rows():
-    doubtful = {row.name for row in PUBLISHED if row.suspicions}
+    doubtful = {row.name for row in BENCH if row.suspicions}
     assert doubtful == {"VBVR-Wan2.2, 33 frames"}
     assert Published("x", {"Overall": 0.5, "ID": 0.9, "OOD": 0.3}, "").suspicions
-    assert Published("x", {"OOD": -0.1}, "").suspicions
+    assert Published("x", {"OOD Spatiality": -0.1}, "").suspicions == (
+        "OOD Spatiality is outside 0 to 1",
+    )
+    means = {"Overall": 0.5, "ID": 0.6, "OOD": 0.4}
+    assert not Published("x", means | {"ID Knowledge": 0.5, "ID Spatiality": 0.7}, "").suspicions
+    assert Published("x", means | {"ID Knowledge": 0.5, "ID Spatiality": 0.55}, "").suspicions
+
+
+@pytest.mark.parametrize("rows", [BENCH, PRO])
+def test_published_rows_fit_the_columns_and_are_named_once(rows):
+    assert len({row.name for row in rows}) == len(rows)
+    assert all(set(row.scores) <= set(COLUMNS) and row.source for row in rows)
+    assert all(abs(value) <= 1 for row in rows for value in row.scores.values())
+
+
+def test_the_scorer_of_pro_bench(tmp_path, found):
+    """Its script, its demands, and results that count what is missing."""
+    folder = checkout(tmp_path / "pro", script="run_evaluation_video.py")
+    for name in ("scipy", "skimage", "norfair", "easyocr"):
+        (folder / f"{name}.py").write_text("")
+    (folder / "numpy.py").write_text("__version__ = '1.26.4'")
+    (folder / "PIL.py").write_text("")
+    kit = evalkit.find(folder, sys.executable)
+    assert kit.scorer is evalkit.PRO
+    with pytest.raises(MinicosError, match="VBVR-EvalKit"):
+        evalkit.check(kit, found.samples)
+    for one in found.samples:
+        (found.root / one.name / "metadata.json").write_text('{"parameters": {"scale": 3}}')
+    pro = cases.read(found.root)
+    evalkit.check(kit, pro.samples)
+    assert [one.category for one in found.samples] == ["Knowledge"] * 2 + ["Transformation"] * 2
+    with pytest.raises(MinicosError, match="VBVR-Pro-Bench"):
+        evalkit.check(evalkit.find(checkout(tmp_path / "kit"), sys.executable), pro.samples)
+    (folder / "numpy.py").write_text("__version__ = '2.1.0'")
+    with pytest.raises(MinicosError, match=r"numpy<2"):
+        evalkit.find(folder, sys.executable)
+
+
+def test_a_task_may_have_another_category_in_pro_bench(tmp_path):
+    changed = next(name for name, task in cases.tasks().items() if task.category != task.pro)
+    sample(tmp_path / cases.tasks()[changed].split / changed / "00000")
+    (one,) = cases.read(tmp_path).samples
+    assert one.category == cases.tasks()[changed].category and not one.pro
+    (tmp_path / one.name / "metadata.json").write_text('{"family": "maze", "seed": 1}')
+    (one,) = cases.read(tmp_path).samples
+    assert one.pro and one.category == cases.tasks()[changed].pro and not puzzles.known(one)
+
+
+def test_what_was_not_wanted_is_no_failure():
+    one = {"folder": "a", "task_name": "b", "video_file": "00001.mp4", "score": 0.0,
+           "error": "no prediction"}  # fmt: skip
+    scored = evalkit.parse({"samples": [one]}, ["a/b/00000"])
+    assert list(scored.failed) == ["a/b/00000"]
+
+
+def test_the_chain_of_steps(tmp_path, found):
+    """Each step beside the end, paired, over the sigma at which it begins."""
+    made = scores(
+        found,
+        plain=[0.5, 0.5, 1.0, 1.0],
+        **{"plain/steps/step_009": [0.5, 0.5, 0.5, 0.5], "plain/steps/step_000": [0.0, 0.0, 0.5]},
+    )
+    trees = {
+        "plain/steps/step_009": Estimates("plain", 9, 0.8),
+        "plain/steps/step_000": Estimates("plain", 0, 1.0),
+    }
+    rows = steps.rows(made, trees)
+    assert [(row["step"], row["sigma"], row["scored"]) for row in rows] == [
+        (0, 1.0, "3 of 4"),
+        (9, 0.8, "4 of 4"),
+        ("end", 0.0, "4 of 4"),
+    ]
+    assert rows[0]["minus the end"].value == pytest.approx(-0.5) and rows[0]["minus the end"].n == 3
+    (curve,) = steps.curves(rows)
+    assert curve.x == (1.0, 0.8, 0.0) and curve.value == pytest.approx((1 / 6, 0.5, 0.75))
+    (number,) = steps.numbers(rows)
+    assert "step 0 minus the end" in number.name and number.value == pytest.approx(-0.5)
+    steps.draw(tmp_path / "steps.png", [curve], {"static": 0.2})
+    assert (tmp_path / "steps.png").stat().st_size

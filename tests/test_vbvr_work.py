@@ -3,12 +3,14 @@
 import os
 import random
 import signal
+import subprocess
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minicos import runs
 from minicos.errors import MinicosError
 from minicos.runs import replace_file
 from minicos.vbvr import work
@@ -92,21 +94,33 @@ def test_two_processes_on_one_shard(tmp_path):
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        with work.alone(tmp_path, Shard(0, 2)):
-            os.write(writer, b"x")
-            time.sleep(60)
+        lock = work.hold(tmp_path, Shard(0, 2))
+        os.write(writer, b"x" if lock else b"-")
+        time.sleep(60)
         os._exit(0)
     os.read(reader, 1)
     try:
-        with pytest.raises(MinicosError, match=f"pid {child}"), work.alone(tmp_path, Shard(0, 2)):
-            pass
-        with work.alone(tmp_path, Shard(1, 2)):
-            pass
+        with pytest.raises(MinicosError, match=f"process {child}"):
+            work.hold(tmp_path, Shard(0, 2))
+        assert work.hold(tmp_path, Shard(1, 2)) is not None
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    with work.alone(tmp_path, Shard(0, 2)):  # what was killed holds nothing
-        pass
+    assert work.hold(tmp_path, Shard(0, 2)) is not None  # what was killed holds nothing
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    """But not what a process that lives is writing now."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    host = runs._host()
+    left = tmp_path / "plain" / f"{runs.PART}{host}-{child.pid}-0123abcd-00000.mp4"
+    now = tmp_path / "plain" / f"{runs.PART}{host}-{os.getpid()}-0123abcd-00001.mp4"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    now.write_bytes(b"half")
+    work.hold(tmp_path, Shard())
+    assert not left.exists() and now.exists()
 
 
 def test_killed_at_a_hundred_moments_nothing_is_lost_and_nothing_is_half(tmp_path):

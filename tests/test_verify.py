@@ -86,7 +86,10 @@ def test_only_what_a_peer_keeps_in_another_dtype_is_copied(small_dit):
 def test_every_hook_point_has_a_counterpart(small_dit, given):
     ours = small_dit()
     compared = [point for point, _, _ in compare_dit(ours, verify.diffusers_dit(ours), *given)]
-    assert sorted(compared) == sorted(minicos.points.points(ours.cfg))
+    points = minicos.points.points(ours.cfg)
+    # no module of diffusers holds what attention computes on its way
+    inside = {name for name in points if name.endswith((".allowed", ".pattern"))}
+    assert sorted(compared) == sorted(points.keys() - inside)
     assert compared[-1] == "velocity"
 
 

@@ -11,6 +11,7 @@ energy        which tokens is each layer busy with?
 attention     where does attention go?
 swap/         at which layer does a prompt become an answer?
 ensemble/     does it help to average states over seeds?
+knockout      what if attention could not flow from here to there? (an intervention)
 routes        which routes of a maze does the estimate show? (the demo's picture)
 
 options       what every study can be asked, with its defaults: also the options of its verb

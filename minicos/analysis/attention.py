@@ -27,6 +27,7 @@ from minicos.analysis.result import Curve, Result, write
 from minicos.analysis.tools import cases, controls, figures, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.record import Saved
+from minicos.attend import pattern, thin
 from minicos.condition import WanCondition
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.measures import stratified
@@ -42,29 +43,53 @@ def words(condition: WanCondition, branch: str) -> int:
 
 
 def attentions(
-    use: Callable[[Tensor, Tensor, Site], None],
+    use: Callable[[Tensor, Tensor, Tensor | None, Site], None],
     layers: Sequence[int] | None = None,
     *,
     step: tuple[int, ...],
     branch: str = "cond",
 ) -> Hooks:
-    """Hooks that call `use(q, k, site)` for self- and cross-attention of these layers (None:
-    all), heads on axis 1.
+    """Hooks that call `use(q, k, allowed, site)` for self- and cross-attention of these layers
+    (None: all), heads on axis 1.
+
+    allowed  the keys that an intervention has left (bool, broadcast to b n l t), None: all of them
     """
-    queries: dict[str, Tensor] = {}
+    held: dict[str, Tensor] = {}
+    parts: list[Tensor] = []  # of `allowed`, which in a long video comes in blocks of queries
 
-    def hold(q: Tensor, site: Site) -> None:
-        queries["q"] = q
+    def hold(x: Tensor, site: Site) -> None:
+        held[site.name.rpartition(".")[2]] = x
 
-    def pair(k: Tensor, site: Site) -> None:
-        use(queries.pop("q"), k, site)
+    def collect(allowed: Tensor, site: Site) -> None:
+        parts.append(thin(allowed))
+        if sum(part.shape[2] for part in parts) < held["q"].shape[2]:
+            return
+        free = not any(any(part.stride()) for part in parts)  # still the one value, expanded
+        b, n = (max(part.shape[axis] for part in parts) for axis in (0, 1))
+        left = None if free else torch.cat([p.expand(b, n, -1, -1) for p in parts], dim=2)
+        parts.clear()
+        use(held.pop("q"), held.pop("k"), left, site)
 
     hooks = NO_HOOKS
     for layer in ("*",) if layers is None else layers:
         for part in ("self_attn", "cross_attn"):
-            hooks = hooks.on(f"blocks.{layer}.{part}.q", hold, step=step, branch=branch)
-            hooks = hooks.on(f"blocks.{layer}.{part}.k", pair, step=step, branch=branch)
+            for name, hook in (("q", hold), ("k", hold), ("allowed", collect)):
+                hooks = hooks.on(f"blocks.{layer}.{part}.{name}", hook, step=step, branch=branch)
     return hooks
+
+
+def mass(
+    ops: Ops, q: Tensor, k: Tensor, frames: int, allowed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`ops.attention_mass`, over the allowed keys alone where not all are."""
+    if allowed is None:
+        return ops.attention_mass(q, k, frames)
+    key_frames = frames if k.shape[2] == q.shape[2] else 1
+    queries = (x.unflatten(2, (frames, -1)).unbind(2) for x in (q, allowed))
+    each = [pattern(query, k, seen).sum(2) for query, seen in zip(*queries, strict=True)]  # b n t
+    size = q.shape[2] // frames
+    between = [received.unflatten(2, (key_frames, -1)).sum(-1) / size for received in each]
+    return torch.stack(each).sum(0), torch.stack(between, dim=2)
 
 
 @dataclass(frozen=True)
@@ -78,7 +103,7 @@ class Attention:
     heads: Sequence[int] | None = None  # their mean is kept; all by default
     branch: str = "cond"
     words: int | None = None  # rows of the prompt; the others are padding
-    queries: int | None = None  # of every frame, at random; all by default
+    queries: int | None = None  # of every frame, at random; all by default, and where keys are cut
     ops: Ops = REFERENCE  # those of the model: `wan.ops`
     name: str = "attention"
     _kept: dict[str, Tensor] = field(default_factory=dict)
@@ -87,8 +112,10 @@ class Attention:
         """Of queries and keys at the chosen layers and steps."""
         return attentions(self._weigh, self.layers, step=tuple(self.chosen), branch=self.branch)
 
-    def _weigh(self, q: Tensor, k: Tensor, site: Site) -> None:
+    def _weigh(self, q: Tensor, k: Tensor, allowed: Tensor | None, site: Site) -> None:
         heads = slice(None) if self.heads is None else list(self.heads)
+        if allowed is not None:
+            allowed = allowed.expand(*q.shape[:2], -1, -1)[:1, heads]
         q, k = q[:1, heads].detach(), k[:1, heads].detach()
         _, layer, part, _ = site.name.split(".")
         text = part == "cross_attn"
@@ -101,9 +128,11 @@ class Attention:
                 self._kept[f"received{name}.{layer}"] = received.view(site.grid)
                 self._kept[f"between{name}.{layer}"] = between
 
-        if self.queries is None:
-            received, between = self.ops.attention_mass(q, k, frames)
+        if self.queries is None or allowed is not None:
+            received, between = mass(self.ops, q, k, frames, allowed)
             keep(received[0].mean(0), between[0].mean(0))
+            if self.queries is not None:  # exact all the same: keys are cut
+                keep(0 * received[0].mean(0), 0 * between[0].mean(0), "_error")
             return
         draw = torch.Generator().manual_seed(2000 * site.step + 2 * int(layer) + text)
         count = min(self.queries * site.grid[0], q.shape[2]) // frames
@@ -195,9 +224,9 @@ def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Ten
         (s, text): [] for s in at for text in (True, False)
     }
 
-    def weigh(q: Tensor, k: Tensor, site: Site) -> None:
+    def weigh(q: Tensor, k: Tensor, allowed: Tensor | None, site: Site) -> None:
         text = ".cross_attn." in site.name
-        received, between = wan.ops.attention_mass(q, k, 1 if text else site.grid[0])
+        received, between = mass(wan.ops, q, k, 1 if text else site.grid[0], allowed)
         if text:
             share = received.mean(1) / q.shape[2]  # b t, of one query
             padded = [row[w:].sum() for row, w in zip(share, words, strict=True)]

@@ -17,14 +17,14 @@ The numbers are the findings, in the order in which they are read; tables and cu
 details. JSON has no infinity and no NaN: both are null, which means that there is no such value.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import isfinite, isinf, isnan, nan
-from numbers import Integral
+from math import isinf, isnan, nan
 from pathlib import Path
 from typing import Any, Self
 
 from minicos.errors import MinicosError
+from minicos.journal import plain
 from minicos.runs import Run, read_json
 
 SCHEMA = 1
@@ -126,9 +126,28 @@ class Result:
 
 
 def write(run: Run, result: Result) -> Result:
-    """Save the result in its run folder, in one step; returns it."""
-    run.save_json(FILE, {"schema": SCHEMA, **_plain(asdict(result))})
+    """Add the result to the run's journal and save it in its folder, in one step; returns it."""
+    for line in lines(result) if run.journal else ():
+        run.log({"what": result.what, **line})
+    run.save_json(FILE, {"schema": SCHEMA, **plain(asdict(result))})
     return result
+
+
+def lines(result: Result) -> Iterator[dict[str, Any]]:
+    """A result as lines of a journal: each number, each row of a table, each point of a curve."""
+    for number in result.numbers:
+        found = asdict(number)
+        yield {"number": found.pop("name"), **found}
+    for name, rows in result.tables.items():
+        for row in rows:
+            cells = {k: asdict(v) if isinstance(v, Interval) else v for k, v in row.items()}
+            yield {"table": name, **cells}
+    for curve in result.curves:
+        ends = {"low": curve.low, "high": curve.high} if len(curve.low) else {}
+        columns = {"x": curve.x, "value": curve.value, **ends}
+        for point in zip(*columns.values(), strict=True):
+            values = dict(zip(columns, map(float, point), strict=True))
+            yield {"curve": curve.name, **values, "x_label": curve.x_label, "unit": curve.unit}
 
 
 def read(place: str | Path) -> Result:
@@ -221,14 +240,3 @@ def _filled(kept: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in kept.items()
     }
-
-
-def _plain(value: Any) -> Any:
-    """The same as JSON values: what is not finite is null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_plain(v) for v in value]
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)  # numpy's too
-    return value if not isinstance(value, float) else float(value) if isfinite(value) else None

@@ -139,6 +139,11 @@ def _token_energy(s: Shapes) -> Given:
     return {"x": s.stream()}
 
 
+def _stream_energy(s: Shapes) -> Given:
+    x, before = s.stream()[0], s.stream()[0]
+    return {"x": x, "before": before, "mean": x.mean(0), "kept": torch.ones_like(x[0])}
+
+
 def _latent_mean(s: Shapes) -> Given:
     return {"x": s.stream(3), "seeds": 3}
 
@@ -197,6 +202,7 @@ def _attention_mass_sampled(s: Shapes) -> Given:
 
 CASES: dict[str, Callable[[Shapes], Given]] = {  # operation, and what sets a case apart
     "token_energy": _token_energy,
+    "stream_energy": _stream_energy,
     "latent_mean": _latent_mean,
     "modulated_norm": _modulated_norm,
     "gated_add": _gated_add,

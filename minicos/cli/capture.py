@@ -81,6 +81,7 @@ def add(verbs: Any) -> None:
         "--dry-run", action="store_true", help="say how many bytes it would write, and stop"
     )
     options.add_model_options(parser, out="runs/capture")
+    options.add_jsonl(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,9 +26,9 @@ def add(verbs) -> None:
         default=4,
         help="which of the held-out mazes with several routes, from 0 (default: 4)",
     )
-    options.add_model_options(
-        parser, out="demo", seed=6
-    )  # where both routes are plain to see at first
+    # seed 6: both routes are plain to see at first
+    options.add_model_options(parser, out="demo", seed=6)
+    options.add_jsonl(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ def add(verbs) -> None:
     parser = options.add_parser(verbs, "generate", "Make a video.", EXAMPLES, run)
     options.add_condition_options(parser)
     options.add_model_options(parser, out="runs/generate")
+    options.add_jsonl(parser)
 
 
 def run(args: argparse.Namespace) -> None:

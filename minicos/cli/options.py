@@ -30,6 +30,16 @@ def add_parser(verbs, name: str, help: str, examples: str, run: Callable) -> Par
     return parser
 
 
+def add_jsonl(parser: argparse.ArgumentParser) -> None:
+    """--jsonl, for every verb whose run folder holds numbers."""
+    parser.add_argument(
+        "--jsonl",
+        type=Path,
+        metavar="FILE",
+        help="add every number to this file as it is found, a JSON object a line (pandas, W&B)",
+    )
+
+
 MODEL_HELP = """\
 --model takes
   tiny                        the model inside the package (default)

@@ -37,6 +37,7 @@ def add(
         "--also", nargs="+", choices=others, default=[], help="do these in the same pass"
     )
     options.add_model_options(parser, out=f"runs/{name}")
+    options.add_jsonl(parser)
 
 
 def run(args: argparse.Namespace, cls: type[Puzzles], made: study.Study) -> None:

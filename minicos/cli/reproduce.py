@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicos.cli import options, values
+from minicos.cli import options, run_folder, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def add(verbs) -> None:
         default=Path("runs/reproduce"),
         help="run folder; run again to continue (default: runs/reproduce)",
     )
+    options.add_jsonl(parser)
 
 
 def sections(text: str) -> tuple[str, ...]:
@@ -95,7 +96,8 @@ def run(args: argparse.Namespace) -> None:
             "it with --model"
         )
     settings = {"model": wan.variant, "weights": wan.weights, "n": n}
-    folder = Run.open(args.out, settings, {"command": args.command, "model_path": args.model})
+    facts = {"command": args.command, "model_path": args.model}
+    folder = Run.open(args.out, settings, facts, run_folder.journal(args))
     begin, spent = time.monotonic(), 0.0
     print(
         f"minicos: {', '.join(args.only)}: a line for each as it is done",

@@ -11,7 +11,7 @@ from minicos.analysis.options import (
     SwapOptions,
     spans,
 )
-from minicos.cli import opening, options, recording, run_folder, study, values
+from minicos.cli import knockout, opening, options, recording, run_folder, study, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ EXAMPLES = """\
   minicos run --image shapes.png --prompt "mark the circle" --x0 --energy
   minicos run --image shapes.png --prompt "mark the circle" --swap 6 --other "mark the square" --energy --attention 0,6
   minicos run --image maze.png --prompt "solve the maze" --noise step:10 --noise step:2,3 frame:1 --ensemble 20-29 --x0
-noise changes the latent that enters a step, the swap acts inside the pass, then the ensemble; analyses look last.
+  minicos run --image maze.png --prompt "solve the maze" --knockout frame:0 to frame:1-3 layers:0-5 steps:0-9 --x0
+  minicos run --image maze.png --prompt "solve the maze" --knockout word:maze to all --knockout causal --attention 0,6
+noise changes the latent that enters a step; inside the pass attention is cut, then the swap acts, then the ensemble; analyses look last.
 options mean what they mean in `minicos noise`, `swap` and `ensemble`
 """
 
@@ -36,6 +38,7 @@ def add(verbs: Any) -> None:
     parser = options.add_parser(verbs, "run", HELP, EXAMPLES, run)
     options.add_condition_options(parser)
     options.add_model_options(parser, out="runs/run")
+    options.add_jsonl(parser)
     kept = parser.add_argument_group("analyses")
     kept.add_argument("--x0", action="store_true", help="the clean estimate, as `minicos steps`")
     kept.add_argument(
@@ -59,6 +62,14 @@ def add(verbs: Any) -> None:
         default=[],
         metavar="step:10",
         help="noise entering steps, in latent frames, or both: step:10 or frame:1 or step:2,3 frame:1; may be repeated",
+    )
+    done.add_argument(
+        "--knockout",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="frame:0 to frame:2",
+        help=knockout.HELP,
     )
     done.add_argument(
         "--swap", metavar="LAYERS", help="put these layers' states of --other's run in"
@@ -88,6 +99,9 @@ def run(args: argparse.Namespace) -> None:
     if args.attention and not 0 <= args.attention[0] <= args.attention[-1] < depth:
         raise MinicosError(f"--attention: this model has layers 0 to {depth - 1}.")
     edits = [_noise(parts, args.mode, args.seed, total) for parts in args.noise]
+    cuts = [knockout.read(parts, total, depth) for parts in args.knockout]
+    for parts in args.knockout:
+        knockout.check_word(parts, args.prompt)
     inside = _inside(args, total, depth, seeds)
 
     wan = opening.load(args, files, images["image"])
@@ -99,10 +113,15 @@ def run(args: argparse.Namespace) -> None:
         raise MinicosError(
             f"--noise frame:{outside[0]}: this run has latent frames 0 to {frames[-1]}."
         )
+    pairs = zip(cuts, args.knockout, strict=True)
+    cuts = [knockout.resolve(cut, parts, wan, args.prompt) for cut, parts in pairs]
+    for cut in cuts:
+        knockout.check_grid(cut, wan.grid(condition.shape), condition.text.shape[1])
     give = condition
     if args.swap:
         give = wan.condition([args.other] * seeds, images["image"], last=images["last"])
-    interventions = sum((make(wan, give) for make in inside), Interventions(edits=tuple(edits)))
+    first = sum((cut.intervention() for cut in cuts), Interventions(edits=tuple(edits)))
+    interventions = sum((make(wan, give) for make in inside), first)
     names = {
         n
         for n, asked in (("steps", args.x0), ("energy", args.energy), ("attention", args.attention))
@@ -123,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 SETTINGS = (
-    *("noise", "mode", "swap", "other", "what", "side", "donor", "during"),
+    *("noise", "mode", "knockout", "swap", "other", "what", "side", "donor", "during"),
     *("ensemble", "modes", "alpha", "share_at", "attention"),
 )
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minicos.analysis.tools.record import Recorder
+    from minicos.journal import Journal
     from minicos.runs import Run
     from minicos.wan import Wan
 
@@ -69,4 +70,12 @@ def open_run(
         "compiled": args.compile,
         "loras": [asdict(one) for one in wan.loras],
     }
-    return Run.open(args.out, {**model, **settings, "analyses": [a.name for a in analyses]}, facts)
+    found = {**model, **settings, "analyses": [a.name for a in analyses]}
+    return Run.open(args.out, found, facts, journal(args))
+
+
+def journal(args: argparse.Namespace) -> "Journal | None":
+    """The journal that --jsonl asks for."""
+    from minicos.journal import Journal
+
+    return None if args.jsonl is None else Journal(args.jsonl)

@@ -43,6 +43,7 @@ def add(
         add_sampling_of_own(parser, frames=cls is not FramesOptions)
         each.add(parser)
     options.add_model_options(parser, out=f"runs/{name}")
+    options.add_jsonl(parser)
     return parser
 
 

@@ -9,7 +9,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 MOST_STEPS = 10_000
@@ -54,6 +54,11 @@ def indices(text: str) -> tuple[int, ...]:
 def indices_or_none(text: str) -> tuple[int, ...]:
     """The same, or none of them."""
     return () if text.strip() == "none" else indices(text)
+
+
+def indices_or_all(text: str) -> tuple[int, ...] | Literal["all"]:
+    """The same, or all of them."""
+    return "all" if text.strip() == "all" else indices(text)
 
 
 def listed(read: Callable[[str], T], text: str) -> tuple[T, ...]:

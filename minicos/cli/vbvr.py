@@ -6,27 +6,26 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from minicos.cli import opening, options, run_folder, values
-from minicos.config import DiTConfig, VAEConfig
+from minicos.cli import opening, options, run_folder, values, vbvr_work
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
+    from minicos.journal import Journal
     from minicos.vbvr.cases import Found, Sample
     from minicos.vbvr.conditions import Arm
-    from minicos.vbvr.estimate import Model
-    from minicos.vbvr.evalkit import Kit
+    from minicos.vbvr.evalkit import Kit, Scored
     from minicos.vbvr.generate import Maker
+    from minicos.vbvr.steps import Estimates
     from minicos.vbvr.work import Shard, Unit
-    from minicos.wan import Wan
     from minicos.weights.layouts import Layout
 
-VARIANTS = {"4step": "Wan2.2-I2V-A14B-4step", "vbvr-lora": "VBVR-Wan2.2"}  # --weights -> what it is
 NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
 HELP = "Run a model over VBVR-Bench, or over the embedded model's own benchmark, and tabulate the scores."
 EXAMPLES = """\
@@ -34,13 +33,14 @@ EXAMPLES = """\
   minicos vbvr --data VBVR-Bench --model Video-Reason/VBVR-Wan2.2 --condition plain ensemble noise:step=10 --evalkit VBVR-EvalKit
   torchrun --nproc-per-node 8 -m minicos vbvr --data VBVR-Bench ...      eight cards share the work list; srun does, too
   minicos vbvr --data VBVR-Bench ... --dry-run                             units, bytes and hours, before anything runs
+  minicos vbvr --puzzles 100 --condition plain static truth --every all    the score of every step's clean estimate, over sigma
   minicos vbvr --data VBVR-Bench --condition static truth --videos sora2=FOLDER --evalkit VBVR-EvalKit    other systems' videos
-writes OUT/<condition>/<split>/<task>/NNNNN.mp4, table.md, *.csv, table.png and results.json; run again to continue
+writes OUT/<condition>/<split>/<task>/NNNNN.mp4, table.md, *.csv, table.png, steps.png and results.json; run again to continue
 """
 CONDITIONS = """\
 --condition takes plain, ensemble, ensemble:window=0-9, noise:step=10, noise:frame=2, swap:layer=20, frames=33, steps=4, static, truth;
-4step and vbvr-lora with their weights (--weights 4step high=FILE low=FILE); or a whole experiment:
-table-1 (plain, ensemble), windows, figure-3 (noise at steps and frames), appendix-b (frame counts), appendix-c (plain, 4step)
+4step and vbvr-lora with their weights (--weights 4step high=FILE low=FILE); or a whole experiment of the paper:
+table-1, appendix-a (windows of the ensemble), appendix-b (frame counts), appendix-c (4 steps), figure-3 (noise); see --list-conditions
 """
 
 
@@ -69,6 +69,9 @@ def add(verbs) -> None:
         help="what to do, see below (default: plain)",
     )
     data.add_argument(
+        "--list-conditions", action="store_true", help="say what each condition is, and stop"
+    )
+    data.add_argument(
         "--weights",
         nargs="+",
         action="append",
@@ -84,9 +87,9 @@ def add(verbs) -> None:
     )
     data.add_argument(
         "--every",
-        type=values.indices,
+        type=values.indices_or_all,
         metavar="STEPS",
-        help="also write the clean estimates of these steps as trees",
+        help="also write and score the clean estimates of these steps, e.g. 0,5,19, or all",
     )
     work = parser.add_argument_group("work")
     work.add_argument(
@@ -126,7 +129,7 @@ def add(verbs) -> None:
         "--evalkit",
         type=Path,
         metavar="PATH",
-        help="a checkout of Video-Reason/VBVR-EvalKit, which scores --data",
+        help="a checkout of Video-Reason/VBVR-EvalKit (or VBVR-Pro-Bench), which scores --data",
     )
     scores.add_argument(
         "--evalkit-python",
@@ -145,53 +148,58 @@ def add(verbs) -> None:
         "--base", help="the condition that others are held against (default: the first)"
     )
     scores.add_argument(
-        "--published", action="store_true", help="add the papers' numbers as reference rows"
+        "--published", action="store_true", help="add published numbers of other models as rows"
     )
     options.add_model_options(parser, out="runs/vbvr", seed=1)
+    options.add_jsonl(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from minicos.vbvr import estimate, work
+    from minicos.vbvr import work
 
     part = work.shard(args.shard, os.environ)
     _choose_card(args, part)
+    files = opening.layout(args)
+    if args.list_conditions:
+        from minicos.vbvr.conditions import described
+
+        print(described(_steps(args, files)))
+        return 0
     if (args.data is None) == (args.puzzles is None):
         raise MinicosError(
             "give --data FOLDER, or --puzzles N for the embedded model's own benchmark."
         )
     if any(seed == other for seed, other in pairwise(sorted(args.seeds or ()))):
         raise MinicosError("--seeds holds a seed twice; give each once.")
-    files = opening.layout(args)
     arms = _arms(args, files)
     kit = _kit(args)
     found = _samples(args)
     samples = {sample.name: sample for sample in found.samples}
-    plans = {name: _plan(args, name, files) for name in dict.fromkeys(arm.weights for arm in arms)}
-    maker, every = _work(args, arms, samples, plans)
+    if kit is not None:
+        _fits(kit, found)
+    names = dict.fromkeys(arm.weights for arm in arms)
+    plans = {name: vbvr_work.plan(args, name, files) for name in names}
+    maker, every = vbvr_work.listed(args, arms, samples, plans)
     trees = _trees(args, arms, maker)
+    estimates = dict(_estimates(args, arms, maker, plans))
     mine = part.of(every)
     if args.dry_run:
-        models = {name: plan.model for name, plan in plans.items()}
-        rows = estimate.prices(models, arms, mine, samples, len(args.every or ()))
-        speed = args.tflops * 1e12 if args.tflops else _speed(args)
-        print(estimate.table(rows, speed))
-        print(
-            f"estimates at {speed / 1e12:.3g} * 10^12 operations a second, of the transformer's "
-            "passes alone; nothing was run"
-        )
+        _price(args, plans, arms, mine, samples, len(maker.every))
         return 0
-    with work.alone(args.out, part):
-        failed = _make(args, maker, mine, plans, part)
+    journal = run_folder.journal(args)
+    lock = work.hold(args.out, part)  # this part is ours until the name is gone
+    failed = vbvr_work.make(args, maker, mine, plans, part, journal)
     for unit, why in failed.items():
         print(f"minicos: failed: {unit}: {why}", file=sys.stderr)
     left = sum(not maker.finished(unit) for unit in every)
+    del lock
     if left and part.count > 1:
         print(
             f"{left} of {len(every)} units are not finished; when all are, run the same command "
             "once more for the tables."
         )
         return int(bool(failed))
-    unscored = _score(args, trees, samples, kit)
+    unscored = _score(args, trees, estimates, samples, kit, journal)
     return int(bool(failed or unscored or found.problems))
 
 
@@ -203,10 +211,14 @@ def _choose_card(args: argparse.Namespace, part: "Shard") -> None:
         args.device = f"cuda:{part.local % torch.cuda.device_count()}"
 
 
+def _steps(args: argparse.Namespace, files: "Layout") -> int:
+    return args.steps or files.preset(args.preset).steps
+
+
 def _arms(args: argparse.Namespace, files: "Layout") -> "list[Arm]":
     from minicos.vbvr.conditions import expand
 
-    return expand(args.condition, args.steps or files.preset(args.preset).steps)
+    return expand(args.condition, _steps(args, files))
 
 
 def _kit(args: argparse.Namespace) -> "Kit | None":
@@ -216,6 +228,12 @@ def _kit(args: argparse.Namespace) -> "Kit | None":
     if args.evalkit is None or args.dry_run:
         return None
     return evalkit.find(args.evalkit, args.evalkit_python)
+
+
+def _fits(kit: "Kit", found: "Found") -> None:
+    from minicos.vbvr import evalkit
+
+    evalkit.check(kit, found.samples)
 
 
 def _samples(args: argparse.Namespace) -> "Found":
@@ -248,163 +266,42 @@ def _samples(args: argparse.Namespace) -> "Found":
     return replace(found, samples=kept)
 
 
-class Plan(NamedTuple):
-    """The weights that some conditions ask for: the options that open them, their files, and
-    what a pass costs.
-    """
-
-    args: argparse.Namespace
-    files: "Layout"
-    model: "Model"
-
-
-def _plan(args: argparse.Namespace, name: str, files: "Layout") -> Plan:
-    """The weights of a name: "" those of --model, else those of --weights under this name, if it
-    gives any.
-    """
-    from minicos.vbvr.estimate import Model
-
-    given = {entry[0]: [_lora(one) for one in entry[1:]] for entry in args.weights}
-    if unknown := sorted(set(given) - set(VARIANTS)):
-        raise MinicosError(f"--weights {unknown[0]}: the name is one of {', '.join(VARIANTS)}.")
-    if name in given:
-        own = {"variant": VARIANTS[name], "lora": given[name], "preset": None}
-        args = argparse.Namespace(**{**vars(args), **own})
-        files = opening.layout(args)
-    args = argparse.Namespace(**{**vars(args), "frames": None})  # here --frames is a limit
-    dit, vae = files.experts["high"].config, files.vae.config
-    if not isinstance(dit, DiTConfig) or not isinstance(vae, VAEConfig):
-        raise MinicosError(f"{args.model} is not a video model.")
-    return Plan(args, files, Model(dit, vae, opening.plan(args, files)))
-
-
-def _lora(text: str) -> tuple[str, tuple[str, float]]:
-    try:
-        return values.lora(text)
-    except argparse.ArgumentTypeError as error:
-        raise MinicosError(f"--weights: {error}.") from None
-
-
-def _work(
+def _price(
     args: argparse.Namespace,
+    plans: "Mapping[str, vbvr_work.Plan]",
     arms: "Sequence[Arm]",
+    mine: "Sequence[Unit]",
     samples: "Mapping[str, Sample]",
-    plans: Mapping[str, Plan],
-) -> "tuple[Maker, list[Unit]]":
-    """Who makes the units, and the units."""
-    from minicos.vbvr.generate import Maker, Making
-    from minicos.vbvr.work import Job, units
-
-    sizes = {}
-    for name, plan in plans.items():
-        sizes[name] = Making.of(plan.files, plan.model.preset, args.area, args.frames)
-    seeds = args.seeds or [args.seed]
-    named = {arm.name: arm for arm in arms}
-    maker = Maker(
-        args.out,
-        samples,
-        named,
-        every=args.every or (),
-        main_seed=seeds[0],
-        own_seeds=args.puzzles is not None,
-    )
-    made, still = {}, {}
-    for arm in arms:
-        if arm.baseline:
-            still[arm.name] = [Job(s.name, (0, *s.size)) for s in samples.values()]
-        else:
-            made[arm.name] = [sizes[arm.weights].job(s, arm) for s in samples.values()]
-    return maker, [*units(made, seeds, _batch(args)), *units(still, seeds[:1], 1)]
-
-
-def _batch(args: argparse.Namespace) -> int:
-    """Samples in one pass: many where a pass is too small to fill the processor."""
-    return args.batch or (10 if args.model.partition(":")[0] == "tiny" else 1)
-
-
-def _speed(args: argparse.Namespace) -> float:
+    every_step: int,
+) -> None:
+    """Print what this process's units would cost."""
     import torch
 
     from minicos import cost
+    from minicos.vbvr import estimate
 
+    models = {name: plan.model for name, plan in plans.items()}
     device = torch.device(args.device or "cpu")
-    return cost.throughput(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
-
-
-def _make(
-    args: argparse.Namespace,
-    maker: "Maker",
-    mine: "Sequence[Unit]",
-    plans: Mapping[str, Plan],
-    part: "Shard",
-) -> "dict[Unit, str]":
-    """Make this process's units, a model at a time. Returns what failed, and why."""
-    from minicos.vbvr import estimate, work
-    from minicos.vbvr.conditions import check
-
-    failed: dict[Unit, str] = {}
-    for name, plan in plans.items():
-        units = [unit for unit in mine if maker.arms[unit.condition].weights == name]
-        left = [unit for unit in units if not maker.finished(unit)]
-        run = [unit for unit in left if not maker.arms[unit.condition].baseline]
-        models: dict[str, Wan] = {}
-        if run:
-            models[name] = opening.load(plan.args, plan.files)
-            for unit in run:
-                check(models[name], maker.arms[unit.condition], unit.shape[0])
-            _record(plan.args, name, models[name], args, part)
-        prices = {
-            unit: estimate.operations(
-                plan.model, unit, maker.arms[unit.condition], bool(args.every)
-            )
-            for unit in units
-        }
-        tell = work.Progress(prices, [unit for unit in units if unit not in left], part)
-        own = replace(maker, models=models)
-        failed |= work.attempt(units, own.finished, own.make, retries=args.retries, tell=tell)
-    return failed
-
-
-def _record(
-    args: argparse.Namespace, name: str, wan: "Wan", top: argparse.Namespace, part: "Shard"
-) -> None:
-    """Write down what the videos are made with, and refuse a folder whose videos were made with
-    something else.
-
-    Every shard has a record of its own, since a run folder belongs to one process; all must agree.
-    """
-    from minicos.runs import read_json
-
-    place = top.out / "made_with" / (name or "model")
-    opened = argparse.Namespace(
-        **{**vars(args), "out": place / f"shard-{part.index}-of-{part.count}"}
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    speed = args.tflops * 1e12 if args.tflops else cost.throughput(device, dtype)
+    print(estimate.table(estimate.prices(models, arms, mine, samples, every_step), speed))
+    print(
+        f"estimates at {speed / 1e12:.3g} * 10^12 operations a second, of the transformer's "
+        "passes alone; nothing was run"
     )
-    settings = {
-        "area": top.area,
-        "frames at most": top.frames,
-        "batch": _batch(top),
-        "every": top.every,
-        "main seed": (top.seeds or [top.seed])[0],
-    }
-    own = run_folder.open_run(opened, wan, [], **settings)
-    for record in sorted(place.glob("shard-*/run.json")):
-        there = read_json(record).get("settings", {})
-        for key in sorted({*there, *own.settings}):
-            if there.get(key) != own.settings.get(key):
-                raise MinicosError(
-                    f"{top.out} holds videos made with {key} = {there.get(key)!r}, and this run has"
-                    f" {own.settings.get(key)!r}. Choose another --out."
-                )
 
 
 def _score(
     args: argparse.Namespace,
     trees: Mapping[str, Path],
+    estimates: "Mapping[str, Estimates]",
     samples: "Mapping[str, Sample]",
     kit: "Kit | None",
+    journal: "Journal | None",
 ) -> int:
     """Score every tree, write and print the tables, and return how many videos have no score."""
     from minicos.analysis import result
+    from minicos.runs import Run
     from minicos.vbvr import puzzles, score, table
 
     if kit is None and not all(puzzles.known(sample) for sample in samples.values()):
@@ -414,20 +311,36 @@ def _score(
         )
         return 0
     base = args.base or next(iter(trees))
-    root = args.data or args.out / "puzzles"
-    found = score.trees(trees, samples, args.out / "scores", root, kit)
-    scorer = "built in" if kit is None else f"EvalKit with OpenCV {kit.opencv}"
+    scorer = "built in" if kit is None else f"{kit.scorer.name} with OpenCV {kit.opencv}"
     settings = {"samples": len(samples), "scorer": scorer, "base": base, "trees": list(trees)}
-    for kind, where, made in score.report(found, samples, args.out, base, settings, args.published):
-        for name in ("scores", "differences"):
-            if made.tables[name]:
+    run = Run(args.out, settings, journal=journal)
+
+    def log(name: str, kinds: "Mapping[str, Scored]") -> None:
+        for line in score.lines(name, kinds, estimates):
+            run.log(line)
+
+    folders = {**trees, **{name: args.out / name for name in estimates}}
+    root = args.data or args.out / "puzzles"
+    found = score.trees(folders, samples, args.out / "scores", root, kit, log)
+    pro = any(sample.pro for sample in samples.values())
+    references = table.reference(pro) if args.published else []
+    for kind, where, made in score.report(found, samples, run, base, references, estimates):
+        for name in ("scores", "differences", "steps"):
+            if made.tables.get(name):
                 print(f"\n{kind}: {name}\n{result.table(table.brief(made.tables[name]))}")
         print(f"\n{where / 'table.md'}")
     failed = {name: one.failed for name, one in found["score"].items()}
     for name, ones in failed.items():
-        for sample, why in ones.items():
-            print(f"minicos: no score: {name}: {sample}: {why}", file=sys.stderr)
+        _tell(name, ones)
     return sum(map(len, failed.values()))
+
+
+def _tell(name: str, failed: Mapping[str, str]) -> None:
+    """Say which videos of a tree have no score, and why: one line for all that share a reason."""
+    for why, count in Counter(failed.values()).items():
+        first = next(sample for sample, reason in failed.items() if reason == why)
+        more = f" and {count - 1} more" if count > 1 else ""
+        print(f"minicos: no score: {name}: {first}{more}: {why}", file=sys.stderr)
 
 
 def _trees(args: argparse.Namespace, arms: "Sequence[Arm]", maker: "Maker") -> dict[str, Path]:
@@ -447,3 +360,24 @@ def _trees(args: argparse.Namespace, arms: "Sequence[Arm]", maker: "Maker") -> d
     if args.base is not None and args.base not in trees:
         raise MinicosError(f"--base {args.base}: it is none of {', '.join(trees)}.")
     return trees
+
+
+def _estimates(
+    args: argparse.Namespace,
+    arms: "Sequence[Arm]",
+    maker: "Maker",
+    plans: "Mapping[str, vbvr_work.Plan]",
+) -> "Iterator[tuple[str, Estimates]]":
+    """The trees of clean estimates: of every condition and seed, the steps that are written."""
+    from minicos import schedule
+    from minicos.vbvr.steps import Estimates
+
+    for arm in arms:
+        if arm.baseline:
+            continue
+        preset = plans[arm.weights].model.preset
+        sigmas = schedule.make(preset.solver, arm.steps(preset), preset.shift).sigmas
+        for seed in args.seeds or [args.seed]:
+            of = maker.tree(arm, seed)
+            for step in (step for step in maker.every if step < arm.steps(preset)):
+                yield f"{of}/steps/step_{step:03d}", Estimates(of, step, sigmas[step])

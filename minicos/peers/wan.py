@@ -112,7 +112,7 @@ def from_pipeline(pipe: Any, variant: str | None = None) -> FromPipeline:
         _filled(text, official["text"], lambda name: pipe.text_encoder.dtype),
         _tokenizer(pipe.tokenizer, cfg.text_len),
         Residency(Plan("resident", device, ())),
-        _fingerprint(official),
+        fingerprint(official),
         _clip(pipe.image_encoder, official["clip"]) if "clip" in parts else None,
         notes=notes,
         scheduler=copy.deepcopy(pipe.scheduler),
@@ -267,7 +267,7 @@ def _clip(encoder: Any, tensors: Mapping[str, Tensor]) -> CLIP:
     return _filled(clip, joined, lambda name: encoder.dtype)
 
 
-def _fingerprint(networks: Mapping[str, Mapping[str, Tensor]]) -> str:
+def fingerprint(networks: Mapping[str, Mapping[str, Tensor]]) -> str:
     """Tells these weights from others: a hash of some numbers of every tensor."""
     digest = sha256()
     for part, name, x in _tensors(networks):

@@ -76,8 +76,15 @@ class Sample:
         where neither knows.
         """
         known = tasks().get(self.task)
+        if known:
+            return known.pro if self.pro else known.category
         given = self.metadata.get("category")
-        return known.category if known else given if isinstance(given, str) else ""
+        return given if isinstance(given, str) else ""
+
+    @property
+    def pro(self) -> bool:
+        """Whether it is of VBVR-Pro-Bench: the tasks of VBVR-Bench, but with a metadata.json."""
+        return self.task in tasks() and bool(self.metadata)
 
 
 @dataclass(frozen=True)
@@ -86,14 +93,15 @@ class Task:
 
     split: str  # folder of the split
     category: str
+    pro: str  # its category in VBVR-Pro-Bench, which sorts the same tasks anew
 
 
 @cache
 def tasks() -> dict[str, Task]:
-    """The tasks of VBVR-Bench by the names of their folders."""
+    """The tasks of VBVR-Bench, and of VBVR-Pro-Bench, by the names of their folders."""
     lines = (files("minicos.vbvr") / "tasks.tsv").read_text(encoding="utf-8").splitlines()
     rows = (line.split("\t") for line in lines)
-    return {name: Task(split, category) for split, category, name in rows}
+    return {name: Task(split, category, pro) for split, category, pro, name in rows}
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,7 @@
 """The conditions of the paper by name: what is done to a run, or instead of one.
 
-    plain                        the model as it is
-    ensemble                     states of blocks 20-29 (of 40, scaled to the model) shared by three
-                                 seeds at step 0
-    ensemble:window=0-9          other blocks; also seeds=5, at=0-4,
-                                 mode=override|input_override|lockstep|update
-    noise:step=10                Gaussian noise instead of the latent that enters step 10; a range
-                                 such as 5-9 likewise
-    noise:frame=2                the same in latent frame 2 at every step;
-                                 mode=replace|renoise|erase, also of a step
-    swap:layer=20                the stream after block 20 (of 40, scaled) at step 0 comes from a
-                                 run of the same picture and noise under another sample's prompt;
-                                 also during=0-4
-    frames=33                    another number of frames
-    steps=4                      another number of steps
-    4step, vbvr-lora             other weights (see `--weights`): distilled to four steps; VBVR as
-                                 LoRA files
-    static, truth                no model: the first frame held, and the true video sent through
-                                 this reader and writer
-
-What the paper leaves open (which state, whose prompt, where noise goes) is an option here, and the
+`FORMS` says what each name means, `groups` which of them make up an experiment of the paper. What
+the paper leaves open (which state, whose prompt, where noise goes) is an option here, and the
 default is ours. An experiment's condition is not what a video is conditioned on,
 `minicos.condition.Condition`; here it is called an arm.
 """
@@ -36,6 +18,7 @@ from minicos.analysis.ensemble.share import Ensemble, window
 from minicos.analysis.noise.edit import Noise
 from minicos.analysis.swap.states import Swap
 from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
+from minicos.config import Preset
 from minicos.errors import MinicosError
 from minicos.wan import Wan
 
@@ -44,6 +27,25 @@ See = Callable[[int, Tensor], None]  # the index of a step and its clean estimat
 WINDOWS = ("0-9", "10-19", "20-29", "30-39", "0-39")
 FRAMES = (1, 5, 9, 17, 33, 65, 97)
 BASELINES = ("static", "truth")
+
+FORMS = {  # an example of each form -> what it means
+    "plain": "the model as it is",
+    "ensemble": "states of blocks 20-29 (of 40, scaled to the model) shared by 3 seeds at step 0",
+    "ensemble:window=0-9,seeds=5,at=0-4": "the same with other blocks, seeds and steps",
+    "ensemble:mode=update": "shared in another way: override (default), input_override, lockstep",
+    "noise:step=10": "Gaussian noise instead of the latent that enters step 10; or 5-9",
+    "noise:frame=2": "the same in latent frame 2 at every step; or 1-3",
+    "noise:step=10,frame=2,mode=renoise": "both at once; mode is replace (default), renoise, erase",
+    "swap:layer=20": "the stream after block 20 (of 40, scaled) at step 0 comes from a run of the "
+    "same picture and noise under another sample's prompt",
+    "swap:layer=20,during=0-4": "the same at steps 0 to 4",
+    "frames=33": "another number of frames, 4n + 1",
+    "steps=4": "another number of steps",
+    "4step": "weights distilled to four steps: --weights 4step high=FILE low=FILE",
+    "vbvr-lora": "VBVR as LoRA files: --weights vbvr-lora high=FILE low=FILE",
+    "static": "no model: the first frame held",
+    "truth": "no model: the true video, sent through this reader and writer",
+}
 
 
 def _span(text: str) -> tuple[int, int]:
@@ -120,6 +122,10 @@ class Arm:
         """The video frames it asks for; None: those of the sample."""
         return self.options.get("frames")
 
+    def steps(self, preset: Preset) -> int:
+        """The steps of its runs under a preset."""
+        return self.options.get("steps", preset.steps)
+
     @property
     def seeds(self) -> int:
         """Runs that each sample takes at once."""
@@ -154,7 +160,10 @@ def arm(text: str) -> Arm:
     if kind.partition("=")[0] in ("frames", "steps"):
         kind, rest = kind.partition("=")[0], text
     if kind not in OPTIONS:
-        raise MinicosError(f"no condition {text!r}: take one of {', '.join(OPTIONS)}.")
+        raise MinicosError(
+            f"no condition {text!r}: take one of {', '.join(OPTIONS)}, or an experiment: "
+            f"{', '.join(groups(1))}. --list-conditions says what they are."
+        )
     options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
@@ -191,7 +200,7 @@ def groups(steps: int) -> dict[str, tuple[str, ...]]:
     noised = sorted({round(k * steps / 10) for k in range(10)})
     return {
         "table-1": ("plain", "ensemble"),
-        "windows": ("plain", *(f"ensemble:window={w}" for w in WINDOWS)),
+        "appendix-a": ("plain", *(f"ensemble:window={w}" for w in WINDOWS)),
         "figure-3": (
             "plain",
             *(f"noise:step={k}" for k in noised),
@@ -200,6 +209,16 @@ def groups(steps: int) -> dict[str, tuple[str, ...]]:
         "appendix-b": tuple(f"frames={n}" for n in FRAMES),
         "appendix-c": ("plain", "4step"),
     }
+
+
+def described(steps: int) -> str:
+    """Every condition and every experiment, for a terminal."""
+    width = max(map(len, FORMS)) + 2
+    forms = [f"  {name.ljust(width)}{meaning}" for name, meaning in FORMS.items()]
+    whole = [f"  {name.ljust(12)}{', '.join(arms)}" for name, arms in groups(steps).items()]
+    return "\n".join(
+        ["conditions", *forms, f"\nexperiments of the paper, at {steps} steps", *whole]
+    )
 
 
 @dataclass(frozen=True)

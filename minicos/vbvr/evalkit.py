@@ -1,20 +1,24 @@
-"""The benchmark's own scorer, VBVR-EvalKit: an external checkout, run in a process of its own and
-never imported.
+"""The benchmarks' own scorers, external checkouts that are run in a process of their own and never
+imported: VBVR-EvalKit for VBVR-Bench, VBVR-Pro-Bench's repository for VBVR-Pro-Bench.
 
-Scores are those of its `run_evaluation.py` (the task's own rules, 0 to 1), which the published
-numbers use; its `evaluate.py` mixes other terms in and gives static pictures .69 where this gives
-.27. Three traps are closed here:
+Scores are those of `run_evaluation.py` (the task's own rules, 0 to 1), which the published numbers
+use; EvalKit's `evaluate.py` mixes other terms in and gives static pictures .69 where this gives
+.27. VBVR-Pro-Bench has `run_evaluation_video.py`, whose results have the same form; they were read,
+never run here. These traps are closed:
 
 - OpenCV 5 returns detected lines in another shape; the scorer then fails inside and counts the
-sample as 0. It is refused.
+  sample as 0. It is refused. So is numpy 2 for VBVR-Pro-Bench: others found that four tasks
+  (G-5, G-8, O-18, O-19) then score 0 for every video.
 - A sample that failed has score 0 and a field `error`. It is a failure here, not a score.
-- Means are over the videos that were found. Here the samples that were wanted and not scored are
-listed.
+- EvalKit's means are over the videos that were found, VBVR-Pro-Bench's over all. Here the samples
+  that were wanted and not scored are listed.
+- The benchmarks share the names of their tasks, and either scorer would score the other's videos.
 """
 
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -24,13 +28,34 @@ from pathlib import Path
 
 from minicos.errors import MinicosError
 from minicos.runs import read_json
-from minicos.vbvr.cases import printable
+from minicos.vbvr.cases import Sample, printable
 
-SCRIPT = "run_evaluation.py"
-PROBE = (
-    "import json, cv2, numpy, PIL, tqdm; print(json.dumps([cv2.__version__, numpy.__version__]))"
+PROBE = "import json, cv2, numpy, {}; print(json.dumps([cv2.__version__, numpy.__version__]))"
+REMEDY = "Make it an environment: python -m venv {0}/.venv && {0}/.venv/bin/pip install {1}"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What is known about one of the scorers."""
+
+    name: str
+    script: str
+    imports: str  # what it needs besides OpenCV and numpy
+    install: str
+    numpy: int  # the highest major version that it works with
+
+
+EVALKIT = Scorer(
+    "VBVR-EvalKit", "run_evaluation.py", "PIL, tqdm", '"opencv-python-headless<5" Pillow tqdm', 2
 )
-REMEDY = 'Make it an environment: python -m venv {0}/.venv && {0}/.venv/bin/pip install "opencv-python-headless<5" Pillow tqdm'
+PRO = Scorer(
+    "VBVR-Pro-Bench",
+    "run_evaluation_video.py",
+    "PIL, tqdm, scipy, skimage, norfair, easyocr",
+    '"opencv-python-headless<5" "numpy<2" -r {0}/requirements.txt',
+    1,
+)
+SCORERS = (PRO, EVALKIT)
 
 
 @dataclass(frozen=True)
@@ -41,6 +66,7 @@ class Kit:
     python: Path  # the interpreter that runs it
     opencv: str
     numpy: str
+    scorer: Scorer = EVALKIT
 
 
 @dataclass(frozen=True)
@@ -59,30 +85,49 @@ def find(path: str | Path, python: str | Path | None = None) -> Kit:
     Raises MinicosError where the checkout, OpenCV or numpy is missing, and for OpenCV 5.
     """
     path = Path(path).resolve()
-    if not (path / SCRIPT).is_file():
+    scorer = next((one for one in SCORERS if (path / one.script).is_file()), None)
+    if scorer is None:
         raise MinicosError(
-            f"{path} holds no {SCRIPT}. Give a checkout of Video-Reason/VBVR-EvalKit."
+            f"{path} holds no {EVALKIT.script} and no {PRO.script}. Give a checkout of "
+            "Video-Reason/VBVR-EvalKit, or of Video-Reason/VBVR-Pro-Bench for its data."
         )
+    remedy = REMEDY.format(path, scorer.install.format(path))
     inside = (path / name / "bin" / "python" for name in (".venv", "venv"))
     chosen = (
         Path(python) if python else next((p for p in inside if p.exists()), Path(sys.executable))
     )
     try:
-        probe = _run([str(chosen), "-c", PROBE], path, timeout=120)
+        probe = _run([str(chosen), "-c", PROBE.format(scorer.imports)], path, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MinicosError(
             f"{chosen} cannot be run: {error}. Give another with --evalkit-python."
         ) from error
     if probe.returncode:
         reason = (probe.stderr.strip() or "no message").splitlines()[-1]
-        raise MinicosError(f"{chosen} cannot run EvalKit ({reason}). {REMEDY.format(path)}")
+        raise MinicosError(f"{chosen} cannot run {scorer.name} ({reason}). {remedy}")
     opencv, numpy = json.loads(probe.stdout.splitlines()[-1])
     if int(opencv.split(".")[0]) >= 5:
         raise MinicosError(
-            f"{chosen} has OpenCV {opencv}, with which EvalKit counts samples as 0 where its line "
-            f"detection fails. {REMEDY.format(path)}"
+            f"{chosen} has OpenCV {opencv}, with which {scorer.name} counts samples as 0 where its "
+            f"line detection fails. {remedy}"
         )
-    return Kit(path, chosen, opencv, numpy)
+    if int(numpy.split(".")[0]) > scorer.numpy:
+        raise MinicosError(
+            f"{chosen} has numpy {numpy}, with which {scorer.name} counts whole tasks as 0. "
+            f"{remedy}"
+        )
+    return Kit(path, chosen, opencv, numpy, scorer)
+
+
+def check(kit: Kit, samples: Sequence[Sample]) -> None:
+    """Raise MinicosError where the scorer is that of the other benchmark."""
+    for sample in samples:
+        wanted = PRO if sample.pro else EVALKIT
+        if wanted is not kit.scorer:
+            raise MinicosError(
+                f"{sample.name} is of {'VBVR-Pro-Bench' if sample.pro else 'VBVR-Bench'}, and "
+                f"{kit.path} is a checkout of {kit.scorer.name}. Give one of {wanted.name}."
+            )
 
 
 def score(kit: Kit, videos: Path, truth: Path, wanted: Sequence[str]) -> Scored:
@@ -93,21 +138,27 @@ def score(kit: Kit, videos: Path, truth: Path, wanted: Sequence[str]) -> Scored:
     Raises MinicosError where the scorer itself fails or what it wrote cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="minicos-evalkit-") as out:
-        command = [str(kit.python), SCRIPT, "--model_path", str(videos.resolve()), "--gt_base",
-                   str(truth.resolve()), "--output_dir", out, "--device", "cpu"]  # fmt: skip
+        given = {
+            "--model_path": videos.resolve(),
+            "--gt_base": truth.resolve(),
+            "--output_dir": out,
+            "--device": "cpu",
+        }
+        options = [str(word) for pair in given.items() for word in pair]
+        command = [str(kit.python), kit.scorer.script, *options]
         done = _run(command, kit.path)
         results = sorted(Path(out).glob("*_vbvr_results.json"))
         if done.returncode or len(results) != 1:
             last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             raise MinicosError(
-                f"EvalKit failed on {videos} with exit code {done.returncode}: {printable(last)} "
-                f"Run it by hand: {' '.join(command)}"
+                f"{kit.scorer.name} failed on {videos} with exit code {done.returncode}: "
+                f"{printable(last)} Run it by hand: {shlex.join(command)}"
             )
         return parse(read_json(results[0]), wanted)
 
 
 def parse(result: object, wanted: Sequence[str]) -> Scored:
-    """Scores and failures from what run_evaluation.py writes. Raises MinicosError where that has
+    """Scores and failures from what a scorer writes. Raises MinicosError where that has
     another form.
     """
     scores: dict[str, float] = {}
@@ -124,13 +175,16 @@ def parse(result: object, wanted: Sequence[str]) -> Scored:
                 scores[name] = value
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MinicosError(
-            f"EvalKit's results have another form than expected ({error!r}). Use the revision that "
-            "weights.md names."
+            f"the scorer's results have another form than expected ({error!r}). Use the revision "
+            "that weights.md names."
         ) from error
     for name in wanted:
         if name not in scores and name not in failed:
             failed[name] = "the scorer left it out: no video, or a task that it does not know"
-    return Scored({name: scores[name] for name in wanted if name in scores}, failed)
+    return Scored(
+        {name: scores[name] for name in wanted if name in scores},
+        {name: failed[name] for name in wanted if name in failed},
+    )
 
 
 def _run(
@@ -147,4 +201,13 @@ def _run(
         "MASTER_PORT",
     )
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False)  # fmt: skip
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )

@@ -77,7 +77,7 @@ def _distinct(family: Family, count: int, split: str) -> dict[int, Puzzle]:
 
 def known(sample: Sample) -> bool:
     """Whether a sample says which puzzle it is."""
-    return "family" in sample.metadata
+    return {"family", "seed", "split"} <= sample.metadata.keys() and not sample.pro
 
 
 def puzzle(sample: Sample) -> Puzzle:

@@ -2,17 +2,23 @@
 again.
 """
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import file_digest, sha256
 from pathlib import Path
+from statistics import fmean
+from types import MappingProxyType
 
 from minicos.analysis import result
-from minicos.analysis.result import Result
+from minicos.analysis.result import Result, Row
 from minicos.errors import MinicosError
 from minicos.runs import Run, read_json, write_json
-from minicos.vbvr import evalkit, puzzles, table, tree
+from minicos.vbvr import evalkit, puzzles, steps, table, tree
 from minicos.vbvr.cases import Sample
+from minicos.vbvr.conditions import BASELINES
 from minicos.vbvr.evalkit import Kit, Scored
+from minicos.vbvr.steps import Estimates
 
 
 def trees(
@@ -21,6 +27,7 @@ def trees(
     memory: Path,
     truth: Path,
     kit: Kit | None,
+    seen: Callable[[str, Mapping[str, Scored]], object] = lambda name, kinds: None,
 ) -> dict[str, dict[str, Scored]]:
     """Scores of every tree: kind of score -> tree -> scores. Puzzles have a second kind, "solved",
     the strict verdict.
@@ -29,10 +36,13 @@ def trees(
     memory   the folder that keeps what was scored
     truth    the benchmark's folder
     kit      the scorer; None: the puzzles' own
+    seen     is called with each tree and its kinds of scores as soon as they are known
     """
     out: dict[str, dict[str, Scored]] = {"score": {}} if kit else {"score": {}, "solved": {}}
     for name, folder in folders.items():
-        for kind, scored in _tree(name, folder, samples, memory, truth, kit).items():
+        kinds = _tree(name, folder, samples, memory, truth, kit)
+        seen(name, kinds)
+        for kind, scored in kinds.items():
             out[kind][name] = scored
     return out
 
@@ -45,16 +55,23 @@ def _tree(
     truth: Path,
     kit: Kit | None,
 ) -> dict[str, Scored]:
+    """The scores of one tree, from memory where nothing changed. Where the scorer fails, no video
+    of the tree has a score, and the next run tries again.
+    """
+    kinds = ("score",) if kit else ("score", "solved")
     place, known = memory / f"{name}.json", _fingerprint(folder, samples, kit)
     if place.exists():
         kept = read_json(place)
         if isinstance(kept, dict) and kept.get("fingerprint") == known:
             return {kind: Scored(**one) for kind, one in kept["scored"].items()}
-    if not folder.is_dir():
-        absent = dict.fromkeys(samples, "no video")
-        return {kind: Scored({}, absent) for kind in (("score",) if kit else ("score", "solved"))}
+    if not any(tree.path(folder, sample).is_file() for sample in samples):
+        return {kind: Scored({}, dict.fromkeys(samples, "no video")) for kind in kinds}
     if kit:
-        scored = {"score": evalkit.score(kit, folder, truth, list(samples))}
+        print(f"minicos: {kit.scorer.name} scores {name}", file=sys.stderr, flush=True)
+        try:
+            scored = {"score": evalkit.score(kit, folder, truth, list(samples))}
+        except MinicosError as error:
+            return {kind: Scored({}, dict.fromkeys(samples, str(error))) for kind in kinds}
     else:
         verdicts = puzzles.score(folder, samples)
         scored = {"score": verdicts.graded, "solved": verdicts.strict}
@@ -81,24 +98,62 @@ def _fingerprint(folder: Path, samples: Mapping[str, Sample], kit: Kit | None) -
 def report(
     found: Mapping[str, Mapping[str, Scored]],
     samples: Mapping[str, Sample],
-    out: Path,
+    run: Run,
     base: str,
-    settings: Mapping[str, object],
-    published: bool = False,
+    references: Sequence[Row] = (),
+    estimates: Mapping[str, Estimates] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Path, Result]]:
-    """Write the tables of every kind of score, and yield the kind, the folder and the result.
+    """Write the tables of every kind of score into the folder of `run`, and yield the kind, its
+    folder and the result.
 
-    base       the condition that others are held against
-    published  add the papers' rows, to the kind that they are of
+    base        the condition that others are held against
+    references  rows of others, of the first kind
+    estimates   which trees are of the clean estimates of steps, and of which
     """
     for kind, scored in found.items():
-        scores = table.Scores(
-            {name: one.scores for name, one in scored.items()},
-            samples,
-            {name: one.failed for name, one in scored.items()},
-        )
-        where = out if kind == "score" else out / kind
-        made = table.result(scores, base, settings, published and kind == "score")
-        table.write(where, scores, base, made)
-        result.write(Run(where, dict(settings)), made)
-        yield kind, where, made
+        whole = _scores(scored, samples)
+        final = _scores({k: v for k, v in scored.items() if k not in estimates}, samples)
+        own = run if kind == "score" else run.inside(kind)
+        made = table.result(final, base, run.settings, references if kind == "score" else ())
+        if estimates:
+            rows = steps.rows(whole, estimates)
+            lines = steps.curves(rows)
+            steps.draw(own.path("steps.png"), lines, _levels(final))
+            made = replace(
+                made,
+                numbers=(*made.numbers, *steps.numbers(rows)),
+                tables={**made.tables, "steps": rows},
+                curves=lines,
+                files=(*made.files, "steps.png"),
+            )
+        made = table.write(own.folder, whole, base, made)
+        result.write(own, made)
+        yield kind, own.folder, made
+
+
+def lines(
+    name: str, kinds: Mapping[str, Scored], estimates: Mapping[str, Estimates]
+) -> Iterator[dict[str, object]]:
+    """The scores of every sample of a tree, for a journal."""
+    where: dict[str, object] = {"what": "vbvr", "condition": name}
+    if at := estimates.get(name):
+        where |= {"condition": at.of, "step": at.step, "sigma": at.sigma}
+    failed = kinds["score"].failed
+    for sample in (*kinds["score"].scores, *failed):
+        values = {kind: scored.scores.get(sample) for kind, scored in kinds.items()}
+        why = {"failed": failed[sample]} if sample in failed else {}
+        yield {**where, "sample": sample, **values, **why}
+
+
+def _scores(scored: Mapping[str, Scored], samples: Mapping[str, Sample]) -> table.Scores:
+    return table.Scores(
+        {name: one.scores for name, one in scored.items()},
+        samples,
+        {name: one.failed for name, one in scored.items()},
+    )
+
+
+def _levels(scores: table.Scores) -> dict[str, float]:
+    """The mean scores of the baselines that were made."""
+    made = {name: scores.by_condition.get(name) for name in BASELINES}
+    return {name: fmean(values.values()) for name, values in made.items() if values}

@@ -10,7 +10,7 @@ does not move scores .27 on average and 1.0 on some tasks, and the true one not 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,9 @@ from minicos.analysis.tools import figures
 from minicos.analysis.tools.stats import resolvable
 from minicos.runs import replace_file
 from minicos.vbvr.cases import SPLITS, Sample, printable
-from minicos.vbvr.published import MARK, PUBLISHED
+from minicos.vbvr.published import BENCH, CATEGORIES, MAIN, MARK, PRO
 
 DOMAINS = {"In-Domain_50": "ID", "Out-of-Domain_50": "OOD"}
-NAMES = ("Abstraction", "Knowledge", "Perception", "Spatiality", "Transformation")
 RESAMPLES = 10_000
 
 
@@ -44,7 +43,8 @@ class Scores:
         for split in SPLITS:
             inside = [name for name, sample in self.samples.items() if sample.split == split]
             found = {self.samples[name].category for name in inside}
-            order = [*(c for c in NAMES if c in found), *sorted(found - set(NAMES) - {""})]
+            order = [c for c in CATEGORIES if c in found]
+            order += sorted(found - set(CATEGORIES) - {""})
             out[DOMAINS[split]] = inside
             for category in order:
                 names = [name for name in inside if self.samples[name].category == category]
@@ -74,7 +74,7 @@ def clustered(
     return Interval(float(array.mean()), float(low), float(high), len(array))
 
 
-def overview(scores: Scores, published: bool = False) -> list[Row]:
+def overview(scores: Scores) -> list[Row]:
     """A row for each condition, a column for each domain and category: means, and intervals for
     the three main columns.
     """
@@ -87,15 +87,15 @@ def overview(scores: Scores, published: bool = False) -> list[Row]:
         for column, names in scores.columns.items():
             there = [name for name in names if name in found]
             interval = clustered([found[n] for n in there], [scores.samples[n].task for n in there])
-            row[column] = interval if column in ("Overall", "ID", "OOD") else interval.value
+            row[column] = interval if column in MAIN else interval.value
         rows.append(row)
-    return [*rows, *(reference() if published else ())]
+    return rows
 
 
-def reference() -> list[Row]:
-    """The published rows, each marked, and the suspicious ones flagged."""
+def reference(pro: bool) -> list[Row]:
+    """The published rows of a benchmark, each marked, and the suspicious ones flagged."""
     rows: list[Row] = []
-    for one in PUBLISHED:
+    for one in PRO if pro else BENCH:
         doubts = f"; suspicious: {', '.join(one.suspicions)}" if one.suspicions else ""
         rows.append(
             {"condition": one.name, "scored": f"{MARK} ({one.source}){doubts}", **one.scores}
@@ -113,17 +113,22 @@ def differences(scores: Scores, base: str) -> list[Row]:
     tasks, in every column.
     """
     rows: list[Row] = []
-    for condition, found in scores.by_condition.items():
+    for condition in scores.by_condition:
         if condition == base or base not in scores.by_condition:
             continue
-        other = scores.by_condition[base]
         row: dict[str, Cell] = {"condition": condition, "minus": base}
         for column, names in scores.columns.items():
-            both = [name for name in names if name in found and name in other]
-            apart = [found[name] - other[name] for name in both]
-            row[column] = clustered(apart, [scores.samples[name].task for name in both])
+            row[column] = apart(scores, condition, base, names)
         rows.append(row)
     return rows
+
+
+def apart(scores: Scores, condition: str, base: str, names: Sequence[str]) -> Interval:
+    """One condition minus another on those of some samples that both have."""
+    found, other = scores.by_condition[condition], scores.by_condition[base]
+    both = [name for name in names if name in found and name in other]
+    tasks = [scores.samples[name].task for name in both]
+    return clustered([found[name] - other[name] for name in both], tasks)
 
 
 def tasks(scores: Scores, base: str) -> list[Row]:
@@ -163,46 +168,49 @@ def numbers(scores: Scores, base: str) -> list[Number]:
         interval = clustered([found[n] for n in there], [scores.samples[n].task for n in there])
         out.append(Number.of(f"score: {condition}", interval, unit="score"))
     for row in differences(scores, base):
-        condition, apart = str(row["condition"]), row["Overall"]
-        if isinstance(apart, Interval):
-            out.append(
-                Number(
-                    f"score: {condition} minus {base}",
-                    apart.value,
-                    apart.low,
-                    apart.high,
-                    apart.n,
-                    unit="score",
-                    note="the same samples; tasks resampled",
-                    resolvable=_resolvable(scores, condition, base),
-                )
+        condition, cell = str(row["condition"]), row["Overall"]
+        if isinstance(cell, Interval):
+            number = Number.of(
+                f"score: {condition} minus {base}",
+                cell,
+                unit="score",
+                note="the same samples; tasks resampled",
             )
+            out.append(replace(number, resolvable=_resolvable(scores, condition, base)))
     return out
 
 
-def result(scores: Scores, base: str, settings: Mapping[str, object], published: bool) -> Result:
-    """All of it in the project's form of a result."""
+def result(
+    scores: Scores, base: str, settings: Mapping[str, object], references: Sequence[Row] = ()
+) -> Result:
+    """All of it in the project's form of a result. `references` are further rows of the scores."""
     tables = {
-        "scores": overview(scores, published),
+        "scores": [*overview(scores), *references],
         "differences": differences(scores, base),
         "tasks": tasks(scores, base),
     }
-    files = ("table.md", "scores.csv", "differences.csv", "tasks.csv", "table.png")
-    return Result("vbvr", settings, numbers(scores, base), tables, (), files)
+    return Result("vbvr", settings, numbers(scores, base), tables, (), ("table.md",))
 
 
-def write(folder: Path, scores: Scores, base: str, found: Result) -> None:
-    """table.md, a CSV for each table, and table.png, each in one step."""
+def write(folder: Path, scores: Scores, base: str, found: Result) -> Result:
+    """table.md, a CSV for each table, and table.png, each in one step. Returns the result with
+    the names of the files.
+    """
+    names = []
     for name, rows in found.tables.items():
-        _save(folder / f"{name}.csv", to_csv(rows))
-    _save(folder / "table.md", text(scores, base, found))
+        if rows:
+            names.append(f"{name}.csv")
+            save(folder / names[-1], to_csv(rows))
     bars = {str(row["condition"]): row["Overall"] for row in found.tables["differences"]}
     shown: dict[str, Interval] = {
         name: bar for name, bar in bars.items() if isinstance(bar, Interval) and bar.n
     }
     if shown:
-        title = f"VBVR-Bench, {len(scores.samples)} samples; tasks resampled"
+        title = f"{len(scores.samples)} samples; bars resample tasks"
         figures.intervals(folder / "table.png", shown, x=f"score minus that of {base}", title=title)
+        names.append("table.png")
+    save(folder / "table.md", text(scores, base, found))
+    return replace(found, files=(*found.files, *names))
 
 
 def text(scores: Scores, base: str, found: Result) -> str:
@@ -217,6 +225,12 @@ def text(scores: Scores, base: str, found: Result) -> str:
         parts += [
             f"# Differences to {base}, on the same samples\n",
             markdown(found.tables["differences"]),
+            "",
+        ]
+    if found.tables.get("steps"):
+        parts += [
+            "# Chain of steps: the clean estimate of each step as an answer\n",
+            markdown(found.tables["steps"]),
             "",
         ]
     for condition, failed in scores.failed.items():
@@ -272,5 +286,6 @@ def _resolvable(scores: Scores, condition: str, base: str) -> float:
     return resolvable(float(np.std(means, ddof=1)), len(means)) if len(means) > 1 else float("nan")
 
 
-def _save(path: Path, text: str) -> None:
+def save(path: Path, text: str) -> None:
+    """Write a text in one step."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

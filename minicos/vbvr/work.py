@@ -7,17 +7,18 @@ Process i of n takes every n-th unit from i on; nothing is exchanged between the
 finished when its files exist, since files appear whole or not at all.
 """
 
-import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from minicos import folder_lock
 from minicos.errors import MinicosError
+from minicos.folder_lock import FolderLock
+from minicos.runs import sweep
 
 # Failures in a row after which a process gives up: its device, disk or model is broken.
 CONSECUTIVE = 3
@@ -106,34 +107,22 @@ def shard(text: str | None, environment: Mapping[str, str]) -> Shard:
     return Shard()
 
 
-@contextmanager
-def alone(folder: Path, part: Shard) -> Iterator[None]:
-    """Hold this part of a folder for this process; the system lets it go when the process ends,
-    however it ends.
+def hold(out: Path, part: Shard) -> FolderLock | None:
+    """Make this part of a folder this process's, as long as what is returned is referred to, and
+    remove what killed processes left half written in the folder.
 
-    Raises MinicosError where another process holds it.
+    Raises MinicosError where another process is at work on this part.
     """
+    place = out / ".shards" / f"{part.index}-of-{part.count}"
     try:
-        import fcntl
-    except ImportError:  # Windows has no such lock: there, nobody is kept out
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    place = folder / f".shard-{part.index}-of-{part.count}.lock"
-    with place.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise MinicosError(
-                f"{folder}: another process ({file.read().strip() or 'unknown'}) is at work on "
-                f"shard {part}. "
-                "Wait for it, or give each process its own --shard i/n."
-            ) from error
-        file.truncate(0)
-        file.write(f"pid {os.getpid()}")
-        file.flush()
-        yield
+        place.mkdir(parents=True, exist_ok=True)
+        lock = folder_lock.hold(place)
+    except OSError as error:
+        raise MinicosError(
+            f"cannot write into {out}: {error.strerror or error}. Choose another --out."
+        ) from error
+    sweep(out)
+    return lock
 
 
 def attempt(

@@ -277,6 +277,7 @@ def measure_all(
                     found = measure(wan, condition, noise, clean, edit, options.layer)
                 run.save_tensors(file, found | _verdicts(wan, found["final"], batch))
             found = run.load_tensors(file)
+            cases.log(run, name, sum(map(len, work[:index])), found)
             if index:
                 del found["final"]  # one batch of videos is enough to show
             parts.setdefault(name, []).append(found)

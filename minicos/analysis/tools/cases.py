@@ -19,6 +19,7 @@ from minicos import puzzles
 from minicos.analysis.options import Cases, Puzzles
 from minicos.condition import WanCondition
 from minicos.errors import MinicosError
+from minicos.journal import rows
 from minicos.media import load_image
 from minicos.runs import Run, progress
 from minicos.wan import Wan
@@ -147,10 +148,23 @@ def collect(
     """`compute` each batch once and keep its tensors (first axis: cases) in `run`; all of them
     together, in order.
     """
-    parts = []
+    parts: list[dict[str, Tensor]] = []
+    first = 0
     for index, batch in enumerate(progress(work, len(work), name)):
         file = f"{name}/{index:03d}.safetensors"
         if not run.has(file):
             run.save_tensors(file, dict(compute(batch)))
         parts.append(run.load_tensors(file))
+        first += log(run, name, first, parts[-1])
     return {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
+
+
+def log(run: Run, part: str, first: int, found: Mapping[str, Tensor]) -> int:
+    """Write a batch's numbers to the run's journal, a line for each case, counted from `first`;
+    returns how many cases there are.
+    """
+    count = max(len(values) for values in found.values() if values.ndim)
+    if run.journal is not None:
+        for i, row in enumerate(rows(found, count)):
+            run.log({"part": part, "case": first + i, **row})
+    return count

@@ -90,11 +90,12 @@ def lines(
     marks: Mapping[str, float] | None = None,
     levels: Mapping[str, float] | None = None,
     log: bool = False,
+    falling: bool = False,
 ) -> None:
     """Curves over their common axis, with shaded intervals where they have any.
 
     `marks` are upright lines, in the colour of the curve of the same name where there is one;
-    `levels` are level lines.
+    `levels` are level lines. `falling` runs the axis from high to low, as sigma does.
     """
     figure = Figure(figsize=(7.6, 4), layout="constrained")
     axes = figure.subplots()
@@ -114,6 +115,8 @@ def lines(
     axes.set(xlabel=curves[0].x_label, ylabel=y, title=title)
     if all(float(x).is_integer() for c in curves for x in c.x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if falling:
+        axes.invert_xaxis()
     if log:
         axes.set_yscale("symlog", linthresh=0.01)
         axes.set_ylim(bottom=0)

@@ -10,11 +10,13 @@ pictures can be drawn again without a network.
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
 from minicos.condition import WanCondition
 from minicos.hooks import Hooks
+from minicos.journal import brief
 from minicos.runs import Run, progress
 from minicos.sample import State, Step
 from minicos.wan import Wan
@@ -66,6 +68,9 @@ def record(
     done = 0
     while done < len(schedule) and run.has(_file(done)):
         done += 1
+    if run.journal is not None:
+        for index in range(done):
+            _log(run, index, schedule.sigmas, run.load_tensors(_file(index)))
     x, state = entering(run, done, noise)
     if not done:
         x = interventions.enter(x, 0, condition.per_frame(schedule.sigmas[0]), None)
@@ -82,8 +87,16 @@ def record(
         for r in recorders:
             tensors |= {f"{r.name}.{k}": v for k, v in r.keep(step, run).items()}
         run.save_tensors(_file(step.index), tensors)
+        _log(run, step.index, schedule.sigmas, tensors)
         x = step.next
     return x
+
+
+def _log(run: Run, index: int, sigmas: Sequence[float], tensors: Mapping[str, Tensor]) -> None:
+    """Write a step's numbers to the run's journal: its noise level, and what was kept of it."""
+    if run.journal is not None:
+        kept = {name: brief(values) for name, values in tensors.items()}
+        run.log({"part": "steps", "step": index, "sigma": sigmas[index], **kept})
 
 
 def entering(run: Run, index: int, noise: Tensor) -> tuple[Tensor, State | None]:
@@ -113,3 +126,17 @@ def kept(run: Run, name: str, index: int) -> dict[str, Tensor]:
 
 def _file(index: int) -> str:
     return f"steps/{index:03d}.safetensors"
+
+
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of 32-bit numbers, copied to the host in one transfer: a wait for each would hold up
+    the card.
+    """
+    if not tensors:
+        return {}
+    flat = torch.cat([x.reshape(-1).view(torch.int32) for x in tensors.values()]).cpu()
+    parts = flat.split([x.numel() for x in tensors.values()])
+    return {
+        name: part.clone().view(x.dtype).view(x.shape)
+        for (name, x), part in zip(tensors.items(), parts, strict=True)
+    }

@@ -1,0 +1,213 @@
+"""What if information could not flow from here to there? Attention knockout (Geva et al.,
+arXiv:2304.14767): queries of a target no longer see the keys of a source.
+
+    cut = Flow(Tokens(frames=(0,)), Tokens(frames=(2,)))  # nothing from latent frame 0 to 2
+    Knockout(cut, layers=range(6), steps=range(5), branch="cond").intervention()
+
+The softmax runs over the keys that are left, exactly; a query that has none gets zeros (`attend`).
+What is cut is the direct path in these layers: the source still reaches the target by way of a
+third token, or in another layer. To cut those as well, cut the flow to everything else too
+(`Tokens(...).others`), in all layers.
+
+It is an intervention like any other: hooks, which compose with noise, swaps and ensembles. A
+model takes part by the hook points `blocks.i.self_attn.allowed` and `blocks.i.cross_attn.allowed`.
+
+Control: `knockout.control(seed)` forbids the same queries as many keys, drawn at random among all.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minicos.analysis.tools.interventions import Interventions
+from minicos.errors import MinicosError
+from minicos.hooks import NO_HOOKS, Hooks, Site
+
+Grid = tuple[int, int, int]  # f h w of the tokens
+DRAWN = 1 << 24  # random numbers at once: 134 MB
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Some tokens of a video: whole latent frames, or the same rows and columns of each."""
+
+    frames: tuple[int, ...] | None = None  # of the token grid, counted from 0; None: all
+    rows: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+    where: Tensor | None = None  # bool f h w (or 1 along an axis): only tokens that are true here
+    outside: bool = False  # all other tokens instead
+
+    @property
+    def others(self) -> "Tokens":
+        """All tokens that these are not."""
+        return replace(self, outside=not self.outside)
+
+    def on(self, grid: Grid) -> Tensor:
+        """bool f*h*w. Raises MinicosError for a frame, row or column that the grid lacks."""
+        found = torch.ones(grid, dtype=torch.bool)
+        for axis, name in enumerate(("frames", "rows", "columns")):
+            chosen, size = getattr(self, name), grid[axis]
+            if chosen is None:
+                continue
+            if missing := [i for i in chosen if not 0 <= i < size]:
+                raise MinicosError(
+                    f"there is no {name[:-1]} {missing[0]}: this video has {name} 0 to {size - 1}"
+                    f" of tokens (a grid of {'x'.join(map(str, grid))})"
+                )
+            line = torch.zeros(size, dtype=torch.bool)
+            line[list(chosen)] = True
+            found &= line.view([-1 if a == axis else 1 for a in range(3)])
+        if self.where is not None:
+            found &= self.where.cpu().expand(grid)
+        return (~found if self.outside else found).flatten()
+
+
+@dataclass(frozen=True)
+class Text:
+    """Rows of the text, that is, tokens of the prompt and the padding behind it."""
+
+    rows: tuple[int, ...] | None = None  # None: all
+
+    def on(self, count: int) -> Tensor:
+        """bool t."""
+        found = torch.zeros(count, dtype=torch.bool)
+        if self.rows is not None and not all(0 <= i < count for i in self.rows):
+            raise MinicosError(
+                f"text rows {list(self.rows)}: this model reads rows 0 to {count - 1}"
+            )
+        found[slice(None) if self.rows is None else list(self.rows)] = True
+        return found
+
+
+class Cut(Protocol):
+    """Which keys are forbidden to which queries."""
+
+    @property
+    def attention(self) -> str:
+        """Of a block: "self_attn" | "cross_attn"."""
+        ...
+
+    def forbidden(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
+        """bool r t, for the queries of these numbers (r, int64, on any device) and all keys."""
+        ...
+
+
+@dataclass(frozen=True)
+class Flow:
+    """From a source, whose keys are no longer seen, to a target, whose queries see them no more."""
+
+    source: Tokens | Text
+    target: Tokens = Tokens()
+
+    @property
+    def attention(self) -> str:
+        return "cross_attn" if isinstance(self.source, Text) else "self_attn"
+
+    def forbidden(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
+        source = self.source.on(keys) if isinstance(self.source, Text) else self.source.on(grid)
+        device = queries.device
+        return self.target.on(grid).to(device)[queries, None] & source.to(device)
+
+
+@dataclass(frozen=True)
+class Causal:
+    """From every latent frame to those before it: a token sees its own frame and earlier ones."""
+
+    attention: str = "self_attn"
+
+    def forbidden(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
+        size = grid[1] * grid[2]
+        key = torch.arange(keys, device=queries.device)
+        return queries[:, None] // size < key // size
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """The control of another cut: the same queries lose as many keys, which are drawn at random."""
+
+    cut: Cut
+    seed: int = 0
+
+    @property
+    def attention(self) -> str:
+        return self.cut.attention
+
+    def forbidden(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
+        parts = queries.split(max(1, DRAWN // keys))
+        return torch.cat([self._drawn(part, grid, keys) for part in parts])
+
+    def _drawn(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
+        count = self.cut.forbidden(queries, grid, keys).sum(1, keepdim=True)  # r 1
+        drawn = scrambled(
+            queries[:, None] * keys + torch.arange(keys, device=queries.device), self.seed
+        )
+        limit = drawn.sort(1).values.gather(1, (count - 1).clamp(min=0))
+        return (drawn <= limit) & (count > 0)
+
+
+@dataclass(frozen=True)
+class Knockout:
+    """A cut, and where and when it is made. None: in all layers, steps or branches."""
+
+    cut: Cut
+    layers: Sequence[int] | None = None
+    steps: Iterable[int] | None = None
+    branch: str | None = None  # "cond" | "uncond"
+
+    def hooks(self) -> Hooks:
+        """Hooks that forbid these keys."""
+        hooks, steps = NO_HOOKS, None if self.steps is None else tuple(self.steps)
+        for layer in ("*",) if self.layers is None else self.layers:
+            point = f"blocks.{layer}.{self.cut.attention}.allowed"
+            hooks = hooks.on(point, self._forbid, step=steps, branch=self.branch)
+        return hooks
+
+    def intervention(self) -> Interventions:
+        """This knockout as one of several interventions in a run."""
+        return Interventions(self.hooks())
+
+    def control(self, seed: int = 0) -> "Knockout":
+        """The same number of pairs: these queries lose as many keys, drawn at random among all."""
+        return replace(self, cut=Scattered(self.cut, seed))
+
+    def pairs(self, grid: Grid, keys: int | None = None) -> int:
+        """How many pairs of query and key are forbidden; `keys` text rows, None: the tokens."""
+        count = grid[0] * grid[1] * grid[2]
+        return int(self.cut.forbidden(torch.arange(count), grid, keys or count).sum())
+
+    def _forbid(self, allowed: Tensor, site: Site) -> Tensor | None:
+        count, keys = site.grid[0] * site.grid[1] * site.grid[2], allowed.shape[3]
+        text = self.cut.attention == "cross_attn"
+        queries = torch.arange(count if text else keys, device=allowed.device)
+        first, last, _ = site.video.indices(len(queries))  # video and text may attend jointly
+        queries = queries[site.tokens] - first
+        if last - first != count or len(queries) != allowed.shape[2]:
+            raise MinicosError(
+                f"{site.name} has {allowed.shape[2]} queries and {keys} keys, of which"
+                f" {last - first} are called the video's, and the video has {count} tokens"
+            )
+        inside = (queries >= 0) & (queries < count)
+        forbidden = torch.zeros_like(allowed[0, 0])
+        columns = slice(None) if text else slice(first, last)
+        forbidden[inside, columns] = self.cut.forbidden(
+            queries[inside], site.grid, keys if text else count
+        )
+        if not forbidden.any():
+            return None
+        if allowed.stride(0) == allowed.stride(1) == 0:  # the same for all samples and heads
+            return (allowed[:1, :1] & ~forbidden).expand_as(allowed)
+        return allowed & ~forbidden
+
+
+def scrambled(x: Tensor, seed: int) -> Tensor:
+    """A number that looks random for each number of x and each seed, int64: the finalizer of
+    splitmix64, which is one-to-one, so that different numbers stay different.
+    """
+    x = x + (((seed + 1) * 0x9E3779B97F4A7C15 + (1 << 63)) % (1 << 64) - (1 << 63))
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        upper = (x >> shift) & ((1 << (64 - shift)) - 1)  # torch shifts signed numbers
+        x = (x ^ upper) * factor
+    return x

@@ -1,0 +1,131 @@
+"""Attention with hooks on the keys that a query may see, and on the weights that it gives them.
+
+Two hook points of every attention are computed only while somebody watches them:
+
+    allowed  b n l t  bool     the keys that each query may see: at first, all of them
+    pattern  b n l t  float32  softmax(q k^T / sqrt(k)) over the allowed keys
+
+Where nobody does, attention is the model's own operation. It also stays so while hooks only look:
+looking changes no bit. Where a hook returns other keys, the softmax runs over these and over
+nothing else, and a query without any key gets zeros; where one returns another pattern, the heads
+are the product of that and v.
+
+The matrix of a long video does not fit into memory. Then these two points are called several times
+in a pass, each time with consecutive queries, and `site.tokens` says with which.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minicos.hooks import Hooks
+
+MOST_PAIRS = 1 << 28  # queries times keys of one call: 268 MB of bools
+MOST_WEIGHTS = 1 << 26  # entries of one pattern, over samples and heads: 268 MB of float32
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: Callable[..., Tensor],
+    hooks: Hooks,
+    suffix: str = "",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """softmax(q k^T / sqrt(k)) v under the hooks on `allowed` and `pattern`: q b n l k, k and v b n
+    t k -> b n l k.
+
+    attention  what computes it where no hook intervenes
+    suffix     of the names of the two points, where a module has a second attention
+    mask       keys that are allowed to begin with (bool, broadcast to b n l t), as the argument
+               `attn_mask` of `attention`; None: all
+    """
+    whole = attention if mask is None else partial(attention, attn_mask=mask)
+    if not hooks:
+        return whole(q, k, v)
+    names = f"allowed{suffix}", f"pattern{suffix}"
+    limit, shown = (hooks.watches(name) for name in names)
+    if not (limit or shown):
+        return whole(q, k, v)
+    if mask is not None:
+        mask = mask.expand(*q.shape[:3], k.shape[2])
+    blocks = [*_blocks(q, k, shown)]
+    masks = [None if mask is None else mask[:, :, rows] for rows in blocks]
+    parts = [
+        _block(q[:, :, rows], k, v, hooks.at(tokens=rows), names, seen)
+        for rows, seen in zip(blocks, masks, strict=True)
+    ]
+    if all(part is None for part in parts):
+        return whole(q, k, v)
+    for i, (rows, seen) in enumerate(zip(blocks, masks, strict=True)):
+        if parts[i] is None:
+            some = attention if seen is None else partial(attention, attn_mask=seen)
+            parts[i] = some(q[:, :, rows], k, v)
+    return torch.cat([part for part in parts if part is not None], dim=2)
+
+
+def pattern(q: Tensor, k: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(k)) over the allowed keys (bool b n l t, None: all), float32; zeros
+    where a query has none: q b n l k, k b n t k -> b n l t.
+    """
+    scores = (q.float() @ k.float().mT) * q.shape[-1] ** -0.5
+    if allowed is None:
+        return scores.softmax(-1)
+    seen, blind = _left(allowed)
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1).masked_fill(blind, 0)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """Attention over the allowed keys (bool, b n l t or of size 1 along b and n), zeros where a
+    query has none: -> b n l k.
+    """
+    seen, blind = _left(allowed)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).masked_fill(blind, 0)
+
+
+def _left(allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """The allowed keys, and which queries have none: these see all, since a softmax over nothing
+    is not a number, and what they get is to be set to zero.
+    """
+    blind = ~allowed.any(-1, keepdim=True)
+    return allowed | blind, blind
+
+
+def _blocks(q: Tensor, k: Tensor, shown: bool) -> Iterator[slice]:
+    """Consecutive queries, as many at once as fit; `slice(None)` where all do."""
+    b, n, length, _ = q.shape
+    rows = MOST_PAIRS // k.shape[2]
+    if shown:
+        rows = min(rows, MOST_WEIGHTS // (b * n * k.shape[2]))
+    if rows >= length:
+        yield slice(None)
+        return
+    for start in range(0, length, max(1, rows)):
+        yield slice(start, min(length, start + max(1, rows)))
+
+
+def _block(
+    q: Tensor, k: Tensor, v: Tensor, hooks: Hooks, names: tuple[str, str], mask: Tensor | None
+) -> Tensor | None:
+    """The heads of some queries; None where hooks changed nothing."""
+    one = torch.ones((), dtype=torch.bool, device=q.device)
+    everything = one.expand(*q.shape[:3], k.shape[2]) if mask is None else mask
+    allowed = hooks(names[0], everything)
+    free = allowed is everything
+    if hooks.watches(names[1]):
+        weights = pattern(q, k, mask if free else allowed)
+        if (changed := hooks.replaced(names[1], weights)) is not None:
+            return (changed @ v.float()).to(v.dtype)
+    return None if free else masked_attention(q, k, v, thin(allowed))
+
+
+def thin(allowed: Tensor) -> Tensor:
+    """Without the samples and heads along which a tensor was merely expanded."""
+    for axis in (0, 1):
+        if allowed.stride(axis) == 0:
+            allowed = allowed.narrow(axis, 0, 1)
+    return allowed

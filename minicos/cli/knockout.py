@@ -1,0 +1,152 @@
+"""`minicos run --knockout`: attention that is cut, from words to a `Knockout`.
+
+frame:0 to frame:2 layers:0-5       information from latent frame 0 no longer reaches frame 2
+frame:0 rows:0-1 columns:2 to all   from these tokens (of the token grid) to any
+word:circle to frame:1-3            from a word of the prompt; text is all of it, padding what
+                                    follows it
+causal                              from any frame to those before it
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from minicos.analysis.options import spans
+from minicos.errors import MinicosError
+
+if TYPE_CHECKING:
+    from minicos.analysis.knockout import Cut, Flow, Knockout, Text, Tokens
+    from minicos.wan import Wan
+
+HELP = (
+    "cut attention from tokens to tokens: frame:0 to frame:2, with layers:0-5 steps:0-9"
+    " branch:cond where not everywhere; instead of a frame: rows:0-1 columns:2, word:circle, text,"
+    " padding, all; or causal; control:0 cuts as many random pairs instead; may be repeated"
+)
+SIDES = ("frame", "rows", "columns")
+LIMITS = ("layers", "steps", "branch", "control")
+TEXTS = ("text", "padding", "word")  # of which the rows of the last two are the prompt's own
+
+
+def read(parts: Sequence[str], steps: int, depth: int) -> "Knockout":
+    """From the words behind one --knockout, for a run of so many steps and blocks. Where it names a
+    word or the padding, `resolve` puts in the rows.
+
+    Raises MinicosError for anything that cannot be meant.
+    """
+    from minicos.analysis.knockout import Causal, Knockout
+
+    option = f"--knockout {' '.join(parts)}"
+    named = {name: value for name, value in map(_split, parts) if name in LIMITS}
+    sides = _sides(parts)
+    if len(named) + len(sides) != len(parts):
+        raise MinicosError(f"{option}: it says a thing twice")
+    cut: Cut = Causal() if sides == ["causal"] else _flow(option, sides)
+    own = any(_split(part)[0] in TEXTS[1:] for part in sides)  # rows that only this prompt has
+    branch = named.get("branch", "cond" if own else "both")
+    if branch not in ("cond", "uncond", "both") or (own and branch != "cond"):
+        raise MinicosError(
+            f"{option}: the branch is cond, uncond or both, and cond for words of the prompt"
+        )
+    knockout = Knockout(
+        cut,
+        layers=_numbers(option, "layers", named.get("layers"), depth),
+        steps=_numbers(option, "steps", named.get("steps"), steps),
+        branch=None if branch == "both" else branch,
+    )
+    if "control" not in named:
+        return knockout
+    if not named["control"].isdecimal() or len(named["control"]) > 9:
+        raise MinicosError(
+            f"{option}: control:0 takes a whole number, the seed of the random pairs"
+        )
+    return knockout.control(int(named["control"]))
+
+
+def check_word(parts: Sequence[str], prompt: str | None) -> None:
+    """Raise MinicosError where a word is asked for that the prompt lacks: before a model is read."""
+    from minicos.words import bare
+
+    for name, value in map(_split, parts):
+        if name == "word" and bare(value) not in map(bare, (prompt or "").split()):
+            raise MinicosError(f"--knockout word:{value}: the prompt {prompt or ''!r} lacks it")
+
+
+def resolve(
+    knockout: "Knockout", parts: Sequence[str], wan: "Wan", prompt: str | None
+) -> "Knockout":
+    """The knockout with the text rows of its word or padding in place."""
+    from minicos.analysis.knockout import Flow, Scattered, Text
+    from minicos.words import rows
+
+    name, value = _split(_sides(parts)[0])
+    if name not in TEXTS[1:]:
+        return knockout
+    if name == "word":
+        found = rows(wan.tokenizer, prompt or "", value)
+    else:
+        _, mask = wan.tokenizer([prompt or ""])
+        found = tuple((mask[0] == 0).nonzero().flatten().tolist())
+    cut = knockout.cut
+    flow = cut.cut if isinstance(cut, Scattered) else cut
+    assert isinstance(flow, Flow)
+    flow = replace(flow, source=Text(found))
+    return replace(knockout, cut=replace(cut, cut=flow) if isinstance(cut, Scattered) else flow)
+
+
+def check_grid(knockout: "Knockout", grid: tuple[int, int, int], keys: int) -> None:
+    """Raise MinicosError where it names a token that the video lacks, or cuts nothing."""
+    count = keys if knockout.cut.attention == "cross_attn" else None
+    if not knockout.pairs(grid, count):
+        raise MinicosError("--knockout: nothing would be cut. Look at its two sides.")
+
+
+def _sides(parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if _split(part)[0] not in LIMITS]
+
+
+def _flow(option: str, sides: list[str]) -> "Flow":
+    from minicos.analysis.knockout import Flow, Text
+
+    if sides.count("to") != 1 or sides[0] == "to" or sides[-1] == "to":
+        raise MinicosError(f"{option}: give two sides, such as frame:0 to frame:2, or causal")
+    middle = sides.index("to")
+    source = _tokens(option, sides[:middle], source=True)
+    target = _tokens(option, sides[middle + 1 :])
+    if isinstance(target, Text):
+        raise MinicosError(f"{option}: the text looks at nothing; it can only be the first side")
+    return Flow(source, target)
+
+
+def _tokens(option: str, words: list[str], source: bool = False) -> "Tokens | Text":
+    """One side: tokens of the video, or rows of the text."""
+    from minicos.analysis.knockout import Text, Tokens
+
+    pairs = [_split(word) for word in words]
+    names = [name for name, _ in pairs]
+    if len(pairs) == 1 and names[0] in TEXTS and (names[0] == "word") == bool(pairs[0][1]):
+        return Text()
+    if words == ["all"]:
+        return Tokens()
+    if not set(names) <= set(SIDES) or len(set(names)) != len(names):
+        wanted = "frame:0, rows:0-1, columns:2 or all" + ", text, padding or word:circle" * source
+        raise MinicosError(f"{option}: {' '.join(words)} is not {wanted}")
+    frames, rows, columns = (_numbers(option, name, dict(pairs).get(name)) for name in SIDES)
+    return Tokens(frames, rows, columns)
+
+
+def _numbers(
+    option: str, name: str, text: str | None, count: int | None = None
+) -> tuple[int, ...] | None:
+    """From "0,3-5"; None for all. `count`: how many there are."""
+    if text is None or text == "all":
+        return None
+    found = sorted({i for a, b in spans(text, f"{option}: {name}") for i in range(a, b + 1)})
+    if count is not None and found[-1] >= count:
+        raise MinicosError(f"{option}: this run has {name} 0 to {count - 1}.")
+    return tuple(found)
+
+
+def _split(part: str) -> tuple[str, str]:
+    name, _, value = part.partition(":")
+    return name, value

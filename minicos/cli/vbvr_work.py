@@ -1,0 +1,187 @@
+"""What `minicos vbvr` does before there is anything to score: the work list from the options, and
+the models that work through it.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from minicos.cli import opening, run_folder, values
+from minicos.config import DiTConfig, VAEConfig
+from minicos.errors import MinicosError
+
+if TYPE_CHECKING:
+    from minicos.journal import Journal
+    from minicos.vbvr.cases import Sample
+    from minicos.vbvr.conditions import Arm
+    from minicos.vbvr.estimate import Model
+    from minicos.vbvr.generate import Maker
+    from minicos.vbvr.work import Shard, Unit
+    from minicos.wan import Wan
+    from minicos.weights.layouts import Layout
+
+VARIANTS = {"4step": "Wan2.2-I2V-A14B-4step", "vbvr-lora": "VBVR-Wan2.2"}  # --weights -> what it is
+
+
+class Plan(NamedTuple):
+    """The weights that some conditions ask for: the options that open them, their files, and
+    what a pass costs.
+    """
+
+    args: argparse.Namespace
+    files: "Layout"
+    model: "Model"
+
+
+def plan(args: argparse.Namespace, name: str, files: "Layout") -> Plan:
+    """The weights of a name: "" those of --model, else those of --weights under this name, if it
+    gives any.
+    """
+    from minicos.vbvr.estimate import Model
+
+    given = {entry[0]: [_lora(one) for one in entry[1:]] for entry in args.weights}
+    if unknown := sorted(set(given) - set(VARIANTS)):
+        raise MinicosError(f"--weights {unknown[0]}: the name is one of {', '.join(VARIANTS)}.")
+    if name in given:
+        own = {"variant": VARIANTS[name], "lora": given[name], "preset": None}
+        args = argparse.Namespace(**{**vars(args), **own})
+        files = opening.layout(args)
+    args = argparse.Namespace(**{**vars(args), "frames": None})  # here --frames is a limit
+    dit, vae = files.experts["high"].config, files.vae.config
+    if not isinstance(dit, DiTConfig) or not isinstance(vae, VAEConfig):
+        raise MinicosError(f"{args.model} is not a video model.")
+    return Plan(args, files, Model(dit, vae, opening.plan(args, files)))
+
+
+def _lora(text: str) -> tuple[str, tuple[str, float]]:
+    try:
+        return values.lora(text)
+    except argparse.ArgumentTypeError as error:
+        raise MinicosError(f"--weights: {error}.") from None
+
+
+def every(
+    args: argparse.Namespace, arms: "Sequence[Arm]", plans: Mapping[str, Plan]
+) -> range | tuple[int, ...]:
+    """The steps whose clean estimates are written. Raises MinicosError for one that no run has."""
+    most = max((a.steps(plans[a.weights].model.preset) for a in arms if not a.baseline), default=0)
+    if args.every is None or not most:
+        return ()
+    if args.every == "all":
+        return range(most)
+    return opening.within(args.every, most, "--every ") or ()
+
+
+def listed(
+    args: argparse.Namespace,
+    arms: "Sequence[Arm]",
+    samples: "Mapping[str, Sample]",
+    plans: Mapping[str, Plan],
+) -> "tuple[Maker, list[Unit]]":
+    """Who makes the units, and the units."""
+    from minicos.vbvr.generate import Maker, Making
+    from minicos.vbvr.work import Job, units
+
+    sizes = {}
+    for name, one in plans.items():
+        sizes[name] = Making.of(one.files, one.model.preset, args.area, args.frames)
+    seeds = args.seeds or [args.seed]
+    named = {arm.name: arm for arm in arms}
+    maker = Maker(
+        args.out,
+        samples,
+        named,
+        every=every(args, arms, plans),
+        main_seed=seeds[0],
+        own_seeds=args.puzzles is not None,
+    )
+    made, still = {}, {}
+    for arm in arms:
+        if arm.baseline:
+            still[arm.name] = [Job(s.name, (0, *s.size)) for s in samples.values()]
+        else:
+            made[arm.name] = [sizes[arm.weights].job(s, arm) for s in samples.values()]
+    return maker, [*units(made, seeds, _batch(args)), *units(still, seeds[:1], 1)]
+
+
+def _batch(args: argparse.Namespace) -> int:
+    """Samples in one pass: many where a pass is too small to fill the processor."""
+    return args.batch or (10 if args.model.partition(":")[0] == "tiny" else 1)
+
+
+def make(
+    args: argparse.Namespace,
+    maker: "Maker",
+    mine: "Sequence[Unit]",
+    plans: Mapping[str, Plan],
+    part: "Shard",
+    journal: "Journal | None",
+) -> "dict[Unit, str]":
+    """Make this process's units, a model at a time. Returns what failed, and why."""
+    from minicos.vbvr import estimate, work
+    from minicos.vbvr.conditions import check
+
+    failed: dict[Unit, str] = {}
+    for name, one in plans.items():
+        units = [unit for unit in mine if maker.arms[unit.condition].weights == name]
+        left = [unit for unit in units if not maker.finished(unit)]
+        run = [unit for unit in left if not maker.arms[unit.condition].baseline]
+        models: dict[str, Wan] = {}
+        if run:
+            models[name] = opening.load(one.args, one.files)
+            for unit in run:
+                check(models[name], maker.arms[unit.condition], unit.shape[0])
+            _record(one.args, name, models[name], args, maker, part)
+        prices = {
+            unit: estimate.operations(
+                one.model, unit, maker.arms[unit.condition], bool(maker.every)
+            )
+            for unit in units
+        }
+        tell = work.Progress(prices, [unit for unit in units if unit not in left], part)
+        own = replace(maker, models=models)
+
+        def logged(unit: "Unit", own: "Maker" = own) -> None:
+            own.make(unit)
+            if journal is not None:
+                journal.add({"run": str(args.out), "what": "vbvr", "made": str(unit)})
+
+        failed |= work.attempt(units, own.finished, logged, retries=args.retries, tell=tell)
+    return failed
+
+
+def _record(
+    args: argparse.Namespace,
+    name: str,
+    wan: "Wan",
+    top: argparse.Namespace,
+    maker: "Maker",
+    part: "Shard",
+) -> None:
+    """Write down what the videos are made with, and refuse a folder whose videos were made with
+    something else.
+
+    Every shard has a record of its own, since a run folder belongs to one process; all must agree.
+    """
+    from minicos.runs import read_json
+
+    place = top.out / "made_with" / (name or "model")
+    shard = place / f"shard-{part.index}-of-{part.count}"
+    opened = argparse.Namespace(**{**vars(args), "out": shard, "jsonl": None})
+    settings = {
+        "area": top.area,
+        "frames at most": top.frames,
+        "batch": _batch(top),
+        "every": list(maker.every),
+        "main seed": (top.seeds or [top.seed])[0],
+    }
+    own = run_folder.open_run(opened, wan, [], **settings)
+    for record in sorted(place.glob("shard-*/run.json")):
+        there = read_json(record).get("settings", {})
+        for key in sorted({*there, *own.settings}):
+            if there.get(key) != own.settings.get(key):
+                raise MinicosError(
+                    f"{top.out} holds videos made with {key} = {there.get(key)!r}, and this run has"
+                    f" {own.settings.get(key)!r}. Choose another --out."
+                )

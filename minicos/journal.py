@@ -1,0 +1,112 @@
+"""Numbers as they are found, one JSON object a line: `--jsonl FILE`, for pandas, W&B, TensorBoard.
+
+    {"run": "runs/noise", "part": "000/step_5", "case": 3, "apart": 0.91, "solved": 0.0}
+    {"run": "runs/steps", "part": "steps", "step": 7, "sigma": 0.94, "next": {"mean": 0.01, ...}}
+    {"run": "runs/noise", "what": "noise", "number": "D: ...", "value": 0.63, "low": 0.58, ...}
+
+First come the cases of a study (or the steps of one run), each as soon as its batch is finished,
+then the numbers, table rows and points of curves of its result. A value is a number, a list of a
+few, or, of many, their mean, deviation and shape. Several runs and processes may add to one file;
+each line is written whole, at once. A line that the file holds is not written again, so that a run
+that was killed leaves no gap and, started again, makes no doubles.
+
+    pandas.read_json("numbers.jsonl", lines=True)
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
+from math import isfinite
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from minicos.errors import MinicosError
+
+FEW = 64  # values that stand in a line as they are
+
+
+class Journal:
+    """A file of lines. Raises MinicosError where the file cannot be written or holds other
+    things.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._seen = _lines(self.path)
+        except OSError as error:
+            raise _refused(self.path, error) from error
+
+    def add(self, line: Mapping[str, object]) -> None:
+        """Add a line, unless the file holds it. Raises MinicosError where the disk refuses."""
+        raw = json.dumps(plain(line), ensure_ascii=False, default=str).encode() + b"\n"
+        if (name := _name(raw)) in self._seen:
+            return
+        try:
+            with self.path.open("ab", buffering=0) as file:  # one write: lines never mix
+                if file.write(raw) != len(raw):
+                    raise OSError("the line was cut")
+        except OSError as error:
+            raise _refused(self.path, error) from error
+        self._seen.add(name)
+
+
+def rows(tensors: Mapping[str, Tensor], count: int) -> Iterator[dict[str, object]]:
+    """For each of `count` cases, its values: those of tensors whose first axis is the cases, and
+    single numbers that belong to all.
+    """
+    for case in range(count):
+        yield {k: brief(v[case] if v.ndim else v) for k, v in tensors.items()}
+
+
+def brief(values: Tensor) -> object:
+    """Values for a line: a number, a list of a few, or the mean, deviation and shape of many."""
+    if values.numel() <= FEW:
+        return values.tolist()
+    whole = values.double()
+    found = {"mean": whole.mean().item(), "deviation": whole.std(correction=0).item()}
+    return found | {"shape": list(values.shape)}
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON values: numpy's numbers are Python's, and what is not finite is null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [plain(v) for v in value]
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return value if not isinstance(value, float) else float(value) if isfinite(value) else None
+
+
+def _lines(path: Path) -> set[bytes]:
+    """Names of the lines of a file; a last one that a full disk cut is removed."""
+    if not path.exists() or not path.stat().st_size:
+        path.touch()
+        return set()
+    with path.open("r+b") as file:
+        seen, end = set(), 0
+        for line in file:
+            if not line.startswith(b"{"):
+                raise MinicosError(f"{path} does not hold lines of JSON. Choose another --jsonl.")
+            if line.endswith(b"\n"):
+                seen.add(_name(line))
+                end += len(line)
+        if end < os.fstat(file.fileno()).st_size:
+            file.truncate(end)
+    return seen
+
+
+def _name(line: bytes) -> bytes:
+    return blake2b(line, digest_size=16).digest()
+
+
+def _refused(path: Path, error: OSError) -> MinicosError:
+    return MinicosError(
+        f"cannot write {path}: {error.strerror or error}. Free the space or choose another --jsonl."
+    )

@@ -1,0 +1,113 @@
+"""CogVideoX and CogVideoX1.5, image-to-video: joint attention with the text in front of the video.
+
+The network predicts v = alpha noise - s x0 at x' = alpha x0 + s noise, with alpha^2 + s^2 = 1. With
+
+    sigma = s / (alpha + s),   x = x' / (alpha + s),   velocity = (alpha + s) v + (s - alpha) x'
+
+it is a model of flow matching, exactly: x0 = x - sigma velocity = alpha x' - s v, and the
+scheduler's DDIM is Euler's step in sigma. Pure noise (alpha 0) is x = x'.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minicos.errors import MinicosError
+from minicos.peers.foreign import Attends, Places, Spot, joint
+from minicos.peers.peer import Peer
+from minicos.peers.prepare import Call
+from minicos.sample import VIDEO, Latents, Moment
+from minicos.schedule import Schedule
+
+
+@dataclass(frozen=True, repr=False)
+class CogVideoX(Peer):
+    """The picture's latent stands beside x on the channel axis, in frame 0."""
+
+    def shape(self, call: Call) -> tuple[int, int, int, int, int]:
+        b, f, c, h, w = call["hidden_states"].shape
+        return b, c // 2, f, h, w
+
+    def received(self, call: Call) -> Latents:
+        x = call["hidden_states"]
+        return {VIDEO: rearrange(x[:, :, : x.shape[2] // 2], "b f c h w -> b c f h w").float()}
+
+    def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
+        alpha, s = rotation(moment.sigma)
+        beside = call["hidden_states"]
+        x = rearrange(latents[VIDEO] * (alpha + s), "b c f h w -> b f c h w").to(beside.dtype)
+        x = torch.cat([x, beside[:, :, x.shape[2] :]], dim=2)
+        timestep = torch.full_like(call["timestep"], moment.timestep)
+        return {**call, "hidden_states": x, "timestep": timestep}
+
+    def velocities(self, answer: tuple[Tensor, ...], latents: Latents, moment: Moment) -> Latents:
+        alpha, s = rotation(moment.sigma)
+        v = rearrange(answer[0].float(), "b f c h w -> b c f h w")
+        return {VIDEO: (alpha + s) * v + (s - alpha) * (alpha + s) * latents[VIDEO]}
+
+    def silence(self, call: Call) -> tuple[Tensor, ...]:
+        return (torch.zeros_like(call["hidden_states"][:, :, : self.shape(call)[1]]),)
+
+    def schedule(self) -> Schedule:
+        """Levels and timesteps of CogVideoXDDIMScheduler. Raises MinicosError for a number of steps
+        with which its steps would not end where the next ones begin.
+        """
+        scheduler, steps = self.pipe.scheduler, self.preset.steps
+        config = scheduler.config
+        if type(scheduler).__name__ != "CogVideoXDDIMScheduler":
+            raise MinicosError(
+                f"{type(scheduler).__name__} adds noise in every step, or steps otherwise: set "
+                "pipe.scheduler to CogVideoXDDIMScheduler.from_config(pipe.scheduler.config)"
+            )
+        whole = config.num_train_timesteps
+        if whole % steps or config.timestep_spacing != "trailing":
+            raise MinicosError(
+                f"{steps} steps: CogVideoX takes a divisor of {whole}, such as 50 or 40"
+            )
+        times = range(whole - 1, -1, -(whole // steps))
+        bars = [*(scheduler.alphas_cumprod[t] for t in times), scheduler.final_alpha_cumprod]
+        levels = [
+            (bar.double().sqrt(), (1 - bar.double()).sqrt()) for bar in map(torch.as_tensor, bars)
+        ]
+        return Schedule(
+            "euler", tuple(times), tuple(float((s / (a + s)).float()) for a, s in levels)
+        )
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        shown = rearrange(latent[:, :, self.lead :], "b c f h w -> b f c h w")
+        return self.pipe.decode_latents(shown.to(self.pipe.vae.dtype)).float()
+
+    @property
+    def lead(self) -> int:
+        """Padding in front, where a token is two latent frames."""
+        time = self.pipe.transformer.config.patch_size_t or 1
+        return -((self.preset.frames - 1) // self.stride[0] + 1) % time
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        side = self.pipe.vae_scale_factor_spatial
+        return self.pipe.vae_scale_factor_temporal, side, side
+
+    def places(self, text: int) -> Places:
+        before, after = slice(None, text), slice(text, None)
+        spots = {
+            "embed": Spot("patch_embed", "b l d", rows=after),
+            "text": Spot("patch_embed", "b t d", rows=before),
+        }
+        attentions = {}
+        for k in range(self.depth):
+            ours, theirs = f"blocks.{k}", f"transformer_blocks.{k}"
+            attention, ffn = f"{theirs}.attn1", f"{theirs}.ff"
+            spots |= joint(ours, theirs, text) | joint(f"{ours}.self_attn", attention, text)
+            spots[f"{ours}.ffn"] = Spot(ffn, "b l d", rows=after)
+            spots[f"{ours}.ffn.text"] = Spot(ffn, "b t d", rows=before)
+            attentions[f"{ours}.self_attn"] = Attends(attention, video=after)
+        return Places(spots, attentions)
+
+
+def rotation(sigma: float) -> tuple[float, float]:
+    """alpha and s of x' = alpha x0 + s noise at sigma = s / (alpha + s)."""
+    norm = (sigma**2 + (1 - sigma) ** 2) ** 0.5
+    return (1 - sigma) / norm, sigma / norm

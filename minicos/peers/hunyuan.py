@@ -1,0 +1,123 @@
+"""HunyuanVideo, image-to-video: joint attention with the text behind the video.
+
+Two networks share the pipeline. "token_replace": the first latent frame is the picture's at every
+step. "latent_concat": the picture's latent and a mask stand beside x on the channel axis, and the
+frames of the first latent are thrown away after decoding. 20 blocks keep video and text apart, 40
+more run them through one set of weights; `blocks.k` counts through both. Prompts also enter every
+block's modulation and the head, pooled by CLIP: no stream of the network is all that it knows.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minicos.media import to_uint8
+from minicos.peers.foreign import Attends, Places, Spot, joint
+from minicos.peers.peer import Peer, PeerCondition
+from minicos.peers.prepare import Call
+from minicos.sample import VIDEO, Latents, Moment
+from minicos.schedule import Schedule
+
+TEXT = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
+
+
+@dataclass(frozen=True, repr=False)
+class HunyuanVideo(Peer):
+    """Guidance is told to the network as a number (`HunyuanPreset.embedded`); a second pass is an
+    option of the pipeline, off by default.
+    """
+
+    @property
+    def concat(self) -> bool:
+        """Whether the picture stands beside x."""
+        return self.pipe.transformer.config.image_condition_type == "latent_concat"
+
+    def shape(self, call: Call) -> tuple[int, int, int, int, int]:
+        b, c, f, h, w = call["hidden_states"].shape
+        return b, (c - 1) // 2 if self.concat else c, f, h, w
+
+    def received(self, call: Call) -> Latents:
+        return {VIDEO: call["hidden_states"][:, : self.shape(call)[1]].float()}
+
+    def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
+        beside = call["hidden_states"]
+        x = latents[VIDEO].to(beside.dtype)
+        x = torch.cat([x, beside[:, x.shape[1] :]], dim=1)
+        timestep = torch.full_like(call["timestep"], moment.timestep)
+        return {**call, "hidden_states": x, "timestep": timestep}
+
+    def velocities(self, answer: tuple[Tensor, ...], latents: Latents, moment: Moment) -> Latents:
+        return {VIDEO: answer[0].float()}
+
+    def silence(self, call: Call) -> tuple[Tensor, ...]:
+        return (torch.zeros_like(call["hidden_states"][:, : self.shape(call)[1]]),)
+
+    def schedule(self) -> Schedule:
+        levels = torch.linspace(1, 0, self.preset.steps + 1, dtype=torch.float64)[:-1]
+        return self.flow(levels, shift=self.preset.shift)
+
+    def given(self, guided: bool) -> dict[str, Any]:
+        second = {"true_cfg_scale": self._strength} if guided else {}
+        return {"guidance_scale": self.preset.embedded, **second}
+
+    def imposes(self) -> bool:
+        return not self.concat
+
+    def start(self, noise: Tensor, call: Call) -> Tensor:
+        """The pipeline mixes a thousandth of the picture into every frame of the noise."""
+        x, c = call["hidden_states"], noise.shape[1]
+        picture = (x[:, c : 2 * c, :1] if self.concat else x[:, :, :1]).to(noise)
+        share = torch.tensor(0.999).to(noise)  # rounded as there
+        return noise * share + picture.repeat(1, 1, noise.shape[2], 1, 1) * (1 - share)
+
+    def unprompted(self, cond: Call, texts: list[str], pictures: Tensor) -> Call:
+        """The pipeline shows a black picture to the text encoder, and the given one to the rest."""
+        own = {} if self.embed is not None else {"image_embed_interleave": 2}
+        black = self.prepared(texts, torch.zeros_like(pictures), **own)
+        return {**cond, **{name: black[name] for name in TEXT}}
+
+    def shown(self, pictures: Tensor) -> Any:
+        if self.pipe.text_encoder is None:
+            return pictures
+        frames = [Image.fromarray(to_uint8(one[:, None] * 2 - 1)[0]) for one in pictures]
+        return frames[0] if len(frames) == 1 else frames
+
+    def words(self, condition: PeerCondition, branch: str) -> int:
+        return int(condition.branch(branch)["encoder_attention_mask"][0].sum())
+
+    @property
+    def stream_decides(self) -> bool:
+        return False
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        video = vae.decode((latent / self.pipe.vae_scaling_factor).to(vae.dtype)).sample
+        return video[:, :, self.stride[0] * self.lead :].float()
+
+    @property
+    def lead(self) -> int:
+        return int(self.concat)
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        side = self.pipe.vae_scale_factor_spatial
+        return self.pipe.vae_scale_factor_temporal, side, side
+
+    def places(self, text: int) -> Places:
+        double = len(self.pipe.transformer.transformer_blocks)
+        spots = {"embed": Spot("x_embedder", "b l d"), "text": Spot("context_embedder", "b t d")}
+        attentions = {}
+        for k in range(self.depth):
+            ours = f"blocks.{k}"
+            single = f"single_transformer_blocks.{k - double}"
+            theirs = f"transformer_blocks.{k}" if k < double else single
+            attention = f"{theirs}.attn"
+            spots |= joint(ours, theirs, text) | joint(f"{ours}.self_attn", attention, text)
+            if k < double:  # a single block has attention and feed-forward in one projection
+                spots[f"{ours}.ffn"] = Spot(f"{theirs}.ff", "b l d")
+                spots[f"{ours}.ffn.text"] = Spot(f"{theirs}.ff_context", "b t d")
+            attentions[f"{ours}.self_attn"] = Attends(attention, video=slice(None, -text or None))
+        return Places(spots, attentions)

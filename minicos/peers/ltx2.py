@@ -1,0 +1,209 @@
+"""LTX-2 and LTX-2.3, image-to-video with sound: 48 blocks with a video and an audio stream.
+
+Tokens are latent pixels. The first latent frame is the picture's at every step, and its tokens are
+told timestep 0. The sound is denoised along with the video and looks at it in every block, and the
+video at the sound: it travels beside the video latent, from its own noise, and stays when the
+latent is edited. Noise that is put into the video alone leaves it a way around.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minicos.peers.foreign import Attends, Places, Spot
+from minicos.peers.peer import Peer, PeerCondition, numbers_of
+from minicos.peers.prepare import Call
+from minicos.sample import VIDEO, Latents, Moment
+from minicos.schedule import Schedule
+
+AUDIO = "audio"
+VIDEO_SIDE = {"self_attn": "attn1", "cross_attn": "attn2", "from_audio": "audio_to_video_attn",
+              "ffn": "ff"}  # fmt: skip
+AUDIO_SIDE = {"self_attn": "audio_attn1", "cross_attn": "audio_attn2",
+              "from_video": "video_to_audio_attn", "ffn": "audio_ff"}  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class LTX2(Peer):
+    """Its preset is a `LTX2Preset`."""
+
+    moving: ClassVar[frozenset[str]] = frozenset(
+        {"hidden_states", "audio_hidden_states", "timestep", "audio_timestep", "sigma"}
+    )
+
+    def shape(self, call: Call) -> tuple[int, int, int, int, int]:
+        b, _, c = call["hidden_states"].shape
+        return b, c, call["num_frames"], call["height"], call["width"]
+
+    def received(self, call: Call) -> Latents:
+        video = _unpacked(call["hidden_states"].float(), self.shape(call))
+        return {VIDEO: video, AUDIO: call["audio_hidden_states"].float()}
+
+    def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
+        x, dtype = latents[VIDEO], call["hidden_states"].dtype
+        b, _, f, h, w = x.shape
+        time = torch.full((b,), moment.timestep, device=x.device)
+        each = time[:, None].repeat(1, f * h * w)
+        each[:, : h * w] = 0  # the picture's
+        return {
+            **call,
+            "hidden_states": rearrange(x, "b c f h w -> b (f h w) c").to(dtype),
+            AUDIO_HIDDEN: latents[AUDIO].to(dtype),
+            "timestep": each,
+            "audio_timestep": time,
+            "sigma": time,
+        }
+
+    def velocities(self, answer: tuple[Tensor, ...], latents: Latents, moment: Moment) -> Latents:
+        video, audio = answer
+        return {VIDEO: _unpacked(video.float(), latents[VIDEO].shape), AUDIO: audio.float()}
+
+    def silence(self, call: Call) -> tuple[Tensor, ...]:
+        return torch.zeros_like(call["hidden_states"]), torch.zeros_like(call[AUDIO_HIDDEN])
+
+    def schedule(self) -> Schedule:
+        config, p = self.pipe.scheduler.config, self.preset
+        (t, sh, sw), (height, width) = self.stride, p.size
+        tokens = ((p.frames - 1) // t + 1) * (height // sh) * (width // sw)
+        least, most = config.base_image_seq_len, config.max_image_seq_len
+        slope = (config.max_shift - config.base_shift) / (most - least)
+        by_size = tokens * slope + config.base_shift - slope * least  # not clamped, as there
+        mu = by_size if p.by_size else float(np.log(p.shift))
+        return self.flow(torch.linspace(1, 1 / p.steps, p.steps, dtype=torch.float64), mu=mu)
+
+    # -- guidance ----------------------------------------------------------------------------------
+
+    def branches(self, expert: str, condition: PeerCondition) -> tuple[str, ...]:
+        p = self.preset
+        guided = any(g != 1 for g in self._strengths.values())
+        if guided:
+            condition.branch("uncond")
+        perturbed = p.stg != 0 and self.pipe.transformer.config.perturbed_attn  # else it is cond
+        wanted = {"uncond": guided, "stg": perturbed, "modality": p.modality != 1}
+        return ("cond", *(name for name, there in wanted.items() if there))
+
+    def called(self, condition: PeerCondition, branch: str) -> Call:
+        if branch == "stg":
+            blocks = list(self.preset.stg_blocks)
+            return {**condition.branch("cond"), "spatio_temporal_guidance_blocks": blocks}
+        if branch == "modality":
+            return {**condition.branch("cond"), "isolate_modalities": True}
+        return condition.branch(branch)
+
+    def attends(self, branch: str) -> bool:
+        return branch not in ("stg", "modality")
+
+    def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
+        """cond + (g - 1) (cond - uncond) + stg (cond - stg) + (modality - 1) (cond - modality), then
+        the share of rescaling (pipeline_ltx2_image2video.py).
+        """
+        p, found = self.preset, {}
+        for name, cond in passes["cond"].items():
+            weights = {
+                "uncond": self._strengths[name] - 1,
+                "stg": p.stg,
+                "modality": p.modality - 1,
+            }
+            v = cond
+            for branch, weight in weights.items():
+                if branch in passes:
+                    v = v + weight * (cond - passes[branch][name])
+            found[name] = _rescaled(latents[name], v, cond, moment.sigma, p.rescale)
+        return found
+
+    @property
+    def _strengths(self) -> dict[str, float]:
+        audio = self.preset.audio_guidance
+        return {VIDEO: self._strength, AUDIO: self._strength if audio is None else audio}
+
+    def given(self, guided: bool) -> dict[str, Any]:
+        p = self.preset
+        terms = {"guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0}
+        terms |= {"guidance_rescale": 0.0}
+        if guided:
+            values = self._strength, p.stg, p.modality, p.rescale
+            terms = dict(zip(terms, values, strict=True))
+        sound = {f"audio_{name}": value for name, value in terms.items()}
+        if guided:
+            sound["audio_guidance_scale"] = self._strengths[AUDIO]
+        blocks = {"spatio_temporal_guidance_blocks": list(p.stg_blocks)} if guided else {}
+        return {**terms, **sound, **blocks, "frame_rate": float(p.fps), "image_crf": 0}
+
+    # -- picture, sound and video ------------------------------------------------------------------
+
+    def imposes(self) -> bool:
+        return True
+
+    def beside(self, noise: Tensor, condition: PeerCondition) -> Latents:
+        """The sound's noise, which follows from the video's: one seed gives both."""
+        _, *rest = condition.branch("cond")[AUDIO_HIDDEN].shape
+        each = [torch.Generator().manual_seed(seed) for seed in numbers_of(noise)]
+        return {AUDIO: torch.stack([torch.randn(rest, generator=g) for g in each]).to(noise)}
+
+    def compressed(self, pictures: Tensor) -> Tensor:
+        """As H.264 frames of `image_crf` and back, which is what the model was trained on."""
+        if not self.preset.image_crf:
+            return pictures
+        from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
+
+        levels = pictures.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        done = [apply_image_conditioning_crf(one, self.preset.image_crf) for one in levels]
+        return torch.from_numpy(np.stack(done)).permute(0, 3, 1, 2).float() / 255
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        scale = vae.config.scaling_factor
+        x = self.pipe._denormalize_latents(latent, vae.latents_mean, vae.latents_std, scale)
+        time = torch.zeros(len(x)).to(x) if vae.config.timestep_conditioning else None
+        return vae.decode(x.to(vae.dtype), time, return_dict=False)[0].float()
+
+    def text_rows(self, call: Call) -> int:
+        return 0  # video and text do not attend jointly
+
+    def words(self, condition: PeerCondition, branch: str) -> int:
+        return condition.branch(branch)["encoder_hidden_states"].shape[1]
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        side = self.pipe.vae_spatial_compression_ratio
+        return self.pipe.vae_temporal_compression_ratio, side, side
+
+    def places(self, text: int) -> Places:
+        spots = {"embed": Spot("proj_in", "b l d"), "embed.audio": Spot("audio_proj_in", "b a d'")}
+        attentions = {}
+        for k in range(self.depth):
+            ours, theirs = f"blocks.{k}", f"transformer_blocks.{k}"
+            spots[ours] = Spot(theirs, "b l d", (0,))
+            spots[f"{ours}.audio"] = Spot(theirs, "b a d'", (1,))
+            for name, module in VIDEO_SIDE.items():
+                spots[f"{ours}.{name}"] = Spot(f"{theirs}.{module}", "b l d")
+            for name, module in AUDIO_SIDE.items():
+                spots[f"{ours}.audio.{name}"] = Spot(f"{theirs}.{module}", "b a d'")
+            for name in ("self_attn", "cross_attn", "from_audio"):
+                attentions[f"{ours}.{name}"] = Attends(f"{theirs}.{VIDEO_SIDE[name]}")
+        return Places(spots, attentions)
+
+
+AUDIO_HIDDEN = "audio_hidden_states"
+
+
+def _unpacked(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    _, _, f, h, w = shape
+    return rearrange(x, "b (f h w) c -> b c f h w", f=f, h=h, w=w)
+
+
+def _rescaled(x: Tensor, v: Tensor, cond: Tensor, sigma: float, share: float) -> Tensor:
+    """A velocity whose clean estimate has, by a share, the standard deviation of the unguided one
+    (arXiv:2305.08891, 3.4).
+    """
+    if not share:
+        return v
+    x0, plain = x - sigma * v, x - sigma * cond
+    axes = tuple(range(1, x.ndim))
+    even = x0 * (plain.std(dim=axes, keepdim=True) / x0.std(dim=axes, keepdim=True))
+    return (x - (share * even + (1 - share) * x0)) / sigma

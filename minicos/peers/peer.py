@@ -1,0 +1,405 @@
+"""`Peer`: a pipeline of diffusers as a `Model`, and what a family of pipelines has to say for it.
+
+The pipeline prepares (prepare.py), our loop denoises: a step calls the pipeline's transformer, with
+hooks that live for the call (foreign.py). So prompts, pictures, masks and positions are diffusers'
+own, while the loop, resuming, several runs side by side and all studies are those of `minicos`.
+
+All is told in terms of flow matching, x = (1 - sigma) x0 + sigma noise and velocity = noise - x0,
+in latents b c f h w. A family translates: `received` and `arguments` between latents and a call of
+the transformer, `velocities` from its answer. It never repeats what its pipeline prepares.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minicos.condition import Condition, check_frames, fit, frame_size
+from minicos.errors import MinicosError, warn
+from minicos.hooks import Hooks
+from minicos.media import Picture, as_image, to_uint8
+from minicos.ops import REFERENCE, Ops
+from minicos.peers.foreign import Places, hooked
+from minicos.peers.prepare import Call, prepared
+from minicos.peers.presets import PeerPreset, get_preset
+from minicos.precision import undisturbed
+from minicos.sample import VIDEO, Latents, Model, Moment, classifier_free, draw_noise
+from minicos.schedule import Schedule
+from minicos.wan import UNUSED_NEGATIVE
+
+# Prompts -> arguments of a pipeline that take the place of `prompt`, such as prompt_embeds.
+Embed = Callable[[list[str]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PeerCondition(Condition):
+    """What a peer is conditioned on: for each branch that differs in what it is given, what the
+    pipeline calls its transformer with.
+    """
+
+    calls: Mapping[str, Call]  # "cond", and "uncond" where there is guidance
+
+    def branch(self, name: str) -> Call:
+        """The call of "cond" or "uncond". Raises MinicosError where there is no negative prompt."""
+        if name not in self.calls:
+            raise MinicosError(
+                "guidance needs a negative prompt, and this condition has none: make it again "
+                "under the preset that guides"
+            )
+        return self.calls[name]
+
+    def rows(self, index: Tensor) -> Self:
+        count = self.shape[0]
+
+        def some(x: Any) -> Any:
+            batched = isinstance(x, Tensor) and x.ndim and len(x) == count
+            return x[index.to(x.device)] if batched else x
+
+        calls = {name: {k: some(v) for k, v in call.items()} for name, call in self.calls.items()}
+        return replace(super().rows(index), calls=calls)
+
+
+@dataclass(frozen=True, repr=False)
+class Peer(Model):
+    """A family of pipelines overrides what is abstract, and what else differs in it.
+
+    Dimensions of `Call` are the transformer's; everything else is b c f h w.
+    """
+
+    pipe: Any
+    variant: str
+    preset: Any  # a PeerPreset, or the family's own kind of it
+    weights: str = ""  # fingerprint of the files, which runs remember
+    embed: Embed | None = None  # in the place of the pipeline's text encoders
+    # A random choice of the pipeline's is not the run's: CogVideoX samples the picture's latent.
+    picture_seed: int = 0
+    placement: str = "resident"  # where the weights are; diffusers moves them
+    notes: tuple[str, ...] = ()
+
+    # The arguments of the transformer that change from step to step.
+    moving: ClassVar[frozenset[str]] = frozenset({"hidden_states", "timestep"})
+    loras: ClassVar[tuple[Any, ...]] = ()
+    tile: ClassVar[int | None] = None
+
+    # -- what a family says ------------------------------------------------------------------------
+
+    @abstractmethod
+    def shape(self, call: Call) -> tuple[int, int, int, int, int]:
+        """b c f h w of the video's latents in a call."""
+
+    @abstractmethod
+    def received(self, call: Call) -> Latents:
+        """The latents in a call, in float32: the inverse of `arguments`, at the noise level of the
+        first step.
+        """
+
+    @abstractmethod
+    def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
+        """The call with these latents and the noise level of this moment in it."""
+
+    @abstractmethod
+    def velocities(self, answer: tuple[Tensor, ...], latents: Latents, moment: Moment) -> Latents:
+        """The velocities in the answer of the transformer to such a call, float32."""
+
+    @abstractmethod
+    def places(self, text: int) -> Places:
+        """Where the hook points lie; `text`: how many rows of it attend together with the video."""
+
+    @abstractmethod
+    def pixels(self, latent: Tensor) -> Tensor:
+        """The decoded video of latents, without its `lead`: b 3 F H W in [-1, 1]."""
+
+    @abstractmethod
+    def silence(self, call: Call) -> tuple[Tensor, ...]:
+        """Zeros of the shapes of the transformer's answer to a call."""
+
+    def given(self, guided: bool) -> dict[str, Any]:
+        """The pipeline's own arguments for this preset, with its guidance or without."""
+        return {"guidance_scale": self._strength if guided else 1.0}
+
+    def imposes(self) -> bool:
+        """Whether the first latent frame stands fixed."""
+        return False
+
+    def unprompted(self, cond: Call, texts: list[str], pictures: Tensor) -> Call:
+        """What is called in the unprompted branch, from the call of the prompted one and the
+        negative prompts.
+        """
+        return self.prepared(texts, pictures)
+
+    def start(self, noise: Tensor, call: Call) -> Tensor:
+        """The latents of a run that starts from Gaussian noise."""
+        return noise
+
+    def attends(self, branch: str) -> bool:
+        """Whether every attention is computed in the passes of a branch."""
+        return True
+
+    @property
+    def lead(self) -> int:
+        """Latent frames in front that are not shown: padding, or thrown away after decoding."""
+        return 0
+
+    # -- as a `Model` ------------------------------------------------------------------------------
+
+    def branches(self, expert: str, condition: PeerCondition) -> tuple[str, ...]:
+        if self._strength == 1:
+            return ("cond",)
+        condition.branch("uncond")
+        return "cond", "uncond"
+
+    def velocity(
+        self, latents: Latents, moment: Moment, branch: str, condition: PeerCondition, hooks: Hooks
+    ) -> Latents:
+        network, call = self.pipe.transformer, self.called(condition, branch)
+        hooks = hooks.at(grid=self.grid(condition.shape))
+        places = self.places(self.text_rows(call)) if hooks else Places()
+        given = self.arguments(call, latents, moment)
+        with hooked(network, places, hooks, attends=self.attends(branch)):
+            answer = network(**{**given, "return_dict": False})
+        found = self.velocities(answer, latents, moment)
+        return {**found, VIDEO: hooks("velocity", found[VIDEO])}
+
+    def called(self, condition: PeerCondition, branch: str) -> Call:
+        """The call of a branch."""
+        return condition.branch(branch)
+
+    def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
+        return classifier_free(passes, self._strength)
+
+    @property
+    def _strength(self) -> float:
+        return self.preset.guidance["high"]
+
+    @property
+    def points(self) -> Mapping[str, str]:
+        return self.places(0).shapes | {"velocity": "b c f h w"}
+
+    @property
+    def depth(self) -> int:
+        network = self.pipe.transformer
+        return len(network.transformer_blocks) + len(
+            getattr(network, "single_transformer_blocks", ())
+        )
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        names = ("self_attn", "cross_attn", "ffn")
+        everywhere = range(self.depth)
+        return tuple(s for s in names if all(f"blocks.{k}.{s}" in self.points for k in everywhere))
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        config = self.pipe.transformer.config
+        return config.get("patch_size_t") or 1, config.patch_size, config.patch_size
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        f, h, w = (size // patch for size, patch in zip(shape[2:], self.patch, strict=True))
+        return f, h, w
+
+    def frames_behind(self, frame: int) -> range:
+        return super().frames_behind(frame - self.lead) if frame >= self.lead else range(0)
+
+    @undisturbed()
+    def noise(self, condition: Condition, seed: int | Sequence[int]) -> Tensor:
+        on_card = self.preset.noise_device == "cuda"
+        source = self.device if on_card else torch.device("cpu")
+        drawn = draw_noise(condition.shape, seed, source).to(self.device)
+        return self.start(drawn, condition.branch("cond"))  # type: ignore[attr-defined]
+
+    # -- what commands ask -------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.pipe._execution_device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pipe.transformer.dtype
+
+    @property
+    def decode_dtype(self) -> torch.dtype:
+        return self.pipe.vae.dtype
+
+    @property
+    def ops(self) -> Ops:
+        """What studies compute with."""
+        return REFERENCE
+
+    def with_preset(self, name: str | None = None, **changes: Any) -> Self:
+        """The same pipeline under another preset, or with some of its fields changed."""
+        chosen: PeerPreset = self.preset if name is None else get_preset(self.variant, name)
+        chosen = chosen.changed(**changes)
+        if chosen.noise_device == "cuda" and self.device.type != "cuda":
+            raise MinicosError(f"noise on 'cuda' needs a card, and this model is on {self.device}")
+        return replace(self, preset=chosen)
+
+    def __repr__(self) -> str:
+        p = self.preset
+        return (
+            f"{type(self).__name__}: {self.variant}, {self.depth} blocks, "
+            f"{str(self.dtype).removeprefix('torch.')}, {self.placement} on {self.device}\n"
+            f"  preset: {p.solver}, {p.steps} steps, guidance {self._strength:g}\n"
+            f"  videos: {p.frames} frames, {p.fps} per second, {p.size[1]}x{p.size[0]} pixels"
+        )
+
+    # -- from prompt and picture to a condition ----------------------------------------------------
+
+    @undisturbed()
+    def condition(
+        self,
+        prompt: str | Sequence[str | None] | None,
+        image: Picture | None = None,
+        *,
+        last: Picture | None = None,
+        negative: str | None = None,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> PeerCondition:
+        """What to make: one prompt or several, and a first frame for all or one for each.
+
+        prompt, image, negative  as for `Wan.condition`
+        frames, size             those of the preset, on which noise levels may depend: others are
+                                 asked for by `with_preset`
+        Raises MinicosError for what the model does not take, and for a picture of another shape.
+        """
+        several = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+        prompts: list[str | None] = [*prompt] if several else [prompt]  # type: ignore[list-item, misc]
+        p = self.preset
+        p.check_inputs(self.variant, prompts, image is not None, last is not None)
+        if (frames or p.frames, tuple(size or p.size)) != (p.frames, tuple(p.size)):
+            raise MinicosError(
+                f"this model is set to {p.frames} frames of {p.size[1]}x{p.size[0]} pixels: take "
+                "with_preset(frames=..., size=...)"
+            )
+        check_frames(p.frames, self.stride[0])
+        if image is None:
+            raise MinicosError(f"{self.variant} makes a video from a first frame: give an image")
+        pictures = self._pictures(image, len(prompts))
+        if negative is not None and not p.guided:
+            warn(UNUSED_NEGATIVE)
+        texts = [text or "" for text in prompts]
+        cond = self.prepared(texts, pictures)
+        calls = {"cond": cond}
+        if p.guided:
+            texts = [p.negative_prompt if negative is None else negative] * len(texts)
+            calls["uncond"] = self.unprompted(cond, texts, pictures)
+        first = self.received(cond)[VIDEO][:, :, :1] if self.imposes() else None
+        return PeerCondition(shape=self.shape(cond), first=first, calls=calls)
+
+    def compressed(self, pictures: Tensor) -> Tensor:
+        """First frames (b 3 h w in [0, 1]) as given, before they are made to fit: as the model
+        wants them.
+        """
+        return pictures
+
+    def shown(self, pictures: Tensor) -> Any:
+        """First frames (b 3 H W in [0, 1]) in the form that the pipeline is given."""
+        return pictures
+
+    def text_rows(self, call: Call) -> int:
+        """How many rows of text attend together with the video."""
+        return call["encoder_hidden_states"].shape[1]
+
+    def words(self, condition: PeerCondition, branch: str) -> int:
+        """How many of them are the first sample's prompt; the rest is padding."""
+        return self.text_rows(condition.branch(branch))
+
+    def prepared(self, texts: list[str], pictures: Tensor, **more: Any) -> Call:
+        """What the pipeline calls its transformer with for some prompts and pictures; `more`: its
+        own arguments.
+        """
+        p = self.preset
+        words = {"prompt": texts} if self.embed is None else self.embed(texts)
+        given = {
+            **self.given(guided=False),
+            **words,
+            "image": self.shown(pictures),
+            "height": p.size[0],
+            "width": p.size[1],
+            "num_frames": p.frames,
+            "num_inference_steps": max(2, p.steps),
+            "generator": self.generators(len(texts)),
+            "output_type": "latent",
+            **more,
+        }
+        return prepared(self.pipe, self.silence, self.moving, given)
+
+    def generators(self, count: int) -> list[torch.Generator]:
+        """Of what the pipeline draws for itself: one for each sample, so that a sample is the same
+        alone and in a batch.
+        """
+        return [torch.Generator().manual_seed(self.picture_seed) for _ in range(count)]
+
+    def _pictures(self, image: Picture, count: int) -> Tensor:
+        """First frames in the preset's size: b 3 H W in [0, 1], on the host."""
+        given, size = as_image(image), tuple(self.preset.size)
+        batch = (given if given.ndim == 4 else given[None]).cpu().float()
+        h, w = batch.shape[-2:]
+        height, width = self.fitting((h, w))
+        if (height, width) != size:
+            raise MinicosError(
+                f"a picture of {w}x{h} pixels would be distorted to {size[1]}x{size[0]}: take "
+                f"with_preset(size=({height}, {width})), or area=None to distort it"
+            )
+        batch = self.compressed(batch)
+        if (h, w) != size:
+            batch = fit(batch, size, self.preset.resize) / 2 + 0.5
+        return batch.expand(count, -1, -1, -1)
+
+    def fitting(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of a video in a picture's aspect ratio, of about the preset's area."""
+        size: tuple[int, int] = tuple(self.preset.size)
+        if self.preset.area is None or image_hw == size:
+            return size
+        return frame_size(image_hw, self.preset.area, self.stride[1], self.patch[1])
+
+    def decode(self, latent: Tensor) -> np.ndarray:
+        """Latents (b c f h w) -> uint8 (b F H W 3)."""
+        with undisturbed():
+            video = self.pixels(latent.to(self.device))
+        return np.stack([to_uint8(one) for one in video])
+
+    def frames(self, latent: Tensor) -> Iterator[np.ndarray]:
+        """Decode one latent (c f h w): uint8 (frames H W 3)."""
+        yield self.decode(latent[None])[0]
+
+    # -- for families ------------------------------------------------------------------------------
+
+    def flow(
+        self, sigmas: Tensor, *, mu: float | None = None, shift: float | None = None
+    ) -> Schedule:
+        """The schedule of a FlowMatchEulerDiscreteScheduler, whose step is Euler's.
+
+        sigmas  evenly spaced noise levels, float64
+        mu      log of the shift, for schedulers whose shift depends on the size
+        shift   for the others, in the place of its own
+        """
+        scheduler = deepcopy(self.pipe.scheduler)
+        kind, config = type(scheduler).__name__, scheduler.config
+        odd = [k for k in ("stochastic_sampling", "invert_sigmas") if config.get(k)]
+        if kind != "FlowMatchEulerDiscreteScheduler" or odd:
+            raise MinicosError(
+                f"{' with '.join([kind, *odd])} does not step by Euler's method: set pipe.scheduler "
+                "to the FlowMatchEulerDiscreteScheduler of its repository"
+            )
+        if shift is not None:
+            scheduler.set_shift(shift)
+        scheduler.set_timesteps(sigmas=sigmas.tolist(), **({} if mu is None else {"mu": mu}))
+        return Schedule(
+            "euler", tuple(scheduler.timesteps.tolist()), tuple(scheduler.sigmas.tolist())
+        )
+
+
+def numbers_of(x: Tensor) -> Iterator[int]:
+    """A seed for each sample of some noise, from its bytes: what is drawn with it belongs to the
+    sample, whatever its batch.
+    """
+    for row in x.detach().float().cpu():
+        yield int.from_bytes(sha256(row.numpy().tobytes()).digest()[:7], "little")

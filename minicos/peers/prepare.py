@@ -1,0 +1,91 @@
+"""The pipeline prepares, we denoise: what a pipeline would have called its transformer with.
+
+Prompts, pictures, masks and positions stay the pipeline's own affair. `prepared` runs it with the
+transformer unplugged, keeps the arguments of the calls of its first two steps and stops it there.
+What differs between the two is what moves with the latent; everything else is the condition.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minicos.errors import MinicosError
+
+Call = Mapping[str, Any]  # the keyword arguments of a transformer
+
+
+class _Enough(Exception):
+    """Two steps have been seen."""
+
+
+def prepared(
+    pipe: Any, answer: Callable[[Call], tuple[Tensor, ...]], moving: frozenset[str], given: Call
+) -> Call:
+    """The arguments of the transformer's first call in `pipe(**given)`. Of the networks only the
+    encoders run; the pipeline is left as it was.
+
+    answer  a call -> zeros of the shapes that the transformer answers with
+    moving  the arguments that may change from step to step
+    Raises MinicosError where others do, and where the pipeline makes no call, or refuses `given`.
+    """
+    calls: list[Call] = []
+
+    def stub(**call: Any) -> tuple[Tensor, ...]:
+        calls.append({k: v.clone() if isinstance(v, Tensor) else v for k, v in call.items()})
+        if len(calls) == 2:
+            raise _Enough
+        return answer(call)
+
+    with torch.no_grad(), _unplugged(pipe, stub):
+        try:
+            pipe(**given)
+        except _Enough:
+            pass
+        except (ValueError, TypeError) as error:
+            raise MinicosError(
+                f"{type(pipe).__name__} refuses what it was given: {error}"
+            ) from error
+    if len(calls) < 2:
+        raise MinicosError(
+            f"{type(pipe).__name__} made {len(calls)} calls of its transformer in a run"
+        )
+    first, second = calls
+    moved = {k for k in first.keys() | second.keys() if not _same(first.get(k), second.get(k))}
+    if unknown := ", ".join(sorted(moved - moving)):
+        raise MinicosError(
+            f"{type(pipe).__name__} changes {unknown} from step to step, which minicos does not "
+            "expect: this version of diffusers is another than the one it was written for"
+        )
+    return first
+
+
+@contextmanager
+def _unplugged(pipe: Any, stub: Callable[..., Any]) -> Iterator[None]:
+    """The pipeline with `stub` as its transformer's forward, a scheduler of its own and no progress
+    bar. Attributes are put back as they were: also an offloader's own forward.
+    """
+    before, own = dict(vars(pipe)), vars(pipe.transformer)
+    kept = {name: own[name] for name in ("forward",) if name in own}
+    vars(pipe)["scheduler"] = deepcopy(pipe.scheduler)
+    vars(pipe)["_progress_bar_config"] = {"disable": True}
+    own["forward"] = stub
+    try:
+        yield
+    finally:
+        del own["forward"]
+        own.update(kept)
+        vars(pipe).clear()
+        vars(pipe).update(before)
+        pipe.maybe_free_model_hooks()
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b or a == b

@@ -1,0 +1,118 @@
+"""Tiny random pipelines of the peers, from the goldens: diffusers' own answers for their weights.
+
+A golden holds what a pipeline was given (`given.*`, a picture and rows of text), every latent of
+its own guided run of four steps (`loop.*`; `full.*` under all terms of LTX-2's guidance), in the
+pipeline's coordinates as b c f h w, and what blocks return in a prompted pass at step 1 (`out.*`).
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import minicos
+from minicos.peers.peer import Peer
+from tests import golden
+
+NAMES = ("cogvideox15", "hunyuan_concat", "hunyuan_replace", "ltx2", "ltx23")
+STEPS = 4
+
+
+def tensors(name: str) -> dict[str, Tensor]:
+    return golden.read(f"peer_{name}")
+
+
+@cache
+def _parts(name: str) -> dict[str, Any]:
+    diffusers = pytest.importorskip("diffusers")
+    facts = golden.info(f"peer_{name}")
+    weights = golden.read(f"peer_{name}.weights")
+    parts: dict[str, Any] = {}
+    for part, config in facts["configs"].items():
+        network = _class(diffusers, facts["pipeline"], part).from_config(config)
+        if part != "scheduler":
+            mine = {k.removeprefix(f"{part}."): v for k, v in weights.items()}
+            network.load_state_dict({k: mine[k] for k in network.state_dict()})
+            network.eval()
+        parts[part] = network
+    return parts
+
+
+def _class(diffusers: Any, pipeline: str, part: str) -> Any:
+    kinds = {
+        "CogVideoX": ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX",
+                      "CogVideoXDDIMScheduler"),
+        "HunyuanVideo": ("HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo",
+                         "FlowMatchEulerDiscreteScheduler"),
+        "LTX2": ("LTX2VideoTransformer3DModel", "AutoencoderKLLTX2Video",
+                 "FlowMatchEulerDiscreteScheduler"),
+    }[pipeline.removesuffix("ImageToVideoPipeline")]  # fmt: skip
+    if part == "connectors":
+        return diffusers.pipelines.ltx2.LTX2TextConnectors
+    return getattr(
+        diffusers, dict(zip(("transformer", "vae", "scheduler"), kinds, strict=True))[part]
+    )
+
+
+def pipeline(name: str) -> Any:
+    """The pipeline of a golden. Its networks are shared: do not change them."""
+    diffusers = pytest.importorskip("diffusers")
+    parts = dict(_parts(name))
+    kind = golden.info(f"peer_{name}")["pipeline"]
+    empty = ("text_encoder", "tokenizer")
+    if kind.startswith("LTX2"):
+        parts["vae"].use_framewise_encoding = parts["vae"].use_framewise_decoding = False
+        parts |= {"audio_vae": _audio_vae(diffusers), "vocoder": None}
+    if kind.startswith("Hunyuan"):
+        empty += ("text_encoder_2", "tokenizer_2", "image_processor")
+    return getattr(diffusers, kind)(**parts, **dict.fromkeys(empty))
+
+
+def _audio_vae(diffusers: Any) -> Any:
+    return diffusers.AutoencoderKLLTX2Audio(
+        base_channels=4, output_channels=2, ch_mult=(1,), num_res_blocks=1, attn_resolutions=None,
+        in_channels=2, resolution=32, latent_channels=2, norm_type="pixel", causality_axis="height",
+        dropout=0.0, mid_block_add_attention=False, sample_rate=16000, mel_hop_length=160,
+        is_causal=True, mel_bins=8,
+    )  # fmt: skip
+
+
+def embed(name: str) -> Any:
+    """Rows of text of the golden in the place of a text encoder; "" is the negative prompt."""
+    given = {k.removeprefix("given."): v for k, v in tensors(name).items() if "given." in k}
+
+    def rows(texts: list[str]) -> Mapping[str, Any]:
+        prefix = "negative_" if texts[0] == "" and "negative_prompt_embeds" in given else ""
+        kinds = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+        found = {k: given[prefix + k] for k in kinds if prefix + k in given}
+        return {k: v.repeat(len(texts), *[1] * (v.ndim - 1)) for k, v in found.items()}
+
+    return rows
+
+
+def peer(name: str, **changes: Any) -> Peer:
+    """The model of a golden as its own run was made."""
+    facts = golden.info(f"peer_{name}")
+    pipe = pipeline(name)
+    model = minicos.from_diffusers(pipe, embed=embed(name))
+    assert isinstance(model, Peer)
+    given = {"steps": STEPS, "size": tuple(facts["size"]), "frames": facts["frames"], "area": None}
+    given |= {"guidance": facts["guidance"]}
+    if name.startswith("ltx"):
+        given |= {"fps": 25, "image_crf": 0, "stg": 0.0, "modality": 1.0, "rescale": 0.0}
+        given |= {"audio_guidance": None}
+    return model.with_preset(**{**given, **changes})
+
+
+def picture(name: str) -> Tensor:
+    """The golden's first frame: 3 H W in [0, 1]."""
+    image = tensors(name)["given.image"]
+    return image if image.ndim == 3 else image[0]
+
+
+def conditioned(name: str, model: Peer | None = None, **more: Any) -> tuple[Peer, Any]:
+    """The model of a golden, or this one, and the golden's condition."""
+    model = peer(name) if model is None else model
+    return model, model.condition("solve the maze", picture(name), **more)

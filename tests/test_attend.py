@@ -1,0 +1,148 @@
+"""Attention with hooks on its keys and its pattern: exact, and untouched where nobody intervenes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minicos import attend as attending
+from minicos.attend import attend, masked_attention, pattern
+from minicos.hooks import Hooks, Site
+from minicos.ops import attention
+
+
+def drawn(b: int, n: int, queries: int, keys: int, width: int = 8, seed: int = 0):
+    """q, k and v."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = (queries, width), (keys, width), (keys, width)
+    return tuple(torch.randn(b, n, *shape, generator=draw) for shape in shapes)
+
+
+def by_definition(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """In float64, one query after the other, over the keys that it may see and nothing else."""
+    q, k, v, out = q.double(), k.double(), v.double(), torch.zeros_like(q, dtype=torch.double)
+    for b, n, i in torch.cartesian_prod(*map(torch.arange, q.shape[:3])).tolist():
+        seen = allowed[b, n, i]
+        if seen.any():
+            weights = torch.softmax(k[b, n, seen] @ q[b, n, i] / q.shape[-1] ** 0.5, 0)
+            out[b, n, i] = weights @ v[b, n, seen]
+    return out
+
+
+def limited(allowed: Tensor) -> Hooks:
+    """A hook that leaves these keys, whichever queries it is asked for."""
+    return Hooks().on("allowed", lambda x, site: x & allowed[:, :, site.tokens])
+
+
+sizes = st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 7), st.integers(1, 9))
+
+
+@given(size=sizes, seed=st.integers(0, 99), density=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+def test_the_softmax_runs_over_what_is_left(size, seed, density):
+    """Also for queries that have one key, or none: these get zeros."""
+    b, n, length, keys = size
+    q, k, v = drawn(b, n, length, keys, seed=seed)
+    draw = torch.Generator().manual_seed(seed + 100)
+    allowed = torch.rand(b, n, length, keys, generator=draw) < density
+    expected = by_definition(q, k, v, allowed)
+    for found in (
+        masked_attention(q, k, v, allowed),
+        attend(q, k, v, attention, limited(allowed)),
+        pattern(q, k, allowed) @ v,
+        attend(q, k, v, attention, limited(allowed).on("pattern", lambda p, site: p.clone())),
+    ):
+        assert (found - expected).abs().max() < 5e-6  # measured 7.4e-7
+    assert not masked_attention(q, k, v, allowed)[~allowed.any(-1)].any()
+
+
+def test_scores_that_underflow_do_not_matter():
+    """Keys that are left have a softmax of their own, however little of the whole one was theirs."""
+    q, k, v = drawn(1, 1, 3, 4)
+    k[:, :, 0] = q[:, :, :1].mean(2) * 1e4  # takes the whole softmax of query 0
+    allowed = torch.ones(1, 1, 3, 4, dtype=torch.bool)
+    allowed[..., 0] = False
+    expected = by_definition(q, k, v, allowed)
+    assert (attend(q, k, v, attention, limited(allowed)) - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("most", [1, 10, 40, 1 << 28])
+def test_a_matrix_that_does_not_fit_comes_in_blocks(most, monkeypatch):
+    q, k, v = drawn(2, 2, 7, 5)
+    allowed = torch.rand(2, 2, 7, 5, generator=torch.Generator().manual_seed(1)) < 0.6
+    whole = attend(q, k, v, attention, limited(allowed))
+    shown = pattern(q, k, allowed)
+    monkeypatch.setattr(attending, "MOST_PAIRS", most)
+    monkeypatch.setattr(attending, "MOST_WEIGHTS", 4 * most)
+    seen: list[Tensor] = []
+
+    def see(p: Tensor, site: Site) -> None:
+        assert torch.equal(
+            torch.arange(7)[site.tokens], torch.arange(7)[len(rows(seen)) :][: p.shape[2]]
+        )
+        seen.append(p)
+
+    def rows(parts: list[Tensor]) -> list[int]:
+        return [i for part in parts for i in range(part.shape[2])]
+
+    found = attend(q, k, v, attention, limited(allowed).on("pattern", see))
+    assert (found - whole).abs().max() < 1e-6  # measured 1.2e-7
+    assert (torch.cat(seen, dim=2) - shown).abs().max() < 1e-6
+    assert len(seen) == {1: 7, 10: 4, 40: 1}.get(most, 1)
+
+
+@pytest.mark.parametrize("most", [10, 1 << 28])
+def test_who_only_looks_changes_no_bit(most, monkeypatch):
+    monkeypatch.setattr(attending, "MOST_PAIRS", most)
+    q, k, v = drawn(2, 2, 7, 5)
+    calls = []
+    counted = lambda *args: calls.append(args) or attention(*args)  # noqa: E731
+    plain = attend(q, k, v, counted, Hooks().on("heads", print))
+    for name in ("allowed", "pattern"):
+        for look in (lambda x, site: None, lambda x, site: x):
+            assert torch.equal(attend(q, k, v, counted, Hooks().on(name, look)), plain)
+    assert len(calls) == 5  # always the model's own operation, once
+
+
+def test_nothing_is_computed_for_nobody(monkeypatch):
+    monkeypatch.setattr(attending, "pattern", None)
+    q, k, v = drawn(1, 2, 3, 4)
+    hooks = Hooks().on("q", print).on("allowed", lambda x, site: None).on("pattern_img", print)
+    assert torch.equal(attend(q, k, v, attention, hooks), attention(q, k, v))
+
+
+def test_a_pattern_can_be_replaced_also_in_place():
+    q, k, v = drawn(2, 2, 3, 5)
+    uniform = v.mean(2, keepdim=True).expand(-1, -1, 3, -1)
+
+    def silently(p: Tensor, site: Site) -> None:
+        p.fill_(0.2)
+
+    for change in (lambda p, site: torch.full_like(p, 0.2), lambda p, site: p.fill_(0.2), silently):
+        with torch.inference_mode(change is silently):
+            found = attend(q, k, v, attention, Hooks().on("pattern", change))
+        assert (found - uniform).abs().max() < 1e-6
+
+
+def test_hooks_on_keys_compose():
+    """Each forbids on top of what the one before it has left."""
+    q, k, v = drawn(1, 2, 6, 6)
+    first, second = (
+        torch.rand(1, 2, 6, 6, generator=torch.Generator().manual_seed(i)) < 0.7 for i in range(2)
+    )
+    both = attend(q, k, v, attention, limited(first) + limited(second))
+    assert torch.equal(both, attend(q, k, v, attention, limited(first & second)))
+
+
+def test_gradients_flow_through_what_is_left_and_are_numbers():
+    q, k, v = (x.double().requires_grad_() for x in drawn(1, 1, 3, 4, width=3))
+    allowed = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)[None, None]
+    assert torch.autograd.gradcheck(lambda *x: masked_attention(*x, allowed), (q, k, v))
+    grown = lambda q, k: pattern(q, k, allowed).double()  # noqa: E731
+    a, b = torch.autograd.grad(grown(q, k)[..., 0].sum(), (q, k))
+    assert (
+        torch.isfinite(a).all()
+        and torch.isfinite(b).all()
+        and a[0, 0, 0].any()
+        and not a[0, 0, 1].any()
+    )
