@@ -344,7 +344,7 @@ _TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "i
 # nothing is said. "cos" is the paper's tools as they are called: DiffSynth's pipeline with the
 # official negative prompt. Two departures, with their size in a small model:
 #   latents, guidance and timesteps are float32, where the tools compute them in bfloat16: 4.8e-2 of
-#   the final latents (mazes, the embedded model in bfloat16); loop_dtype="bfloat16" does as they do;
+#   the final latents (mazes, embedded model in bfloat16). loop_dtype="bfloat16" does as they do;
 #   the picture is encoded whole, where the tools encode it in tiles of 30x52 latents, stride 15x26:
 #   1.1e-2 of its latents.
 PRESETS: dict[str, dict[str, Preset]] = {

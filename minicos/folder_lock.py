@@ -95,6 +95,7 @@ def _owner(file: IO[str]) -> str:
     try:
         file.seek(0)
         about = json.loads(file.read(1000))
-        return f" (process {int(about['process'])} on {str(about['host'])[:60]!r} since {str(about['since'])[:20]})"
+        host, since = str(about["host"])[:60], str(about["since"])[:20]
+        return f" (process {int(about['process'])} on {host!r} since {since})"
     except (OSError, ValueError, LookupError, TypeError):
         return ""

@@ -288,7 +288,7 @@ def _tell(text: str) -> None:
 
 
 def _line(label: str, done: int, total: int | None, elapsed: float) -> str:
-    """How far it is: `denoise [############............] 20/40  1:02 + 1:02`, the times spent and expected."""
+    """How far it is, times spent and expected included: `denoise [####....] 20/40  1:02 + 1:02`."""
     if not total:
         return f"{label} {done}  {_clock(elapsed)}"
     filled = round(24 * min(done / total, 1))

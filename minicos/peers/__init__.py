@@ -22,7 +22,7 @@ from minicos.wan import Wan
 def from_diffusers(
     pipe: Any, *, variant: str | None = None, preset: str | None = None, embed: Embed | None = None
 ) -> Wan | Peer:
-    """A pipeline of diffusers that is in memory, as a model of minicos; the pipeline is not changed.
+    """A pipeline of diffusers that is in memory, as a model of minicos; it is not changed.
 
     pipe     of a class in `wan.PIPELINES` or `FAMILIES`
     variant  of Wan, what shapes cannot tell, as for `minicos.load`: "VBVR-Wan2.2", ...

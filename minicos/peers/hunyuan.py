@@ -88,10 +88,6 @@ class HunyuanVideo(Peer):
     def words(self, condition: PeerCondition, branch: str) -> int:
         return int(condition.branch(branch)["encoder_attention_mask"][0].sum())
 
-    @property
-    def stream_decides(self) -> bool:
-        return False
-
     def pixels(self, latent: Tensor) -> Tensor:
         vae = self.pipe.vae
         video = vae.decode((latent / self.pipe.vae_scaling_factor).to(vae.dtype)).sample

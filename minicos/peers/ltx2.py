@@ -99,8 +99,8 @@ class LTX2(Peer):
         return branch not in ("stg", "modality")
 
     def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
-        """cond + (g - 1) (cond - uncond) + stg (cond - stg) + (modality - 1) (cond - modality), then
-        the share of rescaling (pipeline_ltx2_image2video.py).
+        """cond + (g - 1) (cond - uncond) + stg (cond - stg) + (modality - 1) (cond - modality),
+        then the share of rescaling (pipeline_ltx2_image2video.py).
         """
         p, found = self.preset, {}
         for name, cond in passes["cond"].items():

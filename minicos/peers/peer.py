@@ -386,8 +386,8 @@ class Peer(Model):
         odd = [k for k in ("stochastic_sampling", "invert_sigmas") if config.get(k)]
         if kind != "FlowMatchEulerDiscreteScheduler" or odd:
             raise MinicosError(
-                f"{' with '.join([kind, *odd])} does not step by Euler's method: set pipe.scheduler "
-                "to the FlowMatchEulerDiscreteScheduler of its repository"
+                f"{' with '.join([kind, *odd])} does not step by Euler's method: set pipe.scheduler"
+                " to the FlowMatchEulerDiscreteScheduler of its repository"
             )
         if shift is not None:
             scheduler.set_shift(shift)

@@ -104,7 +104,7 @@ PRESETS: dict[str, dict[str, PeerPreset]] = {
 
 
 def get_preset(variant: str, name: str | None = None) -> PeerPreset:
-    """The preset of a peer, its first one by default. Raises MinicosError naming those there are."""
+    """The preset of a peer, the first by default. Raises MinicosError naming those there are."""
     table = PRESETS[variant]
     name = name or next(iter(table))
     if name not in table:

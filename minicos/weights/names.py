@@ -14,8 +14,10 @@ from minicos.errors import MinicosError
 
 # Put before the names of a network by ComfyUI, DiffSynth's trainer, DataParallel, torch.compile and
 # (CLIP) transformers.
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "vision_model.", "pipe.dit.",
-            "module.", "_orig_mod.")  # fmt: skip
+PREFIXES = (
+    *("model.diffusion_model.", "diffusion_model.", "model.", "vision_model.", "pipe.dit."),
+    *("module.", "_orig_mod."),
+)
 WRAPPED = (
     "_orig_mod.",
     "_fsdp_wrapped_module.",
@@ -201,8 +203,10 @@ FACTORS = {  # ending of a factor -> of its matrix
 VALUES = {".weight._data": ".weight"}  # optimum-quanto
 RECORDS = (".comfy_quant",)
 UNUSED = (".scale_input", ".input_scale", ".output_scale", ".weight._shift")
-ALONE = ("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight", "visual_projection.weight",
-         "text_projection.weight", "logit_scale", "embeddings.position_ids")  # fmt: skip
+ALONE = (
+    *("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight", "visual_projection.weight"),
+    *("text_projection.weight", "logit_scale", "embeddings.position_ids"),
+)
 QUANTISED = {  # an ending that tells a way of storing weights that is not read
     ".quant_state.bitsandbytes__nf4": "4-bit nf4 of bitsandbytes",
     ".quant_state.bitsandbytes__fp4": "4-bit fp4 of bitsandbytes",

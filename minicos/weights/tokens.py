@@ -16,15 +16,13 @@ from minicos.weights.files import read_bytes, reading, table
 
 LIMIT = 1 << 26  # bytes; that of umt5-xxl has 17 million
 MODELS = ("Unigram", "WordLevel", "BPE")
-NORMALISERS = ("Precompiled", "Replace", "Strip", "StripAccents", "Lowercase", "Prepend", "Nmt",
-               "NFC", "NFD", "NFKC", "NFKD", "BertNormalizer")  # fmt: skip
+NORMALISERS = (
+    *("Precompiled", "Replace", "Strip", "StripAccents", "Lowercase", "Prepend", "Nmt"),
+    *("NFC", "NFD", "NFKC", "NFKD", "BertNormalizer"),
+)
 PRE_TOKENIZERS = (
-    "Metaspace",
-    "Whitespace",
-    "WhitespaceSplit",
-    "Punctuation",
-    "Digits",
-    "ByteLevel",
+    *("Metaspace", "Whitespace", "WhitespaceSplit"),
+    *("Punctuation", "Digits", "ByteLevel"),
 )
 SPACES = " {2,}"  # the one regular expression that is published
 REMEDY = "Take the tokenizer.json of umt5-xxl."
