@@ -3,6 +3,7 @@ several files share.
 """
 
 import json
+import os
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -37,7 +38,8 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish(session):
     waits = session.items and session.items[-1].name == interpreter.WAITS
-    if waits and not session.config.option.collectonly:
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    if waits and alone and not session.config.option.collectonly:
         interpreter.start()
 
 

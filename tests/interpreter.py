@@ -19,6 +19,8 @@ _running: list[tuple[subprocess.Popen, Path]] = []
 
 def start() -> None:
     """Run every `tests/test_kernel_*.py` in the interpreter, and go on."""
+    if _running:
+        return
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     files = sorted(map(str, FOLDER.glob("test_kernel_*.py")))
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
@@ -31,6 +33,7 @@ def start() -> None:
 
 def finish() -> tuple[int, str]:
     """Wait until they are through: pytest's exit code, and what it said."""
+    start()  # where several processes share the tests, only now
     process, output = _running[0]
     return process.wait(), output.read_text()
 
