@@ -28,7 +28,7 @@ from tests import golden, interpreter
 
 # the networks are tiny, and last bits then do not depend on the machine's cores
 torch.set_num_threads(1)
-settings.register_profile("minicos", deadline=None)
+settings.register_profile("minicos", deadline=None, max_examples=50)
 settings.load_profile("minicos")
 
 

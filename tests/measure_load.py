@@ -72,15 +72,15 @@ def main() -> None:
                 ),
             )
         seconds = time.monotonic() - begin
-        files = weight_files(folder)
+        sizes = [file.stat().st_size for file in weight_files(folder)]
     weights = sum(p.nbytes for p in network.parameters())
     after = anonymous()
     print(
         json.dumps(
             {
                 "variant": args.variant,
-                "shards": len(files),
-                "file_bytes": sum(file.stat().st_size for file in files),
+                "shards": len(sizes),
+                "file_bytes": sum(sizes),
                 "weights_bytes": weights,
                 "merged": len({name for lora in loras for name in lora.deltas}),
                 "before": before,
