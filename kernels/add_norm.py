@@ -17,10 +17,9 @@ from torch import Tensor
 
 from .gated_add import added
 from .modulated_norm import modulated
-from .rows import at, check, expect, launch, normed, place, served, store, writable
+from .rows import at, check, expect, launch, normed, place, served, store, traced, writable
 
 
-@torch.compiler.disable
 def gated_add_norm(
     x: Tensor,
     y: Tensor,
@@ -43,13 +42,9 @@ def gated_add_norm(
     each = served(op, x, gate=gate)
     for name, p in (("weight", weight), ("bias", bias)):
         expect(op, name, p, torch.float32, x.shape[2:], x.device)
-    out, norm = (torch.empty(x.shape, dtype=d, device=x.device) for d in (residual_dtype, dtype))
-    rows = (*at(x), *at(y), *at(gate), *at(weight), *at(bias))
-    launch(_add_norm, x, *rows, out, norm, x.shape[1], each, eps, affine=True)
-    return out, norm
+    return _run(x, y, gate, weight, bias, each, eps, residual_dtype, dtype)
 
 
-@torch.compiler.disable
 def add_modulated_norm(
     x: Tensor,
     y: Tensor,
@@ -69,9 +64,40 @@ def add_modulated_norm(
     writable(op, residual_dtype, dtype)
     expect(op, "y", y, y.dtype, x.shape, x.device)
     each = served(op, x, scale=scale, shift=shift)
+    return _run(x, y, None, scale, shift, each, eps, residual_dtype, dtype)
+
+
+def _empty(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    each: int,
+    eps: float,
+    residual_dtype: torch.dtype,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
     out, norm = (torch.empty(x.shape, dtype=d, device=x.device) for d in (residual_dtype, dtype))
-    rows = (*at(x), *at(y), *at(None), *at(scale), *at(shift))
-    launch(_add_norm, x, *rows, out, norm, x.shape[1], each, eps, affine=False)
+    return out, norm
+
+
+@traced("add_norm", _empty)
+def _run(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    each: int,
+    eps: float,
+    residual_dtype: torch.dtype,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """With a gate the norm is affine, of weight `scale` and bias `shift`; else it is modulated."""
+    out, norm = _empty(x, y, gate, scale, shift, each, eps, residual_dtype, dtype)
+    rows = (*at(x), *at(y), *at(gate), *at(scale), *at(shift))
+    launch(_add_norm, x, *rows, out, norm, x.shape[1], each, eps, affine=gate is not None)
     return out, norm
 
 

@@ -25,11 +25,11 @@ from .rows import (
     served,
     square_sum,
     store,
+    traced,
     writable,
 )
 
 
-@torch.compiler.disable
 def gated_add(
     x: Tensor,
     y: Tensor,
@@ -47,11 +47,32 @@ def gated_add(
     writable("gated_add", dtype)
     each = served("gated_add", x, gate=gate)
     expect("gated_add", "y", y, y.dtype, x.shape, x.device)
-    if energy is not None:
-        expect("gated_add", "energy", energy, torch.float32, x.shape[:2], x.device)
-        if x.numel() == 0:
-            energy.zero_()
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    if energy is None:
+        return _run(x, y, gate, each, dtype)
+    expect("gated_add", "energy", energy, torch.float32, x.shape[:2], x.device)
+    return _with_energy(x, y, gate, each, dtype, energy)
+
+
+def _empty(x: Tensor, y: Tensor, gate: Tensor, each: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+@traced("gated_add", _empty)
+def _run(x: Tensor, y: Tensor, gate: Tensor, each: int, dtype: torch.dtype) -> Tensor:
+    return _launched(x, y, gate, each, dtype, None)
+
+
+@torch.compiler.disable  # no network asks for it; a graph would have to know that it is written
+def _with_energy(
+    x: Tensor, y: Tensor, gate: Tensor, each: int, dtype: torch.dtype, energy: Tensor
+) -> Tensor:
+    return _launched(x, y, gate, each, dtype, energy if x.numel() else energy.zero_())
+
+
+def _launched(
+    x: Tensor, y: Tensor, gate: Tensor, each: int, dtype: torch.dtype, energy: Tensor | None
+) -> Tensor:
+    out = _empty(x, y, gate, each, dtype)
     strides = (0, 0) if energy is None else energy.stride()
     launch(_gated_add, x, *at(x), *at(y), *at(gate), out, energy, *strides, x.shape[1], each)
     return out

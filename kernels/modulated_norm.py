@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import at, check, launch, load, normed, place, rounded, served, store, writable
+from .rows import at, check, launch, load, normed, place, rounded, served, store, traced, writable
 
 
-@torch.compiler.disable
 def modulated_norm(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -26,7 +25,20 @@ def modulated_norm(
     check("modulated_norm", x=x, scale=scale, shift=shift)
     writable("modulated_norm", dtype)
     each = served("modulated_norm", x, scale=scale, shift=shift)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    return _run(x, scale, shift, each, eps, dtype)
+
+
+def _empty(
+    x: Tensor, scale: Tensor, shift: Tensor, each: int, eps: float, dtype: torch.dtype
+) -> Tensor:
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+@traced("modulated_norm", _empty)
+def _run(
+    x: Tensor, scale: Tensor, shift: Tensor, each: int, eps: float, dtype: torch.dtype
+) -> Tensor:
+    out = _empty(x, scale, shift, each, eps, dtype)
     launch(_modulated_norm, x, *at(x), *at(scale), *at(shift), out, x.shape[1], each, eps)
     return out
 

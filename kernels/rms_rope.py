@@ -1,5 +1,6 @@
-"""RMS norm over the full width and the rotation of each head, for q and k in one launch: the Triton
-twin of `minicos.ops.rms_rope`.
+"""RMS norm over the full width and the rotation of each head, for q and k in one launch, and the
+norm of one tensor alone, for cross-attention: the Triton twins of `minicos.ops.rms_rope` and
+`rms_norm`.
 
 One program per token: reads its rows of q and k and the cosines and sines of its position, which
 all heads share, and writes heads apart, b n l k, contiguous, as attention reads them. Channels are
@@ -16,10 +17,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import at, check, expect, launch, load, place, rounded, square_sum
+from .rows import (
+    at,
+    check,
+    expect,
+    launch,
+    load,
+    place,
+    rounded,
+    square_sum,
+    store,
+    traced,
+    writable,
+)
 
 
-@torch.compiler.disable
 def rms_rope(
     q: Tensor,
     k: Tensor,
@@ -37,22 +49,94 @@ def rms_rope(
         raise ValueError(
             f"rms_rope: q must be b l d, with d in {heads} heads of pairs, not {tuple(q.shape)}"
         )
-    batch, tokens, width = q.shape
+    _, tokens, width = q.shape
     expect("rms_rope", "k", k, q.dtype, q.shape, q.device)
     for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
         expect("rms_rope", name, weight, q_weight.dtype, (width,), q.device)
     cos, sin = (a.to(q.device).contiguous() for a in angles)
     for name, a in (("cosines", cos), ("sines", sin)):
         expect("rms_rope", name, a, torch.float32, (tokens, width // heads // 2), q.device)
-    turned = [
-        torch.empty(batch, heads, tokens, width // heads, dtype=q.dtype, device=q.device)
-        for _ in range(2)
-    ]
-    weights = q_weight.contiguous(), k_weight.contiguous()
-    launch(
-        _rms_rope, q, *at(q), *at(k), *weights, cos, sin, *turned, tokens, eps, head=width // heads
-    )
-    return turned[0], turned[1]
+    return _run(q, k, q_weight.contiguous(), k_weight.contiguous(), cos, sin, heads, eps)
+
+
+def _empty(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    batch, tokens, width = q.shape
+    shape = batch, heads, tokens, width // heads
+    q_out, k_out = (torch.empty(shape, dtype=q.dtype, device=q.device) for _ in range(2))
+    return q_out, k_out
+
+
+@traced("rms_rope", _empty)
+def _run(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    turned = _empty(q, k, q_weight, k_weight, cos, sin, heads, eps)
+    rows = (*at(q), *at(k), q_weight, k_weight, cos, sin, *turned)
+    launch(_rms_rope, q, *rows, q.shape[1], eps, head=q.shape[2] // heads)
+    return turned
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    """x / rms(x) * weight, rounded to `dtype` (None: that of the product): b l d -> b l d, weight d.
+    There is no gradient.
+    """
+    check("rms_norm", x=x, weight=weight)
+    if x.ndim != 3:
+        raise ValueError(f"rms_norm: x must be b l d, not {tuple(x.shape)}")
+    expect("rms_norm", "weight", weight, weight.dtype, x.shape[2:], x.device)
+    dtype = dtype or torch.promote_types(x.dtype, weight.dtype)
+    writable("rms_norm", dtype)
+    return _norm(x, weight.contiguous(), eps, dtype)
+
+
+def _empty_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+@traced("rms_norm", _empty_norm)
+def _norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    out = _empty_norm(x, weight, eps, dtype)
+    launch(_rms_norm, x, *at(x), weight, out, x.shape[1], eps)
+    return out
+
+
+@triton.jit
+def _rms_norm(
+    x, x_batch, x_token, weight, out, tokens, eps, width: tl.constexpr, chunk: tl.constexpr
+):
+    batch, token = place(tokens)
+    row = weighted(x + batch * x_batch + token * x_token, weight, eps, width, chunk)
+    store(out + (batch * tokens + token) * width, row, width, chunk)
+
+
+@triton.jit
+def weighted(x, weight, eps, width: tl.constexpr, chunk: tl.constexpr):
+    """The row at x, normed, rounded to its dtype and multiplied by the weight."""
+    row, factor = load(x, width, chunk), load(weight, width, chunk)
+    scale = tl.rsqrt(tl.div_rn(square_sum(row), width) + eps)
+    y = ()
+    for i in tl.static_range(len(row)):
+        product = rounded(row[i] * scale, x) * factor[i]
+        if weight.dtype.element_ty == x.dtype.element_ty:
+            product = rounded(product, x)
+        y += (product,)
+    return y
 
 
 @triton.jit
@@ -102,16 +186,12 @@ def turned(
     chunk: tl.constexpr,
 ):
     """The row at x, normed and turned, to out, whose heads lie `apart`."""
-    row, factor = load(x, width, chunk), load(weight, width, chunk)
-    scale = tl.rsqrt(tl.div_rn(square_sum(row), width) + eps)
+    row = weighted(x, weight, eps, width, chunk)
     for i in tl.static_range(len(row)):
-        y = rounded(row[i] * scale, x) * factor[i]
-        if weight.dtype.element_ty == x.dtype.element_ty:
-            y = rounded(y, x)
         pair = i * (chunk // 2) + tl.arange(0, chunk // 2)
         c = tl.load(cos + pair % (head // 2), mask=pair < width // 2, other=0.0)
         s = tl.load(sin + pair % (head // 2), mask=pair < width // 2, other=0.0)
-        even, odd = tl.split(tl.reshape(y, [chunk // 2, 2]))
+        even, odd = tl.split(tl.reshape(row[i], [chunk // 2, 2]))
         y = tl.reshape(tl.join(even * c - odd * s, even * s + odd * c), [chunk])
         channel = i * chunk + tl.arange(0, chunk)
         heads = out + (channel // head) * apart + channel % head

@@ -10,6 +10,10 @@ whose default changes between Triton's versions: each product and sum is rounded
 rounds it.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -97,6 +101,26 @@ def normed(row, eps, width: tl.constexpr, chunk: tl.constexpr):
 
 
 # -- on the host -----------------------------------------------------------------------------------
+
+
+def traced(name: str, like: Callable[..., Any]) -> Callable[[Callable], Callable]:
+    """Make a function one operation of the graph under `torch.compile`; elsewhere it is called as it
+    is.
+
+    like  from the same arguments, empty tensors for the results: all that a compiler has to know
+    """
+
+    def decorate(function: Callable) -> Callable:
+        op = torch.library.custom_op(f"minicos::{name}", function, mutates_args=())
+        op.register_fake(like)
+
+        @wraps(function)
+        def call(*arguments: Any) -> Any:
+            return (op if torch.compiler.is_compiling() else function)(*arguments)
+
+        return call
+
+    return decorate
 
 
 def launch(kernel: triton.JITFunction, x: Tensor, *arguments: object, **constants: object) -> None:

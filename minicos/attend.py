@@ -5,6 +5,9 @@ Two hook points of every attention are computed only while somebody watches them
     allowed  b n l t  bool     the keys that each query may see: at first, all of them
     pattern  b n l t  float32  softmax(q k^T / sqrt(k)) over the allowed keys
 
+A third one, `lse` (b n l, float32), is there to be read: log sum exp(q k^T / sqrt(k)) over all keys,
+a by-product of the pass itself where PyTorch's attention computes it and nobody intervenes.
+
 Where nobody does, attention is the model's own operation. It also stays so while hooks only look:
 looking changes no bit. Where a hook returns other keys, the softmax runs over these and over
 nothing else, and a query without any key gets zeros; where one returns another pattern, the heads
@@ -21,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minicos import measures, ops
+from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 
 MOST_PAIRS = 1 << 28  # queries times keys of one call: 268 MB of bools
@@ -47,10 +52,36 @@ def attend(
     whole = attention if mask is None else partial(attention, attn_mask=mask)
     if not hooks:
         return whole(q, k, v)
+    heads = _limited(q, k, v, attention, hooks, suffix, mask)
+    if not hooks.watches(name := f"lse{suffix}"):
+        return whole(q, k, v) if heads is None else heads
+    if heads is None and mask is None and attention is ops.attention:
+        heads, lse = measures.attention_with_lse(q, k, v)
+    else:
+        heads = whole(q, k, v) if heads is None else heads
+        lse = measures.log_sum_exp(q, k)
+    if hooks.replaced(name, lse) is not None:
+        raise MinicosError(
+            f"a hook on {name} returned a tensor, and nothing is computed from that point: replace "
+            "allowed or pattern"
+        )
+    return heads
+
+
+def _limited(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: Callable[..., Tensor],
+    hooks: Hooks,
+    suffix: str,
+    mask: Tensor | None,
+) -> Tensor | None:
+    """The heads under the hooks on `allowed` and `pattern`; None where these changed nothing."""
     names = f"allowed{suffix}", f"pattern{suffix}"
     limit, shown = (hooks.watches(name) for name in names)
     if not (limit or shown):
-        return whole(q, k, v)
+        return None
     if mask is not None:
         mask = mask.expand(*q.shape[:3], k.shape[2])
     blocks = [*_blocks(q, k, shown)]
@@ -60,7 +91,7 @@ def attend(
         for rows, seen in zip(blocks, masks, strict=True)
     ]
     if all(part is None for part in parts):
-        return whole(q, k, v)
+        return None
     for i, (rows, seen) in enumerate(zip(blocks, masks, strict=True)):
         if parts[i] is None:
             some = attention if seen is None else partial(attention, attn_mask=seen)

@@ -23,7 +23,7 @@ from minicos.attend import attend
 from minicos.config import DiTConfig
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
-from minicos.ops import REFERENCE, Ops, layer_norm, rms_norm, rope, sinusoid
+from minicos.ops import REFERENCE, Ops, layer_norm, rope, sinusoid
 
 # Parameters whose name contains one of these stay in float32 whatever the dtype of the rest.
 FLOAT32 = (
@@ -137,7 +137,7 @@ class CrossAttention(Attention):
             self.norm_k_img = RMSNorm(cfg.dim)
 
     def _normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        return rms_norm(x, norm.weight, self.cfg.eps).to(self.q.weight.dtype)
+        return self.ops.rms_norm(x, norm.weight, self.cfg.eps, self.q.weight.dtype)
 
     def forward(
         self, x: Tensor, text: Tensor, image: Tensor | None, hooks: Hooks = NO_HOOKS

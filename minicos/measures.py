@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+MOST_SCORES = 1 << 26  # numbers held at a time where scores are written down: 268 MB
+
 
 def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
     """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l)
@@ -86,11 +88,14 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
         heads, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
         lse = lse[..., : q.shape[2]]  # l is padded to a multiple of 32
     else:
-        heads, lse = (
-            F.scaled_dot_product_attention(q, k, v),
-            torch.cat([_scores(row, k).logsumexp(-1) for row in q.split(1024, 2)], dim=2),
-        )
+        heads, lse = F.scaled_dot_product_attention(q, k, v), log_sum_exp(q, k)
     return heads, lse
+
+
+def log_sum_exp(q: Tensor, k: Tensor) -> Tensor:
+    """log sum exp(q k^T / sqrt(k)) of every row, natural: q b n l k, k b n t k -> b n l float32."""
+    rows = max(1, MOST_SCORES // (k[..., 0].numel()))
+    return torch.cat([_scores(some, k).logsumexp(-1) for some in q.split(rows, 2)], dim=2)
 
 
 def attention_mass(

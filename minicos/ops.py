@@ -63,13 +63,14 @@ def rope(
     return angle.cos().float(), angle.sin().float()
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     """x / rms(x) * weight over the last axis: computed in float32, rounded to x's dtype before the
-    weight, as the official code does.
+    weight, as the official code does, and to `dtype` at the end (None: that of the product).
     """
     y = x.float()
     y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
-    return y.to(x.dtype) * weight
+    y = y.to(x.dtype) * weight
+    return y if dtype is None else y.to(dtype)
 
 
 def rms_rope(
@@ -191,6 +192,7 @@ class Ops:
     `REFERENCE` is this file and `measures`; `with_kernels` swaps in every Triton twin that exists.
     """
 
+    rms_norm: Callable[..., Tensor] = rms_norm
     rms_rope: Callable[..., tuple[Tensor, Tensor]] = rms_rope
     modulated_norm: Callable[..., Tensor] = modulated_norm
     gated_add: Callable[..., Tensor] = gated_add
@@ -215,11 +217,12 @@ class Ops:
         from minicos.kernels.gated_add import gated_add
         from minicos.kernels.latent_mean import latent_mean
         from minicos.kernels.modulated_norm import modulated_norm
-        from minicos.kernels.rms_rope import rms_rope
+        from minicos.kernels.rms_rope import rms_norm, rms_rope
         from minicos.kernels.token_energy import stream_energy, token_energy
 
         return replace(
             self,
+            rms_norm=rms_norm,
             rms_rope=rms_rope,
             modulated_norm=modulated_norm,
             gated_add=gated_add,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minicos import attend as attending
 from minicos.attend import attend, masked_attention, pattern
+from minicos.errors import MinicosError
 from minicos.hooks import Hooks, Site
 from minicos.ops import attention
 
@@ -146,3 +147,38 @@ def test_gradients_flow_through_what_is_left_and_are_numbers():
         and a[0, 0, 0].any()
         and not a[0, 0, 1].any()
     )
+
+
+# -- logarithms, to be read ------------------------------------------------------------------------
+
+
+def seen_lse(hooks: Hooks, attention=attention, mask=None) -> tuple[Tensor, Tensor]:
+    """The heads, and what a hook on `lse` sees."""
+    seen = []
+    hooks = hooks.on("lse", lambda x, site: seen.append(x))
+    heads = attend(*drawn(2, 3, 5, 9), attention, hooks, mask=mask)
+    (lse,) = seen
+    return heads, lse
+
+
+def test_logarithms_are_those_of_all_keys_and_change_nothing():
+    """By the pass itself, and apart where another attention computes it or somebody intervenes."""
+    q, k, v = drawn(2, 3, 5, 9)
+    expected = (q.double() @ k.double().mT / 8**0.5).logsumexp(-1)
+    allowed = torch.ones(2, 3, 5, 9, dtype=torch.bool)
+    allowed[..., 0] = False
+    for hooks, op, heads in (
+        (Hooks(), attention, attention(q, k, v)),
+        (Hooks().on("allowed", lambda x, site: None), attention, attention(q, k, v)),
+        (Hooks(), lambda q, k, v: v[:, :, :5], v[:, :, :5]),
+        (limited(allowed), attention, masked_attention(q, k, v, allowed)),
+    ):
+        found, lse = seen_lse(hooks, op)
+        assert torch.equal(found, heads)
+        assert (lse - expected).abs().max() < 1e-5  # measured 4.0e-7
+        assert lse.dtype == torch.float32
+
+
+def test_logarithms_cannot_be_replaced():
+    with pytest.raises(MinicosError, match="replace allowed or pattern"):
+        attend(*drawn(1, 1, 4, 4), attention, Hooks().on("lse", lambda x, site: x + 1))

@@ -408,11 +408,11 @@ def test_points_are_what_a_forward_pass_calls(layers, image_tokens, per_frame, s
 
 
 @pytest.mark.parametrize(
-    ("variant", "count"), [("tiny", 196), ("Wan2.2-I2V-A14B", 644), ("Wan2.1-FLF2V-14B", 845)]
+    ("variant", "count"), [("tiny", 220), ("Wan2.2-I2V-A14B", 724), ("Wan2.1-FLF2V-14B", 965)]
 )
 def test_number_of_points(variant, count):
     table, branch = points(VARIANTS[variant]), VARIANTS[variant].images > 0
-    assert len(table) == count == 4 + branch + (16 + 5 * branch) * VARIANTS[variant].num_layers
+    assert len(table) == count == 4 + branch + (18 + 6 * branch) * VARIANTS[variant].num_layers
     assert table.get("image") == ("b m d" if branch else None)
     assert table.get("blocks.2.cross_attn.k_img") == ("b n m k" if branch else None)
     assert table["blocks.2.cross_attn.k"] == "b n t k"

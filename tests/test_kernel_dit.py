@@ -27,6 +27,7 @@ def test_with_kernels_swaps_in_twins_and_nothing_else():
         if getattr(KERNELS, f.name) != getattr(ops, f.name)
     }
     assert set(swapped) == {
+        "rms_norm",
         "rms_rope",
         "modulated_norm",
         "gated_add",
@@ -125,14 +126,12 @@ def test_hooks_see_the_same_tensors_in_the_same_order_and_change_no_bit(
 
 
 @on_device
-def test_compiled_blocks_call_the_kernels_as_they_are(network):
-    """Dynamo leaves them out of its graphs; what is between them is compiled, here by a backend
-    that changes nothing.
-    """
+def test_a_compiled_block_is_one_graph_with_the_kernels_in_it(network):
+    """Each kernel is an operation of the graph; compiled by a backend that changes nothing."""
     made = network(torch.float32, torch.float32, KERNELS, num_layers=1)
     before = run(made)
     for block in made.blocks:
-        block.compile(backend="eager")
+        block.compile(backend="eager", fullgraph=True)
     assert torch.equal(run(made), before)
     assert torch.equal(watch(made)[0], before)
 

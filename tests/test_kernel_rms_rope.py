@@ -31,7 +31,7 @@ from tests.on_device import (  # isort: skip  finds minicos.kernels
     view,
 )
 from minicos.kernels import rms_rope as module
-from minicos.kernels.rms_rope import rms_rope
+from minicos.kernels.rms_rope import rms_norm, rms_rope
 from minicos.kernels.rows import options
 
 seeds = st.integers(0, 2**31 - 1)
@@ -142,6 +142,28 @@ def test_every_dtype_of_rows_and_weights(width, heads, weight, dtype):
         assert (
             rel_max(actual.float(), expected.float()) < 3e-2
         )  # measured 1.4e-2, of bfloat16 in the interpreter
+
+
+@on_device
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
+def test_the_norm_of_one_tensor(weight, dtype):
+    """As cross-attention asks for it: rounded to a dtype, or to that of the product."""
+    x, w = randn(1, 6, 24, dtype=dtype)[:, ::2], randn(24, seed=1, dtype=weight)
+    for wanted in (None, torch.float32, torch.float16):
+        actual, expected = (op(x, w, EPS, wanted) for op in (rms_norm, ops.rms_norm))
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+        assert rel_max(actual.float(), expected.float()) < 3e-2  # of bfloat16 in the interpreter
+    if dtype == weight == torch.float32:
+        assert rel_max(rms_norm(x, w, EPS), ops.rms_norm(x, w, EPS)) < 1e-6
+
+
+@on_device
+def test_the_norm_of_a_tensor_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="x must be b l d"):
+        rms_norm(randn(4, 8), randn(8), EPS)
+    with pytest.raises(ValueError, match=r"weight must be float32 \(8,\)"):
+        rms_norm(randn(1, 4, 8), randn(7), EPS)
 
 
 @on_device

@@ -88,7 +88,7 @@ def test_every_hook_point_has_a_counterpart(small_dit, given):
     compared = [point for point, _, _ in compare_dit(ours, verify.diffusers_dit(ours), *given)]
     points = minicos.points.points(ours.cfg)
     # no module of diffusers holds what attention computes on its way
-    inside = {name for name in points if name.endswith((".allowed", ".pattern"))}
+    inside = {name for name in points if name.endswith((".allowed", ".pattern", ".lse"))}
     assert sorted(compared) == sorted(points.keys() - inside)
     assert compared[-1] == "velocity"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minicos import measures, ops, puzzles
-from minicos.analysis.attention import Attention, words
+from minicos.analysis.attention import Attention, gives_lse, words
 from minicos.analysis.energy import Energy, components, forms, separation
 from minicos.analysis.tools.masks import on_grid
 from minicos.analysis.tools.record import record, recorded
@@ -278,17 +278,24 @@ def test_rows_are_drawn_for_every_frame_and_head_apart():
 
 
 def test_attention_computes_with_the_models_operations(toy, condition, run):
-    seen = []
+    seen, kept = [], []
 
-    def counted(q, k, frames):
-        seen.append(frames)
-        return ops.attention_mass(q, k, frames)
+    def counted(q, k, frames, lse=None):
+        seen.append((frames, lse is not None))
+        return ops.attention_mass(q, k, frames, lse)
 
     wan = load(toy, device="cpu", ops=replace(ops.REFERENCE, attention_mass=counted)).with_preset(
         "cos", steps=1
     )
-    record(wan, condition, run, [Attention((0, 7), (0,), ops=wan.ops)], wan.noise(condition, 0))
-    assert seen == [4, 1, 4, 1]  # self-attention by frames, cross-attention as one
+    for from_forward in (False, gives_lse(wan)):
+        recorder = Attention((0, 7), (0,), heads=(1, 2), ops=wan.ops, lse=from_forward)
+        step = next(wan.sample(condition, noise=wan.noise(condition, 0), hooks=recorder.hooks()))
+        kept.append(recorder.keep(step, run))
+    own, forward = kept
+    # self-attention by frames, with the forward's logarithms where asked for, cross-attention as one
+    assert seen == [(4, False), (1, False)] * 2 + [(4, True), (1, False)] * 2
+    assert own.keys() == forward.keys()
+    assert max(rel_max(forward[name], own[name]) for name in own) < 1e-4
 
 
 def test_attention_from_a_sample_is_kept_with_its_error(wan, condition, tmp_path):

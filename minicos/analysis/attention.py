@@ -5,9 +5,9 @@ With p = softmax(q k^T / sqrt(k)): a key's received mass is the sum of p over qu
 token gets 1), and the frame-by-frame matrix M[a, b] is the share of frame a's attention that goes
 to frame b (rows sum to 1). Both are exact and need no l x l matrix (`ops.attention_mass`). With
 `queries`, that many random ones of every frame stand for all: unbiased, with standard errors, at
-their share of the cost (`ops.attention_mass_sampled`). Log sum exp of the scores is computed anew,
-half the products of an attention: the forward's is not at a hook point, and to ask for it
-(`measures.attention_with_lse`) would take a whole one. Cross-attention is watched as well: prompts
+their share of the cost (`ops.attention_mass_sampled`). Log sum exp of the scores of self-attention is
+taken from the forward pass (the hook point `lse`) where that gives it, which halves the products;
+elsewhere it is computed anew. Cross-attention is watched as well: prompts
 shorter than the text length are padded with zero rows, the network attends to them like to any
 other, and the mass that they receive is shown beside that of the words.
 """
@@ -26,7 +26,7 @@ from minicos.analysis.options import AttentionOptions
 from minicos.analysis.result import Curve, Result, write
 from minicos.analysis.tools import cases, controls, figures, stats
 from minicos.analysis.tools.cases import Case
-from minicos.analysis.tools.record import Saved
+from minicos.analysis.tools.record import Saved, to_host
 from minicos.attend import pattern, thin
 from minicos.condition import WanCondition
 from minicos.hooks import NO_HOOKS, Hooks, Site
@@ -43,16 +43,19 @@ def words(condition: WanCondition, branch: str) -> int:
 
 
 def attentions(
-    use: Callable[[Tensor, Tensor, Tensor | None, Site], None],
+    use: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Site], None],
     layers: Sequence[int] | None = None,
     *,
     step: tuple[int, ...],
     branch: str = "cond",
+    lse: bool = False,
 ) -> Hooks:
-    """Hooks that call `use(q, k, allowed, site)` for self- and cross-attention of these layers
+    """Hooks that call `use(q, k, allowed, lse, site)` for self- and cross-attention of these layers
     (None: all), heads on axis 1.
 
     allowed  the keys that an intervention has left (bool, broadcast to b n l t), None: all of them
+    lse      log sum exp of the scores (b n l) where they are asked for and all keys are allowed, of
+             self-attention; else None
     """
     held: dict[str, Tensor] = {}
     parts: list[Tensor] = []  # of `allowed`, which in a long video comes in blocks of queries
@@ -68,22 +71,37 @@ def attentions(
         b, n = (max(part.shape[axis] for part in parts) for axis in (0, 1))
         left = None if free else torch.cat([p.expand(b, n, -1, -1) for p in parts], dim=2)
         parts.clear()
-        use(held.pop("q"), held.pop("k"), left, site)
+        if left is None and lse and ".self_attn." in site.name:
+            return  # `finish` follows
+        use(held["q"], held["k"], left, None, site)
+        held.clear()
+
+    def finish(logs: Tensor, site: Site) -> None:
+        if held:  # no intervention has ended it already
+            use(held["q"], held["k"], None, logs, site)
+            held.clear()
 
     hooks = NO_HOOKS
     for layer in ("*",) if layers is None else layers:
         for part in ("self_attn", "cross_attn"):
             for name, hook in (("q", hold), ("k", hold), ("allowed", collect)):
                 hooks = hooks.on(f"blocks.{layer}.{part}.{name}", hook, step=step, branch=branch)
+        if lse:
+            hooks = hooks.on(f"blocks.{layer}.self_attn.lse", finish, step=step, branch=branch)
     return hooks
 
 
+def gives_lse(model: object) -> bool:
+    """Whether a pass of the model has log sum exp as a by-product of its self-attention."""
+    return isinstance(model, Wan) and model.ops.self_attention is REFERENCE.self_attention
+
+
 def mass(
-    ops: Ops, q: Tensor, k: Tensor, frames: int, allowed: Tensor | None
+    ops: Ops, q: Tensor, k: Tensor, frames: int, allowed: Tensor | None, lse: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`ops.attention_mass`, over the allowed keys alone where not all are."""
     if allowed is None:
-        return ops.attention_mass(q, k, frames)
+        return ops.attention_mass(q, k, frames, lse)
     key_frames = frames if k.shape[2] == q.shape[2] else 1
     queries = (x.unflatten(2, (frames, -1)).unbind(2) for x in (q, allowed))
     each = [pattern(query, k, seen).sum(2) for query, seen in zip(*queries, strict=True)]  # b n t
@@ -105,18 +123,24 @@ class Attention:
     words: int | None = None  # rows of the prompt; the others are padding
     queries: int | None = None  # of every frame, at random; all by default, and where keys are cut
     ops: Ops = REFERENCE  # those of the model: `wan.ops`
+    lse: bool = False  # from the forward pass: `gives_lse(wan)`
     name: str = "attention"
     _kept: dict[str, Tensor] = field(default_factory=dict)
 
     def hooks(self) -> Hooks:
         """Of queries and keys at the chosen layers and steps."""
-        return attentions(self._weigh, self.layers, step=tuple(self.chosen), branch=self.branch)
+        lse = self.lse and self.queries is None
+        when = {"step": tuple(self.chosen), "branch": self.branch}
+        return attentions(self._weigh, self.layers, lse=lse, **when)
 
-    def _weigh(self, q: Tensor, k: Tensor, allowed: Tensor | None, site: Site) -> None:
+    def _weigh(
+        self, q: Tensor, k: Tensor, allowed: Tensor | None, lse: Tensor | None, site: Site
+    ) -> None:
         heads = slice(None) if self.heads is None else list(self.heads)
         if allowed is not None:
             allowed = allowed.expand(*q.shape[:2], -1, -1)[:1, heads]
         q, k = q[:1, heads].detach(), k[:1, heads].detach()
+        lse = None if lse is None else lse[:1, heads]
         _, layer, part, _ = site.name.split(".")
         text = part == "cross_attn"
         frames = 1 if text else site.grid[0]
@@ -129,7 +153,7 @@ class Attention:
                 self._kept[f"between{name}.{layer}"] = between
 
         if self.queries is None or allowed is not None:
-            received, between = mass(self.ops, q, k, frames, allowed)
+            received, between = mass(self.ops, q, k, frames, allowed, lse)
             keep(received[0].mean(0), between[0].mean(0))
             if self.queries is not None:  # exact all the same: keys are cut
                 keep(0 * received[0].mean(0), 0 * between[0].mean(0), "_error")
@@ -146,7 +170,7 @@ class Attention:
         """ "received.3": f h w; "between.3": f f; "text.3": t; of a sample of queries also
         "received_error.3" ...
         """
-        kept = dict(self._kept)
+        kept = to_host(self._kept)
         self._kept.clear()
         return kept
 
@@ -224,9 +248,9 @@ def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Ten
         (s, text): [] for s in at for text in (True, False)
     }
 
-    def weigh(q: Tensor, k: Tensor, allowed: Tensor | None, site: Site) -> None:
+    def weigh(q: Tensor, k: Tensor, allowed: Tensor | None, lse: Tensor | None, site: Site) -> None:
         text = ".cross_attn." in site.name
-        received, between = mass(wan.ops, q, k, 1 if text else site.grid[0], allowed)
+        received, between = mass(wan.ops, q, k, 1 if text else site.grid[0], allowed, lse)
         if text:
             share = received.mean(1) / q.shape[2]  # b t, of one query
             padded = [row[w:].sum() for row, w in zip(share, words, strict=True)]
@@ -234,7 +258,7 @@ def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Ten
         else:
             found[site.step, text].append(between.mean(1)[:, 1:, 0].mean(1))
 
-    hooks = attentions(weigh, step=tuple(at))
+    hooks = attentions(weigh, step=tuple(at), lse=gives_lse(wan))
     steps = wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=hooks)
     deque(islice(steps, max(at) + 1), maxlen=0)
     shares = {

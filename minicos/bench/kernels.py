@@ -185,6 +185,11 @@ def _rms_rope(s: Shapes) -> Given:
     return {"q": q, "k": k, **weights, "angles": angles, "heads": s.cfg.num_heads, "eps": s.cfg.eps}
 
 
+def _rms_norm(s: Shapes) -> Given:
+    weight = 1 + 0.1 * s.randn(s.cfg.dim)
+    return {"x": s.product(), "weight": weight, "eps": s.cfg.eps, "dtype": torch.bfloat16}
+
+
 def _attention_mass(s: Shapes) -> Given:
     return {"q": s.heads(), "k": s.heads(), "v": s.heads(), "frames": s.grid[0]}
 
@@ -209,6 +214,7 @@ CASES: dict[str, Callable[[Shapes], Given]] = {  # operation, and what sets a ca
     "gated_add, energy": _gated_add_energy,
     "gated_add_norm": _gated_add_norm,
     "add_modulated_norm": _add_modulated_norm,
+    "rms_norm": _rms_norm,
     "rms_rope": _rms_rope,
     "attention_mass": _attention_mass,
     "attention_mass, lse": _attention_mass_lse,

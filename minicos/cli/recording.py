@@ -94,7 +94,7 @@ def made(
     asked: RecordOptions,
 ) -> "list[Recorder]":
     """The recorders of some verbs, in the order of VERBS."""
-    from minicos.analysis.attention import Attention, words
+    from minicos.analysis.attention import Attention, gives_lse, words
     from minicos.analysis.energy import Energy
     from minicos.analysis.steps import Steps
 
@@ -103,7 +103,14 @@ def made(
         "steps": Steps(wan, chosen),
         "energy": Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops),
         "attention": Attention(
-            layers, chosen, asked.heads, asked.branch, prompt, asked.queries, wan.ops
+            layers,
+            chosen,
+            asked.heads,
+            asked.branch,
+            prompt,
+            asked.queries,
+            wan.ops,
+            gives_lse(wan),
         ),
     }
     return [every[verb] for verb in VERBS if verb in names]

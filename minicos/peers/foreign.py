@@ -32,6 +32,7 @@ from minicos.hooks import Hooks
 PARTS = dict.fromkeys(("q", "k", "v", "heads"), "b n l k") | {
     "allowed": "b n l t",
     "pattern": "b n l t",
+    "lse": "b n l",
 }
 
 
@@ -208,7 +209,7 @@ class _Attentions(TorchFunctionMode):
         hooks = self.hooks.at(video=place.video).scope(name)
         q, k, v = (hooks(x, given.pop(y)) for x, y in zip("qkv", names[:3], strict=True))
         mask = given.pop("attn_mask", None)
-        if hooks.watches("allowed") or hooks.watches("pattern"):
+        if any(map(hooks.watches, ("allowed", "pattern", "lse"))):
             if given.get("scale") is not None or given.get("enable_gqa"):
                 raise MinicosError(f"{name} scales or groups its heads in a way of its own")
             mask = _allowed(mask, name)
