@@ -93,8 +93,8 @@ def _run(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
-    """x / rms(x) * weight, rounded to `dtype` (None: that of the product): b l d -> b l d, weight d.
-    There is no gradient.
+    """x / rms(x) * weight, rounded to `dtype` (None: that of the product): b l d -> b l d, weight
+    d. There is no gradient.
     """
     check("rms_norm", x=x, weight=weight)
     if x.ndim != 3:

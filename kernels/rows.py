@@ -104,8 +104,8 @@ def normed(row, eps, width: tl.constexpr, chunk: tl.constexpr):
 
 
 def traced(name: str, like: Callable[..., Any]) -> Callable[[Callable], Callable]:
-    """Make a function one operation of the graph under `torch.compile`; elsewhere it is called as it
-    is.
+    """Make a function one operation of the graph under `torch.compile`; elsewhere it is called as
+    it is.
 
     like  from the same arguments, empty tensors for the results: all that a compiler has to know
     """

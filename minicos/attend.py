@@ -5,8 +5,8 @@ Two hook points of every attention are computed only while somebody watches them
     allowed  b n l t  bool     the keys that each query may see: at first, all of them
     pattern  b n l t  float32  softmax(q k^T / sqrt(k)) over the allowed keys
 
-A third one, `lse` (b n l, float32), is there to be read: log sum exp(q k^T / sqrt(k)) over all keys,
-a by-product of the pass itself where PyTorch's attention computes it and nobody intervenes.
+A third one, `lse` (b n l, float32), is there to be read: log sum exp(q k^T / sqrt(k)) over all
+keys, a by-product of the pass itself where PyTorch computes it and nobody intervenes.
 
 Where nobody does, attention is the model's own operation. It also stays so while hooks only look:
 looking changes no bit. Where a hook returns other keys, the softmax runs over these and over

@@ -3,7 +3,8 @@
 wan = minicos.load("tiny")
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +20,7 @@ from minicos.device import operations, warn_of_slow_convolutions
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.ops import Ops
-from minicos.plan import Plan, available, choose, measure
+from minicos.plan import DoesNotFit, Plan, available, choose, measure
 from minicos.precision import undisturbed
 from minicos.stream import Residency
 from minicos.text import TextEncoder, Tokenizer
@@ -40,7 +41,7 @@ def load(
     model: str | Path | Layout = "tiny",
     *,
     variant: str | None = None,
-    preset: str | None = None,
+    preset: str | Preset | None = None,
     parts: Mapping[str, str | Path] | None = None,
     lora: LoraFiles | None = None,
     device: str | torch.device | None = None,
@@ -63,7 +64,7 @@ def load(
     variant   its name where shapes cannot tell it: "VBVR-Wan2.2", "Wan2.1-T2V-14B", ...
               (`config.VARIANTS`, `config.FINETUNES`)
     preset    a way of sampling it, by default the first of `config.PRESETS`; "diffusers": as a
-              diffusers folder states
+              diffusers folder states; or a `Preset` itself
     parts     files that lie elsewhere, by name: {"low": ..., "vae": ..., "text": ..., "tokenizer":
               ..., "clip": ...}
     lora      expert -> LoRA files, each with a strength if you like: {"high": ["a.safetensors"],
@@ -98,7 +99,7 @@ def load(
     if not isinstance(model, Layout):
         model = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
     layout: Layout = model
-    chosen = layout.preset(preset)
+    chosen = preset if isinstance(preset, Preset) else layout.preset(preset)
     device = open_device(device)
     if compile:
         check_compiler(device)
@@ -123,7 +124,12 @@ def load(
     bundle = operations(device) if ops is None else attention.with_best(ops, device)
     networks = _on_meta(layout, chosen, dtype, decode_dtype, bundle)
     video = _video(chosen, layout.vae.config, frames, size)
-    plan = _plan(networks, chosen, device, dtype, residency, video, tile)
+    want = _Wish(networks, chosen, device, dtype, residency, video, tile)
+    try:
+        plan = want.plan()
+    except DoesNotFit as error:
+        tell(error.plan)
+        raise MinicosError(f"{error} {want.remedy()}") from error
     tell(plan)
     home = Residency(plan)
     for one in networks.streamed:
@@ -254,40 +260,84 @@ def _video(
     return frames or preset.frames, height, width
 
 
-def _plan(
-    parts: _Parts,
-    preset: Preset,
-    device: torch.device,
-    dtype: torch.dtype,
-    residency: str,
-    video: tuple[int, int, int],
-    tile: int | None,
-) -> Plan:
-    """Which network goes where, for videos of this size: see `plan.choose`."""
-    cfg, vae, (frames, height, width) = parts.experts[0].network.cfg, parts.vae, video
-    t, sh, sw = vae.network.cfg.stride
-    shape = (1, vae.network.cfg.z_dim, (frames - 1) // t + 1, height // sh, width // sw)
-    work = cost.dit_memory(cfg, shape, dtype, residual_dtype(preset, dtype))
-    decoded = min(tile or height, height), min(tile or width, width)
-    decoding = cost.vae_memory(vae.network.cfg, *decoded, device, vae.dtype("decoder."))
-    works = {"high": work, "low": work, "vae": decoding}
-    sizes = []
-    for one in parts.all:
-        mapped = 0  # bytes that stay in the file: as stored, on a CPU
-        if device.type == "cpu":
-            mapped = stored_bytes(one.files, one.name).get(one.dtype("blocks.0.ffn.0.weight"), 0)
-        used = works.get(one.name, 0)
-        sizes.append(measure(one.name, one.network, one.dtype, work=used, mapped=mapped))
-    passes = 1 if all(g == 1 for g in preset.guidance.values()) else 2
-    return choose(
-        residency,
-        sizes,
-        device,
-        free=available(device),
-        host=available(torch.device("cpu")),
-        operations=passes * cost.flops(cfg, shape),
-        dtype=dtype,
-    )
+@dataclass(frozen=True)
+class _Wish:
+    """What a plan is made for: a model, and the largest video."""
+
+    parts: _Parts
+    preset: Preset
+    device: torch.device
+    dtype: torch.dtype
+    residency: str
+    video: tuple[int, int, int]  # frames, height, width
+    tile: int | None
+
+    def plan(self) -> Plan:
+        """Which network goes where: see `plan.choose`, whose errors it raises."""
+        cfg, vae, (frames, height, width) = self.parts.experts[0].network.cfg, self.vae, self.video
+        t, sh, sw = vae.network.cfg.stride
+        shape = (1, vae.network.cfg.z_dim, (frames - 1) // t + 1, height // sh, width // sw)
+        work = cost.dit_memory(cfg, shape, self.dtype, residual_dtype(self.preset, self.dtype))
+        decoded = min(self.tile or height, height), min(self.tile or width, width)
+        decoding = cost.vae_memory(vae.network.cfg, *decoded, self.device, vae.dtype("decoder."))
+        works = {"high": work, "low": work, "vae": decoding}
+        sizes = []
+        for one in self.parts.all:
+            mapped = 0  # bytes that stay in the file: as stored, on a CPU
+            if self.device.type == "cpu":
+                stored = stored_bytes(one.files, one.name)
+                mapped = stored.get(one.dtype("blocks.0.ffn.0.weight"), 0)
+            used = works.get(one.name, 0)
+            sizes.append(measure(one.name, one.network, one.dtype, work=used, mapped=mapped))
+        passes = 1 if all(g == 1 for g in self.preset.guidance.values()) else 2
+        return choose(
+            self.residency,
+            sizes,
+            self.device,
+            free=available(self.device),
+            host=available(torch.device("cpu")),
+            operations=passes * cost.flops(cfg, shape),
+            dtype=self.dtype,
+        )
+
+    @property
+    def vae(self) -> _Network[VAE]:
+        return self.parts.vae
+
+    def remedy(self) -> str:
+        """The smallest change with which it fits, in a sentence."""
+        for words, wish in self.changed():
+            with suppress(DoesNotFit):
+                wish.plan()
+                return f"It fits with {words}."
+        return "No smaller video fits either: take a device, or a machine, with more memory."
+
+    def changed(self) -> Iterator[tuple[str, "_Wish"]]:
+        """Other wishes, in the order of what they cost a user."""
+        narrow = replace(self.vae, dtype=_narrow_decoder)
+        decoding = {
+            "--tile 256": replace(self, tile=256),
+            "--decode-dtype bfloat16": replace(self, parts=replace(self.parts, vae=narrow)),
+        }
+        if self.residency != "auto":
+            yield "--residency auto", replace(self, residency="auto")
+        yield from decoding.items()
+        small = replace(decoding["--decode-dtype bfloat16"], tile=256, residency="auto")
+        options = " and ".join(decoding)
+        yield options, small
+        stride, (frames, height, width) = self.vae.network.cfg.stride, self.video
+        for n in range(frames - stride[0], 0, -stride[0]):
+            yield f"--frames {n}", replace(self, video=(n, height, width))
+        step = stride[1] * self.parts.experts[0].network.cfg.patch_size[1]
+        for share in range(9, 0, -1):
+            h, w = (max(step, size * share // 10 // step * step) for size in (height, width))
+            words = f"--height {h} --width {w}"
+            yield words, replace(self, video=(frames, h, w))
+            yield f"{words}, {options}", replace(small, video=(frames, h, w))
+
+
+def _narrow_decoder(name: str) -> torch.dtype:
+    return torch.bfloat16 if name.startswith("decoder.") else torch.float32
 
 
 def open_device(name: str | torch.device | None) -> torch.device:

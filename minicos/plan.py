@@ -6,9 +6,8 @@ free. It returns the first plan that fits, with what that plan will cost; `strea
 it out. A network is placed in one of three ways:
 
     resident  on the device from loading to the end
-    offload   in (pinned) host memory, and on the device while it is used. One offloaded network is
-              there at a time, so an expert moves once, at the boundary, and the text encoder leaves
-              when the first expert comes
+    offload   in (pinned) host memory, and on the device from its use until another needs the room:
+              an expert moves once, at the boundary, and stays while the VAE decodes if both fit
     stream    its blocks pass through two buffers on the device in turn: while one block computes,
               the weights of the next arrive. The rest of the network is resident
 """
@@ -96,6 +95,14 @@ class Plan:
         return sum(part.host_bytes for part in self.parts)
 
 
+class DoesNotFit(MinicosError):
+    """A plan needs more memory than there is."""
+
+    def __init__(self, message: str, plan: Plan):
+        super().__init__(message)
+        self.plan = plan
+
+
 def choose(
     residency: str,
     parts: Sequence[Part],
@@ -112,7 +119,7 @@ def choose(
     free, host         bytes available on the device and of host memory, None if unknown (see
                        `available`)
     operations, dtype  of one step, for the estimate of time in `describe`
-    Raises MinicosError with the numbers if the plan, or every plan, needs more than there is.
+    Raises DoesNotFit with the numbers if the plan, or every plan, needs more than there is.
     """
     if residency not in CHOICES:
         raise MinicosError(f"no residency {residency!r}: take one of {', '.join(CHOICES)}")
@@ -134,7 +141,7 @@ def choose(
     needs = f"{last.residency} needs about {_size(last.peak)} of {_size(free)} free on {device}"
     if last.host:
         needs += f" and {_size(last.host)} of {_size(host)} of host memory"
-    raise MinicosError(f"not enough memory for the plan: {needs}. {_remedy(last, residency)}")
+    raise DoesNotFit(f"not enough memory for the plan: {needs}.", last)
 
 
 _ORDER: tuple[tuple[str, dict[str, str]], ...] = (
@@ -156,15 +163,6 @@ def _fits(plan: Plan, free: int | None, host: int | None) -> bool:
         there is None or needed <= HEADROOM * there
         for needed, there in ((plan.peak, free), (plan.host, host))
     )
-
-
-def _remedy(plan: Plan, asked: str) -> str:
-    worst = max(plan.parts, key=lambda part: part.transient_bytes)
-    smaller = (
-        "Take a smaller video" if worst.work > worst.weights else "Take a machine with more memory"
-    )
-    other = "" if asked == "auto" or plan.device.type == "cpu" else ", or another --residency"
-    return f"{smaller}{other}."
 
 
 def available(device: torch.device) -> int | None:
@@ -192,7 +190,7 @@ def describe(plan: Plan, speed: float | None = None) -> str:
     free = "" if plan.free is None else f", {_size(plan.free)} free"
     places = {
         "resident": "stays on {}",
-        "offload": "on the host, on {} while it is used",
+        "offload": "on the host, on {} from its use until room is needed",
         "stream": "block by block through {}",
     }
     lines = [f"plan: {plan.residency} on {plan.device}{free}"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from minicos.dit import DiT
-from minicos.errors import MinicosError
-from minicos.plan import ALIGN, Dtype, Plan
+from minicos.errors import MinicosError, warn
+from minicos.plan import ALIGN, HEADROOM, Dtype, Part, Plan
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -56,13 +56,21 @@ def host_memory(size: int, pin: bool) -> Tensor:
     """`size` bytes of host memory, for a CUDA card pinned.
 
     Memory is pinned by registering it, since torch rounds its own pinned memory up to a power of
-    two.
+    two. Where the system refuses, copies work all the same, and a warning says that they are slow.
     """
     memory = torch.empty(size, dtype=torch.uint8)
     if pin and size:
         cudart, address = torch.cuda.cudart(), memory.data_ptr()
-        torch.cuda.check_error(int(cudart.cudaHostRegister(address, size, 0)))
-        weakref.finalize(memory, cudart.cudaHostUnregister, address)
+        try:
+            torch.cuda.check_error(int(cudart.cudaHostRegister(address, size, 0)))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            warn(
+                f"{size / 1e9:.1f} GB of host memory cannot be pinned ({reason}), so weights come "
+                "to the card more slowly: raise the limit of locked memory (ulimit -l)"
+            )
+        else:
+            weakref.finalize(memory, cudart.cudaHostUnregister, address)
     return memory
 
 
@@ -198,7 +206,8 @@ class Residency:
     def __init__(self, plan: Plan, queue: CopyQueue | None = None):
         self.plan = plan
         self._offloaded: dict[nn.Module, HostBuffer] = {}
-        self._on_device: nn.Module | None = None  # the offloaded network that is there now
+        self._parts: dict[nn.Module, Part] = {}
+        self._on_device: list[nn.Module] = []  # offloaded networks that are there, last used last
         self._queue = queue
         self._streamer: Streamer | None = None
 
@@ -206,7 +215,8 @@ class Residency:
         self, name: str, network: nn.Module, dtype: Dtype
     ) -> Callable[[str, torch.Size, torch.dtype], Tensor] | None:
         """Make room for a network that has no weights yet; returns the `place` of `load_into`."""
-        placement = next(part.placement for part in self.plan.parts if part.name == name)
+        part = self._parts[network] = next(p for p in self.plan.parts if p.name == name)
+        placement = part.placement
         pin = self.plan.device.type == "cuda"
         if placement == "resident":
             return None
@@ -230,17 +240,31 @@ class Residency:
         return place
 
     def to_device(self, network: N) -> N:
-        """The same network, ready to run on the device. Another offloaded network there leaves
-        first.
+        """The same network, ready to run on the device. Offloaded networks that are there leave
+        while there is no room for it, the one first that has not been used for longest.
         """
-        if self._on_device is not None and self._on_device is not network:
-            self._offloaded[self._on_device].bind()
-            self._on_device = None
-        if network in self._offloaded and self._on_device is None:
-            buffer = self._offloaded[network]
-            buffer.bind(buffer.memory.to(self.plan.device, non_blocking=True, copy=True))
-            self._on_device = network
+        there = self._on_device
+        present = network in there
+        if present:
+            there.remove(network)
+        while there and not self._fits(network):
+            self._offloaded[there.pop(0)].bind()
+        if network in self._offloaded:
+            if not present:
+                buffer = self._offloaded[network]
+                buffer.bind(buffer.memory.to(self.plan.device, non_blocking=True, copy=True))
+            there.append(network)
         return network
+
+    def _fits(self, network: nn.Module) -> bool:
+        """Whether the network can run while the offloaded ones that are there stay."""
+        plan = self.plan
+        if plan.free is None or network not in self._parts:
+            return False
+        need = sum(part.resident_bytes for part in plan.parts) + plan.buffers
+        need += sum(self._parts[other].weights for other in self._on_device)
+        need += plan.host if plan.device.type == "cpu" else 0  # one memory holds both
+        return need + self._parts[network].transient_bytes <= HEADROOM * plan.free
 
     def _open_streamer(self) -> Streamer:
         if self._streamer is None:

@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from minicos import cost
+from minicos import open as opening
 from minicos.cli import main
 from minicos.config import VARIANTS, TextConfig, VAEConfig
 from minicos.dit import FLOAT32, DiT
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, MinicosWarning
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import save_image
 from minicos.open import load
-from minicos.plan import Part, Plan, available, choose, describe, measure
-from minicos.stream import HostBuffer, Streamer, ThreadCopyQueue
+from minicos.plan import DoesNotFit, Part, Plan, available, choose, describe, measure
+from minicos.stream import HostBuffer, Residency, Streamer, ThreadCopyQueue, host_memory
 from minicos.text import TextEncoder
 from minicos.vae import VAE
 
@@ -336,8 +338,7 @@ def test_plans_that_do_not_fit(a14b):
     ):
         choose("auto", a14b(), cuda, free=8 * 10**9, host=10**12)
     with pytest.raises(
-        MinicosError,
-        match=r"resident needs about \d+\.\d GB of 25.0 GB free on cuda.*another --residency",
+        MinicosError, match=r"resident needs about \d+\.\d GB of 25.0 GB free on cuda"
     ):
         choose("resident", a14b(), cuda, free=25 * 10**9, host=10**12)
     with pytest.raises(MinicosError, match=r"and \d+\.\d GB of 32.0 GB of host memory"):
@@ -371,8 +372,11 @@ def test_the_plan_comes_before_the_weights(toy, monkeypatch):
         "minicos.open.load_into", lambda *args, **options: pytest.fail("a weight was read")
     )
     monkeypatch.setattr("minicos.open.available", lambda device: 10**6)
-    with pytest.raises(MinicosError, match="not enough memory for the plan"):
+    with pytest.raises(
+        MinicosError, match=r"not enough memory for the plan: .*No smaller video fits either"
+    ):
         load(toy, device="cpu", tell=told.append)
+    assert told.pop().residency == "resident"  # what was refused is shown as well
     monkeypatch.undo()
     wan = load(toy, device="cpu", frames=9, size=(96, 32), tell=told.append)
     assert told == [wan.residency.plan]
@@ -380,6 +384,32 @@ def test_the_plan_comes_before_the_weights(toy, monkeypatch):
         p.nbytes for n in (wan.experts["high"], wan.vae, wan.text) for p in n.parameters()
     )
     assert told[0].operations == cost.flops(wan.experts["high"].cfg, (1, 16, 3, 12, 4))
+
+
+@pytest.mark.parametrize("asked", ["auto", "resident"])
+def test_what_is_refused_says_the_smallest_thing_that_fits(asked, toy, monkeypatch):
+    """Taken at its word, it fits, and the offers before it do not."""
+    seen, words = [], []
+
+    def changed(wish):
+        for text, other in offers(wish):
+            seen.append(other)
+            words.append(text)
+            yield text, other
+
+    offers = opening._Wish.changed
+    monkeypatch.setattr(opening._Wish, "changed", changed)
+    monkeypatch.setattr(opening, "load_into", lambda *a, **o: pytest.fail("a weight was read"))
+    need = 24 * 10**6
+    monkeypatch.setattr(opening, "available", lambda device: need)
+    with pytest.raises(MinicosError) as refused:
+        load(toy, device="cpu", frames=81, size=(256, 256), residency=asked)
+    *others, last = seen
+    assert f"It fits with {words[-1]}." in str(refused.value)
+    assert last.plan().peak <= 0.9 * need
+    for other in others:
+        with pytest.raises(DoesNotFit):
+            other.plan()
 
 
 def test_the_command_prints_the_plan_and_writes_it_down(toy, tmp_path, capsys, monkeypatch):
@@ -414,3 +444,58 @@ def test_the_command_prints_the_plan_and_writes_it_down(toy, tmp_path, capsys, m
     assert "attention by scaled_dot_product_attention\n" in told
     assert "s a step: an estimate from" in told
     assert "minicos: the official CUDA noise needs a CUDA card, and this model is on cpu\n" in told
+
+
+# -- offloaded networks that stay ------------------------------------------------------------------
+
+
+class Home:
+    """Offloaded networks of so many float32 each, with as much work again. On a CPU, whose memory
+    holds both sides: `room` numbers beside those on the host.
+    """
+
+    def __init__(self, room: int | None, **sizes: int):
+        parts = tuple(Part(k, 4 * n, work=4 * n, placement="offload") for k, n in sizes.items())
+        free = None if room is None else int(4 * (room + sum(sizes.values())) / 0.9) + 1
+        self.made = Residency(Plan("swap", CPU, parts, free))
+        self.networks = {name: nn.Linear(n, 1, bias=False) for name, n in sizes.items()}
+        for name, network in self.networks.items():
+            place = self.made.allocate(name, network, lambda name: torch.float32)
+            network.weight.data = place("weight", network.weight.shape, torch.float32)
+        self.host = {name: network.weight.data_ptr() for name, network in self.networks.items()}
+
+    def use(self, name: str) -> list[str]:
+        """Take a network to the device; which are there now."""
+        self.made.to_device(self.networks[name])
+        return [k for k, x in self.networks.items() if x.weight.data_ptr() != self.host[k]]
+
+
+def test_an_expert_stays_while_the_vae_decodes_if_both_fit():
+    """Room for 270 numbers: weights of all that is there, and the work of what runs."""
+    home = Home(270, high=100, low=100, vae=20)
+    assert [home.use(name) for name in ("vae", "high", "vae", "low", "vae", "high")] == [
+        ["vae"],
+        ["high", "vae"],
+        ["high", "vae"],
+        ["low", "vae"],  # both experts, 200, and work, 100, do not fit
+        ["low", "vae"],
+        ["high", "vae"],
+    ]
+
+
+def test_where_nothing_is_known_of_the_device_one_is_there_at_a_time():
+    home = Home(None, high=100, vae=20)
+    assert [home.use(name) for name in ("high", "vae", "vae")] == [["high"], ["vae"], ["vae"]]
+
+
+def test_memory_that_cannot_be_pinned_is_a_warning(monkeypatch):
+    class Cudart:
+        cudaHostRegister = staticmethod(lambda address, size, flags: 2)
+
+    def refuse(code):
+        raise RuntimeError("CUDA error: out of memory\nand more")
+
+    monkeypatch.setattr(torch.cuda, "cudart", Cudart)
+    monkeypatch.setattr(torch.cuda, "check_error", refuse)
+    with pytest.warns(MinicosWarning, match=r"cannot be pinned \(CUDA error: out of memory\)"):
+        assert host_memory(4096, pin=True).shape == (4096,)

@@ -80,7 +80,7 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say how many bytes it would write, and stop"
     )
-    options.add_model_options(parser, out="runs/capture")
+    options.add_model_options(parser, out="runs/capture", dtype="--model-dtype")
     options.add_jsonl(parser)
 
 

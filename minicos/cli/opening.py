@@ -102,8 +102,9 @@ def load(
     ops = device.operations(opening.open_device(args.device), args.kernels)
     wan = opening.load(
         files,
-        preset=args.preset,
+        preset=chosen,
         device=args.device,
+        dtype=None if args.model_dtype is None else getattr(torch, args.model_dtype),
         residency=args.residency,
         frames=chosen.frames,
         size=None if image is None else (image.shape[-2], image.shape[-1]),
@@ -136,9 +137,14 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
         "loop_dtype",
     )
     given = {name: getattr(args, name, None) for name in names}
-    if isinstance(
-        area := getattr(args, "area", None), tuple
-    ):  # not for `vbvr` and `capture`, which fit each picture
+    area = getattr(args, "area", None)
+    if args.height or args.width:
+        if not (args.height and args.width):
+            raise MinicosError("--height and --width go together: give both")
+        if area is not None:
+            raise MinicosError("--area is another way to say --height and --width: leave it out")
+        area = args.height, args.width
+    if isinstance(area, tuple):  # not for `vbvr` and `capture`, which fit each picture
         height, width = area
         given |= {"area": height * width, "size": (height, width)}
     return {name: value for name, value in given.items() if value is not None}

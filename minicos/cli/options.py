@@ -53,8 +53,10 @@ LoRA files go to one expert each (a model of one network is its own high one), w
 """
 
 
-def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) -> None:
-    """Model, way of sampling, output."""
+def add_model_options(
+    parser: argparse.ArgumentParser, out: str, seed: int = 0, dtype: str = "--dtype"
+) -> None:
+    """Model, way of sampling, output. `dtype` is the name of the option of that sense."""
     parser.epilog = f"{parser.epilog}\n{MODEL_HELP}"
     parser.add_argument(
         "--model",
@@ -127,6 +129,19 @@ def add_model_options(parser: argparse.ArgumentParser, out: str, seed: int = 0) 
     parser.add_argument(
         "--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)"
     )
+    parser.add_argument(
+        dtype,
+        dest="model_dtype",
+        choices=("float32", "bfloat16"),
+        help="of the matrices (default: bfloat16 on a card, float32 on a CPU and for tiny)",
+    )
+    for side in ("height", "width"):
+        parser.add_argument(
+            f"--{side}",
+            type=values.side,
+            metavar="PIXELS",
+            help=f"{side} of a frame; with an image, so many pixels in its aspect ratio",
+        )
     parser.add_argument(
         "--residency",
         choices=("auto", "resident", "swap", "stream"),
