@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("minicos", "kernels", "tests")
 # The networks, the loop, hooks, solvers, conditioning, configurations; and what opens a file and
 # places its weights. `clip`, which some models of Wan2.1 need, is in neither.
-CORE = "condition config dit hooks ops sample schedule text vae"
+CORE = "attend condition config dit hooks ops sample schedule text vae"
 OPENING = (
     "wan open plan stream cost tiles attention weights/ pipeline residency"  # the last two: once
 )
