@@ -11,8 +11,8 @@ def test_what_counts_as_a_statement():
 
 def test_the_core_and_what_opens_a_file_stay_small():
     counts = by_folder()
-    # 1,300, and what intervenes in attention (`attend`)
-    assert counts["(core)"] <= 1365
+    # 1,300, and 90 for what intervenes in attention (`attend` and the hooks it needs)
+    assert counts["(core)"] <= 1390
     # 1,500 for the layouts of Wan; the rest for LoRA dialects, quantised files, any Wan-shaped
-    # config, hostile files
-    assert counts["(opening a file)"] <= 2280
+    # config, hostile files, and plans that say what would fit
+    assert counts["(opening a file)"] <= 2350
