@@ -25,7 +25,7 @@ ORDER = [
     SDPBackend.MATH,
 ]
 CARDS = ((9, 0), (10, 0), (10, 3))  # compute capabilities: H100 and H200, B200, B300
-CHOOSES = (2, 11)  # the first PyTorch that takes cuDNN's attention by itself
+CHOOSES = "2.11"  # the first PyTorch that takes cuDNN's attention by itself
 TILE = 128  # rows
 
 
@@ -45,7 +45,7 @@ def best(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         device.type != "cuda"
         or torch.version.cuda is None
         or not torch.backends.cudnn.is_available()
-        or torch.__version__ >= CHOOSES  # TorchVersion compares with numbers
+        or torch.__version__ >= CHOOSES  # by numbers, as TorchVersion compares
     ):
         return attention
     return cudnn_first if torch.cuda.get_device_capability(device) in CARDS else attention
