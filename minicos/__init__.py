@@ -20,7 +20,7 @@ _HOME = {
     "Condition": "condition",
     "Hooks": "hooks",
     "Site": "hooks",
-    "Record": "hooks",
+    "Record": "record",
     "MinicosError": "errors",
 }
 __all__ = [*_HOME, "__version__"]

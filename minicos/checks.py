@@ -31,7 +31,7 @@ def check_finite(latents: Mapping[str, Tensor], step: int, expert: str, cause: s
             )
 
 
-def check_edit(index: int, left: object, given: Tensor) -> None:
+def check_edit(index: int, left: object, given: Tensor, grad: bool = False) -> None:
     """Raise MinicosError where the loop's body left something from which the loop cannot
     continue.
     """
@@ -45,15 +45,17 @@ def check_edit(index: int, left: object, given: Tensor) -> None:
             f"step {index}: its `next` is {' '.join(map(str, wanted))}, and "
             f"{' '.join(map(str, made))} was assigned"
         )
-    check_gradients(left)
+    if not grad:
+        check_gradients(left)
 
 
-def check_gradients(*tensors: Tensor | None) -> None:
+def check_gradients(*given: object) -> None:
     """Raise MinicosError for tensors that expect gradients: networks run without, and would count
     as constants.
     """
-    if any(x is not None and x.requires_grad for x in tensors) and torch.is_grad_enabled():
+    tensors = (x for x in given if isinstance(x, Tensor))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise MinicosError(
-            "gradients do not flow through the networks of a run: detach the latent, or sample "
-            "under torch.no_grad()"
+            "this run keeps no gradients, and its noise, condition or latent expects some: sample "
+            "with grad=True, detach it, or sample under torch.no_grad()"
         )

@@ -11,6 +11,7 @@ procedures and DiffSynth differ (`config.RESIZE`): `frame_size` says to which si
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self, SupportsIndex
 
@@ -57,15 +58,23 @@ class Condition:
         out[:, :, 0] = 0
         return out
 
-    def rows(self, index: Tensor) -> Self:
+    def take(self, index: Tensor | Sequence[int]) -> Self:
         """Some samples of the batch, in the order of `index`, which may repeat them."""
-        count = self.shape[0]
+        index, count = torch.as_tensor(index), self.shape[0]
         batched = {
             field.name: x[index.to(x.device)]
             for field in fields(self)
             if isinstance(x := getattr(self, field.name), Tensor) and len(x) == count
         }
         return replace(self, shape=(len(index), *self.shape[1:]), **batched)
+
+    def __getitem__(self, index: int | slice) -> Self:
+        """One sample as a batch of one, or several: `condition[0]`, `condition[2:]`."""
+        return self.take(torch.arange(self.shape[0])[index].reshape(-1))
+
+    def repeat(self, count: int) -> Self:
+        """Every sample `count` times, one after the other: many seeds of a prompt encoded once."""
+        return self.take(torch.arange(self.shape[0]).repeat_interleave(count))
 
     def same_but_text(self, other: "Condition") -> bool:
         """Whether the two differ at most in a prompt that enters a network through cross-attention

@@ -13,11 +13,14 @@ as DiffSynth does it, in bfloat16 (`residual_dtype`).
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minicos.attend import attend
 from minicos.config import DiTConfig
@@ -198,11 +201,17 @@ class Block(nn.Module):
 
         h = ops.modulated_norm(x, scale, shift, eps, dtype)
         h = hooks("self_attn", self.self_attn(h, angles, hooks.scope("self_attn")))
+        gate = hooks("self_attn.gate", gate)  # b g d
         x, h = ops.gated_add_norm(x, h, gate, norm3.weight, norm3.bias, norm3.eps, stream, dtype)
+        if (changed := hooks.replaced("self_attn.stream", x)) is not None:  # b l d
+            x, h = changed, norm3(changed).to(dtype)
         h = hooks("cross_attn", self.cross_attn(h, text, image, hooks.scope("cross_attn")))
         x, h = ops.add_modulated_norm(x, h, ffn_scale, ffn_shift, eps, stream, dtype)
-        h = hooks("ffn", self.ffn(h))
-        return ops.gated_add(x, h, ffn_gate, stream)
+        if (changed := hooks.replaced("cross_attn.stream", x)) is not None:  # b l d
+            x, h = changed, ops.modulated_norm(changed, ffn_scale, ffn_shift, eps, dtype)
+        up, gelu, down = self.ffn
+        h = hooks("ffn", down(hooks("ffn.hidden", gelu(up(h)))))  # hidden: b l e
+        return ops.gated_add(x, h, hooks("ffn.gate", ffn_gate), stream)
 
 
 class Head(nn.Module):
@@ -266,6 +275,7 @@ class DiT(nn.Module):
         y: Tensor | None = None,
         clip: Tensor | None = None,
         hooks: Hooks = NO_HOOKS,
+        stop_at_layer: int | None = None,
     ) -> Tensor:
         """The velocity noise - x0 at latents x.
 
@@ -276,7 +286,8 @@ class DiT(nn.Module):
         y         b 20 f h w mask and image latents of image-to-video, concatenated behind x
         clip      b m d'     Wan2.1 image-to-video: CLIP features of the first image (m = 257), or
                   of first and last (514)
-        returns   b c f h w  float32
+        returns   b c f h w  float32; with `stop_at_layer`, the stream b l d that enters that block
+                  (no later one is computed)
         """
         x = self._with_condition(x, y)
         self._check_clip(clip)
@@ -293,10 +304,13 @@ class DiT(nn.Module):
         time = hooks("time", self.time_projection(embedding).unflatten(-1, (6, -1)))  # b g 6 d
         angles = self._rope(grid, tokens.device)
 
-        for i, block in enumerate(self._in_turn(self.blocks)):
+        for i, block in enumerate(islice(self._in_turn(self.blocks), stop_at_layer)):
             inside = hooks.scope(f"blocks.{i}")
-            tokens = watched(block, inside)(tokens, text, image, time, angles, inside)
+            run = watched(block, inside, tokens.requires_grad)
+            tokens = run(tokens, text, image, time, angles, inside)
             tokens = hooks(f"blocks.{i}", tokens)  # b l d
+        if stop_at_layer is not None:
+            return tokens
 
         pf, ph, pw = self.cfg.patch_size
         to_latent = "b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)"
@@ -349,12 +363,16 @@ class DiT(nn.Module):
         return self
 
 
-def watched(block: nn.Module, inside: Hooks) -> Callable[..., Tensor]:
+def watched(block: nn.Module, inside: Hooks, grad: bool = False) -> Callable[..., Tensor]:
     """The block's call, in eager mode when a hook looks inside it: a compiled graph has no place
     for hooks.
+
+    Where gradients flow through frozen weights (`grad`), a block that nobody watches is computed
+    again in the backward pass instead of kept: forty blocks of a long video do not fit in memory.
     """
     if not inside:
-        return block
+        frozen = not next(block.parameters()).requires_grad
+        return partial(checkpoint, block, use_reentrant=False) if grad and frozen else block
 
     def call(*args: object) -> Tensor:
         with torch.compiler.set_stance("force_eager"):

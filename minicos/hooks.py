@@ -95,16 +95,24 @@ class Hooks:
         step: SupportsIndex | Iterable[SupportsIndex] | None = None,
         expert: str | None = None,
         branch: str | None = None,
+        layers: SupportsIndex | Iterable[SupportsIndex] | None = None,
     ) -> "Hooks":
         """Add a hook on every point that `pattern` names, limited to a step or several (any whole
         numbers), expert and branch. Points, experts and branches are the model's: `check` refuses
         others when a run begins.
+
+        layers  only these blocks: of "blocks.*.ffn" the feed-forwards, of "blocks" the outputs
         """
-        steps = step if step is None or isinstance(step, range) else _steps(step)
-        rule = Rule(
-            tuple(pattern.split(".")), hook, steps, expert and (expert,), branch and (branch,)
-        )
-        return replace(self, rules=(*self.rules, rule))
+        steps = step if step is None or isinstance(step, range) else _numbers(step)
+        names = [pattern]
+        if layers is not None:
+            blocks, _, inside = pattern.partition(".*")
+            if blocks != "blocks":
+                raise MinicosError(f"layers are those of 'blocks.*', not of {pattern!r}")
+            names = [f"blocks.{i}{inside}" for i in _numbers(layers)]
+        limits = steps, expert and (expert,), branch and (branch,)
+        rules = (Rule(tuple(name.split(".")), hook, *limits) for name in names)
+        return replace(self, rules=(*self.rules, *rules))
 
     def __add__(self, other: "Hooks") -> "Hooks":
         return replace(self, rules=self.rules + other.rules)
@@ -199,8 +207,8 @@ class Hooks:
         return f"{self.site.name}.{name}" if self.site.name else name
 
 
-def _steps(step: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """One step or several; a generator is read once, and numbers of numpy become Python's."""
+def _numbers(step: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """One number or several; a generator is read once, and numbers of numpy become Python's."""
     with suppress(TypeError):
         return (index(step),)  # type: ignore[arg-type]
     try:
@@ -223,19 +231,3 @@ def _what(x: Tensor) -> str:
 
 
 NO_HOOKS = Hooks()
-
-
-class Record:
-    """A hook that keeps `reduce(tensor)` of everything it sees, with its site:
-    `Record(token_energy)`, `Record(lambda x: x.mean(1))`.
-
-    Reduce on the spot: one residual stream of 81 frames at 832x480 is 335 MB. `entries` is a list
-    of (Site, reduced tensor).
-    """
-
-    def __init__(self, reduce: Callable[[Tensor], Tensor]):
-        self.reduce = reduce
-        self.entries: list[tuple[Site, Tensor]] = []
-
-    def __call__(self, x: Tensor, site: Site) -> None:
-        self.entries.append((site, self.reduce(x.detach())))

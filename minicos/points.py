@@ -28,6 +28,7 @@ def points(cfg: DiTConfig) -> dict[str, str]:
         "k": 8,
         "d": 88,
         "t": 19,
+        "e": 23,
         "g": 1,
         "6": 6,
     }
@@ -39,7 +40,7 @@ def points(cfg: DiTConfig) -> dict[str, str]:
         out_dim=17,
         dim=88,
         num_heads=11,
-        ffn_dim=8,
+        ffn_dim=23,
         num_layers=1,
         text_dim=8,
         text_len=19,

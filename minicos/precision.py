@@ -32,18 +32,18 @@ def without_tf32() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed(grad: bool = False) -> Iterator[None]:
     """Compute as torch does by itself (a context, or a decorator of a function that is no
     generator).
 
     Inside, what others have set for the whole process counts for nothing: default device and dtype,
     autocast, inference mode, lower precision of float32 products. All of it is put back. Gradients
-    are off.
+    are off unless `grad`.
     """
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():  # what is made in it could not be edited elsewhere
             stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(without_tf32())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))

@@ -55,7 +55,7 @@ class State:
         """
         return State({k: h for k, h in self.history.items() if k != VIDEO}, self.beside)
 
-    def rows(self, index: Tensor) -> "State":
+    def take(self, index: Tensor) -> "State":
         """Some samples of the batch, in the order of `index`, which may repeat them."""
         tensors = self.tensors().items()
         return State.from_tensors({k: x[index.to(x.device)] if x.ndim else x for k, x in tensors})
@@ -144,9 +144,16 @@ class Model(ABC):
         """Every hook point and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}.
 
         Studies expect "embed" (the stream that enters block 0), "blocks.i" (the one that leaves
-        block i), "blocks.i.s" for each sub-layer s, and q, k and heads inside those that attend.
+        block i), "blocks.i.s" for each sub-layer s, and q, k, heads, allowed and pattern inside
+        those that attend (`minicos.attend`).
         """
         return {}
+
+    def check_differentiable(self) -> None:
+        """Raise MinicosError where gradients do not flow through `velocity`; to be overridden where
+        they do.
+        """
+        raise MinicosError(f"gradients do not flow through a {type(self).__name__}")
 
     # -- what studies ask --------------------------------------------------------------------------
 
@@ -190,11 +197,12 @@ class Model(ABC):
         hooks: Hooks = NO_HOOKS,
         start: int = 0,
         state: State | None = None,
+        grad: bool = False,
     ) -> "Iterator[Step]":
         """The denoising loop; see `minicos.sample.sample`. `noise` overrides `seed`."""
         check_types(condition, hooks)
         noise = self.noise(condition, seed) if noise is None else noise
-        return sample(self, noise, condition, hooks=hooks, start=start, state=state)
+        return sample(self, noise, condition, hooks=hooks, start=start, state=state, grad=grad)
 
 
 @dataclass(repr=False)
@@ -280,6 +288,7 @@ def sample(
     hooks: Hooks = NO_HOOKS,
     start: int = 0,
     state: State | None = None,
+    grad: bool = False,
 ) -> Iterator[Step]:
     """Denoise from `noise` (b c f h w, float32), one `Step` at a time.
 
@@ -287,17 +296,25 @@ def sample(
     start      resume: `noise` is then the latent entering step `start`, `state` that of the step
                before. Indices stay absolute, and a resumed run continues the undisturbed one bit
                for bit
-    Loop bodies run with gradients as the caller has them; the network itself runs without, and
-    latents that expect gradients are refused. Default device and dtype, autocast and inference mode
-    of the caller do not change a run. Raises MinicosError at the call, before anything runs: for
-    noise of another shape or dtype, a hook on no point or at a moment that this run does not have,
-    a start outside the run, a condition without a negative prompt where one is needed, and where
-    something should travel beside the latent and `state` is missing.
+    grad       keep the graph from the first step of this run to the last, also through guidance and
+               solver: gradients reach the noise, the condition's tensors and what hooks put in. For
+               some steps alone, sample without up to the first, start there, and leave the loop
+               after the last. Frozen blocks that no hook watches are computed again in the backward
+               pass instead of kept
+    Loop bodies run with gradients as the caller has them; without `grad` the network itself runs
+    without, and tensors that expect gradients are refused. Default device and dtype, autocast and
+    inference mode of the caller do not change a run. Raises MinicosError at the call, before
+    anything runs: for noise of another shape or dtype, a hook on no point or at a moment that this
+    run does not have, a start outside the run, a condition without a negative prompt where one is
+    needed, and where something should travel beside the latent and `state` is missing.
     """
     check_types(condition, hooks)
     if not isinstance(noise, Tensor):
         raise MinicosError(f"noise is a tensor, not {type(noise).__name__}; see `Wan.noise`")
-    check_gradients(noise)
+    if grad:
+        model.check_differentiable()
+    else:
+        check_gradients(noise, *vars(condition).values())
     if tuple(noise.shape) != tuple(condition.shape) or noise.dtype != torch.float32:
         raise MinicosError(
             f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 "
@@ -321,7 +338,7 @@ def sample(
             f"this model denoises {missing} along with the video: start at step {start} with the "
             "state of the step before"
         )
-    return _steps(model, noise, condition, schedule, hooks, start, state)
+    return _steps(model, noise, condition, schedule, hooks, start, state, grad)
 
 
 def _steps(
@@ -332,19 +349,20 @@ def _steps(
     hooks: Hooks,
     start: int,
     state: State,
+    grad: bool,
 ) -> Iterator[Step]:
     for i in range(start, len(schedule)):
-        step = _step(model, x, condition, schedule, hooks, i, state)
+        with undisturbed(grad):  # no `yield` inside
+            step = _step(model, x, condition, schedule, hooks, i, state)
         proposed, given = step.next, step.next.clone()
         yield step
-        check_edit(step.index, step.next, given)
+        check_edit(step.index, step.next, given, grad)
         # Values are compared, too: they show an edit in place, also one through `.data` or numpy.
         if step.next is not proposed or not torch.equal(proposed, given):
             step.state = step.state.edited()
         x, state = step.next, step.state
 
 
-@undisturbed()
 def _step(
     model: Model,
     x: Tensor,

@@ -435,6 +435,7 @@ BLOCK_POINTS = {
     ".cross_attn.v": (".attn2.to_v", "out", heads),
     ".cross_attn.heads": (".attn2.to_out.0", "in", heads),
     ".cross_attn": (".attn2", "out", same),
+    ".ffn.hidden": (".ffn.net.0", "out", same),
     ".ffn": (".ffn", "out", same),
     "": ("", "out", same),
 }

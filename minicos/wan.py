@@ -33,7 +33,7 @@ from minicos.dit import DiT
 from minicos.errors import MinicosError, warn
 from minicos.hooks import Hooks
 from minicos.media import Picture, as_image, to_uint8
-from minicos.ops import Ops
+from minicos.ops import REFERENCE, Ops
 from minicos.points import points
 from minicos.precision import undisturbed
 from minicos.sample import VIDEO, Latents, Model, Moment, classifier_free, draw_noise
@@ -149,13 +149,36 @@ class Wan(Model):
     def velocity(
         self, latents: Latents, moment: Moment, branch: str, condition: WanCondition, hooks: Hooks
     ) -> Latents:
-        x, text = latents[VIDEO], condition.branch(branch)
-        dit = self.residency.to_device(self.experts[moment.expert])
-        time = condition.per_frame(moment.timestep)[
-            0, :, :, 0, 0
-        ]  # 1 g, on the host, where the sinusoid is built
-        time = time.expand(len(x), -1)
-        return {VIDEO: dit(x, time, text, condition.y, condition.clip, hooks=hooks)}
+        return {VIDEO: self.run_network(latents[VIDEO], moment, branch, condition, hooks)}
+
+    def run_network(
+        self,
+        x: Tensor,
+        moment: Moment,
+        branch: str,
+        condition: WanCondition,
+        hooks: Hooks,
+        stop_at_layer: int | None = None,
+    ) -> Tensor:
+        """The velocity of one pass, or the stream that enters a layer: see `DiT.forward`."""
+        text, dit = condition.branch(branch), self.residency.to_device(self.experts[moment.expert])
+        # 1 g, on the host, where the sinusoid is built
+        time = condition.per_frame(moment.timestep)[0, :, :, 0, 0].expand(len(x), -1)
+        y, clip = condition.y, condition.clip
+        return dit(x, time, text, y, clip, hooks=hooks, stop_at_layer=stop_at_layer)
+
+    def check_differentiable(self) -> None:
+        if self.residency.plan.residency != "resident":
+            raise MinicosError(
+                "gradients need weights that stay in place until the backward pass: load the model"
+                " with residency='resident'"
+            )
+        by_hand = replace(REFERENCE, attention=self.ops.attention)
+        if replace(self.ops, self_attention=by_hand.self_attention) != by_hand:
+            raise MinicosError(
+                "gradients do not flow through the Triton kernels: load the model with"
+                " ops=minicos.ops.REFERENCE"
+            )
 
     def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
         dtype, strength = self._loop_dtype, self._strength(moment.expert)

@@ -11,7 +11,8 @@ from minicos import load
 from minicos.activations import REDUCE, Activations, Wanted, index, reduced, shard, write
 from minicos.cli import main
 from minicos.errors import MinicosError
-from minicos.hooks import Hooks, Record
+from minicos.hooks import Hooks
+from minicos.record import Record
 from minicos.vbvr.cases import load_picture, read
 from minicos.vbvr.conditions import image_batch
 from tests.vbvr_samples import sample

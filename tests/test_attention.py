@@ -12,9 +12,10 @@ from torch.torch_version import TorchVersion
 
 from minicos.attention import best, cudnn_first, describe, with_best
 from minicos.errors import MinicosError
-from minicos.hooks import Hooks, Record
+from minicos.hooks import Hooks
 from minicos.open import load
 from minicos.ops import REFERENCE, attention
+from minicos.record import Record
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -337,3 +337,25 @@ def test_an_imposed_frame_has_timestep_and_sigma_0(value, plain):
     assert even.item() == value
     assert uneven.shape == (1, 1, 3, 1, 1)
     assert uneven.flatten().tolist() == [0, value, value]
+
+
+# -- samples of a batch ----------------------------------------------------------------------------
+
+
+def test_samples_are_taken_and_repeated():
+    text, y = torch.randn(3, 5, 8), torch.randn(3, 20, 1, 2, 2)
+    condition = WanCondition(text=text, y=y, shape=(3, 16, 1, 2, 2))
+    for found, rows in (
+        (condition[1], [1]),
+        (condition[-1], [2]),
+        (condition[1:], [1, 2]),
+        (condition.take([2, 0, 2]), [2, 0, 2]),
+        (condition.take(torch.tensor([0])), [0]),
+        (condition.repeat(2), [0, 0, 1, 1, 2, 2]),
+        (condition[0].repeat(3), [0, 0, 0]),
+    ):
+        assert torch.equal(found.text, text[rows]) and torch.equal(found.y, y[rows])
+        assert found.shape == (len(rows), 16, 1, 2, 2) and found.text_null is None
+    assert [one.shape[0] for one in condition] == [1, 1, 1]
+    with pytest.raises(IndexError):
+        condition[3]

@@ -215,7 +215,7 @@ def test_what_travels_beside_can_be_changed(noise):
 
 def test_rows_of_a_state_are_those_of_its_tensors(noise):
     step = next(WithSound().sample(CONDITION, noise=noise))
-    turned = step.state.rows(torch.tensor([1, 1, 0]))
+    turned = step.state.take(torch.tensor([1, 1, 0]))
     assert torch.equal(turned.beside["sound"], step.state.beside["sound"][[1, 1, 0]])
     assert torch.equal(turned.history[VIDEO].x0[-1], step.state.history[VIDEO].x0[-1][[1, 1, 0]])
     assert turned.history[VIDEO].step == 0

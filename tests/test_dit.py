@@ -397,6 +397,7 @@ def test_points_are_what_a_forward_pass_calls(layers, image_tokens, per_frame, s
         "k": 12,
         "t": 5,
         "6": 6,
+        "e": 32,
         "g": 3 if per_frame else 1,
         "m": image_tokens,
     }
@@ -408,14 +409,15 @@ def test_points_are_what_a_forward_pass_calls(layers, image_tokens, per_frame, s
 
 
 @pytest.mark.parametrize(
-    ("variant", "count"), [("tiny", 220), ("Wan2.2-I2V-A14B", 724), ("Wan2.1-FLF2V-14B", 965)]
+    ("variant", "count"), [("tiny", 280), ("Wan2.2-I2V-A14B", 924), ("Wan2.1-FLF2V-14B", 1165)]
 )
 def test_number_of_points(variant, count):
     table, branch = points(VARIANTS[variant]), VARIANTS[variant].images > 0
-    assert len(table) == count == 4 + branch + (18 + 6 * branch) * VARIANTS[variant].num_layers
+    assert len(table) == count == 4 + branch + (23 + 6 * branch) * VARIANTS[variant].num_layers
     assert table.get("image") == ("b m d" if branch else None)
     assert table.get("blocks.2.cross_attn.k_img") == ("b n m k" if branch else None)
     assert table["blocks.2.cross_attn.k"] == "b n t k"
     assert table["blocks.2.cross_attn.pattern"] == "b n l t"
+    assert table["blocks.2.ffn.hidden"] == "b l e"
     assert table["velocity"] == "b c f h w"
     assert table["time"] == "b g 6 d"

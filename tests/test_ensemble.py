@@ -38,7 +38,7 @@ def wan(toy):
 def start(wan):
     """Condition and noise of rows (case seed): three marks of three cells, three seeds of each."""
     batch = cases.held_out("mark", CASES, size=3)
-    condition = cases.condition(wan, batch).rows(torch.arange(CASES).repeat_interleave(T))
+    condition = cases.condition(wan, batch).take(torch.arange(CASES).repeat_interleave(T))
     return condition, wan.noise(condition, 7)
 
 
@@ -271,7 +271,7 @@ def test_seeds_may_be_permuted(wan, start, mode):
     e = everything(mode, () if mode in ensemble.BETWEEN_STEPS else WINDOW, steps=(0, 1))
     order = torch.tensor([2, 0, 1]).repeat(CASES) + torch.arange(CASES).repeat_interleave(T) * T
     out = run(wan, *start, e)
-    turned = run(wan, start[0].rows(order), start[1][order], e)
+    turned = run(wan, start[0].take(order), start[1][order], e)
     assert relative(turned, out[order]) < 1e-5
 
 
@@ -325,7 +325,7 @@ def test_a_multistep_run_goes_on_with_its_memory(wan, start, solver):
 def test_passes_are_as_told(wan, mode, branches, guidance, expected):
     guided = wan.with_preset(steps=4, guidance={"high": guidance, "low": guidance})
     single = cases.condition(guided, cases.held_out("mark", 1, size=3))
-    condition = single.rows(torch.zeros(T, dtype=torch.int64))
+    condition = single.take(torch.zeros(T, dtype=torch.int64))
     counter = Passes()
     run(
         guided,
@@ -340,7 +340,7 @@ def test_passes_are_as_told(wan, mode, branches, guidance, expected):
 def test_only_the_named_branch_shares(wan, start):
     guided = wan.with_preset(guidance={"high": 2.0, "low": 2.0})
     batch = cases.held_out("mark", CASES, size=3)
-    condition = cases.condition(guided, batch).rows(torch.arange(CASES).repeat_interleave(T))
+    condition = cases.condition(guided, batch).take(torch.arange(CASES).repeat_interleave(T))
     seen: dict[str, Tensor] = {}
     watch = Hooks().on("blocks.7", lambda x, site: seen.__setitem__(site.branch, x), step=(0,))
     hooked = ensemble.hooks(everything("lockstep", (6,))) + watch

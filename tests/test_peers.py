@@ -8,9 +8,10 @@ import torch
 import minicos
 from minicos.analysis.knockout import Flow, Knockout, Tokens
 from minicos.errors import MinicosError
-from minicos.hooks import Hooks, Record
+from minicos.hooks import Hooks
 from minicos.peers.cogvideox import rotation
 from minicos.peers.ltx2 import AUDIO
+from minicos.record import Record
 from minicos.sample import State
 from tests import peers
 from tests.golden import rel_max
@@ -177,10 +178,10 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(name):
     noise = model.noise(two, [0, 1])
     *_, both = model.sample(two, noise=noise)
     *_, alone = model.sample(one, noise=noise[1:])
-    *_, picked = model.sample(two.rows(torch.tensor([1])), noise=noise[1:])
+    *_, picked = model.sample(two.take(torch.tensor([1])), noise=noise[1:])
     assert rel_max(alone.next, both.next[1:]) < 2e-5  # measured
     assert rel_max(picked.next, both.next[1:]) < 2e-5
-    *_, repeated = model.sample(one.rows(torch.tensor([0, 0])), noise=noise)
+    *_, repeated = model.sample(one.take(torch.tensor([0, 0])), noise=noise)
     assert rel_max(repeated.next, both.next) < 2e-5
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from minicos.condition import WanCondition
 from minicos.config import VAEConfig
 from minicos.errors import MinicosError
-from minicos.hooks import NO_HOOKS, Hooks, Record
+from minicos.hooks import NO_HOOKS, Hooks
+from minicos.record import Record
 from minicos.sample import State, Step, sample
 from minicos.schedule import SOLVERS, make
 from minicos.vae import VAE

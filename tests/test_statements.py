@@ -11,8 +11,9 @@ def test_what_counts_as_a_statement():
 
 def test_the_core_and_what_opens_a_file_stay_small():
     counts = by_folder()
-    # 1,300, and 90 for what intervenes in attention (`attend` and the hooks it needs)
-    assert counts["(core)"] <= 1390
+    # 1,300; 90 for what intervenes in attention (`attend` and the hooks it needs); 25 for points
+    # between sub-layers, samples of a condition, and gradients
+    assert counts["(core)"] <= 1415
     # 1,500 for the layouts of Wan; the rest for LoRA dialects, quantised files, any Wan-shaped
     # config, hostile files, and plans that say what would fit
     assert counts["(opening a file)"] <= 2350

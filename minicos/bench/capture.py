@@ -13,8 +13,9 @@ from torch import Tensor
 
 from minicos.bench.measure import Line, alternate
 from minicos.bench.networks import Subject, subject
-from minicos.hooks import Hooks, Record
+from minicos.hooks import Hooks
 from minicos.ops import REFERENCE, Ops
+from minicos.record import Record
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:

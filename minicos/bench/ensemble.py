@@ -31,7 +31,7 @@ def _real(device: torch.device, quick: bool) -> Line:
     wan = load("tiny", device=device).with_preset(steps=steps)
     batch = cases.held_out("maze", 1)
     condition = cases.condition(wan, batch)
-    three = condition.rows(torch.zeros(SEEDS, dtype=torch.long))
+    three = condition.take(torch.zeros(SEEDS, dtype=torch.long))
     noise = wan.noise(three, seed=0)
     e = Ensemble(window(20, 29, wan.experts["high"].cfg.num_layers), seeds=SEEDS)
     name = f"{SEEDS} seeds at step 0 of {steps}, tiny"

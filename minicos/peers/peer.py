@@ -54,15 +54,15 @@ class PeerCondition(Condition):
             )
         return self.calls[name]
 
-    def rows(self, index: Tensor) -> Self:
-        count = self.shape[0]
+    def take(self, index: Tensor | Sequence[int]) -> Self:
+        index, count = torch.as_tensor(index), self.shape[0]
 
         def some(x: Any) -> Any:
             batched = isinstance(x, Tensor) and x.ndim and len(x) == count
             return x[index.to(x.device)] if batched else x
 
         calls = {name: {k: some(v) for k, v in call.items()} for name, call in self.calls.items()}
-        return replace(super().rows(index), calls=calls)
+        return replace(super().take(index), calls=calls)
 
 
 @dataclass(frozen=True, repr=False)

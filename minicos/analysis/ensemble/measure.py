@@ -30,7 +30,7 @@ def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> di
     """
     (seeds,) = {e.seeds for e in arms.values()}
     single = cases.condition(wan, batch)
-    condition = single.rows(torch.arange(len(batch)).repeat_interleave(seeds))
+    condition = single.take(torch.arange(len(batch)).repeat_interleave(seeds))
     noise = torch.stack(
         [cases.noise(wan, single, batch, APART * j) for j in range(seeds)], dim=1
     ).flatten(0, 1)

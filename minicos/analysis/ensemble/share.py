@@ -287,9 +287,9 @@ def run(
             next(first.sample(condition, noise=x, hooks=watch + ahead, start=i, state=state))
             if i == last:  # the second pass of the last shared step is already the carriers' own
                 condition, x, state = (
-                    condition.rows(chosen),
+                    condition.take(chosen),
                     x[chosen.to(x.device)],
-                    state and state.rows(chosen),
+                    state and state.take(chosen),
                 )
                 found.update({name: h[chosen.to(h.device)] for name, h in found.items()})
         step = next(wan.sample(condition, noise=x, hooks=watch + inside, start=i, state=state))
@@ -298,9 +298,9 @@ def run(
             x, state = condition.impose(edit(step, e, wan.ops)), state.edited()
     if len(x) != len(chosen):
         condition, x, state = (
-            condition.rows(chosen),
+            condition.take(chosen),
             x[chosen.to(x.device)],
-            state and state.rows(chosen),
+            state and state.take(chosen),
         )
     for step in wan.sample(condition, noise=x, hooks=watch, start=last + 1, state=state):
         x = step.next

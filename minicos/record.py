@@ -1,0 +1,98 @@
+"""Record what hooks see, reduced on the spot, and stack it into one tensor with named axes.
+
+norms = Record(lambda x: x.norm(dim=-1), axes="b l")
+for step in wan.sample(condition, hooks=Hooks().on("blocks.*", norms)): ...
+found = norms.stack()                       # step branch point b l
+found.at(step=3, branch="cond")             # point b l
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minicos.errors import MinicosError
+from minicos.hooks import Site
+
+SITES = ("step", "branch", "point")  # the axes along which sites are stacked
+
+
+@dataclass(frozen=True, repr=False)
+class Stacked:
+    """One tensor of all that was recorded, and what its axes are."""
+
+    values: Tensor
+    axes: tuple[str, ...]  # SITES, then those of what was kept of a site
+    labels: dict[str, list]  # of each axis of SITES: steps, branches and points in their order
+
+    def at(self, **chosen: int | str) -> Tensor:
+        """The values at a step, branch or point, or several of these: without the axes named.
+
+        Raises MinicosError for what was not recorded.
+        """
+        x = self.values
+        for name, label in chosen.items():
+            if label not in self.labels.get(name, ()):
+                known = ", ".join(f"{k} {v}" for k, v in self.labels.items())
+                raise MinicosError(f"{name} {label!r} was not recorded; what was: {known}")
+        for axis in reversed(range(len(SITES))):
+            if (name := SITES[axis]) in chosen:
+                x = x.select(axis, self.labels[name].index(chosen[name]))
+        return x
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{a} {n}" for a, n in zip(self.axes, self.values.shape, strict=True))
+        return f"Stacked: {sizes}; {self.values.dtype}"
+
+
+class Record:
+    """A hook that keeps `reduce(tensor)` of everything it sees, on the host, with its site:
+    `Record(token_energy, axes="b l")`.
+
+    Reduce on the spot: one residual stream of 81 frames at 832x480 is 335 MB. `entries` is a list
+    of (Site, reduced tensor); no graph is kept. `axes` names the axes of what `reduce` returns.
+    """
+
+    def __init__(self, reduce: Callable[[Tensor], Tensor], axes: str = ""):
+        self.reduce, self.axes = reduce, tuple(axes.split())
+        self.entries: list[tuple[Site, Tensor]] = []
+
+    def __call__(self, x: Tensor, site: Site) -> None:
+        kept = self.reduce(x.detach())
+        if isinstance(kept, Tensor):
+            shared = kept.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+            kept = kept.clone() if shared else kept  # a later hook may write into x
+            kept = kept.cpu()
+        self.entries.append((site, kept))
+
+    def stack(self) -> Stacked:
+        """All entries in one tensor: step branch point, then the axes of what was kept.
+
+        Raises MinicosError unless every step was seen in the same branches and points, once each,
+        with tensors of one shape.
+        """
+        if not self.entries:
+            raise MinicosError("nothing was recorded: has the run been made?")
+        found = {(site.step, site.branch, site.name): x for site, x in self.entries}
+        labels = [[*dict.fromkeys(key[axis] for key in found)] for axis in range(len(SITES))]
+        shapes = {tuple(x.shape) for x in found.values()}
+        count = len(labels[0]) * len(labels[1]) * len(labels[2])
+        if not len(self.entries) == len(found) == count or len(shapes) > 1:
+            raise MinicosError(
+                f"{len(self.entries)} entries of {len(shapes)} shapes are no table of"
+                f" {' x '.join(f'{len(v)} {k}' for k, v in zip(SITES, labels, strict=True))}:"
+                " read `entries`, or record points that are alike"
+            )
+        (shape,) = shapes
+        names = self.axes or tuple(f"axis{i}" for i in range(len(shape)))
+        if len(names) != len(shape):
+            raise MinicosError(f"axes {' '.join(names)!r} for tensors of shape {shape}")
+        flat = torch.stack([found[key] for key in _product(labels)])
+        values = flat.view(*map(len, labels), *shape)
+        return Stacked(values, SITES + names, dict(zip(SITES, labels, strict=True)))
+
+
+def _product(labels: Sequence[list]) -> list[tuple]:
+    steps, branches, points = labels
+    return [(s, b, p) for s in steps for b in branches for p in points]
