@@ -3,6 +3,8 @@ folders.
 """
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +55,16 @@ def test_what_a_hook_saw(captured):
     x, where = a.rows("blocks.6", step=1)
     assert x.shape == (24, 128) and torch.equal(x[12:], seen_at[0])
     assert (where[13].sample, where[13].token) == ("task/b", 1)
+
+
+def test_the_example_of_the_manual(captured, monkeypatch, capsys):
+    manual = (Path(__file__).parents[1] / "weights.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", manual, flags=re.S)
+    monkeypatch.chdir(captured)
+    names: dict[str, object] = {}
+    exec(compile(example.replace("runs/capture", "out"), "weights.md", "exec"), names)
+    assert names["x"].shape == (24, 128) and names["right"] > 0.9
+    assert capsys.readouterr().out.count("task/a") == 12
 
 
 def test_bytes_are_known_before(captured, capsys):

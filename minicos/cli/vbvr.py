@@ -187,19 +187,19 @@ def run(args: argparse.Namespace) -> int:
         _price(args, plans, arms, mine, samples, len(maker.every))
         return 0
     journal = run_folder.journal(args)
-    lock = work.hold(args.out, part)  # this part is ours until the name is gone
+    lock = work.hold(args.out, part)
     failed = vbvr_work.make(args, maker, mine, plans, part, journal)
+    del lock
     for unit, why in failed.items():
         print(f"minicos: failed: {unit}: {why}", file=sys.stderr)
     left = sum(not maker.finished(unit) for unit in every)
-    del lock
     if left and part.count > 1:
         print(
             f"{left} of {len(every)} units are not finished; when all are, run the same command "
             "once more for the tables."
         )
         return int(bool(failed))
-    unscored = _score(args, trees, estimates, samples, kit, journal)
+    unscored = _score(args, part, trees, estimates, samples, kit, journal)
     return int(bool(failed or unscored or found.problems))
 
 
@@ -293,6 +293,7 @@ def _price(
 
 def _score(
     args: argparse.Namespace,
+    part: "Shard",
     trees: Mapping[str, Path],
     estimates: "Mapping[str, Estimates]",
     samples: "Mapping[str, Sample]",
@@ -302,7 +303,7 @@ def _score(
     """Score every tree, write and print the tables, and return how many videos have no score."""
     from minicos.analysis import result
     from minicos.runs import Run
-    from minicos.vbvr import puzzles, score, table
+    from minicos.vbvr import puzzles, score, table, work
 
     if kit is None and not all(puzzles.known(sample) for sample in samples.values()):
         print(
@@ -310,10 +311,17 @@ def _score(
             "them"
         )
         return 0
+    try:
+        lock = work.hold(args.out, work.SCORES)
+    except MinicosError:
+        if part.count == 1:
+            raise
+        print("all units are finished; another process is at the scores and tables")
+        return 0
     base = args.base or next(iter(trees))
     scorer = "built in" if kit is None else f"{kit.scorer.name} with OpenCV {kit.opencv}"
     settings = {"samples": len(samples), "scorer": scorer, "base": base, "trees": list(trees)}
-    run = Run(args.out, settings, journal=journal)
+    run = Run(args.out, settings, lock, journal)
 
     def log(name: str, kinds: "Mapping[str, Scored]") -> None:
         for line in score.lines(name, kinds, estimates):

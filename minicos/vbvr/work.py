@@ -107,13 +107,17 @@ def shard(text: str | None, environment: Mapping[str, str]) -> Shard:
     return Shard()
 
 
-def hold(out: Path, part: Shard) -> FolderLock | None:
-    """Make this part of a folder this process's, as long as what is returned is referred to, and
-    remove what killed processes left half written in the folder.
+SCORES = "scores"  # what `hold` takes for them
 
-    Raises MinicosError where another process is at work on this part.
+
+def hold(out: Path, what: Shard | str) -> FolderLock | None:
+    """Make a shard of a folder, or its scores, this process's, as long as what is returned is
+    referred to, and remove what killed processes left half written in the folder.
+
+    Raises MinicosError where another process is at it.
     """
-    place = out / ".shards" / f"{part.index}-of-{part.count}"
+    name = f"shard-{what.index}-of-{what.count}" if isinstance(what, Shard) else what
+    place = out / ".locks" / name
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock = folder_lock.hold(place)
