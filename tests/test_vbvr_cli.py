@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
 
 from minicos.cli import main
 from minicos.media import load_video
+from minicos.vbvr import cases, puzzles
 from tests.test_vbvr_scores import checkout
 from tests.vbvr_samples import TASKS, bench
 
@@ -148,6 +150,15 @@ def test_a_dry_run_makes_nothing(data, tmp_path, capsys):
         2 < float(lines["ensemble"][3]) / float(lines["plain"][3]) < 5
     )  # one step, shared by three seeds in two passes
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_puzzles_writes_none_and_knows_them(tmp_path, capsys):
+    options = ("--puzzles", "3", "--dry-run", "--tflops", "1", "--out", str(tmp_path / "out"))
+    assert main(["vbvr", *options]) == 0
+    assert "plain" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    puzzles.write(tmp_path, 3)
+    written = [replace(one, truth=None) for one in cases.read(tmp_path).samples]
+    assert puzzles.planned(tmp_path, 3).samples == tuple(written)
 
 
 @pytest.mark.parametrize(

@@ -242,9 +242,12 @@ def _samples(args: argparse.Namespace) -> "Found":
     """
     from minicos.vbvr import cases, puzzles
 
-    if args.puzzles is not None:
-        puzzles.write(args.out / "puzzles", args.puzzles)
-    found = cases.read(args.data or args.out / "puzzles")
+    if args.puzzles is not None and args.dry_run:
+        found = puzzles.planned(args.out / "puzzles", args.puzzles)
+    else:
+        if args.puzzles is not None:
+            puzzles.write(args.out / "puzzles", args.puzzles)
+        found = cases.read(args.data or args.out / "puzzles")
     for name, why in found.problems.items():
         print(f"minicos: {name}: {why}", file=sys.stderr)
     if not found.samples:

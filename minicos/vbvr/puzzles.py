@@ -6,9 +6,10 @@ task of its category. The puzzles are written as files and read back like any ot
 videos are scored from their files, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minicos import puzzles
 from minicos.errors import MinicosError
@@ -16,7 +17,7 @@ from minicos.media import load_video
 from minicos.puzzles import FAMILIES, Family, Puzzle
 from minicos.runs import write_json
 from minicos.vbvr import tree
-from minicos.vbvr.cases import Sample
+from minicos.vbvr.cases import Found, Sample
 from minicos.vbvr.evalkit import Scored
 from minicos.vbvr.fit import resize
 
@@ -30,14 +31,31 @@ def write(folder: Path, count: int, split: str = "test") -> None:
     """Write `count` distinct puzzles of a split, as evenly over the families as it goes; those
     that exist are kept.
     """
-    names = list(FAMILIES)
-    for place, name in enumerate(names):
-        family = FAMILIES[name]
-        each = count // len(names) + (place < count % len(names))
+    for name, puzzle, about in _planned(count, split):
+        there = folder / name
+        if not there.exists():
+            _write(there, puzzle)
+        if not (there / "metadata.json").exists():
+            write_json(there / "metadata.json", about)
+
+
+def planned(folder: Path, count: int, split: str = "test") -> Found:
+    """What `write` would write and `cases.read` then read, without a file."""
+    samples = []
+    for name, puzzle, about in _planned(count, split):
+        height, width = (side * SCALE for side in puzzle.first_frame().shape[:2])
+        picture = folder / name / "first_frame.png"
+        samples.append(
+            Sample(name, picture, puzzle.prompt, (height, width), None, puzzle.frames, about)
+        )
+    return Found(folder, tuple(sorted(samples, key=lambda sample: sample.name)), {})
+
+
+def _planned(count: int, split: str) -> Iterator[tuple[str, Puzzle, dict[str, Any]]]:
+    """The puzzles of a benchmark: name of the sample, puzzle, metadata."""
+    for place, (name, family) in enumerate(FAMILIES.items()):
+        each = count // len(FAMILIES) + (place < count % len(FAMILIES))
         for index, (seed, puzzle) in enumerate(_distinct(family, each, split).items()):
-            there = folder / SPLIT_OF[family.domain] / name / f"{index:05d}"
-            if not there.exists():
-                _write(there, puzzle)
             about = {
                 "category": family.category.capitalize(),
                 "family": name,
@@ -45,8 +63,7 @@ def write(folder: Path, count: int, split: str = "test") -> None:
                 "split": split,
                 "scale": SCALE,
             }
-            if not (there / "metadata.json").exists():
-                write_json(there / "metadata.json", about)
+            yield f"{SPLIT_OF[family.domain]}/{name}/{index:05d}", puzzle, about
 
 
 def _write(folder: Path, puzzle: Puzzle) -> None:
