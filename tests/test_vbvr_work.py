@@ -109,6 +109,21 @@ def test_two_processes_on_one_shard(tmp_path):
     assert work.hold(tmp_path, Shard(0, 2)) is not None  # what was killed holds nothing
 
 
+def test_a_process_with_failures_leaves_last(tmp_path):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        lock = work.hold(tmp_path, Shard(1, 3))
+        os.write(writer, b"x" if lock else b"-")
+        time.sleep(1)
+        (tmp_path / "made").touch()
+        os._exit(0)
+    os.read(reader, 1)
+    work.wait_for_others(tmp_path, Shard(0, 3), seconds=0.05)  # shard 2 of 3 never began
+    assert (tmp_path / "made").exists()
+    os.waitpid(child, 0)
+
+
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     """But not what a process that lives is writing now."""
     child = subprocess.Popen(["true"])

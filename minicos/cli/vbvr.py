@@ -192,13 +192,14 @@ def run(args: argparse.Namespace) -> int:
     del lock
     for unit, why in failed.items():
         print(f"minicos: failed: {unit}: {why}", file=sys.stderr)
-    left = sum(not maker.finished(unit) for unit in every)
-    if left and part.count > 1:
+    if failed:  # then nobody is at work any more, and the tables show what there is
+        work.wait_for_others(args.out, part)
+    elif left := sum(not maker.finished(unit) for unit in every):
         print(
             f"{left} of {len(every)} units are not finished; when all are, run the same command "
             "once more for the tables."
         )
-        return int(bool(failed))
+        return 0
     unscored = _score(args, part, trees, estimates, samples, kit, journal)
     return int(bool(failed or unscored or found.problems))
 

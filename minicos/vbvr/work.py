@@ -116,8 +116,7 @@ def hold(out: Path, what: Shard | str) -> FolderLock | None:
 
     Raises MinicosError where another process is at it.
     """
-    name = f"shard-{what.index}-of-{what.count}" if isinstance(what, Shard) else what
-    place = out / ".locks" / name
+    place = _place(out, what)
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock = folder_lock.hold(place)
@@ -127,6 +126,30 @@ def hold(out: Path, what: Shard | str) -> FolderLock | None:
         ) from error
     sweep(out)
     return lock
+
+
+def wait_for_others(out: Path, part: Shard, seconds: float = 2.0) -> None:
+    """Return when no other shard of the list is held. A process with failures leaves last:
+    torchrun ends all others when one ends with another code than 0.
+    """
+    for index in range(part.count):
+        place = _place(out, Shard(index, part.count))
+        while index != part.index and place.is_dir() and _held(place):
+            time.sleep(seconds)
+
+
+def _held(place: Path) -> bool:
+    try:
+        folder_lock.hold(place)
+    except MinicosError:
+        return True
+    return False
+
+
+def _place(out: Path, what: Shard | str) -> Path:
+    """The folder whose lock stands for a shard or the scores."""
+    name = f"shard-{what.index}-of-{what.count}" if isinstance(what, Shard) else what
+    return out / ".locks" / name
 
 
 def attempt(
