@@ -13,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicos.analysis import report
+from minicos.analysis.claims import CLAIMS
 from minicos.analysis.reproduce import SECTIONS, parts
 from minicos.analysis.result import Number, Result
 from minicos.analysis.tools import cases, controls, stats
+from minicos.analysis.verdicts import FIELDS, NOT, OPEN, SUPPORTED
 from minicos.cli import main, reproduce
 from minicos.open import load
 from tests.test_cli import posix, start, wait_for
 
-ONLY = "attention,energy"  # the two that take least
+ONLY = "energy,perception"  # two that take little
 
 
 def arguments(toy, out, workers: int) -> list[str]:
@@ -31,7 +33,7 @@ def arguments(toy, out, workers: int) -> list[str]:
         "--only",
         ONLY,
         "--n",
-        "4",
+        "5",
         "--workers",
         str(workers),
         "--out",
@@ -52,12 +54,18 @@ def undisturbed(toy, tmp_path_factory):
 def test_claims_are_complete_and_paths_are_relative(undisturbed, toy):
     claims = json.loads((undisturbed / "claims.json").read_text())
     text = (undisturbed / "report.md").read_text()
-    assert [set(claim) for claim in claims] == [set(report.FIELDS)] * len(claims)
+    assert [set(claim) for claim in claims] == [set(FIELDS)] * 3
     for claim in claims:
-        assert claim["low"] <= claim["effect"] <= claim["high"] and claim["n"] == 4
         assert claim["control"] and claim["claim"] in text
-        verb = "energy" if "energy" in claim["claim"] else "attention"
-        assert claim["command"] == f"minicos {verb} --n 4 --model {toy}"
+        assert claim["verdict"] in (SUPPORTED, NOT, OPEN)
+        if claim["n"]:  # random weights answer nothing, so nothing is decided in their videos
+            assert claim["low"] < claim["high"] and claim["n"] == 5
+        else:
+            assert claim["effect"] is None and claim["verdict"] == OPEN
+    (head, *_) = [claim for claim in claims if "Late layers" in claim["claim"]]
+    preset = "--steps 10 --decode-dtype bfloat16"
+    assert head["command"] == f"minicos energy --n 5 {preset} --model {toy}"
+    assert head["ideal"] == "n/a" and head["paper"] == "Fig. 6a"
     links = [line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")]
     assert links and all((undisturbed / link).stat().st_size > 1000 for link in links)
     assert text.index(report.CAVEAT) < text.index("## ")
@@ -91,7 +99,7 @@ def test_a_finished_run_only_writes_the_report(undisturbed, toy, capsys):
     (undisturbed / "report.md").unlink()
     assert main(arguments(toy, undisturbed, workers=1)) == 0
     assert (undisturbed / "report.md").read_bytes() == before
-    assert "cross-attention on padding rows, step 10: minus uniform" in capsys.readouterr().out
+    assert "Late layers are busy with the answer" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -127,15 +135,14 @@ def test_a_difference_leaves_out_what_has_no_value_and_says_its_power():
 
 
 def test_numbers_without_a_value_are_null_in_json_and_said_in_the_report(tmp_path):
-    numbers = (
-        Number("turns", float("inf"), 3.0, float("inf"), 5, note="the last layer"),
-        stats.mean("decided", np.array([np.nan]), "nothing"),
-    )
-    (part, *_) = parts(4)["swap"]
-    report.write(tmp_path, {"swap": [(part, Result("swap", {}, numbers))]}, "About.", "tiny")
+    (part, *_) = parts(5)["energy"]
+    names = {claim.number for claim in CLAIMS if claim.part == "energy/mark"}
+    numbers = [stats.mean(name, np.array([np.nan])) for name in names]
+    numbers.append(Number("turns", float("inf"), 3.0, float("inf"), 5, note="the last layer"))
+    report.write(tmp_path, {"energy": [(part, Result("energy", {}, numbers))]}, "About.", "tiny")
     first, second = json.loads((tmp_path / "claims.json").read_text())
-    assert first["effect"] is None and first["low"] == 3.0 and first["command"] == part.command()
-    assert second["n"] == 0 and second["low"] is None
+    assert first["effect"] is None and first["low"] is None and first["n"] == 0
+    assert first["verdict"] == second["verdict"] == OPEN
     assert "| turns | never [3.000, never] | 5 |" in (tmp_path / "report.md").read_text()
 
 

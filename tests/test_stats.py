@@ -94,17 +94,23 @@ def test_auroc():
     assert np.isnan(stats.auroc(values, np.zeros(60)))
 
 
-def test_interval_covers_the_truth_about_95_times_in_100():
-    rng = np.random.default_rng(0)
-    samples = rng.normal(0.3, 1, (200, 100))
-    intervals = [stats.bootstrap(s, resamples=1000) for s in samples]
-    assert 0.89 < np.mean([i.low <= 0.3 <= i.high for i in intervals]) < 0.99  # measured .945
-
-
 def test_paired_is_the_interval_of_the_differences():
     a, b = np.random.default_rng(0).random((2, 50))
-    assert stats.paired(a, b) == stats.bootstrap(a - b)
-    assert stats.paired(a, a).low == stats.paired(a, a).high == 0
+    assert stats.paired(a, b) == stats.average(a - b, signed=True)
+    assert stats.paired(a, a).low < 0 < stats.paired(a, a).high
+
+
+def test_what_has_no_value_is_left_out():
+    assert stats.average(np.array([1.0, np.nan, 0.0])).n == 2
+    assert stats.average(np.array([np.nan])).n == 0
+    assert stats.unpaired([np.nan], [1.0]).n == 0
+
+
+def test_the_same_test_for_different_puzzles():
+    rng = np.random.default_rng(0)
+    pairs = [stats.p_unpaired(*rng.normal(0, 1, (2, 20)), resamples=300) for _ in range(150)]
+    assert 0.01 < np.mean(np.array(pairs) < 0.05) < 0.10  # measured .047
+    assert stats.p_unpaired(rng.normal(1, 1, 40), rng.normal(0, 1, 50), resamples=2000) < 0.001
 
 
 def test_p_value_under_the_null_is_uniform_and_under_an_effect_small():

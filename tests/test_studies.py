@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from minicos import analysis
 from minicos.analysis import result
@@ -21,37 +22,38 @@ PARTS = {f"{name}/{p.name}": p for name, some in parts(100).items() for p in som
 SMALL = {  # of each question: options and steps that take a second
     "belief": ({"n": 2, "size": 3}, 2),
     "steps": ({"n": 2, "size": 3}, 2),
+    "counts": ({"puzzle": "maze", "against": "mark", "n": 2, "size": 3, "counts": (1, 2)}, 2),
     "commitment": ({"n": 2, "size": 3, "at": (0, 1), "count": 2}, 2),
-    "behaviours": ({"n": 2, "size": 3, "rows": 4, "at": (0, 1)}, 2),
-    "noise": ({"n": 1, "size": 3, "at": (0, 1), "frames": (1,), "others": 1}, 2),
-    "boundary": ({"n": 1, "size": 3, "at": (1,), "others": 1, "boundaries": (0.9, 0.5)}, 2),
+    "correction": ({"puzzle": "mark", "n": 2, "size": 3, "at": (0, 1), "count": 1}, 2),
+    "memory": ({"n": 2}, 2),
+    "perception": ({"n": 2, "size": 3, "rows": 4, "at": (0, 1)}, 2),
+    "noise": ({"n": 1, "size": 3, "at": (0, 1), "frames": (1,)}, 2),
     "energy": ({"n": 2, "size": 3, "at": (0, 1)}, 2),
-    "attention": ({"n": 2, "size": 3, "at": (1,)}, 2),
     "swap": ({"n": 2, "size": 3, "layers": "3,9", "controls": ("wrong",)}, 2),
     "ensemble": (
         {
-            "n": 2,
+            "puzzle": "mark",
+            "n": 3,
             "size": 3,
-            "choose": 2,
-            "seeds": 2,
+            "choose": 3,
             "arms": ("override 20-29 @0", "update 0-9 @0"),
         },
         2,
     ),
-    "counts": ({"n": 2, "size": 3, "counts": (1, 2), "lengths": (5,)}, 2),
+    "frames": ({"puzzle": "maze", "n": 2, "size": 3, "counts": (1, 2), "lengths": (5,)}, 2),
 }
 
 
 def small(name: str) -> Part:
     """The first part of a section with options that take a second."""
-    part, (changes, steps) = parts(4)[name][0], SMALL[name]
+    part, (changes, steps) = parts(5)[name][0], SMALL[name]
     return replace(part, options=replace(part.options, **changes), preset={"steps": steps})
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_verb_gives_the_numbers_of_the_report(name, tmp_path, capsys):
     part = small(name)
-    wan = load("tiny", device="cpu").with_preset(**part.preset)
+    wan = load("tiny", device="cpu", decode_dtype=torch.bfloat16).with_preset(**part.preset)
     here = part.study(wan, Run.open(tmp_path / "here", {}), part.options)
     verb, *words = shlex.split(part.command())[1:]
     assert main([verb, *words, "--device", "cpu", "--out", str(tmp_path / "verb")]) == 0
@@ -109,9 +111,9 @@ def test_tools_know_no_question():
 
 
 def test_options_that_are_not_at_their_default_become_words():
-    options = replace(PARTS["swap/begun"].options, seed=7, one_way=False)
+    options = replace(PARTS["swap/when"].options, seed=7, one_way=False)
     words = arguments(options)
     assert words[:2] == ["--seed", "7"]
-    assert "--one-way" not in words and words[words.index("--layers") + 1] == "9"
-    frames = arguments(PARTS["boundary/boundaries"].options)
+    assert "--one-way" not in words and words[words.index("--layers") + 1] == "6"
+    frames = arguments(replace(PARTS["noise/paper"].options, frames=()))
     assert frames[frames.index("--in") + 1] == "none"

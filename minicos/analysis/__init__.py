@@ -4,8 +4,10 @@ options) -> Result`.
 steps         what does the model believe at each step; do all frames settle together?
 belief        how far is that from what an ideal observer would believe?
 commitment    when is the answer decided?
-behaviours/   self-correction, perception before action, working memory
-noise/        what does noise at a step, or in a frame, destroy?      sweep: the same over boundaries, frame and step counts
+plant         does a run leave a wrong answer that was put into it?
+behaviours/   perception before action, working memory
+noise/        what does noise at a step, or in a frame, destroy?
+sweep         the same over boundaries, frame and step counts
 counts        how many steps and frames does an answer take?
 energy        which tokens is each layer busy with?
 attention     where does attention go?
@@ -16,10 +18,12 @@ routes        which routes of a maze does the estimate show? (the demo's picture
 
 options       what every study can be asked, with its defaults: also the options of its verb
 result        what a study found, and results.json
+claims        what the paper claims, and which number decides; verdicts: how it does
 reproduce     the list of all studies; report: the page that they make
 tools/        record (run once and keep what is seen), interventions (change a run), cases (what it
-              runs on), stats (D, intervals), figures, masks, posterior (the ideal observer),
-              readout (ridge classifier), controls (the untrained network)
+              runs on), stats (D, means, tests), intervals, figures, masks, posterior and observer
+              (the ideal observer, as a belief and as a model), readout (ridge classifier),
+              controls (the untrained network)
 
 A folder has the intervention (`edit`, `states`, `share`), what is measured of it (`measure`), the
 findings (`study`), and its pictures.

@@ -243,6 +243,7 @@ def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Ten
     uniform_padding, uniform_first   b
     """
     condition = cases.condition(wan, batch)
+    assert isinstance(condition, WanCondition)  # puzzles are answered by a network here
     words = condition.text.any(-1).sum(1)  # b
     found: dict[tuple[int, bool], list[Tensor]] = {
         (s, text): [] for s in at for text in (True, False)

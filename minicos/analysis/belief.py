@@ -5,6 +5,11 @@ The clean estimate of a perfect network is the posterior mean over the valid ans
 (`tools/posterior.py`), so several routes at high noise are Bayes' rule, not a trait of the network.
 The question is where a network departs from it: in the weights that it gives to answers, and in
 what it shows that is no mixture of answers at all (`outside`). Never evidence about large models.
+With `--ideal` the observer also runs as a model from the same noise, on latents of its own.
+
+The answer shown most at step 0, where the latent is noise alone, may be the one that the run ends
+at because the noise decides, or because the network prefers it in this picture whatever the noise.
+So it is held against the end of another seed's run, too (`other`).
 
 Where a run is guided, the prompted branch is the one to compare: a guided estimate is no posterior
 mean, by construction. Trivial by construction, too: at the last steps one answer has all the
@@ -13,7 +18,8 @@ look at x; a network that is nearer to the ideal has read x.
 """
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,12 +30,14 @@ from torch import Tensor
 from minicos.analysis.options import BeliefOptions
 from minicos.analysis.result import Number, Result, Row, write
 from minicos.analysis.steps import spread
-from minicos.analysis.tools import cases, controls, figures, posterior, stats
+from minicos.analysis.tools import cases, controls, figures, observer, posterior, stats
 from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.observer import NETWORK
 from minicos.runs import Run
 from minicos.sample import Step
 from minicos.wan import Wan
 
+OTHER = 10_000_000  # between the seeds of a case's two runs
 COLUMNS = {
     "ideal": "answers alive, ideal observer",
     "shown": "answers alive, network",
@@ -37,6 +45,7 @@ COLUMNS = {
     "outside": "of it no mixture of answers",
     "prior": "from it without looking",
     "leads": "the answer shown most is the final one",
+    "other": "it is the final one of another seed",
     "final": "ideal weight of the video's answer",
 }
 
@@ -75,6 +84,7 @@ def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     departure, outside, prior    of `Belief`
     leads                        whether the answer shown most is the one shown most at the last
                                  step
+    other                        whether it is the one shown most at the last step of another seed
     final                        weight that the ideal observer gives to the answer of the finished
                                  video; NaN where it has none
     """
@@ -84,9 +94,12 @@ def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     for step in wan.sample(condition, noise=cases.noise(wan, condition, batch)):
         seen.append(_at(step, answered))
     verdicts = cases.scores(wan, step.next, batch)
+    again = wan.sample(condition, noise=cases.noise(wan, condition, batch, OTHER))
+    (last,) = deque(again, maxlen=1)
+    elsewhere = [int(b.shown.argmax()) for b in _at(last, answered)]
     rows = [
-        _course(course, verdict.answer if verdict.solved else None)
-        for course, verdict in zip(zip(*seen, strict=True), verdicts, strict=True)
+        _course(course, verdict.answer if verdict.solved else None, other)
+        for course, verdict, other in zip(zip(*seen, strict=True), verdicts, elsewhere, strict=True)
     ]
     return {
         name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in COLUMNS
@@ -99,7 +112,7 @@ def _at(step: Step, answered: Sequence[Tensor]) -> list[Belief]:
     return [belief(x, x0, step.sigma, z) for x, x0, z in each]
 
 
-def _course(course: Sequence[Belief], answer: int | None) -> dict[str, list[float]]:
+def _course(course: Sequence[Belief], answer: int | None, other: int) -> dict[str, list[float]]:
     """One run, step by step, in the columns of `beliefs`."""
     final = int(course[-1].shown.argmax())
     return {
@@ -109,6 +122,7 @@ def _course(course: Sequence[Belief], answer: int | None) -> dict[str, list[floa
         "outside": [b.outside for b in course],
         "prior": [b.prior for b in course],
         "leads": [float(b.shown.argmax() == final) for b in course],
+        "other": [float(b.shown.argmax() == other) for b in course],
         "final": [math.nan if answer is None else b.ideal[answer].item() for b in course],
     }
 
@@ -127,7 +141,11 @@ def study(wan: Wan, run: Run, options: BeliefOptions) -> Result:
     """
     chosen = cases.chosen(options)
     work = cases.batches(chosen)
-    seen = cases.collect(run, "beliefs", work, partial(beliefs, wan))
+    arms = {
+        who: cases.collect(run, observer.folder("beliefs", who), work, partial(beliefs, model))
+        for who, model in observer.models(wan, options).items()
+    }
+    seen = arms[NETWORK]
     compute = partial(first_departure, controls.untrained(wan))
     random = cases.collect(run, "untrained", work, compute)["departure"]
     steps = seen["ideal"].shape[1]
@@ -159,48 +177,47 @@ def study(wan: Wan, run: Run, options: BeliefOptions) -> Result:
     return write(
         run,
         Result(
-            "belief", run.settings, numbers(chosen, seen, random), {"steps": rows}, curves, files
+            "belief", run.settings, numbers(chosen, arms, random), {"steps": rows}, curves, files
         ),
     )
 
 
 def numbers(
-    chosen: Sequence[Case], seen: dict[str, np.ndarray], random: np.ndarray
+    chosen: Sequence[Case], arms: Mapping[str, Mapping[str, np.ndarray]], random: np.ndarray
 ) -> list[Number]:
-    """The findings at the first, the middle and the last step."""
+    """The findings, of each model that ran: answers alive, what it leans to at step 0; and how far
+    the network is from the ideal observer on its own latents.
+    """
+    seen = arms[NETWORK]
     ideal, shown, middle = seen["ideal"], seen["shown"], seen["ideal"].shape[1] // 2
     chance = np.array([1 / len(cases.known(case).candidates) for case in chosen])
-    last, alive = "the last step", "answers alive"
+    alive = {who: found["shown"].mean(1) - found["shown"][:, -1] for who, found in arms.items()}
+    lean = {who: found["leads"][:, 0] - found["other"][:, 0] for who, found in arms.items()}
+    taste = {who: found["other"][:, 0] - chance for who, found in arms.items()}
     at_0, at_middle = "at step 0", f"at step {middle}"
     return [
-        stats.difference(
-            f"{alive}, network: first minus last step", shown[:, 0], shown[:, -1], last, "answers"
-        ),
-        stats.difference(
-            f"{alive}, ideal observer: first minus last step",
-            ideal[:, 0],
-            ideal[:, -1],
-            last,
+        *stats.compared(
+            "answers alive in the estimate, mean over steps minus the last",
+            alive,
+            "the last step",
             "answers",
         ),
         stats.difference(
-            f"{alive} {at_0}: network minus ideal",
-            shown[:, 0],
-            ideal[:, 0],
-            "ideal observer: all alike",
-            "answers",
-        ),
-        stats.difference(
-            f"{alive} {at_middle}: network minus ideal",
+            f"answers alive {at_middle}: network minus Bayes at its own latents",
             shown[:, middle],
             ideal[:, middle],
             "ideal observer",
             "answers",
         ),
-        stats.difference(
-            f"answer shown most {at_0} is the final one: rate minus chance",
-            seen["leads"][:, 0],
-            chance,
+        *stats.compared(
+            f"answer shown most {at_0} is the run's own end minus another seed's end",
+            lean,
+            "another seed of the same picture",
+            "share",
+        ),
+        *stats.compared(
+            f"answer shown most {at_0} is another seed's end minus chance",
+            taste,
             "one in its answers",
             "share",
         ),

@@ -1,23 +1,26 @@
-"""When is the answer decided? Completions from a re-noised estimate (ours; the paper reads
-commitment off the pictures).
+"""When is the answer decided, and is a wrong one put right? Completions from a re-noised estimate
+(ours; the paper reads both off the pictures).
 
 A blurred estimate need not be an undecided one. So at step s the clean estimate x0 is thrown back
 to its own noise level with fresh noise, x = (1 - sigma) x0 + sigma noise', and completed, K times
 over. What the completions answer is what was decided at s:
 
-    commitment(s) = 1 - H(answers of the completions) / log(valid answers)         0 every answer
-                                                                                   alike, 1 always
-                                                                                   the same
+    commitment(s) = (agreement - 1/k) / (1 - 1/k)      k valid answers; agreement: the share of
+                                                       pairs of valid completions that are alike
 
-and the decision step is the first s with commitment >= 0.9 (`DECIDED`). Only the estimate survives
-the re-noising, so whatever the noise itself would have decided later is left open; that is the
-difference from the run's own future, where noise is not redrawn. Completions that answer nothing
-valid count beside (`valid`). Trivial by construction: at the last step there is nothing left to
-decide, and a puzzle with one answer is committed from the start, so it is refused.
+0 where completions agree as often as draws at random do, 1 where always; unbiased for any K of 2 or
+more. Only the estimate survives the re-noising, so whatever the noise itself would have decided
+later is left open; that is the difference from the run's own future, where noise is not redrawn.
+Trivial by construction: at step 0 completions are other seeds, at the last step nothing is left to
+decide, a puzzle with one answer has no commitment; and an ideal observer commits as well, by Bayes'
+rule (`--ideal`).
+
+Self-correction: completions that show a plausible wrong answer (a foil) where the run ends at a
+valid one, less the opposite. Errors that come and go independently give as many of either.
 """
 
 from collections.abc import Mapping, Sequence
-from math import log, nan
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,15 +29,16 @@ from torch import Tensor
 from minicos.analysis.options import CommitmentOptions
 from minicos.analysis.result import Curve, Number, Result, Row, write
 from minicos.analysis.steps import spread
-from minicos.analysis.tools import cases, figures, stats
+from minicos.analysis.tools import cases, figures, observer, stats
 from minicos.analysis.tools.cases import Case
-from minicos.condition import WanCondition
+from minicos.condition import Condition
 from minicos.errors import MinicosError
+from minicos.puzzles import Score
 from minicos.runs import Run
 from minicos.sample import State, Step
 from minicos.wan import Wan
 
-DECIDED = 0.9
+NONE = -1  # in place of an answer
 
 
 def renoise(step: Step, seeds: Sequence[int]) -> Tensor:
@@ -49,7 +53,7 @@ def renoise(step: Step, seeds: Sequence[int]) -> Tensor:
 
 
 def complete(
-    wan: Wan, condition: WanCondition, x: Tensor, start: int, state: State | None = None
+    wan: Wan, condition: Condition, x: Tensor, start: int, state: State | None = None
 ) -> Tensor:
     """Sample on from latents x (b c f h w) that enter step `start` with what travels beside
     them; the final latents.
@@ -61,10 +65,12 @@ def complete(
 
 def completions(
     wan: Wan, batch: Sequence[Case], at: Sequence[int], count: int, seed: int = 10_000
-) -> Tensor:
-    """Which valid answer each completion gives, -1 for none: b steps count, int64, steps in the
-    order of `at`.
+) -> dict[str, Tensor]:
+    """What the completions of each step show, and what the run itself ends at; int64: a valid
+    answer from 0 on, NONE, or below it a foil.
 
+    answers  b steps count, steps in the order of `at`
+    ends     b
     Network passes: for a run of N steps, N + count * sum(N - s for s in at), per case.
     """
     condition = cases.condition(wan, batch)
@@ -79,37 +85,43 @@ def completions(
             )
             out[step.index] = torch.stack([_answers(wan, end, batch) for end in ends], dim=1)
         beside = step.state.edited()
-    return torch.stack([out[s] for s in at], dim=1)
+    answers = torch.stack([out[s] for s in at], dim=1)
+    return {"answers": answers, "ends": _answers(wan, step.next, batch)}
 
 
 def _answers(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> Tensor:
-    return torch.tensor([s.answer if s.solved else -1 for s in cases.scores(wan, latent, batch)])
+    return torch.tensor([_shown(verdict) for verdict in cases.scores(wan, latent, batch)])
 
 
-def shares(answers: Tensor, candidates: int) -> Tensor:
-    """The share of each valid answer among the completions (..., count) that gave one: ...
-    candidates, NaN where none did.
+def _shown(verdict: Score) -> int:
+    if verdict.solved and verdict.answer is not None:
+        return verdict.answer
+    return NONE if verdict.foil is None else NONE - 1 - verdict.foil
+
+
+def commitment(answers: Tensor, candidates: int) -> Tensor:
+    """How much oftener two valid completions (..., count) are alike than draws from `candidates`
+    valid answers: ...; NaN where fewer than two are valid, and where one answer is.
     """
-    counts = torch.stack([(answers == r).sum(-1) for r in range(candidates)], dim=-1).double()
-    return counts / counts.sum(-1, keepdim=True)
+    seen = range(int(answers.max()) + 1)  # no more than candidates, which can be very many
+    counts = torch.stack([(answers == r).sum(-1) for r in (*seen, candidates)], dim=-1).double()
+    n = counts.sum(-1)
+    alike = (counts * (counts - 1)).sum(-1) / (n * (n - 1))
+    return (alike - 1 / candidates) / (1 - 1 / candidates) if candidates > 1 else alike * torch.nan
 
 
-def commitment(share: Tensor) -> Tensor:
-    """1 - H / log(candidates) of shares (... candidates): ...; needs two candidates or more."""
-    if share.shape[-1] < 2:
-        raise ValueError(
-            "a puzzle with one answer is committed from the start: take puzzles with several"
-        )
-    return 1 - torch.special.entr(share).sum(-1) / log(share.shape[-1])
-
-
-def decision(commitments: Sequence[float], at: Sequence[int]) -> int | None:
-    """The first step of `at` that is committed; None where none is."""
-    return next((s for s, c in zip(at, commitments, strict=True) if c >= DECIDED), None)
+def corrected(answers: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Completions (n steps count) that show a foil where the run ends (n) at a valid answer, less
+    those that show a valid one where it ends at a foil: n steps, mean over completions.
+    """
+    ends = ends[:, None, None]
+    better, worse = (answers < NONE) & (ends >= 0), (answers >= 0) & (ends < NONE)
+    return better.mean(2) - worse.mean(2)
 
 
 def spread_of(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
-    """The same for a case without a scorer: how far apart the completions of each step end, 1 as far as other seeds do  (steps).
+    """The same for a case without a scorer: how far apart the completions of each step end, 1 as
+    far as other seeds do  (steps).
 
     `count` is 2 or more. The yardstick are `count` plain runs, from the same seeds: at a step 0 of
     pure noise the completions *are* these runs, and it is 1 by construction. Passes: N + count * (N
@@ -134,71 +146,86 @@ def study(wan: Wan, run: Run, options: CommitmentOptions) -> Result:
 
     Raises MinicosError for a single completion without a scorer.
     """
-    chosen = cases.chosen(options)
     at = options.at or spread(6, wan.preset.steps)
     if options.prompt is None:
-        found = _puzzles(wan, run, chosen, at, options.count)
+        found = _puzzles(wan, run, at, options)
     elif options.count < 2:
         raise MinicosError(
             "--count 1: without a scorer, completions are compared with each other: take 2 or more"
         )
     else:
-        found = _own(wan, run, chosen[0], at, options.count)
+        found = _own(wan, run, cases.chosen(options)[0], at, options.count)
     return write(run, found)
 
 
-def _puzzles(wan: Wan, run: Run, chosen: Sequence[Case], at: Sequence[int], count: int) -> Result:
-    def compute(batch: Sequence[Case]) -> dict[str, Tensor]:
-        return {"answers": completions(wan, batch, at, count)}
-
-    kept = cases.collect(run, "completions", cases.batches(chosen), compute)
-    answers = torch.from_numpy(kept["answers"])  # n steps count
-    candidates = [len(cases.known(case).candidates) for case in chosen]
-    pairs = zip(answers, candidates, strict=True)
-    committed = np.stack([commitment(shares(a, r)).numpy() for a, r in pairs])
-    valid = answers >= 0
-    measured = {
-        "commitment": committed,
-        "all alike and valid": ((answers == answers[..., :1]) & valid).all(2).double().numpy(),
-        "valid completions": valid.double().mean(2).numpy(),
+def _puzzles(wan: Wan, run: Run, at: Sequence[int], options: CommitmentOptions) -> Result:
+    chosen, count = cases.chosen(options), options.count
+    kept = {
+        who: cases.collect(
+            run,
+            observer.folder("completions", who),
+            cases.batches(chosen),
+            partial(completions, model, at=at, count=count),
+        )
+        for who, model in observer.models(wan, options).items()
     }
+    candidates = [cases.known(case).ambiguity for case in chosen]
+    found = {who: measures(**values, candidates=candidates) for who, values in kept.items()}
     label = "step that is completed from"
-    curves = [stats.curve(name, values, at, label) for name, values in measured.items()]
+    curves = [
+        stats.curve(f"{name}, {who}", values, at, label)
+        for who, measured in found.items()
+        for name, values in measured.items()
+        if np.isfinite(values).any()
+    ]
     figures.lines(
         run.path("commitment.png"),
         curves,
         y="commitment; share",
         title=f"When is the answer decided? n = {len(chosen)}, {count} completions each",
-        levels={"decided": DECIDED},
     )
-    rows: list[Row] = [
-        {"step": s, **{name: stats.mean("", v[:, k]).interval for name, v in measured.items()}}
-        for k, s in enumerate(at)
-    ]
-    found = numbers(measured, at, count)
-    return Result("commitment", run.settings, found, {"steps": rows}, curves, ["commitment.png"])
+    rows: list[Row] = []
+    for who, measured in found.items():
+        for k, s in enumerate(at):
+            means = {name: stats.average(values[:, k]) for name, values in measured.items()}
+            rows.append({"step": s, "model": who, **means})
+    made = numbers(found, at)
+    return Result("commitment", run.settings, made, {"steps": rows}, curves, ["commitment.png"])
 
 
-def numbers(measured: Mapping[str, np.ndarray], at: Sequence[int], count: int) -> list[Number]:
-    """Every measure at each step minus the first of them, and when the answer is decided."""
-    first = f"step {at[0]} ({count} completions; at step 0 other seeds, by construction)"
-    decided = [decision(line, at) for line in measured["commitment"]]
-    steps = [nan if step is None else step for step in decided]
-    return [
-        *(
-            stats.difference(f"{name}: step {s} minus step {at[0]}", v[:, k], v[:, 0], first)
-            for name, v in measured.items()
-            for k, s in enumerate(at)
-            if k
-        ),
-        stats.mean(
-            "decided by the last of these steps",
-            np.isfinite(steps),
-            f"commitment of {DECIDED} or more",
-            "share",
-        ),
-        stats.mean("step at which it is decided, where it is", steps, unit="step"),
-    ]
+def measures(
+    answers: np.ndarray, ends: np.ndarray, candidates: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """What the completions (n steps count) and the runs' ends (n) say, each n steps."""
+    pairs = zip(torch.from_numpy(answers), candidates, strict=True)
+    return {
+        "commitment": np.stack([commitment(a, k).numpy() for a, k in pairs]),
+        "self-correction": corrected(answers, ends),
+        "valid completions": (answers >= 0).mean(2),
+        "completions that show a foil": (answers < NONE).mean(2),
+    }
+
+
+def numbers(found: Mapping[str, Mapping[str, np.ndarray]], at: Sequence[int]) -> list[Number]:
+    """Of each model: commitment at each step minus the first of them, and self-correction from
+    each step to the end.
+    """
+    out = []
+    first = f"step {at[0]} (at step 0 completions are other seeds, by construction)"
+    committed = {who: measured["commitment"] for who, measured in found.items()}
+    for k, s in enumerate(at[1:], start=1):
+        gained = {who: values[:, k] - values[:, 0] for who, values in committed.items()}
+        title = f"commitment: step {s} minus step {at[0]}"
+        out += stats.compared(title, gained, first, span=2.0)
+    for k, s in enumerate(at):
+        gained = {who: measured["self-correction"][:, k] for who, measured in found.items()}
+        title = f"foil to valid minus valid to foil, step {s} to the end"
+        out += stats.compared(title, gained, "0: errors come and go independently", "share")
+    for who, measured in found.items():
+        for name in ("valid completions", "completions that show a foil"):
+            title = f"{name}, step {at[0]}: {who}"
+            out.append(stats.mean(title, measured[name][:, 0], unit="share", span=1.0))
+    return out
 
 
 def _own(wan: Wan, run: Run, case: Case, at: Sequence[int], count: int) -> Result:

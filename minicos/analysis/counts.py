@@ -1,61 +1,148 @@
-"""How many denoising steps does an answer take, and what do other lengths of video do? (paper, App.
-B and C, in miniature)
+"""How many denoising steps does an answer take, and what do other lengths of video do? (paper,
+Secs 3 and 6, App. B and C, in miniature)
 
-The share of puzzles solved, over step counts and frame counts, from the same noise. One step
-returns the first clean estimate, which is a mixture wherever there is a choice. Frame counts that a
-model was not trained at are out of distribution.
+The share of puzzles solved over step counts and frame counts, from the same noise. One step returns
+the first clean estimate, which is a mixture wherever there is a choice: an ideal observer, too,
+fails there, so of puzzles with several right answers only what the network has beyond it is its own
+(`--ideal`). Where one answer is right, an ideal observer needs one step. If steps are steps of
+reasoning, puzzles with longer chains of dependent facts gain more from them than their twins with
+short ones (`--against`): the slope of the share solved over log2 of the steps, for each puzzle by
+least squares. Frame counts that a model was not trained at are out of distribution.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minicos.analysis.options import CountsOptions
-from minicos.analysis.result import Result, Row, write
-from minicos.analysis.tools import cases, figures, stats
+from minicos.analysis.result import Number, Result, Row, write
+from minicos.analysis.tools import cases, figures, observer, stats
 from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.observer import NETWORK
 from minicos.runs import Run
 from minicos.wan import Wan
 
+SLOPE = "solved more at twice the steps"  # in shares of the puzzles
 
-def success(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
-    """Whether each puzzle is solved, 0 or 1: b."""
+
+def ladder(wan: Wan, batch: Sequence[Case], counts: Sequence[int]) -> dict[str, Tensor]:
+    """Each puzzle at each number of steps: whether it is solved, 0 or 1, and its graded score,
+    each b counts.
+    """
     condition = cases.condition(wan, batch)
-    *_, last = wan.sample(condition, noise=cases.noise(wan, condition, batch))
-    solved = [float(score.solved) for score in cases.scores(wan, last.next, batch)]
-    return {"solved": torch.tensor(solved)}
+    noise = cases.noise(wan, condition, batch)
+    found = []
+    for count in counts:
+        *_, last = wan.with_preset(steps=count).sample(condition, noise=noise)
+        found.append(cases.scores(wan, last.next, batch))
+    verdicts = [*zip(*found, strict=True)]
+    return {
+        "solved": torch.tensor([[float(v.solved) for v in row] for row in verdicts]),
+        "score": torch.tensor([[v.score for v in row] for row in verdicts]),
+    }
+
+
+def slopes(solved: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """What a doubling of the steps adds, for each puzzle (n counts): n, by least squares; NaN for
+    a single count.
+    """
+    doublings = np.log2(np.array(counts, dtype=np.float64))
+    apart = doublings - doublings.mean()
+    with np.errstate(invalid="ignore"):
+        return solved @ (apart / np.square(apart).sum())
 
 
 def study(wan: Wan, run: Run, options: CountsOptions) -> Result:
-    """The share solved at every count, and its difference to the most steps at the preset's
-    frames.
+    """The share solved at every count, beside an ideal observer's and that of other families
+    where asked.
     """
-    work = cases.batches(cases.chosen(options))
-    most = max(options.counts)
-    few = {f"{k} steps": wan.with_preset(steps=k) for k in sorted(options.counts, reverse=True)}
-    other = {f"{f} frames": wan.with_preset(steps=most, frames=f) for f in options.lengths}
-    solved = {
-        name: cases.collect(run, name.replace(" ", "_"), work, partial(success, model))["solved"]
-        for name, model in (few | other).items()
+    counts = sorted(options.counts)
+    chosen = {"": cases.chosen(options)}
+    if options.against is not None:
+        chosen[options.against] = cases.chosen(replace(options, puzzle=options.against))
+    models = observer.models(wan, options)
+    found = {
+        (who, name): cases.collect(
+            run,
+            observer.folder("against" if name else "steps", who),
+            cases.batches(some),
+            partial(ladder, model, counts=counts),
+        )
+        for who, model in models.items()
+        for name, some in chosen.items()
     }
-    base = f"{most} steps, {wan.preset.frames} frames"
-    plain = solved[f"{most} steps"]
-    numbers = [stats.mean(f"puzzles solved: {base}", plain, unit="share")]
-    numbers += [
-        stats.difference(f"puzzles solved: {name} minus {base}", values, plain, base, "share")
-        for name, values in solved.items()
-        if values is not plain
-    ]
-    rates = {name: stats.bootstrap(values) for name, values in solved.items()}
+    solved = {who: found[who, ""]["solved"] for who in models}
+    most = f"{counts[-1]} steps"
+    other = {
+        f"{f} frames": cases.collect(
+            run,
+            f"{f}_frames",
+            cases.batches(chosen[""]),
+            partial(ladder, wan.with_preset(frames=f), counts=counts[-1:]),
+        )["solved"][:, 0]
+        for f in options.lengths
+    }
+    made = numbers(solved, counts, other)
+    if options.against is not None:
+        ours, theirs = (found[NETWORK, name]["solved"] for name in chosen)
+        made.append(against(ours, theirs, counts, options.against))
+    rates = {
+        f"{who}, {k} steps": v[:, i] for who, v in solved.items() for i, k in enumerate(counts)
+    }
     figures.intervals(
         run.path("counts.png"),
-        rates,
+        {name: stats.average(values) for name, values in (rates | other).items()},
         x="share of puzzles solved",
-        title=f"{len(plain)} puzzles; {base} unless said",
+        title=f"{len(chosen[''])} puzzles of {options.puzzle}, {most} unless said",
     )
-    rows: list[Row] = [{"setting": name, "solved": rate} for name, rate in rates.items()]
+    rows = [row for (who, name), kept in found.items() for row in _rows(options, who, name, kept)]
     return write(
-        run, Result("counts", run.settings, numbers, {"settings": rows}, files=["counts.png"])
+        run, Result("counts", run.settings, made, {"families": rows}, files=["counts.png"])
     )
+
+
+def numbers(
+    solved: Mapping[str, np.ndarray], counts: Sequence[int], other: Mapping[str, np.ndarray]
+) -> list[Number]:
+    """The share solved (n counts, of each model) at the most steps, fewer and other lengths
+    against that, and what a doubling of the steps adds.
+    """
+    plain, most = solved[NETWORK][:, -1], f"{counts[-1]} steps"
+    fewer = {f"{k} steps": solved[NETWORK][:, i] for i, k in enumerate(counts[:-1])}
+    gained = {who: slopes(values, counts) for who, values in solved.items()}
+    return [
+        stats.mean(f"puzzles solved: {most}", plain, unit="share"),
+        *(
+            stats.difference(f"puzzles solved: {name} minus {most}", values, plain, most, "share")
+            for name, values in (*reversed(fewer.items()), *other.items())
+        ),
+        *stats.compared(SLOPE, gained, "0: steps add nothing", "share"),
+    ]
+
+
+def against(ours: np.ndarray, theirs: np.ndarray, counts: Sequence[int], name: str) -> Number:
+    """What a doubling of the steps adds to these puzzles and not to their twins (n counts)."""
+    title = f"{SLOPE}: longer chains minus their twins"
+    return stats.between(title, slopes(ours, counts), slopes(theirs, counts), name, "share")
+
+
+def _rows(
+    options: CountsOptions, who: str, other: str, found: Mapping[str, np.ndarray]
+) -> list[Row]:
+    """A line for each family and model, a column for each number of steps."""
+    rows: list[Row] = []
+    start = 0
+    for name, n in cases.families(replace(options, puzzle=other or options.puzzle)).items():
+        part = {key: values[start : start + n] for key, values in found.items()}
+        start += n
+        rates = {
+            f"{k} steps": stats.average(part["solved"][:, i])
+            for i, k in enumerate(sorted(options.counts))
+        }
+        score = float(part["score"][:, -1].mean())
+        rows.append({"family": name, "model": who, **rates, "score at the most": score})
+    return rows

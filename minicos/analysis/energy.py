@@ -16,11 +16,11 @@ Nothing waits for a card while it computes: what is kept stays there until the s
 comes to the host in one transfer. The mean token, the sizes of channels and the principal axes are
 taken from at most 4,096 tokens, evenly spaced: of a small video from all.
 
-Where a puzzle says which pixels matter, `separation` turns the picture into a number: the AUROC of
-energy against a mask, .5 where layers are blind to it.
+Where a puzzle says which pixels matter, `within` turns the picture into a number: the AUROC of
+energy against a mask, inside each frame, .5 where layers are blind to it. The clean estimate of the
+same step, in which no layer is looked into, gives one as well: that is the baseline.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.options import EnergyOptions
-from minicos.analysis.result import Curve, Result, write
+from minicos.analysis.result import Curve, Number, Result, write
 from minicos.analysis.tools import cases, controls, figures, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.masks import on_grid
@@ -247,11 +247,6 @@ def components(h: Tensor) -> Tensor:
     return principal(*sketch(h))
 
 
-def separation(energy: Tensor, mask: Tensor) -> list[float]:
-    """AUROC of every layer's energy (layer f h w) against a mask of tokens (bool f h w)."""
-    return [auroc(layer.numpy(), mask.numpy()) for layer in energy]
-
-
 def _whole(saved: Saved, name: str) -> Tensor:
     """An array over all steps; NaN where guidance 1 has skipped the branch, so that the step
     axis stays whole.
@@ -263,69 +258,115 @@ def _whole(saved: Saved, name: str) -> Tensor:
 # -- the question, on puzzles ----------------------------------------------------------------------
 
 
+def within(energy: Tensor, mask: Tensor) -> float:
+    """AUROC of energy (f h w) against a mask of tokens (bool f h w) inside each frame after the
+    given one, mean over the frames that hold both kinds; NaN where none does.
+
+    Across frames the given one alone would decide: its tokens are of another kind, and none of
+    them belongs to the answer.
+    """
+    pairs = zip(energy[1:], mask[1:], strict=True)
+    found = [auroc(e.numpy(), m.numpy()) for e, m in pairs if 0 < int(m.sum()) < m.numel()]
+    return sum(found) / len(found) if found else float("nan")
+
+
+def changed(x0: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """How far a clean estimate (c f h w) is from its own first frame at every token: f h w of the
+    token grid, the L2 norm over the token's latents.
+    """
+    apart = (x0 - x0[:, :1]).float().square().sum(0)
+    patches = apart.unflatten(1, (grid[1], -1)).unflatten(3, (grid[2], -1))
+    return patches.sum((2, 4)).sqrt()
+
+
 def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
-    """AUROC of token energy against the cells that the first answer fills, at the steps `at`: b
-    step form layer.
+    """AUROC within frames (`within`) against the cells that the first answer fills, at the steps
+    `at`: "auroc" of token energy, b step form layer; "estimate" of the step's own clean estimate,
+    b step.
     """
     found: dict[int, list[Tensor]] = {step: [] for step in at}
+    shown: dict[int, Tensor] = {}
     before: dict[str, Tensor] = {}
+    condition = cases.condition(wan, batch)
+    grid = wan.grid(condition.shape)
+    masks = [on_grid(cases.known(case).answer_mask(0), grid) for case in batch]
 
     def begin(x: Tensor, site: Site) -> None:
         before["stream"] = x
 
     def compare(x: Tensor, site: Site) -> None:
         rows = []
-        for h, entered, case in zip(x, before["stream"], batch, strict=True):
-            mask = on_grid(cases.known(case).answer_mask(0), site.grid)
-            energies = forms(h, entered, wan.ops).unflatten(1, site.grid)
-            rows.append(separation(energies.cpu(), mask))
+        for h, entered, mask in zip(x, before["stream"], masks, strict=True):
+            energies = forms(h, entered, wan.ops).unflatten(1, grid).cpu()
+            rows.append([within(energy, mask) for energy in energies])
         found[site.step].append(torch.tensor(rows))
         before["stream"] = x
 
-    condition = cases.condition(wan, batch)
     hooks = Hooks().on("embed", begin, step=tuple(at), branch="cond")
     hooks = hooks.on("blocks.*", compare, step=tuple(at), branch="cond")
     steps = wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=hooks)
-    deque(islice(steps, max(at) + 1), maxlen=0)
-    return {"auroc": torch.stack([torch.stack(found[step], dim=2) for step in at], dim=1)}
+    for step in islice(steps, max(at) + 1):
+        if step.index in at:
+            pairs = zip(step.x0_cond.cpu(), masks, strict=True)
+            shown[step.index] = torch.tensor([within(changed(x0, grid), m) for x0, m in pairs])
+    return {
+        "auroc": torch.stack([torch.stack(found[step], dim=2) for step in at], dim=1),
+        "estimate": torch.stack([shown[step] for step in at], dim=1),
+    }
 
 
 def study(wan: Wan, run: Run, options: EnergyOptions) -> Result:
-    """AUROC of the answer's cells in early and late layers, beside an untrained network's."""
+    """AUROC of the answer's cells in early and late layers, beside the step's own estimate and an
+    untrained network.
+    """
     at = options.at or (wan.preset.steps // 2,)
     work = cases.batches(cases.chosen(options))
-    trained = cases.collect(run, "trained", work, partial(measure, wan, at))["auroc"]
+    trained = cases.collect(run, "trained", work, partial(measure, wan, at))
     untrained = partial(measure, controls.untrained(wan), at)
-    random = cases.collect(run, "untrained", work, untrained)["auroc"]
-    depth = trained.shape[3]
-    third = max(1, depth // 3)
-    numbers, curves = [], []
+    random = cases.collect(run, "untrained", work, untrained)
+    depth = trained["auroc"].shape[3]
+    curves = []
     for s, step in enumerate(at):
         for k, form in enumerate(FORMS):
-            ours, others = trained[:, s, k], random[:, s, k]  # n layer
-            early, late = ours[:, :third].mean(1), ours[:, -third:].mean(1)
-            what = f"AUROC of the answer's cells, {form} energy, step {step}"
-            numbers += [
-                stats.mean(f"{what}: late third of layers", late, "0.5: blind", "AUROC"),
-                stats.difference(
-                    f"{what}: late minus early third", late, early, "early third", "AUROC"
-                ),
-                stats.difference(
-                    f"{what}, late third: trained minus untrained",
-                    late,
-                    others[:, -third:].mean(1),
-                    "untrained network",
-                    "AUROC",
-                ),
-            ]
-            for name, values in ((form, ours), (f"{form}, untrained", others)):
+            for name, found in ((form, trained), (f"{form}, untrained", random)):
                 title = name if len(at) == 1 else f"{name}, step {step}"
+                values = found["auroc"][:, s, k]
                 curves.append(stats.curve(title, values, range(depth), "layer", "AUROC"))
+    shown = float(np.nanmean(trained["estimate"]))
     figures.lines(
         run.path("auroc.png"),
         curves,
-        y="AUROC",
-        title=f"Does token energy single out the answer? {len(trained)} puzzles",
-        levels={"blind": 0.5},
+        y="AUROC within frames",
+        title=f"Does token energy single out the answer? {len(trained['auroc'])} puzzles",
+        levels={"blind": 0.5, "the estimate itself": shown},
     )
-    return write(run, Result("energy", run.settings, numbers, curves=curves, files=["auroc.png"]))
+    made = numbers(trained, random, at)
+    return write(run, Result("energy", run.settings, made, curves=curves, files=["auroc.png"]))
+
+
+def numbers(
+    trained: Mapping[str, np.ndarray], random: Mapping[str, np.ndarray], at: Sequence[int]
+) -> list[Number]:
+    """Of every form of energy (`measure`): late layers against the step's own estimate, early
+    layers and an untrained network.
+    """
+    third = max(1, trained["auroc"].shape[3] // 3)
+    out = []
+    for s, step in enumerate(at):
+        for k, form in enumerate(FORMS):
+            ours, others = trained["auroc"][:, s, k], random["auroc"][:, s, k]  # n layer
+            early, late = ours[:, :third].mean(1), ours[:, -third:].mean(1)
+            what = f"AUROC within frames, {form} energy, step {step}, late third of layers"
+            blind = others[:, -third:].mean(1)
+            shown = trained["estimate"][:, s]
+            against = {
+                "minus the estimate's own": (shown, "the step's own clean estimate"),
+                "minus the early third": (early, "early third"),
+                "trained minus untrained": (blind, "untrained network"),
+            }
+            out.append(stats.mean(what, late, "0.5: blind", "AUROC"))
+            out += [
+                stats.difference(f"{what}: {name}", late, values, note, "AUROC")
+                for name, (values, note) in against.items()
+            ]
+    return out

@@ -76,9 +76,11 @@ NOISE, SWAP, SHARE = "noise", "swap", "ensemble"  # headings of --help
 class Puzzles:
     """Held-out puzzles; puzzle i, counted from 0, starts from the noise of seed `seed` + i."""
 
-    puzzle: str = option("maze", "family of puzzles, or a kind with --size", group=PUZZLES)
+    puzzle: str = option(
+        "maze", "family of puzzles, some with commas between, or a kind with --size", group=PUZZLES
+    )
     size: int | None = option(None, "cells along a side, of a kind", group=PUZZLES)
-    n: int = option(25, "how many puzzles", group=PUZZLES, least=1)
+    n: int = option(25, "how many puzzles, in even parts of all families", group=PUZZLES, least=1)
     split: Literal["dev", "test"] = option("test", "of the puzzles", group=PUZZLES)
     several: bool = option(False, "only puzzles with several right answers", group=PUZZLES)
     single: bool = option(False, "only puzzles with one right answer", group=PUZZLES)
@@ -94,6 +96,17 @@ class Cases(Puzzles):
         None, "first frame (png, jpg), for image-to-video models", group=OWN
     )
     seeds: int = option(1, "runs of it, from --seed on", group=OWN, least=1)
+
+
+@dataclass(frozen=True)
+class Ideal:
+    """Of studies that look into no network: they also run on an ideal observer
+    (`tools/observer.py`).
+    """
+
+    ideal: bool = option(
+        False, "also take an exact ideal observer for the model, from the same noise", group=PUZZLES
+    )
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ class RecordOptions:
 
 
 @dataclass(frozen=True)
-class StepsOptions(Puzzles):
+class StepsOptions(Ideal, Puzzles):
     """Do all frames of the estimate settle together, and later where there is a choice?
     (`analysis/steps.py`)
     """
@@ -131,7 +144,7 @@ class StepsOptions(Puzzles):
 
 
 @dataclass(frozen=True)
-class BeliefOptions(Puzzles):
+class BeliefOptions(Ideal, Puzzles):
     """What would an ideal observer believe at each step? (`analysis/belief.py`)"""
 
     several: bool = True
@@ -139,7 +152,7 @@ class BeliefOptions(Puzzles):
 
 
 @dataclass(frozen=True)
-class CommitmentOptions(Cases):
+class CommitmentOptions(Ideal, Cases):
     """When is the answer decided? (`analysis/commitment.py`)"""
 
     n: int = option(20, "how many puzzles", group=PUZZLES, least=1)
@@ -153,12 +166,32 @@ class CommitmentOptions(Cases):
 
 
 @dataclass(frozen=True)
-class BehavioursOptions:
-    """Self-correction, perception before action, working memory (`analysis/behaviours`)."""
+class PlantOptions(Ideal, Puzzles):
+    """Does a run leave a wrong answer that was put into it? (`analysis/plant.py`)"""
+
+    n: int = option(20, "how many puzzles", group=PUZZLES, least=1)
+    several: bool = True  # of several right answers, another one can be put in: the control
+    at: tuple[int, ...] | None = option(
+        None, "steps that an answer is put into (default: six, denser at the start)"
+    )
+
+
+@dataclass(frozen=True)
+class RecallOptions(Puzzles):
+    """Is what was made up the same when it comes back, and which frame reads which?
+    (`analysis/recall.py`)
+    """
+
+    puzzle: str = option("reveal", "reveal, shell, or families of either", group=PUZZLES)
+
+
+@dataclass(frozen=True)
+class BehavioursOptions(Ideal):
+    """Perception before action, working memory (`analysis/behaviours`)."""
 
     n: int = option(50, "puzzles of each kind", least=1)
     size: int | None = option(None, "cells along a side")
-    rows: int = option(300, "training puzzles that teach the readout", least=2)
+    rows: int = option(300, "training puzzles that teach the readout; 0: no readout", least=0)
     at: tuple[int, ...] | None = option(
         None, "steps of the readout (default: 0, and a quarter of them)"
     )
@@ -182,17 +215,20 @@ class AttentionOptions(Puzzles):
 
 
 @dataclass(frozen=True)
-class CountsOptions(Puzzles):
+class CountsOptions(Ideal, Puzzles):
     """How many steps and frames does an answer take? (`analysis/counts.py`)"""
 
     counts: tuple[int, ...] = option(
         (1, 2, 4, 10, 20), "denoising steps; the largest is what all are compared with"
     )
     lengths: tuple[int, ...] = option((), "video frames, 4n + 1, at the largest of --counts")
+    against: str | None = option(
+        None, "families that gain less from steps, if --puzzle has the longer chains", group=PUZZLES
+    )
 
 
 @dataclass(frozen=True)
-class NoiseOptions(Cases):
+class NoiseOptions(Ideal, Cases):
     """Noise at steps and in frames (`analysis/noise`)."""
 
     mode: Mode = option(
@@ -335,5 +371,8 @@ class EnsembleOptions(Cases):
         (),
         "arms by name, e.g. 'override 20-29 @0,update 20-29 @0-4', instead of the three above",
         group=SHARE,
+    )
+    select: int = option(
+        2, "steps after which the best-scored seed is chosen, a rival", group=SHARE, least=1
     )
     no_rivals: bool = option(False, "do not also average clean estimates and latents", group=SHARE)

@@ -1,13 +1,14 @@
-"""Every question on the embedded model: a list of studies, and the report that they make.
+"""Every claim on the embedded model: a list of studies, and the report that they make.
 
 A section is some studies with their options; what is measured is defined in the studies alone, and
-each has the verb that gives the same numbers (`Part.command`). Networks run on one thread (`work`),
-sections in processes of their own: two thread pools on two cores would lose, and last bits then do
-not depend on the number of cores. A section that was killed continues and ends at the same bits.
+each has the verb that gives the same numbers (`Part.command`). What they decide is in `claims`.
+Networks run on one thread (`work`), sections in processes of their own: two thread pools on two
+cores would lose, and last bits then do not depend on the number of cores. A section that was killed
+continues and ends at the same bits.
 
-Puzzles are of the test split: n for headlines, `fewer` for curves. Steps, layers and windows are
-fixed here beforehand, except the ensemble's arm (dev split). Interventions are run at fewer
-denoising steps than the preset's 20, which costs the embedded model little (section `counts`).
+Puzzles are of the test split: n for headlines, fewer for what costs most. Steps, layers and windows
+are fixed here beforehand. Most runs take 10 denoising steps, which costs the embedded model little
+(section `counts`).
 """
 
 import shlex
@@ -19,12 +20,11 @@ from typing import Any
 
 import torch
 
-from minicos.analysis import attention, belief, commitment, counts, energy, result, steps, sweep
+from minicos.analysis import belief, commitment, counts, energy, plant, recall, result, steps
 from minicos.analysis.behaviours import study as behaviours
 from minicos.analysis.ensemble import study as ensemble
 from minicos.analysis.noise import study as noise
 from minicos.analysis.options import (
-    AttentionOptions,
     BehavioursOptions,
     BeliefOptions,
     CommitmentOptions,
@@ -32,6 +32,8 @@ from minicos.analysis.options import (
     EnergyOptions,
     EnsembleOptions,
     NoiseOptions,
+    PlantOptions,
+    RecallOptions,
     StepsOptions,
     SwapOptions,
     arguments,
@@ -44,8 +46,14 @@ from minicos.wan import Wan
 
 N = 100  # puzzles of an experiment
 FULL = 1000  # the same with --full
-SHORT = 10  # denoising steps of the interventions
-AT_LEAST = 4  # puzzles: the ensemble's wrong donors take three, a yardstick two
+SHORT = 10  # denoising steps, where not said otherwise
+AT_LEAST = 5  # puzzles: a mixture takes one of each family
+# With one right answer, by how many facts depend on each other in a row.
+LONG = "maze-one,shell-one,balls-three"
+TWINS = "sequence-short,mirror-one,balls-one"
+CHOICES = "latin,maze,shell-short"  # several right answers
+WRONG = "goal,pick,partner,turn-one,mirror-one"  # plausible wrong answers, one right one
+MIXED = "sequence,partner,pick,maze,mirror-one"  # the five categories, all of one length
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Part:
 
     def command(self, model: str = "tiny") -> str:
         """The command that gives the same numbers."""
-        other = [] if model == "tiny" else ["--model", model]
+        other = ["--decode-dtype", "bfloat16"] + ([] if model == "tiny" else ["--model", model])
         preset = [word for k, v in self.preset.items() for word in (f"--{k}", str(v))]
         return shlex.join(["minicos", self.verb, *arguments(self.options), *preset, *other])
 
@@ -79,53 +87,117 @@ def fewer(n: int) -> int:
     return max(AT_LEAST, n // 4)
 
 
-def parts(n: int) -> dict[str, list[Part]]:
-    """The studies of every section, with n puzzles for a headline."""
-    few, short = fewer(n), {"steps": SHORT}
-    # as many steps as there are latent frames, so that doses match
-    like = NoiseOptions(several=True, others=1, at=tuple(SHORT * k // 4 for k in range(4)))
-    moved = replace(like, mode="renoise", n=few, at=(1, 3, 5, 7), frames=())
-    site = "9"  # of 12 blocks: behind the layer where the answer turns
-    put = SwapOptions(n=few, one_way=True, during="all", control_layers=site)
-    mazes = CommitmentOptions(n=few, at=(0, 2, 4, SHORT - 2), count=3)
+def parts(n: int, seed: int = 0) -> dict[str, list[Part]]:
+    """The studies of every section, with n puzzles for a headline and noise from `seed` on."""
+    few, half, short = fewer(n), max(AT_LEAST, n // 2), {"steps": SHORT}
+    noised = NoiseOptions(n=few, several=True, others=1, ideal=True, match="none", seed=seed)
+    matched = replace(noised, mode="renoise", match="cells", at=(0, 2, 5, 7))
     shared = EnsembleOptions(
+        puzzle=MIXED,
+        size=None,
         n=n,
-        choose=max(AT_LEAST, n // 10),
-        arms=("override 20-29 @0", "override 0-9 @0", "override 0-39 @0", "update 20-29 @0-1"),
+        choose=0,
+        arms=("override 20-29 @0", "override 20-29 @0-1", "update 20-29 @0-1"),
+        select=2,
         no_rivals=True,
+        seed=seed,
     )
-    return {
-        "belief": [Part("mazes", "belief", belief.study, BeliefOptions(n=n))],
-        "steps": [Part("mazes", "steps", steps.study, StepsOptions(n=n))],
-        "commitment": [Part("mazes", "commitment", commitment.study, mazes, short)],
-        "behaviours": [
-            Part("all", "behaviours", behaviours.study, BehavioursOptions(n=n, rows=2 * n))
-        ],
-        "noise": [
-            Part("renoise", "noise", noise.study, replace(like, mode="renoise", n=few), short),
-            Part("replace", "noise", noise.study, replace(like, n=n), short),
-        ],
-        "boundary": [
+    made: dict[str, list[Part]] = {
+        "belief": [
+            Part("mazes", "belief", belief.study, BeliefOptions(n=n, ideal=True, seed=seed)),
             Part(
-                "boundaries",
-                "noise",
-                sweep.study,
-                replace(moved, boundaries=(0.9, 0.96, 0.8)),
-                short,
+                "figures",
+                "belief",
+                belief.study,
+                BeliefOptions(n=few, puzzle="turn,mirror", ideal=True, seed=seed),
+            ),
+        ],
+        "steps": [Part("mazes", "steps", steps.study, StepsOptions(n=n, ideal=True, seed=seed))],
+        "counts": [
+            Part(
+                "chains",
+                "counts",
+                counts.study,
+                CountsOptions(n=n, puzzle=LONG, counts=(1, 2, 4, 8, 20), against=TWINS, seed=seed),
+            ),
+            Part(
+                "choices",
+                "counts",
+                counts.study,
+                CountsOptions(
+                    n=half, puzzle=CHOICES, counts=(1, 2, 4, 8, 20), ideal=True, seed=seed
+                ),
+            ),
+        ],
+        "commitment": [
+            Part(
+                "mazes",
+                "commitment",
+                commitment.study,
+                CommitmentOptions(n=half, at=(0, 2, 4), count=2, ideal=True, seed=seed),
             )
         ],
-        "energy": [Part("mark", "energy", energy.study, EnergyOptions(n=n))],
-        "attention": [Part("mark", "attention", attention.study, AttentionOptions(n=n))],
-        "swap": [
-            Part(name, "swap", swap.study, options, short)
-            for name, options in {
-                "layers": replace(put, controls=("null", "shuffled", "random")),
-                "begun": replace(put, layers=site, during="0,0-1,0-4,all"),
-                "wrong": replace(put, layers=site, controls=("wrong",), n=n),
-            }.items()
+        "correction": [
+            Part(
+                "completions",
+                "commitment",
+                commitment.study,
+                CommitmentOptions(
+                    puzzle=WRONG, several=False, n=n, at=(1, 3), count=1, ideal=True, seed=seed
+                ),
+            ),
+            Part(
+                "planted",
+                "plant",
+                plant.study,
+                PlantOptions(n=half, at=(2, 4, 6), ideal=True, seed=seed),
+            ),
         ],
-        "ensemble": [Part("mazes", "ensemble", ensemble.study, shared, {"steps": 8})],
-        "counts": [Part("mazes", "counts", counts.study, CountsOptions(n=few, lengths=(9, 17)))],
+        "memory": [Part("reveal", "recall", recall.study, RecallOptions(n=n, seed=seed))],
+        "perception": [
+            Part(
+                "goals",
+                "behaviours",
+                behaviours.study,
+                BehavioursOptions(n=half, rows=0, ideal=True, seed=seed),
+            )
+        ],
+        "noise": [
+            Part("paper", "noise", noise.study, noised),
+            Part("matched", "noise", noise.study, matched),
+        ],
+        "energy": [Part("mark", "energy", energy.study, EnergyOptions(n=n, seed=seed))],
+        "swap": [
+            Part(
+                "when",
+                "swap",
+                swap.study,
+                SwapOptions(
+                    n=half,
+                    one_way=True,
+                    layers="6",
+                    during="0,0-1,all",
+                    controls=("wrong",),
+                    seed=seed,
+                ),
+            )
+        ],
+        "ensemble": [Part("mixed", "ensemble", ensemble.study, shared)],
+        "frames": [
+            Part(
+                "lengths",
+                "counts",
+                counts.study,
+                CountsOptions(
+                    n=half, puzzle="maze-4x4", counts=(1, 4, 10), lengths=(5, 9, 17), seed=seed
+                ),
+            )
+        ],
+    }
+    own = {"counts": {}, "frames": {}, "ensemble": {"steps": 8}}  # counts have steps of their own
+    return {
+        section: [replace(part, preset=own.get(section, short)) for part in some]
+        for section, some in made.items()
     }
 
 
@@ -133,109 +205,116 @@ SECTIONS: dict[str, Section] = {  # in the order of the report
     "belief": Section(
         "Several candidates early, one late",
         """\
-Mazes with several right answers. Answers alive is the exponential of the entropy of the weights that an estimate gives to the
-valid answers; an ideal observer's are exact. By construction it holds all routes alike at step 0, where the latent is noise
-alone, and one at the end: several candidates early are Bayes' rule. The question is where the network departs from it. At step 0
-nothing can be known, so an answer that is shown most there and is the final one means that the network leans before anything
-is decided, and ends where it leans.""",
-        0.7,
+Puzzles with several right answers. *Answers alive* is the exponential of the entropy of the
+weights that an estimate gives to the valid answers. An ideal observer holds all alike in pure noise
+and one at the end, by Bayes' rule; it runs here as a model, from the same noise. The question is
+where the network departs from it. In pure noise nothing can be known: if the answer shown most is
+the one this run ends at, more often than the one another seed of the picture ends at, the network
+leans with its noise before anything is decided.""",
+        1.4,
     ),
     "steps": Section(
         "Along the steps, not along the frames",
         """\
-The step from which on the clean estimate stays near the last one, for each latent frame. Were the answer found along the frames,
-later frames would settle later; were it decided only where there is something to decide, mazes with one route would settle at once.""",
-        0.4,
+The step from which on the clean estimate stays near the last one, for each latent frame. Were the
+answer found along the frames, later frames would settle later. An answer that is one choice settles
+in all frames together in any model, so the ideal observer is the one to compare with.""",
+        0.5,
+    ),
+    "counts": Section(
+        "What more steps are worth",
+        """\
+The share solved at 1 to 20 steps from the same noise. One step returns the mean of the right
+answers, which is none of them: an ideal observer, too, fails there. So where several answers are
+right, only what the network gains beyond it counts; where one is, an ideal observer needs one step,
+and the question is whether longer chains of dependent facts gain more than their twins.""",
+        2.6,
     ),
     "commitment": Section(
         "When the answer is decided",
         """\
-The clean estimate of a step is thrown back to its noise level with fresh noise and completed: commitment is 0 where the completions
-answer every which way, 1 where they agree. By construction it ends at 1, and at step 0 completions are nothing but other seeds,
-so that the agreement there is what so few completions give by chance. An estimate can show one answer and leave it open, or blur
-what is decided: compare with the answers alive above.""",
-        1.5,
+The clean estimate of a step is thrown back to its noise level with fresh noise and completed:
+commitment is 0 where two completions agree as often as draws at random, 1 where always. At step 0
+completions are other seeds. An ideal observer commits as well.""",
+        0.9,
     ),
-    "behaviours": Section(
-        "Self-correction, perception before action, working memory",
+    "correction": Section(
+        "Are wrong answers put right?",
         """\
-*Self-correction*: the leading hypothesis of every step's estimate among the valid answers and those to the picture's other prompts,
-wrong early and right late. A blurred mixture of valid answers may lie nearest to a wrong one, so only what exceeds the ideal
-observer's rate at the same latents is the network's. *Perception before action*: what stands still need only be copied from the
-given frame, so it is no wonder that it settles first. *Working memory*: while an object is behind a wall, its shape and colour are
-read from the hidden states at the tokens that hide it, by a linear classifier taught on the training split; the layer is chosen
-there as well. The latents of a drawn video are the hardest control: four video frames share a latent frame, and the object is in
-sight in some of them.""",
-        1.2,
+*Completions*: those that show a plausible wrong answer where the run ends at a valid one, less the
+opposite; errors that come and go independently give as many of either. *Planted*: a wrong answer is
+put into the latent on the schedule, and left or not; the control plants a valid one. An ideal
+observer repairs all, since it knows what is valid.""",
+        1.8,
+    ),
+    "memory": Section(
+        "What comes back, and who reads whom",
+        """\
+A block hides an object that the model has made up itself: nothing in the first frame says which.
+It must come back the same on the other side. Attention between the two reveals is cut in one
+direction or the other, in all layers and steps, beside as many keys drawn at random. Handed on
+along the frames, the second reveal would have to read the first. *Causal*: every frame reads itself
+and earlier ones alone.""",
+        1.4,
+    ),
+    "perception": Section(
+        "Where before how",
+        """\
+Mazes with two goals, one of them named, and several routes to it. *Where*: the step from which on
+the leading hypothesis goes to the right goal; *how*: the step from which on the leading route to it
+is the final one.""",
+        0.6,
     ),
     "noise": Section(
         "Noise at a step, noise in a frame",
         """\
-Latents entering a step get Gaussian noise, in all frames at one of four steps, or in one latent frame at all of these steps: the same
-noised cells, once by step and once by frame, so that doses agree. `renoise` keeps the clean estimate and draws its noise again, on
-the schedule; `replace`, the paper's, puts noise alone. D = 0 is the same video and 1 another seed's. By construction the null
-intervention gives 0, and step 0 is a reseed. A late `replace` leaves noise that the later steps cannot remove in any model, in all
-frames or in one; a model that treated frames alone would lose as much by either, and still by the early steps of step noise, which
-frame noise overwrites: part of a positive difference under `replace` is no finding. The paper finds a step fragile and a
-frame robust, at doses that differ.""",
-        2.4,
-    ),
-    "boundary": Section(
-        "Noise and the boundary between the experts",
-        """\
-The paper's sensitivity peaks where its tools change experts, so the peak could belong to the change of experts. Here the boundary is
-moved (0.9 in training) and the rest kept: noise at four steps, on the schedule. If sensitivity belongs to the noise level, curves
-stay; if to the expert, they move where another expert serves a step.""",
-        0.5,
+*paper*: all frames replaced by noise at one step, for each step, or one frame at all steps, for
+each frame. The two differ in dose, and a late replacement leaves noise that no model can remove.
+*matched*: equal doses, on the schedule (`renoise` keeps the estimate and draws its noise again). D
+is 0 for the same video, 1 for another seed's. Frame 0 is given beside the latent and dilutes what
+noise in a frame does, so it is also left out. The map shows the damage of each noised step at each
+later one (Fig. 3c).""",
+        2.2,
     ),
     "energy": Section(
         "Which tokens layers work on",
         """\
-"Mark the circle" and its like: the cell to be filled is known, and the AUROC says how well a layer's token energy tells its tokens from
-the others at the middle step (.5: blind; below: the answer's tokens have less). Raw energy is the paper's, centred energy drops the
-mean token and massive channels, update is what a block writes. Any network sees the picture and where objects are in it, so an
-untrained one is the control. The paper reads a turn from background to objects off maps of raw energy.""",
-        0.3,
-    ),
-    "attention": Section(
-        "Where attention goes",
-        """\
-Exact attention mass at the middle step, mean over heads, tokens and layers. Prompts are padded with zero rows, and nothing is fixed by
-construction, since no mask hides them.""",
+"Mark the circle" and its like: the cells to be filled are known, and the AUROC says how well a
+layer's token energy tells them from the others of the same frame (.5: blind), at the middle step.
+The step's own clean estimate shows the answer as well, without any layer: it is the baseline.""",
         0.3,
     ),
     "swap": Section(
         "Where a prompt becomes an answer",
         """\
-"Mark the circle" (A) and "mark the square" (B) of one picture: at every step the residual stream behind one layer of run B is replaced
-by what A's prompt makes of the same latent. By construction the last layer hands over A's velocity, so that curves end at A: the
-finding is where they turn.""",
-        1.5,
+"Mark the circle" (A) and "mark the square" (B) of one picture: in run B the residual stream behind
+the middle layer is replaced by what A's prompt makes of the same latent, at step 0 (a tenth of the
+run), in the first fifth, or at all steps. The control gives another picture's states.""",
+        1.4,
     ),
     "ensemble": Section(
         "Seeds that share states",
         """\
-States of the middle blocks are averaged over three seeds, early, and one trajectory is finished, on mazes larger than any that the model
-was trained on. Four arms are tried on dev mazes, and the one that solves most is taken (of equals the first); on test it is reported
-beside the others with its controls, p values corrected after Holm. By construction only the last layer of an override counts, and
-step 0 of 8 moves the latent further than step 0 of 50. At equal compute a vote among three plain runs is the rival, and an oracle
-that picks the best of them says what there is to be gained.""",
-        3.0,
+States of the middle blocks are averaged over three seeds, early, and one trajectory is finished, on
+puzzles of five categories. D says how far that moved the video: what moves nothing gains nothing.
+Beside it what the same passes buy otherwise: a vote among three runs, an oracle's best of three,
+and three seeds for two steps, of which the best-scored is finished.""",
+        1.9,
     ),
-    "counts": Section(
-        "Fewer steps, other lengths",
+    "frames": Section(
+        "Other lengths, fewer steps",
         """\
-Few-step sampling, and other lengths of video. The model was trained at 13 frames and is not distilled, so that other counts are out of
-distribution; one step returns the first clean estimate, a mixture wherever there is a choice.""",
-        0.5,
+Mazes at the lengths that the model was trained at, and at one, four and ten steps. No distilled
+model ships.""",
+        0.6,
     ),
 }
 
 
-def make(wan: Wan, run: Run, name: str, n: int) -> list[Result]:
+def make(wan: Wan, run: Run, name: str, n: int, seed: int = 0) -> list[Result]:
     """The results of a section's studies, each in a folder of its own inside `run`."""
     found = []
-    for part in parts(n)[name]:
+    for part in parts(n, seed)[name]:
         folder = replace(
             run.inside(f"{name}/{part.name}"), settings={**run.settings, **_settings(part)}
         )
@@ -249,14 +328,19 @@ def _settings(part: Part) -> dict[str, Any]:
     return {**asdict(part.options), **part.preset}
 
 
-def work(model: str, run: Run, name: str, n: int) -> tuple[str, float]:
+def work(model: str, run: Run, name: str, n: int, seed: int = 0) -> tuple[str, float]:
     """Make one section; its name, and the seconds of processor that it took. For a process of
     its own.
     """
     torch.set_num_threads(1)
     begin = process_time()
-    make(_load(model), run, name, n)
+    make(_load(model), run, name, n, seed)
     return name, process_time() - begin
 
 
-_load = cache(load)
+@cache
+def _load(model: str) -> Wan:
+    """Decoding in bfloat16: a fifth of the time, and 56 dB from float32, far below what a scorer
+    sees.
+    """
+    return load(model, decode_dtype=torch.bfloat16)

@@ -60,6 +60,7 @@ class Number:
     unit: str = ""
     note: str = ""
     resolvable: float = nan  # a difference's: the smallest that n cases find with 80 % power
+    p: float = nan  # a difference's: two-sided, of no difference, uncorrected
 
     @classmethod
     def of(cls, name: str, interval: Interval, *, unit: str = "", note: str = "") -> Self:

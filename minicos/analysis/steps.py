@@ -20,8 +20,9 @@ from torch import Tensor
 
 from minicos.analysis.options import StepsOptions
 from minicos.analysis.result import Number, Result, write
-from minicos.analysis.tools import cases, figures, stats
+from minicos.analysis.tools import cases, figures, observer, stats
 from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.observer import NETWORK
 from minicos.analysis.tools.record import Saved
 from minicos.analysis.tools.stats import distance, squared, yardstick
 from minicos.hooks import NO_HOOKS, Hooks
@@ -163,6 +164,7 @@ def _folder(branch: str) -> str:
 
 # of the first estimate's distance to the last one, below which an estimate counts as settled
 SETTLED = 0.1
+SEVERAL, ONE = "several", "one"  # right answers
 
 
 def moves(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
@@ -188,38 +190,23 @@ def study(wan: Wan, run: Run, options: StepsOptions) -> Result:
     estimate may be near.
     """
     chosen = {
-        "several": cases.chosen(options),
-        "one": cases.chosen(replace(options, several=False, single=True)),
+        SEVERAL: cases.chosen(options),
+        ONE: cases.chosen(replace(options, several=False, single=True)),
     }
     moved = {
-        name: cases.collect(run, name, cases.batches(made), partial(moves, wan))["moved"][..., 1:]
+        (who, name): cases.collect(
+            run, observer.folder(name, who), cases.batches(made), partial(moves, model)
+        )["moved"][..., 1:]
+        for who, model in observer.models(wan, options).items()
         for name, made in chosen.items()
     }
-    unit = moved["several"][:, 0].mean(0)
-    settled = {name: settling(values, unit).astype(float) for name, values in moved.items()}
-    whole = {name: values.max(1) for name, values in settled.items()}
-    numbers = [
-        stats.mean(
-            "step at which the estimate settles, several answers",
-            whole["several"],
-            "the last step",
-            "step",
-        ),
-        Number.of(
-            "step at which it settles: several minus one answer",
-            stats.unpaired(whole["several"], whole["one"]),
-            unit="step",
-            note="puzzles with one answer (other puzzles: unpaired)",
-        ),
-        stats.difference(
-            "step at which it settles: last minus second latent frame",
-            settled["several"][:, -1],
-            settled["several"][:, 0],
-            "the same video's frames: all together would be 0",
-            "step",
-        ),
-    ]
-    far = moved["several"] / unit
+    units = {who: values[:, 0].mean(0) for (who, name), values in moved.items() if name == SEVERAL}
+    settled = {
+        (who, name): settling(values, units[who]).astype(float)
+        for (who, name), values in moved.items()
+    }
+    unit, made = units[NETWORK], numbers(settled)
+    far = moved[NETWORK, SEVERAL] / unit
     curves = [
         stats.curve(
             f"latent frame {f + 1}",
@@ -237,6 +224,31 @@ def study(wan: Wan, run: Run, options: StepsOptions) -> Result:
         y="latent frame after the first",
         title="Distance of every frame's estimate to the last one, 1: as at the first step",
     )
-    return write(
-        run, Result("steps", run.settings, numbers, curves=curves, files=["convergence.png"])
-    )
+    return write(run, Result("steps", run.settings, made, curves=curves, files=["convergence.png"]))
+
+
+def numbers(settled: Mapping[tuple[str, str], np.ndarray]) -> list[Number]:
+    """When frames settle: n frames, for each model and for puzzles with several answers and one."""
+    of = {who: values for (who, name), values in settled.items() if name == SEVERAL}
+    late = {who: values[:, -1] - values[:, 0] for who, values in of.items()}
+    return [
+        stats.mean(
+            "step at which the estimate settles, several answers",
+            of[NETWORK].max(1),
+            "the last step",
+            "step",
+        ),
+        stats.between(
+            "step at which it settles: several minus one answer",
+            of[NETWORK].max(1),
+            settled[NETWORK, ONE].max(1),
+            "puzzles with one answer (other puzzles: unpaired)",
+            "step",
+        ),
+        *stats.compared(
+            "step at which it settles: last minus second latent frame",
+            late,
+            "frames of one video: 0 where they settle together",
+            "step",
+        ),
+    ]

@@ -28,7 +28,6 @@ from minicos.analysis.noise.study import peak, sensitivity
 from minicos.analysis.options import FramesOptions, NoiseOptions, SweepOptions
 from minicos.analysis.result import Cell, Curve, Interval, Number, Result, write
 from minicos.analysis.tools import cases, figures, stats
-from minicos.analysis.tools.stats import bootstrap
 from minicos.errors import MinicosError
 from minicos.runs import Run
 from minicos.wan import Wan
@@ -131,13 +130,13 @@ def rows(found: Mapping[str, Measured]) -> list[dict[str, Cell]]:
             "setting": name,
             "steps": len(measured.sigmas) - 1,
             "boundary at step": measured.boundary,
-            "solved": None if solved is None else bootstrap(solved),
-            "settled after": bootstrap(settled(measured.estimates)),
+            "solved": None if solved is None else stats.average(solved),
+            "settled after": stats.average(settled(measured.estimates)),
             "peak at step": top,
             "against the first": Interval(
                 top.value - top_first.value, float(low), float(high), top.n
             ),
-            "D at the peak": bootstrap(values[:, list(steps).index(top.value)]),
+            "D at the peak": stats.average(values[:, list(steps).index(top.value)]),
         }
         out.append(row)
     return out

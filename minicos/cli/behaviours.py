@@ -1,6 +1,4 @@
-"""`minicos behaviours`: self-correction, perception before action and working memory, measured
-on held-out puzzles.
-"""
+"""`minicos behaviours`: perception before action and working memory, on held-out puzzles."""
 
 import argparse
 from typing import Any
@@ -8,12 +6,12 @@ from typing import Any
 from minicos.analysis.options import BehavioursOptions
 from minicos.cli import study
 
-HELP = "Self-correction, perception first, memory."
+HELP = "Perception before action, and memory."
 EXAMPLES = """\
   minicos behaviours                                  50 puzzles of each kind, 300 to train the readout
   minicos behaviours --n 100 --rows 500 --at 0,4,8
-self-correction: is the leading answer wrong early and right late, beyond what an ideal observer's blur explains?
-perception first: does what stands still settle before what moves?
+  minicos behaviours --rows 0 --ideal                 perception alone, beside an ideal observer
+perception before action: is it decided where to go before it is decided how? (self-correction: see commitment and plant)
 working memory: can the hidden object's shape and colour be read out of the tokens that hide it?
 """
 

@@ -1,4 +1,4 @@
-"""`minicos reproduce`: every experiment on the embedded model, and one report."""
+"""`minicos reproduce`: every claim of the paper on the embedded model, and one report."""
 
 import argparse
 import os
@@ -15,36 +15,43 @@ if TYPE_CHECKING:
     from minicos.runs import Run
 
 EXAMPLES = """\
-  minicos reproduce                                  all experiments, under 10 minutes on 2 cores
-  minicos reproduce --only noise,swap --n 20         some of them, with few puzzles
-  minicos reproduce --full --out runs/full           1,000 puzzles each: many hours
-writes report.md with its figures, and claims.json: effect, 95 % interval, n, control and command of every claim.
-Sections run beside each other, one core each; killed and started again, the same command continues.
+  minicos reproduce                                  every claim, under 10 minutes on 2 cores
+  minicos reproduce --only noise,swap --n 20         some sections, with few puzzles
+  minicos reproduce --full --out runs/full           1,000 puzzles for each headline: hours
+  python -m minicos.analysis.verdicts runs/reproduce/claims.json        the headlines as a table
+writes report.md with its figures, and claims.json: of every claim the effect with its 95 % interval, what an ideal observer shows,
+n, control, verdict, and the command that gives the number. Sections run beside each other, one core each; killed and started again,
+the same command continues.
 """
 SECTIONS = (  # those of `analysis/reproduce.py`, which imports torch
     "belief",
     "steps",
+    "counts",
     "commitment",
-    "behaviours",
+    "correction",
+    "memory",
+    "perception",
     "noise",
-    "boundary",
     "energy",
-    "attention",
     "swap",
     "ensemble",
-    "counts",
+    "frames",
 )
 
 
 def add(verbs) -> None:
     parser = options.add_parser(
-        verbs, "reproduce", "Run every experiment and write one report.", EXAMPLES, run
+        verbs,
+        "reproduce",
+        "Every claim of the paper with its verdict, in one report.",
+        EXAMPLES,
+        run,
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--n",
         type=values.positive,
-        help="puzzles of every headline (default: 100); curves take a quarter of them",
+        help="puzzles of a headline (default: 100); what costs most takes half or a quarter",
     )
     size.add_argument("--full", action="store_true", help="1,000 puzzles: hours")
     parser.add_argument(
@@ -52,6 +59,12 @@ def add(verbs) -> None:
         type=sections,
         default=SECTIONS,
         help=f"some of {','.join(SECTIONS)} (default: all)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=values.whole(0, values.MOST_PUZZLES),
+        default=0,
+        help="of the noise (default: 0)",
     )
     parser.add_argument(
         "--model",
@@ -83,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis import report
     from minicos.analysis.reproduce import AT_LEAST, FULL, N, make, parts
     from minicos.analysis.result import table
+    from minicos.analysis.verdicts import table as verdicts
     from minicos.open import load
     from minicos.runs import Run
 
@@ -95,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
             f"the puzzles are for the embedded model, not {wan.variant}; the other commands take "
             "it with --model"
         )
-    settings = {"model": wan.variant, "weights": wan.weights, "n": n}
+    settings = {"model": wan.variant, "weights": wan.weights, "n": n, "seed": args.seed}
     facts = {"command": args.command, "model_path": args.model}
     folder = Run.open(args.out, settings, facts, run_folder.journal(args))
     begin, spent = time.monotonic(), 0.0
@@ -108,15 +122,16 @@ def run(args: argparse.Namespace) -> None:
         spent += seconds
         print(f"{name:12} {seconds:6.0f} s of a core", file=sys.stderr, flush=True)
     found = {
-        name: list(zip(parts(n)[name], make(wan, folder, name, n), strict=True))
+        name: list(
+            zip(parts(n, args.seed)[name], make(wan, folder, name, n, args.seed), strict=True)
+        )
         for name in SECTIONS
         if name in args.only
     }
     about = f"Made by `{_command(args, args.only, n)}` with minicos's `{wan.variant}` model, weights `{wan.weights}`."
-    report.write(folder.folder, found, about, args.model)
-    for studies in found.values():
-        for _, made in studies:
-            print(table(made.rows()), end="\n\n")
+    judged = report.write(folder.folder, found, about, args.model)
+    if judged:
+        print(table(verdicts([finding.line() for finding in judged])))
     print(
         f"\n{time.monotonic() - begin:.0f} s, {spent:.0f} s of cores: {folder.path('report.md')}  "
         f"{folder.path('claims.json')}"
@@ -134,7 +149,7 @@ def compute(args: argparse.Namespace, folder: "Run", n: int) -> Iterator[tuple[s
 
     order = sorted(args.only, key=lambda name: -SECTIONS[name].seconds)
     workers = min(len(order), args.workers or cores())
-    tasks = [(args.model, folder, name, n) for name in order]
+    tasks = [(args.model, folder, name, n, args.seed) for name in order]
     if workers == 1:
         yield from (work(*task) for task in tasks)
         return
@@ -178,6 +193,7 @@ def _command(args: argparse.Namespace, names: tuple[str, ...], n: int) -> str:
         "--model": args.model * (args.model != "tiny"),
         "--only": ",".join(names) * (names != SECTIONS),
         "--n": n,
+        "--seed": args.seed,
     }
     return " ".join(
         ["minicos reproduce", *(f"{name} {value}" for name, value in options.items() if value)]

@@ -1,5 +1,5 @@
-"""Self-correction, perception before action, working memory: how often, when, where (paper, Sec.
-4)?
+"""Perception before action, working memory: how often, when, where (paper, Sec. 4)? Self-correction
+is in `commitment` (completions) and `plant`.
 """
 
 from collections.abc import Mapping
@@ -9,27 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis.behaviours.courses import Course, follow
+from minicos.analysis.behaviours import courses
 from minicos.analysis.behaviours.memory import EMBED, memories
 from minicos.analysis.options import BehavioursOptions
 from minicos.analysis.result import Curve, Number, Result, write
-from minicos.analysis.tools import cases, figures, stats
+from minicos.analysis.tools import cases, figures, observer, stats
 from minicos.analysis.tools.readout import readout
 from minicos.puzzles.draw import COLOURS, SHAPES
 from minicos.runs import Run
 from minicos.wan import Wan
 
-# one picture, several prompts, things that stand still and things that move
-KINDS = ("goal", "mark")
 LABELS = {"shape": len(SHAPES), "colour": len(COLOURS)}
 
 
 def study(wan: Wan, run: Run, options: BehavioursOptions) -> Result:
-    """The three behaviours on held-out puzzles: corrections beside the ideal observer's, what
-    settles first, and the readout.
+    """Where and how are decided, on held-out puzzles; and, unless --rows is 0, what is read out of
+    the tokens that hide an object.
     """
+    numbers = [number for kind in courses.KINDS for number in _courses(wan, run, kind, options)]
+    if not options.rows:
+        return write(run, Result("behaviours", run.settings, numbers))
     at = options.at or tuple(dict.fromkeys((0, wan.preset.steps // 4)))
-    numbers = [number for kind in KINDS for number in _courses(wan, run, kind, options)]
     rows = {
         split: _memories(wan, run, split, n, at, options)
         for split, n in (("train", options.rows), ("test", options.n))
@@ -42,7 +42,7 @@ def study(wan: Wan, run: Run, options: BehavioursOptions) -> Result:
         run.path("memory.png"),
         curves,
         y="share read rightly",
-        title=f"What the tokens behind the wall hold: {options.rows} rows to learn from, n = {options.n}",
+        title=f"What the tokens behind the wall hold: {options.rows} rows, n = {options.n}",
         levels={f"chance, {what}: {1 / n:.2f}": 1 / n for what, n in LABELS.items()},
     )
     return write(
@@ -51,56 +51,15 @@ def study(wan: Wan, run: Run, options: BehavioursOptions) -> Result:
 
 
 def _courses(wan: Wan, run: Run, kind: str, options: BehavioursOptions) -> list[Number]:
-    """Self-correction and perception on the puzzles of one kind."""
-    chosen = cases.held_out(kind, options.n, size=options.size, seed=options.seed)
-    kept = cases.collect(run, kind, cases.batches(chosen), partial(follow, wan))
-    finals = [None if final < 0 else int(final) for final in kept["final"]]
-
-    def courses(name: str) -> list[Course]:
-        rows = zip(kept[name], kept["valid"], finals, strict=True)
-        return [Course(tuple(row.tolist()), int(valid), final) for row, valid, final in rows]
-
-    own, ideal = courses("leaders"), courses("ideal")
-    corrected, theirs = ([c.corrected is not None for c in some] for some in (own, ideal))
-    wrong = [0 in course.wrong for course in own]
-    chance = 1 - kept["valid"] / kept["hypotheses"]
-    still, moving = kept["settled"].T
-    observer, share = "the ideal observer at the same latents", "share"
-    return [
-        stats.mean(f"{kind}: right in the end", [f is not None for f in finals], unit=share),
-        stats.mean(f"{kind}: wrong early and right late (self-correction)", corrected, unit=share),
-        stats.mean(f"{kind}: ... the ideal observer", theirs, unit=share),
-        stats.difference(
-            f"{kind}: self-correction, network minus ideal observer",
-            corrected,
-            theirs,
-            observer,
-            share,
-        ),
-        stats.difference(
-            f"{kind}: leading hypothesis wrong at step 0, minus chance",
-            wrong,
-            chance,
-            "a leader drawn at random",
-            share,
-        ),
-        stats.mean(
-            f"{kind}: step at which the leader settles", [c.settled for c in own], unit="step"
-        ),
-        stats.mean(
-            f"{kind}: step of a correction, where there is one",
-            [np.nan if c.corrected is None else c.corrected for c in own],
-            unit="step",
-        ),
-        stats.difference(
-            f"{kind}: step at which it settles, what moves minus what stands still (runs that end "
-            "right)",
-            moving,
-            still,
-            "what stands still",
-            "step",
-        ),
-    ]
+    """When where and how are decided, on the puzzles of one kind."""
+    keep = cases.ambiguous if courses.KINDS[kind] == "how" else cases.anything
+    chosen = cases.held_out(kind, options.n, size=options.size, seed=options.seed, keep=keep)
+    work = cases.batches(chosen)
+    found = {
+        who: cases.collect(run, observer.folder(kind, who), work, partial(courses.follow, model))
+        for who, model in observer.models(wan, options).items()
+    }
+    return courses.numbers(kind, found)
 
 
 def _memories(

@@ -15,7 +15,9 @@ from minicos.wan import Wan
 APART = 1_000_000
 
 
-def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> dict[str, Tensor]:
+def compare(
+    wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case], select: int = 1
+) -> dict[str, Tensor]:
     """T plain runs of each case and every arm from the same noise. First axis: cases.
 
     "plain.*" has a second axis of T seeds; an arm's second axis is its carriers (1, or T). Keys,
@@ -26,7 +28,8 @@ def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> di
              is that of two plain runs
     passes   through the network, per case
     "plain.vote" is the run nearest to the others: of three runs of which two agree, one of those. A
-    vote without a scorer.
+    vote without a scorer. Of puzzles, "plain.early" is the run whose clean estimate scores best
+    after `select` steps (of equals the first): a verifier that knows the rules looks at it.
     """
     (seeds,) = {e.seeds for e in arms.values()}
     single = cases.condition(wan, batch)
@@ -47,13 +50,21 @@ def compare(wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case]) -> di
         out[f"{name}.passes"] = torch.full((len(batch),), counter.count / len(batch))
 
     counter = Passes()
+    early: Tensor | None = None
     for step in wan.sample(condition, noise=noise, hooks=counter.hooks):
         final = step.next
+        if step.index == select - 1 and batch[0].puzzle is not None:
+            each = [case for case in batch for _ in range(seeds)]
+            early = torch.tensor([v.score for v in cases.scores(wan, step.x0, each)])
     note("plain", final, counter)
     plain = final.unflatten(0, (len(batch), seeds))
     apart = plain[:, :, None].double() - plain[:, None].double()
     pairs = apart.square().sum(dim=(3, 4, 5, 6))  # case seed seed
     out["plain.vote"] = pairs.sum(2).argmin(1)
+    if early is not None:
+        out["plain.early"] = early.view(len(batch), seeds).argmax(1)
+        share = select / wan.preset.steps  # of a run that all seeds make
+        out["plain.early.passes"] = out["plain.passes"] * (share + (1 - share) / seeds)
     out["plain.apart"] = pairs.sum(dim=(1, 2)) / max(1, seeds * (seeds - 1))
     for name, e in arms.items():
         counter = Passes()

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.tools.interventions import Donor, Interventions
-from minicos.condition import WanCondition
+from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.ops import REFERENCE, Ops
@@ -253,7 +253,7 @@ def edit(step: Step, e: Ensemble, ops: Ops = REFERENCE) -> Tensor:
 
 
 def run(
-    wan: Wan, condition: WanCondition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS
+    wan: Wan, condition: Condition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS
 ) -> Tensor:
     """Denoise rows (case seed) c f h w; returns the final latents, one for each case, or all rows
     where there is no carrier.

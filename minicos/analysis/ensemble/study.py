@@ -59,7 +59,8 @@ def _puzzles(
     most = max(BATCH, options.seeds)
     dev = _batches(replace(options, split="dev", n=choose), most) if choose else []
     test = _batches(replace(options, split="test"), most)
-    chosen, table = experiment(wan, run, arms, dev, test, not options.no_rivals)
+    instead = not options.no_rivals
+    chosen, table = experiment(wan, run, arms, dev, test, instead, options.select)
     how = f"chosen on {choose} dev puzzles" if choose else "fixed beforehand"
     plain, *others = table
     gains = {str(row["arm"]): row["gain"] for row in others}
@@ -75,10 +76,14 @@ def _puzzles(
 
 
 def _batches(options: EnsembleOptions, most: int) -> list[list[Case]]:
-    """Puzzles in even batches of `most` or more: wrong donors need company."""
-    made = cases.chosen(options)
-    count = max(1, len(made) // most)
-    return [made[len(made) * i // count : len(made) * (i + 1) // count] for i in range(count)]
+    """Puzzles in even batches of `most` or more, where there are so many alike: wrong donors need
+    company.
+    """
+    out = []
+    for made in cases.alike(cases.chosen(options)):
+        count = max(1, len(made) // most)
+        out += [made[len(made) * i // count : len(made) * (i + 1) // count] for i in range(count)]
+    return out
 
 
 def numbers(table: Sequence[Row], chosen: str, how: str, paper: str) -> list[Number]:
@@ -90,11 +95,15 @@ def numbers(table: Sequence[Row], chosen: str, how: str, paper: str) -> list[Num
         notes = [f"p = {p:.2g} after Holm"] if isinstance(p, float) else []
         notes += ["the first arm"] * (name == paper) + [how] * (name == chosen)
         notes += [role for key, role in ROLES.items() if key in name]
+        if isinstance(row.get("D to plain"), float):
+            notes.append(f"D to the plain run {row['D to plain']:.3g}")
         title = f"puzzles solved: {name}" + (", minus plain" if row is not plain else "")
         value = row["solved"] if row is plain else row["gain"]
         if isinstance(value, Interval):
             number = Number.of(title, value, unit="share", note="; ".join(notes))
-            found.append(replace(number, resolvable=power) if isinstance(power, float) else number)
+            if isinstance(power, float) and isinstance(row["p"], float):
+                number = replace(number, resolvable=power, p=row["p"])
+            found.append(number)
     return found
 
 
@@ -103,6 +112,7 @@ ROLES = {  # what a row is a control of
     "random direction": "random direction of equal norm",
     "vote": "rival at equal compute",
     "best of": "upper bound at equal compute",
+    "early selection": "rival that scores clean estimates",
 }
 
 
@@ -113,6 +123,7 @@ def experiment(
     dev: Sequence[Sequence[Case]],
     test: Sequence[Sequence[Case]],
     instead: bool = True,
+    select: int = 1,
 ) -> tuple[str, list[Row]]:
     """Choose an arm on batches of dev puzzles, report on batches of test puzzles; its name, and the
     table.
@@ -133,7 +144,7 @@ def experiment(
         **controls(chosen, candidates[chosen]),
         **(rivals(candidates[chosen]) if instead else {}),
     }
-    tested = cases.collect(run, "test", test, partial(compare, wan, tried))
+    tested = cases.collect(run, "test", test, partial(compare, wan, tried, select=select))
     return chosen, rows(tested, tried, list(family))
 
 
@@ -160,25 +171,32 @@ def rows(
         f"vote among {seeds} plain runs": vote,
         f"best of {seeds} plain runs (oracle)": plain.max(1),
     }
+    rivals_passes = dict.fromkeys(solved, passes)
+    if "plain.early" in data:
+        name = f"early selection among {seeds} seeds"
+        solved[name] = plain[range(len(plain)), data["plain.early"]]
+        rivals_passes[name] = float(data["plain.early.passes"].mean())
     p = {name: stats.p_value(values - base) for name, values in solved.items()}
     corrected = dict(zip(family, stats.holm([p[name] for name in family]), strict=True))
     table: list[Row] = [
-        {"arm": "plain (T = 1)", "solved": stats.bootstrap(base), "passes": passes / seeds}
+        {"arm": "plain (T = 1)", "solved": stats.average(base), "passes": passes / seeds}
     ]
     for name, values in solved.items():
         gain = values - base
         table.append(
             {
                 "arm": name,
-                "solved": stats.bootstrap(values),
-                "gain": stats.bootstrap(gain),
+                "solved": stats.average(values),
+                "gain": stats.average(gain, signed=True),
                 "p": p[name],
                 "p after Holm": corrected.get(name),
                 "finds a gain of": stats.resolvable(
                     max(float(gain.std()), len(gain) ** -0.5), len(gain)
                 ),
                 "D to plain": moved(data, name) if name in arms else None,
-                "passes": float(data[f"{name}.passes"].mean()) if name in arms else passes,
+                "passes": float(data[f"{name}.passes"].mean())
+                if name in arms
+                else rivals_passes[name],
             }
         )
     return table

@@ -49,7 +49,7 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.tools import stats
-from minicos.condition import WanCondition
+from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.sample import State, Step
@@ -136,7 +136,7 @@ class Noise:
 
 def follow(
     wan: Wan,
-    condition: WanCondition,
+    condition: Condition,
     x: Tensor,
     edit: Noise,
     *,

@@ -18,7 +18,7 @@ from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.figures import evenly
 from minicos.analysis.tools.record import Saved, entering, kept, record
-from minicos.condition import WanCondition
+from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.puzzles import timeline
@@ -64,7 +64,7 @@ class Clean:
 
 def measure(
     wan: Wan,
-    condition: WanCondition,
+    condition: Condition,
     noise: Tensor,
     clean: Run,
     edit: Noise,
@@ -303,7 +303,7 @@ def _of(edit: Noise, batch: Sequence[Case]) -> Noise:
 
 
 def _clean(
-    wan: Wan, condition: WanCondition, noise: Tensor, clean: Run, layer: int | None
+    wan: Wan, condition: Condition, noise: Tensor, clean: Run, layer: int | None
 ) -> dict[str, Tensor]:
     """The undisturbed run, saved step by step in `clean`: its final latent and its network
     passes.

@@ -7,6 +7,9 @@ a paired difference: for each case, the mean over the noised steps minus the mea
 frames. Scores are differences to the clean run of the same cases.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 
 from minicos.analysis.noise import pictures
@@ -14,6 +17,7 @@ from minicos.analysis.noise.measure import Measured, edits, measure_all
 from minicos.analysis.options import NoiseOptions
 from minicos.analysis.result import Cell, Curve, Interval, Number, Result, write
 from minicos.analysis.tools import cases, stats
+from minicos.analysis.tools.observer import IDEAL, NETWORK, Observer
 from minicos.errors import MinicosError
 from minicos.runs import Run
 from minicos.wan import Wan
@@ -35,10 +39,18 @@ def study(wan: Wan, run: Run, options: NoiseOptions) -> Result:
     """Noise at the steps and in the frames of `options`: numbers, the table of all edits,
     sensitivity over steps, pictures.
     """
-    return report(wan, run, options, measure_all(wan, cases.chosen(options), run, options))
+    chosen = cases.chosen(options)
+    measured = measure_all(wan, chosen, run, options)
+    ideal = None
+    if options.ideal:
+        alone = replace(options, layer=None)
+        ideal = measure_all(Observer.of(wan), chosen, run.inside("ideal"), alone)
+    return report(wan, run, options, measured, ideal)
 
 
-def report(wan: Wan, run: Run, options: NoiseOptions, measured: Measured) -> Result:
+def report(
+    wan: Wan, run: Run, options: NoiseOptions, measured: Measured, ideal: Measured | None = None
+) -> Result:
     """What was measured as a result, saved in `run` with its pictures."""
     drawn = curves(measured, options.mode)
     return write(
@@ -46,7 +58,7 @@ def report(wan: Wan, run: Run, options: NoiseOptions, measured: Measured) -> Res
         Result(
             "noise",
             run.settings,
-            numbers(measured),
+            numbers(measured, ideal),
             {"edits": [_row(measured, name) for name in measured.edits]},
             drawn,
             pictures.draw(measured, drawn, options, wan, run),
@@ -54,72 +66,72 @@ def report(wan: Wan, run: Run, options: NoiseOptions, measured: Measured) -> Res
     )
 
 
-def numbers(measured: Measured) -> list[Number]:
-    """The findings: step noise against frame noise, early against late, the yardsticks, the
-    peak, and the cost.
+def effects(measured: Measured) -> dict[str, tuple[np.ndarray, str, str]]:
+    """What noise at steps does beyond noise in frames, and early beyond late: for each puzzle,
+    with its control and unit.
     """
     steps, frames = measured.names("step"), measured.names("frame")
-    found = []
+    later = [name for name in frames if name != "frame 0"]
+    found: dict[str, tuple[np.ndarray, str, str]] = {}
+
+    def against(name: str, per_case: Callable[[str], np.ndarray], unit: str) -> None:
+        a, b = (np.mean([per_case(e) for e in kind], axis=0) for kind in (steps, frames))
+        found[f"{name}: step noise minus frame noise"] = (a - b, "noise in a frame", unit)
+        if later and later != frames:
+            c = np.mean([per_case(e) for e in later], axis=0)
+            title = f"{name}: step noise minus noise in a frame after the first"
+            found[title] = (a - c, "the first one is given beside the latent", unit)
+
     if steps and frames:
-
-        def against(name: str, per_case: dict[str, np.ndarray], unit: str) -> Number:
-            a, b = (np.mean([per_case[e] for e in kind], axis=0) for kind in (steps, frames))
-            return stats.difference(
-                f"{name}: step noise minus frame noise", a, b, "noise in a frame", unit
-            )
-
-        both = [*steps, *frames]
-        found.append(against("D of the video", {e: measured.final(e) for e in both}, "D"))
+        against("D of the video", measured.final, "D")
         if measured.puzzles:
-            lost = {e: 1.0 - measured.runs[e]["solved"] for e in both}
-            wrong = {e: 1.0 - measured.runs[e]["right"].mean(1) for e in both}
-            found.append(against("puzzles not solved", lost, "share"))
-            found.append(against("frames not right", wrong, "share"))
-        found.append(against("dose", {e: measured.dose(e) for e in both}, "latent frames"))
-        others = [d for e in frames if (d := measured.untouched(e)) is not None]
-        if others:
-            note = "0: frames do not depend on each other"
-            found.append(
-                stats.mean(
-                    "D of the frames that frame noise left alone",
-                    np.mean(others, axis=0),
-                    note,
-                    "D",
-                )
-            )
+            runs = measured.runs
+            against("puzzles not solved", lambda e: 1.0 - runs[e]["solved"], "share")
+            against("frames not right", lambda e: 1.0 - runs[e]["right"].mean(1), "share")
     if len(steps) > 1:
         damage, at = sensitivity(measured), measured.noised
-        name = f"D of the video: noise at step {at[0]} minus step {at[-1]}"
-        found.append(stats.difference(name, damage[:, 0], damage[:, -1], f"step {at[-1]}", "D"))
+        title = f"D of the video: noise at step {at[0]} minus step {at[-1]}"
+        found[title] = (damage[:, 0] - damage[:, -1], f"step {at[-1]}", "D")
+    return found
+
+
+def numbers(measured: Measured, ideal: Measured | None = None) -> list[Number]:
+    """The findings: step noise against frame noise, early against late, beside an ideal observer
+    where it was measured; the yardsticks, the peak, and the cost.
+    """
+    steps, frames = measured.names("step"), measured.names("frame")
+    theirs = {} if ideal is None else effects(ideal)
+    found = []
+    for name, (values, note, unit) in effects(measured).items():
+        arms = {NETWORK: values} | ({IDEAL: theirs[name][0]} if theirs else {})
+        found += stats.compared(name, arms, note, unit)
+    if steps and frames:
+        doses = [np.mean([measured.dose(e) for e in kind], axis=0) for kind in (steps, frames)]
+        title, unit = "dose: step noise minus frame noise", "latent frames"
+        found.append(stats.difference(title, doses[0], doses[1], "noise in a frame", unit))
+        others = [d for e in frames if (d := measured.untouched(e)) is not None]
+        if others:
+            title, note = "D of the frames that frame noise left alone", "0: frames are independent"
+            found.append(stats.mean(title, np.mean(others, axis=0), note, "D"))
     if steps:
         top, _ = peak(sensitivity(measured), measured.noised)
-        hand = (
-            "" if measured.boundary is None else f"the experts change at step {measured.boundary}"
-        )
-        found.append(
-            Number.of("step whose noise changes the video most", top, unit="step", note=hand)
-        )
-    found.append(
-        stats.mean(
-            "D of the null intervention", measured.final("null"), "exactly 0 under Euler", "D"
-        )
-    )
-    found.append(
-        stats.mean(
-            "D of another seed", measured.final("seed 1"), "1 by definition, over all seeds", "D"
-        )
-    )
+        hand = measured.boundary
+        note = "" if hand is None else f"the experts change at step {hand}"
+        title = "step whose noise changes the video most"
+        found.append(Number.of(title, top, unit="step", note=note))
+    null, other = (float(measured.final(name).max()) for name in ("null", "seed 1"))
+    note = "exactly 0 under Euler"
+    found.append(Number("largest D of the null intervention", null, unit="D", note=note))
+    note = "1 by definition, mean over all seeds"
+    found.append(Number("largest D of another seed", other, unit="D", note=note))
     if measured.puzzles:
         solved = measured.runs["clean"]["solved"].astype(float)
         found.append(stats.mean("puzzles solved without noise", solved, unit="share"))
     spent, full = measured.passes()
     if full:
         note = f"{spent} passes of {full}"
-        found.append(
-            Number(
-                "network passes of the steps' sweep, of as many full runs", spent / full, note=note
-            )
-        )
+        title = "network passes of the steps' sweep, of as many full runs"
+        found.append(Number(title, spent / full, note=note))
     return found
 
 
@@ -130,10 +142,10 @@ def _row(measured: Measured, name: str) -> dict[str, Cell]:
     row: dict[str, Cell] = {
         "edit": name,
         "dose": float(measured.dose(name).mean()),
-        "D": stats.bootstrap(measured.final(name)),
-        "D untouched": None if untouched is None else stats.bootstrap(untouched),
-        "1 - CKA": stats.bootstrap(ours["cka"][:, -1]),
-        "1 - CKA hidden": stats.bootstrap(ours["hidden"][:, -1]) if "hidden" in ours else None,
+        "D": stats.average(measured.final(name)),
+        "D untouched": None if untouched is None else stats.average(untouched),
+        "1 - CKA": stats.average(ours["cka"][:, -1]),
+        "1 - CKA hidden": stats.average(ours["hidden"][:, -1]) if "hidden" in ours else None,
     }
     if not measured.puzzles:
         return row
@@ -181,10 +193,14 @@ def curves(measured: Measured, mode: str) -> list[Curve]:
 
 
 def peak(values: np.ndarray, steps: np.ndarray) -> tuple[Interval, np.ndarray]:
-    """The step of the largest mean (values: n steps) with the interval of resampled peaks, and
-    those peaks.
+    """The step of the largest mean (values: n steps) with the interval of resampled peaks, never
+    narrower than to the neighbouring noised steps, and those peaks.
     """
     peaks = steps[(stats.resampled(len(values)) @ values).argmax(1)]
     low, high = np.percentile(peaks, [2.5, 97.5])
-    top = float(steps[values.mean(0).argmax()])
+    best = int(values.mean(0).argmax())
+    top = float(steps[best])
+    if len(steps) > 1:  # between noised steps nothing is known
+        low = min(low, steps[max(best - 1, 0)])
+        high = max(high, steps[min(best + 1, len(steps) - 1)])
     return Interval(top, float(low), float(high), len(values)), peaks

@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.tools.interventions import Donor, Interventions
-from minicos.condition import WanCondition
+from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hook, Hooks, Site
 from minicos.sample import State, Step
@@ -134,7 +134,7 @@ class Swap:
                 hooks = hooks.on(point, hook, step=self.steps, branch=self.branch)
         return hooks
 
-    def intervention(self, give: WanCondition, donor: str = "own") -> Interventions:
+    def intervention(self, give: Condition, donor: str = "own") -> Interventions:
         """This swap as one of several interventions in a run: its states come from a run under
         `give`, donor of `DONORS`.
         """
@@ -175,8 +175,8 @@ def _output(layer: int) -> str:
 
 def lockstep(
     wan: Wan,
-    give: WanCondition,
-    take: WanCondition,
+    give: Condition,
+    take: Condition,
     noise: Tensor,
     swaps: Sequence[Swap],
     *,

@@ -75,7 +75,7 @@ def rows(planned: Plan, results: Results, pictured: int) -> list[Row]:
     """A line for each arm and layer: means with intervals over pictures."""
 
     def over(values: np.ndarray) -> Interval:
-        return stats.bootstrap(by_picture(values, pictured))
+        return stats.average(by_picture(values, pictured))
 
     out: list[Row] = []
     for arm in planned.arms:
@@ -186,11 +186,16 @@ def crossing(layers: Sequence[int], curves: np.ndarray, level: float) -> Interva
     """The layer at which the mean of curves (n layers) first reaches `level`, between layers by a
     straight line; inf where never.
 
-    The interval is that of the mean curve over resampled rows, one row for each puzzle.
+    The interval is that of the mean curve over resampled rows, one row for each puzzle, and never
+    narrower than to the neighbouring layers: between measured layers nothing is known.
     """
     means = np.concatenate([curves.mean(0)[None], stats.resampled(len(curves)) @ curves])
     at = _crossing(layers, means, level)
     low, high = np.quantile(at[1:], [0.025, 0.975], method="nearest")
+    if np.isfinite(at[0]) and len(layers) > 1:
+        known = np.asarray(layers, dtype=np.float64)
+        low = min(low, known[known < at[0]].max(initial=known[0]))
+        high = max(high, known[known > at[0]].min(initial=known[-1]))
     return Interval(float(at[0]), float(low), float(high), len(curves))
 
 

@@ -7,7 +7,7 @@ the last bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import TypeVar
 
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from minicos import puzzles
 from minicos.analysis.options import Cases, Puzzles
-from minicos.condition import WanCondition
+from minicos.analysis.tools.observer import Observer
+from minicos.condition import Condition
+from minicos.config import get_preset
 from minicos.errors import MinicosError
 from minicos.journal import rows
 from minicos.media import load_image
@@ -46,9 +48,14 @@ class Case:
         return cls(puzzle.prompt, image, seed, puzzle)
 
 
-def chosen(options: Puzzles) -> list[Case]:
-    """The cases that options ask for: held-out puzzles, or one of the user's own under `seeds`
-    seeds.
+def anything(puzzle: puzzles.Puzzle) -> bool:
+    """True."""
+    return True
+
+
+def chosen(options: Puzzles, keep: Callable[[puzzles.Puzzle], bool] = anything) -> list[Case]:
+    """The cases that options ask for: held-out puzzles that `keep` accepts, or one of the user's
+    own under `seeds` seeds.
 
     Raises MinicosError for families and sizes that there are not, and for an image without a
     prompt.
@@ -58,18 +65,30 @@ def chosen(options: Puzzles) -> list[Case]:
         return [Case(options.prompt, image, options.seed + i) for i in range(options.seeds)]
     if isinstance(options, Cases) and options.image is not None:
         raise MinicosError("--image needs a --prompt; without both, held-out puzzles are used")
-    twin = f"{options.puzzle}-one"  # the same family with one right answer, where there is one
+    found = [
+        case for name, n in families(options).items() for case in _of_family(options, name, n, keep)
+    ]
+    return [replace(case, seed=options.seed + i) for i, case in enumerate(found)]
+
+
+def families(options: Puzzles) -> dict[str, int]:
+    """How many puzzles of each family options ask for, those without any left out."""
+    names = options.puzzle.split(",")
+    shares = {name: len(range(k, options.n, len(names))) for k, name in enumerate(names)}
+    return {name: n for name, n in shares.items() if n}
+
+
+def _of_family(
+    options: Puzzles, name: str, n: int, keep: Callable[[puzzles.Puzzle], bool]
+) -> list[Case]:
+    twin = f"{name}-one"  # the same family with one right answer, where there is one
     use_twin = options.single and options.size is None and twin in puzzles.FAMILIES
+
+    def asked(puzzle: puzzles.Puzzle) -> bool:
+        return keep(puzzle) and not (options.single if ambiguous(puzzle) else options.several)
+
     return held_out(
-        twin if use_twin else options.puzzle,
-        options.n,
-        size=options.size,
-        split=options.split,
-        seed=options.seed,
-        keep=lambda puzzle: (
-            not (options.several and not ambiguous(puzzle))
-            and not (options.single and ambiguous(puzzle))
-        ),
+        twin if use_twin else name, n, size=options.size, split=options.split, keep=asked
     )
 
 
@@ -80,7 +99,7 @@ def held_out(
     size: int | None = None,
     split: str = "test",
     seed: int = 0,
-    keep: Callable[[puzzles.Puzzle], bool] = lambda puzzle: True,
+    keep: Callable[[puzzles.Puzzle], bool] = anything,
 ) -> list[Case]:
     """The first n distinct puzzles of a split that `keep` accepts, with the noise seeds seed, seed
     + 1, ...
@@ -98,17 +117,26 @@ def ambiguous(puzzle: puzzles.Puzzle) -> bool:
 
 def batches(cases: Sequence[Case], most: int = MOST) -> list[list[Case]]:
     """Cases in order, in as few batches as do, of nearly equal size; only pictures of one size
-    together.
+    and videos of one length together.
 
     A rest of one case could not be anybody's wrong donor (`ensemble`).
     """
-    sized = groupby(cases, key=lambda case: None if case.image is None else tuple(case.image.shape))
     out = []
-    for group in (list(group) for _, group in sized):
+    for group in alike(cases):
         parts = -(-len(group) // most)
         ends = [len(group) * i // parts for i in range(parts + 1)]
         out += [group[a:b] for a, b in pairwise(ends)]
     return out
+
+
+def alike(cases: Sequence[Case]) -> list[list[Case]]:
+    """Cases in order, cut where the size of the picture or the length of the video changes."""
+    return [list(group) for _, group in groupby(cases, key=_shape)]
+
+
+def _shape(case: Case) -> tuple[int, ...]:
+    picture = () if case.image is None else tuple(case.image.shape)
+    return picture if case.puzzle is None else (*picture, case.puzzle.frames)
 
 
 def boundary(wan: Wan) -> int | None:
@@ -117,13 +145,29 @@ def boundary(wan: Wan) -> int | None:
     return serves.index("low") if len(set(serves)) > 1 else None
 
 
-def condition(wan: Wan, batch: Sequence[Case]) -> WanCondition:
-    """The batch's condition; pictures have one size (`batches`)."""
+def condition(wan: Wan, batch: Sequence[Case]) -> Condition:
+    """The batch's condition; pictures have one size and videos one length (`batches`). An ideal
+    observer is told the puzzles, which a network must read from prompt and picture.
+    """
+    length = frames(wan, batch)
+    if isinstance(wan, Observer):
+        return wan.known([known(case) for case in batch], length)
     images = [case.image for case in batch if case.image is not None]
-    return wan.condition([case.prompt for case in batch], torch.stack(images) if images else None)
+    prompts = [case.prompt for case in batch]
+    return wan.condition(prompts, torch.stack(images) if images else None, frames=length)
 
 
-def noise(wan: Wan, condition: WanCondition, batch: Sequence[Case], offset: int = 0) -> Tensor:
+def frames(wan: Wan, batch: Sequence[Case]) -> int:
+    """The length of a batch's videos: that of its puzzles, unless the preset asks for another
+    than the model's usual one.
+    """
+    asked = wan.preset.frames
+    if batch[0].puzzle is None or asked != get_preset(wan.variant).frames:
+        return asked
+    return batch[0].puzzle.frames
+
+
+def noise(wan: Wan, condition: Condition, batch: Sequence[Case], offset: int = 0) -> Tensor:
     """The noise that each case starts from: the case's seed, plus `offset` for independent runs
     of the same case.
     """

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minicos.condition import WanCondition
+from minicos.condition import Condition
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.sample import State, Step
 from minicos.wan import Wan
@@ -43,7 +43,7 @@ class Donor:
     """A second run, one step ahead, whose states are copied into this one."""
 
     # None: that of the run that it gives to, whose interventions so far it shares
-    condition: WanCondition | None
+    condition: Condition | None
     steps: Sequence[int]  # in which it gives
     hooks: Hooks  # keep what it gives
     own: bool = True  # on its own trajectory; False: at the latents of the run that it gives to
@@ -76,7 +76,7 @@ class Interventions:
         self,
         wan: Wan,
         steps: Iterator[Step],
-        condition: WanCondition,
+        condition: Condition,
         noise: Tensor,
         x: Tensor,
         start: int,

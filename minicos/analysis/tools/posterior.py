@@ -4,24 +4,36 @@ At noise level sigma the latent is x = (1 - sigma) z + sigma noise, where z is t
 the valid answers z_r, all equally likely (that is how the embedded model's training videos were
 drawn). So
 
-    w_r = p(answer r | x)  is proportional to  exp(-|| x - (1 - sigma) z_r ||^2 / (2 sigma^2)),      E[z | x] = sum_r w_r z_r
+    w_r = p(answer r | x)  is proportional to  exp(-|| x - (1 - sigma) z_r ||^2 / (2 sigma^2)),
+    E[z | x] = sum_r w_r z_r
 
 and the clean estimate of a perfect network *is* that mean. Only for puzzles, which list their
-answers.
+answers. As a model that can be sampled from, it is `observer.Observer`.
 """
 
 import torch
 from torch import Tensor
 
 from minicos.media import to_float
-from minicos.puzzles import Puzzle
+from minicos.puzzles import Puzzle, draw, timeline
 from minicos.wan import Wan
 
 
-def answers(wan: Wan, puzzle: Puzzle) -> Tensor:
-    """The latent of every valid answer's video: r c f h w."""
-    videos = torch.stack([to_float(puzzle.draw(i)) for i in range(len(puzzle.candidates))])
-    return wan.vae.encode(videos.to(wan.device))
+def answers(wan: Wan, puzzle: Puzzle, frames: int | None = None, *, foils: bool = False) -> Tensor:
+    """The latent of every valid answer's video, then, with `foils`, of every plausible wrong one:
+    r c f h w. `frames` 4n + 1, by default the puzzle's own.
+
+    Where answers look alike for a whole latent frame (`Puzzle.hidden`), it is their mean, as in
+    training: the encoder may still tell them apart there, by what it remembers.
+    """
+    count = len(puzzle.candidates) + (len(puzzle.foils) if foils else 0)
+    times = timeline(frames or puzzle.frames)
+    videos = torch.stack([to_float(draw.to_uint8(puzzle.render(i, times))) for i in range(count)])
+    latents = wan.vae.encode(videos.to(wan.device))
+    if puzzle.hidden and times.size == puzzle.frames:
+        same, valid = list(puzzle.hidden), latents[: len(puzzle.candidates)]
+        latents[:, :, same] = valid[:, :, same].mean(0, keepdim=True)
+    return latents
 
 
 def weights(x: Tensor, sigma: float, z: Tensor) -> Tensor:
@@ -38,7 +50,8 @@ def mean(w: Tensor, z: Tensor) -> Tensor:
 
 
 def coefficients(x0: Tensor, z: Tensor) -> Tensor:
-    """How much of each answer a clean estimate x0 (c f h w) shows: the least-squares a with x0 ~ sum_r a_r z_r, sum a = 1  (r).
+    """How much of each answer a clean estimate x0 (c f h w) shows: the least-squares a (r) with
+    x0 ~ sum_r a_r z_r, sum a = 1.
 
     Unique where no answer is a mixture of the others; else the one that is closest to the last
     answer alone.

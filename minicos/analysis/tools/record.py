@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
-from minicos.condition import WanCondition
+from minicos.condition import Condition
 from minicos.hooks import Hooks
 from minicos.journal import brief
 from minicos.runs import Run, progress
@@ -51,7 +51,7 @@ class Recorder(Protocol):
 
 def record(
     wan: Wan,
-    condition: WanCondition,
+    condition: Condition,
     run: Run,
     recorders: Sequence[Recorder],
     noise: Tensor,

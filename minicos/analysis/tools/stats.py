@@ -1,14 +1,14 @@
 """The numbers behind every claim: how far apart two runs are, and how sure a mean is.
 
 Distances are between latents or hidden states, means are over puzzles. A headline is a paired
-difference with a bootstrap interval: both arms of a comparison see the same puzzles and the same
-noise.
+difference: both arms of a comparison see the same puzzles and the same
+noise. Intervals are those of `intervals`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from math import nan
+from math import erfc, nan
 from typing import TypeVar
 
 import numpy as np
@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.result import Curve, Interval, Number
+from minicos.analysis.tools import intervals
 
 Values = Sequence[float] | np.ndarray  # one for each puzzle
 Array = TypeVar("Array", Tensor, np.ndarray)
+
+MANY = 2000  # puzzles whose signs need not be flipped one by one
 
 # -- how far apart ---------------------------------------------------------------------------------
 
@@ -114,62 +117,96 @@ def settled(far: np.ndarray) -> np.ndarray:
 
 
 def resampled(n: int, *, seed: int = 0, resamples: int = 10_000) -> np.ndarray:
-    """The weight of each of n cases in resampled means: resamples n. One seed gives the same
-    resamples, so differences are paired.
+    """The weight of each of n cases in resampled means: resamples n. For the place of a peak or
+    of a crossing, which no formula covers.
     """
     rng = np.random.default_rng(seed)
     return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
 
 
-def bootstrap(values: Values, *, seed: int = 0, resamples: int = 10_000) -> Interval:
-    """The mean of `values` (one for each puzzle) with the percentile interval of its resampled
-    means.
+def average(values: Values, span: float | None = None, *, signed: bool = False) -> Interval:
+    """The mean of `values`, one for each puzzle, with its interval (`intervals.interval`); those
+    without a value (NaN) are left out.
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values):
+    if values.ndim != 1:
         raise ValueError(f"one number for each puzzle, not {values.shape}")
-    means = resampled(len(values), seed=seed, resamples=resamples) @ values
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+    values = values[np.isfinite(values)]
+    return (
+        intervals.interval(values, span, signed=signed)
+        if len(values)
+        else Interval(nan, nan, nan, 0)
+    )
 
 
-def paired(a: Values, b: Values, *, seed: int = 0) -> Interval:
+def paired(a: Values, b: Values) -> Interval:
     """The mean difference a - b on the same puzzles."""
-    return bootstrap(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), seed=seed)
+    return average(np.subtract(a, b, dtype=np.float64), signed=True)
 
 
-def unpaired(a: Values, b: Values, *, seed: int = 0) -> Interval:
+def unpaired(a: Values, b: Values, span: float | None = None) -> Interval:
     """The mean of a less that of b, which are of different puzzles; n is the smaller number of
     them.
     """
     arms = [np.asarray(values, dtype=np.float64) for values in (a, b)]
-    means = [resampled(len(arm), seed=seed + k) @ arm for k, arm in enumerate(arms)]
-    low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
+    arms = [arm[np.isfinite(arm)] for arm in arms]
     n = min(map(len, arms))
-    return Interval(float(arms[0].mean() - arms[1].mean()), float(low), float(high), n)
+    if not n:
+        return Interval(nan, nan, nan, 0)
+    if span is None and all(np.isin(arm, (0, 1)).all() for arm in arms):
+        (x, y), (p, q) = (int(arm.sum()) for arm in arms), map(len, arms)
+        low, high = intervals.two_proportions(x, p, y, q)
+    else:
+        low, high = intervals.apart(*(average(arm, span) for arm in arms))
+    return Interval(float(arms[0].mean() - arms[1].mean()), low, high, n)
 
 
-def mean(name: str, values: Values, note: str = "", unit: str = "") -> Number:
-    """The mean over puzzles as a finding; those without a value (NaN) are left out, and n says
-    so.
+def mean(
+    name: str, values: Values, note: str = "", unit: str = "", span: float | None = None
+) -> Number:
+    """The mean over puzzles as a finding; n says how many have a value."""
+    return Number.of(name, average(values, span), unit=unit, note=note)
+
+
+def difference(
+    name: str, a: Values, b: Values, note: str = "", unit: str = "", span: float | None = None
+) -> Number:
+    """The mean of a - b on the same puzzles as a finding, with its p value and the smallest
+    difference that so many puzzles resolve.
     """
-    values = np.asarray(values, dtype=np.float64)
-    values = values[np.isfinite(values)]
-    found = bootstrap(values) if len(values) else Interval(nan, nan, nan, 0)
-    return Number.of(name, found, unit=unit, note=note)
-
-
-def difference(name: str, a: Values, b: Values, note: str = "", unit: str = "") -> Number:
-    """The mean of a - b on the same puzzles as a finding, with the smallest difference that so
-    many puzzles resolve.
-    """
-    d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    d = np.subtract(a, b, dtype=np.float64)
     seen = d[np.isfinite(d)]
     # no power is claimed where no puzzle differs from another: scatter that was not seen is not
     # zero
     scatter = float(seen.std()) if len(seen) else 0.0
     power = resolvable(scatter, len(seen)) if scatter > 0 else nan
-    return replace(mean(name, d, note, unit), resolvable=power)
+    p = p_value(seen) if len(seen) else nan
+    found = Number.of(name, average(d, span, signed=True), unit=unit, note=note)
+    return replace(found, resolvable=power, p=p)
+
+
+def between(
+    name: str, a: Values, b: Values, note: str = "", unit: str = "", span: float | None = None
+) -> Number:
+    """The mean of a less that of b, of different puzzles, as a finding with its p value."""
+    found = Number.of(name, unpaired(a, b, span), unit=unit, note=note)
+    return replace(found, p=p_unpaired(a, b)) if found.n else found
+
+
+def compared(
+    name: str, arms: Mapping[str, Values], note: str = "", unit: str = "", span: float | None = None
+) -> list[Number]:
+    """An effect (one number for each puzzle, 0: none) as found of each model: the network first
+    and, where it was run, the ideal observer, with their paired difference.
+    """
+    found = [
+        difference(f"{name}: {who}", values, np.zeros(len(values)), note, unit, span)
+        for who, values in arms.items()
+    ]
+    if len(arms) > 1:
+        (ours, a), (theirs, b) = arms.items()
+        found.append(difference(f"{name}: {ours} minus {theirs}", a, b, theirs, unit, span))
+    return found
 
 
 def curve(
@@ -184,16 +221,13 @@ def curve(
     """
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values).all(1)]
-    if not len(values):
-        gap = (nan,) * len(x)
-        return Curve(name, tuple(x), gap, gap, gap, x_label, unit)
-    low, high = np.percentile(resampled(len(values)) @ values, [2.5, 97.5], axis=0).tolist()
+    found = [average(column) for column in values.reshape(len(values), len(x)).T]
     return Curve(
         name,
         tuple(float(at) for at in x),
-        tuple(values.mean(0).tolist()),
-        tuple(low),
-        tuple(high),
+        tuple(at.value for at in found),
+        tuple(at.low for at in found),
+        tuple(at.high for at in found),
         x_label,
         unit,
     )
@@ -201,11 +235,37 @@ def curve(
 
 def p_value(differences: Values, *, seed: int = 0, resamples: int = 10_000) -> float:
     """Two-sided sign-flip test of paired differences: how often chance signs give a mean at
-    least this large.
+    least this large. Exact (McNemar's test) where they are -1, 0 or 1; of more than MANY puzzles
+    the normal limit.
     """
     d = np.asarray(differences, dtype=np.float64)
+    if np.isin(d, (-1, 0, 1)).all():
+        return intervals.mcnemar(int((d == 1).sum()), int((d == -1).sum()))
+    if len(d) > MANY:
+        return _normal(d.sum() / np.square(d).sum() ** 0.5)
     signs = np.random.default_rng(seed).integers(0, 2, (resamples, len(d))) * 2 - 1
     return float((1 + (np.abs(signs @ d) >= np.abs(d.sum()) - 1e-12).sum()) / (1 + resamples))
+
+
+def p_unpaired(a: Values, b: Values, *, seed: int = 0, resamples: int = 10_000) -> float:
+    """Two-sided permutation test of two means: how often puzzles dealt out at random to the two
+    arms differ at least as much; of more than MANY puzzles the normal limit.
+    """
+    arms = [np.asarray(values, dtype=np.float64) for values in (a, b)]
+    arms = [arm[np.isfinite(arm)] for arm in arms]
+    pooled, n, seen = np.concatenate(arms), len(arms[0]), abs(arms[0].mean() - arms[1].mean())
+    if len(pooled) > MANY:
+        scatter = pooled.std() * (1 / n + 1 / len(arms[1])) ** 0.5
+        return _normal(seen / scatter) if scatter else 1.0
+    rng = np.random.default_rng(seed)
+    sums = np.array([rng.permutation(pooled)[:n].sum() for _ in range(resamples)])
+    apart = np.abs(sums / n - (pooled.sum() - sums) / len(arms[1]))
+    return float((1 + (apart >= seen - 1e-12).sum()) / (1 + resamples))
+
+
+def _normal(z: float) -> float:
+    """Two-sided p value of a standard normal."""
+    return erfc(abs(float(z)) / 2**0.5)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -1,0 +1,325 @@
+"""What the paper claims, fixed before the test split was touched: which number decides, what it is
+set against, and the smallest effect that would matter.
+
+Headline effects are the network's minus an exact ideal observer's wherever the observer can be run
+in the same experiment: what Bayes' rule shows as well is no finding about a network. Claims about
+layers have no such observer, and each names its control.
+"""
+
+from minicos.analysis.counts import SLOPE
+from minicos.analysis.verdicts import Claim, Need
+
+BAYES = "an ideal observer run as the model, from the same noise"
+SEVERAL = "answers alive in the estimate, mean over steps minus the last"
+LEAN = "answer shown most at step 0 is the run's own end minus another seed's end"
+TASTE = "answer shown most at step 0 is another seed's end minus chance"
+FRAMES = "step at which it settles: last minus second latent frame"
+COMMITTED = "commitment: step 2 minus step 0"
+CORRECTED = "foil to valid minus valid to foil, step 3 to the end"
+PLANTED = "repaired minus switched, planted at step 4"
+HOW = "step at which it settles: how minus where"
+NOISE = "D of the video: step noise minus frame noise"
+EARLY = "D of the video: noise at step 0 minus step 9"
+BACK = "consistency lost: later frames without earlier ones minus the reverse"
+ENERGY = "AUROC within frames, centred energy, step 5, late third of layers"
+TURNED = "rate of A's answer at layer 6"
+DONOR = "own donor minus another picture's A"
+
+
+def own(name: str) -> str:
+    """The network's number of an effect that was measured of each model."""
+    return f"{name}: network"
+
+
+def bayes(name: str) -> str:
+    """The ideal observer's."""
+    return f"{name}: ideal observer"
+
+
+def minus(name: str) -> str:
+    """The network's minus the ideal observer's."""
+    return f"{name}: network minus ideal observer"
+
+
+def room(number: str, low: float = 0.05, high: float = 0.95) -> tuple[Need, ...]:
+    """A rate that must leave room for a change."""
+    return (Need(number, low, high, f"no room: {number}"),)
+
+
+PLAIN = room("puzzles solved: plain (T = 1)")
+
+CLAIMS: tuple[Claim, ...] = (
+    # -- several candidates, one survives --
+    Claim(
+        "The estimate holds several answers for longer than Bayes' rule does",
+        "Figs 1, 2a-d",
+        "belief/mazes",
+        minus(SEVERAL),
+        least=0.1,
+        control=BAYES,
+        ideal=bayes(SEVERAL),
+        headline=True,
+    ),
+    Claim(
+        "Several answers, of other kinds (turned and mirrored figures): longer than Bayes' rule",
+        "Fig. 2e, f",
+        "belief/figures",
+        minus(SEVERAL),
+        least=0.1,
+        control=BAYES,
+        ideal=bayes(SEVERAL),
+    ),
+    Claim(
+        "In pure noise the estimate leans to where this noise will end",
+        "Figs 1, 2",
+        "belief/mazes",
+        minus(LEAN),
+        least=0.05,
+        control="another seed's end, and an ideal observer",
+        ideal=bayes(LEAN),
+        headline=True,
+    ),
+    Claim(
+        "In pure noise the estimate leans to the answer that the picture's other seeds end at",
+        "Figs 1, 2",
+        "belief/mazes",
+        minus(TASTE),
+        least=0.05,
+        control="chance, and an ideal observer",
+        ideal=bayes(TASTE),
+    ),
+    # -- along the steps, or along the frames --
+    Claim(
+        "Later frames are decided later (Chain-of-Frames)",
+        "Sec. 3",
+        "steps/mazes",
+        minus(FRAMES),
+        least=0.5,
+        control=BAYES,
+        ideal=bayes(FRAMES),
+        headline=True,
+    ),
+    Claim(
+        "Longer chains of dependent facts gain more from more steps",
+        "Secs 3, 6",
+        "counts/chains",
+        f"{SLOPE}: longer chains minus their twins",
+        least=0.02,
+        control="families with short chains, one right answer in both",
+        headline=True,
+        needs=room("puzzles solved: 20 steps", 0.05, 1.0),
+    ),
+    Claim(
+        "Steps do more than choose between right answers",
+        "Secs 3, 6",
+        "counts/choices",
+        minus(SLOPE),
+        least=0.02,
+        control=BAYES,
+        ideal=bayes(SLOPE),
+        headline=True,
+        needs=room("puzzles solved: 20 steps", 0.05, 1.0),
+    ),
+    Claim(
+        "By step 2 of 10 the answer is committed, more than by Bayes' rule",
+        "Sec. 3",
+        "commitment/mazes",
+        minus(COMMITTED),
+        least=0.1,
+        control=BAYES,
+        ideal=bayes(COMMITTED),
+        headline=True,
+    ),
+    # -- noise --
+    Claim(
+        "Noise at a step changes the video more than noise in a frame, the paper's doses",
+        "Fig. 3b",
+        "noise/paper",
+        minus(NOISE),
+        least=0.1,
+        control=BAYES,
+        ideal=bayes(NOISE),
+        headline=True,
+    ),
+    Claim(
+        "The same at equal doses, on the schedule",
+        "Fig. 3b",
+        "noise/matched",
+        minus(NOISE),
+        least=0.1,
+        control=f"{BAYES}; equal doses",
+        ideal=bayes(NOISE),
+    ),
+    Claim(
+        "Noise at an early step changes the video more than at a late one",
+        "Fig. 3c",
+        "noise/matched",
+        minus("D of the video: noise at step 0 minus step 7"),
+        least=0.1,
+        control=BAYES,
+        ideal=bayes("D of the video: noise at step 0 minus step 7"),
+    ),
+    # -- behaviours --
+    Claim(
+        "What is remembered is handed forward in time",
+        "Fig. 4a, b",
+        "memory/reveal",
+        BACK,
+        least=0.1,
+        control="the same number of keys, cut the other way round",
+        headline=True,
+        needs=room("consistent: nothing cut", 0.3, 1.0),
+    ),
+    Claim(
+        "What is remembered depends on frames reading each other",
+        "Fig. 4a, b",
+        "memory/reveal",
+        "consistency lost: neither reads the other minus as many random keys",
+        least=0.1,
+        control="as many keys, drawn at random",
+        needs=room("consistent: nothing cut", 0.3, 1.0),
+    ),
+    Claim(
+        "Wrong answers are put right between step 3 of 10 and the end",
+        "Fig. 4c, d",
+        "correction/completions",
+        minus(CORRECTED),
+        least=0.02,
+        control="valid answers that become wrong",
+        ideal=bayes(CORRECTED),
+        headline=True,
+        needs=(
+            Need(
+                f"completions that show a foil, step 1: {'network'}",
+                0.02,
+                1.0,
+                "hardly a wrong answer to put right: completions that show a foil",
+            ),
+        ),
+    ),
+    Claim(
+        "A planted wrong answer is left more often than a planted valid one (sigma .88)",
+        "Fig. 4c, d",
+        "correction/planted",
+        own(PLANTED),
+        least=0.05,
+        control="a valid answer, planted likewise; an ideal observer repairs all",
+        ideal=bayes(PLANTED),
+        headline=True,
+    ),
+    Claim(
+        "Where it goes is decided before how it gets there",
+        "Fig. 5",
+        "perception/goals",
+        minus(HOW),
+        least=0.5,
+        control=BAYES,
+        ideal=bayes(HOW),
+        headline=True,
+    ),
+    # -- layers --
+    Claim(
+        "Late layers are busy with the answer, more than the step's own estimate shows it",
+        "Fig. 6a",
+        "energy/mark",
+        f"{ENERGY}: minus the estimate's own",
+        least=0.02,
+        control="the clean estimate of the same step, within frames",
+        headline=True,
+    ),
+    Claim(
+        "Late layers are busy with the answer, more than an untrained network's",
+        "Fig. 6a",
+        "energy/mark",
+        f"{ENERGY}: trained minus untrained",
+        least=0.05,
+        control="an untrained network",
+    ),
+    Claim(
+        "A swap at the middle layer, at all steps, turns the answer",
+        "Fig. 6b",
+        "swap/when",
+        f"{TURNED}, steps 0-9 same_x: {DONOR}",
+        least=0.1,
+        control="another picture's states",
+        headline=True,
+    ),
+    Claim(
+        "A swap in the first tenth of the steps turns the answer",
+        "Fig. 6b",
+        "swap/when",
+        f"{TURNED}, step 0 same_x: {DONOR}",
+        least=0.1,
+        control="another picture's states",
+        headline=True,
+    ),
+    # -- ensembles --
+    Claim(
+        "Seeds that share middle layers at the first step solve more",
+        "Table 1",
+        "ensemble/mixed",
+        "puzzles solved: override 20-29 @0, minus plain",
+        least=0.03,
+        control="a plain run of the same seed",
+        headline=True,
+        needs=PLAIN,
+    ),
+    Claim(
+        "They do if they share in the first quarter of the steps",
+        "Table 1",
+        "ensemble/mixed",
+        "puzzles solved: override 20-29 @0-1, minus plain",
+        least=0.03,
+        control="a plain run of the same seed",
+        headline=True,
+        needs=PLAIN,
+    ),
+    Claim(
+        "At equal passes a vote among three runs solves more than one run",
+        "Table 1",
+        "ensemble/mixed",
+        "puzzles solved: vote among 3 plain runs, minus plain",
+        least=0.03,
+        control="a plain run",
+        headline=True,
+        needs=PLAIN,
+    ),
+    Claim(
+        "Three seeds for two steps, scored, the best one finished: solves more than one run",
+        "Table 1",
+        "ensemble/mixed",
+        "puzzles solved: early selection among 3 seeds, minus plain",
+        least=0.03,
+        control="a plain run; the scorer knows the rules",
+        headline=True,
+        needs=PLAIN,
+    ),
+    Claim(
+        "Sharing what middle layers add, instead of their streams, solves more",
+        "App. A",
+        "ensemble/mixed",
+        "puzzles solved: update 20-29 @0-1, minus plain",
+        least=0.03,
+        control="a plain run of the same seed",
+        needs=PLAIN,
+    ),
+    Claim(
+        "An answer takes the usual number of frames: 13 solve more than 5",
+        "App. B",
+        "frames/lengths",
+        "puzzles solved: 5 frames minus 10 steps",
+        least=0.05,
+        control="the same mazes and noise seeds at 13 frames",
+        flipped=True,
+    ),
+    Claim(
+        "A model distilled to four steps still shows all this",
+        "App. C",
+        "frames/lengths",
+        "puzzles solved: 4 steps minus 10 steps",
+        least=0.05,
+        control="the same model at ten steps",
+        flipped=True,
+        blocked="no distilled model ships; the number is what four steps cost the model as it is",
+    ),
+)

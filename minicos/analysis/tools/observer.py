@@ -1,0 +1,122 @@
+"""The ideal observer as a model: every study that needs no hook inside a network runs on it.
+
+It is told the puzzle and so knows all videos that answer it. Its velocity is the one whose clean
+estimate is the exact posterior mean (`posterior`),
+
+    v(x, sigma) = (x - E[z | x]) / sigma
+
+and it is sampled like a network: same noise, same solver, same steps, same decoder. Whatever a
+study finds of it follows from Bayes' rule and the puzzles, and is no finding about a network.
+
+    observer = Observer.of(wan)
+    condition = cases.condition(observer, batch)  # tells it the puzzles
+    for step in observer.sample(condition, seed=0): ...
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from minicos.analysis.options import Ideal
+from minicos.analysis.tools import posterior
+from minicos.condition import Condition
+from minicos.errors import MinicosError
+from minicos.hooks import Hooks
+from minicos.puzzles import Puzzle
+from minicos.sample import VIDEO, Latents, Moment
+from minicos.wan import Wan
+
+NETWORK, IDEAL = "network", "ideal observer"
+
+
+def models(wan: Wan, options: Ideal) -> dict[str, Wan]:
+    """What a study runs on, by name: the network and, where asked, the ideal observer."""
+    return {NETWORK: wan, **({IDEAL: Observer.of(wan)} if options.ideal else {})}
+
+
+def folder(name: str, who: str) -> str:
+    """Where a part of a study of one of these models is kept."""
+    return name if who == NETWORK else f"ideal/{name}"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Known(Condition):
+    """What an observer is conditioned on: the answers of every sample's puzzle."""
+
+    answers: Tensor  # b r c f h w  latents; those beyond a sample's own count are zero
+    counts: Tensor  # b  how many answers a sample has, int64
+
+
+@dataclass(frozen=True, repr=False)
+class Observer(Wan):
+    """A model that believes what its latent implies, beside the VAE and the preset of a `Wan`.
+
+    Of that model's networks none is run. There is one hook point, the velocity.
+    """
+
+    foils: bool = False  # also take plausible wrong answers for possible
+
+    @classmethod
+    def of(cls, wan: Wan, *, foils: bool = False) -> Self:
+        """The observer that takes the place of a model's networks."""
+        return cls(**{f.name: getattr(wan, f.name) for f in fields(Wan)}, foils=foils)
+
+    def known(self, puzzles: Sequence[Puzzle], frames: int) -> Known:
+        """The condition that tells it the puzzles, all of one size, for videos of `frames`.
+
+        Raises MinicosError for a puzzle that lists only some of its answers: an observer that does
+        not know them all is not ideal.
+        """
+        for p in puzzles:
+            if len(p.candidates) < p.ambiguity:
+                raise MinicosError(
+                    f"an ideal observer knows all answers, and this {p.kind} lists "
+                    f"{len(p.candidates)} of {p.ambiguity}: leave out --ideal, or take another family"
+                )
+        each = [posterior.answers(self, p, frames, foils=self.foils) for p in puzzles]
+        counts = torch.tensor([len(z) for z in each], device=self.device)
+        answers = each[0].new_zeros(len(each), int(counts.max()), *each[0].shape[1:])
+        for row, z in zip(answers, each, strict=True):
+            row[: len(z)] = z
+        b, _, c, f, h, w = answers.shape
+        return Known(shape=(b, c, f, h, w), answers=answers, counts=counts)
+
+    def believes(self, x: Tensor, sigma: float, condition: Known) -> Tensor:
+        """The posterior over every sample's answers given latents x (b c f h w) at level sigma:
+        b r, float64, 0 beyond a sample's own count.
+        """
+        z = condition.answers.double()
+        gaps = (x.double()[:, None] - (1 - sigma) * z).square().flatten(2).sum(2)
+        beyond = torch.arange(z.shape[1], device=z.device) >= condition.counts[:, None]
+        return torch.softmax((-gaps / (2 * sigma**2)).masked_fill(beyond, -torch.inf), dim=1)
+
+    # -- as a `Model` ------------------------------------------------------------------------------
+
+    def velocity(
+        self, latents: Latents, moment: Moment, branch: str, condition: Any, hooks: Hooks
+    ) -> Latents:
+        x = latents[VIDEO]
+        w = self.believes(x, moment.sigma, condition)
+        mean = torch.einsum("br,brcfhw->bcfhw", w, condition.answers.double())
+        return {VIDEO: hooks("velocity", ((x.double() - mean) / moment.sigma).float())}
+
+    def branches(self, expert: str, condition: Any) -> tuple[str, ...]:
+        return ("cond",)  # no guidance: it has obeyed the prompt already
+
+    def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
+        return passes["cond"]
+
+    @property
+    def points(self) -> Mapping[str, str]:
+        return {"velocity": "b c f h w"}
+
+    @property
+    def depth(self) -> int:
+        return 0
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        return ()

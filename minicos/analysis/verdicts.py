@@ -1,0 +1,174 @@
+"""From a number to a verdict that could have been another.
+
+A claim says that an effect is above zero, and `least` is the smallest effect that would matter:
+
+    supported               p, corrected for all headlines together, is at most .05, the 95 %
+                            interval lies above zero, and an effect of `least` is not ruled out
+    not supported           the interval lies below `least`: what is there would not matter
+    cannot be decided here  anything else, and whatever fails one of the claim's needs: a puzzle
+                            that is always solved leaves no room for a gain
+
+`python -m minicos.analysis.verdicts claims.json` prints the headlines of a report as a table.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, isnan
+from pathlib import Path
+from typing import Any
+
+from minicos.analysis.result import Interval, Number, Result, Row, brief, markdown
+from minicos.analysis.tools.stats import holm
+from minicos.errors import MinicosError
+from minicos.runs import read_json
+
+LEVEL = 0.05
+SUPPORTED, NOT, OPEN = "supported", "not supported", "cannot be decided here"
+FIELDS = (  # of a line of claims.json
+    "claim",
+    "paper",
+    "headline",
+    "effect",
+    "low",
+    "high",
+    "n",
+    "ideal",
+    "control",
+    "verdict",
+    "command",
+)
+
+
+@dataclass(frozen=True)
+class Need:
+    """A number that must lie within bounds for a claim to be decided."""
+
+    number: str  # its name in the claim's result
+    low: float
+    high: float
+    why: str  # what is wrong where it does not
+
+    def missed(self, result: Result) -> str:
+        """Why the claim cannot be decided; empty where the need is met."""
+        value = result.number(self.number).value
+        return "" if self.low <= value <= self.high else f"{self.why} ({value:.2f})"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that the paper says, or that its reading hangs on, as the sign of one number."""
+
+    text: str  # what is true if the effect is above zero
+    paper: str  # its figure, table or section
+    part: str  # the section and part of the report that measures it
+    number: str  # the effect's name in that result
+    least: float  # the smallest effect that would matter, in the number's unit
+    control: str  # what the effect has been set against
+    ideal: str | None = None  # the name of an ideal observer's number; None: it has none
+    headline: bool = False
+    flipped: bool = False  # the claim is that the number is below zero: its sign is turned
+    needs: tuple[Need, ...] = ()
+    blocked: str = ""  # why it cannot be decided, whatever the number
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a claim."""
+
+    claim: Claim
+    number: Number
+    ideal: float | None
+    p: float  # corrected together, of headlines
+    verdict: str
+    why: str  # what keeps it from being decided, where that is a need
+    command: str = ""
+
+    def line(self) -> dict[str, Any]:
+        """In the fields of claims.json, which has no infinity and no NaN."""
+        number, claim = self.number, self.claim
+        values = (claim.text, claim.paper, claim.headline, number.value, number.low, number.high)
+        control = f"{claim.control}; {self.why}" if self.why else claim.control
+        ideal = "n/a" if self.ideal is None else self.ideal
+        rest = (number.n, ideal, control, self.verdict, self.command)
+        plain = [None if isinstance(v, float) and not isfinite(v) else v for v in (*values, *rest)]
+        return dict(zip(FIELDS, plain, strict=True))
+
+
+def verdict(number: Number, p: float, least: float) -> str:
+    """Of a number with its p value, as the head of this file says."""
+    if isnan(number.value) or isnan(number.low) or not number.n:
+        return OPEN
+    if number.high < least:
+        return NOT
+    return SUPPORTED if p <= LEVEL and number.low > 0 else OPEN
+
+
+def judge(
+    claims: Sequence[Claim], results: Mapping[str, Result], commands: Mapping[str, str]
+) -> list[Finding]:
+    """Every claim whose part (in `results`) has been made. Headlines are corrected together, after
+    Holm; other lines stand for themselves.
+    """
+    made = [claim for claim in claims if claim.part in results]
+    numbers = [_signed(claim, results[claim.part].number(claim.number)) for claim in made]
+    p = [1.0 if isnan(number.p) else number.p for number in numbers]
+    heads = [i for i, claim in enumerate(made) if claim.headline]
+    for i, corrected in zip(heads, holm([p[i] for i in heads]), strict=True):
+        p[i] = corrected
+    out = []
+    for claim, number, value in zip(made, numbers, p, strict=True):
+        result = results[claim.part]
+        why = "; ".join(filter(None, (claim.blocked, *(n.missed(result) for n in claim.needs))))
+        found = OPEN if why else verdict(number, value, claim.least)
+        ideal = None if claim.ideal is None else _signed(claim, result.number(claim.ideal)).value
+        out.append(Finding(claim, number, ideal, value, found, why, commands[claim.part]))
+    return out
+
+
+def _signed(claim: Claim, number: Number) -> Number:
+    if not claim.flipped:
+        return number
+    return replace(number, value=-number.value, low=-number.high, high=-number.low)
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Lines of claims.json for a reader: effect with its interval, ideal observer, n, verdict."""
+    return [
+        {
+            "claim": line["claim"],
+            "paper": line["paper"],
+            "effect [95 %]": brief(_interval(line)),
+            "ideal observer": line["ideal"],
+            "n": line["n"],
+            "set against": line["control"],
+            "verdict": line["verdict"],
+        }
+        for line in lines
+    ]
+
+
+def _interval(line: Mapping[str, Any]) -> Interval:
+    value, low, high = (
+        float("nan") if line[k] is None else line[k] for k in ("effect", "low", "high")
+    )
+    return Interval(value, low, high, line["n"] or 0)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the headlines of a claims.json as a table of Markdown; with --all every line."""
+    files = [word for word in argv if word != "--all"]
+    if len(files) != 1:
+        print("usage: python -m minicos.analysis.verdicts claims.json [--all]", file=sys.stderr)
+        return 2
+    try:
+        lines = read_json(Path(files[0]))
+        print(markdown(table([x for x in lines if x["headline"] or "--all" in argv])))
+    except (MinicosError, KeyError, TypeError) as error:
+        print(f"{files[0]} is no claims.json of a report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,25 @@
+"""`minicos recall`: is what was made up the same when it comes back, and which frame reads which?"""
+
+import argparse
+from typing import Any
+
+from minicos.analysis.options import RecallOptions
+from minicos.cli import study
+
+HELP = "Cut attention between the frames that must agree."
+EXAMPLES = """\
+  minicos recall                                      25 puzzles in which a hidden object comes out twice
+  minicos recall --puzzle shell --n 100               cups whose swaps the model chooses
+attention is cut from the first time to the second, from the second to the first, both ways, between as many random keys, and from
+every frame to later ones, in all layers and steps. If what is remembered is handed on in time, only the first of these hurts.
+"""
+
+
+def add(verbs: Any) -> None:
+    study.add(verbs, "recall", HELP, EXAMPLES, RecallOptions, run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from minicos.analysis import recall
+
+    study.run(args, RecallOptions, recall.study)
