@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minicos import measures, ops, puzzles
-from minicos.analysis import energy
 from minicos.analysis.attention import Attention, gives_lse, words
-from minicos.analysis.energy import Energy, components, forms
+from minicos.analysis.energy import Energy, changed, components, forms, within
 from minicos.analysis.tools.masks import on_grid
 from minicos.analysis.tools.record import record, recorded
 from minicos.hooks import Hooks, Site
@@ -169,19 +168,19 @@ def zeros_like(x: torch.Tensor) -> torch.Tensor:
 def test_within_frames_a_layer_that_sees_differs_from_one_that_is_blind():
     mask = torch.zeros(3, 3, 3, dtype=torch.bool)
     mask[1:, 1] = True
-    assert energy.within(mask.float(), mask) == 1
-    assert energy.within(-mask.float(), mask) == 0
-    assert energy.within(torch.zeros(3, 3, 3), mask) == 0.5
+    assert within(mask.float(), mask) == 1
+    assert within(-mask.float(), mask) == 0
+    assert within(torch.zeros(3, 3, 3), mask) == 0.5
     bright = torch.zeros(3, 3, 3)
     bright[0] = 9  # the given frame, which no answer fills, would decide across frames
-    assert energy.within(bright, mask) == 0.5
-    assert np.isnan(energy.within(bright, torch.zeros_like(mask)))
+    assert within(bright, mask) == 0.5
+    assert np.isnan(within(bright, torch.zeros_like(mask)))
 
 
 def test_what_an_estimate_changes_is_where_it_leaves_its_first_frame():
     x0 = torch.randn(4, 1, 6, 6).repeat(1, 3, 1, 1)
     x0[:, 2, 2:4, 4:] += 1
-    far = energy.changed(x0, (3, 3, 3))
+    far = changed(x0, (3, 3, 3))
     assert far.shape == (3, 3, 3)
     assert far.nonzero().tolist() == [[2, 1, 2]]
     assert far[2, 1, 2].item() == pytest.approx(4)  # 16 numbers off by one
