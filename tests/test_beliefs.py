@@ -264,8 +264,8 @@ def test_rows_left_out_are_left_out():
 def test_what_the_tokens_behind_the_wall_hold(wan):
     batch = cases.held_out("memory", 3, size=4)
     found = memories(wan, batch, (1, 0))
-    assert found["states"].shape == (3, 2, 13, 128)
-    assert found["drawn"].shape == (3, 64)
+    assert found["states"].shape == (3, 2, 13, 3, 128)
+    assert found["drawn"].shape == (3, 3, 64)
     single = memories(wan, batch[1:2], (0,))
     assert torch.allclose(found["states"][1, 1], single["states"][0, 0], atol=1e-4)
     assert found["labels"].shape == (3, 2)

@@ -5,7 +5,7 @@ study that needs no hook inside a network runs on it.
 import pytest
 import torch
 
-from minicos.analysis import belief, commitment, counts, steps
+from minicos.analysis import belief, commitment, counts, plant, recall, steps
 from minicos.analysis.noise import study as noise
 from minicos.analysis.options import (
     BeliefOptions,
@@ -89,6 +89,28 @@ def test_lengths_are_those_of_the_puzzles(wan):
     assert cases.frames(wan.with_preset(frames=9), [shell]) == 9
     mixed = cases.held_out("maze", 2) + cases.held_out("shell", 2)
     assert [len(batch) for batch in cases.batches(mixed)] == [2, 2]
+
+
+def test_it_repairs_every_planted_answer_and_keeps_late_ones(observer):
+    keep = lambda p: cases.ambiguous(p) and plant.has_foils(p)  # noqa: E731
+    batch = cases.held_out("maze", 2, keep=keep)
+    found = plant.outcomes(observer.with_preset(steps=4), batch, at=(3,))
+    assert found["repaired"].tolist() == [[1], [1]]
+    assert found["stayed wrong"].sum() == found["switched"].sum() == 0
+    assert found["stayed valid"].tolist() == [[1], [1]]
+
+
+def test_what_is_recalled_and_which_frames_show_it():
+    (twice, cups, maze) = (cases.held_out(k, 1)[0].puzzle for k in ("reveal", "shell", "maze"))
+    assert recall.frames(twice) == ((1,), (3,))
+    assert recall.frames(cups) == ((2, 3), (4,))
+    with pytest.raises(MinicosError, match="nothing is made up twice"):
+        recall.frames(maze)
+
+
+def test_an_observer_that_does_not_know_all_answers_is_refused(observer):
+    with pytest.raises(MinicosError, match="lists 24 of"):
+        cases.condition(observer, cases.held_out("count", 1, keep=lambda p: p.ambiguity > 24))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ steps         what does the model believe at each step; do all frames settle tog
 belief        how far is that from what an ideal observer would believe?
 commitment    when is the answer decided?
 plant         does a run leave a wrong answer that was put into it?
+recall        is what was made up the same when it comes back, and which frame reads which?
 behaviours/   perception before action, working memory
 noise/        what does noise at a step, or in a frame, destroy?
 sweep         the same over boundaries, frame and step counts

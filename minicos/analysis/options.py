@@ -293,7 +293,9 @@ class SwapOptions(Cases):
     """At which layer does a prompt become an answer? (`analysis/swap`)"""
 
     puzzle: str = option(
-        "mark", "mark or goal, which have several prompts for a picture", group=PUZZLES
+        "mark",
+        "families that have several prompts for a picture: mark, goal, pick, partner, ...",
+        group=PUZZLES,
     )
     n: int = option(10, "how many puzzles", group=PUZZLES, least=1)
     probe: int | None = option(

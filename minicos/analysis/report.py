@@ -7,11 +7,13 @@ from pathlib import Path
 from minicos.analysis import result
 from minicos.analysis.claims import CLAIMS
 from minicos.analysis.reproduce import SECTIONS, Part
-from minicos.analysis.result import Number, Result, Row
+from minicos.analysis.result import Interval, Number, Result, Row
+from minicos.analysis.tools import figures
 from minicos.analysis.verdicts import Finding, judge, table
 from minicos.runs import replace_file, write_json
 
 SHOWN = 4  # pictures of a study, at most
+FIGURE, LIMIT = "verdicts.png", 10
 CAVEAT = (
     "A miniature illustrates what the experiments measure. It is no evidence about a model of 14 "
     "billion parameters: to learn "
@@ -44,13 +46,31 @@ def write(folder: Path, found: Found, about: str, model: str) -> list[Finding]:
     rest = [line for line in lines if not line["headline"]]
     head = ["# Demystifying Video Reasoning, in miniature", f"**{CAVEAT}**", about]
     if heads:
-        head += ["## Verdicts", HOW, result.markdown(table(heads))]
+        picture = _draw(folder / FIGURE, [found for found in judged if found.claim.headline])
+        head += ["## Verdicts", HOW, *picture, result.markdown(table(heads))]
     if rest:
         head += ["Other lines, each by itself (p not corrected):", result.markdown(table(rest))]
     sections = [block for name, parts in found.items() for block in _section(name, parts, model)]
     text = "\n\n".join([*head, *sections]) + "\n"
     replace_file(folder / "report.md", lambda path: path.write_text(text, encoding="utf-8"))
     return judged
+
+
+def _draw(path: Path, heads: Sequence[Finding]) -> list[str]:
+    """Every headline's effect in units of the smallest that would matter, cut at LIMIT; the link
+    to the picture, where there is anything to draw.
+    """
+    shown = {}
+    for f in heads:
+        ends = (f.number.value, f.number.low, f.number.high)
+        if all(map(isfinite, ends)):
+            value, low, high = (max(-LIMIT, min(LIMIT, e / f.claim.least)) for e in ends)
+            shown[f"{f.claim.text}: {f.verdict}"] = Interval(value, low, high, f.number.n or 0)
+    if not shown:
+        return []
+    axis = f"effect with its 95 % interval, 1: the smallest that would matter, cut at {LIMIT}"
+    figures.intervals(path, shown, x=axis, title="The headlines")
+    return [f"![{path.name}]({path.name})"]
 
 
 def _section(name: str, parts: Sequence[tuple[Part, Result]], model: str) -> list[str]:

@@ -61,7 +61,7 @@ class Part:
     """One study with its options, under the model's preset with some fields changed."""
 
     name: str  # its folder inside the section's
-    verb: str  # which gives the same numbers
+    verb: str  # gives the same numbers
     study: Callable[[Wan, Run, Any], Result]
     options: Any
     preset: Mapping[str, Any] = field(default_factory=dict)
@@ -89,9 +89,68 @@ def fewer(n: int) -> int:
 
 def parts(n: int, seed: int = 0) -> dict[str, list[Part]]:
     """The studies of every section, with n puzzles for a headline and noise from `seed` on."""
-    few, half, short = fewer(n), max(AT_LEAST, n // 2), {"steps": SHORT}
+    made = {**_answers(n, seed), **_behaviours(n, seed), **_changes(n, seed)}
+    own = {"counts": {}, "frames": {}, "ensemble": {"steps": 8}}  # counts have steps of their own
+    return {
+        section: [replace(part, preset=own.get(section, {"steps": SHORT})) for part in some]
+        for section, some in made.items()
+    }
+
+
+def _answers(n: int, seed: int) -> dict[str, list[Part]]:
+    """How an answer comes about: along the steps, along the frames, with more of either."""
+    few, half = fewer(n), max(AT_LEAST, n // 2)
+    mazes = BeliefOptions(n=n, ideal=True, seed=seed)
+    figures = BeliefOptions(n=few, puzzle="turn,mirror", ideal=True, seed=seed)
+    settling = StepsOptions(n=n, ideal=True, seed=seed)
+    chains = CountsOptions(n=n, puzzle=LONG, counts=(1, 4, 20), against=TWINS, seed=seed)
+    choices = CountsOptions(n=half, puzzle=CHOICES, counts=(1, 4, 20), ideal=True, seed=seed)
+    committed = CommitmentOptions(n=half, at=(0, 2, 4), count=2, ideal=True, seed=seed)
+    lengths = CountsOptions(
+        n=half, puzzle="maze-4x4", counts=(1, 4, 10), lengths=(5, 9, 17), seed=seed
+    )
+    return {
+        "belief": [
+            Part("mazes", "belief", belief.study, mazes),
+            Part("figures", "belief", belief.study, figures),
+        ],
+        "steps": [Part("mazes", "steps", steps.study, settling)],
+        "counts": [
+            Part("chains", "counts", counts.study, chains),
+            Part("choices", "counts", counts.study, choices),
+        ],
+        "commitment": [Part("mazes", "commitment", commitment.study, committed)],
+        "frames": [Part("lengths", "counts", counts.study, lengths)],
+    }
+
+
+def _behaviours(n: int, seed: int) -> dict[str, list[Part]]:
+    """What the paper sees models do: correct themselves, remember, look before they act."""
+    half = max(AT_LEAST, n // 2)
+    completed = CommitmentOptions(
+        puzzle=WRONG, several=False, n=half, at=(1, 3), count=1, ideal=True, seed=seed
+    )
+    planted = PlantOptions(n=half, at=(4, 6), ideal=True, seed=seed)
+    goals = BehavioursOptions(n=half, rows=0, ideal=True, seed=seed)
+    return {
+        "correction": [
+            Part("completions", "commitment", commitment.study, completed),
+            Part("planted", "plant", plant.study, planted),
+        ],
+        "memory": [Part("reveal", "recall", recall.study, RecallOptions(n=n, seed=seed))],
+        "perception": [Part("goals", "behaviours", behaviours.study, goals)],
+    }
+
+
+def _changes(n: int, seed: int) -> dict[str, list[Part]]:
+    """What becomes of a run that is changed, and what is going on inside."""
+    few, half = fewer(n), max(AT_LEAST, n // 2)
     noised = NoiseOptions(n=few, several=True, others=1, ideal=True, match="none", seed=seed)
     matched = replace(noised, mode="renoise", match="cells", at=(0, 2, 5, 7))
+    marked = EnergyOptions(n=n, seed=seed)
+    swapped = SwapOptions(
+        n=half, one_way=True, layers="6", during="0,all", controls=("wrong",), seed=seed
+    )
     shared = EnsembleOptions(
         puzzle=MIXED,
         size=None,
@@ -102,102 +161,14 @@ def parts(n: int, seed: int = 0) -> dict[str, list[Part]]:
         no_rivals=True,
         seed=seed,
     )
-    made: dict[str, list[Part]] = {
-        "belief": [
-            Part("mazes", "belief", belief.study, BeliefOptions(n=n, ideal=True, seed=seed)),
-            Part(
-                "figures",
-                "belief",
-                belief.study,
-                BeliefOptions(n=few, puzzle="turn,mirror", ideal=True, seed=seed),
-            ),
-        ],
-        "steps": [Part("mazes", "steps", steps.study, StepsOptions(n=n, ideal=True, seed=seed))],
-        "counts": [
-            Part(
-                "chains",
-                "counts",
-                counts.study,
-                CountsOptions(n=n, puzzle=LONG, counts=(1, 2, 4, 8, 20), against=TWINS, seed=seed),
-            ),
-            Part(
-                "choices",
-                "counts",
-                counts.study,
-                CountsOptions(
-                    n=half, puzzle=CHOICES, counts=(1, 2, 4, 8, 20), ideal=True, seed=seed
-                ),
-            ),
-        ],
-        "commitment": [
-            Part(
-                "mazes",
-                "commitment",
-                commitment.study,
-                CommitmentOptions(n=half, at=(0, 2, 4), count=2, ideal=True, seed=seed),
-            )
-        ],
-        "correction": [
-            Part(
-                "completions",
-                "commitment",
-                commitment.study,
-                CommitmentOptions(
-                    puzzle=WRONG, several=False, n=n, at=(1, 3), count=1, ideal=True, seed=seed
-                ),
-            ),
-            Part(
-                "planted",
-                "plant",
-                plant.study,
-                PlantOptions(n=half, at=(2, 4, 6), ideal=True, seed=seed),
-            ),
-        ],
-        "memory": [Part("reveal", "recall", recall.study, RecallOptions(n=n, seed=seed))],
-        "perception": [
-            Part(
-                "goals",
-                "behaviours",
-                behaviours.study,
-                BehavioursOptions(n=half, rows=0, ideal=True, seed=seed),
-            )
-        ],
+    return {
         "noise": [
             Part("paper", "noise", noise.study, noised),
             Part("matched", "noise", noise.study, matched),
         ],
-        "energy": [Part("mark", "energy", energy.study, EnergyOptions(n=n, seed=seed))],
-        "swap": [
-            Part(
-                "when",
-                "swap",
-                swap.study,
-                SwapOptions(
-                    n=half,
-                    one_way=True,
-                    layers="6",
-                    during="0,0-1,all",
-                    controls=("wrong",),
-                    seed=seed,
-                ),
-            )
-        ],
+        "energy": [Part("mark", "energy", energy.study, marked)],
+        "swap": [Part("when", "swap", swap.study, swapped)],
         "ensemble": [Part("mixed", "ensemble", ensemble.study, shared)],
-        "frames": [
-            Part(
-                "lengths",
-                "counts",
-                counts.study,
-                CountsOptions(
-                    n=half, puzzle="maze-4x4", counts=(1, 4, 10), lengths=(5, 9, 17), seed=seed
-                ),
-            )
-        ],
-    }
-    own = {"counts": {}, "frames": {}, "ensemble": {"steps": 8}}  # counts have steps of their own
-    return {
-        section: [replace(part, preset=own.get(section, short)) for part in some]
-        for section, some in made.items()
     }
 
 
@@ -224,7 +195,7 @@ in all frames together in any model, so the ideal observer is the one to compare
     "counts": Section(
         "What more steps are worth",
         """\
-The share solved at 1 to 20 steps from the same noise. One step returns the mean of the right
+The share solved at 1, 4 and 20 steps from the same noise. One step returns the mean of the right
 answers, which is none of them: an ideal observer, too, fails there. So where several answers are
 right, only what the network gains beyond it counts; where one is, an ideal observer needs one step,
 and the question is whether longer chains of dependent facts gain more than their twins.""",
@@ -289,7 +260,7 @@ The step's own clean estimate shows the answer as well, without any layer: it is
         """\
 "Mark the circle" (A) and "mark the square" (B) of one picture: in run B the residual stream behind
 the middle layer is replaced by what A's prompt makes of the same latent, at step 0 (a tenth of the
-run), in the first fifth, or at all steps. The control gives another picture's states.""",
+run) or at all steps. The control gives another picture's states.""",
         1.4,
     ),
     "ensemble": Section(

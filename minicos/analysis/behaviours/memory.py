@@ -1,10 +1,15 @@
 """Working memory: while an object is behind the wall, can shape and colour be read out of the
 hidden states at the tokens that hide it?
 
-A ridge classifier (`tools/readout.py`) learns on some puzzles and is judged on others. Controls:
-shuffled labels say what chance gives; the patch embedding (layer -1) what those tokens are given
-before they look at any other; the latents of the drawn video what the picture itself gives away
-there, since the VAE sees across the wall's edge.
+A ridge classifier (`tools/readout.py`) learns on some puzzles and is judged on others, layer by
+layer and at three places (PLACES): where the object starts, in the given frame, which is the
+positive control, since it stands there; behind the wall; and where it stops, in the last frame.
+Controls: shuffled labels say what chance gives; the patch embedding (layer -1) what those tokens
+are given before they look at any other; the latents of the drawn video what the picture itself
+gives away there, since the VAE sees across the wall's edge.
+
+The object is given in the first frame at every step, so nothing need be remembered: what is read
+out here says where it is looked up, and `recall` what a model remembers.
 """
 
 from collections import deque
@@ -24,12 +29,13 @@ from minicos.puzzles.memory import Memory
 from minicos.wan import Wan
 
 EMBED = -1  # the layer before block 0: the patch embedding
+PLACES = ("start, given frame", "behind the wall", "stop, last frame")
 
 
 @dataclass
 class Hidden:
-    """A hook that keeps the mean state over the tokens that hide the object: (step, layer) -> b
-    d; layer -1 is the patch embedding.
+    """A hook that keeps the mean state over the tokens of each place: (step, layer) -> b places d;
+    layer -1 is the patch embedding.
     """
 
     batch: Sequence[Case]
@@ -43,28 +49,31 @@ class Hidden:
 
     def __call__(self, x: Tensor, site: Site) -> None:
         layer = EMBED if site.name == "embed" else int(site.name.split(".")[1])
-        self.states[site.step, layer] = _behind(x.unflatten(1, site.grid), self.batch)
+        self.states[site.step, layer] = _places(x.unflatten(1, site.grid), self.batch)
 
 
-def _behind(grid: Tensor, batch: Sequence[Case]) -> Tensor:
-    """Mean over the cells behind the wall, in the latent frame around the middle of the video: b f
-    h w d -> b d.
+def _places(grid: Tensor, batch: Sequence[Case]) -> Tensor:
+    """Mean over the cells of each place: b f h w d -> b places d.
 
-    A cell is a token. Of 4 latent frames it is the third, video frames 5 to 8: the object is out of
-    sight at 6, and at 8 its edge shows beside these cells.
+    A cell is a token. Behind the wall it is the latent frame around the middle of the video: of 4
+    the third, video frames 5 to 8; the object is out of sight at 6, and at 8 its edge shows beside
+    these cells.
     """
-    middle = grid.shape[1] // 2
-    cells = [tuple(zip(*_memory(case).hidden_cells(), strict=True)) for case in batch]
-    return torch.stack(
-        [rows[middle, list(r), list(c)].mean(0) for rows, (r, c) in zip(grid, cells, strict=True)]
-    )
+    rows = []
+    for states, case in zip(grid, batch, strict=True):
+        puzzle = _memory(case)
+        behind = states[grid.shape[1] // 2]
+        r, c = zip(*puzzle.hidden_cells(), strict=True)
+        ends = (states[0][puzzle.mover.cell], states[-1][puzzle.stop])
+        rows.append(torch.stack([ends[0], behind[list(r), list(c)].mean(0), ends[1]]))
+    return torch.stack(rows)
 
 
 def memories(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Tensor]:
-    """What the tokens behind the wall hold, for a batch of `memory` puzzles.
+    """What the tokens of each place hold, for a batch of `memory` puzzles.
 
-    states   b steps layers d, steps in the order of `at`, layers from -1
-    drawn    b d', the same tokens of the drawn video's latent
+    states   b steps layers places d, steps in the order of `at`, layers from -1
+    drawn    b places d', the same tokens of the drawn video's latent
     labels   b 2, see `labels`
     """
     condition, hidden = cases.condition(wan, batch), Hidden(batch)
@@ -81,7 +90,7 @@ def memories(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Te
     )
     return {
         "states": torch.stack(states, dim=1),
-        "drawn": _behind(grid, batch),
+        "drawn": _places(grid, batch),
         "labels": labels(batch),
     }
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.behaviours import courses
-from minicos.analysis.behaviours.memory import EMBED, memories
-from minicos.analysis.options import BehavioursOptions
+from minicos.analysis.behaviours.memory import EMBED, PLACES, memories
+from minicos.analysis.options import BehavioursOptions, Ideal
 from minicos.analysis.result import Curve, Number, Result, write
 from minicos.analysis.tools import cases, figures, observer, stats
 from minicos.analysis.tools.readout import readout
@@ -55,9 +55,11 @@ def _courses(wan: Wan, run: Run, kind: str, options: BehavioursOptions) -> list[
     keep = cases.ambiguous if courses.KINDS[kind] == "how" else cases.anything
     chosen = cases.held_out(kind, options.n, size=options.size, seed=options.seed, keep=keep)
     work = cases.batches(chosen)
+    # where no route is chosen, an ideal observer has nothing to decide
+    models = observer.models(wan, options if keep is cases.ambiguous else Ideal())
     found = {
         who: cases.collect(run, observer.folder(kind, who), work, partial(courses.follow, model))
-        for who, model in observer.models(wan, options).items()
+        for who, model in models.items()
     }
     return courses.numbers(kind, found)
 
@@ -79,8 +81,8 @@ def readouts(
     classes: int,
     at: tuple[int, ...],
 ) -> tuple[list[Number], list[Curve]]:
-    """How often a label of the hidden object is read rightly at every layer, and at the best one
-    beside its controls.
+    """How often a label of the hidden object is read rightly in every layer of each place, and in
+    the best one beside its controls.
 
     The layer is chosen on the training rows alone, each row left out in turn.
     """
@@ -91,38 +93,30 @@ def readouts(
         read, left_out = readout(a, labels, b, classes)
         return (read == truth).double().numpy(), left_out
 
-    drawn, _ = right(train["drawn"], test["drawn"])
     numbers, curves = [], []
     depth = train["states"].shape[2]
     for s, step in enumerate(at):
-        states = [(train["states"][:, s, k], test["states"][:, s, k]) for k in range(depth)]
-        layers = [right(a, b) for a, b in states]
-        best = int(np.argmax([left_out for _, left_out in layers]))
-        read = layers[best][0]
-        wrong, _ = right(*states[best], labels=labels[shuffle])
-        where = f"hidden object's {what} read rightly, step {step}, layer {best + EMBED}"
-        numbers += [
-            stats.mean(where, read, f"chance: {1 / classes:.2f}", "share"),
-            stats.difference(
-                f"{where}: minus shuffled labels", read, wrong, "labels of other objects", "share"
-            ),
-            stats.difference(
-                f"{where}: minus patch embedding",
-                read,
-                layers[0][0],
-                "the same tokens before block 0",
-                "share",
-            ),
-            stats.difference(
-                f"{where}: minus drawn video",
-                read,
-                drawn,
-                "latents of the drawn video, same tokens",
-                "share",
-            ),
-        ]
-        rates = np.stack([hits for hits, _ in layers], axis=1)
-        at_layers = np.arange(depth) + EMBED
-        label_x = "layer (-1: patch embedding)"
-        curves.append(stats.curve(f"{what}, step {step}", rates, at_layers, label_x, "share"))
+        for k, place in enumerate(PLACES):
+            pairs = [
+                (train["states"][:, s, i, k], test["states"][:, s, i, k]) for i in range(depth)
+            ]
+            layers = [right(a, b) for a, b in pairs]
+            best = int(np.argmax([left_out for _, left_out in layers]))
+            read = layers[best][0]
+            controls = {
+                "shuffled labels": right(*pairs[best], labels=labels[shuffle])[0],
+                "patch embedding": layers[0][0],
+                "drawn video": right(train["drawn"][:, k], test["drawn"][:, k])[0],
+            }
+            where = f"hidden object's {what} read rightly, {place}, step {step}"
+            note = f"layer {best + EMBED}; chance: {1 / classes:.2f}"
+            numbers.append(stats.mean(where, read, note, "share"))
+            numbers += [
+                stats.difference(f"{where}: minus {name}", read, values, name, "share")
+                for name, values in controls.items()
+            ]
+            rates = np.stack([hits for hits, _ in layers], axis=1)
+            at_layers, axis = np.arange(depth) + EMBED, "layer (-1: patch embedding)"
+            title = f"{what}, {place}, step {step}"
+            curves.append(stats.curve(title, rates, at_layers, axis, "share"))
     return numbers, curves

@@ -120,9 +120,10 @@ def chosen(options: SwapOptions) -> list[Pair]:
             raise MinicosError(f"--pixels {options.pixels}: give height x width, such as 480x832")
         made = drawn(options.probe, int(match[1]), int(match[2]), seed=options.seed)
     else:
-        made = pairs(
-            options.puzzle, options.n, size=options.size, split=options.split, seed=options.seed
-        )
+        made = []
+        for kind, n in cases.families(options).items():
+            seed = options.seed + len(made)
+            made += pairs(kind, n, size=options.size, split=options.split, seed=seed)
     return made if options.one_way else made + [pair.turned() for pair in made]
 
 
