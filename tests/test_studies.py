@@ -13,12 +13,12 @@ import torch
 from minicos import analysis
 from minicos.analysis import result
 from minicos.analysis.options import arguments
-from minicos.analysis.reproduce import SECTIONS, Part, parts
+from minicos.analysis.reproduce import FULL, SECTIONS, Part, parts
 from minicos.cli import main, parser, study
 from minicos.open import load
 from minicos.runs import Run
 
-PARTS = {f"{name}/{p.name}": p for name, some in parts(100).items() for p in some}
+PARTS = {f"{name}/{p.name}": p for name, some in parts(FULL).items() for p in some}
 SMALL = {  # of each question: options and steps that take a second
     "belief": ({"n": 2, "size": 3}, 2),
     "steps": ({"n": 2, "size": 3}, 2),

@@ -19,7 +19,6 @@ CORRECTED = "foil to valid minus valid to foil, step 3 to the end"
 PLANTED = "repaired minus switched, planted at step 4"
 HOW = "step at which it settles: how minus where"
 NOISE = "D of the video: step noise minus frame noise"
-EARLY = "D of the video: noise at step 0 minus step 9"
 BACK = "consistency lost: later frames without earlier ones minus the reverse"
 ENERGY = "AUROC within frames, centred energy, step 5, late third of layers"
 TURNED = "rate of A's answer at layer 6"
@@ -190,7 +189,7 @@ CLAIMS: tuple[Claim, ...] = (
         headline=True,
         needs=(
             Need(
-                f"completions that show a foil, step 1: {'network'}",
+                "completions that show a foil, step 1: network",
                 0.02,
                 1.0,
                 "hardly a wrong answer to put right: completions that show a foil",

@@ -37,7 +37,9 @@ def option_fields(cls: type) -> Iterator[tuple[Field[Any], list[str], Any]]:
 
 
 def arguments(options: Any) -> list[str]:
-    """The words of a command line that give these options: those that are not at their default."""
+    """The words of a command line that give these options: those that are not at their default.
+    What has no value is the word none.
+    """
     words = [] if options.seed == 0 else ["--seed", str(options.seed)]
     for f, (flag, *_), _ in option_fields(type(options)):
         value = getattr(options, f.name)
@@ -45,7 +47,7 @@ def arguments(options: Any) -> list[str]:
             words.append(flag)
         elif value != f.default:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += [flag, text or "none"]
+            words += [flag, "none" if value is None else text or "none"]
     return words
 
 
@@ -163,6 +165,9 @@ class CommitmentOptions(Ideal, Cases):
     )
     seeds: int = 1
     count: int = option(8, "completions of each step", least=1)
+    also_single: bool = option(
+        False, "also puzzles with one right answer: of them, self-correction alone", group=PUZZLES
+    )
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ def study(wan: Wan, run: Run, options: RecallOptions) -> Result:
     arms = [*cuts(cases.known(chosen[0]))]
     kept = cases.collect(run, "recalled", cases.batches(chosen), partial(recalled, wan))
     found = {
-        name: {arm: values[:, i] for i, arm in enumerate(arms)} for name, values in kept.items()
+        name: {arm: kept[name][:, i] for i, arm in enumerate(arms)}
+        for name in ("consistent", "solved")
     }
     figures.intervals(
         run.path("recall.png"),

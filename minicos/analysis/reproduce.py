@@ -54,6 +54,7 @@ TWINS = "sequence-short,mirror-one,balls-one"
 CHOICES = "latin,maze,shell-short"  # several right answers
 WRONG = "goal,pick,partner,turn-one,mirror-one"  # plausible wrong answers, one right one
 MIXED = "sequence,partner,pick,maze,mirror-one"  # the five categories, all of one length
+WINDOWS = ("20-29", "0-9", "10-19", "30-39", "0-39")  # of 40 blocks, the paper's in front
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ def fewer(n: int) -> int:
 def parts(n: int, seed: int = 0) -> dict[str, list[Part]]:
     """The studies of every section, with n puzzles for a headline and noise from `seed` on."""
     made = {**_answers(n, seed), **_behaviours(n, seed), **_changes(n, seed)}
+    if n >= FULL:
+        for section, more in _appendix(fewer(n), seed).items():
+            made[section] += more
     own = {"counts": {}, "frames": {}, "ensemble": {"steps": 8}}  # counts have steps of their own
     return {
         section: [replace(part, preset=own.get(section, {"steps": SHORT})) for part in some]
@@ -128,7 +132,7 @@ def _behaviours(n: int, seed: int) -> dict[str, list[Part]]:
     """What the paper sees models do: correct themselves, remember, look before they act."""
     half = max(AT_LEAST, n // 2)
     completed = CommitmentOptions(
-        puzzle=WRONG, several=False, n=half, at=(1, 3), count=1, ideal=True, seed=seed
+        puzzle=WRONG, also_single=True, n=half, at=(1, 3), count=1, ideal=True, seed=seed
     )
     planted = PlantOptions(n=half, at=(4, 6), ideal=True, seed=seed)
     goals = BehavioursOptions(n=half, rows=0, ideal=True, seed=seed)
@@ -169,6 +173,34 @@ def _changes(n: int, seed: int) -> dict[str, list[Part]]:
         "energy": [Part("mark", "energy", energy.study, marked)],
         "swap": [Part("when", "swap", swap.study, swapped)],
         "ensemble": [Part("mixed", "ensemble", ensemble.study, shared)],
+    }
+
+
+def _appendix(n: int, seed: int) -> dict[str, list[Part]]:
+    """Of --full alone, and no headlines: more windows, seeds, kinds of prompts, and layers."""
+    windows = EnsembleOptions(
+        puzzle=MIXED,
+        size=None,
+        n=n,
+        choose=0,
+        arms=tuple(f"override {w} @{at}" for at in ("0", "0-1") for w in WINDOWS),
+        no_rivals=True,
+        seed=seed,
+    )
+    kinds = SwapOptions(
+        puzzle="mark,goal,pick,partner,turn-one",
+        n=n,
+        one_way=True,
+        layers="embed,0,2,4,6,8,10,11",
+        during="0,all",
+        seed=seed,
+    )
+    return {
+        "ensemble": [
+            Part("windows", "ensemble", ensemble.study, windows),
+            Part("five", "ensemble", ensemble.study, replace(windows, seeds=5)),
+        ],
+        "swap": [Part("kinds", "swap", swap.study, kinds)],
     }
 
 

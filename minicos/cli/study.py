@@ -98,7 +98,8 @@ def _dest(flags: Sequence[str]) -> str:
 
 def _reader(hint: Any, least: int | None) -> dict[str, Any]:
     """How text becomes a value of a field's type."""
-    if get_origin(hint) in (Union, UnionType):
+    optional = get_origin(hint) in (Union, UnionType)
+    if optional:
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
@@ -107,7 +108,8 @@ def _reader(hint: Any, least: int | None) -> dict[str, Any]:
         part = values.number if kind is float else kind
         return {"type": values.indices_or_none if kind is int else partial(values.listed, part)}
     if hint is int:
-        return {"type": values.layer if least is None else values.whole(least, values.MOST_PUZZLES)}
+        whole = values.layer if least is None else values.whole(least, values.MOST_PUZZLES)
+        return {"type": values.or_none(whole) if optional else whole}
     return {"type": values.number if hint is float else hint}
 
 

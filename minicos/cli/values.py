@@ -20,6 +20,11 @@ MOST_SEED = 2**63 - 1  # what torch's generators take, less room for one seed pe
 LARGEST = 1e6  # of guidance, shift and other factors that multiply a latent
 
 
+def or_none(read: Callable[[str], int]) -> Callable[[str], int | None]:
+    """A type: what `read` takes, or the word none."""
+    return lambda text: None if text.strip() == "none" else read(text)
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """A type: whole numbers from `low` to `high`."""
 
