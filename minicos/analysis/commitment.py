@@ -20,7 +20,6 @@ valid one, less the opposite. Errors that come and go independently give as many
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -160,8 +159,7 @@ def study(wan: Wan, run: Run, options: CommitmentOptions) -> Result:
 
 
 def _puzzles(wan: Wan, run: Run, at: Sequence[int], options: CommitmentOptions) -> Result:
-    chosen = cases.chosen(replace(options, several=not options.also_single))
-    count = options.count
+    chosen, count = cases.chosen(options), options.count
     kept = {
         who: cases.collect(
             run,

@@ -88,6 +88,10 @@ class Puzzles:
     single: bool = option(False, "only puzzles with one right answer", group=PUZZLES)
     seed: int = 0
 
+    def wants(self, ambiguous: bool) -> bool:
+        """Whether puzzles with several right answers, or those with one, are among them."""
+        return not (self.single if ambiguous else self.several)
+
 
 @dataclass(frozen=True)
 class Cases(Puzzles):
@@ -168,6 +172,9 @@ class CommitmentOptions(Ideal, Cases):
     also_single: bool = option(
         False, "also puzzles with one right answer: of them, self-correction alone", group=PUZZLES
     )
+
+    def wants(self, ambiguous: bool) -> bool:
+        return self.also_single or super().wants(ambiguous)
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,10 @@ def _behaviours(n: int, seed: int) -> dict[str, list[Part]]:
 
 def _changes(n: int, seed: int) -> dict[str, list[Part]]:
     """What becomes of a run that is changed, and what is going on inside."""
-    few, half = fewer(n), max(AT_LEAST, n // 2)
-    noised = NoiseOptions(n=few, several=True, others=1, ideal=True, match="none", seed=seed)
+    half = max(AT_LEAST, n // 2)
+    noised = NoiseOptions(
+        n=max(AT_LEAST, n // 5), several=True, others=1, ideal=True, match="none", seed=seed
+    )
     matched = replace(noised, mode="renoise", match="cells", at=(0, 2, 5, 7))
     marked = EnergyOptions(n=n, seed=seed)
     swapped = SwapOptions(

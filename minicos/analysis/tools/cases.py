@@ -85,7 +85,7 @@ def _of_family(
     use_twin = options.single and options.size is None and twin in puzzles.FAMILIES
 
     def asked(puzzle: puzzles.Puzzle) -> bool:
-        return keep(puzzle) and not (options.single if ambiguous(puzzle) else options.several)
+        return keep(puzzle) and options.wants(ambiguous(puzzle))
 
     return held_out(
         twin if use_twin else name, n, size=options.size, split=options.split, keep=asked
