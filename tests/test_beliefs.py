@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicos import puzzles
-from minicos.analysis import belief, commitment
+from minicos.analysis import belief, commitment, counts
 from minicos.analysis.behaviours import courses
 from minicos.analysis.behaviours.memory import memories
 from minicos.analysis.tools import cases, posterior, stats
@@ -125,6 +125,14 @@ def test_commitment_is_unbiased_and_one_where_completions_agree(several, count):
     assert commitment.commitment(one, several).item() == pytest.approx(1)
     invalid = torch.cat([one, torch.tensor([-1, -2])])  # these count beside
     assert commitment.commitment(invalid, several).item() == pytest.approx(1)
+
+
+def test_slopes_by_hand():
+    solved = np.array([[0.0, 0, 1], [1, 1, 1], [1, 0, 0]])
+    assert counts.slopes(solved, (1, 2, 4)) == pytest.approx([0.5, 0, -0.5])
+    assert counts.steepest((1, 2, 4)) == pytest.approx(0.5)
+    assert counts.steepest((1, 4, 20)) == pytest.approx(0.237, abs=1e-3)
+    assert counts.steepest((4,)) is None and np.isnan(counts.slopes(solved[:, :1], (4,))).all()
 
 
 def test_one_valid_completion_or_one_answer_says_nothing():

@@ -111,6 +111,11 @@ def test_no_interval_has_width_zero_and_each_holds_its_mean(values, span):
     assert found.high - found.low > 1 / (2 * len(values))
 
 
+def test_last_bits_make_no_interval_narrow():
+    low, high = intervals.mean(np.array([0.0, 1e-17, 0.0, -1e-17]))
+    assert high - low > 1
+
+
 def test_values_decide_which_interval_it_is():
     ones, mixed = np.array([0.0, 1, 1]), np.array([-1.0, 0, 1])
     assert intervals.interval(ones).low == intervals.proportion(2, 3)[0]

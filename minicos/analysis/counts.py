@@ -56,6 +56,14 @@ def slopes(solved: np.ndarray, counts: Sequence[int]) -> np.ndarray:
         return solved @ (apart / np.square(apart).sum())
 
 
+def steepest(counts: Sequence[int]) -> float | None:
+    """The largest slope that a puzzle can have: the length of the scale. None for one count."""
+    if len(counts) < 2:
+        return None
+    jumps = np.tri(len(counts), dtype=np.float64)[:, ::-1]  # solved from one of the counts on
+    return float(slopes(jumps, counts).max())
+
+
 def study(wan: Wan, run: Run, options: CountsOptions) -> Result:
     """The share solved at every count, beside an ideal observer's and that of other families
     where asked.
@@ -120,14 +128,15 @@ def numbers(
             stats.difference(f"puzzles solved: {name} minus {most}", values, plain, most, "share")
             for name, values in (*reversed(fewer.items()), *other.items())
         ),
-        *stats.compared(SLOPE, gained, "0: steps add nothing", "share"),
+        *stats.compared(SLOPE, gained, "0: steps add nothing", "share", steepest(counts)),
     ]
 
 
 def against(ours: np.ndarray, theirs: np.ndarray, counts: Sequence[int], name: str) -> Number:
     """What a doubling of the steps adds to these puzzles and not to their twins (n counts)."""
     title = f"{SLOPE}: longer chains minus their twins"
-    return stats.between(title, slopes(ours, counts), slopes(theirs, counts), name, "share")
+    arms = slopes(ours, counts), slopes(theirs, counts)
+    return stats.between(title, *arms, name, "share", steepest(counts))
 
 
 def _rows(

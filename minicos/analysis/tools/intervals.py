@@ -107,7 +107,7 @@ def apart(a: Interval, b: Interval) -> Bounds:
 
 def mean(values: np.ndarray, span: float | None = None) -> Bounds:
     """Of the mean of values on a scale of length `span`; of a single value the whole scale."""
-    n, seen = len(values), np.unique(values)
+    n, seen = len(values), np.unique(values.round(12))  # not told apart by the last bits
     span = span or float(np.ptp(seen)) or 1.0
     middle = float(values.mean())
     if n == 1:
