@@ -19,8 +19,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from glob import escape
 from hashlib import file_digest, sha256
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, TypeVar
 
 import torch
@@ -51,29 +53,37 @@ def replace_file(
     raises passes through.
     """
     path = Path(path)
-    temporary = path.with_name(
-        f"{PART}{_host()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name[-80:]}"
-    )
+    unfinished = temporary(path)
     try:
         with finishing():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(temporary)
-            move(temporary, path)
+            write(unfinished)
+            move(unfinished, path)
     except (OSError, SafetensorError) as error:
         raise MinicosError(
             f"cannot write {path}: {error}. Free the space or choose another place."
         ) from error
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written below a folder."""
-    for left in folder.rglob(f"{PART}*"):
+def temporary(path: Path) -> Path:
+    """A new name beside `path`, under which a file or folder is made before it is moved there.
+
+    What killed processes left under such names is removed.
+    """
+    name = path.name[-80:]
+    sweep(path.parent, f"{PART}*-{escape(name)}")
+    return path.with_name(f"{PART}{_host()}-{os.getpid()}-{secrets.token_hex(4)}-{name}")
+
+
+def sweep(folder: Path, pattern: str = f"**/{PART}*") -> None:
+    """Remove what killed processes left half made below a folder, or what of it has such a name."""
+    for left in folder.glob(pattern):
         with suppress(OSError):  # another process may sweep, too
             if _abandoned(left):
-                left.unlink()
+                rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_json(path: Path, value: Any, move: Callable[[Path, Path], object] = Path.replace) -> None:
@@ -367,14 +377,14 @@ def _host() -> str:
     return "".join(c if c.isalnum() else "_" for c in socket.gethostname())[:40]
 
 
-def _abandoned(temporary: Path) -> bool:
+def _abandoned(unfinished: Path) -> bool:
     """Was this file being written by a process that is gone? Where that cannot be known, a day
     without a change says so.
     """
-    host, pid, *_ = (*temporary.name.removeprefix(PART).split("-"), "", "")
+    host, pid, *_ = (*unfinished.name.removeprefix(PART).split("-"), "", "")
     if os.name == "posix" and host == _host() and pid.isdigit():
         return not _alive(int(pid))
-    return time.time() - temporary.stat().st_mtime > 24 * 3600
+    return time.time() - unfinished.stat().st_mtime > 24 * 3600
 
 
 def _alive(pid: int) -> bool:

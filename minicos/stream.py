@@ -5,10 +5,12 @@ Weights are copied and never changed, so results equal those of a resident model
 `plan` for the placements).
 """
 
+import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -118,7 +120,10 @@ class ThreadCopyQueue:
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "minicos-copy")
+        self._start()
+
+    def _start(self) -> None:
+        self._process, self._thread = os.getpid(), ThreadPoolExecutor(1, "minicos-copy")
 
     def event(self) -> Future:
         done: Future = Future()
@@ -126,6 +131,8 @@ class ThreadCopyQueue:
         return done
 
     def copy(self, target: Tensor, source: Tensor, after: Future) -> Future:
+        if self._process != os.getpid():  # a fork has none of its parent's threads
+            self._start()
         return self._thread.submit(self._copy, target, source, after)
 
     def wait(self, event: Future) -> None:
@@ -149,6 +156,7 @@ class Streamer:
         self.host: dict[nn.Module, HostBuffer] = {}  # block -> its weights
         self._device_buffers: tuple[Tensor, ...] = ()
         self._pass: object = None  # the pass that uses the device buffers
+        self._turn = Lock()  # held while buffers change hands, since threads may begin passes
         self._bound: set[HostBuffer] = set()  # those whose block points into a device buffer
 
     def stream(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
@@ -156,32 +164,38 @@ class Streamer:
         (for `DiT.stream_blocks`).
 
         A pass that stopped early, by an exception or an abandoned generator, is cleaned up by the
-        next one. Raises MinicosError if a second pass begins before the first is finished.
+        next one. Raises MinicosError where a second pass, perhaps of another thread, has begun
+        meanwhile.
         """
-        current = self._pass = object()
-        for host in list(self._bound):
-            self._release(host)
         blocks = list(blocks)
         hosts = [self.host[block] for block in blocks]
-        buffers = self._buffers(max(host.size for host in self.host.values()))
-        begin = self.queue.event()  # also after what an interrupted pass has left running
-        copied = deque(
-            self._fill(buffers[i % 2], hosts[i], begin) for i in range(min(2, len(hosts)))
-        )
+        with self._turn:
+            current = self._pass = object()
+            for host in list(self._bound):
+                self._release(host)
+            buffers = self._buffers(max(host.size for host in self.host.values()))
+            begin = self.queue.event()  # also after what an interrupted pass has left running
+            copied = deque(self._fill(buffers[i], hosts[i], begin) for i in range(len(hosts[:2])))
         for i, (block, host) in enumerate(zip(blocks, hosts, strict=True)):
             self.queue.wait(copied.popleft())
-            host.bind(buffers[i % 2])
-            self._bound.add(host)
+            with self._turn:
+                self._check(current)
+                host.bind(buffers[i % 2])
+                self._bound.add(host)
             yield block
-            if self._pass is not current:
-                raise MinicosError(
-                    "two passes through a streamed network at once: take --residency swap or "
-                    "resident"
-                )
-            self._release(host)
-            computed = self.queue.event()
-            if i + 2 < len(hosts):
-                copied.append(self._fill(buffers[i % 2], hosts[i + 2], computed))
+            with self._turn:
+                self._check(current)
+                self._release(host)
+                computed = self.queue.event()
+                if i + 2 < len(hosts):
+                    copied.append(self._fill(buffers[i % 2], hosts[i + 2], computed))
+
+    def _check(self, current: object) -> None:
+        if self._pass is not current:
+            raise MinicosError(
+                "two passes through a streamed network at once: make one after the other, or take "
+                "--residency resident"
+            )
 
     def _fill(self, buffer: Tensor, host: HostBuffer, after: Any) -> Any:
         return self.queue.copy(buffer[: host.size], host.memory, after)

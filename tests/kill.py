@@ -3,10 +3,10 @@ and no byte may differ.
 
     python -m tests.kill --n 100
 
-Each trial starts a command that writes a run folder, as a user does; ends it at a moment that
-nothing fixes, by kill -9, Ctrl-C or SIGTERM; runs the same command again, perhaps to be killed once
-more; and compares every file with those of a run that was left alone. Finished steps must not have
-been computed again. Commands run on one thread, so that last bits agree.
+Each trial starts a command that writes files, as a user does; ends it at a moment that nothing
+fixes, by kill -9, Ctrl-C or SIGTERM; runs the same command again, perhaps to be killed once more;
+and compares every file with those of a run that was left alone. Finished steps and cases must not
+have been computed again. Commands run on one thread, so that last bits agree.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,37 +27,50 @@ import torch
 from minicos import cli
 from minicos.folder_lock import LOCK
 from minicos.media import save_image
-from minicos.puzzles import make
+from minicos.puzzles import export, make
 from minicos.runs import CHECKSUMS, PART, RECORD
 
-PROMPT = ("--prompt", "solve the maze", "--image", "maze.png", "--steps", "4", "--frames", "5")
+OWN = ("--prompt", "solve the maze", "--image", "../maze.png", "--steps", "4", "--frames", "5")
 PUZZLE = ("--size", "3", "--n", "1", "--steps", "2")
-COMMANDS = {  # every verb that writes a run folder
-    "generate": PROMPT,
-    "steps": (*PROMPT, "--at", "0,2", "--also", "energy"),
-    "energy": (*PROMPT, "--at", "0", "--preset", "cos"),
-    "attention": (*PROMPT, "--at", "1", "--layers", "0,3"),
-    "run": (*PROMPT, "--x0", "--at", "1", "--noise", "step:1", "--seeds", "2"),
-    "noise": (*PUZZLE, "--others", "1"),
-    "frames": (*PUZZLE, "--others", "1", "--counts", "5", "--points", "1"),
-    "distilled": (*PUZZLE, "--others", "1", "--counts", "2,3", "--points", "1"),
-    "swap": (*PUZZLE, "--puzzle", "mark", "--at", "0,5"),
-    "ensemble": (*PUZZLE, "--puzzle", "maze", "--choose", "0", "--modes", "update", "--seeds", "2"),
-    "commitment": (*PUZZLE, "--at", "0,1", "--count", "2"),
-    "belief": PUZZLE,
-    "demo": ("--steps", "4"),
-}
+COMMANDS = {  # every verb that writes, each way of it
+    "generate": ("generate", *OWN),
+    "generate-cases": ("generate", "--cases", "../cases", "--steps", "2", "--frames", "5"),
+    "steps": ("steps", *OWN, "--at", "0,2", "--also", "energy"),
+    "steps-puzzles": ("steps", *PUZZLE),
+    "energy": ("energy", *OWN, "--at", "0", "--preset", "cos"),
+    "energy-puzzles": ("energy", *PUZZLE),
+    "attention": ("attention", *OWN, "--at", "1", "--layers", "0,3"),
+    "attention-puzzles": ("attention", *PUZZLE),
+    "run": ("run", *OWN, "--x0", "--at", "1", "--noise", "step:1", "--seeds", "2"),
+    "noise": ("noise", *PUZZLE, "--others", "1"),
+    "frames": ("frames", *PUZZLE, "--others", "1", "--counts", "5", "--points", "1"),
+    "distilled": ("distilled", *PUZZLE, "--others", "1", "--counts", "2,3", "--points", "1"),
+    "swap": ("swap", *PUZZLE, "--puzzle", "mark", "--at", "0,5"),
+    "ensemble": ("ensemble", *PUZZLE, "--choose", "0", "--modes", "update", "--seeds", "2"),
+    "commitment": ("commitment", *PUZZLE, "--at", "0,1", "--count", "2"),
+    "belief": ("belief", *PUZZLE),
+    "behaviours": ("behaviours", "--n", "2", "--rows", "4", "--size", "3", "--steps", "2"),
+    "counts": ("counts", "--size", "3", "--n", "1", "--counts", "1,2", "--lengths", "5"),
+    "reproduce": ("reproduce", "--only", "energy,attention", "--n", "4", "--workers", "2"),
+    "vbvr": ("vbvr", "--puzzles", "2", "--condition", "plain", "static", "--steps", "2", "--every", "0"),
+    "capture": ("capture", "--cases", "../cases", "--points", "blocks.6", "--frames", "5", "--steps", "2"),
+    "puzzles": ("puzzles", "--kind", "maze", "--kind", "goal", "--n", "2", "--size", "3"),
+    "selfcheck": ("selfcheck",),
+    "demo": ("demo", "--steps", "4"),
+}  # fmt: skip
+OUT = "out"  # in a folder of its own for each trial
+TIMED = ("report.txt", "report.json")  # of selfcheck: they hold times
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 
 
-def command(verb: str, out: Path) -> list[str]:
-    return [sys.executable, "-m", "minicos", verb, *COMMANDS[verb], "--out", str(out)]
+def command(name: str) -> list[str]:
+    return [*COMMANDS[name], "--out", OUT]
 
 
-def start(verb: str, out: Path, work: Path) -> subprocess.Popen:
+def start(name: str, work: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
-        command(verb, out),
+        [sys.executable, "-m", "minicos", *command(name)],
         cwd=work,
         env=environment,
         stdout=subprocess.PIPE,
@@ -66,9 +79,9 @@ def start(verb: str, out: Path, work: Path) -> subprocess.Popen:
     )
 
 
-def finish(verb: str, out: Path, work: Path) -> str | None:
-    """Run a command to its end, in a fork of this process, which has its modules; what went
-    wrong, if anything did.
+def finish(name: str, work: Path) -> str | None:
+    """Run a command to its end in this folder, in a fork of this process, which has its modules;
+    what went wrong, if anything did.
     """
     log = work / "log"
     child = os.fork()
@@ -79,7 +92,7 @@ def finish(verb: str, out: Path, work: Path) -> str | None:
         os.dup2(descriptor, 2)
         code = 1
         try:
-            code = cli.main([verb, *COMMANDS[verb], "--out", str(out)])
+            code = cli.main(command(name))
         except BaseException:
             traceback.print_exc()
         sys.stderr.flush()
@@ -88,10 +101,10 @@ def finish(verb: str, out: Path, work: Path) -> str | None:
     return None if code == 0 else f"exit {code}: {log.read_text()[-500:]}"
 
 
-def kill(verb: str, out: Path, work: Path, chance: random.Random, longest: float) -> str | None:
+def kill(name: str, work: Path, chance: random.Random, longest: float) -> str | None:
     """Start a command and end it at a random moment; what went wrong, if anything did."""
     number = chance.choice(SIGNALS)
-    process = start(verb, out, work)
+    process = start(name, work)
     try:
         process.wait(chance.uniform(0, longest))
     except subprocess.TimeoutExpired:
@@ -109,42 +122,62 @@ def kill(verb: str, out: Path, work: Path, chance: random.Random, longest: float
     return None
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a run, but for what names this process and its time."""
-    files = {
-        str(path.relative_to(folder)): path.read_bytes()
+def contents(work: Path) -> dict[str, bytes]:
+    """Every file that a command wrote, but for what names its process and its time."""
+    folder = work / OUT
+    return {
+        str(path.relative_to(folder)): _timeless(path)
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (LOCK, CHECKSUMS)
+        if path.is_file() and path.suffix != LOCK and path.name not in (LOCK, CHECKSUMS)
     }
-    record = json.loads(files[RECORD])
-    return files | {RECORD: json.dumps([record["schema"], record["settings"]]).encode()}
 
 
-def finished_steps(folder: Path) -> dict[Path, int]:
-    """The steps that are on disk, with the time at which each was written."""
+def _timeless(path: Path) -> bytes:
+    if path.name == RECORD:
+        record = json.loads(path.read_bytes())
+        return json.dumps([record["schema"], record["settings"]]).encode()
+    return b"" if path.name in TIMED else path.read_bytes()
+
+
+def finished_work(work: Path) -> dict[Path, int]:
+    """The steps and cases that are on disk, with the time at which each was written."""
     return {
         path: path.stat().st_mtime_ns
-        for path in folder.rglob("steps/*.safetensors")
+        for path in work.glob(f"{OUT}/*/**/*.safetensors")
         if not path.name.startswith(PART)
     }
 
 
-def trial(verb: str, work: Path, whole: dict[str, bytes], seconds: float, seed: int) -> str | None:
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a command does that is left alone: its files, and how long it takes from its start."""
+
+    files: dict[str, bytes]
+    seconds: float
+
+    @classmethod
+    def of(cls, name: str, work: Path, imports: float) -> "Undisturbed":
+        begin = time.monotonic()
+        if wrong := finish(name, work):
+            sys.exit(f"{name} fails undisturbed: {wrong}")
+        return cls(contents(work), imports + time.monotonic() - begin)
+
+
+def trial(name: str, work: Path, whole: Undisturbed, seed: int) -> str | None:
     """One command, killed once or twice and continued; what went wrong, if anything did."""
-    chance, out = random.Random(seed), work / f"trial-{seed}"
+    chance = random.Random(seed)
     for _ in range(chance.choice((1, 1, 2))):
-        before = finished_steps(out)
-        if wrong := kill(verb, out, work, chance, 1.1 * seconds):
+        if wrong := kill(name, work, chance, 1.1 * whole.seconds):
             return wrong
-    before = finished_steps(out)
-    if wrong := finish(verb, out, work):
+    before = finished_work(work)
+    if wrong := finish(name, work):
         return wrong
-    after, found = finished_steps(out), contents(out)
+    after, found = finished_work(work), contents(work)
     if again := [path.name for path, when in before.items() if after.get(path) != when]:
         return f"computed again: {again}"
-    if found.keys() != whole.keys():
-        return f"other files: {sorted(found.keys() ^ whole.keys())}"
-    if differ := [name for name in whole if found[name] != whole[name]]:
+    if found.keys() != whole.files.keys():
+        return f"other files: {sorted(found.keys() ^ whole.files.keys())}"
+    if differ := [file for file in found if found[file] != whole.files[file]]:
         return f"other bytes: {differ}"
     return None
 
@@ -156,25 +189,31 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    wrong = Counter()
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        save_image(work / "maze.png", make("maze", 0, size=3, split="test").first_frame())
-        whole, seconds = {}, {}
+    whole: dict[str, Undisturbed] = {}
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        place, maze = Path(folder), make("maze", 0, size=3, split="test")
+        save_image(place / "maze.png", maze.first_frame())
+        export(maze, 0, place / "cases" / "00000")
+        begin = time.monotonic()
+        start("puzzles", _folder(place, "imports")).communicate()
+        imports = time.monotonic() - begin
         for i in range(args.n):
-            verb = args.only[i % len(args.only)]
-            if verb not in whole:
-                if failed := finish(verb, work / verb, work):
-                    print(f"{verb} fails undisturbed: {failed}")
-                    return 1
-                whole[verb], begin = contents(work / verb), time.monotonic()
-                start(verb, work / f"{verb}-timed", work).communicate()
-                seconds[verb] = time.monotonic() - begin
-            failed = trial(verb, work, whole[verb], seconds[verb], args.seed + i)
-            wrong[verb] += failed is not None
-            print(f"{i + 1:4} {verb:10} {failed or 'same'}", flush=True)
-    print(f"{sum(wrong.values())} of {args.n} lost something or differ")
-    return int(bool(sum(wrong.values())))
+            name = args.only[i % len(args.only)]
+            if name not in whole:
+                whole[name] = Undisturbed.of(name, _folder(place, name), imports)
+            lost = trial(name, _folder(place, f"{name}-{i}"), whole[name], args.seed + i)
+            wrong += lost is not None
+            print(f"{i + 1:4} {name:17} {lost or 'same'}", flush=True)
+    print(f"{wrong} of {args.n} lost something or differ")
+    return int(bool(wrong))
+
+
+def _folder(place: Path, name: str) -> Path:
+    """A new folder to run a command in: it is in no option, so that files may differ in nothing."""
+    folder = place / name
+    folder.mkdir()
+    return folder
 
 
 if __name__ == "__main__":

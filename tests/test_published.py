@@ -402,35 +402,56 @@ def test_indices_of_variants_and_the_index_given_as_the_model(network, names, tm
         assert [*weight_files(tmp_path)] == [tmp_path / "diffusion_pytorch_model.safetensors"]
 
 
+NAMES = {  # how people call the files of the two experts
+    "high": (
+        *("wan2.2_i2v_high_noise_14B_fp16", "Wan2_2-I2V-A14B-HIGH_fp8_e4m3fn_scaled_KJ", "lora_high"),
+        *("Wan22-I2V-HighNoise-Q8", "Wan2.2-Highnoise", "wan22_HIGHNOISE", "high_noise_model", "H-wan"),
+        *("wan2.2 high noise", "wan2.2_i2v_A14b_high_noise_lora_rank64_lightx2v_4step", "WAN22-HN_v1"),
+        *("wan_14B_H", "wan22High", "HIGH-720p", "Wan2.2-Lightning_I2V-A14B-4steps-lora_HIGH_fp16"),
+    ),
+    "low": (
+        *("wan2.2_i2v_low_noise_14B_fp16", "Wan2_2-I2V-A14B-LOW_fp8_e4m3fn_scaled_KJ", "lora_low"),
+        *("wan22I2VLowNoise", "Wan2.2-Lownoise", "wan22_LOWNOISE", "low_noise_model", "L-wan"),
+        *("wan2.2 low noise", "wan2.2_i2v_A14b_low_noise_lora_rank64_lightx2v_4step", "WAN22-LN_v1"),
+        *("wan22_L-e4m3fn", "wan22Low", "LOW-720p", "Wan2.2-Lightning_I2V-A14B-4steps-lora_LOW_fp16"),
+    ),
+    None: (
+        *("low_vram_wan", "wan_low_rank", "wan_high_low", "highlights", "clip_vision_h", "wan_H100"),
+        *("below", "wan_L40_fp8", "High-res", "Wan2.1-I2V-14B", "low_fps", "wanHD", "slow-motion"),
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "expert"),
-    [
-        *[
-            (f"wan2.2_i2v{sep}_14B.safetensors", "high")
-            for sep in ("_high_noise", "-HIGH", "_High")
-        ],
-        *[("Wan22-I2V-HighNoise-Q8.safetensors", "high"), ("wan22I2VLowNoise.safetensors", "low")],
-        *[("Wan2.2-LOW_fp8.safetensors", "low"), ("wan22_L-e4m3fn.safetensors", "low")],
-        *[("wan_14B_H.safetensors", "high"), ("low_vram_wan.safetensors", None)],
-        *[("wan_low_rank.safetensors", None), ("wan_high_low.safetensors", None)],
-        *[("highlights.safetensors", None), ("clip_vision_h.safetensors", None)],
-    ],
+    ("expert", "name"), [(e, name) for e, many in NAMES.items() for name in many]
 )
 def test_names_that_claim_an_expert(name, expert, tmp_path):
-    assert layouts.claim(tmp_path / "models" / name) == expert
-    assert layouts.claim(tmp_path / "high_noise_model" / "a.safetensors") == "high"
+    assert layouts.claim(tmp_path / "models" / f"{name}.safetensors") == expert
+    for folder in ("high_noise_model", "HighNoise", "HIGH"):  # where the name itself says nothing
+        there = layouts.claim(tmp_path / folder / f"{name}.safetensors")
+        assert there == expert or (expert is None and there in ("high", None))
 
 
-def test_experts_and_loras_whose_names_claim_the_other_side_are_noted(tmp_path):
-    save_file(
-        pair(Q, rank=2) | {f"{Q}.alpha": torch.tensor(1.0)},
-        path := tmp_path / "x-LOW-4steps.safetensors",
-    )
-    found = layouts.find("tiny", lora={"high": [path]})
-    assert any("used for high noise, and its name says low noise" in note for note in found.notes)
-    assert not any(
-        "its name says" in note for note in layouts.find("tiny", lora={"low": [path]}).notes
-    )
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_experts_and_loras_whose_names_claim_the_other_side_are_noted(expert, tmp_path):
+    other = "low" if expert == "high" else "high"
+    (network,) = weight_files(layouts.locate("tiny") / "high_noise_model")
+    save_file(pair(Q, rank=2), tmp_path / "lora")
+    content = bytearray(network.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "second").write_bytes(content)
+
+    def noted(name: str, **given) -> bool:
+        said = f"{name} is used for {expert} noise, and its name says {other} noise"
+        return any(said in note for note in layouts.find("tiny", **given).notes)
+
+    for name in NAMES[other]:
+        (path := tmp_path / f"{name}-lora.safetensors").symlink_to("lora")
+        assert noted(path.name, lora={expert: [path]})
+        assert not noted(path.name, lora={other: [path]})
+        (path := tmp_path / f"{name}.safetensors").symlink_to(network)
+        assert noted(path.name, parts={expert: path, other: tmp_path / "second"})
+        assert not noted(path.name, parts={other: path, expert: tmp_path / "second"})
 
 
 # -- networks of any size --------------------------------------------------------------------------

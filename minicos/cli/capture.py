@@ -117,8 +117,10 @@ def run(args: argparse.Namespace) -> int:
         args, wan, [], **settings, cases=[sample.name for sample in samples]
     )
     for number, sample in enumerate(progress(samples, len(samples), "capture")):
-        if not activations.shard(folder.folder, number).exists():
+        shard = activations.shard(Path(), number).as_posix()
+        if not folder.has(shard):
             _capture(wan, wanted, making, sample, args.seed + number, folder.folder, number)
+            folder.record(shard)
     activations.index(folder.folder, wanted, folder.settings)
     print(folder.path("index.json"))
     return int(bool(found.problems))

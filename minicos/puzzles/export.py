@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,12 +28,13 @@ def export(puzzle: Puzzle, i: int, folder: str | os.PathLike[str], scale: int = 
     """
     # here, so that puzzles can be drawn without torch
     from minicos.media import save_image, save_video
+    from minicos.runs import temporary
 
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; a folder that exists is complete")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    unfinished = temporary(folder)
+    unfinished.mkdir(parents=True)
     try:
         video = _scaled(puzzle.draw(i), scale)
         save_image(unfinished / "first_frame.png", video[0])
@@ -45,7 +45,6 @@ def export(puzzle: Puzzle, i: int, folder: str | os.PathLike[str], scale: int = 
             for k in indices:
                 (unfinished / name).mkdir(exist_ok=True)
                 save_video(unfinished / name / f"{k:02d}.mp4", _scaled(puzzle.draw(k), scale), FPS)
-        unfinished.chmod(0o755)  # mkdtemp makes folders only the owner can read
         unfinished.rename(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

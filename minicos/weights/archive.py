@@ -7,6 +7,7 @@ values is an error, and `torch.load(weights_only=True)` is called only for files
 here. What comes out is a `Header`, as from a safetensors file.
 """
 
+import io
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from minicos.weights.files import about, reading
 from minicos.weights.header import BITS, Header, TensorInfo
 
 T = TypeVar("T")
-MAX_PICKLE = 1 << 24  # bytes; the largest official one, of 784 tensors, has 300 thousand
+MAX_PICKLE = 1 << 24  # bytes, also of the list of entries: 300 thousand in the largest official one
 STORAGES = {
     "DoubleStorage": "F64",
     "FloatStorage": "F32",
@@ -152,11 +153,24 @@ def _put(table: Any, items: list[Any]) -> None:
     table.update(zip(items[::2], items[1::2], strict=True))
 
 
+class _InPieces(io.BufferedReader):
+    """A file of which nothing large is read at once, as a list of millions of entries would be."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > MAX_PICKLE:
+            raise ValueError(f"a list of its entries has {size:,} bytes")
+        return super().read(size)
+
+
 def read_archive(path: Path, size: int) -> Header:
     """The header of a PyTorch file. Raises MinicosError if it is damaged or holds anything but
     named tensors.
     """
-    with reading(path, "is not a whole PyTorch archive"), zipfile.ZipFile(path) as archive:
+    with (
+        reading(path, "is not a whole PyTorch archive"),
+        _InPieces(io.FileIO(path)) as pieces,
+        zipfile.ZipFile(pieces) as archive,
+    ):
         entry = next((e for e in archive.infolist() if e.filename.endswith("/data.pkl")), None)
         if entry is None or entry.file_size > MAX_PICKLE:
             raise ValueError("it has no data.pkl of a sensible size")

@@ -243,22 +243,25 @@ def places(model: Path) -> tuple[str, dict[str, Path]]:
 
 def claim(path: Path) -> str | None:
     """Which expert the name of a file, or of its folder, claims to be: high_noise, HighNoise,
-    -HIGH_, _high_, H- and so on.
+    -HIGH_, _high_, H-, HN and so on.
     """
-    folder = {e for e in ("high", "low") if re.search(rf"{e}[ _-]?noise", path.parent.name, re.I)}
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^A-Za-z\d]+", path.name)
-    words = [word for word in words if word[0].isalnum()]
+    there = path.parent.name
+    folder = {e for e in SIDES if re.fullmatch(rf"{e}|.*{e}[ _-]?noise.*", there, re.I)}
+    words = WORD.findall(path.name)
     own = {
         name
         for word, after in zip(words, [*words[1:], ""], strict=True)
-        if (name := {"H": "high", "L": "low"}.get(word, word.lower().removesuffix("noise")))
-        in ("high", "low")
+        if (name := SHORT.get(word, word.lower().removesuffix("noise"))) in SIDES
         and after.lower() not in OTHERWISE
     }
     claims = own or folder
     return claims.pop() if len(claims) == 1 else None
 
 
+SIDES = ("high", "low")
+SHORT = {"H": "high", "HN": "high", "L": "low", "LN": "low"}
+# H100 is one word, and HighNoise are two
+WORD = re.compile(r"(?<![A-Za-z])[HL]\d+(?![A-Za-z\d])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", re.ASCII)
 # What follows "high" or "low" where the word is not about noise: low_vram, high-res ...
 OTHERWISE = (
     *("vram", "ram", "mem", "memory", "res", "resolution", "rank", "quality", "detail", "fps"),
