@@ -24,6 +24,7 @@ from minicos.runs import replace_file
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others may run other programs
 MOST_PIXELS = 1 << 27  # of a picture or frame: 134 megapixels; a small file can hold far more
+MOST_OF_A_VIDEO = 1 << 30  # of all frames: 3 GB, e.g. 2,688 frames of 832x480
 TOO_MANY = f"more than {MOST_PIXELS // 10**6} megapixels. Make it smaller first."
 # How libswscale converts colours: bilinear (2) with accurate rounding (0x40000) and full chroma
 # resolution, both ways (0x2000, 0x4000). So a picture is written exactly as a PNG.
@@ -124,7 +125,7 @@ def _from_array(pixels: np.ndarray) -> Tensor:
         raise MinicosError(
             f"an image as an array is uint8 (h w 3) or (b h w 3), not {pixels.dtype} {pixels.shape}"
         )
-    return torch.from_numpy(np.array(pixels)).movedim(-1, -3).float().div(255)
+    return torch.from_numpy(np.array(pixels)).movedim(-1, -3).float().div_(255)
 
 
 def _from_pillow(picture: Image.Image, name: str) -> Tensor:
@@ -150,14 +151,19 @@ def _check_size(width: int, height: int, name: str) -> None:
 def load_video(path: str | Path) -> np.ndarray:
     """Video file -> all frames, uint8 (f h w 3).
 
-    Raises MinicosError where it is missing, damaged or empty, and where its frames change their
-    size.
+    Raises MinicosError where it is missing, damaged or empty, where its frames change their size,
+    and where they have more than `MOST_OF_A_VIDEO` pixels in all.
     """
     frames: list[np.ndarray] = []
     for frame in _decode(Path(path), "a video"):
         if frames and frame.shape != frames[0].shape:
             raise MinicosError(f"{path}: its frames change their size. Save it in one size.")
         frames.append(frame)
+        if len(frames) * frame.size > 3 * MOST_OF_A_VIDEO:
+            raise MinicosError(
+                f"{path} has more than {MOST_OF_A_VIDEO // 10**6} megapixels in all its frames. "
+                "Make it shorter or smaller first."
+            )
     return np.stack(frames)
 
 
@@ -247,9 +253,9 @@ def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
             path.open("rb") as file,
             av.open(file, "r", options={"protocol_whitelist": "data"}) as container,
         ):
-            if not container.streams.video:
+            codec = container.streams.video[0].codec_context if container.streams.video else None
+            if codec is None:  # no stream, or one of an unknown kind
                 raise MinicosError(f"{path} holds no pictures. Give the path of {what}.")
-            codec = container.streams.video[0].codec_context
             _check_size(codec.width, codec.height, str(path))
             for frame in container.decode(video=0):
                 count += 1

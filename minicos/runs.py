@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from errno import EINVAL
+from glob import escape
 from glob import escape
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -100,8 +102,8 @@ def as_json(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """Read JSON. Raises MinicosError where the file is missing or is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(_content(Path(path)))
+    except (OSError, ValueError, RecursionError) as error:
         raise MinicosError(
             f"{path} cannot be read as JSON: {error}. Delete it to have it made again."
         ) from error
@@ -208,7 +210,7 @@ class Run:
         """The tensors of `save_tensors`, on the CPU. Raises MinicosError where the file is
         missing or damaged.
         """
-        return load(self._read(name))
+        return self._parsed(name, load)
 
     def save_json(self, name: str, value: Any) -> None:
         text = as_json(value)
@@ -216,13 +218,23 @@ class Run:
 
     def load_json(self, name: str) -> Any:
         """The value of `save_json`. Raises MinicosError where the file is missing or damaged."""
-        return json.loads(self._read(name))
+        return self._parsed(name, json.loads)
+
+    def _parsed(self, name: str, parse: Callable[[bytes], T]) -> T:
+        """What a finished file holds."""
+        try:
+            return parse(self._read(name))
+        except MinicosError:
+            raise
+        except (ValueError, RecursionError, SafetensorError) as error:  # others made its checksum
+            raise MinicosError(
+                f"{self.path(name)} cannot be read: {error}. Delete it to have it made again."
+            ) from error
 
     def _read(self, name: str) -> bytes:
-        """The bytes of a finished file."""
         path = self.path(name)
         try:
-            data = path.read_bytes()
+            data = _content(path)
         except OSError as error:
             raise MinicosError(
                 f"{path} cannot be read: {error.strerror or error}. Run the command again to have "
@@ -252,9 +264,14 @@ class Run:
         for nothing.
         """
         try:
-            lines = self.path(CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = _content(self.path(CHECKSUMS)).decode(errors="replace").splitlines()
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise MinicosError(
+                f"{self.path(CHECKSUMS)} cannot be read: {error.strerror}. Choose another --out: "
+                "without it nothing says which files are whole."
+            ) from error
         pairs = (line.partition("  ") for line in lines)
         return {name: checksum for checksum, _, name in pairs if len(checksum) == 64}
 
@@ -339,15 +356,26 @@ def _link(temporary: Path, path: Path) -> None:
         temporary.replace(path)
 
 
+def _content(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError, also for a pipe or a device, which would never end."""
+    return _regular(path).read_bytes()
+
+
+def _regular(path: Path) -> Path:
+    if path.exists() and not path.is_file():
+        raise OSError(EINVAL, "it is not a regular file")
+    return path
+
+
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
+    with _regular(path).open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
 
 def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raise MinicosError unless the run in the folder is of this version and has these settings."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(_content(folder / RECORD))
     except (OSError, ValueError, RecursionError) as error:
         raise MinicosError(
             f"{folder / RECORD} cannot be read: {error}. Choose another --out: without it nothing "

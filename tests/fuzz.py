@@ -22,25 +22,37 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from minicos.errors import MinicosError
 
 Opened = Callable[[], object]
-Target = Callable[[random.Random, Path], Opened]
-TARGETS: dict[str, Target] = {}
+Make = Callable[[random.Random, Path], Opened]
+Names = Callable[[str, Path], bool]
 SECONDS = 10  # of processor time, for one input
 MEMORY = 3 << 30  # bytes of address space beyond what the process has when it begins
 
 
-def target(name: str) -> Callable[[Target], Target]:
-    """Register a function (random numbers, empty folder) -> the call that opens what it has
-    written there.
-    """
+def _names_file(message: str, folder: Path) -> bool:
+    return str(folder) in message or len(message) > 1500  # the middle of a long one is left out
 
-    def register(function: Target) -> Target:
-        TARGETS[name] = function
-        return function
+
+@dataclass(frozen=True)
+class Target:
+    make: Make  # (random numbers, empty folder) -> the call that opens what it has written there
+    names: Names  # whether a message names what is wrong
+
+
+TARGETS: dict[str, Target] = {}
+
+
+def target(name: str, names: Names = _names_file) -> Callable[[Make], Make]:
+    """Register a function as the `make` of a target."""
+
+    def register(make: Make) -> Make:
+        TARGETS[name] = Target(make, names)
+        return make
 
     return register
 
@@ -48,10 +60,10 @@ def target(name: str) -> Callable[[Target], Target]:
 def attempt(name: str, seed: int, folder: Path) -> str:
     """What an input does: "opened", "refused", or what is wrong with how it is refused."""
     try:
-        TARGETS[name](random.Random(seed), folder)()
+        TARGETS[name].make(random.Random(seed), folder)()
         return "opened"
     except MinicosError as error:
-        return judge(str(error), folder)
+        return judge(str(error), folder, TARGETS[name].names)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
@@ -59,17 +71,17 @@ def attempt(name: str, seed: int, folder: Path) -> str:
         return f"TRACEBACK {type(error).__name__}: {str(error)[:200]!a} at {where.filename}:{where.lineno}"
 
 
-def judge(message: str, folder: Path) -> str:
-    """A good refusal names a file, can be printed, and is neither empty nor "internal"."""
+def judge(message: str, folder: Path, names: Names) -> str:
+    """A good refusal names what is wrong, can be printed, and is neither empty nor "internal"."""
     if not message.isprintable() or "internal error" in message.lower():
         return f"MESSAGE {message[:200]!a}"
-    if str(folder) not in message and len(message) < 1500:  # the middle of a long one is left out
-        return f"NO PATH {message[:200]!a}"
+    if not names(message, folder):
+        return f"UNNAMED {message[:200]!a}"
     return "refused"
 
 
 def main() -> int:
-    from tests import fuzz_files  # noqa: F401  (registers its targets)
+    from tests import fuzz_files, fuzz_media, fuzz_options, fuzz_runs  # noqa: F401  (register)
 
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--n", type=int, default=1000)
@@ -80,7 +92,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     if args.seed is not None:
         with tempfile.TemporaryDirectory() as folder:
-            TARGETS[names[0]](random.Random(args.seed), Path(folder))()
+            TARGETS[names[0]].make(random.Random(args.seed), Path(folder))()
         return 0
     jobs = [(names[i % len(names)], i) for i in range(args.n)]
     verdicts: Counter[str] = Counter()

@@ -28,7 +28,7 @@ from minicos import cli
 from minicos.folder_lock import LOCK
 from minicos.media import save_image
 from minicos.puzzles import export, make
-from minicos.runs import CHECKSUMS, PART, RECORD
+from minicos.runs import CHECKSUMS, RECORD
 
 OWN = ("--prompt", "solve the maze", "--image", "../maze.png", "--steps", "4", "--frames", "5")
 PUZZLE = ("--size", "3", "--n", "1", "--steps", "2")
@@ -46,7 +46,7 @@ COMMANDS = {  # every verb that writes, each way of it
     "frames": ("frames", *PUZZLE, "--others", "1", "--counts", "5", "--points", "1"),
     "distilled": ("distilled", *PUZZLE, "--others", "1", "--counts", "2,3", "--points", "1"),
     "swap": ("swap", *PUZZLE, "--puzzle", "mark", "--at", "0,5"),
-    "ensemble": ("ensemble", *PUZZLE, "--choose", "0", "--modes", "update", "--seeds", "2"),
+    "ensemble": ("ensemble", *PUZZLE, "--n", "2", "--choose", "0", "--modes", "update", "--seeds", "2"),
     "commitment": ("commitment", *PUZZLE, "--at", "0,1", "--count", "2"),
     "belief": ("belief", *PUZZLE),
     "behaviours": ("behaviours", "--n", "2", "--rows", "4", "--size", "3", "--steps", "2"),
@@ -140,12 +140,8 @@ def _timeless(path: Path) -> bytes:
 
 
 def finished_work(work: Path) -> dict[Path, int]:
-    """The steps and cases that are on disk, with the time at which each was written."""
-    return {
-        path: path.stat().st_mtime_ns
-        for path in work.glob(f"{OUT}/*/**/*.safetensors")
-        if not path.name.startswith(PART)
-    }
+    """The numbered steps, cases and shards on disk, with the time at which each was written."""
+    return {path: path.stat().st_mtime_ns for path in work.glob(f"{OUT}/*/**/[0-9]*.safetensors")}
 
 
 @dataclass(frozen=True)

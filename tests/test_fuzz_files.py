@@ -9,15 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import fuzz, fuzz_files
-
-FILES = ("bytes", "header", "metadata", "config", "tokenizer", "index", "pickle", "lora")
+from tests import fuzz, fuzz_files, fuzz_media, fuzz_options, fuzz_runs  # noqa: F401  (register)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", fuzz.TARGETS)
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=12, deadline=5000, database=None)
-def test_a_damaged_file_opens_or_is_refused(name, seed):
+@settings(max_examples=10, deadline=5000, database=None)
+def test_a_damaged_input_opens_or_is_refused(name, seed):
     with tempfile.TemporaryDirectory() as folder:
         assert fuzz.attempt(name, seed, Path(folder)) in ("opened", "refused")
 

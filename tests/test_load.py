@@ -6,8 +6,11 @@ import itertools
 import json
 import math
 import os
+import pickle
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from minicos.errors import MinicosError
 from minicos.vae import VAE
 from minicos.weights import load as loading
 from minicos.weights import lora
+from minicos.weights.archive import MAX_PICKLE
 from minicos.weights.header import read_header
 from minicos.weights.inspect import inspect
 from minicos.weights.load import load_into
@@ -149,6 +153,20 @@ def test_archives_of_anything_but_tensors_are_refused(tmp_path, content, says):
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(MinicosError, match=says):
         load_into(network(), path)
+
+
+def test_an_archive_of_endless_entries_is_refused_before_they_are_listed(tmp_path):
+    """It has a data.pkl in front, so that only the number of entries is wrong."""
+    with zipfile.ZipFile(path := tmp_path / "many.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+    content = path.read_bytes()
+    at, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+    entry = content[at:end]
+    count = MAX_PICKLE // len(entry) + 1
+    tail = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, count * len(entry), at, 0)
+    path.write_bytes(content[:at] + entry * count + tail)
+    with pytest.raises(MinicosError, match="a list of its entries has 16,777,"):
+        read_header(path)
 
 
 def test_load_of_a_foreign_layout_and_its_unknown_key(tmp_path):

@@ -3,9 +3,12 @@ memory that there is.
 """
 
 import json
+import os
 import random
+import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -174,6 +177,40 @@ def test_a_pass_that_breaks_off_harms_no_other(deep, keep):
     assert torch.equal(velocity(network), expected)
     with pytest.raises(MinicosError, match="two passes"):
         next(abandoned)
+    assert torch.equal(velocity(network), expected)
+
+
+def test_threads_get_what_is_right_or_an_error(deep):
+    """Of passes at once the last one wins, and the others say so: none returns a wrong velocity."""
+    network, expected = streamed(deep()), [velocity(deep(), seed) for seed in range(4)]
+
+    def attempt(seed: int) -> torch.Tensor | None:
+        try:
+            return velocity(network, seed)
+        except MinicosError as error:
+            assert "two passes through a streamed network at once" in str(error)
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            made = list(pool.map(attempt, range(4)))
+            assert any(found is not None for found in made)
+            for found, right in zip(made, expected, strict=True):
+                assert found is None or torch.equal(found, right)
+    assert torch.equal(velocity(network), expected[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_of_a_process_that_streamed_can_stream(deep):
+    """The thread that copies is not in the fork: waiting for it would never end."""
+    network = streamed(deep())
+    expected = velocity(network)
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        os._exit(0 if torch.equal(velocity(network), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
     assert torch.equal(velocity(network), expected)
 
 

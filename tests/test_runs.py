@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from minicos import runs
 from minicos.errors import MinicosError
+from minicos.puzzles import export, make
 from minicos.runs import PART, Run, progress, read_json, replace_file, write_json
 
 
@@ -34,6 +35,22 @@ def test_replace_file_is_all_or_nothing(tmp_path):
         replace_file(path, fail)
     assert path.read_text() == "first"
     assert [p.name for p in path.parent.iterdir()] == ["name.txt"]
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
+    """Also by verbs that have no run folder; what a living process writes stays."""
+    host, dead = runs._host(), subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for pid, name in ((dead.pid, "a[1].txt"), (os.getppid(), "a[1].txt"), (dead.pid, "b.txt")):
+        (tmp_path / f"{PART}{host}-{pid}-0123abcd-{name}").write_text("half")
+    left = tmp_path / f"{PART}{host}-{dead.pid}-4567abcd-puzzle"
+    left.mkdir()
+    (left / "first_frame.png").write_bytes(b"")
+    replace_file(tmp_path / "a[1].txt", lambda temporary: temporary.write_text("whole"))
+    export(make("maze", 0, size=3), 0, tmp_path / "puzzle")
+    assert sorted(p.name.removeprefix(f"{PART}{host}-") for p in tmp_path.iterdir()) == sorted(
+        [f"{os.getppid()}-0123abcd-a[1].txt", f"{dead.pid}-0123abcd-b.txt", "a[1].txt", "puzzle"]
+    )
 
 
 def test_replace_file_says_what_the_disk_refuses(tmp_path):

@@ -19,7 +19,7 @@ def add(verbs) -> None:
     )
     parser.add_argument(
         "path",
-        help="a file, a folder, or the id of a repository on the Hub, which is looked for in its cache",
+        help="a file, a folder, 'tiny', or the id of a repository on the Hub, which is looked for in its cache",
     )
     parser.add_argument(
         "--download", action="store_true", help="fetch a Hub id first, after telling its size"
@@ -34,9 +34,10 @@ def add(verbs) -> None:
 def run(args: argparse.Namespace) -> None:
     from minicos.weights import hub
     from minicos.weights.inspect import describe, inspect
+    from minicos.weights.layouts import locate
 
     path = Path(args.path)
-    if not path.exists() and hub.is_id(args.path):
-        path = hub.fetch(args.path) if args.download else hub.cached(args.path)
+    if not path.exists() and (args.path.partition(":")[0] == "tiny" or hub.is_id(args.path)):
+        path = locate(args.path, args.download)
     checkpoint = inspect(path)
     print(json.dumps(checkpoint.to_json(), indent=1) if args.json else describe(checkpoint))

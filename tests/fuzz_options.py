@@ -1,0 +1,91 @@
+"""A target of `tests.fuzz`: command lines. What is asked for is refused before any work begins."""
+
+import argparse
+import io
+import random
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+from minicos.cli import main, parser
+from minicos.errors import MinicosError, printable
+from tests.fuzz import Opened, target
+from tests.fuzz_media import picture
+
+VALUES = (
+    *("nan", "inf", "-inf", "1e400", "-1", "0", "1000000000", "1" + "0" * 20, "9" * 5000, "0x10"),
+    *("", " ", "\udcff", "\u2603", "a" * 5000, "1e-320", "1,2,", ",", "0-", "5-2", "1,1", "-0.5"),
+    *("None", "..", "/dev/zero", "\x1b[31m", "high=nan", "low=", "=", "step:", "step:9 frame:9"),
+    *("%s%n", "{}", "\u0661\u0662", "x=y:nan", "0x0", "1x1", "99999x99999", "1/0", "5/4", "plain"),
+    *("steps=nan", "noise:step=-1", "swap:layer=99", "ensemble:window=9-1", "frames=0", "no-such"),
+)
+NEEDED = {  # what a verb does not begin without
+    "generate": ("--prompt", "solve the maze"),
+    "run": ("--prompt", "solve the maze"),
+    "vbvr": ("--puzzles", "2"),
+    "capture": ("--cases", "cases", "--points", "blocks.*"),
+    "inspect": ("tiny",),
+    "bench": ("forward",),
+}
+WORK = (  # where the work of verbs begins
+    *("minicos.cli.opening.load", "minicos.open.load", "minicos.cli.puzzles._write"),
+    *("minicos.vbvr.puzzles.write", "minicos.bench.measure.header"),
+)
+
+
+class Begun(Exception):
+    """The options were taken."""
+
+
+@cache
+def options() -> dict[str, list[argparse.Action]]:
+    """Verb -> its options."""
+    (verbs,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return {
+        name: [a for a in verb._actions if a.option_strings and a.dest != "help"]
+        for name, verb in verbs.choices.items()
+    }
+
+
+@target("options", names=lambda message, folder: True)  # see `called`
+def absurd_options(draw: random.Random, folder: Path) -> Opened:
+    """A verb with one or two options that hold anything."""
+    (folder / "cases" / "00000").mkdir(parents=True)
+    (folder / "cases" / "00000" / "first_frame.png").write_bytes(picture("PNG", "RGB", 1))
+    (folder / "cases" / "00000" / "prompt.txt").write_text("solve the maze")
+    verb = draw.choice(list(options()))
+    argv = [verb, *(str(folder / w) if w == "cases" else w for w in NEEDED.get(verb, ()))]
+    for action in draw.sample(options()[verb], draw.choice((1, 1, 2))):
+        flag = draw.choice(action.option_strings)
+        if action.nargs == 0:
+            argv.append(flag)
+        elif action.dest != "download":
+            argv.append(f"{flag}={draw.choice(VALUES)}")
+    if any(action.dest == "out" for action in options()[verb]) and draw.random() < 0.9:
+        argv += ["--out", str(folder / "out")]
+    return lambda: called(argv)
+
+
+def called(argv: list[str]) -> None:
+    """Run a command as far as its work. Raises MinicosError with what it says."""
+    out, err = io.StringIO(), io.StringIO()
+    with ExitStack() as stack:
+        for place in WORK:
+            stack.enter_context(patch(place, side_effect=Begun))
+        stack.enter_context(redirect_stdout(out))
+        stack.enter_context(redirect_stderr(err))
+        try:
+            code: object = main(argv)
+        except Begun:
+            return
+        except SystemExit as stopped:
+            code = stopped.code
+    if code == 0:
+        return
+    *notes, said = err.getvalue().removesuffix("\n").split("\n")
+    assert code == 2, f"{argv}: exit {code}, {said[:200]}"
+    assert all(line.startswith("minicos: ") for line in (*notes, said)), f"{argv}: {said[:200]}"
+    given = (part for word in argv for part in (word, *word.split("=", 1)) if part)
+    assert any(printable(part)[:40] in said for part in given), f"{argv}: {said[:200]}"
+    raise MinicosError(said)
