@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from errno import EINVAL
 from glob import escape
-from glob import escape
 from hashlib import file_digest, sha256
 from pathlib import Path
 from shutil import rmtree
