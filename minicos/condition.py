@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minicos.config import RESIZE
+from minicos.config import MOST_FRAMES, RESIZE
 from minicos.errors import MinicosError
 from minicos.vae import VAE
 
@@ -293,7 +293,7 @@ def image_channels(vae: VAE, image: Tensor, frames: int, last: Tensor | None = N
 
 
 def check_frames(frames: int, stride: int = 4) -> None:
-    """Raise MinicosError unless frames = 4n + 1."""
+    """Raise MinicosError unless frames = 4n + 1, and no more than anyone needs."""
     if not isinstance(frames, SupportsIndex):
         raise MinicosError(f"{frames!r} frames: it must be a whole number, {stride}n + 1")
     if frames < 1 or frames % stride != 1:
@@ -302,3 +302,5 @@ def check_frames(frames: int, stride: int = 4) -> None:
             f"{frames} frames: the model makes {stride}n + 1 frames, e.g. {below} or "
             f"{below + stride}"
         )
+    if frames > MOST_FRAMES:
+        raise MinicosError(f"{frames} frames: a video has at most {MOST_FRAMES}")

@@ -8,7 +8,7 @@ say what a checkpoint is in a fraction of a second.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -208,6 +208,10 @@ NEGATIVE_PROMPT = (
 )
 
 
+# Far above what anyone needs, and low enough that a slip of the finger is refused before any work
+MOST_STEPS, MOST_FRAMES = 10_000, 10_001
+
+
 @dataclass(frozen=True)
 class Preset:
     """A way of sampling. Experts are named, never ordered: the official code and diffusers order
@@ -258,6 +262,8 @@ class Preset:
                 raise MinicosError(f"a preset has no {name!r}{suggest(name, names)}")
         if isinstance(guidance := changes.get("guidance"), int | float):
             changes["guidance"] = dict.fromkeys(("high", "low"), float(guidance))
+        elif not isinstance(guidance, Mapping | None):
+            raise MinicosError(f"guidance is a number, or one for each expert, not {guidance!r}")
         new = replace(self, **changes)
         numbers = {"shift": new.shift, "boundary": new.boundary}
         for name, value in {

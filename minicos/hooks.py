@@ -99,10 +99,12 @@ class Hooks:
     ) -> "Hooks":
         """Add a hook on every point that `pattern` names, limited to a step or several (any whole
         numbers), expert and branch. Points, experts and branches are the model's: `check` refuses
-        others when a run begins.
+        others when a run begins. Raises MinicosError for a hook that cannot be called.
 
         layers  only these blocks: of "blocks.*.ffn" the feed-forwards, of "blocks" the outputs
         """
+        if not callable(hook):
+            raise MinicosError(f"a hook is a function of tensor and site, not {hook!r}")
         steps = step if step is None or isinstance(step, range) else _numbers(step)
         names = [pattern]
         if layers is not None:
@@ -150,13 +152,13 @@ class Hooks:
         if not self.rules:
             return x
         parts = tuple(name.split("."))
-        site = None
+        site, kind = None, (x.shape, x.dtype, x.device)
         for rule in self.rules:
             if rule.matches(parts):
                 site = site or replace(self.site, name=self._name(name))
                 out = rule.hook(x, site)
                 if out is not None:
-                    if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
+                    if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != kind:
                         raise MinicosError(
                             f"a hook on {site.name} returned {_what(out)}, not {_what(x)}"
                         )
@@ -226,7 +228,9 @@ def _extent(moments: list[Mapping[str, object]]) -> str:
     )
 
 
-def _what(x: Tensor) -> str:
+def _what(x: object) -> str:
+    if not isinstance(x, Tensor):
+        return f"a {type(x).__name__}"
     return f"{x.dtype} {tuple(x.shape)} on {x.device}"
 
 

@@ -7,6 +7,7 @@ h w 3), as every player and plot wants them. On the network's side: float32 tens
 from any iterator, so a decoder can stream to disk.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -19,7 +20,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, warn
 from minicos.runs import replace_file
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others may run other programs
@@ -132,7 +133,7 @@ def _from_pillow(picture: Image.Image, name: str) -> Tensor:
     """PIL image, perhaps not decoded yet -> float32 (3 h w) in [0, 1]."""
     _check_size(picture.width, picture.height, name)
     if (count := getattr(picture, "n_frames", 1)) > 1:
-        warnings.warn(f"{name} is an animation of {count} frames: the first is taken", stacklevel=3)
+        warn(f"{name} is an animation of {count} frames: the first is taken")
         picture.seek(0)
     if picture.mode == "F":
         raise MinicosError(f"{name} holds floating-point numbers. Save it with 8 bits per colour.")
@@ -197,6 +198,8 @@ def save_video(
     MinicosError where there is no frame, a frame has another size or type, or the disk refuses.
     """
     path = Path(path)
+    if not math.isfinite(fps) or fps <= 0:
+        raise MinicosError(f"{path}: a video has a finite number of frames a second, not {fps}.")
     replace_file(path, lambda temporary: _encode(temporary, path, frames, fps, crf))
 
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -327,7 +327,7 @@ def sample(
         for branch in model.branches(expert, condition)
     ]
     hooks.check(model.points, passes)
-    if not 0 <= start <= len(schedule):
+    if not isinstance(start, SupportsIndex) or not 0 <= start <= len(schedule):
         raise MinicosError(f"a run of {len(schedule)} steps cannot start at step {start}")
     beside = model.beside(noise, condition)
     if state is None and start == 0:

@@ -29,6 +29,7 @@ from typing import SupportsIndex, TypeVar
 import torch
 from torch import Tensor
 
+from minicos.config import MOST_STEPS
 from minicos.errors import MinicosError
 
 S = TypeVar("S", float, Tensor)
@@ -96,8 +97,8 @@ def rounded(schedule: Schedule, dtype: torch.dtype) -> Schedule:
 
 
 def _check(steps: int, shift: float) -> None:
-    if not isinstance(steps, SupportsIndex) or steps < 1:
-        raise MinicosError(f"{steps} steps: sampling takes a whole number of at least 1")
+    if not isinstance(steps, SupportsIndex) or not 1 <= steps <= MOST_STEPS:
+        raise MinicosError(f"{steps} steps: sampling takes a whole number from 1 to {MOST_STEPS}")
     if not 0 < shift < math.inf:
         raise MinicosError(
             f"shift {shift}: it must be a positive number, such as 5 (1 leaves sigmas evenly "

@@ -20,9 +20,10 @@ VALUES = (
     *("%s%n", "{}", "\u0661\u0662", "x=y:nan", "0x0", "1x1", "99999x99999", "1/0", "5/4", "plain"),
     *("steps=nan", "noise:step=-1", "swap:layer=99", "ensemble:window=9-1", "frames=0", "no-such"),
 )
+PICTURE = "cases/00000/first_frame.png"
 NEEDED = {  # what a verb does not begin without
-    "generate": ("--prompt", "solve the maze"),
-    "run": ("--prompt", "solve the maze"),
+    "generate": ("--prompt", "solve the maze", "--image", PICTURE),
+    "run": ("--prompt", "solve the maze", "--image", PICTURE),
     "vbvr": ("--puzzles", "2"),
     "capture": ("--cases", "cases", "--points", "blocks.*"),
     "inspect": ("tiny",),
@@ -51,11 +52,11 @@ def options() -> dict[str, list[argparse.Action]]:
 @target("options", names=lambda message, folder: True)  # see `called`
 def absurd_options(draw: random.Random, folder: Path) -> Opened:
     """A verb with one or two options that hold anything."""
-    (folder / "cases" / "00000").mkdir(parents=True)
-    (folder / "cases" / "00000" / "first_frame.png").write_bytes(picture("PNG", "RGB", 1))
-    (folder / "cases" / "00000" / "prompt.txt").write_text("solve the maze")
+    (image := folder / PICTURE).parent.mkdir(parents=True)
+    image.write_bytes(picture("PNG", "RGB", 1))
+    image.with_name("prompt.txt").write_text("solve the maze")
     verb = draw.choice(list(options()))
-    argv = [verb, *(str(folder / w) if w == "cases" else w for w in NEEDED.get(verb, ()))]
+    argv = [verb, *(str(folder / w) if w[:5] == "cases" else w for w in NEEDED.get(verb, ()))]
     for action in draw.sample(options()[verb], draw.choice((1, 1, 2))):
         flag = draw.choice(action.option_strings)
         if action.nargs == 0:

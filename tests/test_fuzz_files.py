@@ -14,7 +14,7 @@ from tests import fuzz, fuzz_files, fuzz_media, fuzz_options, fuzz_runs  # noqa:
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=10, deadline=5000, database=None)
+@settings(max_examples=10, deadline=None, database=None)
 def test_a_damaged_input_opens_or_is_refused(name, seed):
     with tempfile.TemporaryDirectory() as folder:
         assert fuzz.attempt(name, seed, Path(folder)) in ("opened", "refused")

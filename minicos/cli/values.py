@@ -1,8 +1,8 @@
 """What options may hold: argparse types that turn text into numbers and refuse the rest in one
 sentence.
 
-Every bound of an option stands here. They are far above what anyone needs, and low enough that a
-slip of the finger (`--steps 1000000000`) is refused before any work begins.
+Every bound of an option stands here or in `config`. They are far above what anyone needs, and low
+enough that a slip of the finger (`--steps 1000000000`) is refused before any work begins.
 """
 
 import argparse
@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
+from minicos.config import MOST_FRAMES, MOST_STEPS
+
 T = TypeVar("T")
-MOST_STEPS = 10_000
-MOST_FRAMES = 10_001
 MOST_PUZZLES = 100_000  # also of seeds, rows and other things that are counted
 MOST_PIXELS = 16_384  # of one side of a frame
 MOST_SEED = 2**63 - 1  # what torch's generators take, less room for one seed per sample
