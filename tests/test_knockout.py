@@ -75,7 +75,9 @@ def test_tokens_by_a_tensor():
 def test_a_flow_forbids_every_pair_of_target_and_source(cut):
     source, target = cut.source.on(GRID), cut.target.on(GRID)
     assert torch.equal(mask(cut), torch.outer(target, source))
-    assert Knockout(cut).pairs(GRID) == int(target.sum() * source.sum())
+    count = int(target.sum() * source.sum())
+    for knockout in (Knockout(cut), Knockout(cut).control()):
+        assert (knockout.pairs(GRID), knockout.cuts(GRID)) == (count, count > 0)
 
 
 def test_causal_forbids_later_frames():

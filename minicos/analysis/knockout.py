@@ -15,7 +15,7 @@ model takes part by the hook points `blocks.i.self_attn.allowed` and `blocks.i.c
 Control: `knockout.control(seed)` forbids the same queries as many keys, drawn at random among all.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -175,8 +175,17 @@ class Knockout:
 
     def pairs(self, grid: Grid, keys: int | None = None) -> int:
         """How many pairs of query and key are forbidden; `keys` text rows, None: the tokens."""
+        return sum(int(part.sum()) for part in self._parts(self.cut, grid, keys))
+
+    def cuts(self, grid: Grid, keys: int | None = None) -> bool:
+        """Whether any pair is forbidden."""
+        cut = self.cut.cut if isinstance(self.cut, Scattered) else self.cut  # it cuts as many
+        return any(bool(part.any()) for part in self._parts(cut, grid, keys))
+
+    def _parts(self, cut: Cut, grid: Grid, keys: int | None) -> Iterator[Tensor]:
         count = grid[0] * grid[1] * grid[2]
-        return int(self.cut.forbidden(torch.arange(count), grid, keys or count).sum())
+        for queries in torch.arange(count).split(1024):
+            yield cut.forbidden(queries, grid, keys or count)
 
     def _forbid(self, allowed: Tensor, site: Site) -> Tensor | None:
         count, keys = site.grid[0] * site.grid[1] * site.grid[2], allowed.shape[3]

@@ -94,11 +94,12 @@ def resolve(
     return replace(knockout, cut=replace(cut, cut=flow) if isinstance(cut, Scattered) else flow)
 
 
-def check_grid(knockout: "Knockout", grid: tuple[int, int, int], keys: int) -> None:
+def check_grid(
+    knockout: "Knockout", parts: Sequence[str], grid: tuple[int, int, int], keys: int
+) -> None:
     """Raise MinicosError where it names a token that the video lacks, or cuts nothing."""
-    count = keys if knockout.cut.attention == "cross_attn" else None
-    if not knockout.pairs(grid, count):
-        raise MinicosError("--knockout: nothing would be cut. Look at its two sides.")
+    if not knockout.cuts(grid, keys if knockout.cut.attention == "cross_attn" else None):
+        raise MinicosError(f"--knockout {' '.join(parts)}: nothing would be cut")
 
 
 def _sides(parts: Sequence[str]) -> list[str]:

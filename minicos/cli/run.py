@@ -115,8 +115,8 @@ def run(args: argparse.Namespace) -> None:
         )
     pairs = zip(cuts, args.knockout, strict=True)
     cuts = [knockout.resolve(cut, parts, wan, args.prompt) for cut, parts in pairs]
-    for cut in cuts:
-        knockout.check_grid(cut, wan.grid(condition.shape), condition.text.shape[1])
+    for cut, parts in zip(cuts, args.knockout, strict=True):
+        knockout.check_grid(cut, parts, wan.grid(condition.shape), condition.text.shape[1])
     give = condition
     if args.swap:
         give = wan.condition([args.other] * seeds, images["image"], last=images["last"])

@@ -1,0 +1,25 @@
+"""What does each word look at? The share of cross-attention that tokens give to its rows."""
+
+from itertools import islice
+from pathlib import Path
+
+import minicos
+from minicos.analysis.tools import cases, figures
+from minicos.words import words
+
+wan, batch = minicos.load("tiny"), cases.held_out("mark", 1)
+condition, layers = cases.condition(wan, batch), range(0, wan.depth, 2)
+maps = minicos.Record(lambda p: p[0].mean(0), "l t")  # the mean over heads
+hooks = minicos.Hooks().on("blocks.*.cross_attn.pattern", maps, layers=layers, step=10)
+steps = wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=hooks)
+*_, step = islice(steps, 11)
+p = maps.stack().at(step=10, branch="cond")  # layer l t
+grid, each = wan.grid(condition.shape), words(wan.tokenizer, batch[0].prompt)
+pictures = [
+    [figures.heat(h[:, list(word.rows)].sum(1).view(grid)[-1].numpy()) for h in p] for word in each
+]
+pictures.append([wan.decode(step.x0)[0][-1]] * len(layers))
+figures.sheet(
+    Path("word_maps.png"), pictures, rows=[word.text for word in each] + ["x0"],
+    columns=[f"layer {k}" for k in layers], title="Attention to each word, last latent frame",
+)  # fmt: skip
