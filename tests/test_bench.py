@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from functools import wraps
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minicos.bench import BENCHMARKS, capture, ensemble, kernels, load, networks, vae
 from minicos.bench.measure import TITLES, Ceilings, Line, alternate, attempt, ceilings, rate
 from minicos.cli import main
-from minicos.dit import FLOAT32, DiT
+from minicos.dit import FLOAT32
 from minicos.errors import MinicosError
 from minicos.ops import REFERENCE, token_energy
 from tests.golden import rel_max
@@ -154,7 +155,30 @@ def test_each_benchmark_runs_small_on_a_cpu(name, bench):
 def test_the_table(bench):
     out, _ = bench("capture")
     assert TITLES in out
-    assert "not measured: the kernels run on a CUDA card" in out
+    assert "unwatched pass" in out
+
+
+def test_everything_in_one_table(monkeypatch, tmp_path, bench):
+    """Lines of all benchmarks, and why one cannot begin."""
+
+    def made(name: str):
+        def lines(device, quick):
+            if name == "load":
+                raise MinicosError("no disk | here")
+            yield Line(f"{name} of mine", 2.0, "peer", 4.0, 0.25, note="so")
+
+        return SimpleNamespace(lines=lines)
+
+    monkeypatch.setattr("importlib.import_module", lambda name: made(name.rpartition(".")[2]))
+    monkeypatch.chdir(tmp_path)
+    out, _ = bench()
+    table = (tmp_path / "bench.md").read_text().splitlines()
+    rows = [row for row in table if row.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(BENCHMARKS)
+    assert "| `vae` | vae of mine | 2.000 ms | peer | 4.000 ms | 0.5000 | 25.00 % | so |" in rows
+    assert "| `load` | load | not measured |  |  |  |  | no disk / here |" in rows
+    assert any(line.startswith("command   minicos bench") for line in table)
+    assert "bench.md  (the same as one table)" in out
 
 
 def test_a_device_without_a_clock_is_refused(monkeypatch, capsys):
@@ -256,25 +280,18 @@ def test_masses_are_held_against_the_attention_of_their_layer(stand_ins):
     assert lines[0].ceiling_share == pytest.approx(count / 1e12 / (lines[0].ours_ms / 1e3))
 
 
-def test_capture_beside_the_published_way(monkeypatch):
-    """With kernels every line is measured; the published way keeps what the blocks give, in
-    float32.
-    """
-    monkeypatch.setattr(capture, "_peak", lambda s, ops: "")
+def test_capture_beside_the_published_way():
+    """What the verbs keep of a pass is what is in the hidden states that the published way keeps."""
     s = networks.subject(CPU, quick=True)
-    twin = DiT(
-        s.dit.cfg, replace(REFERENCE, token_energy=lambda x: token_energy(x))
-    ).requires_grad_(False)
-    monkeypatch.setattr(capture, "subject", lambda device, quick: replace(s, dit=twin))
-    lines = list(capture.lines(CPU, quick=True))
-    assert [line.peer for line in lines] == ["unwatched", "hidden states to the host"] * 2
-    assert [line.name.endswith("reference") for line in lines] == [False, False, True, True]
-    kept, energies = capture.hidden_states(s), capture.energies(s, REFERENCE)
-    assert len(kept) == len(energies) == s.dit.cfg.num_layers
-    assert all(
-        torch.equal(token_energy(x), energy) for x, energy in zip(kept, energies, strict=True)
-    )
+    kept, ways = capture.hidden_states(s), capture.recorders(s)
+    assert len(kept) == s.dit.cfg.num_layers
     assert not any(block._forward_hooks for block in s.dit.blocks)
+    energy, drawn, attention = (capture.watched(s, make) for make in ways.values())
+    assert set(energy) == {"cond.raw", "cond.centred", "cond.update"}
+    assert {"cond.components", "cond.channel"} < set(drawn)
+    assert {"received.0", "between.0", "text.0"} < set(attention)
+    raw = torch.stack([token_energy(x[0]) for x in kept])
+    assert torch.equal(energy["cond.raw"].flatten(1), raw)
 
 
 def test_a_composed_ensemble_says_so():

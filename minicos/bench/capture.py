@@ -1,56 +1,71 @@
-"""What watching costs: the token energy of every block, beside the way of the published tools, both
-held against an unwatched pass.
+"""What watching costs, as `minicos energy`, `attention` and `steps` watch, beside an unwatched pass
+and the way of the published tools.
 
 The published way is a forward hook on each block that does `out.detach().cpu().float()`; numbers
-are taken from that later. All four run in turns. On a CPU that way copies nothing, and costs no
-more than keeping what is there anyway.
+are taken from that later. All run in turns. On a CPU that way copies nothing, and costs no more
+than keeping what is there anyway; there whole runs of the embedded model are measured as well, with
+all that a verb keeps and decodes, but without the pictures that it draws at the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from minicos.analysis.attention import Attention, gives_lse
+from minicos.analysis.energy import Energy
+from minicos.analysis.steps import Steps, spread
+from minicos.analysis.tools import cases
+from minicos.analysis.tools.figures import evenly
+from minicos.analysis.tools.record import Recorder, record
 from minicos.bench.measure import Line, alternate
 from minicos.bench.networks import Subject, subject
-from minicos.hooks import Hooks
-from minicos.ops import REFERENCE, Ops
-from minicos.record import Record
+from minicos.open import load
+from minicos.ops import REFERENCE
+from minicos.runs import Run
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
     s = subject(device, quick)
-    ops = s.dit.ops
-    repeats = 2 if quick else 7 if device.type == "cuda" else 30
-    plain, ours, reference, published = alternate(
+    ways = recorders(s)
+    plain, published, *ours = alternate(
         s.run,
-        lambda: energies(s, ops),
-        lambda: energies(s, REFERENCE),
-        lambda: hidden_states(s),
+        partial(hidden_states, s),
+        *(partial(watched, s, make) for make in ways.values()),
         device=device,
-        repeats=repeats,
+        repeats=2 if quick else 7 if device.type == "cuda" else 30,
         label="" if quick else f"capture, {s.name}",
     )
-    kept = sum(x.nbytes for x in energies(s, ops))
-    name, copied = f"energy, {s.name}", f"theirs {_cost(published, plain)}"
-    if ops.token_energy is REFERENCE.token_energy:
-        yield Line(name, not_measured="the kernels run on a CUDA card, and this is a CPU")
-    else:
-        note = f"{_cost(ours, plain)}; {kept:,} bytes kept{_peak(s, ops)}"
-        yield Line(name, ours, "unwatched", plain, note=note)
-        yield Line(name, ours, "hidden states to the host", published, note=copied)
-    name += ", reference"
-    yield Line(
-        name, reference, "unwatched", plain, note=f"{_cost(reference, plain)}; {kept:,} bytes kept"
-    )
-    yield Line(name, reference, "hidden states to the host", published, note=copied)
+    for (name, make), ms in zip(ways.items(), ours, strict=True):
+        what, kept = f"{name}, {s.name}", sum(x.nbytes for x in watched(s, make).values())
+        note = f"{_cost(ms, plain)}; {kept:,} bytes kept{_peak(s, make)}"
+        yield Line(what, ms, "unwatched pass", plain, note=note)
+        note = f"theirs {_cost(published, plain)}"
+        yield Line(what, ms, "hidden states to the host", published, note=note)
+    if device.type == "cpu":
+        yield from runs(quick)
 
 
-def energies(s: Subject, ops: Ops) -> list[Tensor]:
-    """A watched pass: the energies of every block (b l)."""
-    record = Record(ops.token_energy)
-    s.run(Hooks().on("blocks.*", record))
-    return [energy for _, energy in record.entries]
+def recorders(s: Subject) -> dict[str, Callable[[], Recorder]]:
+    """Those of the verbs, at a step of which numbers are kept and at one that is drawn."""
+    ops, layers = s.dit.ops, tuple(evenly(s.dit.cfg.num_layers, 8))
+    own = ops.self_attention is REFERENCE.self_attention
+    return {
+        "energy": lambda: Energy((), ops=ops),
+        "energy, a drawn step": lambda: Energy((0,), ops=ops),
+        f"attention of {len(layers)} layers": lambda: Attention(layers, (0,), ops=ops, lse=own),
+    }
+
+
+def watched(s: Subject, make: Callable[[], Recorder]) -> dict[str, Tensor]:
+    """A prompted pass under a recorder, and what it keeps, on the host."""
+    recorder, nothing = make(), Any  # what is kept does not depend on the step or the run
+    s.run(recorder.hooks().at(step=0, branch="cond"))
+    return dict(recorder.keep(nothing, nothing))  # type: ignore[arg-type]
 
 
 def hidden_states(s: Subject) -> list[Tensor]:
@@ -72,14 +87,47 @@ def hidden_states(s: Subject) -> list[Tensor]:
     return kept
 
 
+def runs(quick: bool) -> Iterator[Line]:
+    """Whole runs of the embedded model on a CPU, at the verbs' defaults, beside generation."""
+    wan = load("tiny", device="cpu")
+    wan = wan.with_preset(steps=3) if quick else wan
+    steps, batch = wan.preset.steps, cases.held_out("maze", 1)
+    condition = cases.condition(wan, batch)
+    noise = cases.noise(wan, condition, batch)
+    chosen, layers = spread(8, steps), tuple(evenly(wan.depth, 8))
+    ways: dict[str, Callable[[], list[Recorder]]] = {
+        "generation": lambda: [],
+        "energy": lambda: [Energy(chosen, wan.stride[0], ops=wan.ops)],
+        "attention": lambda: [Attention(layers, chosen, ops=wan.ops, lse=gives_lse(wan))],
+        "steps": lambda: [Steps(wan, chosen)],
+    }
+
+    def run(make: Callable[[], list[Recorder]]) -> None:
+        with TemporaryDirectory() as folder:
+            wan.decode(record(wan, condition, Run.open(Path(folder), {}), make(), noise))
+
+    sides = (partial(run, make) for make in ways.values())
+    plain, *ours = alternate(
+        *sides,
+        device=wan.device,
+        repeats=1 if quick else 9,
+        warmup=0 if quick else 1,
+        label="" if quick else "runs, tiny",
+    )
+    for name, ms in zip([*ways][1:], ours, strict=True):
+        yield Line(f"{name}, run of {steps} steps", ms, "generation", plain, note=_cost(ms, plain))
+
+
 def _cost(watched: float, plain: float) -> str:
     return f"{watched - plain:+.3g} ms, {100 * (watched / plain - 1):+.2f} %"
 
 
-def _peak(s: Subject, ops: Ops) -> str:
-    """How much more a card's memory is taken at the worst moment of a watched pass."""
+def _peak(s: Subject, make: Callable[[], Recorder]) -> str:
+    """How much more of a card's memory is taken at the worst moment of a watched pass."""
+    if s.x.device.type != "cuda":
+        return ""
     peaks = []
-    for run in (s.run, lambda: energies(s, ops)):
+    for run in (s.run, partial(watched, s, make)):
         torch.cuda.reset_peak_memory_stats(s.x.device)
         run()
         peaks.append(torch.cuda.max_memory_allocated(s.x.device))

@@ -6,7 +6,8 @@ ceilings of the same machine.
 
 Inputs are random: a card multiplies zeros faster. On a card time is that between two device events,
 so that launches queue up as they do in a run, and before each measurement the L2 cache is filled
-with something else.
+with something else. On a CPU with one thread it is the time that the processor spent on this
+process, which other work on the machine hardly touches; with several it is that of a wall clock.
 """
 
 import math
@@ -14,13 +15,13 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +60,14 @@ class Line:
         names = ("name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share")
         return {name: getattr(self, name) for name in names}
 
+    def cells(self) -> list[str]:
+        """Of a row in Markdown, below `MARKDOWN`."""
+        if self.not_measured:
+            return [self.name, "not measured", "", "", "", "", self.not_measured]
+        share = None if self.ceiling_share is None else 100 * self.ceiling_share
+        figures = (_figure(self.ours_ms, " ms"), self.peer or "", _figure(self.peer_ms, " ms"))
+        return [self.name, *figures, _figure(self.ratio, ""), _figure(share, " %"), self.note]
+
     def __str__(self) -> str:
         """A row of the table below `TITLES`."""
         if self.not_measured:
@@ -76,6 +85,7 @@ class Line:
         return "  ".join(cells).rstrip()
 
 
+MARKDOWN = ("what", "ours", "beside", "peer", "ratio", "ceiling", "")
 NAME, PEER, FIGURE = 40, 34, 10  # widths of columns
 TITLES = (
     f"{'':{NAME}}  {'ours':>{FIGURE}}  {'beside':{PEER}}  "
@@ -129,11 +139,11 @@ class Clock(Protocol):
 class HostClock:
     """Where a call returns when it is done: the CPU."""
 
+    def __init__(self) -> None:
+        self.mark = process_time if torch.get_num_threads() == 1 else perf_counter
+
     def ready(self) -> None:
         pass
-
-    def mark(self) -> float:
-        return perf_counter()
 
     def ms(self, begin: float, end: float) -> float:
         return 1e3 * (end - begin)
@@ -270,3 +280,12 @@ def _processor() -> str:
 def header(device: torch.device) -> str:
     """`machine`, as the lines above a table."""
     return "\n".join(f"{key:9} {value}" for key, value in machine(device).items())
+
+
+def markdown(results: Mapping[str, Sequence[Line]], about: str) -> str:
+    """All results as one table, below what they were measured on."""
+    rows = [["", *MARKDOWN], ["---"] * (len(MARKDOWN) + 1)]
+    for name, lines in results.items():
+        rows += [[f"`{name}`", *line.cells()] for line in lines]
+    cells = ([" ".join(cell.replace("|", "/").split()) for cell in row] for row in rows)
+    return "\n".join(["```", about, "```", "", *(f"| {' | '.join(row)} |" for row in cells), ""])

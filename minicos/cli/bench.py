@@ -3,12 +3,21 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minicos.bench import BENCHMARKS
 from minicos.cli import options
 from minicos.errors import MinicosError
 
+if TYPE_CHECKING:
+    import torch
+
+    from minicos.bench.measure import Line
+
 EXAMPLES = """\
+  minicos bench                                 everything, and one table of it: bench.md
   minicos bench forward                         a pass of the network beside diffusers', with the same weights
   minicos bench kernels --json > kernels.json   a list of {"name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share"}
   minicos bench capture --device cpu
@@ -26,9 +35,13 @@ def add(verbs) -> None:
     )
     parser.add_argument(
         "what",
+        nargs="?",
         choices=BENCHMARKS,
         metavar="WHAT",
-        help=f"one of {', '.join(BENCHMARKS)}, see below",
+        help=f"one of {', '.join(BENCHMARKS)}, see below (default: all)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="file for the table, in Markdown (of all: bench.md)"
     )
     parser.add_argument(
         "--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)"
@@ -46,19 +59,41 @@ def add(verbs) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from importlib import import_module
-
-    from minicos.bench.measure import TITLES, header
+    from minicos.bench.measure import TITLES, Line, header, markdown
     from minicos.open import open_device
+    from minicos.runs import replace_file
 
     device = open_device(args.device)
     if device.type not in ("cpu", "cuda"):
         raise MinicosError(f"there is no clock for {device.type}: take --device cpu or cuda")
-    print(header(device), file=sys.stderr if args.json else sys.stdout)
-    lines = import_module(f"minicos.bench.{args.what}").lines(device, args.quick)
+    about = header(device)
+    print(about, file=sys.stderr if args.json else sys.stdout)
+    out = args.out or (None if args.what else Path("bench.md"))
+    results: dict[str, list[Line]] = {}
+    for name in [args.what] if args.what else BENCHMARKS:
+        if not args.json:
+            print(TITLES)
+        results[name] = []
+        for line in lines(name, device, args.quick):
+            results[name].append(line)
+            if not args.json:
+                print(line, flush=True)
+        if out is not None:  # so far: whoever stops it keeps what has been measured
+            text = markdown(results, about)
+            replace_file(out, lambda temporary, text=text: temporary.write_text(text, "utf-8"))
     if args.json:
-        print(json.dumps([line.to_json() for line in lines], indent=1))
-        return
-    print(TITLES)
-    for line in lines:
-        print(line, flush=True)
+        print(json.dumps([line.to_json() for each in results.values() for line in each], indent=1))
+    elif out is not None:
+        print(f"{out}  (the same as one table)")
+
+
+def lines(name: str, device: "torch.device", quick: bool) -> "Iterator[Line]":
+    """Those of a benchmark; one that says why, where it cannot even begin."""
+    from importlib import import_module
+
+    from minicos.bench.measure import Line
+
+    try:
+        yield from import_module(f"minicos.bench.{name}").lines(device, quick)
+    except MinicosError as error:
+        yield Line(name, not_measured=str(error))
