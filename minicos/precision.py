@@ -1,4 +1,4 @@
-"""Float32 where it is promised: a guard against TF32."""
+"""Float32 where it is promised: a guard against TF32, and TF32 where it was chosen."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,21 +10,26 @@ import torch
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Let float32 convolutions compute in float32 (a context, or a decorator of a function that is
-    no generator).
+    no generator). On CUDA torch computes them in TF32 by default, with 10 bits of mantissa.
+    """
+    with tf32_convolutions(False):
+        yield
 
-    On CUDA torch computes them in TF32 by default, with 10 bits of mantissa, and the VAE is
-    promised in float32. The setting is the process's; whatever it was is put back. Matrix products
-    are float32 by default (`undisturbed`).
+
+@contextmanager
+def tf32_convolutions(allowed: bool) -> Iterator[None]:
+    """Let float32 convolutions on CUDA compute in TF32, or not. The setting is the process's;
+    whatever it was is put back. Matrix products are float32 by default (`undisturbed`).
     """
     cudnn: Any = torch.backends.cudnn
     switch: tuple[Any, str] = (cudnn, "allow_tf32")
-    exact: object = False
+    chosen: object = allowed
     try:
         before = getattr(*switch)
     except RuntimeError:  # torch does not read its older switch once the newer ones have been used
         switch = cudnn.conv, "fp32_precision"
-        before, exact = getattr(*switch), "ieee"
-    setattr(*switch, exact)
+        before, chosen = getattr(*switch), "tf32" if allowed else "ieee"
+    setattr(*switch, chosen)
     try:
         yield
     finally:

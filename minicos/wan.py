@@ -35,7 +35,7 @@ from minicos.hooks import Hooks
 from minicos.media import Picture, as_image, to_uint8
 from minicos.ops import REFERENCE, Ops
 from minicos.points import points
-from minicos.precision import undisturbed
+from minicos.precision import tf32_convolutions, undisturbed
 from minicos.sample import VIDEO, Latents, Model, Moment, classifier_free, draw_noise
 from minicos.stream import Residency
 from minicos.text import TextEncoder, Tokenizer, encode
@@ -61,6 +61,7 @@ class Wan(Model):
     tile: int | None = None  # pixels a side of the tiles in which frames are decoded; None: whole
     loras: tuple[Applied, ...] = ()  # what was merged into the experts
     notes: tuple[str, ...] = ()  # what else the files could be
+    decode_tf32: bool = False  # convolutions of the decoder in TF32 (10 bits of mantissa)
 
     @property
     def cfg(self) -> DiTConfig:
@@ -359,7 +360,7 @@ class Wan(Model):
                 latent.to(self.device), tile=self.tile
             )
         while True:
-            with undisturbed():
+            with undisturbed(), tf32_convolutions(self.decode_tf32):
                 self.residency.to_device(self.vae)
                 part = next(pieces, None)
             if part is None:

@@ -288,6 +288,14 @@ def test_without_tf32_and_as_it_was_before(before, monkeypatch):
     assert torch.backends.cudnn.allow_tf32 is before
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_tf32_where_it_is_chosen_and_as_it_was_before(before, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    with precision.undisturbed(), precision.tf32_convolutions(True):
+        assert torch.backends.cudnn.allow_tf32 is True
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
 @pytest.mark.skipif(
     not hasattr(torch.backends.cudnn, "conv"), reason="PyTorch 2.8 has only the older switch"
 )

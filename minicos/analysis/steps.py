@@ -132,6 +132,10 @@ class Steps:
         """
         tile = f"_tile{self.wan.tile}" if self.wan.tile else ""
         narrow = "_bfloat16" if self.wan.decode_dtype == torch.bfloat16 else ""
+        if self.wan.device.type == "cuda" and not (
+            narrow or getattr(self.wan, "decode_tf32", True)
+        ):
+            narrow = "_float32"  # there TF32 is the default
         return f"{_folder(branch)}/step_{index:02d}{tile}{narrow}.{ending}"
 
     def _frames(self, count: int) -> list[int]:

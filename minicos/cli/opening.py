@@ -111,7 +111,8 @@ def load(
         tile=args.tile,
         tell=tell,
         ops=ops,
-        decode_dtype=getattr(torch, args.decode_dtype),
+        decode_dtype=torch.bfloat16 if args.decode_dtype == "bfloat16" else torch.float32,
+        decode_tf32=None if args.decode_dtype is None else args.decode_dtype == "tf32",
         compile=args.compile,
     ).with_preset(**_changes(args))
     for line in (

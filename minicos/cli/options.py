@@ -165,9 +165,9 @@ def add_model_options(
     )
     parser.add_argument(
         "--decode-dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="bfloat16 decodes within half the memory; pictures differ by a level or so (default: float32)",
+        choices=("float32", "tf32", "bfloat16"),
+        help="tf32: convolutions of a card with 10 bits; bfloat16: half the memory, and pictures "
+        "differ by a level or so (default: tf32 on a card, float32 on a CPU)",
     )
     parser.add_argument(
         "--noise-device",

@@ -29,6 +29,7 @@ def _decoding(wan: "Wan") -> dict[str, object]:
     import torch
 
     dtype = {"decode_dtype": str(wan.decode_dtype)} if wan.decode_dtype != torch.float32 else {}
+    dtype |= {"decode_tf32": True} if getattr(wan, "decode_tf32", False) else {}  # peers have none
     return dtype | ({"tile": wan.tile} if wan.tile else {})
 
 
