@@ -77,17 +77,18 @@ class RelativePosition(nn.Module):
         self.embedding = nn.Embedding(cfg.num_buckets, cfg.num_heads)
 
     def forward(self, length: int) -> Tensor:
-        index = between(length, self.embedding.num_embeddings, self.embedding.weight.device)
-        return rearrange(self.embedding(index), "q k n -> 1 n q k")
+        """1 n q k: rows of one number for each distance, each a place further than the next."""
+        index = distances(length, self.embedding.num_embeddings, self.embedding.weight.device)
+        each = self.embedding(index).T.contiguous()  # n (2 length - 1)
+        return each.unfold(1, length, 1).flip(1).unsqueeze(0)
 
 
 @lru_cache(maxsize=4)
-def between(length: int, num_buckets: int, device: torch.device) -> Tensor:
-    """The bucket of every pair of tokens, query by key: the same in all blocks, and made on the
-    host.
+def distances(length: int, num_buckets: int, device: torch.device) -> Tensor:
+    """The buckets of all distances between `length` tokens, from -(length - 1) on: the same in all
+    blocks, and made on the host.
     """
-    place = torch.arange(length, device="cpu")
-    return buckets(place[None, :] - place[:, None], num_buckets).to(device)
+    return buckets(torch.arange(1 - length, length, device="cpu"), num_buckets).to(device)
 
 
 def buckets(distance: Tensor, num_buckets: int, max_distance: int = 128) -> Tensor:
@@ -119,12 +120,14 @@ class Attention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(cfg.dim, cfg.dim_attn, bias=False) for _ in range(3))
         self.o = nn.Linear(cfg.dim_attn, cfg.dim, bias=False)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, padding: Tensor) -> Tensor:
+        """x b t d, bias 1 n t t, padding b 1 1 t (True: nobody looks at this row) -> b t d."""
         q, k, v = (
             rearrange(layer(x), "b t (n k) -> b n t k", n=self.num_heads)
             for layer in (self.q, self.k, self.v)
         )
-        weights = (q @ k.mT + bias).float().softmax(dim=-1).to(x.dtype)  # b n t t
+        scores = (q @ k.mT + bias).masked_fill_(padding, torch.finfo(x.dtype).min)  # b n t t
+        weights = scores.float().softmax(dim=-1).to(x.dtype)
         return self.o(rearrange(weights @ v, "b n t k -> b t (n k)"))
 
 
@@ -138,10 +141,7 @@ class Block(nn.Module):
         self.pos_embedding = RelativePosition(cfg)
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:  # b t d, b 1 1 t
-        bias = self.pos_embedding(x.shape[1]).masked_fill(
-            padding, torch.finfo(x.dtype).min
-        )  # b n t t
-        x = x + self.attn(self.norm1(x), bias)
+        x = x + self.attn(self.norm1(x), self.pos_embedding(x.shape[1]), padding)
         return x + self.ffn(self.norm2(x))
 
 

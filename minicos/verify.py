@@ -567,7 +567,16 @@ def compare_text(ours: TextEncoder, theirs: Any, ids: Tensor, mask: Tensor) -> l
         UMT5_TRANSFORMERS,
         "rows",
     )
-    return [*layers, (name, a[mask == 1], b[mask == 1])]
+    pairs = [(k, _of_pairs(x) if "pos_embedding" in k else x, y) for k, x, y in layers]
+    return [*pairs, (name, a[mask == 1], b[mask == 1])]
+
+
+def _of_pairs(rows: Tensor) -> Tensor:
+    """From a row for each distance (2t-1 n) to one for each query and key (t t n), as theirs has
+    it.
+    """
+    length = (len(rows) + 1) // 2
+    return rows.unfold(0, length, 1).flip(0).mT
 
 
 def compare_clip(ours: CLIP, theirs: Any, image: Tensor) -> list[Pair]:
