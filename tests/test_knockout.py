@@ -1,6 +1,7 @@
 """Attention knockout: what may not flow does not, and everything else is as it was."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 from minicos import attend as attending
 from minicos.analysis.attention import Attention
 from minicos.analysis.knockout import Causal, Flow, Knockout, Scattered, Text, Tokens, scrambled
+from minicos.cli.knockout import read, resolve
 from minicos.dit import DiT
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.ops import Ops, attention
+from minicos.text import Tokenizer
+from minicos.tiny import tokenizer as tiny
 
 GRID = (3, 2, 3)
 LENGTH, ROWS = 18, 5
@@ -298,3 +302,38 @@ def test_a_layer_that_is_not_there_is_told_before_any_work(network):
 
     with pytest.raises(MinicosError, match=r"no hook point matches 'blocks.9.self_attn.allowed'"):
         Knockout(Causal(), layers=(9,)).hooks().check(points(network.cfg))
+
+
+# -- on the command line ---------------------------------------------------------------------------
+
+READ = {
+    "frame:0 to frame:1-2": Knockout(Flow(Tokens((0,)), Tokens((1, 2)))),
+    "frame:0 rows:0-1 columns:2 to all layers:0,3-4 steps:0-9 branch:uncond": Knockout(
+        Flow(Tokens((0,), (0, 1), (2,)), Tokens()), (0, 3, 4), tuple(range(10)), "uncond"
+    ),
+    "text to rows:1": Knockout(Flow(Text(), Tokens(rows=(1,)))),
+    "steps:all layers:all causal": Knockout(Causal()),
+    "causal control:7": Knockout(Scattered(Causal(), 7)),
+}
+
+
+@pytest.mark.parametrize("words", READ)
+def test_words_are_read(words):
+    assert read(words.split(), 20, 12) == READ[words]
+
+
+def test_words_of_the_prompt_become_rows():
+    """In the prompted branch alone: in the other one, rows are other words."""
+
+    @dataclass(frozen=True)
+    class Own:
+        tokenizer: Tokenizer
+
+    file = Path(tiny.__file__).parent / "weights/google/umt5-xxl/tokenizer.json"
+    wan, prompt = Own(Tokenizer.load(file, 6)), "mark the circle"
+    for said, rows in (("word:Circle to all", (2,)), ("padding to frame:1 control:1", (4, 5))):
+        parts = said.split()
+        found = resolve(read(parts, 20, 12), parts, wan, prompt)
+        assert found.branch == "cond"
+        flow = found.cut.cut if isinstance(found.cut, Scattered) else found.cut
+        assert flow.source == Text(rows)

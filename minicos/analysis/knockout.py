@@ -15,7 +15,7 @@ model takes part by the hook points `blocks.i.self_attn.allowed` and `blocks.i.c
 Control: `knockout.control(seed)` forbids the same queries as many keys, drawn at random among all.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -154,16 +154,15 @@ class Knockout:
 
     cut: Cut
     layers: Sequence[int] | None = None
-    steps: Iterable[int] | None = None
+    steps: Sequence[int] | None = None
     branch: str | None = None  # "cond" | "uncond"
 
     def hooks(self) -> Hooks:
         """Hooks that forbid these keys."""
-        hooks, steps = NO_HOOKS, None if self.steps is None else tuple(self.steps)
-        for layer in ("*",) if self.layers is None else self.layers:
-            point = f"blocks.{layer}.{self.cut.attention}.allowed"
-            hooks = hooks.on(point, self._forbid, step=steps, branch=self.branch)
-        return hooks
+        point = f"blocks.*.{self.cut.attention}.allowed"
+        return NO_HOOKS.on(
+            point, self._forbid, step=self.steps, branch=self.branch, layers=self.layers
+        )
 
     def intervention(self) -> Interventions:
         """This knockout as one of several interventions in a run."""
