@@ -166,6 +166,7 @@ def test_a_dry_run_of_puzzles_writes_none_and_knows_them(tmp_path, capsys):
     [
         ((), "--data"),
         (("--data", "{data}", "--puzzles", "3"), "--data"),
+        (("--puzzles", "3", "--published"), "--published"),
         (("--data", "{data}", "--condition", "magic"), "magic"),
         (("--data", "{data}", "--shard", "2/2"), "shard"),
         (("--data", "{data}", "--seeds", "1", "1"), "--seeds"),

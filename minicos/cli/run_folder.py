@@ -76,7 +76,8 @@ def open_run(
 
 
 def journal(args: argparse.Namespace) -> "Journal | None":
-    """The journal that --jsonl asks for."""
+    """The journal that --jsonl asks for, of verbs that have it."""
     from minicos.journal import Journal
 
-    return None if args.jsonl is None else Journal(args.jsonl)
+    path = getattr(args, "jsonl", None)
+    return None if path is None else Journal(path)

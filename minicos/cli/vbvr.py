@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from minicos.weights.layouts import Layout
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
-HELP = "Run a model over VBVR-Bench, or over the embedded model's own benchmark, and tabulate the scores."
+HELP = "Run a model over VBVR-Bench, or the embedded model over its own, and tabulate the scores."
 EXAMPLES = """\
   minicos vbvr --puzzles 500 --condition plain ensemble                    the embedded model's own benchmark, nothing to install
   minicos vbvr --data VBVR-Bench --model Video-Reason/VBVR-Wan2.2 --condition plain ensemble noise:step=10 --evalkit VBVR-EvalKit
@@ -169,6 +169,8 @@ def run(args: argparse.Namespace) -> int:
         raise MinicosError(
             "give --data FOLDER, or --puzzles N for the embedded model's own benchmark."
         )
+    if args.published and args.data is None:
+        raise MinicosError("--published is of VBVR-Bench: leave it out, or give --data.")
     if any(seed == other for seed, other in pairwise(sorted(args.seeds or ()))):
         raise MinicosError("--seeds holds a seed twice; give each once.")
     arms = _arms(args, files)

@@ -52,7 +52,7 @@ PRO = Scorer(
     "VBVR-Pro-Bench",
     "run_evaluation_video.py",
     "PIL, tqdm, scipy, skimage, norfair, easyocr",
-    '"opencv-python-headless<5" "numpy<2" -r {0}/requirements.txt',
+    '"opencv-python<5" "opencv-python-headless<5" "numpy<2" -r {0}/requirements.txt',
     1,
 )
 SCORERS = (PRO, EVALKIT)
@@ -164,7 +164,7 @@ def parse(result: object, wanted: Sequence[str]) -> Scored:
     scores: dict[str, float] = {}
     failed: dict[str, str] = {}
     try:
-        for one in result["samples"]:  # type: ignore[index]  # a KeyError or TypeError is told below
+        for one in result["samples"]:  # type: ignore[index]  # errors are told below
             name = f"{one['folder']}/{one['task_name']}/{one['video_file'].removesuffix('.mp4')}"
             value = float(one["score"])
             if one["error"] is not None:

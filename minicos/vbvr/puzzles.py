@@ -6,6 +6,7 @@ task of its category. The puzzles are written as files and read back like any ot
 videos are scored from their files, too.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,8 @@ SPLIT_OF = {"in": "In-Domain_50", "out": "Out-of-Domain_50"}
 
 
 def write(folder: Path, count: int, split: str = "test") -> None:
-    """Write `count` distinct puzzles of a split, as evenly over the families as it goes; those
-    that exist are kept.
+    """Write `count` distinct puzzles of a split, as evenly over the families as it goes (see
+    `_in_turns`); those that exist are kept.
     """
     for name, puzzle, about in _planned(count, split):
         there = folder / name
@@ -53,7 +54,7 @@ def planned(folder: Path, count: int, split: str = "test") -> Found:
 
 def _planned(count: int, split: str) -> Iterator[tuple[str, Puzzle, dict[str, Any]]]:
     """The puzzles of a benchmark: name of the sample, puzzle, metadata."""
-    for place, (name, family) in enumerate(FAMILIES.items()):
+    for place, (name, family) in enumerate(_in_turns()):
         each = count // len(FAMILIES) + (place < count % len(FAMILIES))
         for index, (seed, puzzle) in enumerate(_distinct(family, each, split).items()):
             about = {
@@ -64,6 +65,19 @@ def _planned(count: int, split: str) -> Iterator[tuple[str, Puzzle, dict[str, An
                 "scale": SCALE,
             }
             yield f"{SPLIT_OF[family.domain]}/{name}/{index:05d}", puzzle, about
+
+
+def _in_turns() -> list[tuple[str, Family]]:
+    """The families, the first of every category and domain in front, so that few puzzles are of
+    many kinds.
+    """
+    turns: Counter[tuple[str, str]] = Counter()
+    ranked = []
+    for name, family in FAMILIES.items():
+        kind = (family.category, family.domain)
+        ranked.append((turns[kind], name, family))
+        turns[kind] += 1
+    return [(name, family) for _, name, family in sorted(ranked, key=lambda one: one[0])]
 
 
 def _write(folder: Path, puzzle: Puzzle) -> None:
