@@ -1,6 +1,7 @@
 """Judge the embedded model on held-out puzzles of every family.
 
     python -m minicos.tiny.evaluate [--json FILE]
+    python -m minicos.tiny.evaluate --card scores.json     the table of the model card, from a FILE
 
 Puzzles come from the test split, which no training stage has drawn from (a hash of the picture
 decides). Every video is sampled with the tiny preset, 20 Euler steps at guidance 1, and scored from
@@ -30,7 +31,7 @@ from minicos.errors import MinicosError
 from minicos.media import to_float, to_uint8
 from minicos.open import load
 from minicos.puzzles import Family, Puzzle
-from minicos.runs import progress, write_json
+from minicos.runs import progress, read_json, write_json
 from minicos.wan import Wan
 from minicos.weights import layouts
 
@@ -151,6 +152,20 @@ def lines(report: Report) -> Iterator[str]:
         yield f"VAE, PSNR of drawn answers: {report['vae_psnr_db']} dB"
 
 
+def card(report: Report) -> Iterator[str]:
+    """The report as the table of the model card, in Markdown: families by how much of them is
+    solved, those in domain first."""
+    columns = ("score", "solved", "static", "noise", "oracle")
+    yield "| family | category | domain | n | " + " | ".join(columns) + " |"
+    yield "|---" * (4 + len(columns)) + "|"
+    rows = sorted(
+        report["families"].items(), key=lambda item: (item[1]["domain"] != "in", -item[1]["solved"])
+    )
+    for name, row in rows:
+        numbers = " | ".join(f"{row[c]:.2f}" if c in row else "-" for c in columns)
+        yield f"| {name} | {row['category']} | {row['domain']} | {row['n']} | {numbers} |"
+
+
 def complete(
     open_model: Callable[[str], Wan], model: str, n: int, variants: Sequence[str], **options: Any
 ) -> Report:
@@ -184,7 +199,11 @@ def main() -> None:
     parser.add_argument("--family", action="append", help="this family alone; may be repeated")
     parser.add_argument("--no-vae", action="store_true", help="leave out baselines, oracle, PSNR")
     parser.add_argument("--json", type=Path, help="write the report here as well")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="print a FILE of --json, and end")
     args = parser.parse_args()
+    if args.card:
+        print("\n".join(card(read_json(args.card))))
+        return
     if args.n < 1:
         parser.error(f"--n {args.n}: at least one puzzle of each family")
     variants = layouts.embedded_variants() if args.model == "tiny" else ()
