@@ -75,7 +75,7 @@ def test_the_embedded_model():
     assert wan.expert_name(899) == ("low" if two else "high")
     assert wan.preset == config.get_preset("tiny", "tiny")
     assert wan.preset.takes_image
-    assert len(wan.points) == 148
+    assert len(wan.points) == 4 + 23 * 12
     assert (wan.device.type, wan.dtype) == ("cpu", torch.float32)
     assert wan.tokenizer.unknown_words("Solve the maze") == []
     assert wan.vae.cfg == replace(config.TINY_VAE, mean=wan.vae.cfg.mean, std=wan.vae.cfg.std)
@@ -552,7 +552,7 @@ def test_a_model_with_an_image_branch_is_recognised(looking):
     assert wan.variant == ("toy first and last" if "last" in pictures else "toy first frame")
     assert wan.clip.cfg == config.CLIPConfig(dim=32, num_heads=2, num_layers=3)
     assert (cfg.images, cfg.image_dim) == (len(pictures), 32)
-    assert len(wan.points) == 5 + 15 * cfg.num_layers
+    assert len(wan.points) == 5 + 29 * cfg.num_layers
     assert all(not p.requires_grad for p in wan.clip.parameters())
 
 
