@@ -188,10 +188,10 @@ def _commitment(rng, effect, n):
 def _corrected(rng, effect, n):
     found = {}
     for who, more in ((NETWORK, effect), (IDEAL, 0.0)):
-        answers = np.where(_coins(rng, 0.1 + more, n, 2, 1) > 0, -2, 0)
+        answers = np.where(_coins(rng, 0.1 + more, n, 1, 1) > 0, -2, 0)
         ends = np.where(_coins(rng, 0.1, n) > 0, -2, 0)
         found[who] = commitment.measures(answers, ends, [1] * n)
-    return commitment.numbers(found, (1, 3))
+    return commitment.numbers(found, (3,))
 
 
 def _planted(rng, effect, n):

@@ -147,7 +147,7 @@ def study(wan: Wan, run: Run, options: BeliefOptions) -> Result:
     }
     seen = arms[NETWORK]
     compute = partial(first_departure, controls.untrained(wan))
-    random = cases.collect(run, "untrained", work, compute)["departure"]
+    random = cases.collect(run, "untrained", work[:1], compute)["departure"]  # a few tell it
     steps = seen["ideal"].shape[1]
     rows: list[Row] = [
         {
@@ -234,7 +234,7 @@ def numbers(
         stats.difference(
             f"departure {at_0}: untrained minus trained",
             random,
-            seen["departure"][:, 0],
+            seen["departure"][: len(random), 0],
             "untrained network",
         ),
     ]

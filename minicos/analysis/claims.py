@@ -189,7 +189,7 @@ CLAIMS: tuple[Claim, ...] = (
         headline=True,
         needs=(
             Need(
-                "completions that show a foil, step 1: network",
+                "completions that show a foil, step 3: network",
                 0.02,
                 1.0,
                 "hardly a wrong answer to put right: completions that show a foil",
