@@ -34,6 +34,8 @@ VERBS = (
         "attention",
         "belief",
         "commitment",
+        "plant",
+        "recall",
         "behaviours",
         "counts",
         "noise",

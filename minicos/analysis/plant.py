@@ -88,8 +88,9 @@ def study(wan: Wan, run: Run, options: PlantOptions) -> Result:
         for who, model in observer.models(wan, options).items()
     }
     sigmas = wan.schedule().sigmas
+    levels = [sigmas[s] for s in at]
     curves = [
-        stats.curve(f"{title}, {who}", kept[name], at, "step at which it is planted", "share")
+        stats.curve(f"{title}, {who}", kept[name], levels, "sigma at which it is planted", "share")
         for who, kept in found.items()
         for name, title in OUTCOMES.items()
         if name in ("repaired", "switched")
@@ -99,6 +100,7 @@ def study(wan: Wan, run: Run, options: PlantOptions) -> Result:
         curves,
         y="share of runs",
         title=f"What becomes of a planted answer, n = {len(chosen)}",
+        falling=True,
     )
     rows: list[Row] = []
     for who, kept in found.items():

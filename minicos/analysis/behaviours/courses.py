@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis.result import Number
+from minicos.analysis.result import Curve, Number
 from minicos.analysis.tools import cases, posterior, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.observer import NETWORK
@@ -73,6 +73,22 @@ def decided(found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     how = stats.settled(leads != leads[:, -1:]).astype(float)
     right = found["right"].astype(bool)
     return np.where(right, where, np.nan), np.where(right, how, np.nan)
+
+
+def curves(
+    kind: str, found: Mapping[str, Mapping[str, np.ndarray]], sigmas: Sequence[float]
+) -> list[Curve]:
+    """The share of right runs in which where, and how, is decided by each step, over its sigma."""
+    out = []
+    for who, course in found.items():
+        steps = np.arange(course["wrong"].shape[1])
+        for name, step in zip(("where", "how"), decided(course), strict=True):
+            if name == "where" or KINDS[kind] == "how":
+                right = step[np.isfinite(step)]
+                by = right[:, None] <= steps
+                at = [sigmas[s] for s in steps]
+                out.append(stats.curve(f"{name}, {who}", by, at, "sigma", "share"))
+    return out
 
 
 def numbers(kind: str, found: Mapping[str, Mapping[str, np.ndarray]]) -> list[Number]:

@@ -27,8 +27,9 @@ def study(wan: Wan, run: Run, options: BehavioursOptions) -> Result:
     the tokens that hide an object.
     """
     numbers = [number for kind in courses.KINDS for number in _courses(wan, run, kind, options)]
+    files = [f"{kind}.png" for kind in courses.KINDS]
     if not options.rows:
-        return write(run, Result("behaviours", run.settings, numbers))
+        return write(run, Result("behaviours", run.settings, numbers, files=files))
     at = options.at or tuple(dict.fromkeys((0, wan.preset.steps // 4)))
     rows = {
         split: _memories(wan, run, split, n, at, options)
@@ -46,7 +47,8 @@ def study(wan: Wan, run: Run, options: BehavioursOptions) -> Result:
         levels={f"chance, {what}: {1 / n:.2f}": 1 / n for what, n in LABELS.items()},
     )
     return write(
-        run, Result("behaviours", run.settings, numbers, curves=curves, files=["memory.png"])
+        run,
+        Result("behaviours", run.settings, numbers, curves=curves, files=[*files, "memory.png"]),
     )
 
 
@@ -61,6 +63,13 @@ def _courses(wan: Wan, run: Run, kind: str, options: BehavioursOptions) -> list[
         who: cases.collect(run, observer.folder(kind, who), work, partial(courses.follow, model))
         for who, model in models.items()
     }
+    figures.lines(
+        run.path(f"{kind}.png"),
+        courses.curves(kind, found, wan.schedule().sigmas),
+        y="share decided, of runs that end right",
+        title=f"{kind}: when it is decided, n = {options.n}",
+        falling=True,
+    )
     return courses.numbers(kind, found)
 
 
