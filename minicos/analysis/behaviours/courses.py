@@ -86,7 +86,7 @@ def curves(
             if name == "where" or KINDS[kind] == "how":
                 right = step[np.isfinite(step)]
                 by = right[:, None] <= steps
-                at = [sigmas[s] for s in steps]
+                at = list(sigmas[: len(steps)])
                 out.append(stats.curve(f"{name}, {who}", by, at, "sigma", "share"))
     return out
 
