@@ -170,6 +170,15 @@ CLAIMS: tuple[Claim, ...] = (
         needs=room("consistent: nothing cut", 0.3, 1.0),
     ),
     Claim(
+        "The ball under a cup is followed forward in time",
+        "Fig. 4a, b",
+        "memory/shell",
+        BACK,
+        least=0.1,
+        control="the same number of keys, cut the other way round",
+        needs=room("consistent: nothing cut", 0.3, 1.0),
+    ),
+    Claim(
         "What is remembered depends on frames reading each other",
         "Fig. 4a, b",
         "memory/reveal",

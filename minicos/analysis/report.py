@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+from textwrap import fill
 
 from minicos.analysis import result
 from minicos.analysis.claims import CLAIMS
@@ -14,6 +15,7 @@ from minicos.runs import replace_file, write_json
 
 SHOWN = 4  # pictures of a study, at most
 FIGURE, LIMIT = "verdicts.png", 10
+WIDTH = 56  # characters of a line in it
 CAVEAT = (
     "A miniature illustrates what the experiments measure. It is no evidence about a model of 14 "
     "billion parameters: to learn "
@@ -65,11 +67,12 @@ def _draw(path: Path, heads: Sequence[Finding]) -> list[str]:
         ends = (f.number.value, f.number.low, f.number.high)
         if all(map(isfinite, ends)):
             value, low, high = (max(-LIMIT, min(LIMIT, e / f.claim.least)) for e in ends)
-            shown[f"{f.claim.text}: {f.verdict}"] = Interval(value, low, high, f.number.n or 0)
+            label = fill(f"{f.claim.text}: {f.verdict}", WIDTH)
+            shown[label] = Interval(value, low, high, f.number.n or 0)
     if not shown:
         return []
-    axis = f"effect with its 95 % interval, 1: the smallest that would matter, cut at {LIMIT}"
-    figures.intervals(path, shown, x=axis, title="The headlines")
+    title = f"Effects with 95 % intervals, cut at {LIMIT}"
+    figures.intervals(path, shown, x="1: the smallest that would matter", title=title)
     return [f"![{path.name}]({path.name})"]
 
 

@@ -133,13 +133,17 @@ def _behaviours(n: int, seed: int) -> dict[str, list[Part]]:
         puzzle=WRONG, also_single=True, n=half, at=(3,), count=1, ideal=True, seed=seed
     )
     planted = PlantOptions(n=half, at=(4,), ideal=True, seed=seed)
+    shells = RecallOptions(puzzle="shell", n=fewer(n), seed=seed)
     goals = BehavioursOptions(n=half, rows=0, ideal=True, seed=seed)
     return {
         "correction": [
             Part("completions", "commitment", commitment.study, completed),
             Part("planted", "plant", plant.study, planted),
         ],
-        "memory": [Part("reveal", "recall", recall.study, RecallOptions(n=n, seed=seed))],
+        "memory": [
+            Part("reveal", "recall", recall.study, RecallOptions(n=n, seed=seed)),
+            Part("shell", "recall", recall.study, shells),
+        ],
         "perception": [Part("goals", "behaviours", behaviours.study, goals)],
     }
 
@@ -257,7 +261,8 @@ A block hides an object that the model has made up itself: nothing in the first 
 It must come back the same on the other side. Attention between the two reveals is cut in one
 direction or the other, in all layers and steps, beside as many keys drawn at random. Handed on
 along the frames, the second reveal would have to read the first. *Causal*: every frame reads itself
-and earlier ones alone.""",
+and earlier ones alone. In the shell game the swaps are made up, and the ball must be where they
+bring it.""",
         1.4,
     ),
     "perception": Section(
