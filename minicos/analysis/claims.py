@@ -206,7 +206,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     Claim(
-        "A planted wrong answer is left more often than a planted valid one (sigma .88)",
+        "A planted wrong answer is left more often than a valid one (sigma .88)",
         "Fig. 4c, d",
         "correction/planted",
         own(PLANTED),
@@ -273,7 +273,7 @@ CLAIMS: tuple[Claim, ...] = (
         needs=PLAIN,
     ),
     Claim(
-        "They do if they share in the first quarter of the steps",
+        "Seeds that share them in the first quarter of the steps do",
         "Table 1",
         "ensemble/mixed",
         "puzzles solved: override 20-29 @0-1, minus plain",
@@ -283,7 +283,7 @@ CLAIMS: tuple[Claim, ...] = (
         needs=PLAIN,
     ),
     Claim(
-        "At equal passes a vote among three runs solves more than one run",
+        "A vote among three runs solves more than one run",
         "Table 1",
         "ensemble/mixed",
         "puzzles solved: vote among 3 plain runs, minus plain",
@@ -293,7 +293,7 @@ CLAIMS: tuple[Claim, ...] = (
         needs=PLAIN,
     ),
     Claim(
-        "Three seeds for two steps, scored, the best one finished: solves more than one run",
+        "The best-scored of three seeds after two steps solves more",
         "Table 1",
         "ensemble/mixed",
         "puzzles solved: early selection among 3 seeds, minus plain",

@@ -15,7 +15,7 @@ from minicos.runs import replace_file, write_json
 
 SHOWN = 4  # pictures of a study, at most
 FIGURE, LIMIT = "verdicts.png", 10
-WIDTH = 56  # characters of a line in it
+WIDTH = 60  # characters of a line in it
 CAVEAT = (
     "A miniature illustrates what the experiments measure. It is no evidence about a model of 14 "
     "billion parameters: to learn "
