@@ -23,8 +23,8 @@ from minicos.vae import VAE, Attention, ResidualBlock
 
 CROP = 32  # pixels
 USUAL = (4, FRAMES)  # shape of most clips: the one that is compiled
-# Kinds with small figures or fast objects, which the decoder learns last (oracle .46 to .83 at 1,900
-# steps, where all others had .87 or more): it sees them so many times as often as the DiT does.
+# Kinds with small figures or fast objects, which the decoder learns last (oracle .46 to .83 after
+# 1,900 steps, where all others had .87 or more): it sees them so many times as often as the DiT.
 FINE, OFTEN = ("sequence", "pick", "reveal", "balls"), 3.0
 
 
