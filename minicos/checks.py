@@ -31,6 +31,15 @@ def check_finite(latents: Mapping[str, Tensor], step: int, expert: str, cause: s
             )
 
 
+def check_latent(latent: object) -> None:
+    """Raise MinicosError for what cannot be decoded."""
+    if not isinstance(latent, Tensor) or latent.ndim != 5:
+        shape = tuple(getattr(latent, "shape", ()))
+        raise MinicosError(f"latents are b c f h w, not {type(latent).__name__} {shape}")
+    if not torch.isfinite(latent).all():
+        raise MinicosError("the latent is not finite, and its video would be black")
+
+
 def check_edit(index: int, left: object, given: Tensor, grad: bool = False) -> None:
     """Raise MinicosError where the loop's body left something from which the loop cannot
     continue.

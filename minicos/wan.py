@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from minicos import schedule
+from minicos.checks import check_latent
 from minicos.clip import CLIP
 from minicos.condition import (
     Condition,
@@ -350,11 +351,7 @@ class Wan(Model):
         """The pieces of `VAE.stream`, on the device. Between two of them another network may have
         taken the VAE's place. Raises MinicosError for what is no latent, or has no picture.
         """
-        if not isinstance(latent, Tensor) or latent.ndim != 5:
-            shape = tuple(getattr(latent, "shape", ()))
-            raise MinicosError(f"latents are b c f h w, not {type(latent).__name__} {shape}")
-        if not torch.isfinite(latent).all():
-            raise MinicosError("the latent is not finite, and its video would be black")
+        check_latent(latent)
         with undisturbed():
             pieces = self.residency.to_device(self.vae).stream(
                 latent.to(self.device), tile=self.tile
@@ -418,13 +415,12 @@ def _checked(image: Tensor, count: int) -> Tensor:
         or batch.shape[1] != 3
         or len(batch) not in (1, count)
         or not image.is_floating_point()
+        or not image.numel()
     ):
         raise MinicosError(
             "an image is float (3 h w) in [0, 1], one for all prompts or one for each, not "
             f"{image.dtype} {tuple(image.shape)}"
         )
-    if not image.numel():
-        raise MinicosError("the image has no pixels")
     low, high = image.min().item(), image.max().item()
     if not (low >= 0 and high <= 1):
         raise MinicosError(f"the image's values are {low:.3g} to {high:.3g}: scale them to 0..1")

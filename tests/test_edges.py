@@ -172,7 +172,7 @@ def test_numbers_of_numpy(wan, condition, plain):
         (lambda wan, c: wan.with_preset(guidance="5"), "guidance is a number"),
         (lambda wan, c: next(wan.with_preset(steps=10**9).sample(c)), "from 1 to 10000"),
         (lambda wan, c: wan.condition(PROMPT, PICTURE, frames=10**9 + 1), "at most 10001"),
-        (lambda wan, c: wan.condition(PROMPT, PICTURE[:0]), "no pixels"),
+        (lambda wan, c: wan.condition(PROMPT, PICTURE[:0]), "an image is float"),
         (lambda wan, c: wan.sample(c, start="1"), "cannot start at step 1"),
         (lambda wan, c: wan.decode(None), "latents are b c f h w, not NoneType"),
         (lambda wan, c: wan.decode(torch.zeros(3)), r"latents are b c f h w, not Tensor \(3,\)"),
