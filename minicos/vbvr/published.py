@@ -6,10 +6,6 @@ scorer has changed since (2026-03-27, 2026-04-14): they are for orientation, and
 scored by the same checkout can be subtracted from each other. The peers' rows on VBVR-Bench were
 made with geometry that costs them points: LTX-2 got letterboxed pictures and a distilled model in a
 schedule for the other, CogVideoX got square pictures squashed to 1360x768.
-
-Sources: A, "A Very Big Video Reasoning Suite" (arXiv 2602.20159); B, "Demystifying Video Reasoning"
-(arXiv 2603.16870), by way of notes and digests; C, CollabVR (arXiv 2605.08735); D, the README of
-Video-Reason/VBVR-Pro, its video models.
 """
 
 import math
@@ -23,6 +19,12 @@ COLUMNS = (
     *(name for d in ("ID", "OOD") for name in (d, *(f"{d} {category}" for category in CATEGORIES))),
 )
 MARK = "published, scorer revision unknown"
+SOURCES = {
+    "A": '"A Very Big Video Reasoning Suite", arXiv 2602.20159',
+    "B": '"Demystifying Video Reasoning", arXiv 2603.16870, by way of notes and digests',
+    "C": "CollabVR, arXiv 2605.08735",
+    "D": "the README of Video-Reason/VBVR-Pro, its video models",
+}
 ROUNDED = 0.0011  # two numbers of three digits that should be equal differ by no more
 
 

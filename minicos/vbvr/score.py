@@ -154,6 +154,7 @@ def _scores(scored: Mapping[str, Scored], samples: Mapping[str, Sample]) -> tabl
 
 
 def _levels(scores: table.Scores) -> dict[str, float]:
-    """The mean scores of the baselines that were made."""
+    """The mean scores of the baselines that were made, by names that hold them."""
     made = {name: scores.by_condition.get(name) for name in BASELINES}
-    return {name: fmean(values.values()) for name, values in made.items() if values}
+    means = {name: fmean(values.values()) for name, values in made.items() if values}
+    return {f"{name} ({mean:.2f})": mean for name, mean in means.items()}

@@ -20,7 +20,7 @@ from minicos.analysis.tools import figures
 from minicos.analysis.tools.stats import resolvable
 from minicos.runs import replace_file
 from minicos.vbvr.cases import SPLITS, Sample, printable
-from minicos.vbvr.published import BENCH, CATEGORIES, MAIN, MARK, PRO
+from minicos.vbvr.published import BENCH, CATEGORIES, MAIN, MARK, PRO, SOURCES
 
 DOMAINS = {"In-Domain_50": "ID", "Out-of-Domain_50": "OOD"}
 RESAMPLES = 10_000
@@ -221,6 +221,8 @@ def text(scores: Scores, base: str, found: Result) -> str:
         "\nMeans; 95 % intervals resample tasks. Read them beside `static` (the first frame held) "
         "and `truth`.\n",
     ]
+    if any(MARK in str(row["scored"]) for row in found.tables["scores"]):
+        parts.append("".join(f"- {letter}: {what}\n" for letter, what in SOURCES.items()))
     if found.tables["differences"]:
         parts += [
             f"# Differences to {base}, on the same samples\n",
