@@ -6,7 +6,7 @@ probe            where can the answer be read? a linear probe for each layer, cr
 word_maps        what does each word look at? cross-attention as pictures
 head_ablation    which heads matter? each is set to zero
 steering         add the difference between two prompts to the stream
-early_selection  the best of eight seeds, chosen by an early clean estimate
+early_selection  one of six seeds, chosen by an early clean estimate
 attribution      which part of the picture decides? gradients
 prompt_switch    until which step can another prompt change the answer?
 sae_export       activations on disk, as rows for a sparse autoencoder

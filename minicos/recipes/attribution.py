@@ -15,7 +15,7 @@ wan, rows, names = minicos.load("tiny"), [], []
 for pair in pairs("mark", 3):
     case, puzzle = pair.b, cases.known(pair.b)
     right, other = (posterior.answers(wan, cases.known(c))[0] for c in (case, pair.a))
-    condition = cases.condition(wan, [case])
+    condition = wan.condition(case.prompt, case.image)
     *_, before = islice(wan.sample(condition, seed=0), 4)
     picture = torch.as_tensor(condition.y).clone().requires_grad_()
     condition = replace(condition, y=picture)

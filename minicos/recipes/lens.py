@@ -10,7 +10,7 @@ from minicos.analysis.tools import cases, figures
 from minicos.streams import stream
 
 wan, batch, at = minicos.load("tiny"), cases.held_out("mark", 1), 8
-condition = cases.condition(wan, batch)
+condition = wan.condition(batch[0].prompt, batch[0].image)
 *_, before = islice(wan.sample(condition, noise=cases.noise(wan, condition, batch)), at)
 
 
