@@ -1,7 +1,8 @@
 """The VAE beside diffusers' AutoencoderKLWan with the same weights: encoding in float32, decoding
 in float32 and in bfloat16.
 
-On a card that of A14B at 832x480x81 with random weights, on a CPU the embedded one at 64x64x13.
+On a card that of A14B at 832x480x81 with random weights, on a CPU the embedded one at 64x64x13, and
+both published ones with random weights at 64x64x5.
 TF32 is off for both sides, as in every run. "dB" is the PSNR of pixels decoded by ours in bfloat16
 to those in float32: of a drawn puzzle on a CPU; on a card the network is untrained, and the figure
 says little about the real one.
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minicos import puzzles
 from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
-from minicos.config import TINY_VAE, VAEConfig
+from minicos.config import TINY_VAE, VAE22, VAEConfig
 from minicos.media import to_float
 from minicos.open import load
 from minicos.precision import without_tf32
@@ -38,19 +39,19 @@ class Subject:
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
+    repeats = 2 if quick else 3 if device.type == "cuda" else 15
+    ways = (("encode", torch.float32), ("decode", torch.float32), ("decode", torch.bfloat16))
     s = subject(device, quick)
-    for what, dtype in (
-        ("encode", torch.float32),
-        ("decode", torch.float32),
-        ("decode", torch.bfloat16),
-    ):
+    for what, dtype in ways:
         name = f"{what}, {s.name}" + ", bfloat16" * (dtype == torch.bfloat16)
-        yield attempt(
-            name,
-            partial(
-                _measured, name, s, what, dtype, 2 if quick else 3 if device.type == "cuda" else 15
-            ),
-        )
+        yield attempt(name, partial(_measured, name, s, what, dtype, repeats))
+    if device.type == "cpu" and not quick:  # small pictures at the width of the published ones
+        for version, cfg in (("2.1", VAEConfig()), ("2.2", VAE22)):
+            _, sh, sw = cfg.stride
+            s = random_subject(f"VAE {version} 64x64x5", cfg, (2, 64 // sh, 64 // sw), device)
+            for what, dtype in ways[:2]:
+                name = f"{what}, {s.name}"
+                yield attempt(name, partial(_measured, name, s, what, dtype, 9))
 
 
 @without_tf32()
@@ -107,17 +108,22 @@ def flops(s: Subject, what: str) -> int:
 
 
 def subject(device: torch.device, quick: bool = False) -> Subject:
-    draw = torch.Generator(device).manual_seed(0)
     if device.type == "cpu" and not quick:
         vae, (puzzle, *_) = load("tiny", device=device).vae, puzzles.distinct("maze", 1, 4, "test")
         video = to_float(puzzle.draw(0))[None]
         return Subject("tiny 64x64x13", vae, video, vae.encode(video))
-    name, cfg, (f, h, w) = (
-        ("quick", replace(TINY_VAE, dim=4), (2, 2, 3))
-        if quick
-        else ("A14B 832x480x81", VAEConfig(), (21, 60, 104))
-    )
-    video = torch.rand(1, 3, 4 * f - 3, 8 * h, 8 * w, generator=draw, device=device) * 2 - 1
+    if quick:
+        return random_subject("quick", replace(TINY_VAE, dim=4), (2, 2, 3), device)
+    return random_subject("A14B 832x480x81", VAEConfig(), (21, 60, 104), device)
+
+
+def random_subject(
+    name: str, cfg: VAEConfig, size: tuple[int, int, int], device: torch.device
+) -> Subject:
+    """Random weights, a random video and random latents of this size."""
+    draw, (f, h, w), (t, sh, sw) = torch.Generator(device).manual_seed(0), size, cfg.stride
+    shape = 1, 3, t * (f - 1) + 1, sh * h, sw * w
+    video = torch.rand(shape, generator=draw, device=device) * 2 - 1
     latent = torch.randn(1, cfg.z_dim, f, h, w, generator=draw, device=device)
     return Subject(name, random_vae(cfg, device), video, latent)
 
