@@ -12,7 +12,7 @@ from importlib import import_module
 # imports torch
 _HOME = {
     "load": "open",
-    "from_diffusers": "peers",
+    "from_diffusers": "peers.families",
     "Wan": "wan",
     "Model": "sample",
     "State": "sample",

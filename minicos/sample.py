@@ -170,6 +170,20 @@ class Model(ABC):
         return ()
 
     @property
+    def streams(self) -> tuple[str, ...]:
+        """What runs through the blocks beside the video, "blocks.i.s" for each stream s: "text",
+        "audio"; "joint" is text and video in one tensor.
+        """
+        return ()
+
+    @property
+    def stream_decides(self) -> bool:
+        """Whether latent, timestep and the stream that leaves the last block fix the velocity of a
+        pass. Where they do, to swap that stream hands over the donor's velocity by construction.
+        """
+        return True
+
+    @property
     def stride(self) -> tuple[int, int, int]:
         """Video frames and pixels per latent, along f, h, w."""
         return 1, 1, 1
@@ -183,6 +197,16 @@ class Model(ABC):
         """The frames of the decoded video that a latent frame stands for."""
         t = self.stride[0]
         return range(0, 1) if frame == 0 else range(t * (frame - 1) + 1, t * frame + 1)
+
+    def frames_behind_token(self, frame: int) -> range:
+        """The same for a frame of the token grid, which may hold several latent frames."""
+        return self.frames_behind(frame)
+
+    def words(self, condition: Any, branch: str) -> int | None:
+        """How many rows of the first sample's text are its prompt: what follows is padding. None
+        where there is no text.
+        """
+        return None
 
     def noise(self, condition: Condition, seed: int | Sequence[int]) -> Tensor:
         """Gaussian noise of the latents' shape; see `draw_noise`."""

@@ -197,10 +197,10 @@ def _timestep(wan: Wan, expert: str, frames: int) -> Tensor:
 
 
 def _rows(pairs: Iterable[Pair], tolerance: float) -> tuple[Row, ...]:
-    return tuple(Row(point, *_distance(ours, theirs), tolerance) for point, ours, theirs in pairs)
+    return tuple(Row(point, *distance(ours, theirs), tolerance) for point, ours, theirs in pairs)
 
 
-def _distance(a: Tensor, b: Tensor) -> tuple[float, float]:
+def distance(a: Tensor, b: Tensor) -> tuple[float, float]:
     """rel_max and rel_l2; infinite for tensors of different shapes or of zeros where the other
     has something else.
     """

@@ -29,7 +29,7 @@ from minicos.condition import (
     frame_size,
     image_channels,
 )
-from minicos.config import DiTConfig, Preset, get_preset
+from minicos.config import LIKE, PRESETS, DiTConfig, Preset, get_preset
 from minicos.dit import DiT
 from minicos.errors import MinicosError, warn
 from minicos.hooks import Hooks
@@ -77,6 +77,16 @@ class Wan(Model):
     def dtype(self) -> torch.dtype:
         """Of the matrices; what `dit.FLOAT32` names is float32."""
         return self.experts["high"].dtype
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """The ways of sampling it by name, the default first."""
+        return tuple(PRESETS[self.variant.removeprefix(LIKE)])
+
+    @property
+    def placement(self) -> str:
+        """Where the weights are: the name of the plan's residency."""
+        return self.residency.plan.residency
 
     @property
     def decode_dtype(self) -> torch.dtype:
@@ -219,6 +229,9 @@ class Wan(Model):
             size // patch for size, patch in zip(shape[2:], self.cfg.patch_size, strict=True)
         )
         return f, h, w
+
+    def words(self, condition: WanCondition, branch: str) -> int | None:
+        return int(condition.branch(branch)[0].any(-1).sum())
 
     def noise(self, condition: Condition, seed: int | Sequence[int]) -> Tensor:
         """Gaussian noise of the latents' shape, drawn on the preset's `noise_device`; see

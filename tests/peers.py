@@ -80,13 +80,17 @@ def _audio_vae(diffusers: Any) -> Any:
 
 
 def embed(name: str) -> Any:
-    """Rows of text of the golden in the place of a text encoder; "" is the negative prompt."""
+    """Rows of text of the golden in the place of a text encoder. "" and "bad" have those of the
+    negative prompt or, where the golden has none, the prompt's with the sign changed.
+    """
     given = {k.removeprefix("given."): v for k, v in tensors(name).items() if "given." in k}
 
     def rows(texts: list[str]) -> Mapping[str, Any]:
-        prefix = "negative_" if texts[0] == "" and "negative_prompt_embeds" in given else ""
         kinds = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
-        found = {k: given[prefix + k] for k in kinds if prefix + k in given}
+        found = {k: given[k] for k in kinds if k in given}
+        if texts[0] in ("", "bad"):
+            other = {k: given.get(f"negative_{k}", -v) for k, v in found.items()}
+            found |= {k: v for k, v in other.items() if "mask" not in k or f"negative_{k}" in given}
         return {k: v.repeat(len(texts), *[1] * (v.ndim - 1)) for k, v in found.items()}
 
     return rows

@@ -56,6 +56,20 @@ def test_all_terms_of_guidance():
 
 
 @each
+def test_side_by_side_with_the_pipeline_that_is_installed(name):
+    """With the guidance of its preset, at another size than the golden's."""
+    from minicos.peers.verify import verify
+
+    changes = {}
+    if name.startswith("ltx"):
+        terms = {"stg": 1.0, "stg_blocks": (1,), "modality": 3.0, "rescale": 0.7}
+        changes = {**terms, "audio_guidance": 7.0}
+    (part,) = verify(peers.peer(name, **changes), (2, 2, 3))
+    assert len(part.rows) == 4 * (2 if changes else 1)
+    assert part.parted is None and max(row.rel_max for row in part.rows) < 4e-6
+
+
+@each
 def test_blocks_and_sublayers(name):
     found, record = peers.tensors(name), Record(lambda x: x)
     model = replace(peers.peer(name), picture_seed=7)
@@ -203,6 +217,16 @@ def test_sound_travels_beside_and_survives_an_edit():
     assert not torch.equal(steps[2].state.beside[AUDIO], edited[2].state.beside[AUDIO])
     with pytest.raises(MinicosError, match="denoises audio along"):
         model.sample(condition, noise=noise, start=1)
+
+
+def test_a_first_frame_is_compressed_where_the_preset_says_so():
+    plain, compressed = peers.peer("ltx2"), peers.peer("ltx2", image_crf=33)
+    picture = peers.picture("ltx2")[None]
+    assert plain.compressed(picture) is picture
+    once = compressed.compressed(picture)
+    assert once.shape == picture.shape and not torch.equal(once, picture)
+    low, high = once.aminmax()
+    assert low >= 0 and high <= 1
 
 
 @each

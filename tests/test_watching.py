@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minicos import measures, ops, puzzles
-from minicos.analysis.attention import Attention, gives_lse, words
+from minicos.analysis.attention import Attention, gives_lse
 from minicos.analysis.energy import Energy, changed, components, forms, within
 from minicos.analysis.tools.masks import on_grid
 from minicos.analysis.tools.record import record, recorded
@@ -316,7 +316,7 @@ def test_attention_from_a_sample_is_kept_with_its_error(wan, condition, tmp_path
     """Around the exact one; all queries are the exact one; twice the same, as resuming needs."""
     kept, noise = {}, wan.noise(condition, 0)
     for name, queries in {"exact": None, "some": 3, "again": 3, "all": 100}.items():
-        analysis = Attention((7,), (0,), words=words(condition, "cond"), queries=queries)
+        analysis = Attention((7,), (0,), words=wan.words(condition, "cond"), queries=queries)
         run = Run.open(tmp_path / name, {})
         record(wan, condition, run, [analysis], noise)
         saved = recorded(run, "attention", STEPS)
@@ -338,7 +338,7 @@ def test_attention_from_a_sample_is_kept_with_its_error(wan, condition, tmp_path
 
 def test_attention_that_is_kept(wan, condition, run):
     noise = wan.noise(condition, 0)
-    analysis = Attention((0, 7), (0,), words=words(condition, "cond"))
+    analysis = Attention((0, 7), (0,), words=wan.words(condition, "cond"))
     record(wan, condition, run, [analysis], noise)
     first, second = recorded(run, "attention", STEPS)
     assert not second  # step 1 was not asked for
@@ -369,4 +369,4 @@ def test_chosen_heads_are_averaged(wan, condition, tmp_path):
 
 
 def test_words_of_a_prompt(wan, condition):
-    assert words(condition, "cond") == 4  # solve the maze, and the end of the sentence
+    assert wan.words(condition, "cond") == 4  # solve the maze, and the end of the sentence

@@ -12,6 +12,7 @@ shorter than the text length are padded with zero rows, the network attends to t
 other, and the mass that they receive is shown beside that of the words.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.record import Saved, to_host
 from minicos.attend import pattern, thin
 from minicos.condition import WanCondition
+from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.measures import stratified
 from minicos.ops import REFERENCE, Ops
@@ -36,10 +38,7 @@ from minicos.runs import Run
 from minicos.sample import Step
 from minicos.wan import Wan
 
-
-def words(condition: WanCondition, branch: str) -> int:
-    """How many rows of the first sample's text are a prompt's; the rest are zero."""
-    return int(condition.branch(branch)[0].any(-1).sum())
+PARTS = ("self_attn", "cross_attn")  # what attends in a block
 
 
 def attentions(
@@ -49,9 +48,10 @@ def attentions(
     step: tuple[int, ...],
     branch: str = "cond",
     lse: bool = False,
+    within: Sequence[str] = PARTS,
 ) -> Hooks:
-    """Hooks that call `use(q, k, allowed, lse, site)` for self- and cross-attention of these layers
-    (None: all), heads on axis 1.
+    """Hooks that call `use(q, k, allowed, lse, site)` for these attentions of these layers (None:
+    all), heads on axis 1.
 
     allowed  the keys that an intervention has left (bool, broadcast to b n l t), None: all of them
     lse      log sum exp of the scores (b n l) where they are asked for and all keys are allowed, of
@@ -83,9 +83,9 @@ def attentions(
 
     hooks = NO_HOOKS
     for layer in ("*",) if layers is None else layers:
-        for part in ("self_attn", "cross_attn"):
-            for name, hook in (("q", hold), ("k", hold), ("allowed", collect)):
-                hooks = hooks.on(f"blocks.{layer}.{part}.{name}", hook, step=step, branch=branch)
+        for name in within:
+            for part, hook in (("q", hold), ("k", hold), ("allowed", collect)):
+                hooks = hooks.on(f"blocks.{layer}.{name}.{part}", hook, step=step, branch=branch)
         if lse:
             hooks = hooks.on(f"blocks.{layer}.self_attn.lse", finish, step=step, branch=branch)
     return hooks
@@ -124,14 +124,16 @@ class Attention:
     queries: int | None = None  # of every frame, at random; all by default, and where keys are cut
     ops: Ops = REFERENCE  # those of the model: `wan.ops`
     lse: bool = False  # from the forward pass: `gives_lse(wan)`
+    parts: Sequence[str] = PARTS  # those of them that the model has
     name: str = "attention"
     _kept: dict[str, Tensor] = field(default_factory=dict)
 
     def hooks(self) -> Hooks:
         """Of queries and keys at the chosen layers and steps."""
-        lse = self.lse and self.queries is None
-        when = {"step": tuple(self.chosen), "branch": self.branch}
-        return attentions(self._weigh, self.layers, lse=lse, **when)
+        lse, at = self.lse and self.queries is None, tuple(self.chosen)
+        return attentions(
+            self._weigh, self.layers, step=at, branch=self.branch, lse=lse, within=self.parts
+        )
 
     def _weigh(
         self, q: Tensor, k: Tensor, allowed: Tensor | None, lse: Tensor | None, site: Site
@@ -144,6 +146,9 @@ class Attention:
         _, layer, part, _ = site.name.split(".")
         text = part == "cross_attn"
         frames = 1 if text else site.grid[0]
+        if not text and k.shape[2] != math.prod(site.grid):
+            self._kept.update(self._joint(q, k, allowed, layer, site))
+            return
 
         def keep(received: Tensor, between: Tensor, name: str = "") -> None:
             if text:
@@ -165,6 +170,29 @@ class Attention:
         keep(received[0].mean(0), between[0].mean(0))
         one, other = (error[0].square().sum(0).sqrt() / q.shape[1] for error in errors)
         keep(one, other, "_error")
+
+    def _joint(
+        self, q: Tensor, k: Tensor, allowed: Tensor | None, layer: str, site: Site
+    ) -> dict[str, Tensor]:
+        """The same where text and video attend together: what queries of the video look at. Rows of
+        "between" sum to 1 less the share of the text.
+        """
+        if self.queries is not None:
+            raise MinicosError("--queries: a sample of queries is not for joint attention")
+        f, h, w = site.grid
+        start, stop, _ = site.video.indices(k.shape[2])
+        masses = []
+        for rows in torch.arange(start, stop).view(f, -1):  # the queries of a frame
+            seen = None if allowed is None else allowed[:, :, rows]
+            masses.append(mass(self.ops, q[:, :, rows], k, 1, seen)[0][0].mean(0))
+        every = torch.stack(masses)  # f j
+        received = every.sum(0)
+        return {
+            f"received.{layer}": received[start:stop].view(site.grid),
+            f"between.{layer}": every[:, start:stop].unflatten(1, (f, -1)).sum(-1) / (h * w),
+            # of one query
+            f"text.{layer}": torch.cat([received[:start], received[stop:]]) / (f * h * w),
+        }
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         """ "received.3": f h w; "between.3": f f; "text.3": t; of a sample of queries also
@@ -207,7 +235,8 @@ class Attention:
                 + self._accuracy(saved, shown, "between"),
             )
             names.append("attention_frames.png")
-        if shown and (words := self.words) is not None:
+        padded = "cross_attn" in self.parts
+        if shown and padded and (words := self.words) is not None:
             text = {
                 i: [float(saved[i][f"text.{k}"][words:].sum()) for k in self.layers] for i in shown
             }

@@ -21,7 +21,7 @@ energy against a mask, inside each frame, .5 where layers are blind to it. The c
 same step, in which no layer is looked into, gives one as well: that is the baseline.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -50,6 +50,17 @@ BASIS = 12  # directions in which three components are looked for
 ROUNDS = 4  # of the search; in each, a direction of twice the size gains a factor of four
 
 
+def four_each(frame: int) -> range:
+    """The video's frames behind a latent frame, as `Model.frames_behind_token` tells them."""
+    return range(0, 1) if frame == 0 else range(4 * frame - 3, 4 * frame + 1)
+
+
+def _label(frames: range) -> str:
+    if len(frames) < 2:
+        return f"frame {frames[0]}" if frames else "padding"
+    return f"{frames[0]}-{frames[-1]}"
+
+
 @dataclass(frozen=True)
 class Energy:
     """Token energy of every block, step and branch of the first sample: arrays, sheets (frames x
@@ -57,7 +68,7 @@ class Energy:
     """
 
     chosen: Sequence[int]  # the steps drawn as sheets; numbers are kept of all
-    stride: int = 4  # video frames to a latent frame, for labels
+    behind: Callable[[int], range] = four_each  # frames of the video, for labels
     sheets: Sequence[str] = (*FORMS, "components")  # what is drawn as sheets
     ops: Ops = REFERENCE  # those of the model: `wan.ops`
     name: str = "energy"
@@ -102,8 +113,8 @@ class Energy:
                 kept |= {f"{branch}.{k}": x.clone() for k, x in zip(FORMS, each, strict=True)}
             elif what == "coordinates":
                 found = zip(kept.pop(name), kept.pop(f"{branch}.axes"), strict=True)
-                each = [principal(z.flatten(0, 2), axes).view(*z.shape[:3], 3) for z, axes in found]
-                kept[f"{branch}.components"] = torch.stack(each)
+                rgb = [principal(z.flatten(0, 2), axes).view(*z.shape[:3], 3) for z, axes in found]
+                kept[f"{branch}.components"] = torch.stack(rgb)
         return kept
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
@@ -176,13 +187,7 @@ class Energy:
                 run.path(names[-1]),
                 list(images),  # f layer h w colour
                 columns=[f"layer {k}" for k in layers],
-                rows=[
-                    "frame 0",
-                    *(
-                        f"{self.stride * (f - 1) + 1}-{self.stride * f}"
-                        for f in range(1, len(images))
-                    ),
-                ],
+                rows=[_label(self.behind(f)) for f in range(len(images))],
                 title=f"{TITLES[form]}, step {index}, {branch} branch: video frames (down), layers (across)",
             )
         return names

@@ -323,7 +323,8 @@ class SwapOptions(Cases):
     single: bool = False
     what: str = option(
         "stream",
-        "what is swapped: stream, update, or a sub-layer of the model such as self_attn",
+        "what is swapped: stream, update, a sub-layer of the model such as self_attn, or a stream "
+        "beside the video's: text, joint (text and video), audio",
         group=SWAP,
     )
     layers: str | None = option(

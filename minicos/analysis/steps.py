@@ -71,10 +71,8 @@ class Steps:
         """A sheet for each branch, convergence.png, and a video for each chosen step."""
         schedule = self.wan.schedule()
         run.save_json("schedule.json", {"sigmas": schedule.sigmas, "timesteps": schedule.timesteps})
-        sheets = [
-            self._sheet(branch, saved, run)
-            for branch in dict.fromkeys(branch for step in saved for branch in step)
-        ]
+        branches = sorted({b for step in saved for b in step}, key=lambda b: (b != "guided", b))
+        sheets = [self._sheet(branch, saved, run) for branch in branches]
         moved = convergence(torch.stack([step["guided"] for step in saved]))
         run.save_tensors("convergence.safetensors", {"moved": moved})
         figures.grid(
@@ -97,8 +95,8 @@ class Steps:
         for i in shown:
             if not run.has(self._file(branch, i, "png")):
                 self._show(branch, i, saved[i][branch], run)
-        sigmas, stride = self.wan.schedule().sigmas, self.wan.stride[0]
-        frames = self._frames(stride * (saved[0]["guided"].shape[2] - 1) + 1)
+        sigmas, latents = self.wan.schedule().sigmas, range(saved[0]["guided"].shape[2])
+        frames = self._frames(sum(len(self.wan.frames_behind(f)) for f in latents))
         name = f"{_folder(branch)}_sheet.png"
         figures.sheet(
             run.path(name),

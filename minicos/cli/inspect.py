@@ -32,6 +32,7 @@ def add(verbs) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from minicos.peers import folder
     from minicos.weights import hub
     from minicos.weights.inspect import describe, inspect
     from minicos.weights.layouts import locate
@@ -39,5 +40,6 @@ def run(args: argparse.Namespace) -> None:
     path = Path(args.path)
     if not path.exists() and (args.path.partition(":")[0] == "tiny" or hub.is_id(args.path)):
         path = locate(args.path, args.download)
-    checkpoint = inspect(path)
+    peer = folder.find(path) if path.is_dir() else None
+    checkpoint = inspect(path) if peer is None else peer.checkpoint()
     print(json.dumps(checkpoint.to_json(), indent=1) if args.json else describe(checkpoint))

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from minicos.errors import MinicosError, warn
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from minicos.condition import WanCondition
     from minicos.config import Preset
+    from minicos.peers.folder import PeerFolder
+    from minicos.peers.peer import Peer
     from minicos.wan import Wan
     from minicos.weights.layouts import Layout
 
@@ -28,10 +30,23 @@ def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
     return {name: None if path is None else load_image(path) for name, path in paths.items()}
 
 
-def layout(args: argparse.Namespace) -> "Layout":
+def layout_or_peer(args: argparse.Namespace) -> "Layout | PeerFolder":
     """The files of the options' model and what it is, from headers alone; torch is not needed."""
+    if peer := peer_folder(args.model, args.download):
+        _refuse_for_peers(args, peer.variant)
+        return peer
+    return layout(args)
+
+
+def layout(args: argparse.Namespace) -> "Layout":
+    """`layout_or_peer` for what only Wan does. Raises MinicosError for a model that diffusers runs."""
     from minicos.weights.layouts import find
 
+    if peer := peer_folder(args.model, args.download):
+        raise MinicosError(
+            f"this command is for Wan, and {args.model} is {peer.variant}: steps, energy, "
+            "attention, noise, swap, ensemble, run, points, inspect and verify take it"
+        )
     files: dict[str, list[tuple[str, float]]] = {}
     for expert, one in args.lora:
         files.setdefault(expert, []).append(one)
@@ -40,12 +55,33 @@ def layout(args: argparse.Namespace) -> "Layout":
     )
 
 
-def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
+def peer_folder(model: str, download: bool = False) -> "PeerFolder | None":
+    """The model as a diffusers folder of a peer, if it is one."""
+    from minicos.peers import folder
+    from minicos.weights.layouts import locate
+
+    path = locate(model, download)
+    return folder.find(path) if path.is_dir() else None
+
+
+def _refuse_for_peers(args: argparse.Namespace, variant: str) -> None:
+    """Raise MinicosError for options that mean nothing for a model that diffusers runs."""
+    given = {
+        "--variant": args.variant,
+        "--part": args.part,
+        "--lora": args.lora,
+        "--kernels": args.kernels,
+        "--decode-dtype": args.decode_dtype,
+    }
+    for option, value in given.items():
+        if value:
+            raise MinicosError(f"{option} has no place with {variant}, which diffusers runs")
+
+
+def plan(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Preset":
     """The way of sampling that the options name. Whatever can be refused without reading a
     weight is refused here.
     """
-    from minicos.condition import check_frames
-    from minicos.tiles import check_side
     from minicos.wan import UNUSED_NEGATIVE
 
     above = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
@@ -53,10 +89,9 @@ def plan(args: argparse.Namespace, files: "Layout") -> "Preset":
         raise MinicosError(f"{above} is a file, not a folder. Choose another --out.")
     if not os.access(above, os.W_OK):
         raise MinicosError(f"cannot write into {above}. Choose another --out.")
-    variant, stride = files.variant, files.vae.config.stride
+    variant = files.variant
     chosen = files.preset(args.preset).changed(**_changes(args))
-    check_frames(chosen.frames, stride[0])
-    check_side(args.tile, stride[1])
+    files.check(chosen.frames, args.tile)
     if getattr(args, "negative_prompt", None) is not None and not chosen.guided:
         warn(UNUSED_NEGATIVE)
     if args.boundary is not None and len(files.experts) == 1:
@@ -75,7 +110,9 @@ def within(at: tuple[int, ...] | None, steps: int, option: str = "--at ") -> tup
 
 
 def load(
-    args: argparse.Namespace, files: "Layout | None" = None, image: "Tensor | None" = None
+    args: argparse.Namespace,
+    files: "Layout | PeerFolder | None" = None,
+    image: "Tensor | None" = None,
 ) -> "Wan":
     """The model of the options, under their preset, with room for a video from this first frame.
 
@@ -86,6 +123,7 @@ def load(
 
     from minicos import cost, device
     from minicos import open as opening
+    from minicos.peers.folder import PeerFolder
     from minicos.plan import Plan, describe
 
     def tell(plan: Plan) -> None:
@@ -97,8 +135,12 @@ def load(
     opened: list[Wan] = getattr(args, "opened", [])  # by an earlier sample of --cases
     if opened:
         return opened[0]
-    files = files or layout(args)
+    files = files or layout_or_peer(args)
     chosen = plan(args, files)
+    if isinstance(files, PeerFolder):
+        # Studies are typed for Wan; of it they ask what `Model` and a peer have, too.
+        opened.append(cast("Wan", _load_peer(args, files, chosen, image)))
+        return opened[0]
     ops = device.operations(opening.open_device(args.device), args.kernels)
     wan = opening.load(
         files,
@@ -122,6 +164,24 @@ def load(
         print(f"minicos: {line}", file=sys.stderr)
     opened.append(wan)
     return wan
+
+
+def _load_peer(
+    args: argparse.Namespace, files: "PeerFolder", chosen: Any, image: "Tensor | None"
+) -> "Peer":
+    """A peer for videos in the aspect ratio of this first frame."""
+    from minicos.peers.opening import open_peer
+    from minicos.plan import Plan, describe
+
+    def tell(plan: Plan) -> None:
+        if plan.weights >= LARGE:
+            print(describe(plan), file=sys.stderr)
+
+    how = {"device": args.device, "residency": args.residency, "compile": args.compile}
+    peer = open_peer(files, chosen, tell=tell, **how)
+    if image is not None:
+        peer = peer.with_preset(size=peer.fitting((image.shape[-2], image.shape[-1])))
+    return peer
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

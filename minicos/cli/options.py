@@ -47,6 +47,7 @@ MODEL_HELP = """\
   a file                      of ComfyUI or DiffSynth, e.g. --model wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors
                                 --part low=wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors --part vae=wan_2.1_vae.safetensors
                                 --part text=umt5_xxl_fp8_e4m3fn_scaled.safetensors --part tokenizer=tokenizer.json
+  LTX-2, CogVideoX, HunyuanVideo: their folder of diffusers; see weights.md
   a repository's id           on the Hub, e.g. --model Wan-AI/Wan2.2-I2V-A14B: from the local cache, or fetched with --download
 LoRA files go to one expert each (a model of one network is its own high one), with a strength if not 1:
   --model Wan2.2-I2V-A14B --variant VBVR-Wan2.2 --lora high=high_noise_lora.safetensors low=low_noise_lora.safetensors:0.5

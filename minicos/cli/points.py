@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 
-from minicos.cli import options
+from minicos.cli import opening, options
 
 EXAMPLES = """\
   minicos points                              the embedded model's points, blocks folded into one
@@ -47,11 +47,16 @@ def run(args: argparse.Namespace) -> None:
             f"{args.model!r} is neither a model's files nor a variant: take one of "
             f"{', '.join(VARIANTS)}."
         )
-    cfg = VARIANTS.get(name) or dit_config(args.model)
+    peer = None if name in VARIANTS else opening.peer_folder(args.model)
+    if peer is not None:
+        from minicos.peers.opening import points as points_of_a_peer
 
-    from minicos.points import points
+        found, depth = points_of_a_peer(peer), peer.depth
+    else:
+        from minicos.points import points
 
-    found = points(cfg)
+        cfg = VARIANTS.get(name) or dit_config(args.model)
+        found, depth = points(cfg), cfg.num_layers
     if args.json:
         print(
             json.dumps([{"name": name, "shape": shape} for name, shape in found.items()], indent=1)
@@ -63,7 +68,4 @@ def run(args: argparse.Namespace) -> None:
     for name, shape in found.items():
         print(f"{name:{width}}  {shape}")
     if not args.all:
-        print(
-            f"\ni = 0..{cfg.num_layers - 1}; in a pattern, * stands for one dotted segment: "
-            "blocks.*.ffn"
-        )
+        print(f"\ni = 0..{depth - 1}; in a pattern, * stands for one dotted segment: blocks.*.ffn")

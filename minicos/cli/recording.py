@@ -60,14 +60,14 @@ def record(name: str, args: argparse.Namespace) -> None:
     from minicos.analysis.tools import record as recording
     from minicos.analysis.tools.figures import evenly
 
-    images, files = opening.images(args), opening.layout(args)
-    total, cfg = opening.plan(args, files).steps, files.experts["high"].config
+    images, files = opening.images(args), opening.layout_or_peer(args)
+    total, depth = opening.plan(args, files).steps, files.depth
     asked = study.read(args, RecordOptions)
     chosen = opening.within(asked.at, total) or spread(8, total)
-    layers = asked.layers or tuple(evenly(cfg.num_layers, 8))
+    layers = asked.layers or tuple(evenly(depth, 8))
     for option, given, count in (
-        ("--layers", layers, cfg.num_layers),
-        ("--heads", asked.heads or (0,), cfg.num_heads),
+        ("--layers", layers, depth),
+        ("--heads", asked.heads or (0,), files.heads),
     ):
         if given[0] < 0 or given[-1] >= count:
             raise MinicosError(f"{option}: this model has them from 0 to {count - 1}.")
@@ -94,14 +94,15 @@ def made(
     asked: RecordOptions,
 ) -> "list[Recorder]":
     """The recorders of some verbs, in the order of VERBS."""
-    from minicos.analysis.attention import Attention, gives_lse, words
+    from minicos.analysis.attention import PARTS, Attention, gives_lse
     from minicos.analysis.energy import Energy
     from minicos.analysis.steps import Steps
 
-    prompt = words(condition, asked.branch)
+    prompt = wan.words(condition, asked.branch)
+    parts = [part for part in PARTS if part in wan.sublayers]
     every: dict[str, Recorder] = {
         "steps": Steps(wan, chosen),
-        "energy": Energy(chosen, stride=wan.vae.cfg.stride[0], ops=wan.ops),
+        "energy": Energy(chosen, behind=wan.frames_behind_token, ops=wan.ops),
         "attention": Attention(
             layers,
             chosen,
@@ -111,6 +112,7 @@ def made(
             asked.queries,
             wan.ops,
             gives_lse(wan),
+            parts,
         ),
     }
     return [every[verb] for verb in VERBS if verb in names]

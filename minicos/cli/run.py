@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.tools.record import record
     from minicos.media import save_video
 
-    images, files = opening.images(args), opening.layout(args)
-    total, depth = opening.plan(args, files).steps, files.experts["high"].config.num_layers
+    images, files = opening.images(args), opening.layout_or_peer(args)
+    total, depth = opening.plan(args, files).steps, files.depth
     chosen = opening.within(args.at, total) or spread(8, total)
     seeds = args.seeds or (3 if args.ensemble else 1)
     if args.ensemble and seeds == 1:

@@ -48,7 +48,6 @@ def open_run(
               identify the run
     settings  what else identifies it
     """
-    from minicos.config import PRESETS
     from minicos.device import describe
     from minicos.runs import Run
 
@@ -64,8 +63,8 @@ def open_run(
         "command": args.command,
         "model_path": str(args.model),
         "device": str(wan.device),
-        "preset": args.preset or next(iter(PRESETS[wan.variant])),
-        "residency": wan.residency.plan.residency,
+        "preset": args.preset or wan.presets[0],
+        "residency": wan.placement,
         "operations": describe(wan.ops, wan.device),
         **_decoding(wan),
         "compiled": args.compile,

@@ -152,7 +152,7 @@ def open_model(
     """
     from minicos.analysis.tools import cases
 
-    files = opening.layout(args)
+    files = opening.layout_or_peer(args)
     own = getattr(asked, "prompt", None) is not None or bool(getattr(asked, "probe", None))
     if not own and files.variant != "tiny":
         raise MinicosError(

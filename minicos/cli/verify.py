@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from minicos.cli import options, values
+from minicos.cli import opening, options, values
+from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
     from minicos.verify import Part, Row
@@ -16,6 +17,7 @@ EXAMPLES = """\
   minicos verify                                        the embedded model: seconds
   minicos verify --model Wan2.2-I2V-A14B/ --all         your weights, every layer on a line of its own
   minicos verify --model Wan2.2-I2V-A14B/ --dtype bfloat16 --json
+  minicos verify --model CogVideoX1.5-5B-I2V/           a model that diffusers runs: our loop against the pipeline's own latents
 needs diffusers and transformers; the exit code is 0 where all agree within the tolerance, 1 where not
 diffusers builds its time sinusoid in float32, minicos and the official code in float64: unless --as-shipped is given, the
 exact one is put in its place, and what it makes of the velocity as shipped is a row of its own
@@ -85,10 +87,22 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from minicos.open import load
+    from minicos.peers.opening import open_peer
+    from minicos.peers.peer import Peer
+    from minicos.peers.verify import verify as verify_peer
     from minicos.verify import verify
+    from minicos.wan import Wan
 
-    wan = load(args.model, device=args.device, dtype=args.dtype and getattr(torch, args.dtype))
-    compared = verify(wan, args.grid, as_shipped=args.as_shipped, tolerance=args.tolerance)
+    dtype_asked = args.dtype and getattr(torch, args.dtype)
+    wan: Wan | Peer
+    if folder := opening.peer_folder(args.model):
+        if args.as_shipped:
+            raise MinicosError("--as-shipped is about the time sinusoid of Wan: leave it out")
+        wan = open_peer(folder, folder.preset(), device=args.device, dtype=dtype_asked)
+        compared = verify_peer(wan, args.grid, tolerance=args.tolerance)
+    else:
+        wan = load(args.model, device=args.device, dtype=dtype_asked)
+        compared = verify(wan, args.grid, as_shipped=args.as_shipped, tolerance=args.tolerance)
     dtype = str(wan.dtype).removeprefix("torch.")
     if args.json:
         parts = list(compared)

@@ -6,43 +6,7 @@ model = minicos.from_diffusers(diffusers.DiffusionPipeline.from_pretrained(...))
 A Wan pipeline becomes a `minicos.Wan` on the very weights that are in memory (wan.py). LTX-2,
 CogVideoX and HunyuanVideo stay diffusers' networks, watched from outside: `Peer` (peer.py) is what
 they share, a family says what differs, and presets.py how each is sampled and whose way that is.
+How to add a family: .github/CONTRIBUTING.md.
 
-Needs the extra `minicos[peers]`. Nothing here imports diffusers before a pipeline is at hand.
+Needs the extra `minicos[peers]`. diffusers is imported when a pipeline is opened, not before.
 """
-
-from typing import Any
-
-from minicos.errors import MinicosError
-from minicos.peers import presets, wan
-from minicos.peers.families import FAMILIES
-from minicos.peers.peer import Embed, Peer
-from minicos.wan import Wan
-
-
-def from_diffusers(
-    pipe: Any, *, variant: str | None = None, preset: str | None = None, embed: Embed | None = None
-) -> Wan | Peer:
-    """A pipeline of diffusers that is in memory, as a model of minicos; it is not changed.
-
-    pipe     of a class in `wan.PIPELINES` or `FAMILIES`
-    variant  of Wan, what shapes cannot tell, as for `minicos.load`: "VBVR-Wan2.2", ...
-    preset   of the others, a way of sampling (`presets.PRESETS`), by default the pipeline's own
-    embed    of the others, in the place of text encoders that are not there: prompts -> arguments
-             of the pipeline such as prompt_embeds
-    Raises MinicosError for a pipeline of another class, and where its weights cannot be used as
-    they lie there.
-    """
-    kind = type(pipe).__name__
-    if kind in wan.PIPELINES:
-        if preset is not None or embed is not None:
-            raise MinicosError("a Wan pipeline has its own preset and text encoder: leave them out")
-        return wan.from_pipeline(pipe, variant)
-    if kind not in FAMILIES:
-        known = ", ".join((*wan.PIPELINES, *FAMILIES))
-        raise MinicosError(f"{kind} is no pipeline that minicos knows: take one of {known}")
-    if variant is not None:
-        raise MinicosError(f"{kind} says itself which variant it is: leave it out")
-    found = presets.variant(kind, pipe.transformer.config)
-    weights = wan.fingerprint({"high": pipe.transformer.state_dict()})
-    chosen = presets.get_preset(found, preset)
-    return FAMILIES[kind](pipe, found, chosen, weights, embed)

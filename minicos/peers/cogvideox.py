@@ -31,8 +31,11 @@ class CogVideoX(Peer):
         return b, c // 2, f, h, w
 
     def received(self, call: Call) -> Latents:
-        x = call["hidden_states"]
-        return {VIDEO: rearrange(x[:, :, : x.shape[2] // 2], "b f c h w -> b c f h w").float()}
+        x, bars = call["hidden_states"], self.pipe.scheduler.alphas_cumprod
+        bar = bars[int(call["timestep"][0])].double()
+        scale = float(bar.sqrt() + (1 - bar).sqrt())  # alpha + s
+        x = rearrange(x[:, :, : x.shape[2] // 2], "b f c h w -> b c f h w")
+        return {VIDEO: x.float() / scale}
 
     def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
         alpha, s = rotation(moment.sigma)
@@ -84,11 +87,6 @@ class CogVideoX(Peer):
         """Padding in front, where a token is two latent frames."""
         time = self.pipe.transformer.config.patch_size_t or 1
         return -((self.preset.frames - 1) // self.stride[0] + 1) % time
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        side = self.pipe.vae_scale_factor_spatial
-        return self.pipe.vae_scale_factor_temporal, side, side
 
     def places(self, text: int) -> Places:
         before, after = slice(None, text), slice(text, None)

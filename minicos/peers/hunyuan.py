@@ -18,8 +18,6 @@ from minicos.media import to_uint8
 from minicos.peers.foreign import Attends, Places, Spot, joint
 from minicos.peers.peer import Peer, PeerCondition
 from minicos.peers.prepare import Call
-from minicos.sample import VIDEO, Latents, Moment
-from minicos.schedule import Schedule
 
 TEXT = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
 
@@ -34,30 +32,6 @@ class HunyuanVideo(Peer):
     def concat(self) -> bool:
         """Whether the picture stands beside x."""
         return self.pipe.transformer.config.image_condition_type == "latent_concat"
-
-    def shape(self, call: Call) -> tuple[int, int, int, int, int]:
-        b, c, f, h, w = call["hidden_states"].shape
-        return b, (c - 1) // 2 if self.concat else c, f, h, w
-
-    def received(self, call: Call) -> Latents:
-        return {VIDEO: call["hidden_states"][:, : self.shape(call)[1]].float()}
-
-    def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
-        beside = call["hidden_states"]
-        x = latents[VIDEO].to(beside.dtype)
-        x = torch.cat([x, beside[:, x.shape[1] :]], dim=1)
-        timestep = torch.full_like(call["timestep"], moment.timestep)
-        return {**call, "hidden_states": x, "timestep": timestep}
-
-    def velocities(self, answer: tuple[Tensor, ...], latents: Latents, moment: Moment) -> Latents:
-        return {VIDEO: answer[0].float()}
-
-    def silence(self, call: Call) -> tuple[Tensor, ...]:
-        return (torch.zeros_like(call["hidden_states"][:, : self.shape(call)[1]]),)
-
-    def schedule(self) -> Schedule:
-        levels = torch.linspace(1, 0, self.preset.steps + 1, dtype=torch.float64)[:-1]
-        return self.flow(levels, shift=self.preset.shift)
 
     def given(self, guided: bool) -> dict[str, Any]:
         second = {"true_cfg_scale": self._strength} if guided else {}
@@ -85,22 +59,16 @@ class HunyuanVideo(Peer):
         frames = [Image.fromarray(to_uint8(one[:, None] * 2 - 1)[0]) for one in pictures]
         return frames[0] if len(frames) == 1 else frames
 
-    def words(self, condition: PeerCondition, branch: str) -> int:
+    def words(self, condition: PeerCondition, branch: str) -> int | None:
         return int(condition.branch(branch)["encoder_attention_mask"][0].sum())
 
-    def pixels(self, latent: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        video = vae.decode((latent / self.pipe.vae_scaling_factor).to(vae.dtype)).sample
-        return video[:, :, self.stride[0] * self.lead :].float()
+    @property
+    def stream_decides(self) -> bool:
+        return False
 
     @property
     def lead(self) -> int:
         return int(self.concat)
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        side = self.pipe.vae_scale_factor_spatial
-        return self.pipe.vae_scale_factor_temporal, side, side
 
     def places(self, text: int) -> Places:
         double = len(self.pipe.transformer.transformer_blocks)

@@ -165,7 +165,7 @@ class LTX2(Peer):
     def text_rows(self, call: Call) -> int:
         return 0  # video and text do not attend jointly
 
-    def words(self, condition: PeerCondition, branch: str) -> int:
+    def words(self, condition: PeerCondition, branch: str) -> int | None:
         return condition.branch(branch)["encoder_hidden_states"].shape[1]
 
     @property

@@ -27,7 +27,7 @@ from minicos.media import Picture, as_image, to_uint8
 from minicos.ops import REFERENCE, Ops
 from minicos.peers.foreign import Places, hooked
 from minicos.peers.prepare import Call, prepared
-from minicos.peers.presets import PeerPreset, get_preset
+from minicos.peers.presets import PRESETS, PeerPreset, get_preset
 from minicos.precision import undisturbed
 from minicos.sample import VIDEO, Latents, Model, Moment, classifier_free, draw_noise
 from minicos.schedule import Schedule
@@ -67,7 +67,8 @@ class PeerCondition(Condition):
 
 @dataclass(frozen=True, repr=False)
 class Peer(Model):
-    """A family of pipelines overrides what is abstract, and what else differs in it.
+    """A family of pipelines overrides `places`, and what else differs in it from the usual kind:
+    latents b c f h w, a picture beside them on the channel axis, flow matching by Euler's method.
 
     Dimensions of `Call` are the transformer's; everything else is b c f h w.
     """
@@ -87,37 +88,54 @@ class Peer(Model):
     loras: ClassVar[tuple[Any, ...]] = ()
     tile: ClassVar[int | None] = None
 
-    # -- what a family says ------------------------------------------------------------------------
-
-    @abstractmethod
-    def shape(self, call: Call) -> tuple[int, int, int, int, int]:
-        """b c f h w of the video's latents in a call."""
-
-    @abstractmethod
-    def received(self, call: Call) -> Latents:
-        """The latents in a call, in float32: the inverse of `arguments`, at the noise level of the
-        first step.
-        """
-
-    @abstractmethod
-    def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
-        """The call with these latents and the noise level of this moment in it."""
-
-    @abstractmethod
-    def velocities(self, answer: tuple[Tensor, ...], latents: Latents, moment: Moment) -> Latents:
-        """The velocities in the answer of the transformer to such a call, float32."""
+    # -- what a family says, by default that of the usual kind -------------------------------------
 
     @abstractmethod
     def places(self, text: int) -> Places:
         """Where the hook points lie; `text`: how many rows of it attend together with the video."""
 
-    @abstractmethod
-    def pixels(self, latent: Tensor) -> Tensor:
-        """The decoded video of latents, without its `lead`: b 3 F H W in [-1, 1]."""
+    def shape(self, call: Call) -> tuple[int, int, int, int, int]:
+        """b c f h w of the video's latents in a call."""
+        b, _, f, h, w = call["hidden_states"].shape
+        return b, self.pipe.transformer.config.out_channels, f, h, w
 
-    @abstractmethod
+    def received(self, call: Call) -> Latents:
+        """The latents in a call, in float32: the inverse of `arguments`."""
+        return {VIDEO: call["hidden_states"][:, : self.shape(call)[1]].float()}
+
+    def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
+        """The call with these latents and the noise level of this moment in it: by default in front
+        of what else stands on the channel axis.
+        """
+        beside = call["hidden_states"]
+        x = latents[VIDEO].to(beside.dtype)
+        x = torch.cat([x, beside[:, x.shape[1] :]], dim=1)
+        timestep = torch.full_like(call["timestep"], moment.timestep)
+        return {**call, "hidden_states": x, "timestep": timestep}
+
+    def velocities(self, answer: tuple[Tensor, ...], latents: Latents, moment: Moment) -> Latents:
+        """The velocities in the answer of the transformer to such a call, float32."""
+        return {VIDEO: answer[0].float()}
+
     def silence(self, call: Call) -> tuple[Tensor, ...]:
         """Zeros of the shapes of the transformer's answer to a call."""
+        return (torch.zeros_like(call["hidden_states"][:, : self.shape(call)[1]]),)
+
+    def schedule(self) -> Schedule:
+        """Evenly spaced levels from 1, shifted as the preset says."""
+        levels = torch.linspace(1, 0, self.preset.steps + 1, dtype=torch.float64)[:-1]
+        return self.flow(levels, shift=self.preset.shift)
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        """The decoded video of latents, without its `lead`: b 3 F H W in [-1, 1]."""
+        vae = self.pipe.vae
+        video = vae.decode((latent / vae.config.scaling_factor).to(vae.dtype)).sample
+        return video[:, :, self.stride[0] * self.lead :].float()
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        side = self.pipe.vae_scale_factor_spatial
+        return self.pipe.vae_scale_factor_temporal, side, side
 
     def given(self, guided: bool) -> dict[str, Any]:
         """The pipeline's own arguments for this preset, with its guidance or without."""
@@ -206,6 +224,16 @@ class Peer(Model):
     def frames_behind(self, frame: int) -> range:
         return super().frames_behind(frame - self.lead) if frame >= self.lead else range(0)
 
+    def frames_behind_token(self, frame: int) -> range:
+        patch = self.patch[0]
+        behind = [self.frames_behind(frame * patch + i) for i in range(patch)]
+        shown = [one for frames in behind for one in frames]
+        return range(shown[0], shown[-1] + 1) if shown else range(0)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return tuple(s for s in ("text", "joint", "audio") if f"blocks.0.{s}" in self.points)
+
     @undisturbed()
     def noise(self, condition: Condition, seed: int | Sequence[int]) -> Tensor:
         on_card = self.preset.noise_device == "cuda"
@@ -214,6 +242,11 @@ class Peer(Model):
         return self.start(drawn, condition.branch("cond"))  # type: ignore[attr-defined]
 
     # -- what commands ask -------------------------------------------------------------------------
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """The ways of sampling it by name, the default first."""
+        return tuple(PRESETS[self.variant])
 
     @property
     def device(self) -> torch.device:
@@ -307,35 +340,44 @@ class Peer(Model):
         """How many rows of text attend together with the video."""
         return call["encoder_hidden_states"].shape[1]
 
-    def words(self, condition: PeerCondition, branch: str) -> int:
-        """How many of them are the first sample's prompt; the rest is padding."""
+    def words(self, condition: PeerCondition, branch: str) -> int | None:
+        """See `Model.words`; where text attends together with the video, nothing looks at rows
+        beyond these.
+        """
         return self.text_rows(condition.branch(branch))
 
     def prepared(self, texts: list[str], pictures: Tensor, **more: Any) -> Call:
         """What the pipeline calls its transformer with for some prompts and pictures; `more`: its
         own arguments.
         """
+        given = {**self._asked(texts, pictures), **self.given(guided=False), **more}
+        return prepared(self.pipe, self.silence, self.moving, given)
+
+    def arguments_of_a_run(self, texts: list[str], pictures: Tensor) -> Call:
+        """The arguments with which the pipeline itself makes what the preset asks for."""
+        given = {**self._asked(texts, pictures), **self.given(guided=True)}
+        if self.preset.guided:
+            negative = self._words([self.preset.negative_prompt] * len(texts))
+            given |= {f"negative_{name}": value for name, value in negative.items()}
+        return given
+
+    def _asked(self, texts: list[str], pictures: Tensor) -> dict[str, Any]:
+        # A generator for each sample, so that it is the same alone and in a batch.
+        drawn = [torch.Generator().manual_seed(self.picture_seed) for _ in texts]
         p = self.preset
-        words = {"prompt": texts} if self.embed is None else self.embed(texts)
-        given = {
-            **self.given(guided=False),
-            **words,
+        return {
+            **self._words(texts),
             "image": self.shown(pictures),
             "height": p.size[0],
             "width": p.size[1],
             "num_frames": p.frames,
             "num_inference_steps": max(2, p.steps),
-            "generator": self.generators(len(texts)),
+            "generator": drawn,
             "output_type": "latent",
-            **more,
         }
-        return prepared(self.pipe, self.silence, self.moving, given)
 
-    def generators(self, count: int) -> list[torch.Generator]:
-        """Of what the pipeline draws for itself: one for each sample, so that a sample is the same
-        alone and in a batch.
-        """
-        return [torch.Generator().manual_seed(self.picture_seed) for _ in range(count)]
+    def _words(self, texts: list[str]) -> Mapping[str, Any]:
+        return {"prompt": texts} if self.embed is None else self.embed(texts)
 
     def _pictures(self, image: Picture, count: int) -> Tensor:
         """First frames in the preset's size: b 3 H W in [0, 1], on the host."""

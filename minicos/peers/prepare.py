@@ -63,6 +63,20 @@ def prepared(
     return first
 
 
+def noted(pipe: Any, given: Call) -> list[Call]:
+    """The arguments of all calls of the transformer in `pipe(**given)`, which runs as it is."""
+    calls: list[Call] = []
+    forward = pipe.transformer.forward
+
+    def note(**call: Any) -> Any:
+        calls.append({k: v.clone() if isinstance(v, Tensor) else v for k, v in call.items()})
+        return forward(**call)
+
+    with torch.no_grad(), _unplugged(pipe, note):
+        pipe(**given)
+    return calls
+
+
 @contextmanager
 def _unplugged(pipe: Any, stub: Callable[..., Any]) -> Iterator[None]:
     """The pipeline with `stub` as its transformer's forward, a scheduler of its own and no progress

@@ -1,9 +1,9 @@
 """What weight files say about themselves, read in milliseconds and without torch: names, dtypes,
 shapes, metadata.
 
-safetensors files are read and validated by their library, PyTorch files by `archive`. Which of them
-a file is, its first bytes tell, not its name. Also here: the files of one network, which may be
-shards listed in an index.
+safetensors files are read and validated by their library, PyTorch files by `archive`, GGUF files by
+`gguf`. Which of them a file is, its first bytes tell, not its name. Also here: the files of one
+network, which may be shards listed in an index.
 """
 
 import re
@@ -29,10 +29,10 @@ BITS = {
 ARCHIVES = ("pth", "pt", "bin", "ckpt")  # endings of PyTorch's own files, to find them in a folder
 USUAL = ("diffusion_pytorch_model", "model")  # names that official and diffusers folders use
 ZIP = b"PK\x03\x04"
+GGUF = b"GGUF"
 FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run `git lfs pull` where "
     "it came from",
-    b"GGUF": "a GGUF file, which minicos does not read. Get the safetensors version of the model",
     b"<": "a web page, not weights. Download the file itself",
     b"\x80": "a bare pickle, not weights. If it is yours, save its state_dict with safetensors or "
     "torch.save",
@@ -69,6 +69,7 @@ class Header:
     tensors: dict[str, TensorInfo]  # in the order of the file
     metadata: dict[str, str]
     archive: bool = False  # is it one of PyTorch's own files?
+    gguf: bool = False
     section: str = ""
 
 
@@ -77,6 +78,7 @@ def read_header(path: str | Path) -> Header:
     it is instead.
     """
     from minicos.weights.archive import read_archive  # which makes a Header, too
+    from minicos.weights.gguf import read_gguf  # likewise
 
     path = regular(path)
     with reading(path), path.open("rb") as file:
@@ -84,6 +86,8 @@ def read_header(path: str | Path) -> Header:
         head = file.read(24)
     if head.startswith(ZIP):
         return check_header(read_archive(path, size))
+    if head.startswith(GGUF):
+        return check_header(read_gguf(path, size))
     if head[8:9] != b"{":
         kinds = (kind for magic, kind in FOREIGN.items() if head.startswith(magic))
         raise MinicosError(f"{path} is {next(kinds, 'not a file of weights. Download it again')}.")

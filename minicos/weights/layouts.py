@@ -110,6 +110,25 @@ class Layout:
             )
         return get_preset(self.variant).changed(**self.stated)
 
+    @property
+    def depth(self) -> int:
+        """Of the network, in blocks."""
+        return self.experts["high"].config.num_layers
+
+    @property
+    def heads(self) -> int:
+        """Of an attention."""
+        return self.experts["high"].config.num_heads
+
+    def check(self, frames: int, tile: int | None) -> None:
+        """Raise MinicosError for a number of frames or tiles that the VAE does not know."""
+        from minicos.condition import check_frames
+        from minicos.tiles import check_side
+
+        time, side, _ = self.vae.config.stride
+        check_frames(frames, time)
+        check_side(tile, side)
+
     def fingerprint(self) -> str:
         """Tells these weights from others: a hash of samples of every file and of the strengths
         of LoRAs.
@@ -118,7 +137,7 @@ class Layout:
         networks: list[Part] = [*self.experts.values(), self.vae, self.text]
         for part in networks:
             digest.update(_samples(part))
-        digest.update(_sample(self.tokenizer))
+        digest.update(sampled(self.tokenizer))
         if self.clip is not None:
             digest.update(_samples(self.clip))
         return digest.hexdigest()[:16]
@@ -390,7 +409,7 @@ def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part[DiT
             loras, headers = (*((header.path, 1.0) for header in headers), *loras), base
         experts[name] = Part(_files(headers), config, loras)
     samples = [
-        b"".join(map(_sample, part.files)) + repr(part.loras).encode() for part in experts.values()
+        b"".join(map(sampled, part.files)) + repr(part.loras).encode() for part in experts.values()
     ]
     if len(samples) == 2 and samples[0] == samples[1]:
         raise MinicosError(
@@ -529,12 +548,12 @@ def _with_strength(given: str | Path | tuple[str | Path, float]) -> tuple[Path, 
 
 
 def _samples(part: Part) -> bytes:
-    pieces = [_sample(path) for path in part.files]
-    pieces += [_sample(path) + repr(float(strength)).encode() for path, strength in part.loras]
+    pieces = [sampled(path) for path in part.files]
+    pieces += [sampled(path) + repr(float(strength)).encode() for path, strength in part.loras]
     return b"".join(pieces)
 
 
-def _sample(path: Path, pieces: int = 16, length: int = 1 << 16) -> bytes:
+def sampled(path: Path, pieces: int = 16, length: int = 1 << 16) -> bytes:
     """A hash of a file's size and of pieces from its first to its last byte: a megabyte at most,
     however large it is.
     """

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minicos.errors import MinicosError
 from minicos.runs import progress
+from minicos.weights import gguf
 from minicos.weights.archive import table
 from minicos.weights.files import about, reading
 from minicos.weights.header import Header, TensorInfo, read_part, tensors
@@ -160,6 +161,8 @@ def open_tensors(header: Header) -> Callable[[str], Tensor]:
     executed.
     """
     path = header.path
+    if header.gguf:
+        return gguf.opened(header)
     if header.archive:
         with reading(path, "cannot be opened as tensors only", "Download or convert it."):
             if path.suffix == ".safetensors":  # torch goes by the name of a path

@@ -149,6 +149,8 @@ def follow(
     dose that entered it (b f).
     """
     entered = edit(x, start, condition.per_frame(wan.schedule().sigmas[start]), x0)
+    if state is None and not start:  # what travels beside starts as in the clean run
+        state = State(beside=wan.beside(x, condition))
     if state is not None and entered is not x:
         state = state.edited()
     for step in wan.sample(condition, noise=entered, start=start, state=state, hooks=hooks):

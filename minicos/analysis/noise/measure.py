@@ -23,7 +23,7 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.puzzles import timeline
 from minicos.runs import Run, progress
-from minicos.sample import Step
+from minicos.sample import Model, Step
 from minicos.wan import Wan
 
 TOKENS = 1024  # rows of a hidden state that CKA is taken over, at most
@@ -105,7 +105,7 @@ def measure(
         i, seen = step.index, watch.keep(step, clean)
         held = kept(clean, Clean.name, i) if twins is None else beside.keep(next(twins)[0], clean)
         injected += dose.cpu()
-        passes += (1 + (step.velocity_uncond is not None)) * (1 if twins is None else 2)
+        passes += len(step.velocities) * (1 if twins is None else 2)
         if i < first:
             continue
         ours, theirs = seen["x0"], held["x0"].to(noise)
@@ -123,8 +123,8 @@ def measure(
 
 def _tokens(wan: Wan, x0: Tensor) -> Tensor:
     """A latent (c f h w) as the network's tokens (l, c * patch)."""
-    pf, ph, pw = wan.cfg.patch_size
-    return rearrange(x0, "c (f pf) (h ph) (w pw) -> (f h w) (c pf ph pw)", pf=pf, ph=ph, pw=pw)
+    f, h, w = wan.grid((1, *x0.shape))
+    return rearrange(x0, "c (f pf) (h ph) (w pw) -> (f h w) (c pf ph pw)", f=f, h=h, w=w)
 
 
 def _hidden(ours: Tensor, theirs: Tensor) -> float:
@@ -309,8 +309,10 @@ def _clean(
     passes.
     """
     final = record(wan, condition, clean, [Clean(layer)], noise)
-    guidance = [wan.preset.guidance[wan.expert_name(t)] for t in wan.schedule().timesteps]
-    return {"final": final, "passes": torch.tensor(sum(1 + (g != 1) for g in guidance))}
+    model: Model = wan
+    experts = map(model.expert_name, model.schedule().timesteps)
+    passes = sum(len(model.branches(expert, condition)) for expert in experts)
+    return {"final": final, "passes": torch.tensor(passes)}
 
 
 def _joined(parts: Sequence[Tensor]) -> np.ndarray:

@@ -56,8 +56,8 @@ def measure(
     give = cases.condition(wan, given)
     noise = cases.noise(wan, take, [pair.b for pair in made])
     first = swaps[0].steps.start
-    # other solvers have a history, and dropping it is a change of its own
-    resumed = wan.preset.solver == "euler"
+    # a history, or what travels beside the video, is not kept: to drop it is a change of its own
+    resumed = wan.preset.solver == "euler" and not wan.beside(noise, take)
     x, start = (plain["x"][:, index].to(noise), first) if resumed else (noise, 0)
     for steps in lockstep(wan, give, take, noise, swaps, donor=donor, x=x, start=start):
         if steps[0].index == first:

@@ -27,6 +27,7 @@ class Plan:
     region: str = "all"  # of REGIONS
     controls: tuple[str, ...] = ()
     control_layers: tuple[int, ...] = ()  # (): all of them
+    decided: bool = True  # `Model.stream_decides`
 
     @property
     def arms(self) -> list["Arm"]:
@@ -37,6 +38,13 @@ class Plan:
             for donor in (self.donors[:1] if steps == range(1) else self.donors)
             for control in (None, *self.controls)
         ]
+
+    @property
+    def last(self) -> str:
+        """What is known of the last layer before anything is measured."""
+        if self.decided:
+            return "the last layer turns all by construction"
+        return "the last layer need not turn all: the prompt also enters behind it"
 
     @property
     def effects(self) -> list["Arm"]:
@@ -107,7 +115,7 @@ def plan(wan: Wan, options: SwapOptions) -> Plan:
     """What the options ask for. Raises MinicosError for layers and steps that the run does not
     have.
     """
-    depth, kinds = wan.depth, ("stream", "update", *wan.sublayers)
+    depth, kinds = wan.depth, ("stream", "update", *wan.sublayers, *wan.streams)
     if options.what not in kinds:
         raise MinicosError(
             f"--what {options.what}: this model has {', '.join(kinds)}"
@@ -132,6 +140,7 @@ def plan(wan: Wan, options: SwapOptions) -> Plan:
         region=options.region,
         controls=CONTROLS if options.controls == ("all",) else options.controls,
         control_layers=controlled,
+        decided=wan.stream_decides,
     )
 
 

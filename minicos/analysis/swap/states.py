@@ -18,8 +18,8 @@ crosses 0 and the rate of A crosses 1/2.
 
 What is true by construction, so no finding:
 - The whole stream after the last block *is* A's velocity: over all steps the run ends at A, flip =
-1, whatever the model. A curve over
-  layers ends there; the finding is where it turns.
+  1, in every model whose `stream_decides`. A curve over layers ends there; the finding is where it
+  turns. (In HunyuanVideo the prompt also enters the head, and nothing is true by construction.)
 - Whole streams of several layers: only the last of them counts.
 - Donor `own` hands over A's latent together with A's reading of the prompt. From the second step on
 the two latents differ, so that even

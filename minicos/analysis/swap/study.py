@@ -109,7 +109,7 @@ def numbers(planned: Plan, results: Results, pictured: int) -> list[Number]:
                     f"layer at which {NAMES[measure]}, {arm.name}",
                     crossing(planned.layers, values, LEVELS[measure]),
                     unit="layer",
-                    note="the last layer turns all by construction",
+                    note=planned.last,
                 )
                 for measure, values in reversed(found.items())
             ]

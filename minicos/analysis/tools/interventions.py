@@ -100,7 +100,8 @@ class Interventions:
             )
             for name, d in own.items()
         }
-        state = State.from_tensors(before, noise.device) if start else None
+        beside = State(beside=wan.beside(noise, condition))
+        state = State.from_tensors(before, noise.device) if start else beside
         for index in range(start, len(wan.schedule())):
             kept: dict[str, Tensor] = {}
             for name, d in self._named():

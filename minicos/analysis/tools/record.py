@@ -72,7 +72,8 @@ def record(
         for index in range(done):
             _log(run, index, schedule.sigmas, run.load_tensors(_file(index)))
     x, state = entering(run, done, noise)
-    if not done:
+    if not done:  # what travels beside the video starts as without interventions
+        state = State(beside=wan.beside(noise, condition))
         x = interventions.enter(x, 0, condition.per_frame(schedule.sigmas[0]), None)
     before = run.load_tensors(_file(done - 1)) if done else {}
     steps = wan.sample(condition, noise=x, hooks=hooks, start=done, state=state)

@@ -1,0 +1,161 @@
+"""A diffusers folder of a peer: what it is and what it weighs, from JSON and headers alone. Neither
+torch nor diffusers is imported.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from minicos.errors import MinicosError
+from minicos.peers import presets
+from minicos.weights.files import read_table
+from minicos.weights.header import Header, TensorInfo, read_headers
+from minicos.weights.inspect import Checkpoint
+from minicos.weights.layouts import sampled
+
+# A component of the pipeline -> the part of the model that it belongs to, as a plan names them.
+PARTS = {
+    "transformer": "high",
+    "text_encoder": "text",
+    "text_encoder_2": "text",
+    "connectors": "text",
+    "image_encoder": "text",
+    "vae": "vae",
+    "audio_vae": "vae",
+    "vocoder": "vae",
+}
+BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+
+
+@dataclass(frozen=True)
+class PeerFolder:
+    """What `minicos.weights.layouts.Layout` is for Wan."""
+
+    path: Path
+    pipeline: str  # class of diffusers
+    variant: str
+    transformer: Mapping[str, Any]  # its config.json
+    notes: tuple[str, ...] = ()
+
+    def preset(self, name: str | None = None) -> presets.PeerPreset:
+        """A preset of the variant, the first by default."""
+        return presets.get_preset(self.variant, name)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """It has one network."""
+        return ("high",)
+
+    @property
+    def depth(self) -> int:
+        """Of the network, in blocks."""
+        return self._number("num_layers") + int(self.transformer.get("num_single_layers", 0))
+
+    @property
+    def heads(self) -> int:
+        """Of an attention of the video."""
+        return self._number("num_attention_heads")
+
+    @property
+    def width(self) -> int:
+        """Of the network."""
+        return self.heads * self._number("attention_head_dim")
+
+    def check(self, frames: int, tile: int | None) -> None:
+        """Raise MinicosError for what the model cannot do with these options. The number of frames
+        is checked with the picture, since the VAE's stride is its own affair.
+        """
+        if tile is not None:
+            raise MinicosError(
+                f"--tile has no place here: {self.variant} is decoded by its own VAE. Leave it out."
+            )
+
+    @cached_property
+    def headers(self) -> Mapping[str, tuple[Header, ...]]:
+        """The headers of each component that has weights. Raises MinicosError naming a file that is
+        missing or damaged; of a folder with weights of two precisions the plain ones count.
+        """
+        found = {}
+        for name in PARTS:
+            place = self.path / name
+            if place.is_dir():
+                found[name] = tuple(read_headers(place))
+        if "transformer" not in found:
+            raise MinicosError(f"{self.path} has no transformer/ with weights. Download it again.")
+        return found
+
+    def fingerprint(self) -> str:
+        """Tells these weights from others: a hash of samples of every file."""
+        digest = sha256()
+        for headers in self.headers.values():
+            for header in headers:
+                digest.update(sampled(header.path))
+        return digest.hexdigest()[:16]
+
+    def checkpoint(self) -> Checkpoint:
+        """What `minicos inspect` says."""
+        infos = [info for headers in self.headers.values() for info in _infos(headers)]
+        files = {
+            name: tuple(str(header.path) for header in headers)
+            for name, headers in self.headers.items()
+        }
+        return Checkpoint(
+            path=str(self.path),
+            variant=self.variant,
+            layout="diffusers",
+            expert=None,
+            tensors=len(infos),
+            parameters=sum(info.elements for info in infos),
+            bytes=sum(header.size for headers in self.headers.values() for header in headers),
+            dtypes=dict(Counter(info.dtype for info in infos).most_common()),
+            architecture={"dim": self.width, "num_layers": self.depth, "num_heads": self.heads},
+            parts=files,
+            notes=(
+                f"{self.pipeline} of diffusers; runs with the extra minicos[peers]",
+                f"presets: {', '.join(presets.PRESETS[self.variant])}",
+            ),
+        )
+
+    def elements(self) -> dict[str, dict[str, int]]:
+        """Parameters by part ("high", "text", "vae") and block; "" is what lies outside blocks."""
+        found: dict[str, dict[str, int]] = {}
+        for name, headers in self.headers.items():
+            counts = found.setdefault(PARTS[name], {})
+            for header in headers:
+                for key, info in header.tensors.items():
+                    start = next((b for b in BLOCKS if key.startswith(b)), "")
+                    block = start + key[len(start) :].partition(".")[0] if start else ""
+                    counts[block] = counts.get(block, 0) + info.elements
+        return found
+
+    def _number(self, key: str) -> int:
+        value = self.transformer.get(key)
+        if type(value) is not int or not 0 < value < 1 << 20:
+            raise MinicosError(
+                f"{self.path / 'transformer/config.json'}: {key} is {value!r:.40}, and should be a "
+                "number above 0. Download it again."
+            )
+        return value
+
+
+def _infos(headers: tuple[Header, ...]) -> list[TensorInfo]:
+    return [info for header in headers for info in header.tensors.values()]
+
+
+def find(path: Path) -> PeerFolder | None:
+    """The peer in a folder; None where it is no diffusers folder of one."""
+    index = path / "model_index.json"
+    if not index.is_file():
+        return None
+    pipeline = str(read_table(index).get("_class_name"))
+    if pipeline not in presets.PIPELINES:
+        return None
+    config = path / "transformer" / "config.json"
+    if not config.is_file():
+        raise MinicosError(f"{path} has no transformer/config.json. Download it again.")
+    given = read_table(config)
+    return PeerFolder(path, pipeline, presets.variant(pipeline, given), given)

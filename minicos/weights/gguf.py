@@ -1,0 +1,79 @@
+"""GGUF files, the quantised layout of llama.cpp and ComfyUI-GGUF, through the `gguf` package (the
+extra `minicos[gguf]`).
+
+Tensors are dequantised one at a time, while a network is filled, and rounded to bfloat16; what is
+stored in float keeps its dtype. Their names are the official ones, and what the format lost of a
+shape (it knows four axes) ComfyUI-GGUF writes into the metadata. No torch here, but in `opened`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minicos.errors import MinicosError
+from minicos.weights.files import reading
+from minicos.weights.header import Header, TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # what is not quantised, as safetensors has it
+SHAPE = "comfy.gguf.orig_shape."
+
+
+def read_gguf(path: Path, size: int) -> Header:
+    """The header of a GGUF file; quantised tensors count as the BF16 that they become. Raises
+    MinicosError where the package is missing or the file damaged.
+    """
+    with _reading(path):
+        reader = _open(path)
+        infos = {t.name: TensorInfo(_dtype(t), _shape(reader, t)) for t in reader.tensors}
+    return Header(path, size, infos, {}, gguf=True)
+
+
+def opened(header: Header) -> Callable[[str], "Tensor"]:
+    """The function that reads a tensor of a file by its key."""
+    import torch
+    from gguf.quants import dequantize
+
+    path = header.path
+    with _reading(path):
+        reader = _open(path)
+        found = {tensor.name: tensor for tensor in reader.tensors}
+
+    def read(key: str) -> "Tensor":
+        with _reading(path):
+            one = found[header.section + key]
+            shape = _shape(reader, one)
+            if one.tensor_type.name in ("F32", "F16"):
+                return torch.from_numpy(one.data.copy()).view(shape)
+            values = torch.from_numpy(dequantize(one.data, one.tensor_type))
+            return values.view(shape).to(torch.bfloat16)
+
+    return read
+
+
+def _reading(path: Path) -> Any:
+    return reading(path, "is a GGUF file that cannot be read")
+
+
+def _open(path: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise MinicosError(
+            f"{path} is a GGUF file, which needs the extra: `pip install 'minicos[gguf]'` "
+            f"({str(error).splitlines()[0]}). Or get the safetensors version of the model."
+        ) from error
+    return GGUFReader(path)
+
+
+def _dtype(tensor: Any) -> str:
+    return PLAIN.get(tensor.tensor_type.name, "BF16")
+
+
+def _shape(reader: Any, tensor: Any) -> tuple[int, ...]:
+    """Row-major, as torch has it."""
+    kept = reader.fields.get(SHAPE + tensor.name)
+    sizes = reversed(tensor.shape.tolist()) if kept is None else kept.contents()
+    return tuple(int(size) for size in sizes)

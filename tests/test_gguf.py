@@ -1,0 +1,70 @@
+"""GGUF files: dequantised as they are read, refused in a sentence where that cannot be."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from minicos.errors import MinicosError
+from minicos.open import load_dit
+from minicos.weights.header import read_header
+from minicos.weights.inspect import inspect
+
+
+@pytest.fixture
+def stored(small_dit, tmp_path):
+    """A network, and its weights as ComfyUI-GGUF stores them."""
+    gguf = pytest.importorskip("gguf")
+    network = small_dit(dim=64, ffn_dim=64, text_dim=32, num_heads=1)
+    path = tmp_path / "wan-Q8_0.gguf"
+    writer = gguf.GGUFWriter(path, "wan")
+    for name, tensor in network.state_dict().items():
+        values = tensor.numpy()
+        if values.ndim > 4:  # what the format cannot say
+            writer.add_array(f"comfy.gguf.orig_shape.{name}", list(values.shape))
+            values = values.reshape(values.shape[0], -1)
+        wide = values.ndim == 2 and values.shape[1] % 32 == 0
+        kind = gguf.GGMLQuantizationType.Q8_0 if wide else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return network, path
+
+
+def test_weights_are_those_of_the_package(stored, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    network, path = stored
+    (tmp_path / "config.json").write_text('{"num_heads": 1, "text_len": 5}')
+    read = load_dit(path).state_dict()
+    reader = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    for name, ours in network.state_dict().items():
+        one = reader[name]
+        expected = torch.from_numpy(np.array(gguf.quants.dequantize(one.data, one.tensor_type)))
+        if one.tensor_type.name == "Q8_0":
+            expected = expected.to(torch.bfloat16).float()
+        assert torch.equal(read[name], expected.view(ours.shape)), name
+        assert (read[name] - ours).abs().max() <= 0.01 * ours.abs().max(), name
+    assert read["patch_embedding.weight"].ndim == 5
+
+
+def test_inspect(stored):
+    _, path = stored
+    told = inspect(path)
+    assert told.architecture["dim"] == 64 and told.dtypes.keys() == {"BF16", "F32"}
+
+
+def test_a_damaged_file(stored):
+    _, path = stored
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(MinicosError, match="is a GGUF file that cannot be read"):
+        read_header(path)
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(90))
+    with pytest.raises(MinicosError, match=r"pip install 'minicos\[gguf\]'"):
+        read_header(tmp_path / "a.gguf")

@@ -1,0 +1,274 @@
+"""Every study on every peer, and every command on a diffusers folder of one."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minicos.analysis.attention import PARTS, Attention
+from minicos.analysis.energy import Energy
+from minicos.analysis.ensemble import share
+from minicos.analysis.noise.edit import Noise
+from minicos.analysis.noise.study import study as noise_study
+from minicos.analysis.options import NoiseOptions, SwapOptions
+from minicos.analysis.steps import Steps
+from minicos.analysis.swap.states import Swap, flip, lockstep
+from minicos.analysis.swap.study import study as swap_study
+from minicos.analysis.tools.interventions import Interventions
+from minicos.analysis.tools.record import record, recorded
+from minicos.cli import main
+from minicos.hooks import Hooks
+from minicos.media import save_image
+from minicos.peers import presets
+from minicos.runs import Run
+from tests import peers
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+each = pytest.mark.parametrize("name", peers.NAMES)
+
+
+@pytest.fixture
+def image(tmp_path):
+    def make(model):
+        height, width = model.preset.size
+        levels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        save_image(tmp_path / "first.png", levels)
+        return tmp_path / "first.png"
+
+    return make
+
+
+def recorders(model, condition):
+    parts = [part for part in PARTS if part in model.sublayers]
+    words = model.words(condition, "cond")
+    return [
+        Steps(model, (0, 3)),
+        Energy((0,), behind=model.frames_behind_token),
+        Attention((0, model.depth - 1), (1,), words=words, parts=parts),
+    ]
+
+
+@each
+def test_recorders_and_resuming_after_a_kill(name, tmp_path):
+    model, condition = peers.conditioned(name)
+    start, run = model.noise(condition, 0), Run.open(tmp_path / "whole", {})
+    edited = Interventions(edits=(Noise("replace", (0, 2)),))
+    final = record(model, condition, run, recorders(model, condition), start, edited)
+    for one in recorders(model, condition):
+        saved = recorded(run, one.name, peers.STEPS)
+        assert len(saved) == peers.STEPS
+        assert all(run.path(file).exists() for file in one.draw(saved, run))
+    between = recorded(run, "attention", peers.STEPS)[1]["between.0"]
+    text = recorded(run, "attention", peers.STEPS)[1].get("text.0")
+    joint = "joint" in model.streams
+    whole = between.sum(1) + (text.sum() if joint else 0)
+    if joint:  # rows are what is left by the text, on the mean over frames
+        assert float(whole.mean()) == pytest.approx(1, abs=1e-5)
+    else:
+        assert torch.allclose(whole, torch.ones_like(whole), atol=1e-5)
+    again = Run.open(tmp_path / "killed", {})
+    for i in (0, 1):  # as a killed run leaves it
+        again.save_tensors(
+            f"steps/{i:03d}.safetensors", load_file(run.path(f"steps/{i:03d}.safetensors"))
+        )
+    resumed = record(model, condition, again, recorders(model, condition), start, edited)
+    assert torch.equal(resumed, final)
+
+
+@each
+def test_what_travels_beside_starts_alike_in_an_edited_run(name, tmp_path):
+    model, condition = peers.conditioned(name)
+    if not model.beside(model.noise(condition, 0), condition):
+        pytest.skip("nothing travels beside the video")
+    kept = []
+    for edits in ((), (Noise("replace", (0,)),)):
+        seen = []
+        hooks = Hooks().on("embed.audio", lambda x, site, seen=seen: seen.append(x), step=0)
+        run = Run.open(tmp_path / str(len(kept)), {})
+        what = Interventions(hooks=hooks, edits=edits)
+        record(model, condition, run, [], model.noise(condition, 0), what)
+        kept.append(seen[0])
+    assert torch.equal(*kept)
+
+
+@each
+def test_noise(name, image, tmp_path):
+    model = peers.peer(name)
+    asked = NoiseOptions(prompt="go", image=image(model), at=(1,), frames=(1,), others=1)
+    found = noise_study(model, Run.open(tmp_path / "run", {}), asked)
+    assert {row["edit"] for row in found.tables["edits"]} >= {"null", "step 1", "frame 1"}
+    null = next(row for row in found.tables["edits"] if row["edit"] == "null")
+    assert null["D"].value == 0
+
+
+@each
+def test_swap(name, image, tmp_path):
+    model = peers.peer(name)
+    what = (model.streams or ("stream",))[-1]  # joint, or the sound
+    asked = SwapOptions(
+        prompt="go",
+        other="bad",
+        image=image(model),
+        layers="1",
+        during="1",
+        what=what,
+        one_way=True,
+    )
+    found = swap_study(model, Run.open(tmp_path / "run", {}), asked)
+    assert found.tables["layers"]
+    _, condition = peers.conditioned(name, model)
+    noise, give = model.noise(condition, 0), model.condition("bad", peers.picture(name))
+    *_, plain = model.sample(condition, noise=noise)
+    for other in ("stream", "update", *model.sublayers, *model.streams):
+        *_, steps = lockstep(model, give, condition, noise, [Swap((1,), range(1, 2), other)])
+        assert not torch.equal(steps[0].next, plain.next), other
+
+
+@each
+def test_the_last_stream_is_the_donor_by_construction_where_the_model_says_so(name):
+    model, take = peers.conditioned(name)
+    give = model.condition("bad", peers.picture(name))
+    noise, ends = model.noise(take, 0), {}
+    for key, condition in (("a", give), ("b", take)):
+        *_, step = model.sample(condition, noise=noise)
+        ends[key] = step.next
+    whole = [Swap((model.depth - 1,), range(peers.STEPS), branch=None)]
+    *_, steps = lockstep(model, give, take, noise, whole)
+    flipped, _ = flip(steps[0].next, ends["a"], ends["b"])
+    assert (abs(float(flipped) - 1) < 1e-3) == model.stream_decides
+
+
+@each
+def test_ensembles(name, image, tmp_path):
+    model, condition = peers.conditioned(name)
+    rows = condition.rows(torch.zeros(2, dtype=torch.long))
+    start = model.noise(rows, [0, 1])
+    for mode in share.MODES:
+        layers = () if mode in share.BETWEEN_STEPS else (1,)
+        e = share.Ensemble(layers, mode, (0, 1), seeds=2, alpha=0.5 if mode == "mix" else 1.0)
+        final = share.run(model, rows, start, e)
+        assert final.shape == condition.shape and final.isfinite().all()
+    alone = share.Ensemble((1,), "override", (0,), seeds=1)
+    *_, plain = model.sample(condition, noise=start[:1])
+    assert torch.equal(share.run(model, condition, start[:1], alone), plain.next)
+
+
+# -- a folder, with a text encoder, by commands ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The tiny CogVideoX1.5 with a T5 of its own, saved by diffusers."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<pad>", "</s>", "<unk>", "solve", "the", "maze", "go", "to", "blue", "goal", "bad"]
+    vocabulary = models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+    tokenizer = Tokenizer(vocabulary)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=226,
+    )
+    config = transformers.T5Config(
+        vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    torch.manual_seed(3)
+    pipe = peers.pipeline("cogvideox15")
+    text = transformers.T5EncoderModel(config).eval()
+    pipe.register_modules(text_encoder=text, tokenizer=fast)
+    where = tmp_path_factory.mktemp("peer") / "cog"
+    pipe.save_pretrained(where)
+    return where
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Its preset for videos that are made in a moment."""
+    name = "CogVideoX1.5-5B-I2V"
+    preset = presets.get_preset(name).changed(steps=4, frames=9, size=(64, 48), area=None)
+    monkeypatch.setitem(presets.PRESETS, name, {"diffusers": preset})
+
+
+def test_inspect_names_the_family_without_torch(folder, capsys):
+    main(["inspect", str(folder), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["variant"] == "CogVideoX1.5-5B-I2V" and told["layout"] == "diffusers"
+    assert told["architecture"] == {"dim": 32, "num_layers": 3, "num_heads": 2}
+    assert set(told["parts"]) == {"transformer", "text_encoder", "vae"}
+    loaded = "assert not {'torch', 'diffusers'} & set(sys.modules)"
+    code = f"import sys; from minicos.cli import main; main(['inspect', {str(folder)!r}]); {loaded}"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_points_without_reading_a_weight(folder, capsys):
+    main(["points", "--model", str(folder), "--all", "--json"])
+    found = {p["name"]: p["shape"] for p in json.loads(capsys.readouterr().out)}
+    assert found == dict(peers.peer("cogvideox15").points)
+
+
+COMMANDS = {
+    "steps": ["--also", "energy", "attention", "--at", "0,3"],
+    "noise": ["--at", "1", "--in", "1", "--others", "1"],
+    "swap": ["--other", "go to the blue goal", "--layers", "2", "--during", "1"],
+    "ensemble": ["--seeds", "2", "--modes", "lockstep", "--windows", "20-29"],
+    "run": ["--x0", "--noise", "step:1", "--swap", "1", "--other", "go to the goal"],
+    "generate": [],
+}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_commands(verb, folder, small, tmp_path, capsys):
+    levels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    save_image(tmp_path / "first.png", levels)
+    out = tmp_path / "out"
+    options = [verb, "--model", str(folder), "--prompt", "solve the maze"]
+    options += ["--image", str(tmp_path / "first.png"), "--out", str(out), *COMMANDS[verb]]
+    main(options)
+    settings = json.loads((out / "run.json").read_text())
+    assert "CogVideoX1.5-5B-I2V" in json.dumps(settings)
+    capsys.readouterr()
+    main(options)  # again: everything is there
+    assert str(out) in capsys.readouterr().out
+
+
+def test_verify(folder, small, capsys):
+    assert main(["verify", "--model", str(folder), "--grid", "2,3,4"]) in (0, None)
+    assert "agrees" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kernels"], "--kernels has no place"),
+        (["--lora", "high=a.safetensors"], "--lora has no place"),
+        (["--tile", "256"], "--tile has no place"),
+        (["--solver", "unipc"], "stepped by euler"),
+        (["--steps", "30"], "divisor of 1000"),
+        (["--residency", "swap"], "for cards"),
+        (["--preset", "official"], "no preset 'official'"),
+    ],
+)
+def test_options_without_meaning_are_refused(options, message, folder, small, tmp_path, capsys):
+    save_image(tmp_path / "first.png", np.zeros((64, 48, 3), np.uint8))
+    given = ["steps", "--model", str(folder), "--prompt", "go", "--image"]
+    code = main([*given, str(tmp_path / "first.png"), "--out", str(tmp_path / "out"), *options])
+    assert code == 2 and message in capsys.readouterr().err
+
+
+def test_without_diffusers_one_sentence_says_so(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert main(["points", "--model", str(folder)]) == 2
+    assert "pip install 'minicos[peers]'" in capsys.readouterr().err
+
+
+def test_commands_of_wan_refuse_it(folder, tmp_path, capsys):
+    assert main(["selfcheck", "--model", str(folder)]) == 2
+    assert "this command is for Wan" in capsys.readouterr().err
