@@ -141,7 +141,7 @@ def _behaviours(n: int, seed: int) -> dict[str, list[Part]]:
             Part("planted", "plant", plant.study, planted),
         ],
         "memory": [
-            Part("reveal", "recall", recall.study, RecallOptions(n=n, seed=seed)),
+            Part("reveal", "recall", recall.study, RecallOptions(n=half, seed=seed)),
             Part("shell", "recall", recall.study, shells),
         ],
         "perception": [Part("goals", "behaviours", behaviours.study, goals)],
