@@ -129,7 +129,7 @@ def judge(
 def _signed(claim: Claim, number: Number) -> Number:
     if not claim.flipped:
         return number
-    return replace(number, value=-number.value, low=-number.high, high=-number.low)
+    return replace(number, value=0 - number.value, low=0 - number.high, high=0 - number.low)
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
