@@ -53,7 +53,7 @@ def test_the_softmax_runs_over_what_is_left(size, seed, density):
         pattern(q, k, allowed) @ v,
         attend(q, k, v, attention, limited(allowed).on("pattern", lambda p, site: p.clone())),
     ):
-        assert (found - expected).abs().max() < 5e-6  # measured 7.4e-7
+        assert (found - expected).abs().max() < 5e-6  # measured 3.7e-7
     assert not masked_attention(q, k, v, allowed)[~allowed.any(-1)].any()
 
 
@@ -87,7 +87,7 @@ def test_a_matrix_that_does_not_fit_comes_in_blocks(most, monkeypatch):
         return [i for part in parts for i in range(part.shape[2])]
 
     found = attend(q, k, v, attention, limited(allowed).on("pattern", see))
-    assert (found - whole).abs().max() < 1e-6  # measured 1.2e-7
+    assert (found - whole).abs().max() < 1e-6  # measured 2.4e-7
     assert (torch.cat(seen, dim=2) - shown).abs().max() < 1e-6
     assert len(seen) == {1: 7, 10: 4, 40: 1}.get(most, 1)
 
@@ -175,7 +175,7 @@ def test_logarithms_are_those_of_all_keys_and_change_nothing():
     ):
         found, lse = seen_lse(hooks, op)
         assert torch.equal(found, heads)
-        assert (lse - expected).abs().max() < 1e-5  # measured 4.0e-7
+        assert (lse - expected).abs().max() < 1e-5  # measured 2.2e-7
         assert lse.dtype == torch.float32
 
 

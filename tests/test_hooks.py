@@ -329,7 +329,7 @@ def test_every_point_can_be_changed(name, run):
 def test_what_follows_from_a_point_is_computed_anew_from_what_replaces_it(name, run):
     """From an equal tensor to the same result; from one changed in place to that of a changed one."""
     found = run(Hooks().on(name, lambda x, site: x.clone()))
-    assert rel_max(found, run()) < 1e-6  # measured 0 for streams, 4e-7 for patterns
+    assert rel_max(found, run()) < 1e-6  # measured 0 for streams, 1.8e-7 for patterns
     assert torch.equal(found, run()) or name.endswith("pattern")
     scaled, in_place = (
         run(Hooks().on(name, change)) for change in (lambda x, s: x * 1.5, lambda x, s: x.mul_(1.5))
