@@ -70,9 +70,10 @@ def damage(draw: random.Random, place: Path) -> None:
     )
     path = place / name
     content = files().get(name, b'{"process": 1, "host": "a", "since": "b"}')
-    path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(
-        path, ignore_errors=True
-    )
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
     match draw.randrange(10):
         case 0:
             path.mkdir()
