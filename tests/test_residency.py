@@ -267,7 +267,7 @@ def test_swapped_and_streamed_runs_equal_resident_ones(pictures, dtype):
         assert (frame == video).all()
 
 
-def test_an_expert_moves_once_at_the_boundary(pictures, monkeypatch):
+def test_each_network_comes_once_where_there_is_room(pictures, monkeypatch):
     moves = []
     bind = HostBuffer.bind
     monkeypatch.setattr(
@@ -285,13 +285,8 @@ def test_an_expert_moves_once_at_the_boundary(pictures, monkeypatch):
         wan.experts["high"]: "high",
         wan.experts["low"]: "low",
     }
-    assert [name[module] for module, comes in moves if comes] == [
-        "vae",
-        "text",
-        "high",
-        "low",
-        "vae",
-    ]
+    # the VAE, which the first frame needs, is still there when the video is decoded
+    assert [name[module] for module, comes in moves if comes] == ["vae", "text", "high", "low"]
     assert [name[module] for module, comes in moves if not comes] == ["vae", "text", "high", "low"]
 
 
