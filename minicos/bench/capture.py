@@ -97,7 +97,7 @@ def runs(quick: bool) -> Iterator[Line]:
     chosen, layers = spread(8, steps), tuple(evenly(wan.depth, 8))
     ways: dict[str, Callable[[], list[Recorder]]] = {
         "generation": lambda: [],
-        "energy": lambda: [Energy(chosen, wan.stride[0], ops=wan.ops)],
+        "energy": lambda: [Energy(chosen, wan.frames_behind_token, ops=wan.ops)],
         "attention": lambda: [Attention(layers, chosen, ops=wan.ops, lse=gives_lse(wan))],
         "steps": lambda: [Steps(wan, chosen)],
     }
