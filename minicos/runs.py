@@ -37,6 +37,11 @@ from minicos.folder_lock import FolderLock, hold
 from minicos.journal import Journal
 from minicos.signals import finishing
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 T = TypeVar("T")
 SCHEMA = 2  # of run folders; those before had no number, and no checksums
 RECORD = "run.json"
@@ -154,6 +159,16 @@ class Run:
             _check(folder, settings)
         sweep(folder)
         return run
+
+    def add_sitting(self, seconds: float) -> None:
+        """Write down in run.json how long this process worked on the run, and its peak of memory.
+
+        A run that was interrupted has several sittings.
+        """
+        record = read_json(self.path(RECORD))
+        one = {"seconds": round(seconds, 2), **_peak_memory()}
+        record["sittings"] = [*record.get("sittings", ()), one]
+        write_json(self.path(RECORD), record)
 
     def inside(self, name: str) -> "Run":
         """A folder in this one for a part of the work, with checksums of its own and the lock of
@@ -286,26 +301,73 @@ def environment() -> dict[str, str]:
     }
 
 
-def progress(items: Iterable[T], total: int | None = None, label: str = "") -> Iterator[T]:
-    """Yield `items` and tell stderr how far it is: a bar on a terminal, elsewhere a line every
-    ten seconds or so.
+def _peak_memory() -> dict[str, int]:
+    """The most bytes that this process held, and the most of a CUDA card that it used."""
+    peak = {}
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak["peak_memory"] = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if torch.cuda.is_available():
+        peak["peak_cuda_memory"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+class Progress:
+    """How far a command is, told on stderr: a bar on a terminal, elsewhere a line every ten seconds
+    or so. One for all parts of a command says how long the whole still takes.
+
+    with Progress(2 * len(work), "belief") as bar:
+        for batch in work: ...; bar.tick()
     """
-    total = len(items) if total is None and isinstance(items, Sized) else total
-    terminal = sys.stderr.isatty()
-    begin = told = time.monotonic()
-    try:
-        for done, item in enumerate(items):
-            if terminal and not done:
-                _tell("\r" + _line(label, 0, total, 0.0))
-            yield item
-            now = time.monotonic()
-            if now - told >= (0.1 if terminal else 10.0) or (terminal and done + 1 == total):
-                told = now
-                line = _line(label, done + 1, total, now - begin)
-                _tell(f"\r{line}" if terminal else f"{line}\n")
-    finally:
-        if terminal:
+
+    def __init__(self, total: int | None, label: str = ""):
+        self.total, self.label, self.done = total, label, 0
+        self._terminal = sys.stderr.isatty()
+        self._begin = self._told = time.monotonic()
+        self._open = False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def begin(self) -> None:
+        """Show a terminal that work has begun."""
+        if self._terminal and not self._open:
+            _tell("\r" + _line(self.label, self.done, self.total, 0.0))
+            self._open = True
+
+    def skip(self, count: int) -> None:
+        """Parts that were finished before: they say nothing about the time that is left."""
+        if self.total is not None:
+            self.total -= count
+
+    def tick(self) -> None:
+        """One more part is done."""
+        self.done += 1
+        now = time.monotonic()
+        last = self._terminal and self.done == self.total
+        if now - self._told >= (0.1 if self._terminal else 10.0) or last:
+            self._told, self._open = now, self._terminal
+            line = _line(self.label, self.done, self.total, now - self._begin)
+            _tell(f"\r{line}" if self._terminal else f"{line}\n")
+
+    def close(self) -> None:
+        """End the line of a terminal."""
+        if self._open:
             _tell("\n")
+        self._open = False
+
+
+def progress(items: Iterable[T], total: int | None = None, label: str = "") -> Iterator[T]:
+    """Yield `items` and tell how far it is, see `Progress`."""
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    with Progress(total, label) as bar:
+        for item in items:
+            bar.begin()
+            yield item
+            bar.tick()
 
 
 def _tell(text: str) -> None:

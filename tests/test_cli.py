@@ -144,7 +144,9 @@ def test_help_teaches_by_example_and_is_told_without_torch(work):
     assert err == ""
     assert out.splitlines()[-1] == "[]"
     top, *each = re.split(r"^usage: minicos (?=\w)", out, flags=re.M)
-    assert top.count("usage: minicos [-h] VERB") == 2  # no arguments at all is a question, too
+    assert (
+        top.count("usage: minicos [-h] [--version] VERB") == 2
+    )  # no arguments at all is a question, too
     assert all(verb in top for verb in VERBS)
     for verb, text in zip(VERBS, each, strict=True):
         assert text.startswith(verb)
@@ -831,8 +833,9 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
     assert code == 0
     assert len(passes) == 4 * 2  # one pass over the steps, two branches
     assert out.splitlines() == [
+        "run/video.mp4",
         "run/x0_sheet.png  (and 5 more)",
-        "run/energy/raw_cond_step_00.png  (and 22 more)",
+        "run/energy/centred_cond_step_00.png  (and 22 more)",
         "run/index.html  (all of it on one page: open it in a browser)",
     ]
     made = {
@@ -842,6 +845,7 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
     assert made == {
         *(".lock", "checksums.sha256", "run.json", "index.html"),
         *("schedule.json", "x0_sheet.png", "x0_cond_sheet.png", "x0_uncond_sheet.png"),
+        *("video.mp4", "first_frame.png"),
         *("convergence.png", "convergence.safetensors", "energy.safetensors"),
         *(f"steps/{i:03}.safetensors" for i in range(4)),
         *(
@@ -857,6 +861,7 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
             for i in shown
         ),
         *(f"energy_{what}_{b}.png" for what in ("layers", "steps", "frames") for b in both),
+        *(f"energy_{what}_{b}.json" for what in ("layers", "frames") for b in both),
     }
     energy = load_file(work / "run/energy.safetensors")
     names = [f"{b}.{form}" for b in both for form in FORMS]

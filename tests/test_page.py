@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicos.page import Clip, Curve, Map, Mark, Page, Series, render
+from minicos.analysis.result import Curve as Curve_
+from minicos.analysis.result import Interval, Number, Result, write
+from minicos.analysis.tools.figures import grid, lines
+from minicos.analysis.tools.shown import Where, list_interventions, save_videos
+from minicos.media import save_image
+from minicos.page import Clip, Curve, Map, Mark, Page, Picture, Series, Table, gather, render
+from minicos.page.folders import Row, write_cases
+from minicos.runs import Run
 from tests.browser import CHROMIUM, DRIVER, browser
 
 needs_browser = pytest.mark.skipif(
@@ -31,19 +38,42 @@ def made(frames: int = 5, steps: int = 4, side: int = 32) -> Page:
         summary="tiny",
         picture=np.zeros((side, side, 3), np.uint8),
         sigmas=[1.0, 0.9, 0.6, 0.3, 0.0],
-        clips=[Clip(i, f"step {i}", v.astype(np.uint8)) for i, v in enumerate(videos)],
+        clips=[
+            *(Clip(i, f"step {i}", v.astype(np.uint8), HOSTILE) for i, v in enumerate(videos)),
+            Clip(None, HOSTILE, np.full((frames, side, side, 3), 7, np.uint8)),
+        ],
         maps=[
             Map("Token energy", energy, range(steps), range(3), (2, 4, 4)),
             Map("Attention", rng.random((1, 1, 32, 32)), [1], [2], (2, 4, 4), kind="pairs"),
         ],
         curves=[
-            Curve("Answers alive", "step", range(4), [Series("alive", [2, float("nan"), 1, 1])]),
-            Curve("Energy", "layer", range(3), [Series("e", [1, 2, 3], [0, 1, 2], [2, 3, 4])]),
+            Curve(
+                "Answers alive",
+                "denoising step",
+                range(4),
+                [Series(HOSTILE, [2, float("nan"), 1, 1])],
+                follows="step",
+                marks={"experts change": 2.0},
+                levels={HOSTILE: 1.5},
+            ),
+            Curve(
+                "Energy",
+                "layer",
+                range(3),
+                [Series("e", [1, 2, 3], [0, 1, 2], [2, 3, 4])],
+                follows="layer",
+            ),
         ],
         marks=[Mark("noise: replace", steps=[1, 2], frames=[1])],
-        numbers=[("D", 0.31, "0.2 to 0.4", 25, HOSTILE), ("none", float("inf"), "", None, "")],
-        columns=["case", "solved"],
-        rows=[({"href": "00000/index.html", "text": HOSTILE}, True)],
+        tables=[
+            Table(
+                HOSTILE,
+                ["finding", HOSTILE],
+                [("D", 0.31), (HOSTILE, float("inf")), ({"image": np.zeros((8, 8, 3), "u1")}, 1)],
+            ),
+            Table("Cases", ["case"], [({"href": "00000/index.html", "text": HOSTILE},)]),
+        ],
+        pictures=[Picture(HOSTILE, b"")],
         settings={"steps": 4, "guidance": {"high": 1.0}},
         files=["video.mp4", HOSTILE],
         next=[("See attention", "minicos attention --puzzle maze")],
@@ -74,7 +104,7 @@ def test_arrays_are_quantised_between_their_own_ends():
 def test_nan_and_infinity_become_null():
     data = embedded(render(made()))
     assert data["curves"][0]["series"][0]["y"] == [2, None, 1, 1]
-    assert data["numbers"][1][1] is None
+    assert data["tables"][0]["rows"][1][1] is None
 
 
 def test_a_page_over_the_limit_is_thinned_and_says_so():
@@ -106,6 +136,14 @@ def test_in_a_browser(tmp_path: Path, width: int):
         assert window.run(grey) == 60 + 10
         caption = "return document.getElementById('estimate-caption').textContent"
         assert "noise: replace here" in window.run(caption)
+        assert window.run("return document.querySelectorAll('#step-track i').length") == 1
+        assert window.run("return document.querySelectorAll('#curves rect').length") == 1
+        reading = "return document.querySelector('#curves b').textContent"
+        assert window.run(reading) == ""  # no value at step 1
+        video = "document.querySelector('#videos button').click();"
+        assert window.run(video + grey) == 7  # a result beside the steps takes the stage
+        window.run("document.querySelectorAll('#wall button')[3].click()")
+        assert window.run(reading).strip() == "1"
         click = (
             "let c = document.getElementById('overlay'), b = c.getBoundingClientRect();"
             "c.dispatchEvent(new MouseEvent('click', {clientX: b.left + 5, clientY: b.top + 5}));"
@@ -125,6 +163,55 @@ def test_in_a_browser(tmp_path: Path, width: int):
         assert window.errors() == []
 
 
+def test_a_study_s_folder_becomes_a_page(tmp_path: Path):
+    """Numbers, tables, the curves beside figures, listed videos and interventions; text stays
+    text.
+    """
+    run = Run.open(tmp_path / HOSTILE.replace("/", "_"), {"n": 2}, {"command": "minicos noise"})
+    found = Number("D", 0.5, 0.4, 0.6, 2, "D", HOSTILE)
+    rows = [{"edit": HOSTILE, "D": Interval(0.5, 0.4, 0.6, 2)}]
+    write(run, Result("noise", run.settings, [found], {"edits": rows}, files=["damage.png"]))
+    far = Curve_("far", (0, 2), (1.0, 0.5), (0.9, float("nan")), (1.1, 0.6), "step that is noised")
+    one = Curve_("near", (1,), (0.2,), x_label="step that is noised")
+    lines(run.path("damage.png"), [far, one], y="D", title="Damage", levels={"another seed": 1.0})
+    grid(run.path("matrix.png"), np.eye(3), x="later step", y="noised step", title="D")
+    save_videos(run, {HOSTILE: np.zeros((5, 16, 16, 3), np.uint8)}, fps=16)
+    list_interventions(run, [Where(HOSTILE, steps=(1, 2), layers=(3,))])
+    html = gather.write(run).read_text(encoding="utf-8")
+    assert html.count("<script") == 2
+    data = embedded(html)
+    (curve,) = data["curves"]
+    assert (curve["follows"], curve["x"]) == ("step", [0, 1, 2])
+    assert [s["y"] for s in curve["series"]] == [[1.0, None, 0.5], [None, 0.2, None]]
+    assert curve["series"][0]["low"] == [0.9, None, None]
+    assert curve["levels"] == [["another seed", 1.0]]
+    assert [p["name"] for p in data["pictures"]] == ["matrix.png"]  # the other is a curve
+    assert [clip["label"] for clip in data["clips"]] == [HOSTILE]
+    assert data["marks"] == [{"label": HOSTILE, "steps": [1, 2], "frames": [], "layers": [3]}]
+    numbers, edits = data["tables"]
+    assert numbers["rows"] == [["D", 0.5, "0.400, 0.600", 2, "D", HOSTILE]]
+    assert edits["rows"] == [[HOSTILE, "0.500 [0.400, 0.600]"]]
+    assert data["next"]
+
+
+def test_a_folder_of_cases_becomes_a_page(tmp_path: Path):
+    """A row for each: its picture, its numbers, a link where there is a page, why it failed."""
+    run = Run.open(tmp_path / "good", {}, {"command": "minicos noise"})
+    write(run, Result("noise", {}, [Number("D", 0.5)], files=[]))
+    save_image(run.path("first_frame.png"), np.zeros((16, 16, 3), np.uint8))
+    gather.write(run)
+    rows = [Row("good", HOSTILE), Row("bad", "", failed=HOSTILE)]
+    html = write_cases(tmp_path, "noise", "minicos noise --cases x", rows).read_text("utf-8")
+    assert html.count("<script") == 2
+    (table,) = embedded(html)["tables"]
+    assert table["columns"] == ["case", "given", "last frame", "prompt", "D", ""]
+    good, bad = table["rows"]
+    assert good[0] == {"href": "good/index.html", "text": "good"}
+    assert good[1]["image"].startswith("data:image/png")
+    assert good[2:] == [None, HOSTILE, "0.500", ""]
+    assert bad == ["bad", None, None, "", "", HOSTILE]
+
+
 def test_the_page_of_a_real_run(tmp_path: Path, monkeypatch):
     """The demo's folder, read back: every shown step, energy of every layer, the command and
     what to do next.
@@ -135,10 +222,14 @@ def test_the_page_of_a_real_run(tmp_path: Path, monkeypatch):
     main(["demo", "--out", "seen"])
     data = embedded((tmp_path / "seen" / "index.html").read_text(encoding="utf-8"))
     assert data["prompt"] == "solve the maze"
-    assert [clip["step"] for clip in data["clips"]] == [0, 1, 3, 5, 8, 11, 15, 19]
+    steps = [0, 1, 3, 5, 8, 11, 15, 19]
+    assert [clip["step"] for clip in data["clips"]] == [*steps, None]  # and the result
     assert data["maps"][0]["name"] == "Token energy, centred"
     assert data["maps"][0]["grid"] == [4, 4, 4]
     assert len(data["sigmas"]) == 21
-    assert data["curves"][0]["axis"] == "step"
+    assert data["curves"][0]["follows"] == "step"
+    titles = " ".join(curve["title"] for curve in data["curves"])
+    assert "Evidence for every valid route" in titles
+    assert "How many of 2 right answers" in titles
     assert data["command"].startswith("minicos demo")
     assert all(item["command"].startswith("minicos ") for item in data["next"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicos import puzzles
-from minicos.analysis.energy import Energy
+from minicos.analysis.energy import FORMS, Energy
 from minicos.analysis.routes import Routes, evidence
 from minicos.analysis.steps import Steps, convergence, spread
 from minicos.analysis.tools import figures
@@ -131,7 +131,7 @@ def test_pictures_of_energy(wan, condition, run):
     record(wan, condition, run, [analysis], wan.noise(condition, 0))
     saved = recorded(run, "energy", STEPS)
     first, *rest = analysis.draw(saved, run)
-    forms = ("raw", "centred", "update", "components")
+    forms = ("centred", "raw", "update", "components")
     sheets = [
         f"energy/{form}_{b}_step_{i}.png"
         for b in ("cond", "uncond")
@@ -146,7 +146,7 @@ def test_pictures_of_energy(wan, condition, run):
     assert [first, *rest] == [*sheets, *curves, "energy.safetensors"]
     assert all(run.path(name).exists() for name in [first, *rest])
     arrays = run.load_tensors("energy.safetensors")
-    assert set(arrays) == {f"{b}.{form}" for b in ("cond", "uncond") for form in forms[:3]}
+    assert set(arrays) == {f"{b}.{form}" for b in ("cond", "uncond") for form in FORMS}
     for name, values in arrays.items():
         assert torch.equal(values, torch.stack([step[name] for step in saved]))
 

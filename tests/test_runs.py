@@ -323,3 +323,17 @@ def test_runs_of_other_versions_are_refused_by_name(tmp_path):
         (tmp_path / "run.json").write_text(json.dumps({**record, "schema": schema}))
         with pytest.raises(MinicosError, match=rf"schema {schema}, and this version reads 2"):
             Run.open(tmp_path, {})
+
+
+def test_one_progress_for_all_parts_of_a_command(monkeypatch):
+    """What was done before counts neither as done nor in the time that is left."""
+    now = [0.0]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    with runs.Progress(12, "study") as bar:
+        bar.skip(2)
+        for _ in range(4):
+            now[0] += 15
+            bar.tick()
+    last = log.getvalue().splitlines()[-1].split()
+    assert last[2:] == ["4/10", "1:00", "+", "1:30"]

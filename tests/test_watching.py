@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minicos import measures, ops, puzzles
-from minicos.analysis.attention import Attention, gives_lse
+from minicos.analysis.attention import PAIRS, Attention, gives_lse, pairs
 from minicos.analysis.energy import Energy, changed, components, forms, within
 from minicos.analysis.tools.masks import on_grid
 from minicos.analysis.tools.record import record, recorded
@@ -277,6 +277,29 @@ def test_a_sample_is_unbiased_and_knows_its_error():
         assert 0.85 < covered < 0.95  # measured 0.89 and 0.88: few queries, skewed masses
 
 
+@pytest.mark.parametrize("grid", [(2, 3, 4), (1, 1, 7)])
+def test_pairs_of_a_small_grid_are_the_pattern(grid):
+    draw = torch.Generator().manual_seed(0)
+    count = int(np.prod(grid))
+    q, k = (torch.randn(1, 3, count, 8, generator=draw) for _ in range(2))
+    pattern = torch.softmax(q @ k.mT / 8**0.5, dim=-1)[0].mean(0)
+    found = pairs(q, k, grid)
+    assert found.shape == (*grid, *grid)
+    assert rel_max(found.view(count, count), pattern) < 1e-6
+
+
+@settings(max_examples=10, deadline=None)
+@given(f=st.integers(1, 21), h=st.integers(1, 20), w=st.integers(1, 30))
+def test_pairs_of_a_large_grid_are_shares_of_few_cells(f, h, w):
+    q, k = torch.randn(1, 1, f * h * w, 4), torch.randn(1, 1, f * h * w, 4)
+    found = pairs(q, k, (f, h, w))
+    cells = int(np.prod(found.shape[:3]))
+    assert cells <= PAIRS
+    assert found.shape[:3] == found.shape[3:]
+    rows = found.view(cells, cells).sum(1)
+    assert (rows - 1).abs().max() < 1e-4
+
+
 def test_rows_are_drawn_for_every_frame_and_head_apart():
     q = torch.empty(2, 3, 40, 8)
     rows = measures.stratified(q, 4, 5, torch.Generator().manual_seed(0))
@@ -323,8 +346,9 @@ def test_attention_from_a_sample_is_kept_with_its_error(wan, condition, tmp_path
         kept[name] = saved[0]
         assert all(run.path(file).exists() for file in analysis.draw(saved, run))
     masses = ("received.7", "between.7", "text.7")
-    assert set(kept["exact"]) == set(masses)
-    assert set(kept["some"]) == {*masses, "received_error.7", "between_error.7", "text_error.7"}
+    assert set(kept["exact"]) == {*masses, "pairs.7"}
+    errors = {"received_error.7", "between_error.7", "text_error.7"}
+    assert set(kept["some"]) == {*masses, "pairs.7", *errors}
     for mass in masses:
         error = mass.replace(".", "_error.")
         away = (kept["some"][mass] - kept["exact"][mass]).abs() / kept["some"][error].clamp_min(

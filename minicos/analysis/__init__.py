@@ -16,15 +16,18 @@ swap/         at which layer does a prompt become an answer?
 ensemble/     does it help to average states over seeds?
 knockout      what if attention could not flow from here to there? (an intervention)
 routes        which routes of a maze does the estimate show? (the demo's picture)
+answers       which right answers of one puzzle are alive at each step?
 
 options       what every study can be asked, with its defaults: also the options of its verb
+reading       what each verb shows, how to read it, and what to try next: on pages and in --help
 result        what a study found, and results.json
 claims        what the paper claims, and which number decides; verdicts: how it does
 reproduce     the list of all studies; report: the page that they make
 tools/        record (run once and keep what is seen), interventions (change a run), cases (what it
-              runs on), stats (D, means, tests), intervals, figures, masks, posterior and observer
-              (the ideal observer, as a belief and as a model), readout (ridge classifier),
-              controls (the untrained network)
+              runs on), stats (D, means, tests), intervals, figures, shown (what a page needs
+              besides), preview (the estimate of a running step, without the VAE), masks,
+              posterior and observer (the ideal observer, as a belief and as a model), readout
+              (ridge classifier), controls (the untrained network)
 
 A folder has the intervention (`edit`, `states`, `share`), what is measured of it (`measure`), the
 findings (`study`), and its pictures.

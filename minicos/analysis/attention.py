@@ -27,14 +27,14 @@ from minicos.analysis.options import AttentionOptions
 from minicos.analysis.result import Curve, Result, write
 from minicos.analysis.tools import cases, controls, figures, stats
 from minicos.analysis.tools.cases import Case
-from minicos.analysis.tools.record import Saved, to_host
+from minicos.analysis.tools.record import Saved, seen, to_host
 from minicos.attend import pattern, thin
 from minicos.condition import WanCondition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.measures import stratified
 from minicos.ops import REFERENCE, Ops
-from minicos.runs import Run
+from minicos.runs import Progress, Run
 from minicos.sample import Step
 from minicos.wan import Wan
 
@@ -110,6 +110,43 @@ def mass(
     return torch.stack(each).sum(0), torch.stack(between, dim=2)
 
 
+PAIRS = 400  # cells of `pairs`, at most
+
+
+def pairs(
+    q: Tensor, k: Tensor, grid: tuple[int, int, int], allowed: Tensor | None = None
+) -> Tensor:
+    """Attention from cell to cell of a grid of at most `PAIRS` cells, the mean over heads of the
+    first sample: f h w f h w; for a person who asks where one token looks.
+
+    Of each cell the middle token attends (q 1 n l k, k 1 n l k) to the allowed keys, and what keys
+    receive is summed over cells, so that the shares of a row sum to 1. Where there are no more
+    tokens than cells, each cell is a token and the numbers are the attention pattern.
+    """
+    coarse = _coarse(grid)
+    place = [torch.arange(n, device=q.device) * c // n for n, c in zip(grid, coarse, strict=True)]
+    f, h, w = torch.meshgrid(*place, indexing="ij")
+    cell = ((f * coarse[1] + h) * coarse[2] + w).flatten()  # of each token
+    order = cell.argsort(stable=True)
+    count = cell.bincount()
+    middle = order[count.cumsum(0) - count + count // 2]
+    seen = None if allowed is None else allowed[:, :, middle]
+    p = pattern(q[:, :, middle], k, seen)[0].mean(0)  # cells l
+    shares = p.new_zeros(len(count), len(count)).index_add_(1, cell, p)
+    return shares.view(*coarse, *coarse)
+
+
+def _coarse(grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A grid of at most `PAIRS` cells: at most seven frames, and sides in the same proportion."""
+    f, h, w = grid
+    if f * h * w <= PAIRS:
+        return grid
+    f = min(f, 7)
+    scale = min(1.0, (PAIRS / (f * h * w)) ** 0.5)
+    h = max(1, int(h * scale))
+    return f, h, max(1, min(int(w * scale), PAIRS // (f * h)))
+
+
 @dataclass(frozen=True)
 class Attention:
     """Mass received by tokens, between frames and on text rows, of the first sample at the
@@ -122,6 +159,7 @@ class Attention:
     branch: str = "cond"
     words: int | None = None  # rows of the prompt; the others are padding
     queries: int | None = None  # of every frame, at random; all by default, and where keys are cut
+    stride: int = 4  # video frames to a latent frame, for labels
     ops: Ops = REFERENCE  # those of the model: `wan.ops`
     lse: bool = False  # from the forward pass: `gives_lse(wan)`
     parts: Sequence[str] = PARTS  # those of them that the model has
@@ -149,6 +187,9 @@ class Attention:
         if not text and k.shape[2] != math.prod(site.grid):
             self._kept.update(self._joint(q, k, allowed, layer, site))
             return
+
+        if not text:
+            self._kept[f"pairs.{layer}"] = pairs(q, k, site.grid, allowed)
 
         def keep(received: Tensor, between: Tensor, name: str = "") -> None:
             if text:
@@ -195,12 +236,12 @@ class Attention:
         }
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        """ "received.3": f h w; "between.3": f f; "text.3": t; of a sample of queries also
-        "received_error.3" ...
+        """ "received.3": f h w; "between.3": f f; "text.3": t; "pairs.3": see `pairs`; of a sample
+        of queries also "received_error.3" ...
         """
         kept = to_host(self._kept)
         self._kept.clear()
-        return kept
+        return {name: x.half() if name.startswith("pairs") else x for name, x in kept.items()}
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
         """Sheets of the mass received and between frames, the share on padding, and
@@ -208,31 +249,32 @@ class Attention:
         """
         names = []
         shown = [i for i in self.chosen if i < len(saved)]
+        columns = [f"layer {k}" for k in self.layers]
         for i in shown:
-            received = np.stack(
-                [figures.heat(saved[i][f"received.{k}"].numpy()) for k in self.layers], axis=1
-            )
+            received = np.stack([saved[i][f"received.{k}"].numpy() for k in self.layers], axis=1)
+            rows = figures.frame_names(len(received), self.stride)
             names.append(f"attention/received_step_{i:02d}.png")
-            figures.sheet(
+            figures.maps(
                 run.path(names[-1]),
-                list(received),
-                rows=[f"latent {f}" for f in range(len(received))],
-                columns=[f"layer {k}" for k in self.layers],
-                title=f"Attention received, step {i}: latent frames (down), layers (across); colours span each layer"
+                received,
+                rows=rows,
+                columns=columns,
+                title=f"Attention received, step {i}: video frames (down), layers (across)"
                 + self._accuracy(saved, [i], "received"),
+                bar="attention that a token receives; mean token: 1",
+                beneath=figures.under(seen(run, i), [self.stride * f for f in range(len(rows))]),
             )
         if shown:
-            flows = [
-                [figures.heat(saved[i][f"between.{k}"].numpy(), 0, 1) for k in self.layers]
-                for i in shown
-            ]
-            figures.sheet(
+            flows = [[saved[i][f"between.{k}"].numpy() for k in self.layers] for i in shown]
+            figures.maps(
                 run.path("attention_frames.png"),
-                flows,
+                np.array(flows),
                 rows=[f"step {i}" for i in shown],
-                columns=[f"layer {k}" for k in self.layers],
-                title="From which latent frame (down) to which (across) attention flows; black 0, pale yellow 1"
+                columns=columns,
+                title="From which latent frame (down) to which (across) attention flows"
                 + self._accuracy(saved, shown, "between"),
+                bar="share of a frame's attention",
+                limits=(0, 1),
             )
             names.append("attention_frames.png")
         padded = "cross_attn" in self.parts
@@ -307,9 +349,10 @@ def study(wan: Wan, run: Run, options: AttentionOptions) -> Result:
     """
     at = options.at or (wan.preset.steps // 2,)
     work = cases.batches(cases.chosen(options))
-    trained = cases.collect(run, "trained", work, partial(measure, wan, at))
     untrained = partial(measure, controls.untrained(wan), at)
-    random = cases.collect(run, "untrained", work, untrained)
+    with Progress(2 * len(work), "attention") as bar:
+        trained = cases.collect(run, "trained", work, partial(measure, wan, at), bar)
+        random = cases.collect(run, "untrained", work, untrained, bar)
     numbers, curves = [], []
     for s, step in enumerate(at):
         for what, name in (

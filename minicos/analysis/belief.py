@@ -166,12 +166,14 @@ def study(wan: Wan, run: Run, options: BeliefOptions) -> Result:
         curves[:2],
         y="answers alive",
         title=f"How many of {several:.1f} right answers, n = {len(chosen)}",
+        sigmas=wan.schedule().sigmas,
     )
     figures.lines(
         run.path("departure.png"),
         curves[2:5],
         y="squared distance, 1: another answer",
         title=f"How far the estimate is from the ideal one, n = {len(chosen)}",
+        sigmas=wan.schedule().sigmas,
     )
     files = ["alive.png", "departure.png", _sheet(wan, run, chosen, seen["shown"][:, 0])]
     return write(

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,11 +36,11 @@ from minicos.analysis.result import Curve, Number, Result, write
 from minicos.analysis.tools import cases, controls, figures, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.masks import on_grid
-from minicos.analysis.tools.record import Saved, to_host
+from minicos.analysis.tools.record import Saved, seen, to_host
 from minicos.analysis.tools.stats import auroc, massive
 from minicos.hooks import Hooks, Site
 from minicos.ops import REFERENCE, Ops
-from minicos.runs import Run
+from minicos.runs import Progress, Run
 from minicos.sample import Step
 from minicos.wan import Wan
 
@@ -69,7 +70,7 @@ class Energy:
 
     chosen: Sequence[int]  # the steps drawn as sheets; numbers are kept of all
     behind: Callable[[int], range] = four_each  # frames of the video, for labels
-    sheets: Sequence[str] = (*FORMS, "components")  # what is drawn as sheets
+    sheets: Sequence[str] = ("centred", "raw", "update", "components")  # drawn, the first in front
     ops: Ops = REFERENCE  # those of the model: `wan.ops`
     name: str = "energy"
     # "cond.forms": those of each layer, on the device until the step has ended
@@ -131,73 +132,101 @@ class Energy:
             if f"{b}.raw" in saved[i]
         ]
         for b in branches:
-            raw = whole[f"{b}.raw"]  # step layer f h w
-            figures.lines(
-                run.path(f"energy_layers_{b}.png"),
-                [
-                    Curve(
-                        f"step {i}",
-                        range(raw.shape[1]),
-                        raw[i].flatten(1).mean(1).tolist(),
-                        x_label="layer",
-                    )
-                    for i in chosen
-                ],
-                y="mean token energy",
-                title=f"Energy across layers, {b} branch",
-            )
-            figures.grid(
-                run.path(f"energy_steps_{b}.png"),
-                raw.mean((2, 3, 4)).T.numpy(),
-                x="denoising step",
-                y="layer",
-                title=f"Mean token energy, {b} branch",
-            )
-            figures.lines(
-                run.path(f"energy_frames_{b}.png"),
-                [
-                    Curve(
-                        f"layer {k}",
-                        range(raw.shape[2]),
-                        raw[:, k].mean((0, 2, 3)).tolist(),
-                        x_label="latent frame",
-                    )
-                    for k in figures.evenly(raw.shape[1], 8)
-                ],
-                y="mean token energy over all steps",
-                title=f"Temporal energy, {b} branch",
-            )
+            self._curves(whole[f"{b}.raw"], b, chosen, run)
         drawn = [
             f"energy_{what}_{b}.png" for b in branches for what in ("layers", "steps", "frames")
         ]
         return [*(name for names in sheets for name in names), *drawn, "energy.safetensors"]
 
+    def _curves(self, raw: Tensor, branch: str, chosen: Sequence[int], run: Run) -> None:
+        """Mean energy (step layer f h w) over layers, over steps and over frames."""
+        depth, latents = raw.shape[1:3]
+        where = "" if branch == "cond" else ", unprompted branch"
+        figures.lines(
+            run.path(f"energy_layers_{branch}.png"),
+            [
+                Curve(
+                    f"step {i}", range(depth), raw[i].flatten(1).mean(1).tolist(), (), (), "layer"
+                )
+                for i in chosen
+            ],
+            y="mean L2 norm of a token",
+            title=f"Raw token energy across layers{where}",
+        )
+        figures.grid(
+            run.path(f"energy_steps_{branch}.png"),
+            raw.mean((2, 3, 4)).T.numpy(),
+            x="denoising step",
+            y="layer",
+            bar="mean L2 norm of a token",
+            title=f"Raw token energy{where}",
+        )
+        every = raw.mean((0, 3, 4))  # layer f
+        figures.lines(
+            run.path(f"energy_frames_{branch}.png"),
+            [
+                Curve(f"layer {k}", range(latents), every[k].tolist(), (), (), "latent frame")
+                for k in figures.evenly(depth, 8)
+            ],
+            y="mean L2 norm of a token, all steps",
+            title=f"Raw token energy across frames{where}",
+        )
+
     def _sheets(self, step: Mapping[str, Tensor], branch: str, index: int, run: Run) -> list[str]:
         """One sheet for each form and one for the components: video frames down, layers across."""
         names = []
+        video = seen(run, index)
         for form in self.sheets:
             values = step.get(f"{branch}.{form}")
             if values is None:
                 continue
-            layers = figures.evenly(len(values), 12)
-            paint = figures.colours if form == "components" else figures.heat
-            images = np.stack([paint(values[k].numpy()) for k in layers], axis=1)
             names.append(f"energy/{form}_{branch}_step_{index:02d}.png")
-            figures.sheet(
+            frames = [self.behind(f) for f in range(values.shape[1])]
+            rows = [_label(some) for some in frames]
+            beneath = figures.under(video, [some[-1] for some in frames])
+            columns = [f"layer {k}" for k in range(len(values))]
+            where = "" if branch == "cond" else ", unprompted branch"
+            title = f"{TITLES[form]}, step {index}{where}: video frames (down), layers (across)"
+            array = values.numpy().swapaxes(0, 1)  # f layer h w, and of components a last axis of 3
+            if form == "components":
+                _components(run.path(names[-1]), array, rows, columns, title)
+                continue
+            ends = np.percentile(array, [1, 99])
+            limits = (float(ends[0]), float(ends[1])) if form == "centred" else None
+            figures.maps(
                 run.path(names[-1]),
-                list(images),  # f layer h w colour
-                columns=[f"layer {k}" for k in layers],
-                rows=[_label(self.behind(f)) for f in range(len(images))],
-                title=f"{TITLES[form]}, step {index}, {branch} branch: video frames (down), layers (across)",
+                array,
+                rows=rows,
+                columns=columns,
+                title=title,
+                bar=BARS[form],
+                beneath=beneath,
+                limits=limits,
             )
         return names
 
 
+def _components(
+    path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str
+) -> None:
+    """Components (f layer h w 3) as colours; each layer has its own scale."""
+    r, c = figures.evenly(len(rows), figures.ROWS), figures.evenly(len(columns), figures.COLUMNS)
+    painted = {k: figures.colours(values[:, k]) for k in c}
+    images = [[painted[k][i] for k in c] for i in r]
+    names = [rows[i] for i in r], [columns[k] for k in c]
+    figures.sheet(path, images, rows=names[0], columns=names[1], title=title)
+
+
 TITLES = {
-    "raw": "Token energy",
+    "raw": "Raw token energy",
     "centred": "Centred token energy",
     "update": "What each block writes",
-    "components": "Three principal components as colours",
+    "components": "Three principal components as red, green and blue, grey: the mean token",
+}
+BARS = {
+    "raw": "L2 norm of a token",
+    "centred": "L2 norm of a token without the mean, over the median token's",
+    "update": "L2 norm of what the block adds to a token",
 }
 
 
@@ -326,9 +355,10 @@ def study(wan: Wan, run: Run, options: EnergyOptions) -> Result:
     """
     at = options.at or (wan.preset.steps // 2,)
     work = cases.batches(cases.chosen(options))
-    trained = cases.collect(run, "trained", work, partial(measure, wan, at))
     untrained = partial(measure, controls.untrained(wan), at)
-    random = cases.collect(run, "untrained", work, untrained)
+    with Progress(2 * len(work), "energy") as bar:
+        trained = cases.collect(run, "trained", work, partial(measure, wan, at), bar)
+        random = cases.collect(run, "untrained", work, untrained, bar)
     depth = trained["auroc"].shape[3]
     curves = []
     for s, step in enumerate(at):

@@ -37,13 +37,15 @@ def option_fields(cls: type) -> Iterator[tuple[Field[Any], list[str], Any]]:
 
 
 def arguments(options: Any) -> list[str]:
-    """The words of a command line that give these options: those that are not at their default.
-    What has no value is the word none.
+    """The words of a command line that give these options: --n, and those that are not at their
+    default. What has no value is the word none.
     """
     words = [] if options.seed == 0 else ["--seed", str(options.seed)]
     for f, (flag, *_), _ in option_fields(type(options)):
         value = getattr(options, f.name)
-        if value is True and value != f.default:
+        if f.name == "n":  # `steps`, `energy` and `attention` watch one puzzle without it
+            words += [flag, str(value)]
+        elif value is True and value != f.default:
             words.append(flag)
         elif value != f.default:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -56,8 +56,9 @@ class Routes:
                 )
                 for i, (route, line) in routes
             ],
-            y="trail on the route's own edges",
-            title="Every valid route in the clean estimate",
+            y="trail on the route's own edges, 0 to 1",
+            title="Evidence for every valid route in the clean estimate",
+            sigmas=self.wan.schedule().sigmas,
         )
         return ["routes.png"]
 

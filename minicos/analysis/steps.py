@@ -27,7 +27,7 @@ from minicos.analysis.tools.record import Saved
 from minicos.analysis.tools.stats import distance, squared, yardstick
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import load_image, save_image, save_video
-from minicos.runs import Run
+from minicos.runs import Progress, Run
 from minicos.sample import Step
 from minicos.wan import Wan
 
@@ -79,7 +79,10 @@ class Steps:
             run.path("convergence.png"),
             moved.T.numpy(),
             x="denoising step",
-            y="latent frame",
+            y="video frames",
+            rows=figures.frame_names(moved.shape[1], self.wan.stride[0]),
+            sigmas=schedule.sigmas,
+            bar="0: the final one",
             title="How far each frame of the estimate still is from the final one",
         )
         shown = [i for i in self.chosen if i < len(saved)]
@@ -195,13 +198,16 @@ def study(wan: Wan, run: Run, options: StepsOptions) -> Result:
         SEVERAL: cases.chosen(options),
         ONE: cases.chosen(replace(options, several=False, single=True)),
     }
-    moved = {
-        (who, name): cases.collect(
-            run, observer.folder(name, who), cases.batches(made), partial(moves, model)
-        )["moved"][..., 1:]
-        for who, model in observer.models(wan, options).items()
-        for name, made in chosen.items()
-    }
+    models = observer.models(wan, options)
+    work = {name: cases.batches(made) for name, made in chosen.items()}
+    with Progress(len(models) * sum(map(len, work.values())), "steps") as bar:
+        moved = {
+            (who, name): cases.collect(
+                run, observer.folder(name, who), some, partial(moves, model), bar
+            )["moved"][..., 1:]
+            for who, model in models.items()
+            for name, some in work.items()
+        }
     units = {who: values[:, 0].mean(0) for (who, name), values in moved.items() if name == SEVERAL}
     settled = {
         (who, name): settling(values, units[who]).astype(float)
@@ -223,8 +229,11 @@ def study(wan: Wan, run: Run, options: StepsOptions) -> Result:
         run.path("convergence.png"),
         far.mean(0).T,
         x="denoising step",
-        y="latent frame after the first",
-        title="Distance of every frame's estimate to the last one, 1: as at the first step",
+        y="video frames",
+        rows=figures.frame_names(far.shape[2] + 1, wan.stride[0])[1:],
+        sigmas=wan.schedule().sigmas,
+        bar="1: as at the first step",
+        title="Distance of every frame's estimate to the last one",
     )
     return write(run, Result("steps", run.settings, made, curves=curves, files=["convergence.png"]))
 

@@ -23,13 +23,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from minicos.analysis.noise import study as noise_study
-from minicos.analysis.noise.measure import Measured, measure_all
+from minicos.analysis.noise.measure import Measured, measure_all, ticks
 from minicos.analysis.noise.study import peak, sensitivity
 from minicos.analysis.options import FramesOptions, NoiseOptions, SweepOptions
 from minicos.analysis.result import Cell, Curve, Interval, Number, Result, write
 from minicos.analysis.tools import cases, figures, stats
 from minicos.errors import MinicosError
-from minicos.runs import Run
+from minicos.runs import Progress, Run
 from minicos.wan import Wan
 
 SETTLED = 0.1  # D of an estimate to the last one, below which it counts as settled
@@ -98,9 +98,12 @@ def compare(chosen: Mapping[str, Setting], run: Run, options: NoiseOptions) -> R
         frames = isinstance(options, FramesOptions)
         what, axis = ("frames", "share") if frames else ("distilled", "sigma")
     some, found = cases.chosen(options), {}
+    batches = len(cases.batches(some))
+    parts = sum(ticks(setting.wan, setting.options) for setting in chosen.values())
+    bar = Progress(batches * parts, what)
     for name, setting in chosen.items():
         inside = run.inside(re.sub(r"[^\w.]+", "_", name))
-        found[name] = measure_all(setting.wan, some, inside, setting.options)
+        found[name] = measure_all(setting.wan, some, inside, setting.options, bar=bar)
         noise_study.report(setting.wan, inside, setting.options, found[name])
     curves = _curves(found, axis, options.mode)
     files = _draw(found, curves, axis, run)

@@ -6,12 +6,13 @@ import argparse
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from minicos import signals
+from minicos import __version__, signals
 from minicos.cli import (
     attention,
     behaviours,
@@ -19,6 +20,7 @@ from minicos.cli import (
     bench,
     capture,
     commitment,
+    completion,
     counts,
     demo,
     distilled,
@@ -70,25 +72,33 @@ VERBS = (
     verify,
     selfcheck,
     bench,
+    completion,
 )
 DESCRIPTION = """\
-Watch a video diffusion model reason, step by step.
+Watch a video diffusion model reason, step by step. Start here, and open the page that it makes:
 
-  minicos demo                                                     solve a maze and show how: start here
-  minicos steps --image maze.png --prompt "solve the maze"         the clean estimate at every denoising step
-  minicos energy --image maze.png --prompt "solve the maze"        which tokens each layer works on
-  minicos ensemble                                                 do seeds that share states solve more?
-  minicos swap                                                     at which layer a prompt becomes an answer
-  minicos run --image maze.png --prompt "solve the maze" --noise step:10 --x0 --energy    several of these in one pass
-  minicos reproduce                                                every experiment, one report
-  minicos vbvr --puzzles 500 --condition plain ensemble            a benchmark, condition by condition, with its tables
-  minicos generate --image maze.png --prompt "solve the maze"      just the video
-  minicos puzzles --list                                           what the embedded model is trained and judged on
-  minicos points                                                   every hook point of a model
-  minicos inspect PATH                                             what a checkpoint is
-  minicos verify                                                   does it compute what diffusers computes?
-  minicos selfcheck --model DIR                                    do your weights run here as they should? one report
-  minicos bench forward                                            how fast is it, beside diffusers?
+  minicos demo
+
+watch one run, of a puzzle of the embedded model (--puzzle) or of a picture of your own (--image):
+  minicos steps --puzzle maze             # the clean estimate at every denoising step
+  minicos energy --puzzle mark            # which tokens each layer works on
+  minicos attention --puzzle mark         # which tokens attend to which
+  minicos generate --puzzle maze          # just the video
+change it:
+  minicos run --puzzle maze --noise step:3 --x0 --energy
+measure it over many puzzles:
+  minicos noise                           # what noise at a step or in a frame destroys
+  minicos swap                            # at which layer a prompt becomes an answer
+  minicos ensemble                        # do seeds that share states solve more?
+  minicos reproduce                       # every experiment, one report
+  minicos vbvr --puzzles 500 --condition plain ensemble    # a benchmark, with its tables
+about models and this machine:
+  minicos puzzles --list                  # what the embedded model is trained and judged on
+  minicos points                          # every hook point of a model
+  minicos inspect PATH                    # what a checkpoint is
+  minicos verify                          # does it compute what diffusers computes?
+  minicos selfcheck --model DIR           # do your weights run here as they should?
+  minicos bench forward                   # how fast is it, beside diffusers?
 """
 
 
@@ -98,6 +108,7 @@ def parser() -> Parser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=f"minicos {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         verb.add(verbs)
@@ -117,8 +128,11 @@ def main(argv: list[str] | None = None) -> int:
             for text in argv:
                 _check_text(text)
             args = parser().parse_args(
-                argv, argparse.Namespace(command=shlex.join(["minicos", *argv]))
-            )  # runs remember it
+                argv,
+                argparse.Namespace(
+                    command=shlex.join(["minicos", *argv]), begin=time.monotonic()
+                ),  # runs remember both
+            )
             code = args.run(args) or 0
             sys.stdout.flush()
             return code

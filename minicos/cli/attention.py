@@ -8,11 +8,14 @@ from minicos.cli import recording
 
 HELP = "Where attention goes: to which tokens, from frame to frame, and to padding."
 EXAMPLES = """\
-  minicos attention --image maze.png --prompt "solve the maze" --layers 0,6,11 --at 0,10
-  minicos attention --image maze.png --prompt "solve the maze" --heads 0 --branch uncond
-  minicos attention --image maze.png --prompt "solve the maze" --queries 8    estimated, with standard errors: for large models
-writes attention/received_step_NN.png, attention_frames.png (from which frame to which), attention_padding.png, attention.safetensors
-  minicos attention --n 100    without a prompt: shares on padding and on the given frame, beside an untrained network
+  minicos attention --puzzle mark --also steps
+  minicos attention --puzzle mark --layers 0,6,11 --at 0,10 --heads 0
+  minicos attention --image maze.png --prompt "solve the maze" --preset cos --branch uncond
+  minicos attention --image maze.png --prompt "solve the maze" --queries 8
+      # estimated, with standard errors: for large models
+writes attention/received_step_NN.png, attention_frames.png (from which frame to which),
+attention_padding.png, attention.safetensors
+  minicos attention --n 100  # the study: shares on padding and on the given frame
 """
 
 

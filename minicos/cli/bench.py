@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from minicos.bench.measure import Line
 
 EXAMPLES = """\
-  minicos bench                                 everything, and one table of it: bench.md
-  minicos bench forward                         a pass of the network beside diffusers', with the same weights
-  minicos bench kernels --json > kernels.json   a list of {"name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share"}
+  minicos bench  # everything, and one table of it: bench.md
+  minicos bench forward  # a pass of the network beside diffusers', with the same weights
+  # a list of {"name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share"}
+  minicos bench kernels --json > kernels.json
   minicos bench capture --device cpu
 ours and its peer run in turns in one process; figures are medians. "ratio" is ours / peer: below 1, ours is faster. "ceiling" is the
 share of what this machine reaches on matrix products or, where nothing is multiplied, on copies. On a card sizes are those of

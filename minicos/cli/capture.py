@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 HELP = "Write chosen hook points of a model at work as files that probes and autoencoders map into memory."
 EXAMPLES = """\
-  minicos capture --cases puzzles --points "blocks.*" --at 0,10 --reduce frames      the mean of every latent frame, after each block
-  minicos capture --cases puzzles --points blocks.6 --branches cond uncond           all tokens, of both guidance passes
-  minicos capture --cases VBVR-Bench --model Video-Reason/VBVR-Wan2.2 --points blocks.20 --dry-run      how many bytes would it be?
+  # the mean of every latent frame, after each block
+  minicos capture --cases puzzles --points "blocks.*" --at 0,10 --reduce frames
+  # all tokens, of both guidance passes
+  minicos capture --cases puzzles --points blocks.6 --branches cond uncond
+  # how many bytes would it be?
+  minicos capture --cases VBVR-Bench --model Video-Reason/VBVR-Wan2.2 --points blocks.20 --dry-run
 writes OUT/shards/NNNNN.safetensors (one for each sample) and OUT/index.json; read them with minicos.activations.Activations:
   a = Activations("runs/capture"); x, where = a.rows("blocks.6", step=0)
 """

@@ -10,7 +10,7 @@ from minicos.cli import opening, options, run_folder, values
 
 EXAMPLES = """\
   minicos demo
-  minicos demo --out demo2 --puzzle 7 --seed 3      another maze, other noise
+  minicos demo --out demo2 --puzzle 7 --seed 3  # another maze, other noise
 open index.html: several routes coexist in the first steps, one survives; x0_sheet.png shows the same
 """
 SIZE = 4  # cells along a side
@@ -32,16 +32,15 @@ def add(verbs) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    begin = time.monotonic()
     import torch
 
+    from minicos.analysis.answers import Answers
     from minicos.analysis.energy import Energy
     from minicos.analysis.routes import Routes
     from minicos.analysis.steps import Steps, spread
     from minicos.analysis.tools.record import record, recorded
     from minicos.errors import MinicosError
     from minicos.media import save_image, save_video
-    from minicos.page.gather import write
 
     puzzle = ambiguous_maze(args.puzzle)
     files = opening.layout(args)
@@ -57,8 +56,9 @@ def run(args: argparse.Namespace) -> None:
     chosen = spread(8, wan.preset.steps)
     analyses: list[Any] = [
         Steps(wan, chosen),
-        Energy(chosen, sheets=("raw",), ops=wan.ops),
+        Energy(chosen, sheets=("centred",), ops=wan.ops),
         Routes(wan, puzzle),
+        Answers(wan, puzzle),
     ]
     folder = run_folder.open_run(args, wan, analyses, puzzle=puzzle.key, prompt=puzzle.prompt)
     save_image(folder.path("first_frame.png"), picture)
@@ -67,14 +67,13 @@ def run(args: argparse.Namespace) -> None:
     save_video(folder.path("video.mp4"), video, fps=wan.preset.fps)
     for analysis in analyses:
         analysis.draw(recorded(folder, analysis.name, wan.preset.steps), folder)
-    write(folder)
-
     score = puzzle.score(video)
     verdict = f"solved, by route {score.answer}" if score.solved else f"not solved: {score.detail}"
     print(
         f'"{puzzle.prompt}" on a held-out {SIZE}x{SIZE} maze with {len(puzzle.candidates)} valid routes: {verdict}'
     )
-    print(f"{time.monotonic() - begin:.0f} s in all. Look at these, in this order:")
+    run_folder.close(args, folder, quiet=True)
+    print(f"{time.monotonic() - args.begin:.0f} s in all. Look at these, in this order:")
     for name, what in (
         ("index.html", "every step in sync, with sliders and token energy: open it in a browser"),
         (
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         ),
         ("routes.png", "the same as numbers, a curve for each valid route"),
         ("video.mp4", "the result"),
-        (f"energy/raw_cond_step_{chosen[-1]:02d}.png", "token energy of every layer"),
+        (f"energy/centred_cond_step_{chosen[-1]:02d}.png", "token energy of every layer"),
         ("energy_layers_cond.png", "energy across layers"),
     ):
         print(f"  {folder.path(name)}  {what}")

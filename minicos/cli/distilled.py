@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 HELP = "Convergence and sensitivity to noise over few-step sampling or weights."
 EXAMPLES = """\
   minicos distilled --counts 4,8,20,50
-  minicos distilled --counts 4,50 --models Wan2.2-I2V-A14B-4step,Wan2.2-I2V-A14B --image cat.png --prompt "the cat jumps"
+  minicos distilled --counts 4,50 --models Wan2.2-I2V-A14B-4step,Wan2.2-I2V-A14B \\
+    --image cat.png --prompt "the cat jumps"
 with --models, one count for each of them
 """
 
@@ -39,12 +40,13 @@ def run(args: argparse.Namespace) -> None:
             load=partial(study.open_model, euler=True),
         )
         return
+    study.refuse_mixed(args, asked)
     settings = _models(args, asked)
     first = next(iter(settings.values()))
     weights = {name: setting.wan.weights for name, setting in settings.items()}
     about = study.about(args, asked)
     folder = run_folder.open_run(args, first.wan, [], **about, weights_of=weights)
-    study.show(folder, sweep.compare(settings, folder, asked))
+    study.show(args, folder, sweep.compare(settings, folder, asked))
 
 
 def _models(args: argparse.Namespace, asked: DistilledOptions) -> "dict[str, Setting]":

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ def run(verb: Verb, args: argparse.Namespace) -> int:
         raise MinicosError(
             "--cases brings its own prompts and pictures: leave --prompt and --image out."
         )
+    from minicos.page.folders import Row, write_cases
     from minicos.vbvr import cases
     from minicos.vbvr.generate import Making
 
@@ -60,6 +62,11 @@ def run(verb: Verb, args: argparse.Namespace) -> int:
             failed[sample.name] = str(error)
     for name, why in failed.items():
         print(f"minicos: failed: {name}: {why}", file=sys.stderr)
+    rows = [Row(one.name, one.prompt, failed.get(one.name, "")) for one in found.samples]
+    rows += [Row(name, "", why) for name, why in found.problems.items()]
+    place = sys.stderr if getattr(args, "json", False) else sys.stdout
+    page = write_cases(args.out, args.verb, args.command, rows)
+    print(f"{page}  (all cases, a row for each: open it in a browser)", file=place)
     return int(bool(failed))
 
 
@@ -74,6 +81,7 @@ def _own(
 
     out = args.out / sample.name
     own: dict[str, object] = {"cases": None, "prompt": sample.prompt, "out": out}
+    own["begin"] = time.monotonic()
     if making.preset.takes_image:
         image = out.with_name(f"{out.name}.png")
         save_image(image, making.fit(sample).forward(load_picture(sample)))

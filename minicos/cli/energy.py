@@ -8,10 +8,12 @@ from minicos.cli import recording
 
 HELP = "Token energy of every layer: where the network is busy."
 EXAMPLES = """\
+  minicos energy --puzzle mark
+  minicos energy --puzzle maze --also steps --at 0,5,19
   minicos energy --image maze.png --prompt "solve the maze" --out busy
-  minicos energy --image maze.png --prompt "solve the maze" --also steps --at 0,5,19
-writes energy/FORM_BRANCH_step_NN.png (latent frames x layers), energy_layers_BRANCH.png ..., energy.safetensors (step layer f h w)
-  minicos energy --n 100    without a prompt: AUROC against the answer's cells on held-out puzzles, beside an untrained network
+writes energy/FORM_BRANCH_step_NN.png (latent frames x layers), energy_layers_BRANCH.png and
+others, energy.safetensors (step layer f h w)
+  minicos energy --n 100  # the study: AUROC against the answer's cells, beside an untrained network
 """
 
 

@@ -10,7 +10,7 @@ from minicos.cli import study
 HELP = "Convergence and sensitivity to noise over frame counts."
 EXAMPLES = """\
   minicos frames --counts 5,9,13,17
-  minicos frames --model Wan2.2-I2V-A14B --image cat.png --prompt "the cat jumps" --counts 5,9,17,33,65,97 --points 5
+  minicos frames --model Wan2.2-I2V-A14B --image cat.png --prompt "the cat jumps" --counts 9,33,65
 """
 TRAINED = 13  # frames of the embedded model's videos
 

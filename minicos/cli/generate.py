@@ -2,12 +2,13 @@
 
 import argparse
 
-from minicos.cli import opening, options, run_folder
+from minicos.cli import opening, options, recording, run_folder, watched
 
 EXAMPLES = """\
+  minicos generate --puzzle maze
   minicos generate --image maze.png --prompt "solve the maze" --out solved
   minicos generate --model Wan2.2-I2V-A14B --image cat.png --prompt "the cat jumps" --preset official
-  minicos generate --model Wan2.1-FLF2V-14B --image first.png --last last.png --prompt "the cat jumps"
+  minicos generate --model Wan2.1-FLF2V-14B --image first.png --last last.png --prompt "it turns"
 """
 
 
@@ -20,13 +21,17 @@ def add(verbs) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from minicos.analysis.tools.record import record
-    from minicos.media import save_video
 
-    images = opening.images(args)
-    wan = opening.load(args, image=images["image"])
+    puzzle = watched.puzzle(args)
+    images, files = opening.images(args), opening.layout(args)
+    watched.check(files, puzzle)
+    wan = opening.load(args, files, images["image"])
     condition = opening.condition(args, wan, images)
     noise = wan.noise(condition, args.seed)
-    folder = run_folder.open_run(args, wan, [], latents=True, **run_folder.subject(args, images))
-    latent = record(wan, condition, folder, [], noise)
-    save_video(folder.path("video.mp4"), wan.frames(latent[0]), fps=wan.preset.fps)
-    print(folder.path("video.mp4"))
+    seen = watched.recorders(wan, puzzle)
+    subject = run_folder.subject(args, images)
+    folder = run_folder.open_run(args, wan, seen, latents=True, **subject)
+    with recording.bar(args, wan, seen) as bar:
+        watching = [*seen, *watched.preview(args, wan)]
+        latent = record(wan, condition, folder, watching, noise, bar=bar)
+        recording.finish(args, wan, folder, seen, latent, images, bar)

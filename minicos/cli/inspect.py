@@ -9,7 +9,8 @@ from minicos.cli import options
 EXAMPLES = """\
   minicos inspect Wan2.2-I2V-A14B/
   minicos inspect wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors --json
-  minicos inspect Wan-AI/Wan2.1-T2V-1.3B --download      fetch a repository of the Hub, after telling its size
+  # fetch a repository of the Hub, after telling its size
+  minicos inspect Wan-AI/Wan2.1-T2V-1.3B --download
 """
 
 

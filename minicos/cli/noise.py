@@ -11,11 +11,12 @@ from minicos.cli import study
 
 HELP = "Put noise into one step or one frame, and see what comes of it."
 EXAMPLES = """\
-  minicos noise --n 100 --at 0,4,8,12,16                           mazes of the embedded model, the paper's noise
-  minicos noise --mode add                                         step and frame noise at exactly equal dose
-  minicos noise --preset cos --mode renoise --boundaries 0.8,0.875,0.9,0.95   does the peak follow the boundary?
-  minicos noise --image maze.png --prompt "solve the maze" --seeds 4   a picture of your own under four seeds
-prints a table with intervals; open sensitivity.png (dashed: where the experts change), D.png and videos.png
+  minicos noise --n 100 --at 0,4,8,12,16  # mazes of the embedded model, the paper's noise
+  minicos noise --mode add  # step and frame noise at exactly equal dose
+  minicos noise --preset cos --mode renoise --boundaries 0.8,0.9  # does the peak follow it?
+  minicos noise --image maze.png --prompt "solve the maze" --seeds 4  # your own picture
+prints a table with intervals; open sensitivity.png (dashed: where the experts change), D.png and
+videos.png
 """
 
 

@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from minicos.errors import MinicosError, warn
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from minicos.wan import Wan
     from minicos.weights.layouts import Layout
 
+DRAWN = "`minicos puzzles --kind maze` draws some, and --puzzle maze brings its own."
 LARGE = 10**9  # bytes of weights from which the plan is printed: the embedded model starts without
 
 
@@ -24,10 +27,15 @@ def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
     """First and last frame of the options. Read before the model, so that a wrong path is told
     at once.
     """
-    from minicos.media import load_image
+    from minicos.media import as_image
 
-    paths = {"image": args.image, "last": getattr(args, "last", None)}
-    return {name: None if path is None else load_image(path) for name, path in paths.items()}
+    given = {"image": args.image, "last": getattr(args, "last", None)}
+    for path in given.values():
+        if isinstance(path, Path) and not path.is_file():
+            raise MinicosError(
+                f"{path} does not exist or is not a file. Give the path of an image; {DRAWN}"
+            )
+    return {name: None if one is None else as_image(one) for name, one in given.items()}
 
 
 def layout_or_peer(args: argparse.Namespace) -> "Layout | PeerFolder":
@@ -98,8 +106,42 @@ def plan(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Preset":
         raise MinicosError(f"--boundary is between two experts, and {variant} has one here.")
     if getattr(args, "prompt", None) is not None:  # without one, puzzles bring their own pictures
         given = (args.image is not None, getattr(args, "last", None) is not None)
+        if chosen.needs_image and not given[0]:
+            raise MinicosError(
+                f"{variant} makes a video from a first frame: give an image with --image. {DRAWN}"
+            )
         chosen.check_inputs(variant, [args.prompt], *given)
     return chosen
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a run from headers alone, under the names that `Wan` has for it: enough to
+    refuse what it cannot do before a weight is read.
+    """
+
+    variant: str
+    preset: "Preset"
+    experts: tuple[str, ...]
+    depth: int
+    sublayers: tuple[str, ...]
+    stride: tuple[int, int, int]
+
+    def with_preset(self, **changes: Any) -> "Outline":
+        return replace(self, preset=self.preset.changed(**changes))
+
+
+def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> Outline | None:
+    """The outline of the options' run; None for a peer, which is known when it is loaded."""
+    from minicos.weights.layouts import Layout
+
+    if not isinstance(files, Layout):
+        return None
+    high: Any = files.experts["high"].config
+    sublayers = ("self_attn", "cross_attn", "ffn")
+    experts, stride = tuple(files.experts), files.vae.config.stride
+    chosen = plan(args, files)
+    return Outline(files.variant, chosen, experts, high.num_layers, sublayers, stride)
 
 
 def within(at: tuple[int, ...] | None, steps: int, option: str = "--at ") -> tuple[int, ...] | None:

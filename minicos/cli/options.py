@@ -1,28 +1,64 @@
 """Options that several verbs share: the parser, the model's, the condition's."""
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from minicos.cli import each, values
+from minicos.analysis.reading import READINGS
+from minicos.cli import each, values, watched
 
 SOLVERS = ("euler", "unipc", "dpmpp")  # as in `minicos.schedule`, which imports torch
 
 
 class Parser(argparse.ArgumentParser):
-    """Mistakes in one sentence, as everywhere in minicos."""
+    """Mistakes in one sentence, as everywhere in minicos; --help without the options that all verbs
+    share, --help-all with them.
+    """
+
+    folded: tuple[argparse.Action, ...] = ()  # what --help leaves out
+    more = ""  # what --help-all adds at the end
+
+    def format_help(self) -> str:
+        helps = [action.help for action in self.folded]
+        for action in self.folded:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help()
+        finally:
+            for action, help in zip(self.folded, helps, strict=True):
+                action.help = help
+
+    def format_whole_help(self) -> str:
+        """With every option."""
+        epilog, self.epilog = self.epilog, f"{self.epilog}\n{self.more}"
+        try:
+            return super().format_help()
+        finally:
+            self.epilog = epilog
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"minicos: {message}. Try `{self.prog} --help`.\n")
 
 
+class HelpAll(argparse.Action):
+    """--help-all."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        print(parser.format_whole_help(), end="")
+        parser.exit()
+
+
 def add_parser(verbs, name: str, help: str, examples: str, run: Callable) -> Parser:
-    """A verb with one line of help and examples below its options."""
+    """A verb: what it shows and how to read it, and examples below its options."""
+    reading = READINGS.get(name)
+    about = help if reading is None else f"{help}\n\n{reading.shows} {reading.read}"
+    paragraphs = (textwrap.fill(part, 100) for part in about.split("\n\n"))
     parser = verbs.add_parser(
         name,
         help=help,
-        description=help,
+        description="\n\n".join(paragraphs),
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,16 +90,33 @@ LoRA files go to one expert each (a model of one network is its own high one), w
 """
 
 
-def add_model_options(
-    parser: argparse.ArgumentParser, out: str, seed: int = 0, dtype: str = "--dtype"
-) -> None:
+def add_model_options(parser: Parser, out: str, seed: int = 0, dtype: str = "--dtype") -> None:
     """Model, way of sampling, output. `dtype` is the name of the option of that sense."""
-    parser.epilog = f"{parser.epilog}\n{MODEL_HELP}"
     parser.add_argument(
         "--model",
         default="tiny",
-        help="'tiny', a folder, a file or a Hub id, see below (default: tiny)",
+        help="'tiny', a folder, a file or a Hub id, see --help-all (default: tiny)",
     )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(out),
+        help=f"run folder; run again to continue (default: {out})",
+    )
+    parser.add_argument(
+        "--help-all",
+        action=HelpAll,
+        nargs=0,
+        help="also the options that all verbs share: steps, seed, guidance, device, LoRA ...",
+    )
+    own = set(parser._actions)
+    _add_shared_options(parser, seed, dtype)
+    parser.folded = tuple(action for action in parser._actions if action not in own)
+    parser.more = MODEL_HELP
+
+
+def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) -> None:
+    """What is folded away in --help."""
     parser.add_argument(
         "--variant",
         help="what it is where its files cannot tell, e.g. VBVR-Wan2.2 or Wan2.1-T2V-14B",
@@ -93,7 +146,7 @@ def add_model_options(
         "--preset",
         help="way of sampling, e.g. official (the authors' code), cos (the paper's tools) or diffusers (as its folder states)",
     )
-    sampling = parser.add_argument_group("sampling", "the preset's, where not given")
+    sampling = parser.add_argument_group("sampling, the preset's where not given")
     sampling.add_argument("--steps", type=values.steps, help="denoising steps")
     sampling.add_argument(
         "--solver", choices=SOLVERS, help="how to go from one noise level to the next"
@@ -175,12 +228,6 @@ def add_model_options(
         choices=("cpu", "cuda"),
         help="cpu: noise that is the same on every machine; cuda: that of the official code (default: cpu)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(out),
-        help=f"run folder; run again to continue (default: {out})",
-    )
 
 
 def add_condition_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -195,7 +242,13 @@ def add_condition_options(parser: argparse.ArgumentParser, required: bool = True
             const=None,
             help="nothing in particular: an unconditional control",
         )
+        prompt.add_argument("--puzzle", metavar="KIND", help=watched.HELP)
     each.add(parser, prompt)
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="while it runs, rewrite OUT/preview.png after every step: the clean estimate, roughly",
+    )
     parser.add_argument(
         "--image", type=Path, help="first frame (png, jpg), for image-to-video models"
     )

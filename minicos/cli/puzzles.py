@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from minicos.puzzles import Family
 
 EXAMPLES = """\
-  minicos puzzles --list                                every family, and what its knobs are set to
-  minicos puzzles --kind latin --n 3 --out puzzles      three of one family, and a sheet of them
-  minicos puzzles --kind maze --size 5 --d 2            a kind with a size and knobs of your own
+  minicos puzzles --list  # every family, and what its knobs are set to
+  minicos puzzles --kind latin --n 3 --out puzzles  # three of one family, and a sheet of them
+  minicos puzzles --kind maze --size 5 --d 2  # a kind with a size and knobs of your own
 each puzzle is a folder: first_frame.png, final_frame.png, ground_truth.mp4 and prompt.txt, as in
 VBVR-Bench, and answers/ and foils/
 """

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from minicos.analysis.options import OWN, PUZZLES, Puzzles, RecordOptions
-from minicos.cli import opening, options, run_folder, study
+from minicos.cli import opening, options, run_folder, study, watched
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from minicos.analysis.tools.record import Recorder
     from minicos.condition import WanCondition
-    from minicos.runs import Run
+    from minicos.runs import Progress, Run
     from minicos.wan import Wan
 
 VERBS = ("steps", "energy", "attention")
@@ -29,7 +31,9 @@ def add(
 ) -> None:
     """A verb that records with --prompt, and without makes the study of `cls`."""
     parser = options.add_parser(verbs, name, help, examples, run)
+    study.add_json(parser)
     study.add_options(parser, cls, without=("at",))
+    parser.set_defaults(n=None)  # with --n it is a study, without one puzzle is watched
     options.add_condition_options(parser, required=False)
     study.add_options(parser, RecordOptions)
     others = [verb for verb in VERBS if verb != name]
@@ -41,16 +45,19 @@ def add(
 
 
 def run(args: argparse.Namespace, cls: type[Puzzles], made: study.Study) -> None:
-    """Record a run of the user's own, or make the study."""
-    if args.prompt is not None:
-        study.refuse(args, cls, PUZZLES, study.NO_PUZZLES)
+    """Record one run, of the user's own or of a puzzle; with --n, make the study."""
+    if args.n is None:
+        if args.prompt is not None:
+            study.refuse(args, cls, PUZZLES, study.NO_PUZZLES)
         record(args.verb, args)
+    elif args.prompt is not None:
+        raise MinicosError(f"--n {study.NO_PUZZLES}")
     elif args.also:
-        raise MinicosError(f"--also {study.NO_PROMPT}")
+        raise MinicosError("--also goes with one run: leave it out, or --n")
     elif args.image is not None or args.last is not None:
-        raise MinicosError("--image needs a --prompt; without both, held-out puzzles are used")
+        raise MinicosError("--image needs a --prompt; --n takes held-out puzzles")
     else:
-        study.refuse(args, RecordOptions, OWN, study.NO_PROMPT)
+        study.refuse(args, RecordOptions, OWN, "is an option of one run: leave it out, or --n")
         study.run(args, cls, made)
 
 
@@ -60,7 +67,9 @@ def record(name: str, args: argparse.Namespace) -> None:
     from minicos.analysis.tools import record as recording
     from minicos.analysis.tools.figures import evenly
 
+    puzzle = watched.puzzle(args)
     images, files = opening.images(args), opening.layout_or_peer(args)
+    watched.check(files, puzzle)
     total, depth = opening.plan(args, files).steps, files.depth
     asked = study.read(args, RecordOptions)
     chosen = opening.within(asked.at, total) or spread(8, total)
@@ -74,15 +83,21 @@ def record(name: str, args: argparse.Namespace) -> None:
     wan = opening.load(args, files, images["image"])
     condition = opening.condition(args, wan, images, asked.seeds)
     names = {name, *args.also}
-    recorders = made(names, wan, condition, chosen, layers, asked)
+    recorders = [
+        *made(names, wan, condition, chosen, layers, asked),
+        *watched.recorders(wan, puzzle),
+    ]
     kept: dict[str, Any] = {"seeds": asked.seeds}
     if "attention" in names:  # the others keep every step and layer, and may be drawn anew
         more = {"heads": asked.heads, "branch": asked.branch, "queries": asked.queries}
         kept |= {"layers": layers, "at": chosen, **more}
     subject = run_folder.subject(args, images)
     folder = run_folder.open_run(args, wan, recorders, latents=True, **subject, **kept)
-    recording.record(wan, condition, folder, recorders, wan.noise(condition, args.seed))
-    draw(recorders, folder, total)
+    noise = wan.noise(condition, args.seed)
+    watching = [*recorders, *watched.preview(args, wan)]
+    with bar(args, wan, recorders) as shown:
+        latent = recording.record(wan, condition, folder, watching, noise, bar=shown)
+        finish(args, wan, folder, recorders, latent, images, shown)
 
 
 def made(
@@ -106,24 +121,55 @@ def made(
         "attention": Attention(
             layers,
             chosen,
-            asked.heads,
-            asked.branch,
-            prompt,
-            asked.queries,
-            wan.ops,
-            gives_lse(wan),
-            parts,
+            heads=asked.heads,
+            branch=asked.branch,
+            words=prompt,
+            queries=asked.queries,
+            stride=wan.stride[0],
+            ops=wan.ops,
+            lse=gives_lse(wan),
+            parts=parts,
         ),
     }
     return [every[verb] for verb in VERBS if verb in names]
 
 
-def draw(recorders: "list[Recorder]", folder: "Run", steps: int) -> None:
-    """Draw what was kept, make the page of the run, and print where."""
-    from minicos.analysis.tools.record import recorded
-    from minicos.page.gather import write
+def bar(args: argparse.Namespace, wan: "Wan", recorders: "list[Recorder]") -> "Progress":
+    """The progress of a whole command: its steps, the pictures of each recorder, video and page."""
+    from minicos.runs import Progress
 
+    return Progress(len(wan.schedule()) + len(recorders) + 1, args.verb)
+
+
+def finish(
+    args: argparse.Namespace,
+    wan: "Wan",
+    folder: "Run",
+    recorders: "list[Recorder]",
+    latent: "Tensor",
+    images: "dict[str, Tensor | None]",
+    shown: "Progress",
+) -> None:
+    """Save the video of the first sample and its picture, draw what was kept, make the page, and
+    print where all that is.
+    """
+    from minicos.analysis.tools.figures import pixels
+    from minicos.analysis.tools.record import recorded
+    from minicos.media import save_image, save_video
+
+    save_video(folder.path("video.mp4"), wan.decode(latent[:1])[0], fps=wan.preset.fps)
+    if (picture := images["image"]) is not None:
+        save_image(folder.path("first_frame.png"), pixels(picture))
+    schedule = wan.schedule()
+    about = {"sigmas": schedule.sigmas, "timesteps": schedule.timesteps}
+    folder.save_json("schedule.json", about)
+    made = [str(folder.path("video.mp4"))]
     for recorder in recorders:
-        first, *rest = recorder.draw(recorded(folder, recorder.name, steps), folder)
-        print(f"{folder.path(first)}  (and {len(rest)} more)")
-    print(f"{write(folder)}  (all of it on one page: open it in a browser)")
+        saved = recorded(folder, recorder.name, len(schedule))
+        first, *rest = recorder.draw(saved, folder)
+        made.append(f"{folder.path(first)}  (and {len(rest)} more)")
+        shown.tick()
+    shown.tick()
+    shown.close()
+    print("\n".join(made))
+    run_folder.close(args, folder)

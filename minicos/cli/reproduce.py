@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from minicos.runs import Run
 
 EXAMPLES = """\
-  minicos reproduce                                  every claim, under 10 minutes on 2 cores
-  minicos reproduce --only noise,swap --n 20         some sections, with few puzzles
-  minicos reproduce --full --out runs/full           1,000 puzzles for each headline: hours
-  python -m minicos.analysis.verdicts runs/reproduce/claims.json        the headlines as a table
-writes report.md with its figures, and claims.json: of every claim the effect with its 95 % interval, what an ideal observer shows,
-n, control, verdict, and the command that gives the number. Sections run beside each other, one core each; killed and started again,
+  minicos reproduce  # every claim, under 10 minutes on 2 cores
+  minicos reproduce --only noise,swap --n 20  # some sections, with few puzzles
+  minicos reproduce --full --out runs/full  # 1,000 puzzles for each headline: hours
+  python -m minicos.analysis.verdicts runs/reproduce/claims.json  # the headlines as a table
+writes index.html, report.md with its figures, and claims.json: of every claim the effect with its
+95 % interval, what an ideal observer shows, n, control, verdict, and the command that gives the
+number. Sections run beside each other, one core each; killed and started again,
 the same command continues.
 """
 SECTIONS = (  # those of `analysis/reproduce.py`, which imports torch
@@ -95,9 +96,11 @@ def sections(text: str) -> tuple[str, ...]:
 def run(args: argparse.Namespace) -> None:
     from minicos.analysis import report
     from minicos.analysis.reproduce import AT_LEAST, FULL, N, make, parts
+    from minicos.analysis.reproduce import SECTIONS as SECTION
     from minicos.analysis.result import table
     from minicos.analysis.verdicts import table as verdicts
     from minicos.open import load
+    from minicos.page.folders import write_sections
     from minicos.runs import Run
 
     n = FULL if args.full else args.n or N
@@ -130,11 +133,19 @@ def run(args: argparse.Namespace) -> None:
     }
     about = f"Made by `{_command(args, args.only, n)}` with minicos's `{wan.variant}` model, weights `{wan.weights}`."
     judged = report.write(folder.folder, found, about, args.model)
+    sections = {
+        SECTION[name].title: [
+            (f"{name}/{part.name}", part.command(args.model), made) for part, made in studies
+        ]
+        for name, studies in found.items()
+    }
+    page = write_sections(folder, args.command, about, sections)
     if judged:
         print(table(verdicts([finding.line() for finding in judged])))
+    folder.add_sitting(time.monotonic() - begin)
     print(
         f"\n{time.monotonic() - begin:.0f} s, {spent:.0f} s of cores: {folder.path('report.md')}  "
-        f"{folder.path('claims.json')}"
+        f"{folder.path('claims.json')}  {page}"
     )
 
 

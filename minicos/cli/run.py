@@ -11,12 +11,13 @@ from minicos.analysis.options import (
     SwapOptions,
     spans,
 )
-from minicos.cli import knockout, opening, options, recording, run_folder, study, values
+from minicos.cli import knockout, opening, options, recording, run_folder, study, values, watched
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
     from minicos.analysis.noise.edit import Noise
     from minicos.analysis.tools.interventions import Interventions
+    from minicos.analysis.tools.shown import Where
     from minicos.condition import WanCondition
     from minicos.wan import Wan
 
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 Make = Callable[["Wan", "WanCondition"], "Interventions"]
 HELP = "Several interventions and analyses in one pass."
 EXAMPLES = """\
+  minicos run --puzzle maze --noise step:3 --x0
+  minicos run --puzzle mark --swap 6 --other "mark the square" --energy --attention 0,6
+  minicos run --puzzle maze --noise step:10 --noise step:2,3 frame:1 --ensemble 20-29 --x0
   minicos run --image shapes.png --prompt "mark the circle" --x0 --energy
-  minicos run --image shapes.png --prompt "mark the circle" --swap 6 --other "mark the square" --energy --attention 0,6
-  minicos run --image maze.png --prompt "solve the maze" --noise step:10 --noise step:2,3 frame:1 --ensemble 20-29 --x0
-  minicos run --image maze.png --prompt "solve the maze" --knockout frame:0 to frame:1-3 layers:0-5 steps:0-9 --x0
-  minicos run --image maze.png --prompt "solve the maze" --knockout word:maze to all --knockout causal --attention 0,6
-noise changes the latent that enters a step; inside the pass attention is cut, then the swap acts, then the ensemble; analyses look last.
-options mean what they mean in `minicos noise`, `swap` and `ensemble`
+  minicos run --puzzle maze --knockout frame:0 to frame:1-3 layers:0-5 steps:0-9 --x0
+  minicos run --puzzle maze --knockout word:maze to all --knockout causal --attention 0,6
+noise changes the latent that enters a step; inside the pass attention is cut, then the swap acts,
+then the ensemble; analyses look last. Options mean what they mean in `minicos noise`, `swap` and
+`ensemble`
 """
 
 
@@ -88,9 +91,11 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.steps import spread
     from minicos.analysis.tools.interventions import Interventions
     from minicos.analysis.tools.record import record
-    from minicos.media import save_video
+    from minicos.analysis.tools.shown import Where, list_interventions
 
+    puzzle = watched.puzzle(args)
     images, files = opening.images(args), opening.layout_or_peer(args)
+    watched.check(files, puzzle)
     total, depth = opening.plan(args, files).steps, files.depth
     chosen = opening.within(args.at, total) or spread(8, total)
     seeds = args.seeds or (3 if args.ensemble else 1)
@@ -121,24 +126,37 @@ def run(args: argparse.Namespace) -> None:
     if args.swap:
         give = wan.condition([args.other] * seeds, images["image"], last=images["last"])
     first = sum((cut.intervention() for cut in cuts), Interventions(edits=tuple(edits)))
-    interventions = sum((make(wan, give) for make in inside), first)
+    interventions = sum((make(wan, give) for make, _ in inside), first)
+    places = [
+        *(Where(f"noise: {edit.mode}", edit.steps, edit.frames or ()) for edit in edits),
+        *(
+            Where(
+                f"knockout: {' '.join(parts)}", tuple(cut.steps or ()), (), tuple(cut.layers or ())
+            )
+            for cut, parts in zip(cuts, args.knockout, strict=True)
+        ),
+        *(where for _, where in inside),
+    ]
     names = {
         n
         for n, asked in (("steps", args.x0), ("energy", args.energy), ("attention", args.attention))
         if asked
     }
-    recorders = recording.made(names, wan, condition, chosen, args.attention or (), RecordOptions())
+    recorders = [
+        *recording.made(names, wan, condition, chosen, args.attention or (), RecordOptions()),
+        *watched.recorders(wan, puzzle),
+    ]
     settings = {name: getattr(args, name) for name in SETTINGS}
     subject = run_folder.subject(args, images)
     folder = run_folder.open_run(
         args, wan, recorders, latents=True, **subject, **settings, seeds=seeds, at=chosen
     )
-    latent = record(
-        wan, condition, folder, recorders, wan.noise(condition, args.seed), interventions
-    )
-    save_video(folder.path("video.mp4"), wan.decode(latent[:1])[0], fps=wan.preset.fps)
-    print(folder.path("video.mp4"))
-    recording.draw(recorders, folder, total)
+    watching = [*recorders, *watched.preview(args, wan)]
+    noise = wan.noise(condition, args.seed)
+    list_interventions(folder, places)
+    with recording.bar(args, wan, recorders) as bar:
+        latent = record(wan, condition, folder, watching, noise, interventions, bar)
+        recording.finish(args, wan, folder, recorders, latent, images, bar)
 
 
 SETTINGS = (
@@ -147,19 +165,22 @@ SETTINGS = (
 )
 
 
-def _inside(args: argparse.Namespace, total: int, depth: int, seeds: int) -> "list[Make]":
-    """The swap and the ensemble, to be made of the model and the condition of the run that
-    gives.
+def _inside(
+    args: argparse.Namespace, total: int, depth: int, seeds: int
+) -> "list[tuple[Make, Where]]":
+    """The swap and the ensemble, to be made of the model and the condition of the run that gives,
+    and where they act.
     """
     from minicos.analysis.ensemble.share import Ensemble, intervention, window
     from minicos.analysis.swap.plan import layers, ranges
     from minicos.analysis.swap.states import EMBED, Swap
+    from minicos.analysis.tools.shown import Where
 
     if (args.swap is None) != (args.other is None):
         raise MinicosError(
             "a swap needs both: --swap LAYERS, and --other with the prompt of the run that gives"
         )
-    made: list[Make] = []
+    made: list[tuple[Make, Where]] = []
     if args.swap:
         swapped = layers(args.swap, "--swap")
         if not EMBED <= swapped[0] <= swapped[-1] < depth:
@@ -168,7 +189,8 @@ def _inside(args: argparse.Namespace, total: int, depth: int, seeds: int) -> "li
         if len(during) != 1:
             raise MinicosError(f"--during {args.during}: one range of steps, such as 0-4.")
         swap = Swap(swapped, during[0], what=args.what, at=args.side)
-        made.append(lambda wan, give: swap.intervention(give, args.donor))
+        where = Where(f"swap: {args.what} of “{args.other}”", tuple(during[0]), (), swapped)
+        made.append((lambda wan, give: swap.intervention(give, args.donor), where))
     if args.ensemble:
         windows = spans(args.ensemble, "--ensemble")
         if len(windows) != 1 or len(args.modes) != 1:
@@ -181,7 +203,8 @@ def _inside(args: argparse.Namespace, total: int, depth: int, seeds: int) -> "li
         (mode,) = args.modes
         alpha = args.alpha if mode == "mix" else 1.0
         e = Ensemble(window(*windows[0], depth), mode, shared, seeds, alpha, carrier=None)
-        made.append(lambda wan, give: intervention(e, wan.ops))
+        where = Where(f"ensemble: {mode} of {seeds} seeds", shared, (), e.layers)
+        made.append((lambda wan, give: intervention(e, wan.ops), where))
     return made
 
 

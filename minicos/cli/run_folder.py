@@ -1,6 +1,8 @@
 """The run folder of the options: what identifies a run, and what is only written down with it."""
 
 import argparse
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -80,3 +82,16 @@ def journal(args: argparse.Namespace) -> "Journal | None":
 
     path = getattr(args, "jsonl", None)
     return None if path is None else Journal(path)
+
+
+def close(args: argparse.Namespace, run: "Run", quiet: bool = False) -> None:
+    """The end of every command with a run folder: its duration in run.json, its page and, unless
+    `quiet`, where that is.
+    """
+    from minicos.page.gather import write
+
+    run.add_sitting(time.monotonic() - args.begin)
+    page = write(run)
+    if not quiet:
+        place = sys.stderr if getattr(args, "json", False) else sys.stdout
+        print(f"{page}  (all of it on one page: open it in a browser)", file=place)

@@ -6,8 +6,8 @@ from typing import Any
 from minicos.cli import opening, options
 
 EXAMPLES = """\
-  minicos selfcheck                                    the embedded model: a minute
-  minicos selfcheck --model Wan2.2-I2V-A14B            your weights on your card: ten minutes or so
+  minicos selfcheck  # the embedded model: a minute
+  minicos selfcheck --model Wan2.2-I2V-A14B  # your weights on your card: ten minutes or so
 prints a report and writes it to report.txt and report.json in --out: attach it to an issue. It holds versions, the card, names, sizes
 and a fingerprint of the files, agreement with diffusers if that is installed, and one short run. The exit code is 0 where all is well
 """

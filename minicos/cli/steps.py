@@ -8,11 +8,13 @@ from minicos.cli import recording
 
 HELP = "Decode the clean estimate at every step: what the model believes, as it makes up its mind."
 EXAMPLES = """\
-  minicos steps --image maze.png --prompt "solve the maze" --out seen
-  minicos steps --image maze.png --prompt "solve the maze" --preset cos --at 0,1,2,5,10,20,49 --also energy
-  minicos steps --image maze.png --prompt "solve the maze" --seeds 4    other seeds, by whose difference convergence is measured
-writes x0_sheet.png (steps x frames), convergence.png, x0/step_NN.mp4, and every latent as safetensors
-  minicos steps --n 100     without a prompt: when do the frames of held-out mazes settle, with several routes and with one?
+  minicos steps --puzzle maze  # the first held-out maze with several routes
+  minicos steps --puzzle maze:7 --also energy attention  # another one, and more in the same pass
+  minicos steps --image maze.png --prompt "solve the maze" --at 0,1,2,5,10,19
+  minicos steps --image maze.png --prompt "solve the maze" --preset cos --seeds 4
+      # convergence is measured by the difference of the seeds
+writes x0_sheet.png (steps x frames), convergence.png, x0/step_NN.mp4, and every latent
+  minicos steps --n 100  # the study: when do the frames of held-out mazes settle?
 """
 
 

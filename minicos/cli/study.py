@@ -38,6 +38,7 @@ def add(
 ) -> options.Parser:
     """The verb of a study with all options of `cls`."""
     parser = options.add_parser(verbs, name, help, examples, run)
+    add_json(parser)
     add_options(parser, cls)
     if issubclass(cls, Cases):
         add_sampling_of_own(parser, frames=cls is not FramesOptions)
@@ -45,6 +46,13 @@ def add(
     options.add_model_options(parser, out=f"runs/{name}")
     options.add_jsonl(parser)
     return parser
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option of verbs that compute numbers."""
+    parser.add_argument(
+        "--json", action="store_true", help="print the numbers as JSON, those of results.json"
+    )
 
 
 def add_sampling_of_own(parser: argparse.ArgumentParser, frames: bool = True) -> None:
@@ -128,16 +136,21 @@ def run(
     check: Callable[["Wan", Any], None] | None = None,
     load: Callable[[argparse.Namespace, Any], "Wan"] | None = None,
 ) -> "Run":
-    """Make a study and print what it found. `check` refuses, before a folder is made for it,
-    what the run cannot do.
+    """Make a study and print what it found. `check` refuses what the run cannot do, before a
+    weight is read and a folder made.
     """
     asked: Any = read(args, cls)
+    refuse_mixed(args, asked)
+    files = opening.layout_or_peer(args)
+    opening.within(getattr(asked, "at", None), opening.plan(args, files).steps)
+    outline: Any = opening.outline(args, files)
+    if check is not None and outline is not None:
+        check(outline, asked)
     wan = open_model(args, asked) if load is None else load(args, asked)
-    opening.within(getattr(asked, "at", None), wan.preset.steps)
-    if check is not None:
+    if check is not None and outline is None:
         check(wan, asked)
     folder = run_folder.open_run(args, wan, [], **about(args, asked))
-    show(folder, study(wan, folder, asked))
+    show(args, folder, study(wan, folder, asked))
     return folder
 
 
@@ -152,23 +165,35 @@ def open_model(
     """
     from minicos.analysis.tools import cases
 
-    files = opening.layout_or_peer(args)
-    own = getattr(asked, "prompt", None) is not None or bool(getattr(asked, "probe", None))
+    files, own = opening.layout_or_peer(args), _own(asked)
     if not own and files.variant != "tiny":
         raise MinicosError(
             f"the puzzles are for the embedded model, not for {files.variant}: give a --prompt"
         )
     if made is None:
         made = cases.chosen(asked) if isinstance(asked, Puzzles) else []
-    refuse(args, type(asked), PUZZLES if own else OWN, NO_PUZZLES if own else NO_PROMPT)
     wan = opening.load(args, files, made[0].image if own else None)
     return wan.with_preset(solver="euler") if euler and not args.solver else wan
+
+
+def refuse_mixed(args: argparse.Namespace, asked: Any) -> None:
+    """Raise MinicosError for options of held-out puzzles beside a case of the user's own, and for
+    options of such a case without one.
+    """
+    own = _own(asked)
+    refuse(args, type(asked), PUZZLES if own else OWN, NO_PUZZLES if own else NO_PROMPT)
+
+
+def _own(asked: Any) -> bool:
+    """Whether a case of the user's own is asked for."""
+    return getattr(asked, "prompt", None) is not None or bool(getattr(asked, "probe", None))
 
 
 def refuse(args: argparse.Namespace, cls: type, group: str, why: str) -> None:
     """Raise MinicosError for an option of a group that would be ignored."""
     for field, flags, _ in option_fields(cls):
-        if field.metadata["group"] == group and vars(args)[_dest(flags)] != field.default:
+        given = vars(args)[_dest(flags)]
+        if field.metadata["group"] == group and given not in (None, field.default):
             raise MinicosError(f"{flags[0]} {why}")
 
 
@@ -180,8 +205,19 @@ def about(args: argparse.Namespace, asked: Any) -> dict[str, Any]:
     return found
 
 
-def show(folder: "Run", found: "Result") -> None:
-    """Print numbers and tables, and where the pictures are."""
-    print(found.text())
-    first, *rest = found.files
-    print(f"{folder.path(first)}  (and {len(rest)} more)")
+def show(args: argparse.Namespace, folder: "Run", found: "Result") -> None:
+    """Print numbers and tables, and where the pictures are; with --json, the result alone, in one
+    line.
+    """
+    import json
+
+    from minicos.analysis.result import FILE
+    from minicos.runs import read_json
+
+    if args.json:
+        print(json.dumps(read_json(folder.path(FILE)), ensure_ascii=False))
+    else:
+        print(found.text())
+        first, *rest = found.files
+        print(f"{folder.path(first)}  (and {len(rest)} more)")
+    run_folder.close(args, folder)

@@ -11,12 +11,14 @@ if TYPE_CHECKING:
 
 HELP = "Put hidden states of one prompt's run into another's: where the answer turns."
 EXAMPLES = """\
-  minicos swap --puzzle mark                                          10 held-out puzzles, both directions, read and scored
+  minicos swap --puzzle mark  # 10 held-out puzzles, both directions, read and scored
   minicos swap --puzzle goal --n 100 --during 0,0-4,all --controls null,wrong,shuffled,random
   minicos swap --puzzle mark --what cross_attn --donor own --region objects
   minicos swap --image shapes.png --prompt "mark the circle" --other "mark the square"
-  minicos swap --probe 4 --model Wan2.2-I2V-A14B --preset cos --at 0,10,20,30,39 --during 0   cats and bicycles, drawn for it
-writes last_frames.png, curves over layers and a map of layers x steps, results.json, and the first picture's videos
+  minicos swap --probe 4 --model Wan2.2-I2V-A14B --preset cos --at 0,10,20,30,39 --during 0
+      # pictures of cats and bicycles, drawn for it
+writes last_frames.png, curves over layers and a map of layers x steps, results.json, and the first
+picture's videos
 """
 
 

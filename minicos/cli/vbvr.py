@@ -29,13 +29,21 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
 HELP = "Run a model over VBVR-Bench, or the embedded model over its own, and tabulate the scores."
 EXAMPLES = """\
-  minicos vbvr --puzzles 500 --condition plain ensemble                    the embedded model's own benchmark, nothing to install
-  minicos vbvr --data VBVR-Bench --model Video-Reason/VBVR-Wan2.2 --condition plain ensemble noise:step=10 --evalkit VBVR-EvalKit
-  torchrun --nproc-per-node 8 -m minicos vbvr --data VBVR-Bench ...      eight cards share the work list; srun does, too
-  minicos vbvr --data VBVR-Bench ... --dry-run                             units, bytes and hours, before anything runs
-  minicos vbvr --puzzles 100 --condition plain static truth --every all    the score of every step's clean estimate, over sigma
-  minicos vbvr --data VBVR-Bench --condition static truth --videos sora2=FOLDER --evalkit VBVR-EvalKit    other systems' videos
-writes OUT/<condition>/<split>/<task>/NNNNN.mp4, table.md, *.csv, table.png, steps.png and results.json; run again to continue
+  # the embedded model's own benchmark, nothing to install
+  minicos vbvr --puzzles 500 --condition plain ensemble
+  minicos vbvr --data VBVR-Bench --model Video-Reason/VBVR-Wan2.2 --evalkit VBVR-EvalKit \\
+    --condition plain ensemble noise:step=10
+  # eight cards share the work list; srun does, too
+  torchrun --nproc-per-node 8 -m minicos vbvr --data VBVR-Bench ...
+  # units, bytes and hours, before anything runs
+  minicos vbvr --data VBVR-Bench ... --dry-run
+  # the score of every step's clean estimate, over sigma
+  minicos vbvr --puzzles 100 --condition plain static truth --every all
+  # other systems' videos
+  minicos vbvr --data VBVR-Bench --condition static truth --evalkit VBVR-EvalKit \\
+    --videos sora2=FOLDER
+writes OUT/<condition>/<split>/<task>/NNNNN.mp4, table.md, *.csv, table.png, steps.png and
+results.json; run again to continue
 """
 CONDITIONS = """\
 --condition takes plain, ensemble, ensemble:window=0-9, noise:step=10, noise:frame=2, swap:layer=20, frames=33, steps=4, static, truth;
@@ -308,6 +316,7 @@ def _score(
 ) -> int:
     """Score every tree, write and print the tables, and return how many videos have no score."""
     from minicos.analysis import result
+    from minicos.page import gather
     from minicos.runs import Run
     from minicos.vbvr import puzzles, score, table, work
 
@@ -343,6 +352,8 @@ def _score(
             if made.tables.get(name):
                 print(f"\n{kind}: {name}\n{result.table(table.brief(made.tables[name]))}")
         print(f"\n{where / 'table.md'}")
+        about = {"command": args.command, "settings": settings}
+        print(f"{gather.write(Run(where, settings), about)}  (open it in a browser)")
     failed = {name: one.failed for name, one in found["score"].items()}
     for name, ones in failed.items():
         _tell(name, ones)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from minicos.verify import Part, Row
 
 EXAMPLES = """\
-  minicos verify                                        the embedded model: seconds
-  minicos verify --model Wan2.2-I2V-A14B/ --all         your weights, every layer on a line of its own
+  minicos verify  # the embedded model: seconds
+  minicos verify --model Wan2.2-I2V-A14B/ --all  # your weights, every layer on a line of its own
   minicos verify --model Wan2.2-I2V-A14B/ --dtype bfloat16 --json
   minicos verify --model CogVideoX1.5-5B-I2V/           a model that diffusers runs: our loop against the pipeline's own latents
 needs diffusers and transformers; the exit code is 0 where all agree within the tolerance, 1 where not

@@ -3,8 +3,9 @@
 content.py     what a page can show, as plain dataclasses; arrays are quantised here
 template.html  its markup and style;  page.js  its behaviour
 gather.py      reads a run folder into a `Page`
+folders.py     pages of folders that hold several runs
 """
 
-from .content import Clip, Curve, Map, Mark, Page, Series, render
+from .content import Clip, Curve, Map, Mark, Page, Picture, Series, Table, render
 
-__all__ = ["Clip", "Curve", "Map", "Mark", "Page", "Series", "render"]
+__all__ = ["Clip", "Curve", "Map", "Mark", "Page", "Picture", "Series", "Table", "render"]

@@ -13,7 +13,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -25,11 +25,12 @@ LIMIT = 20_000_000  # bytes of a page
 
 @dataclass(frozen=True)
 class Clip:
-    """The video of one step's clean estimate (or of the result)."""
+    """A video: one step's clean estimate or, without a step, a result that stands beside others."""
 
-    step: int
+    step: int | None
     label: str  # shown under it
     video: np.ndarray  # uint8 (f, h, w, 3)
+    file: str = ""  # in the run folder, where it is one
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Map:
     stride: int = 4
     unit: str = ""
     kind: str = "tokens"
+    latents: int = 0  # latent frames of the run, where the map holds fewer
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,40 @@ class Series:
 
 @dataclass(frozen=True)
 class Curve:
-    """A chart. An axis called "step" or "layer" follows the page's slider."""
+    """A chart, whose y axis starts at 0 where no value is below it.
+
+    follows  the slider that its x axis is linked to: "step", "layer" or ""
+    marks    names of upright lines, and where they stand;  levels: the same of level lines
+    """
 
     title: str
     axis: str
     x: Sequence[float]
     series: Sequence[Series]
+    unit: str = ""  # of the y axis
+    follows: str = ""
     ends: tuple[float, float] | None = None  # the y axis spans at least these
+    marks: Mapping[str, float] = field(default_factory=dict)
+    levels: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header; a cell may be {"href": ..., "text": ...} or {"image": uint8 (h w 3)
+    or None}.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the run folder, shown as it is."""
+
+    name: str
+    png: bytes
 
 
 @dataclass(frozen=True)
@@ -90,6 +119,7 @@ class Page:
     command: str
     prompt: str = ""
     summary: str = ""
+    reading: str = ""  # how to read the page, for somebody who sees it for the first time
     picture: np.ndarray | None = None  # uint8 (h, w, 3)
     sigmas: Sequence[float] = ()  # steps + 1
     fps: int = 16
@@ -97,9 +127,8 @@ class Page:
     maps: Sequence[Map] = ()
     curves: Sequence[Curve] = ()
     marks: Sequence[Mark] = ()
-    numbers: Sequence[Sequence[object]] = ()  # name, value, interval, n, note
-    columns: Sequence[str] = ()  # header of `rows`
-    rows: Sequence[Sequence[object]] = ()  # a cell may be {"href": ..., "text": ...}
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     files: Sequence[str] = ()
     next: Sequence[tuple[str, str]] = ()  # (why, command)
@@ -108,19 +137,25 @@ class Page:
 def render(page: Page, limit: int = LIMIT) -> str:
     """The page as HTML of at most `limit` bytes.
 
-    Frames are halved in size down to 128 pixels, and then every second step is dropped from clips
-    and maps, until the page fits or two steps are left; the page states what was done.
+    Until it fits, or two steps are left: frames are halved in size down to 128 pixels, figures are
+    left to their files, and every second step is dropped from clips and maps. The page states what
+    was done.
     """
     width, thin, done = 512, 1, ""
+    most = max(len(page.clips), *(len(m.steps) for m in page.maps), 1)
     while True:
         html = _html(page, width, thin, done)
-        if len(html.encode()) <= limit or thin > max(
-            len(page.clips), *(len(m.steps) for m in page.maps), 1
-        ):
+        if len(html.encode()) <= limit or thin > most:
             return html
-        width, thin = (width // 2, thin) if width > 128 else (width, 2 * thin)
+        if width > 128:
+            width //= 2
+        elif page.pictures:
+            page = replace(page, pictures=())
+        else:
+            thin *= 2
         every = "every step" if thin == 1 else f"every {thin}th step"
-        done = f"To keep the page small it shows frames at most {width} pixels wide, {every}."
+        done = f"To keep the page small it shows frames at most {width} pixels wide, {every}"
+        done += "." if page.pictures else ", and figures are in files beside it."
 
 
 def _html(page: Page, width: int, thin: int, done: str) -> str:
@@ -136,15 +171,22 @@ def _html(page: Page, width: int, thin: int, done: str) -> str:
 
 
 def _data(page: Page, width: int, thin: int, done: str) -> dict[str, Any]:
-    clips = _thinned(page.clips, thin)
+    steps = [clip for clip in page.clips if clip.step is not None]
+    clips = [*_thinned(steps, thin), *(clip for clip in page.clips if clip.step is None)]
     maps = [_map(m, thin) for m in page.maps]
     notes = [done] if done else []
     if maps:
-        notes.append("Overlays are rounded to 256 levels between the ends shown under them.")
+        size = sum(m.values.size for m in page.maps)
+        kept = sum(len(m["data"]) for m in maps) * 3 // 4
+        notes.append(
+            f"Overlays are rounded to 256 levels between the ends shown under them: {kept:,} of "
+            f"{size:,} values."
+        )
     return {
         "title": page.title,
         "prompt": page.prompt,
         "summary": page.summary,
+        "reading": page.reading,
         "command": page.command,
         "picture": None if page.picture is None else _image(_small(page.picture[None], width)[0]),
         "sigmas": [float(s) for s in page.sigmas],
@@ -162,14 +204,28 @@ def _data(page: Page, width: int, thin: int, done: str) -> dict[str, Any]:
             }
             for m in page.marks
         ],
-        "numbers": [[_plain(cell) for cell in row] for row in page.numbers],
-        "columns": list(page.columns),
-        "rows": [[_plain(cell) for cell in row] for row in page.rows],
+        "tables": [_table(t) for t in page.tables],
+        "pictures": [
+            {"name": p.name, "data": f"data:image/png;base64,{base64.b64encode(p.png).decode()}"}
+            for p in page.pictures
+        ],
         "settings": [[k, _plain(v)] for k, v in page.settings.items()],
         "files": list(page.files),
         "next": [{"why": why, "command": command} for why, command in page.next],
         "thinned": " ".join(notes),
     }
+
+
+def _table(table: Table) -> dict[str, Any]:
+    rows = [[_cell(cell) for cell in row] for row in table.rows]
+    return {"title": table.title, "columns": list(table.columns), "rows": rows}
+
+
+def _cell(cell: object) -> Any:
+    if isinstance(cell, dict) and "image" in cell:
+        picture = cell["image"]  # None where there is none
+        return picture if picture is None else {"image": _image(_small(picture[None], 160)[0])}
+    return _plain(cell)
 
 
 def _thinned(items: Sequence[Any], thin: int) -> list[Any]:
@@ -179,7 +235,11 @@ def _thinned(items: Sequence[Any], thin: int) -> list[Any]:
 
 
 def _frames(maps: Sequence[Map]) -> int:
-    return max((m.stride * (m.grid[0] - 1) + 1 for m in maps), default=1)
+    return max((m.stride * (_latents(m) - 1) + 1 for m in maps), default=1)
+
+
+def _latents(m: Map) -> int:
+    return m.latents or m.grid[0]
 
 
 def _small(video: np.ndarray, width: int) -> np.ndarray:
@@ -204,6 +264,7 @@ def _clip(clip: Clip, width: int) -> dict[str, Any]:
     return {
         "step": clip.step,
         "label": clip.label,
+        "file": clip.file,
         "frames": f,
         "width": w,
         "height": h,
@@ -242,6 +303,7 @@ def _map(m: Map, thin: int) -> dict[str, Any]:
         "layers": [int(k) for k in m.layers],
         "grid": list(m.grid),
         "stride": m.stride,
+        "latents": _latents(m),
         "low": low.tolist(),
         "high": high.tolist(),
         "data": base64.b64encode(codes.tobytes()).decode(),
@@ -259,6 +321,10 @@ def _curve(curve: Curve) -> dict[str, Any]:
     return {
         "title": curve.title,
         "axis": curve.axis,
+        "unit": curve.unit,
+        "follows": curve.follows,
+        "marks": [[name, _plain(at)] for name, at in curve.marks.items()],
+        "levels": [[name, _plain(at)] for name, at in curve.levels.items()],
         "x": [_plain(x) for x in curve.x],
         "from": low,
         "to": high,

@@ -8,6 +8,7 @@ alone.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,60 +17,67 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from minicos.analysis.result import FILE, Result, brief, read
+from minicos.analysis.reading import READINGS, Reading
+from minicos.analysis.result import FILE, Result, brief, cells, read
+from minicos.analysis.tools.shown import INTERVENTIONS, VIDEOS
 from minicos.media import load_video
 from minicos.runs import Run, read_json, replace_file
 
-from .content import Clip, Curve, Map, Mark, Page, Series, render
+from .content import Clip, Curve, Map, Mark, Page, Picture, Series, Table, render
 
 NAME = "index.html"
-NEXT = {  # commands that run as they are, on the embedded model
-    "noise": "See what noise in a step or in a frame destroys",
-    "swap": "Find the layer at which a prompt becomes an answer",
-    "commitment": "Find the step at which the answer is decided",
-    "belief": "Compare the network with an ideal observer",
-}
+MOST_PICTURES, MOST_VIDEOS = 24, 24  # on one page
 FORMS = {
     "centred": "Token energy, centred",
     "raw": "Token energy, raw",
     "update": "Energy of each block's update",
 }
+UNITS = {"centred": "median token: 1", "raw": "L2 norm", "update": "L2 norm"}
 
 
-def write(run: Run) -> Path:
-    """Make `index.html` of a run folder; returns its path."""
-    page = gather(run)
-    path = run.path(NAME)
-    replace_file(path, lambda temporary: temporary.write_text(render(page), encoding="utf-8"))
+def write(run: Run, record: Mapping[str, Any] | None = None) -> Path:
+    """Make `index.html` of a run folder; returns its path. `record` as in `gather`."""
+    return write_page(run.folder, gather(run, record))
+
+
+def write_page(folder: Path, page: Page) -> Path:
+    """Make `index.html` of a page in a folder; returns its path."""
+    path, html = folder / NAME, render(page)
+    replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
     return path
 
 
-def gather(run: Run) -> Page:
-    """The page of a run folder. Raises MinicosError for a file that is damaged."""
-    record: Mapping[str, Any] = read_json(run.path("run.json"))
+def gather(run: Run, record: Mapping[str, Any] | None = None) -> Page:
+    """The page of a run folder. Raises MinicosError for a file that is damaged.
+
+    record  what its run.json holds, for a folder inside a run, which has none
+    """
+    record = read_json(run.path("run.json")) if record is None else record
     settings: Mapping[str, Any] = record.get("settings", {})
     schedule = run.load_json("schedule.json") if run.has("schedule.json") else {}
     sigmas: Sequence[float] = schedule.get("sigmas", ())
     result = read(run.folder) if run.has(FILE) else None
     verb = _verb(record)
+    reading = READINGS.get(verb, Reading("", ""))
+    pictures = _pictures(run, () if result is None else result.files)
     return Page(
         title=f"minicos {verb}".strip(),
         command=str(record.get("command", "")),
         prompt=str(settings.get("prompt") or ""),
         summary=_summary(settings, record),
+        reading=f"{reading.shows} {reading.read}".strip(),
         picture=_picture(run.path("first_frame.png")),
         sigmas=sigmas,
         fps=int(settings.get("fps") or 16),
-        clips=_clips(run, sigmas),
+        clips=[*_clips(run, sigmas), *_videos(run)],
         maps=[*_energy(run), *_attention(run)],
-        curves=[*_convergence(run), *([] if result is None else _curves(result))],
-        marks=_marks(settings),
-        numbers=[] if result is None else _numbers(result),
+        curves=[*_convergence(run), *_charts(run, () if result is None else result.files)],
+        marks=_marks(run),
+        tables=[] if result is None else _tables(result),
+        pictures=pictures,
         settings=settings,
         files=_files(run),
-        next=[
-            (why, f"minicos {name} --out runs/{name}") for name, why in NEXT.items() if name != verb
-        ][:3],
+        next=reading.next,
     )
 
 
@@ -84,6 +92,7 @@ def _summary(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         f"model {settings.get('model')}",
         f"{settings.get('steps')} steps of {settings.get('solver')}",
         f"seed {settings.get('seed')}",
+        f"{settings.get('n')} puzzles" if settings.get("prompt") is None else "",
         f"{settings.get('frames')} frames of {' x '.join(map(str, size))}" if size else "",
         f"device {record.get('device')}" if record.get("device") else "",
     ]
@@ -97,20 +106,46 @@ def _picture(path: Path) -> np.ndarray | None:
         return np.asarray(image.convert("RGB"))
 
 
+def _pictures(run: Run, first: Sequence[str]) -> list[Picture]:
+    """The figures of the folder, those of the result in front. Curves are drawn by the page itself,
+    and sheets of single steps are left to their files.
+    """
+    found = [
+        path.name
+        for path in sorted(run.folder.glob("*.png"))
+        if path.name not in ("first_frame.png", "preview.png")
+        and not path.with_suffix(".json").exists()
+    ]
+    ordered = dict.fromkeys([*(name for name in first if name in found), *found])
+    named = list(ordered)[:MOST_PICTURES]
+    return [Picture(name, run.path(name).read_bytes()) for name in named]
+
+
 # -- videos ----------------------------------------------------------------------------------------
 
 
 def _clips(run: Run, sigmas: Sequence[float]) -> list[Clip]:
-    """The clean estimates that were decoded, in their order; without any, the result."""
+    """The clean estimates that were decoded, in their order, and the result."""
     clips = []
     for path in sorted(run.folder.glob("x0/step_*.mp4")):
-        step = int(re.sub(r"\D", "", path.stem) or 0)
+        step = int(path.stem.split("_")[1])
         sigma = f", σ {sigmas[step]:.2f}" if step < len(sigmas) else ""
-        clips.append(Clip(step, f"step {step}{sigma}", _video(path)))
-    if not clips and run.has("video.mp4"):
-        last = max(0, len(sigmas) - 2)
-        clips.append(Clip(last, "the result", _video(run.path("video.mp4"))))
+        name = path.relative_to(run.folder).as_posix()
+        clips.append(Clip(step, f"step {step}{sigma}", _video(path), name))
+    if run.path("video.mp4").exists():
+        label = "the result" if clips else "the video"
+        clips.append(Clip(None, label, _video(run.path("video.mp4")), "video.mp4"))
     return clips
+
+
+def _videos(run: Run) -> list[Clip]:
+    """The videos that a study lists, side by side."""
+    listed = run.load_json(VIDEOS) if run.has(VIDEOS) else []
+    return [
+        Clip(None, str(one["label"]), _video(run.path(one["file"])), one["file"])
+        for one in listed[:MOST_VIDEOS]
+        if run.path(one["file"]).exists()
+    ]
 
 
 def _video(path: Path) -> np.ndarray:
@@ -133,7 +168,8 @@ def _energy(run: Run) -> list[Map]:
                 steps, layers, *grid = values.shape
                 title = name if branch == "cond" else f"{name}, unprompted branch"
                 f, h, w = grid
-                maps.append(Map(title, values.numpy(), range(steps), range(layers), (f, h, w)))
+                array, unit = values.numpy(), UNITS[form]
+                maps.append(Map(title, array, range(steps), range(layers), (f, h, w), unit=unit))
     return maps
 
 
@@ -144,19 +180,30 @@ def _attention(run: Run) -> list[Map]:
     saved = run.load_tensors("attention.safetensors")  # "step3.received.6": f h w
     maps = []
     for what, name, kind in (
-        ("pairs", "Attention between tokens", "pairs"),
         ("received", "Attention received", "tokens"),
+        ("pairs", "Attention between tokens: click one", "pairs"),
     ):
         keys = [re.fullmatch(rf"step(\d+)\.{what}\.(\d+)", key) for key in saved]
         found = [(int(m[1]), int(m[2])) for m in keys if m]
         if not found:
             continue
         steps, layers = (sorted(set(part)) for part in zip(*found, strict=True))
+        first = saved[f"step{steps[0]}.received.{layers[0]}"]
+        coarse = saved[f"step{steps[0]}.{what}.{layers[0]}"].shape[:3]
+        (f, h, w), cells = (int(n) for n in coarse), int(np.prod(coarse))
         values = np.stack(
             [[saved[f"step{s}.{what}.{k}"].float().numpy() for k in layers] for s in steps]
         )
-        f, h, w = saved[f"step{steps[0]}.received.{layers[0]}"].shape
-        maps.append(Map(name, values, steps, layers, (f, h, w), kind=kind))
+        if kind == "pairs":
+            values = values.reshape(*values.shape[:2], cells, cells)
+            unit = "share of its attention"
+            if tuple(coarse) != tuple(first.shape):
+                name += f", in {cells} cells of {first.numel()} tokens"
+        else:
+            unit = "mean token: 1"
+        maps.append(
+            Map(name, values, steps, layers, (f, h, w), unit=unit, kind=kind, latents=len(first))
+        )
     return maps
 
 
@@ -169,60 +216,85 @@ def _convergence(run: Run) -> list[Curve]:
     moved = run.load_tensors("convergence.safetensors")["moved"].numpy()  # step f
     series = [Series(f"latent frame {f}", line) for f, line in enumerate(moved.T) if _some(line)]
     title = "How far each frame of the estimate still is from the final one"
-    return [Curve(title, "step", range(len(moved)), series, (0, 1))]
+    return [Curve(title, "denoising step", range(len(moved)), series, follows="step", ends=(0, 1))]
 
 
 def _some(line: np.ndarray) -> bool:
     return bool(np.isfinite(line).any())
 
 
-def _curves(result: Result) -> list[Curve]:
-    """A study's curves; those that share an axis and a unit share a chart."""
-    groups: dict[tuple[str, str, tuple[float, ...]], list[Any]] = {}
-    for curve in result.curves:
-        groups.setdefault((curve.x_label, curve.unit, tuple(curve.x)), []).append(curve)
-    return [
-        Curve(
-            unit or ", ".join(c.name for c in curves),
-            "step" if "step" in label else "layer" if "layer" in label else label,
-            x,
-            [Series(c.name, c.value, c.low or None, c.high or None) for c in curves],
-        )
-        for (label, unit, x), curves in groups.items()
-        if len(x) > 1
-    ]
+def _charts(run: Run, first: Sequence[str]) -> list[Curve]:
+    """The curves that lie beside their figures, as `figures.lines` writes them, those of the result
+    in front.
+    """
+    found = []
+    order = {Path(name).stem: i for i, name in enumerate(first)}
+    paths = run.folder.glob("*.json")
+    for path in sorted(paths, key=lambda path: (order.get(path.stem, len(order)), path.name)):
+        if path.with_suffix(".png").exists():
+            try:
+                found.append(_chart(json.loads(path.read_text(encoding="utf-8"))))
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+                continue  # a file of another kind beside a picture of its name
+    return found
 
 
-def _numbers(result: Result) -> list[Sequence[object]]:
-    return [
-        (n.name, n.value, brief(n).partition(" ")[2].strip("[]"), n.n, n.note)
-        for n in result.numbers
-    ]
+def _chart(kept: Mapping[str, Any]) -> Curve:
+    curves = kept["curves"]
+    axis = str(curves[0]["x_label"])
+    x = sorted({float(at) for c in curves for at in c["x"]})
+    whole = all(at.is_integer() for at in x)
+    follows = "step" if "step" in axis else "layer" if "layer" in axis else ""
+    return Curve(
+        title=str(kept["title"]),
+        axis=axis,
+        x=[int(at) for at in x] if whole else x,
+        series=[
+            Series(
+                str(c["name"]),
+                _on(x, c["x"], c["value"]),
+                _on(x, c["x"], c["low"]) if c["low"] else None,
+                _on(x, c["x"], c["high"]) if c["high"] else None,
+            )
+            for c in curves
+        ],
+        unit=str(kept["unit"]),
+        follows=follows if whole else "",
+        marks={str(k): float(v) for k, v in kept["marks"].items()},
+        levels={str(k): float(v) for k, v in kept["levels"].items()},
+    )
+
+
+def _on(x: Sequence[float], own: Sequence[float], values: Sequence[float | None]) -> list[float]:
+    """Values on the axis that all curves of a chart share; NaN where a curve has none."""
+    known = {at: v for at, v in zip(map(float, own), values, strict=True) if v is not None}
+    return [known.get(at, float("nan")) for at in x]
+
+
+def _tables(result: Result) -> list[Table]:
+    """The numbers, then the tables of details."""
+    tables = []
+    if result.numbers:
+        columns = ("finding", "value", "95 % interval", "n", "unit", "compared with")
+        rows = [
+            (n.name, n.value, brief(n).partition(" ")[2].strip("[]"), n.n, n.unit, n.note)
+            for n in result.numbers
+        ]
+        tables.append(Table("Numbers", columns, rows))
+    for name, details in result.tables.items():
+        if details:
+            head, *lines = cells(details)
+            tables.append(Table(name.capitalize(), head, lines))
+    return tables
 
 
 # -- interventions ---------------------------------------------------------------------------------
 
 
-def _marks(settings: Mapping[str, Any]) -> list[Mark]:
-    """The interventions among a run's settings, and where they act."""
-    marks = []
-    for name in ("noise", "swap", "ensemble", "share", "mask"):
-        given = settings.get(name)
-        for one in given if isinstance(given, list) else [given]:
-            if isinstance(one, Mapping):
-                where = {k: _whole(one.get(k)) for k in ("steps", "frames", "layers")}
-                how = one.get("mode") or one.get("what") or one.get("donor") or ""
-                marks.append(Mark(f"{name} {how}".strip(), **where))
-    return marks
-
-
-def _whole(value: object) -> list[int]:
-    """Indices of a setting: a number, a list of numbers, or nothing."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return [value]
-    if isinstance(value, list):
-        return [v for v in value if isinstance(v, int)]
-    return []
+def _marks(run: Run) -> list[Mark]:
+    """The interventions of the run, and where they act."""
+    listed = run.load_json(INTERVENTIONS) if run.has(INTERVENTIONS) else []
+    return [Mark(one["label"], one["steps"], one["frames"], one["layers"]) for one in listed]
 
 
 def _files(run: Run) -> list[str]:

@@ -2,8 +2,9 @@
 // Draws one run from the JSON in #data. Text from the run enters through textContent alone, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
-const state = { step: 0, frame: 0, layer: 0, map: -1, token: null, playing: null };
-const clips = data.clips; // one for each shown step
+const state = { step: 0, frame: 0, layer: 0, map: -1, clip: null, token: null, pointed: null, playing: null };
+const estimates = data.clips.filter((clip) => clip.step !== null); // one for each shown step
+const videos = data.clips.filter((clip) => clip.step === null);
 const maps = data.maps;
 
 function bytes(base64) {
@@ -21,7 +22,7 @@ function element(tag, text, parent) {
 }
 
 function number(x) {
-  if (x === null || x === undefined) return "-";
+  if (x === null || x === undefined) return "";
   if (typeof x !== "number") return String(x);
   const size = Math.abs(x);
   return size !== 0 && (size < 0.01 || size >= 10000) ? x.toExponential(2) : String(+x.toPrecision(4));
@@ -57,7 +58,10 @@ function nearest(steps, step) { // the shown step closest to `step`, the earlier
 
 // -- the overlay --------------------------------------------------------------------------------
 
-function latentFrame(map, frame) { return Math.min(map.grid[0] - 1, Math.ceil(frame / map.stride)); }
+function latentFrame(map, frame) { // of the map, which may hold fewer frames than the latent
+  const latent = Math.min(map.latents - 1, Math.ceil(frame / map.stride));
+  return Math.floor(latent * map.grid[0] / map.latents);
+}
 
 function tokenValues(map, step, layer) { // values of one step and layer, 0..255, with their true ends
   const s = nearest(map.steps, step), l = nearest(map.layers, layer), [f, h, w] = map.grid, n = f * h * w;
@@ -74,7 +78,7 @@ function tokenValues(map, step, layer) { // values of one step and layer, 0..255
 }
 
 function drawOverlay() {
-  const canvas = at("overlay"), clip = clips.length ? clips[nearest(clips.map((c) => c.step), state.step)] : null;
+  const canvas = at("overlay"), clip = state.clip;
   if (clip) drawFrame(canvas, clip, state.frame);
   const map = maps[state.map];
   at("overlay-figure").hidden = !map;
@@ -83,7 +87,7 @@ function drawOverlay() {
   if (!clip) { canvas.width = w * 16; canvas.height = h * 16; }
   const alpha = Number(at("opacity").value) / 100, context = canvas.getContext("2d");
   if (!shown) {
-    at("overlay-caption").textContent = "Click a token on the picture to see where it attends; click it again to see who attends to it.";
+    at("overlay-caption").textContent = "Click a token on this picture to see where it attends; click it again to see who attends to it.";
     at("low").textContent = at("high").textContent = at("under").textContent = "";
     return;
   }
@@ -95,17 +99,28 @@ function drawOverlay() {
     context.fillRect((i % w) * cw, Math.floor(i / w) * ch, cw, ch);
   }
   context.globalAlpha = 1;
-  if (state.token && state.token.index >= frame * h * w && state.token.index < (frame + 1) * h * w) {
-    const i = state.token.index - frame * h * w;
-    context.strokeStyle = "#3b82f6";
-    context.lineWidth = Math.max(1, canvas.width / 100);
-    context.strokeRect((i % w) * cw, Math.floor(i / w) * ch, cw, ch);
-  }
+  outline(context, map, state.token, frame, "#3b82f6");
+  outline(context, map, state.pointed, frame, "#fff");
   at("low").textContent = number(shown.low);
   at("high").textContent = number(shown.high);
   at("under").textContent = map.unit;
   const token = map.kind === "pairs" ? (state.token.received ? ", attention that this token receives" : ", attention that this token gives") : "";
-  at("overlay-caption").textContent = `${map.name}${token}; step ${shown.step}, layer ${shown.layer}, latent frame ${frame} of ${f}`;
+  let pointed = "";
+  if (state.pointed && Math.floor(state.pointed.index / (h * w)) === frame) {
+    const i = state.pointed.index % (h * w);
+    const value = shown.low + values[i] / 255 * (shown.high - shown.low);
+    pointed = `; row ${Math.floor(i / w)}, column ${i % w}: ${number(+value.toPrecision(3))}`;
+  }
+  at("overlay-caption").textContent = `${map.name}${token}; step ${shown.step}, layer ${shown.layer}, latent frame ${frame} of ${f}${pointed}`;
+}
+
+function outline(context, map, token, frame, colour) { // around a token of this latent frame
+  const [, h, w] = map.grid, canvas = context.canvas, cw = canvas.width / w, ch = canvas.height / h;
+  if (!token || Math.floor(token.index / (h * w)) !== frame) return;
+  const i = token.index % (h * w);
+  context.strokeStyle = colour;
+  context.lineWidth = Math.max(1, canvas.width / 100);
+  context.strokeRect((i % w) * cw, Math.floor(i / w) * ch, cw, ch);
 }
 
 function drawBar() {
@@ -116,19 +131,32 @@ function drawBar() {
   }
 }
 
+function under(event) { // the token under the pointer
+  const [, h, w] = maps[state.map].grid, box = at("overlay").getBoundingClientRect();
+  const x = Math.max(0, Math.min(w - 1, Math.floor((event.clientX - box.left) / box.width * w)));
+  const y = Math.max(0, Math.min(h - 1, Math.floor((event.clientY - box.top) / box.height * h)));
+  return (latentFrame(maps[state.map], state.frame) * h + y) * w + x;
+}
+
 function clicked(event) { // choose the token under the pointer; again: the other direction
-  const map = maps[state.map], canvas = at("overlay"), box = canvas.getBoundingClientRect();
-  if (!map) return;
-  const [, h, w] = map.grid, frame = latentFrame(map, state.frame);
-  const x = Math.min(w - 1, Math.floor((event.clientX - box.left) / box.width * w));
-  const y = Math.min(h - 1, Math.floor((event.clientY - box.top) / box.height * h));
-  const index = (frame * h + y) * w + x, same = state.token && state.token.index === index;
-  state.token = { index, received: same ? !state.token.received : false };
-  if (map.kind !== "pairs") {
-    const pairs = maps.findIndex((m) => m.kind === "pairs");
-    if (pairs >= 0) { state.map = pairs; at("map").value = String(pairs); }
+  if (!maps[state.map]) return;
+  const index = under(event), [, h, w] = maps[state.map].grid;
+  const pairs = maps.findIndex((m) => m.kind === "pairs");
+  if (maps[state.map].kind === "pairs" || pairs < 0) choose(index);
+  else { // the same place in the map of pairs, which may be coarser
+    const place = index % (h * w), [, ph, pw] = maps[pairs].grid;
+    state.map = pairs;
+    at("map").value = String(pairs);
+    const y = Math.floor(Math.floor(place / w) * ph / h), x = Math.floor(place % w * pw / w);
+    choose((latentFrame(maps[pairs], state.frame) * ph + y) * pw + x);
   }
   update();
+}
+
+function choose(index) {
+  const same = state.token && state.token.index === index;
+  state.token = { index, received: same ? !state.token.received : false };
+  state.pointed = null;
 }
 
 // -- curves -------------------------------------------------------------------------------------
@@ -142,74 +170,120 @@ function svg(tag, attributes, parent) {
 }
 
 function chart(curve, parent) {
-  const figure = element("figure", undefined, parent), w = 360, h = 190, left = 44, right = 10, top = 10, bottom = 30;
+  const figure = element("figure", undefined, parent), w = 360, h = 200, left = 44, right = 12, top = 10, bottom = 34;
   const all = curve.series.flatMap((s) => [...s.y, ...(s.low || []), ...(s.high || [])]).filter((v) => v !== null);
-  let low = Math.min(...all, curve.from ?? Infinity), high = Math.max(...all, curve.to ?? -Infinity);
-  if (!(high > low)) { low -= 0.5; high += 0.5; }
-  const first = curve.x[0], last = curve.x[curve.x.length - 1];
+  all.push(...curve.levels.map(([, y]) => y));
+  let low = Math.min(0, ...all, curve.from ?? Infinity), high = Math.max(...all, curve.to ?? -Infinity);
+  if (!(high > low)) high = low + 1;
+  const xs = [...curve.x, ...curve.marks.map(([, x]) => x)], first = Math.min(...xs), last = Math.max(...xs);
   const px = (x) => left + (last === first ? 0.5 : (x - first) / (last - first)) * (w - left - right);
   const py = (y) => h - bottom - (y - low) / (high - low) * (h - top - bottom);
   const picture = svg("svg", { viewBox: `0 0 ${w} ${h}`, role: "img" }, figure);
   svg("title", {}, picture).textContent = curve.title;
-  for (const [value, y] of [[low, py(low)], [high, py(high)]]) {
-    svg("line", { x1: left, x2: w - right, y1: y, y2: y, stroke: "var(--line)" }, picture);
-    svg("text", { x: left - 4, y: y + 4, "text-anchor": "end" }, picture).textContent = number(value);
+  for (const value of ticks(low, high)) {
+    svg("line", { x1: left, x2: w - right, y1: py(value), y2: py(value), stroke: "var(--line)" }, picture);
+    svg("text", { x: left - 4, y: py(value) + 4, "text-anchor": "end" }, picture).textContent = number(value);
   }
-  for (const mark of data.marks) for (const step of curve.axis === "step" ? mark.steps : []) {
-    svg("line", { x1: px(step), x2: px(step), y1: top, y2: h - bottom, stroke: "var(--mark)", "stroke-width": 4, opacity: 0.35 }, picture);
+  const inside = { step: (m) => m.steps, layer: (m) => m.layers }[curve.follows] || (() => []);
+  for (const mark of data.marks) for (const [a, b] of spans(inside(mark).filter((x) => x >= first && x <= last))) {
+    const from = px(Math.max(first, a - 0.4)), to = px(Math.min(last, b + 0.4));
+    const band = svg("rect", { x: from, width: Math.max(3, to - from), y: top, height: h - bottom - top, fill: "var(--mark)", opacity: 0.2 }, picture);
+    svg("title", {}, band).textContent = sentence(mark);
   }
-  curve.series.forEach((s, k) => {
-    const ink = INK[k % INK.length];
-    if (s.low && s.high) {
-      const up = curve.x.map((x, i) => `${px(x)},${py(s.high[i])}`), down = curve.x.map((x, i) => `${px(x)},${py(s.low[i])}`);
-      svg("polygon", { points: [...up, ...down.reverse()].join(" "), fill: ink, opacity: 0.15 }, picture);
-    }
-    const points = curve.x.flatMap((x, i) => s.y[i] === null ? [] : [`${px(x)},${py(s.y[i])}`]);
-    svg("polyline", { points: points.join(" "), fill: "none", stroke: ink, "stroke-width": 1.8 }, picture);
-  });
-  const sigma = curve.axis === "step" && data.sigmas.length;
-  for (const x of [first, last]) {
-    const label = sigma ? `${x} (σ ${data.sigmas[x].toFixed(2)})` : number(x);
-    svg("text", { x: px(x), y: h - 14, "text-anchor": x === first ? "start" : "end" }, picture).textContent = label;
+  for (const [name, x] of curve.marks) upright(picture, px(x), top, h - bottom, name, w - right);
+  for (const [name, y] of curve.levels) {
+    svg("line", { x1: left, x2: w - right, y1: py(y), y2: py(y), stroke: "var(--soft)", "stroke-dasharray": "1 3" }, picture);
+    svg("text", { x: w - right, y: py(y) - 3, "text-anchor": "end" }, picture).textContent = name;
   }
-  svg("text", { x: (left + w - right) / 2, y: h - 3, "text-anchor": "middle" }, picture).textContent = curve.axis;
+  curve.series.forEach((s, k) => line(picture, curve.x, s, px, py, INK[k % INK.length]));
+  const sigma = curve.follows === "step" && data.sigmas.length;
+  const middle = curve.x.every(Number.isInteger) ? Math.floor((first + last) / 2) : (first + last) / 2;
+  for (const x of new Set([first, middle, last])) {
+    const label = sigma && data.sigmas[x] !== undefined ? `${x} (σ ${data.sigmas[x].toFixed(2)})` : number(x);
+    const anchor = x === first ? "start" : x === last ? "end" : "middle";
+    svg("text", { x: px(x), y: h - bottom + 14, "text-anchor": anchor }, picture).textContent = label;
+  }
+  svg("text", { x: (left + w - right) / 2, y: h - 5, "text-anchor": "middle" }, picture).textContent = curve.axis;
   const cursor = svg("line", { y1: top, y2: h - bottom, stroke: "var(--accent)", "stroke-dasharray": "3 2" }, picture);
-  element("figcaption", curve.title, figure);
+  element("figcaption", curve.unit ? `${curve.title} (${curve.unit})` : curve.title, figure);
   const legend = element("div", undefined, figure);
   legend.className = "legend";
-  curve.series.forEach((s, k) => {
+  const readings = curve.series.map((s, k) => {
     const item = element("span", undefined, legend);
     element("i", undefined, item).style.background = INK[k % INK.length];
     item.append(s.name);
+    return element("b", undefined, item);
   });
   picture.addEventListener("click", (event) => {
-    if (curve.axis !== "step" && curve.axis !== "layer") return;
+    if (!curve.follows) return;
     const box = picture.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * w;
     const value = curve.x[curve.x.map((v) => Math.abs(px(v) - x)).reduce((a, v, i, all) => v < all[a] ? i : a, 0)];
-    state[curve.axis] = value;
-    update();
+    set(curve.follows, value);
   });
-  return () => {
-    const value = curve.axis === "step" ? state.step : curve.axis === "layer" ? state.layer : null;
+  return () => { // move the cursor to the slider, and read the curves there
+    const value = curve.follows ? state[curve.follows] : null;
     cursor.setAttribute("visibility", value === null ? "hidden" : "visible");
-    if (value !== null) for (const end of ["x1", "x2"]) cursor.setAttribute(end, px(Math.max(first, Math.min(last, value))));
+    if (value === null) return;
+    for (const end of ["x1", "x2"]) cursor.setAttribute(end, px(Math.max(first, Math.min(last, value))));
+    const i = curve.x.indexOf(value);
+    readings.forEach((place, k) => {
+      const y = i < 0 ? null : curve.series[k].y[i];
+      place.textContent = y === null ? "" : ` ${number(+y.toPrecision(3))}`;
+    });
   };
+}
+
+function ticks(low, high) { // about four round numbers between the ends
+  const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((k) => k * power).find((s) => s >= rough), out = [];
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + 1e-9 * step; v += step) out.push(+v.toPrecision(12));
+  return out;
+}
+
+function upright(picture, x, top, bottom, name, right) {
+  svg("line", { x1: x, x2: x, y1: top, y2: bottom, stroke: "var(--soft)", "stroke-dasharray": "5 3" }, picture);
+  const end = x > right / 2;
+  svg("text", { x: x + (end ? -4 : 4), y: top + 9, "text-anchor": end ? "end" : "start" }, picture).textContent = name;
+}
+
+function line(picture, xs, s, px, py, ink) { // gaps where there is no value; a dot for a lone one
+  const known = (k) => s.y[k] !== null && s.y[k] !== undefined;
+  const runs = [];
+  xs.forEach((x, i) => { if (known(i)) (i && known(i - 1) ? runs[runs.length - 1] : runs[runs.push([]) - 1]).push(i); });
+  for (const run of runs) {
+    const banded = s.low && s.high ? run.filter((i) => s.low[i] !== null && s.high[i] !== null) : [];
+    if (banded.length > 1) {
+      const up = banded.map((i) => `${px(xs[i])},${py(s.high[i])}`), down = banded.map((i) => `${px(xs[i])},${py(s.low[i])}`);
+      svg("polygon", { points: [...up, ...down.reverse()].join(" "), fill: ink, opacity: 0.15 }, picture);
+    }
+    svg("polyline", { points: run.map((i) => `${px(xs[i])},${py(s.y[i])}`).join(" "), fill: "none", stroke: ink, "stroke-width": 1.8 }, picture);
+    if (run.length === 1 || xs.length < 12) for (const i of run) svg("circle", { cx: px(xs[i]), cy: py(s.y[i]), r: 2.2, fill: ink }, picture);
+  }
 }
 
 // -- the page -----------------------------------------------------------------------------------
 
 let cursors = [], wall = [];
 
-function table(id, rows, header) {
-  at(id).parentElement.parentElement.hidden = false;
-  if (header) { const line = element("tr", undefined, at(id)); header.forEach((h) => element("th", h, line)); }
+function set(name, value) { // a slider moved, or what moves with it
+  state[name] = value;
+  if (name === "step" && estimates.length) state.clip = estimates[nearest(estimates.map((c) => c.step), value)];
+  update();
+}
+
+function table(place, rows, header) {
+  if (header) { const line = element("tr", undefined, place); header.forEach((h) => element("th", h, line)); }
   for (const row of rows) {
-    const line = element("tr", undefined, at(id));
+    const line = element("tr", undefined, place);
     row.forEach((cell) => {
-      const place = element("td", undefined, line);
+      const spot = element("td", undefined, line);
       if (cell && typeof cell === "object") {
-        if (cell.href) { const a = element("a", cell.text, place); a.href = cell.href; }
-      } else place.textContent = number(cell);
+        if (cell.href) element("a", cell.text, spot).href = cell.href;
+        if (cell.image) { const image = element("img", undefined, spot); image.src = cell.image; image.alt = ""; }
+      } else {
+        spot.textContent = number(cell);
+        if (spot.textContent.length < 32) spot.className = "figure";
+      }
     });
   }
 }
@@ -222,13 +296,17 @@ function sentence(mark) {
   return `${mark.label}${parts.length ? ": " : ""}${parts.join(", ")}`;
 }
 
-function ranges(numbers) { // 0 1 2 5 -> "0-2, 5"
+function spans(numbers) { // 0 1 2 5 -> [0, 2], [5, 5]
   const out = [];
   for (const n of numbers) {
     const last = out[out.length - 1];
     if (last && n === last[1] + 1) last[1] = n; else out.push([n, n]);
   }
-  return out.map(([a, b]) => a === b ? `${a}` : `${a}-${b}`).join(", ");
+  return out;
+}
+
+function ranges(numbers) { // 0 1 2 5 -> "0-2, 5"
+  return spans(numbers).map(([a, b]) => a === b ? `${a}` : `${a}-${b}`).join(", ");
 }
 
 function update() {
@@ -240,19 +318,30 @@ function update() {
   at("frame-value").textContent = `${state.frame} of 0-${data.frames - 1}`;
   at("layer-value").textContent = String(state.layer);
   at("opacity-value").textContent = `${at("opacity").value} %`;
-  if (clips.length) {
-    const i = nearest(clips.map((c) => c.step), state.step), clip = clips[i];
-    drawFrame(at("estimate"), clip, state.frame);
-    const marked = data.marks.filter((m) => m.steps.includes(clip.step)).map((m) => m.label);
-    at("estimate-caption").textContent = `${clip.label}, frame ${state.frame}` + (marked.length ? ` - ${marked.join(", ")} here` : "");
+  if (state.clip) {
+    drawFrame(at("estimate"), state.clip, state.frame);
+    const here = state.clip.step === null ? [] : data.marks.filter((m) => m.steps.includes(state.clip.step));
+    const marked = here.map((m) => m.label);
+    at("estimate-caption").textContent = `${state.clip.label}, frame ${state.frame}` + (marked.length ? ` - ${marked.join(", ")} here` : "");
     at("estimate-caption").classList.toggle("mark", marked.length > 0);
-    wall.forEach(({ button, canvas, clip: one }, k) => {
-      drawFrame(canvas, one, state.frame);
-      button.setAttribute("aria-pressed", String(k === i));
+    at("estimate-file").hidden = !state.clip.file;
+    at("estimate-file").textContent = state.clip.file;
+    at("estimate-file").href = state.clip.file.split("/").map(encodeURIComponent).join("/");
+    wall.forEach(({ button, canvas, clip }) => {
+      drawFrame(canvas, clip, state.frame);
+      button.setAttribute("aria-pressed", String(clip === state.clip));
     });
   }
   drawOverlay();
   cursors.forEach((move) => move());
+}
+
+function ticksBelow(name, spots, most) { // where interventions act, under a slider; spots: [first, last]
+  for (const [a, b] of spots) {
+    const tick = element("i", undefined, at(`${name}-track`)), width = Math.max(1, most);
+    tick.style.left = `${100 * Math.max(0, a - 0.4) / width}%`;
+    tick.style.right = `${100 * (1 - Math.min(width, b + 0.4) / width)}%`;
+  }
 }
 
 function play(on) {
@@ -264,62 +353,124 @@ function play(on) {
 
 function start() {
   document.title = `minicos: ${data.title}`;
-  at("title").textContent = data.title;
+  for (const id of ["title", "summary", "reading", "command", "thinned"]) at(id).textContent = data[id];
   at("prompt").textContent = data.prompt ? `“${data.prompt}”` : "";
-  at("summary").textContent = data.summary;
   for (const mark of data.marks) { const line = element("p", sentence(mark), at("marks")); line.className = "mark"; }
-  at("command").textContent = data.command;
-  for (const m of maps) { m.values = bytes(m.data); delete m.data; }
   for (const m of maps) {
-    const option = element("option", m.name, at("map"));
-    option.value = String(maps.indexOf(m));
+    m.values = bytes(m.data);
+    delete m.data;
+    element("option", m.name, at("map")).value = String(maps.indexOf(m));
   }
   if (maps.length) state.map = 0;
-  const steps = Math.max(data.sigmas.length ? data.sigmas.length - 1 : 0, 1);
-  at("step").max = steps - 1;
-  at("frame").max = Math.max(0, data.frames - 1);
-  const layers = maps.flatMap((m) => m.layers);
-  at("layer").max = layers.length ? Math.max(...layers) : 0;
-  state.layer = layers.length ? Math.max(...layers) : 0;
-  state.frame = Math.max(0, data.frames - 1);
-  state.step = steps - 1;
-  at("step-control").hidden = steps < 2;
-  at("frame-control").hidden = at("play").hidden = data.frames < 2;
-  for (const id of ["layer-control", "map-control", "opacity-control"]) at(id).hidden = !maps.length;
-  at("estimate-figure").hidden = at("wall-section").hidden = !clips.length;
-  at("hint").textContent = maps.some((m) => m.kind === "pairs") ? "Click a token on the overlay." : "";
+  sliders();
   if (data.picture) {
     const image = new Image();
     image.onload = () => { const c = at("picture"); c.width = image.naturalWidth; c.height = image.naturalHeight; c.getContext("2d").drawImage(image, 0, 0); c.hidden = false; };
     image.src = data.picture;
   }
-  for (const clip of clips) {
-    const button = element("button", undefined, at("wall")), canvas = element("canvas", undefined, button);
-    button.type = "button";
-    element("span", clip.label, button);
-    button.classList.toggle("marked", data.marks.some((m) => m.steps.includes(clip.step)));
-    button.addEventListener("click", () => { state.step = Math.max(0, clip.step); update(); });
-    wall.push({ button, canvas, clip });
-    clip.image = new Image();
-    clip.image.onload = update;
-    clip.image.src = clip.sprite;
-  }
+  estimates.forEach((clip) => hang(clip, "wall"));
+  videos.forEach((clip) => hang(clip, "videos"));
   cursors = data.curves.map((curve) => chart(curve, at("curves")));
-  at("curves-section").hidden = !data.curves.length;
-  for (const id of ["numbers-section", "rows-section", "next-section"]) at(id).hidden = true;
-  if (data.numbers.length) table("numbers", data.numbers, ["", "value", "95 %", "n", ""]);
-  if (data.rows.length) table("rows", data.rows, data.columns);
-  table("settings", data.settings);
-  for (const item of data.next) { at("next-section").hidden = false; element("p", item.why, at("next")); element("pre", item.command, at("next")); }
+  tables();
+  for (const item of data.next) { element("p", item.why, at("next")); element("pre", item.command, at("next")); }
+  for (const picture of data.pictures) figure(picture);
+  table(at("settings"), data.settings);
   at("files").textContent = data.files.length ? `Files beside this page: ${data.files.join(", ")}` : "";
-  at("thinned").textContent = data.thinned;
-  for (const id of ["step", "frame", "layer"]) at(id).addEventListener("input", () => { state[id] = Number(at(id).value); if (id === "frame") play(false); update(); });
-  at("opacity").addEventListener("input", update);
-  at("map").addEventListener("change", () => { state.map = Number(at("map").value); update(); });
-  at("play").addEventListener("click", () => play(!state.playing));
-  at("overlay").addEventListener("click", clicked);
+  sections();
+  listen();
   drawBar();
   update();
+}
+
+function sliders() {
+  const steps = Math.max(data.sigmas.length - 1, 1), layers = maps.flatMap((m) => m.layers);
+  const stride = maps.length ? maps[0].stride : 4;
+  at("step").max = steps - 1;
+  at("frame").max = Math.max(0, data.frames - 1);
+  at("layer").max = layers.length ? Math.max(...layers) : 0;
+  state.layer = Number(at("layer").max);
+  state.frame = Math.max(0, data.frames - 1);
+  state.step = steps - 1;
+  state.clip = estimates.length ? estimates[nearest(estimates.map((c) => c.step), state.step)] : videos[0] || null;
+  for (const mark of data.marks) {
+    ticksBelow("step", spans(mark.steps), steps - 1);
+    ticksBelow("frame", mark.frames.map((f) => [f ? stride * (f - 1) + 1 : 0, stride * f]), data.frames - 1);
+    ticksBelow("layer", spans(mark.layers), Number(at("layer").max));
+  }
+  at("step-control").hidden = steps < 2 || !(estimates.length || maps.length || data.curves.some((c) => c.follows === "step"));
+  at("frame-control").hidden = at("play-control").hidden = data.frames < 2 || !(data.clips.length || maps.length);
+  for (const id of ["layer-control", "map-control", "opacity-control"]) at(id).hidden = !maps.length;
+  at("controls").hidden = [...at("controls").children].every((part) => part.hidden);
+  at("hint").textContent = maps.some((m) => m.kind === "pairs") ? "Click a token on the overlay to see where it attends." : "";
+}
+
+function hang(clip, place) { // one video of a wall
+  const button = element("button", undefined, at(place)), canvas = element("canvas", undefined, button);
+  button.type = "button";
+  element("span", clip.label, button);
+  button.classList.toggle("marked", clip.step !== null && data.marks.some((m) => m.steps.includes(clip.step)));
+  button.addEventListener("click", () => {
+    state.clip = clip;
+    if (clip.step === null) update(); else set("step", clip.step);
+    at("stage").scrollIntoView({ block: "nearest" });
+  });
+  wall.push({ button, canvas, clip });
+  clip.image = new Image();
+  clip.image.onload = update;
+  clip.image.src = clip.sprite;
+}
+
+function tables() {
+  for (const one of data.tables) {
+    const section = element("section", undefined, at("tables"));
+    if (one.rows.length > 24) { // long ones are folded
+      const details = element("details", undefined, section);
+      element("summary", `${one.title} (${one.rows.length} rows)`, details);
+      const scroll = element("div", undefined, details);
+      scroll.className = "scroll";
+      table(element("table", undefined, scroll), one.rows, one.columns);
+      continue;
+    }
+    element("h2", one.title, section);
+    const scroll = element("div", undefined, section);
+    scroll.className = "scroll";
+    table(element("table", undefined, scroll), one.rows, one.columns);
+  }
+}
+
+function figure(picture) {
+  const place = element("figure", undefined, at("figures")), image = element("img", undefined, place);
+  image.src = picture.data;
+  image.alt = picture.name;
+  element("figcaption", picture.name, place);
+  image.addEventListener("click", () => place.classList.toggle("large"));
+}
+
+function sections() { // hide the empty ones, and list the others
+  const filled = {
+    stage: ["", data.clips.length || maps.length], "wall-section": ["Steps", estimates.length],
+    "videos-section": ["Videos", videos.length], "curves-section": ["Curves", data.curves.length],
+    tables: ["Numbers", data.tables.length], "next-section": ["What to try next", data.next.length],
+    "figures-section": ["Figures", data.pictures.length], "made-section": ["How this was made", 1],
+  };
+  for (const [id, [name, some]] of Object.entries(filled)) {
+    at(id).hidden = !some;
+    if (some && name) element("a", name, at("contents")).href = `#${id}`;
+  }
+  at("estimate-figure").hidden = !data.clips.length;
+}
+
+function listen() {
+  for (const id of ["step", "frame", "layer"]) at(id).addEventListener("input", () => {
+    if (id === "frame") play(false);
+    set(id, Number(at(id).value));
+  });
+  at("opacity").addEventListener("input", update);
+  at("map").addEventListener("change", () => { state.map = Number(at("map").value); state.token = state.pointed = null; update(); });
+  at("play").addEventListener("click", () => play(!state.playing));
+  at("overlay").addEventListener("click", clicked);
+  at("overlay").addEventListener("pointermove", (event) => { state.pointed = maps[state.map] ? { index: under(event) } : null; drawOverlay(); });
+  at("overlay").addEventListener("pointerleave", () => { state.pointed = null; drawOverlay(); });
 }
 
 start();

@@ -20,9 +20,10 @@ from minicos.analysis.options import EnsembleOptions
 from minicos.analysis.result import Interval, Number, Result, Row, write
 from minicos.analysis.tools import cases, figures, stats
 from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.shown import save_videos
 from minicos.errors import MinicosError
 from minicos.media import save_video
-from minicos.runs import Run
+from minicos.runs import Progress, Run
 from minicos.wan import Wan
 
 BATCH = 10  # puzzles computed, and kept, at a time
@@ -135,8 +136,9 @@ def experiment(
     """
     candidates = {name: e for some in arms for name, e in some.items()}
     chosen = next(iter(candidates))
+    bar = Progress(len(dev) + len(test), "ensemble")
     if dev:
-        data = cases.collect(run, "dev", dev, partial(compare, wan, candidates))
+        data = cases.collect(run, "dev", dev, partial(compare, wan, candidates), bar)
         chosen = max(candidates, key=lambda name: data[f"{name}.solved"].mean())
     family = {**arms[0], chosen: candidates[chosen]}
     tried = {
@@ -144,7 +146,8 @@ def experiment(
         **controls(chosen, candidates[chosen]),
         **(rivals(candidates[chosen]) if instead else {}),
     }
-    tested = cases.collect(run, "test", test, partial(compare, wan, tried, select=select))
+    with bar:
+        tested = cases.collect(run, "test", test, partial(compare, wan, tried, select=select), bar)
     return chosen, rows(tested, tried, list(family))
 
 
@@ -237,8 +240,7 @@ def _videos(
             seed = f", seed {j}" if j or name == "plain" else ""
             label = f"{name}{seed}"
             videos[label] = wan.decode(latent[None])[0]
-            file = "".join(c if c.isalnum() or c in "-." else "_" for c in label)
-            save_video(run.path(f"videos/{file}.mp4"), videos[label], fps=wan.preset.fps)
+    save_videos(run, videos, wan.preset.fps)
     together = np.concatenate(list(videos.values()), axis=2)
     save_video(run.path("side_by_side.mp4"), together, fps=wan.preset.fps)
     columns = figures.evenly(len(together), COLUMNS)

@@ -22,7 +22,7 @@ from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.puzzles import timeline
-from minicos.runs import Run, progress
+from minicos.runs import Progress, Run
 from minicos.sample import Model, Step
 from minicos.wan import Wan
 
@@ -252,7 +252,12 @@ class Measured:
 
 
 def measure_all(
-    wan: Wan, chosen: Sequence[Case], run: Run, options: NoiseOptions, most: int = cases.MOST
+    wan: Wan,
+    chosen: Sequence[Case],
+    run: Run,
+    options: NoiseOptions,
+    most: int = cases.MOST,
+    bar: Progress | None = None,
 ) -> Measured:
     """Run and measure every edit of every case. Each edit of each batch is a file in `run`:
     killed and rerun, the rest is done.
@@ -260,22 +265,31 @@ def measure_all(
     schedule = wan.schedule()
     parts: dict[str, list[dict[str, Tensor]]] = {}
     moved = []
-    for index, batch in enumerate(work := cases.batches(chosen, most)):
+    work = cases.batches(chosen, most)
+    expected = ticks(wan, options)
+    bar = bar or Progress(expected * len(work), "noise")
+    for index, batch in enumerate(work):
         condition = cases.condition(wan, batch)
         noise = cases.noise(wan, condition, batch)
         imposed = (condition.per_frame(1.0).flatten().expand(noise.shape[2]) == 0).tolist()
         planned = edits(options, len(schedule), imposed)
         clean = run.inside(f"{index:03d}/clean")
         names = ["clean", *planned]
-        for name in progress(names, len(names), f"batch {index + 1} of {len(work)}"):
+        bar.skip(expected - len(schedule) - len(planned))  # frames that are imposed
+        for name in names:
+            bar.begin()
             file = f"{index:03d}/{name.replace(' ', '_')}.safetensors"
             if not run.has(file):
                 if name == "clean":
-                    found = _clean(wan, condition, noise, clean, options.layer)
+                    found = _clean(wan, condition, noise, clean, options.layer, bar)
                 else:
                     edit = _of(planned[name], batch)
                     found = measure(wan, condition, noise, clean, edit, options.layer)
                 run.save_tensors(file, found | _verdicts(wan, found["final"], batch))
+            elif name == "clean":
+                bar.skip(len(schedule))
+            if name != "clean":  # whose steps have ticked
+                bar.tick()
             found = run.load_tensors(file)
             cases.log(run, name, sum(map(len, work[:index])), found)
             if index:
@@ -283,6 +297,7 @@ def measure_all(
             parts.setdefault(name, []).append(found)
         x0 = [kept(clean, Clean.name, i)["x0"] for i in range(len(schedule))]
         moved.append(torch.stack([stats.squared(x, x0[-1]) for x in x0], dim=1))
+    bar.close()
     return Measured(
         planned,
         {
@@ -296,6 +311,12 @@ def measure_all(
     )
 
 
+def ticks(wan: Wan, options: NoiseOptions) -> int:
+    """What a batch counts for in the progress of a study: each step of its clean run, each edit."""
+    latents, steps = (wan.preset.frames - 1) // wan.stride[0] + 1, wan.preset.steps
+    return steps + len(edits(options, steps, [False] * latents))
+
+
 def _of(edit: Noise, batch: Sequence[Case]) -> Noise:
     """The edit with noise of each case's own: an edit's seed counts from the case's."""
     first = edit.seed if isinstance(edit.seed, int) else 0
@@ -303,12 +324,12 @@ def _of(edit: Noise, batch: Sequence[Case]) -> Noise:
 
 
 def _clean(
-    wan: Wan, condition: Condition, noise: Tensor, clean: Run, layer: int | None
+    wan: Wan, condition: Condition, noise: Tensor, clean: Run, layer: int | None, bar: Progress
 ) -> dict[str, Tensor]:
     """The undisturbed run, saved step by step in `clean`: its final latent and its network
     passes.
     """
-    final = record(wan, condition, clean, [Clean(layer)], noise)
+    final = record(wan, condition, clean, [Clean(layer)], noise, bar=bar)
     model: Model = wan
     experts = map(model.expert_name, model.schedule().timesteps)
     passes = sum(len(model.branches(expert, condition)) for expert in experts)

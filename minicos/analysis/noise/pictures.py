@@ -11,6 +11,7 @@ from minicos.analysis.noise.measure import Measured
 from minicos.analysis.options import NoiseOptions
 from minicos.analysis.result import Curve
 from minicos.analysis.tools import figures
+from minicos.analysis.tools.shown import save_videos
 from minicos.runs import Run
 from minicos.wan import Wan
 
@@ -42,7 +43,14 @@ def _curves(measured: Measured, curves: Sequence[Curve], run: Run) -> list[str]:
             far = name == "sensitivity.png"
             levels = {"another seed": 1.0} if far else None
             figures.lines(
-                run.path(name), part, y=y, title=title, marks=begins or None, levels=levels, log=far
+                run.path(name),
+                part,
+                y=y,
+                title=title,
+                marks=begins or None,
+                levels=levels,
+                log=far,
+                sigmas=measured.sigmas,
             )
             names.append(name)
     return names
@@ -78,6 +86,8 @@ def _matrices(measured: Measured, options: NoiseOptions, run: Run) -> list[str]:
             matrix,
             x="later step",
             y="noised step",
+            bar="0: as the clean run",
+            sigmas=measured.sigmas,
             limits=(0, max(top, 1e-9)),
             mark=measured.boundary and measured.boundary - 0.5,
             title=titles[key],
@@ -100,6 +110,7 @@ def _frames(measured: Measured, run: Run) -> str:
         spread,
         x="latent frame of the video",
         y="noised latent frame",
+        bar="1: another seed",
         limits=(0, 2),
         title="D, frame by frame",
     )
@@ -116,12 +127,23 @@ def _videos(measured: Measured, options: NoiseOptions, wan: Wan, run: Run) -> st
         *(frames[i] for i in figures.evenly(len(frames), 4)),
     ]
     videos = [wan.decode(torch.from_numpy(measured.runs[name]["final"][:1]))[0] for name in shown]
+    labels = [_label(name, options.mode) for name in shown]
+    save_videos(run, dict(zip(labels, videos, strict=True)), wan.preset.fps)
     columns = figures.evenly(len(videos[0]), 7)
     figures.sheet(
         run.path("videos.png"),
         [list(video[columns]) for video in videos],
-        rows=shown,
+        rows=labels,
         columns=[f"frame {f}" for f in columns],
         title=f"Videos after noise ({options.mode}): where it was put (down), video frame (across)",
     )
     return "videos.png"
+
+
+def _label(name: str, mode: str) -> str:
+    """An edit as people read it."""
+    kind, _, index = name.partition(" ")
+    if kind == "seed":
+        return "another seed"
+    places = {"step": f"{mode}: step {index}", "frame": f"{mode}: latent frame {index}"}
+    return places.get(kind, name)

@@ -15,7 +15,7 @@ from minicos.analysis.tools import cases
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.masks import on_grid
 from minicos.media import save_video
-from minicos.runs import Run
+from minicos.runs import Progress, Run
 from minicos.wan import Wan
 
 
@@ -103,7 +103,8 @@ def measure_all(
             _keep(wan, run, "undisturbed", {name: out[name] for name in ("b", "a")})
         return out
 
-    plain = cases.collect(run, "undisturbed", work, compute_plain)
+    bar = Progress((1 + len(plan.arms)) * len(work), "swap")
+    plain = cases.collect(run, "undisturbed", work, compute_plain, bar)
     results: dict[Arm | None, dict[str, np.ndarray]] = {None: plain}
     for arm in plan.arms:
         given = donors(made, arm.control)
@@ -126,7 +127,8 @@ def measure_all(
                 )
             return out
 
-        results[arm] = cases.collect(run, arm.file, work, compute)
+        results[arm] = cases.collect(run, arm.file, work, compute, bar)
+    bar.close()
     return results
 
 

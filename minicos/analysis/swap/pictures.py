@@ -11,6 +11,7 @@ from minicos.analysis.result import Curve
 from minicos.analysis.swap.plan import Arm, Plan, layer_name
 from minicos.analysis.swap.states import EMBED
 from minicos.analysis.tools import figures
+from minicos.analysis.tools.shown import list_videos
 from minicos.runs import Run
 
 Curves = Mapping[tuple[Arm, str], Curve]  # of each arm and measure, over layers
@@ -52,6 +53,8 @@ def _map(planned: Plan, curves: Curves, run: Run, measure: str) -> str:
         rows=[arm.name for arm in planned.effects],
         columns=[layer_name(k) for k in planned.layers],
         limits=LIMITS[measure],
+        x="layer",
+        bar=LABELS[measure],
         title=f"{planned.what} of A put into B at a layer (across): {LABELS[measure]}",
     )
     return name
@@ -72,4 +75,16 @@ def _last_frames(planned: Plan, run: Run) -> str:
         columns=["B", *layers, "A"],
         title="Last frames: B undisturbed, B with A's state at a layer, A undisturbed",
     )
+    _videos(planned, run)
     return "last_frames.png"
+
+
+def _videos(planned: Plan, run: Run) -> None:
+    """List the first pair's videos for the page: B, A's state at some layers in B, A."""
+    listed = {"videos/undisturbed/b.mp4": "B undisturbed", "videos/undisturbed/a.mp4": "A"}
+    shown = [planned.layers[i] for i in figures.evenly(len(planned.layers), 12)]
+    for arm in planned.effects[-1:]:  # the longest range of steps, as a rule
+        for k in shown:
+            name = layer_name(k)
+            listed[f"videos/{arm.file}/layer_{name}.mp4"] = f"B with A's layer {name}"
+    list_videos(run, listed)

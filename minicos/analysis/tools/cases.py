@@ -7,6 +7,7 @@ the last bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import TypeVar
@@ -23,7 +24,7 @@ from minicos.config import get_preset
 from minicos.errors import MinicosError
 from minicos.journal import rows
 from minicos.media import load_image
-from minicos.runs import Run, progress
+from minicos.runs import Progress, Run
 from minicos.wan import Wan
 
 Batch = TypeVar("Batch")
@@ -187,19 +188,26 @@ def known(case: Case) -> puzzles.Puzzle:
 
 
 def collect(
-    run: Run, name: str, work: Sequence[Batch], compute: Callable[[Batch], Mapping[str, Tensor]]
+    run: Run,
+    name: str,
+    work: Sequence[Batch],
+    compute: Callable[[Batch], Mapping[str, Tensor]],
+    bar: Progress | None = None,
 ) -> dict[str, np.ndarray]:
     """`compute` each batch once and keep its tensors (first axis: cases) in `run`; all of them
-    together, in order.
+    together, in order. `bar` is that of a study with several parts, one tick for each batch.
     """
     parts: list[dict[str, Tensor]] = []
     first = 0
-    for index, batch in enumerate(progress(work, len(work), name)):
-        file = f"{name}/{index:03d}.safetensors"
-        if not run.has(file):
-            run.save_tensors(file, dict(compute(batch)))
-        parts.append(run.load_tensors(file))
-        first += log(run, name, first, parts[-1])
+    with Progress(len(work), name) if bar is None else nullcontext(bar) as shown:
+        for index, batch in enumerate(work):
+            shown.begin()
+            file = f"{name}/{index:03d}.safetensors"
+            if not run.has(file):
+                run.save_tensors(file, dict(compute(batch)))
+            parts.append(run.load_tensors(file))
+            first += log(run, name, first, parts[-1])
+            shown.tick()
     return {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
 
 

@@ -1,14 +1,27 @@
-"""Every picture minicos draws; the one file that imports matplotlib. Arrays in, a PNG out,
-written in one step.
+"""Every picture minicos draws; the one file that imports matplotlib. Arrays in, a PNG out, written
+in one step.
+
+`lines` also writes the numbers that it draws, as NAME.json beside NAME.png: the page of a run shows
+them as a curve that follows its sliders. Large models stay legible by choice: a sheet shows at most
+`ROWS` latent frames and `COLUMNS` layers, evenly spaced, and its title says of how many.
 """
 
+import json
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from torch import Tensor
 
 from minicos.analysis.result import Curve, Interval
@@ -17,6 +30,8 @@ from minicos.runs import replace_file
 # inches: the widest cell, and what all cells together should fit into
 CELL, WIDTH, HEIGHT = 1.1, 11.0, 7.5
 GAP = 0.03  # of a cell, on every side
+ROWS, COLUMNS = 11, 12  # of a sheet of maps, at most
+STRENGTH = 0.65  # of a map over the picture beneath it
 
 
 def pixels(image: Tensor) -> np.ndarray:
@@ -31,20 +46,40 @@ def evenly(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
 
 
+def frame_names(count: int, stride: int) -> list[str]:
+    """The video frames that each of `count` latent frames holds: "frame 0", "1-4", "5-8"."""
+    rest = (f"{stride * (f - 1) + 1}-{stride * f}" for f in range(1, count))
+    return ["frame 0", *rest] if stride > 1 else [f"frame {f}" for f in range(count)]
+
+
+def under(video: np.ndarray | None, frames: Sequence[int]) -> list[np.ndarray] | None:
+    """These frames of a video, its last for those beyond; None without a video."""
+    return None if video is None else [video[min(f, len(video) - 1)] for f in frames]
+
+
 def heat(values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
     """Values of any shape as colours (... 4), from `low` (black) to `high` (pale yellow): by
-    default their 1st and 99th percentile.
+    default their 1st and 99th percentile. Values that are not finite are transparent.
     """
-    low, high = (np.percentile(values, p) if v is None else v for v, p in ((low, 1), (high, 99)))
-    return colormaps["magma"]((values - low) / max(high - low, 1e-12))
+    low, high = _ends(values, low, high)
+    colours = colormaps["magma"]((np.nan_to_num(values) - low) / max(high - low, 1e-12))
+    colours[..., 3] = np.isfinite(values)
+    return colours
+
+
+def _ends(values: np.ndarray, low: float | None, high: float | None) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    found = np.percentile(known, [1, 99]) if known.size else (0.0, 1.0)
+    return (float(found[0] if low is None else low), float(found[1] if high is None else high))
 
 
 def colours(values: np.ndarray) -> np.ndarray:
-    """Three numbers a pixel (... 3) as red, green and blue in [0, 1], each channel from its 1st
-    to its 99th percentile.
+    """Three numbers a pixel (... 3), centred on 0, as red, green and blue in [0, 1].
+
+    Grey is 0, and all three share one scale, the largest size: the first principal component
+    colours a picture most, and a component that hardly varies hardly shows.
     """
-    low, high = np.percentile(values.reshape(-1, 3), [1, 99], axis=0)
-    return np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return 0.5 + 0.5 * values / max(np.abs(values).max(), 1e-12)
 
 
 def sheet(
@@ -55,30 +90,109 @@ def sheet(
     columns: Sequence[str],
     title: str,
 ) -> None:
-    """Pictures (uint8 h w 3, or the colours of `heat`) in a labelled grid that fits a screen,
-    unless that made them tiny.
+    """Pictures (uint8 h w 3, or colours in [0, 1]) in a labelled grid that fits a screen, unless
+    that made them tiny.
     """
+    figure, _ = _cells(images, rows, columns, title)
+    save(figure, path)
+
+
+def maps(
+    path: Path,
+    values: np.ndarray,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    bar: str,
+    beneath: Sequence[np.ndarray] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Maps (rows columns h w) in a labelled grid with a colour bar, each over the picture `beneath`
+    its row (uint8 h w 3) where there is one.
+
+    With `limits` one scale serves all maps. Without, each column has its own, from the 1st to the
+    99th percentile, which is written above it. At most `ROWS` x `COLUMNS` maps are drawn, evenly
+    spaced.
+    """
+    r, c = evenly(len(values), ROWS), evenly(len(values[0]), COLUMNS)
+    ends = [limits or _ends(values[:, k], None, None) for k in c]
+    pictures = [
+        [
+            _over(None if beneath is None else beneath[i], values[i, k], *span)
+            for k, span in zip(c, ends, strict=True)
+        ]
+        for i in r
+    ]
+    names = [columns[k] for k in c]
+    if limits is None:
+        names = [
+            f"{name}\n{_brief(low)} to {_brief(high)}"
+            for name, (low, high) in zip(names, ends, strict=True)
+        ]
+    for shown, of, what in ((r, rows, "rows"), (c, columns, "columns")):
+        if len(shown) < len(of):
+            title += f"; {len(shown)} of {len(of)} {what}"
+    figure, axes = _cells(pictures, [rows[i] for i in r], names, title, wide=limits is None)
+    scale = ScalarMappable(Normalize(*(limits or (0, 1))), colormaps["magma"])
+    drawn = figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.01, aspect=30)
+    drawn.set_label(bar, fontsize=8)
+    drawn.ax.tick_params(labelsize=7)
+    if limits is None:
+        drawn.set_ticks([0, 1], labels=["lowest of\nits column", "highest"])
+    save(figure, path)
+
+
+def _over(picture: np.ndarray | None, values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A map (h w) as colours, over a picture in grey where there is one."""
+    painted = heat(values, low, high)[..., :3]
+    if picture is None:
+        return painted
+    size = picture.shape[1], picture.shape[0]
+    tiles = Image.fromarray((255 * painted).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    grey = picture.mean(2, keepdims=True) / 255
+    return STRENGTH * np.asarray(tiles) / 255 + (1 - STRENGTH) * grey
+
+
+def _cells(
+    images: Sequence[Sequence[np.ndarray]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    wide: bool = False,
+) -> tuple[Figure, Axes]:
+    """A figure with the pictures in a labelled grid; `wide` where the names above need room."""
     ratio = images[0][0].shape[0] / images[0][0].shape[1]
     cell = max(0.4, min(CELL, WIDTH / len(columns), HEIGHT / (ratio * len(rows))))
-    figure = Figure(
-        figsize=(cell * len(columns) + 0.9, cell * ratio * len(rows) + 0.6), layout="constrained"
-    )
+    if wide:
+        cell = max(cell, 0.75)
+    size = (cell * len(columns) + 1.4, cell * ratio * len(rows) + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for r, line in enumerate(images):
         for c, image in enumerate(line):
             place = (c - 0.5 + GAP, c + 0.5 - GAP, r + 0.5 - GAP / ratio, r - 0.5 + GAP / ratio)
-            axes.imshow(
-                image,
-                extent=place,
-                interpolation="nearest" if image.shape[1] < 110 * cell else "antialiased",
-            )
+            smooth = "nearest" if image.shape[1] < 110 * cell else "antialiased"
+            axes.imshow(image, extent=place, interpolation=smooth)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), aspect=ratio)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0, labelsize=8, top=True, labeltop=True, labelbottom=False)
+    letters = 8 if cell > 0.7 else 6.5
+    axes.tick_params(length=0, labelsize=letters, top=True, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=9)
-    save(figure, path)
+    _title(figure, title)
+    return figure, axes
+
+
+def _title(figure: Figure, title: str) -> None:
+    """A title that is wrapped to the figure's width."""
+    width = int(13.5 * figure.get_figwidth())  # letters of 9 points in a line
+    lines = [line for part in title.split("\n") for line in textwrap.wrap(part, max(20, width))]
+    figure.suptitle("\n".join(lines), fontsize=9)
+
+
+def _brief(value: float) -> str:
+    return f"{value:.3g}"
 
 
 def lines(
@@ -91,20 +205,23 @@ def lines(
     levels: Mapping[str, float] | None = None,
     log: bool = False,
     falling: bool = False,
+    sigmas: Sequence[float] | None = None,
 ) -> None:
-    """Curves over their common axis, with shaded intervals where they have any.
+    """Curves over their common axis, with shaded intervals where they have any; their numbers in a
+    file of the same name that ends in .json.
 
-    `marks` are upright lines, in the colour of the curve of the same name where there is one;
-    `levels` are level lines. `falling` runs the axis from high to low, as sigma does.
+    The y axis begins at 0 where no value is below it. `marks` are upright lines, in the colour of
+    the curve of the same name where there is one; `levels` are level lines; `sigmas` are the noise
+    levels of the steps, written below an axis of steps. `falling` runs the axis from high to low,
+    as sigma does.
     """
     figure = Figure(figsize=(7.6, 4), layout="constrained")
     axes = figure.subplots()
     shades = np.linspace(0, 0.9, len(curves))
     colours = {c.name: colormaps["viridis"](s) for c, s in zip(curves, shades, strict=True)}
     for c in curves:
-        axes.plot(
-            c.x, c.value, label=c.name, color=colours[c.name], marker="." if len(c.x) < 60 else None
-        )
+        marker = "." if len(c.x) < 60 else None
+        axes.plot(c.x, c.value, label=c.name, color=colours[c.name], marker=marker)
         if len(c.low):
             axes.fill_between(c.x, c.low, c.high, color=colours[c.name], alpha=0.18, linewidth=0)
     for name, at in (marks or {}).items():
@@ -112,17 +229,45 @@ def lines(
         axes.axvline(at, color=colours.get(name, "0.35"), linestyle="--", linewidth=1, label=label)
     for name, at in (levels or {}).items():
         axes.axhline(at, color="0.35", linestyle=":", linewidth=1, label=name)
-    axes.set(xlabel=curves[0].x_label, ylabel=y, title=title)
+    axes.set(xlabel=curves[0].x_label, ylabel=y)
     if all(float(x).is_integer() for c in curves for x in c.x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if falling:
         axes.invert_xaxis()
+    if sigmas is not None:
+        _noise_levels(axes, curves[0].x, sigmas)
+    known = [v for c in curves for v in (*c.value, *c.low) if math.isfinite(v)]
     if log:
         axes.set_yscale("symlog", linthresh=0.01)
+    if log or min(known, default=0) >= 0:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
+    _title(figure, title)
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     save(figure, path)
+    about = {"title": title, "unit": y, "marks": dict(marks or {}), "levels": dict(levels or {})}
+    text = json.dumps({**about, "curves": [_plain(asdict(c)) for c in curves]}) + "\n"
+    numbers = path.with_suffix(".json")
+    replace_file(numbers, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: a number that is not finite is null."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
+        return [_plain(v) for v in value]
+    return float(value) if math.isfinite(value) else None
+
+
+def _noise_levels(
+    axes: Axes, steps: Sequence[float], sigmas: Sequence[float], most: int = 8
+) -> None:
+    """Tick labels of an x axis of steps: the step, and its sigma below."""
+    shown = [int(steps[i]) for i in evenly(len(steps), most)]
+    axes.set_xticks(shown, [f"{s}\nσ {sigmas[s]:.2f}" for s in shown], fontsize=8)
 
 
 def grid(
@@ -132,29 +277,36 @@ def grid(
     x: str,
     y: str,
     title: str,
+    bar: str = "",
     limits: tuple[float, float] | None = None,
     mark: float | None = None,
+    rows: Sequence[str] | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> None:
     """A matrix as coloured cells with a scale (y down, x across, both counted from 0); NaN stays
-    white; `mark` lines both axes.
+    white; `mark` lines both axes; `rows` are names of the rows; `sigmas` as in `lines`.
     """
-    rows, columns = values.shape
-    figure = Figure(
-        figsize=(max(4.5, min(9, 0.3 * columns + 1.5)), max(2.2, min(7, 0.3 * rows + 1.2))),
-        layout="constrained",
-    )
+    high, wide = values.shape
+    size = (max(4.5, min(9, 0.3 * wide + 1.5)), max(2.2, min(7, 0.3 * high + 1.2)))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    low, high = limits or (0, np.nanmax(values) if np.isfinite(values).any() else 1)
+    low, top = limits or (0, np.nanmax(values) if np.isfinite(values).any() else 1)
     image = axes.imshow(
-        values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest"
+        values, aspect="auto", cmap="viridis", vmin=low, vmax=top, interpolation="nearest"
     )
     if mark is not None:
         axes.axvline(mark, color="red", linestyle="--", linewidth=1)
         axes.axhline(mark, color="red", linestyle="--", linewidth=1)
-    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.set(xlabel=x, ylabel=y)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(image, ax=axes)
+    if rows is not None:
+        shown = evenly(high, 21)
+        axes.set_yticks(shown, [rows[i] for i in shown], fontsize=8)
+    if sigmas is not None:
+        _noise_levels(axes, range(wide), sigmas, most=int(size[0] * 1.2))
+    _title(figure, title)
+    figure.colorbar(image, ax=axes, label=bar)
     save(figure, path)
 
 
@@ -174,7 +326,7 @@ def intervals(
     axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
     axes.grid(axis="x", alpha=0.25)
-    figure.suptitle(title, fontsize=9)
+    _title(figure, title)
     save(figure, path)
 
 
@@ -186,21 +338,25 @@ def matrix(
     columns: Sequence[str],
     limits: tuple[float, float],
     title: str,
+    x: str = "",
+    bar: str = "",
 ) -> None:
     """A table of numbers (rows columns) as colours between `limits`, each number written in its
     cell.
     """
-    figure = Figure(figsize=(0.55 * len(columns) + 2.2, 0.42 * len(rows) + 1), layout="constrained")
+    figure = Figure(figsize=(0.55 * len(columns) + 3, 0.42 * len(rows) + 1.4), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(values, cmap="coolwarm", vmin=limits[0], vmax=limits[1], aspect="auto")
+    image = axes.imshow(values, cmap="coolwarm", vmin=limits[0], vmax=limits[1], aspect="auto")
     middle, half = sum(limits) / 2, (limits[1] - limits[0]) / 2
     for (r, c), value in np.ndenumerate(values):
         color = "white" if abs(value - middle) > 0.75 * half else "black"
         axes.text(c, r, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel(x)
     axes.tick_params(length=0, labelsize=8)
-    figure.suptitle(title, fontsize=9)
+    figure.colorbar(image, ax=axes, label=bar)
+    _title(figure, title)
     save(figure, path)
 
 

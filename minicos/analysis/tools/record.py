@@ -8,8 +8,10 @@ pictures can be drawn again without a network.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +19,8 @@ from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
 from minicos.condition import Condition
 from minicos.hooks import Hooks
 from minicos.journal import brief
-from minicos.runs import Run, progress
+from minicos.media import load_video
+from minicos.runs import Progress, Run
 from minicos.sample import State, Step
 from minicos.wan import Wan
 
@@ -56,12 +59,14 @@ def record(
     recorders: Sequence[Recorder],
     noise: Tensor,
     interventions: Interventions = NO_INTERVENTIONS,
+    bar: Progress | None = None,
 ) -> Tensor:
     """Denoise under `interventions`, saving in `run` every step and what `recorders` keep of it;
     returns the final latent (b c f h w).
 
-    Steps that `run` already holds are not computed again. Raises MinicosError for interventions
-    that this run can never make.
+    `bar` is that of a command with more to do, one tick for each step. Steps that `run` already
+    holds are not computed again. Raises MinicosError for interventions that this run can never
+    make.
     """
     hooks = sum((r.hooks() for r in recorders), interventions.hooks)
     schedule = wan.schedule()
@@ -78,18 +83,22 @@ def record(
     before = run.load_tensors(_file(done - 1)) if done else {}
     steps = wan.sample(condition, noise=x, hooks=hooks, start=done, state=state)
     pairs = interventions.with_donors(wan, steps, condition, noise, x, done, before)
-    for step, given in progress(pairs, len(schedule) - done, "denoise"):
-        entered = interventions.enter(
-            step.next, step.index + 1, (step.sigma_map > 0) * step.sigma_next, step.x0
-        )
-        if entered is not step.next:  # as `sample` does: a history would undo the edit
-            step.next, step.state = entered, step.state.edited()
-        tensors = {"next": step.next, **step.state.tensors(), **given}
-        for r in recorders:
-            tensors |= {f"{r.name}.{k}": v for k, v in r.keep(step, run).items()}
-        run.save_tensors(_file(step.index), tensors)
-        _log(run, step.index, schedule.sigmas, tensors)
-        x = step.next
+    with Progress(len(schedule), "denoise") if bar is None else nullcontext(bar) as shown:
+        shown.skip(done)
+        shown.begin()
+        for step, given in pairs:
+            entered = interventions.enter(
+                step.next, step.index + 1, (step.sigma_map > 0) * step.sigma_next, step.x0
+            )
+            if entered is not step.next:  # as `sample` does: a history would undo the edit
+                step.next, step.state = entered, step.state.edited()
+            tensors = {"next": step.next, **step.state.tensors(), **given}
+            for r in recorders:
+                tensors |= {f"{r.name}.{k}": v for k, v in r.keep(step, run).items()}
+            run.save_tensors(_file(step.index), tensors)
+            _log(run, step.index, schedule.sigmas, tensors)
+            x = step.next
+            shown.tick()
     return x
 
 
@@ -123,6 +132,16 @@ def kept(run: Run, name: str, index: int) -> dict[str, Tensor]:
         for k, v in run.load_tensors(_file(index)).items()
         if k.startswith(prefix)
     }
+
+
+def seen(run: Run, step: int) -> np.ndarray | None:
+    """A video of the run to lay maps over, uint8 (f h w 3): the clean estimate of the step, else
+    the result; None where the run holds neither.
+    """
+    for name in (f"x0/step_{step:02d}.mp4", "video.mp4"):
+        if run.path(name).exists():
+            return load_video(run.path(name))
+    return None
 
 
 def _file(index: int) -> str:

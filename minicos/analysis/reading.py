@@ -1,0 +1,137 @@
+"""For every verb that looks at a model: what it shows, how to read it, and what to try next.
+
+Said once, on the page of a run and in the verb's --help. No torch here: --help is instant.
+"""
+
+from dataclasses import dataclass
+
+Next = tuple[str, str]  # why, and the command
+
+ONE = "Every small video is the clean estimate: what the model believes, at that denoising step, that "
+ONE += "the finished video will be."
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What to know before looking."""
+
+    shows: str
+    read: str
+    next: tuple[Next, ...] = ()
+
+
+NOISE = ("Put noise into one step, and see whether the answer changes",
+         "minicos run --puzzle maze --noise step:3 --x0 --out runs/noised")  # fmt: skip
+ATTEND = ("Click a token and see where it attends",
+          "minicos attention --puzzle mark --also steps")  # fmt: skip
+SWAP = ("Find the layer at which a prompt becomes an answer", "minicos swap --puzzle mark --n 4")
+BELIEF = ("Compare with an ideal observer, over many mazes", "minicos belief --n 25")
+COMMIT = ("Find the step at which the answer is decided", "minicos commitment --n 6")
+SHARE = ("Let seeds share what they think", "minicos ensemble --n 20 --choose 0 --no-rivals")
+WATCH = ("Watch another kind of puzzle", "minicos steps --puzzle turn --also energy")
+KINDS = ("See all kinds of puzzles", "minicos puzzles --list")
+MINE = ("Watch a picture of your own",
+        'minicos steps --image PICTURE.png --prompt "what should happen"')  # fmt: skip
+
+READINGS: dict[str, Reading] = {
+    "demo": Reading(
+        "A maze with several right answers, solved by the embedded model in front of you.",
+        f"{ONE} Drag Step from left to right: at first several routes are drawn faintly at once, "
+        "then one survives. The curves below count them.",
+        (NOISE, ATTEND, BELIEF, WATCH),
+    ),
+    "generate": Reading(
+        "A video of your prompt, or of a puzzle.",
+        "Play the video. To see how it came about, run `steps` on the same prompt and picture.",
+        (WATCH, ATTEND, MINE),
+    ),
+    "steps": Reading(
+        "The clean estimate at every denoising step: what the model believes as it decides.",
+        f"{ONE} Drag Step. Look for several answers drawn at once early and one late, and for the "
+        "step from which on nothing changes.",
+        (ATTEND, NOISE, COMMIT, KINDS),
+    ),
+    "energy": Reading(
+        "The size of every token's hidden state behind every layer: where the network is busy.",
+        "Bright tokens have more energy than the median token. Drag Layer: early layers see the "
+        "whole picture, late ones single out what the task is about. Centred energy comes first, "
+        "since raw energy is dominated by a few channels that are alike on all tokens.",
+        (ATTEND, ("Measure it over many puzzles", "minicos energy --n 25"), SWAP),
+    ),
+    "attention": Reading(
+        "Where attention goes: to which tokens, from frame to frame, and to padding.",
+        "Click a token on the overlay to see where it attends; click it again to see who attends "
+        "to it. Attention received is bright where many tokens look.",
+        (("Measure it over many puzzles", "minicos attention --n 25"), SWAP, NOISE),
+    ),
+    "belief": Reading(
+        "How many answers are alive at each step, in the network and for an ideal observer.",
+        "Where the two curves agree, several answers are Bayes' rule and no trait of the network. "
+        "Look at where they part.",
+        (COMMIT, NOISE, SHARE),
+    ),
+    "commitment": Reading(
+        "When the answer is decided: estimates are noised again and completed several times.",
+        "0: the completions answer every which way; 1: all alike. The answer is decided where the "
+        "curve passes 0.9, which is often before the picture is sharp.",
+        (BELIEF, NOISE, SWAP),
+    ),
+    "behaviours": Reading(
+        "Self-correction, perception before action, and working memory, each beside its control.",
+        "Read the differences: what an ideal observer also shows is no behaviour of the network.",
+        (BELIEF, COMMIT, SWAP),
+    ),
+    "counts": Reading(
+        "The share of puzzles solved over step counts and video lengths.",
+        "Every setting starts from the same noise; bars are 95 % intervals.",
+        (COMMIT, ("Where few steps hurt", "minicos distilled --counts 4,20 --n 4"), SHARE),
+    ),
+    "noise": Reading(
+        "What noise at one step, or in one frame, does to the video.",
+        "D is 0 where the video stays the same and 1 where it becomes another seed's. Compare the "
+        "videos side by side: noise at a late step, at an early one, in one frame.",
+        (NOISE, ("The same with the noise level kept", "minicos noise --mode renoise --n 10"),
+         COMMIT),
+    ),
+    "frames": Reading(
+        "Convergence and sensitivity to noise over video lengths.",
+        "The embedded model was trained at 13 frames; other lengths are outside its training.",
+        (COMMIT, NOISE, ("Over step counts", "minicos distilled --counts 4,20 --n 4")),
+    ),
+    "distilled": Reading(
+        "Convergence and sensitivity to noise with few steps, or with other weights.",
+        "The x axis is the noise level, since steps of different schedules do not correspond.",
+        (COMMIT, NOISE, ("Over video lengths", "minicos frames --counts 9,13 --n 4")),
+    ),
+    "swap": Reading(
+        "At which layer a prompt becomes an answer: states of run A are put into run B.",
+        "The last layer turns every run into A's by construction. The finding is where the curve "
+        "crosses the middle: before it the state is still the prompt, behind it the answer.",
+        (("Swap two puzzles' prompts by hand",
+          'minicos run --puzzle mark --swap 6 --other "mark the square" --x0 --energy'),
+         ATTEND, SHARE),
+    ),
+    "ensemble": Reading(
+        "Whether seeds that share middle-layer states solve more.",
+        "Each bar is a gain over one plain run, with its 95 % interval. Compare it with the "
+        "controls, and with a vote among plain runs at equal cost.",
+        (("One picture, with the videos side by side",
+          "minicos run --puzzle maze --ensemble 20-29 --x0"), NOISE, SWAP),
+    ),
+    "run": Reading(
+        "One run with the interventions you chose, and what it did.",
+        f"{ONE} Orange marks show where interventions act: on the sliders, the curves and the "
+        "videos. Compare with the same command without the intervention.",
+        (NOISE, SWAP, SHARE),
+    ),
+    "reproduce": Reading(
+        "Every experiment on the embedded model, each number beside its control.",
+        "Read the caveats of a section before its numbers. Each section has a page of its own.",
+        (BELIEF, SWAP, ("Ten times as many puzzles: hours", "minicos reproduce --full")),
+    ),
+    "vbvr": Reading(
+        "Scores of a model, and of interventions on it, over a benchmark.",
+        "Compare conditions by their paired differences; the tables are also files.",
+        (BELIEF, SHARE),
+    ),
+}  # fmt: skip

@@ -1,0 +1,170 @@
+"""A run while it is running: the clean estimate of the step as a small picture, without the VAE.
+
+A latent cell is nearly a linear picture of the pixels that it stands for. So an affine map from its
+channels to these pixels is fitted once, by least squares, on clips that the user's own VAE encodes;
+applying it costs nothing. It is kept in the user's cache (`$XDG_CACHE_HOME/minicos`), under a
+fingerprint of the VAE, so that later runs do not fit again.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from minicos.analysis.tools.figures import evenly
+from minicos.analysis.tools.record import Saved
+from minicos.errors import MinicosError
+from minicos.hooks import NO_HOOKS, Hooks
+from minicos.media import save_image, to_float
+from minicos.puzzles import FAMILIES
+from minicos.runs import Run, replace_file
+from minicos.sample import Step
+from minicos.vae import VAE
+from minicos.wan import Wan
+
+FILE = "preview.png"
+CLIPS, SIDE = 12, 16  # clips that are fitted to, and latent cells along their sides
+SHOWN, WIDTH = 7, 128  # frames side by side, and the least pixels of each
+VERSION = 1  # of the fit; part of the fingerprint
+
+
+@dataclass(frozen=True)
+class Linear:
+    """An affine map from a latent cell to its pixels: weight (c + 1, s s 3), the last row added."""
+
+    weight: Tensor
+    stride: int  # s, pixels along the side of a cell
+
+    def __call__(self, x0: Tensor) -> np.ndarray:
+        """A latent (c f h w) -> its frames, one for each latent frame: uint8 (f, s h, s w, 3)."""
+        _, f, h, w = x0.shape
+        cells = x0.detach().float().cpu().permute(1, 2, 3, 0)
+        pixels = cells @ self.weight[:-1] + self.weight[-1]  # f h w (s s 3)
+        s = self.stride
+        frames = pixels.view(f, h, w, s, s, 3).transpose(2, 3).reshape(f, h * s, w * s, 3)
+        return (frames.clamp(-1, 1).add(1) * 127.5).round().to(torch.uint8).numpy()
+
+
+def fit(vae: VAE, clips: Tensor) -> Linear:
+    """The map that fits the VAE's latents of clips (n 3 F H W in [-1, 1]) to the last video frame
+    of each latent frame, by least squares.
+    """
+    time, s, _ = vae.cfg.stride
+    device = vae.decoder.conv1.weight.device
+    with torch.no_grad():
+        z = torch.cat([vae.encode(clip[None].to(device)).float().cpu() for clip in clips])
+    n, c, f, h, w = z.shape
+    shown = clips[:, :, [time * i for i in range(f)]]  # n 3 f H W
+    cells = shown.view(n, 3, f, h, s, w, s).permute(0, 2, 3, 5, 4, 6, 1).reshape(-1, s * s * 3)
+    rows = torch.cat([z.movedim(1, -1).reshape(-1, c), torch.ones(n * f * h * w, 1)], dim=1)
+    solved = torch.linalg.lstsq(rows.double(), cells.double(), driver="gelsd").solution
+    return Linear(solved.float().contiguous(), s)
+
+
+def scenes(count: int, frames: int, side: int, seed: int = 0) -> Tensor:
+    """Clips of discs and boxes in random colours that drift: n 3 F side side, in [-1, 1]."""
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side
+    clips = np.empty((count, frames, side, side, 3), np.float32)
+    for clip in clips:
+        clip[:] = draw.uniform(-1, 1, 3)
+        for _ in range(40):
+            size, colour, box = (
+                draw.uniform(0.02, 0.25),
+                draw.uniform(-1, 1, 3),
+                draw.random() < 0.5,
+            )
+            place, speed = draw.random(2), draw.uniform(-0.02, 0.02, 2)
+            for t in range(frames):
+                dy, dx = y - place[0] - t * speed[0], x - place[1] - t * speed[1]
+                far = np.maximum(abs(dy), abs(dx)) if box else np.hypot(dy, dx)
+                clip[t][far < size] = colour
+    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def linear(wan: Wan) -> Linear:
+    """The map of a model's VAE, from the cache or fitted now."""
+    vae = wan.residency.to_device(wan.vae)
+    time, s, _ = vae.cfg.stride
+    path = _cache() / f"preview-{_fingerprint(vae)}.safetensors"
+    width = s * s * 3
+    try:
+        weight = load(path.read_bytes())["weight"]
+        if weight.ndim == 2 and weight.shape[1] == width:
+            return Linear(weight, s)
+    except (OSError, KeyError, SafetensorError):
+        pass  # not there yet, or damaged: fitted now
+    if wan.variant == "tiny":  # its VAE has seen nothing but puzzles
+        videos = [
+            family.draw(seed, "train").draw(0) for family in FAMILIES.values() for seed in (0, 1)
+        ]
+        square = [to_float(video[: time + 1]) for video in videos if video.shape[1:3] == (64, 64)]
+        clips = torch.stack(square[: 4 * CLIPS])
+    else:
+        clips = scenes(CLIPS, time + 1, SIDE * s)
+    found = fit(vae, clips)
+    try:
+        replace_file(path, lambda temporary: temporary.write_bytes(save({"weight": found.weight})))
+    except MinicosError as error:
+        print(f"minicos: the preview is fitted again next time: {error}", file=sys.stderr)
+    return found
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minicos"
+
+
+def _fingerprint(vae: VAE) -> str:
+    """Of the VAE's first and last convolutions, which no two VAEs share."""
+    digest = sha256(f"{VERSION} {vae.cfg.stride}".encode())
+    for weight in (vae.encoder.conv1.weight, vae.decoder.conv1.weight):
+        digest.update(weight.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Rewrites preview.png after every step: the clean estimate of the first sample, a frame for
+    each latent frame. A recorder that keeps nothing.
+    """
+
+    wan: Wan
+    name: str = "preview"
+    _made: dict[str, Linear] = field(default_factory=dict)
+
+    def hooks(self) -> Hooks:
+        """None: the estimate is in the step itself."""
+        return NO_HOOKS
+
+    def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
+        """Nothing."""
+        if "map" not in self._made:
+            self._made["map"] = linear(self.wan)
+        frames = self._made["map"](step.x0[0])
+        title = f"step {step.index} of 0-{len(self.wan.schedule()) - 1}, sigma {step.sigma:.2f}"
+        save_image(run.path(FILE), strip(frames, title))
+        return {}
+
+    def draw(self, saved: Saved, run: Run) -> list[str]:
+        """The picture of the last step is there already."""
+        return [FILE]
+
+
+def strip(frames: np.ndarray, title: str) -> np.ndarray:
+    """Frames (f h w 3) side by side, enlarged by a whole number where small, under a title."""
+    chosen = frames[evenly(len(frames), SHOWN)]
+    scale = -(-WIDTH // chosen.shape[2])
+    large = chosen.repeat(scale, axis=1).repeat(scale, axis=2)
+    row = np.concatenate(list(large), axis=1)
+    head = Image.new("RGB", (row.shape[1], 18), "white")
+    ImageDraw.Draw(head).text((4, 3), title, fill="black")
+    return np.concatenate([np.asarray(head), row])

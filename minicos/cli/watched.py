@@ -1,0 +1,88 @@
+"""`--puzzle KIND` on a verb that watches one run: a held-out puzzle brings the prompt and the
+picture.
+"""
+
+import argparse
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from minicos.errors import MinicosError
+
+if TYPE_CHECKING:
+    from minicos.peers.folder import PeerFolder
+    from minicos.puzzles import Puzzle
+    from minicos.weights.layouts import Layout
+
+HELP = "instead: a held-out puzzle of this kind, e.g. maze, or the one after seven others, maze:7"
+
+
+def puzzle(args: argparse.Namespace) -> "Puzzle | None":
+    """The puzzle of --puzzle, which becomes what the run is about; None where there is a prompt.
+
+    `args` then has its prompt, and its picture as the image. Raises MinicosError for kinds that
+    there are not.
+    """
+    spec = getattr(args, "puzzle", None)
+    if args.prompt is not None or spec is None:
+        return None
+    if args.image is not None or getattr(args, "last", None) is not None:
+        raise MinicosError("--image needs a --prompt; a puzzle brings a picture of its own")
+    found = draw(
+        spec,
+        size=getattr(args, "size", None),
+        split=getattr(args, "split", "test"),
+        single=getattr(args, "single", False),
+    )
+    args.prompt, args.image = found.prompt, found.first_frame()
+    return found
+
+
+def draw(
+    spec: str, *, size: int | None = None, split: str = "test", single: bool = False
+) -> "Puzzle":
+    """The puzzle of "maze" or "maze:7": among those with several right answers, where the kind has
+    any.
+    """
+    from minicos import puzzles
+    from minicos.analysis.tools.cases import ambiguous
+
+    match = re.fullmatch(r"([^:]+)(?::([0-9]{1,4}))?", spec)
+    if not match:
+        raise MinicosError(f"--puzzle {spec}: give a kind such as maze, or maze:7 for another one.")
+    name, index = match[1], int(match[2] or 0)
+    family = puzzles.family(name) if size is None else puzzles.of_kind(name, size)
+    if single:
+        return family.distinct(index + 1, split, lambda one: not ambiguous(one))[index]
+    try:
+        return family.distinct(index + 1, split, ambiguous)[index]
+    except MinicosError:
+        return family.distinct(index + 1, split)[index]
+
+
+def check(files: "Layout | PeerFolder", puzzle: "Puzzle | None") -> None:
+    """Raise MinicosError for a puzzle on a model that was not trained on any."""
+    if puzzle is not None and files.variant != "tiny":
+        raise MinicosError(
+            f"puzzles are for the embedded model, not for {files.variant}: give --image and "
+            "--prompt. `minicos puzzles` writes puzzles as pictures."
+        )
+
+
+def preview(args: argparse.Namespace, wan: Any) -> list[Any]:
+    """What --preview adds to a run; it keeps nothing, and so does not identify the run."""
+    if not args.preview:
+        return []
+    from minicos.analysis.tools.preview import FILE, Preview
+
+    print(f"minicos: {args.out / FILE} is rewritten after every step", file=sys.stderr)
+    return [Preview(wan)]
+
+
+def recorders(wan: Any, puzzle: "Puzzle | None") -> list[Any]:
+    """What a puzzle with several right answers adds to a run: which of them are alive."""
+    if puzzle is None or not 2 <= len(puzzle.candidates) <= 32:
+        return []
+    from minicos.analysis.answers import Answers
+
+    return [Answers(wan, puzzle)]
