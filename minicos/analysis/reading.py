@@ -81,6 +81,12 @@ READINGS: dict[str, Reading] = {
         "Read the differences: what an ideal observer also shows is no behaviour of the network.",
         (BELIEF, COMMIT, SWAP),
     ),
+    "plant": Reading(
+        "Whether a run leaves a wrong answer that was put into it.",
+        "Compare with the control, which plants a valid answer: a run that leaves what it holds "
+        "for no reason leaves that as well.",
+        (COMMIT, BELIEF, NOISE),
+    ),
     "counts": Reading(
         "The share of puzzles solved over step counts and video lengths.",
         "Every setting starts from the same noise; bars are 95 % intervals.",
