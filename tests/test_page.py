@@ -71,7 +71,7 @@ def made(frames: int = 5, steps: int = 4, side: int = 32) -> Page:
                 ["finding", HOSTILE],
                 [("D", 0.31), (HOSTILE, float("inf")), ({"image": np.zeros((8, 8, 3), "u1")}, 1)],
             ),
-            Table("Cases", ["case"], [({"href": "00000/index.html", "text": HOSTILE},)]),
+            Table("Cases", ["case"], [({"href": "javascript:hacked=1//a", "text": HOSTILE},)]),
         ],
         pictures=[Picture(HOSTILE, b"")],
         settings={"steps": 4, "guidance": {"high": 1.0}},
@@ -157,6 +157,7 @@ def test_in_a_browser(tmp_path: Path, width: int):
             "e.dispatchEvent(new Event('change'))"
         )
         assert window.run("return document.getElementById('overlay').toDataURL()") != before
+        assert window.run("return document.querySelector('td a').href").startswith("file:")
         assert window.run("return window.hacked === undefined")
         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert window.run(wide) <= 0  # nothing sticks out, on a phone neither

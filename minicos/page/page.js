@@ -271,6 +271,10 @@ function set(name, value) { // a slider moved, or what moves with it
   update();
 }
 
+function beside(file) { // the address of a file beside this page, never of anything else
+  return "./" + file.split("/").map(encodeURIComponent).join("/");
+}
+
 function table(place, rows, header) {
   if (header) { const line = element("tr", undefined, place); header.forEach((h) => element("th", h, line)); }
   for (const row of rows) {
@@ -278,7 +282,7 @@ function table(place, rows, header) {
     row.forEach((cell) => {
       const spot = element("td", undefined, line);
       if (cell && typeof cell === "object") {
-        if (cell.href) element("a", cell.text, spot).href = cell.href;
+        if (cell.href) element("a", cell.text, spot).href = beside(cell.href);
         if (cell.image) { const image = element("img", undefined, spot); image.src = cell.image; image.alt = ""; }
       } else {
         spot.textContent = number(cell);
@@ -326,7 +330,7 @@ function update() {
     at("estimate-caption").classList.toggle("mark", marked.length > 0);
     at("estimate-file").hidden = !state.clip.file;
     at("estimate-file").textContent = state.clip.file;
-    at("estimate-file").href = state.clip.file.split("/").map(encodeURIComponent).join("/");
+    at("estimate-file").href = beside(state.clip.file);
     wall.forEach(({ button, canvas, clip }) => {
       drawFrame(canvas, clip, state.frame);
       button.setAttribute("aria-pressed", String(clip === state.clip));
