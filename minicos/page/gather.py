@@ -87,13 +87,14 @@ def _verb(record: Mapping[str, Any]) -> str:
 
 
 def _summary(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    size = settings.get("size") or ()
+    size = settings.get("size")
+    pixels = " x ".join(map(str, size)) if isinstance(size, list) else ""  # of puzzles: cells
     parts = [
         f"model {settings.get('model')}",
         f"{settings.get('steps')} steps of {settings.get('solver')}",
         f"seed {settings.get('seed')}",
         f"{settings.get('n')} puzzles" if settings.get("prompt") is None else "",
-        f"{settings.get('frames')} frames of {' x '.join(map(str, size))}" if size else "",
+        f"{settings.get('frames')} frames of {pixels}" if pixels else "",
         f"device {record.get('device')}" if record.get("device") else "",
     ]
     return ", ".join(part for part in parts if part and "None" not in part)
