@@ -1,8 +1,9 @@
 """A run while it is running: the clean estimate of the step as a small picture, without the VAE.
 
-A latent cell is nearly a linear picture of the pixels that it stands for. So an affine map from its
-channels to these pixels is fitted once, by least squares, on clips that the user's own VAE encodes;
-applying it costs nothing. It is kept in the user's cache (`$XDG_CACHE_HOME/minicos`), under a
+A latent cell and its eight neighbours are nearly a linear picture of the pixels that the cell stands
+for. So an affine map from their channels to these pixels is fitted once, by least squares, on clips
+that the user's own VAE encodes; applying it costs nothing. Of held-out mazes and marks the embedded
+model's map explains 0.63 and 0.80 of the variance, without the neighbours 0.47 and 0.57. It is kept in the user's cache (`$XDG_CACHE_HOME/minicos`), under a
 fingerprint of the VAE, so that later runs do not fit again.
 """
 
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn import functional as F
 
 from minicos.analysis.tools.figures import evenly
 from minicos.analysis.tools.record import Saved
@@ -39,7 +41,9 @@ VERSION = 1  # of the fit; part of the fingerprint
 
 @dataclass(frozen=True)
 class Linear:
-    """An affine map from a latent cell to its pixels: weight (c + 1, s s 3), the last row added."""
+    """An affine map from a latent cell and its neighbours to the cell's pixels: weight
+    (9 c + 1, s s 3), the last row added.
+    """
 
     weight: Tensor
     stride: int  # s, pixels along the side of a cell
@@ -47,11 +51,18 @@ class Linear:
     def __call__(self, x0: Tensor) -> np.ndarray:
         """A latent (c f h w) -> its frames, one for each latent frame: uint8 (f, s h, s w, 3)."""
         _, f, h, w = x0.shape
-        cells = x0.detach().float().cpu().permute(1, 2, 3, 0)
-        pixels = cells @ self.weight[:-1] + self.weight[-1]  # f h w (s s 3)
+        pixels = around(x0.detach().float().cpu()) @ self.weight[:-1] + self.weight[-1]
         s = self.stride
         frames = pixels.view(f, h, w, s, s, 3).transpose(2, 3).reshape(f, h * s, w * s, 3)
         return (frames.clamp(-1, 1).add(1) * 127.5).round().to(torch.uint8).numpy()
+
+
+def around(z: Tensor) -> Tensor:
+    """Each cell of a latent (c f h w) with its neighbours in the frame, those at an edge repeated:
+    (f h w) 9c.
+    """
+    padded = F.pad(z.transpose(0, 1), (1, 1, 1, 1), mode="replicate")  # f c h+2 w+2
+    return F.unfold(padded, 3).transpose(1, 2).flatten(0, 1)
 
 
 def fit(vae: VAE, clips: Tensor) -> Linear:
@@ -62,10 +73,10 @@ def fit(vae: VAE, clips: Tensor) -> Linear:
     device = vae.decoder.conv1.weight.device
     with torch.no_grad():
         z = torch.cat([vae.encode(clip[None].to(device)).float().cpu() for clip in clips])
-    n, c, f, h, w = z.shape
+    n, _, f, h, w = z.shape
     shown = clips[:, :, [time * i for i in range(f)]]  # n 3 f H W
     cells = shown.view(n, 3, f, h, s, w, s).permute(0, 2, 3, 5, 4, 6, 1).reshape(-1, s * s * 3)
-    rows = torch.cat([z.movedim(1, -1).reshape(-1, c), torch.ones(n * f * h * w, 1)], dim=1)
+    rows = torch.cat([torch.cat([around(one) for one in z]), torch.ones(n * f * h * w, 1)], dim=1)
     solved = torch.linalg.lstsq(rows.double(), cells.double(), driver="gelsd").solution
     return Linear(solved.float().contiguous(), s)
 
@@ -107,10 +118,10 @@ def linear(wan: Wan) -> Linear:
         videos = [
             family.draw(seed, "train").draw(0) for family in FAMILIES.values() for seed in (0, 1)
         ]
-        square = [to_float(video[: time + 1]) for video in videos if video.shape[1:3] == (64, 64)]
-        clips = torch.stack(square[: 4 * CLIPS])
+        square = [to_float(video) for video in videos if video.shape[1:] == (64, 64, 3)]
+        clips = torch.stack([clip for clip in square if clip.shape == square[0].shape])
     else:
-        clips = scenes(CLIPS, time + 1, SIDE * s)
+        clips = scenes(CLIPS, 2 * time + 1, SIDE * s)
     found = fit(vae, clips)
     try:
         replace_file(path, lambda temporary: temporary.write_bytes(save({"weight": found.weight})))
