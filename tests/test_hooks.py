@@ -506,7 +506,7 @@ def fail(x: Tensor, site: Site) -> None:
 
 def test_a_run_after_a_hooked_run_is_the_run_before(run):
     before = run()
-    changed = run(everywhere(lambda x, site: ~x if x.dtype == torch.bool else 1.5 * x))
+    changed = run(everywhere(lambda x, site: 1.5 * x if site.name.endswith("_attn.q") else None))
     assert not torch.equal(before, changed)
     assert torch.equal(run(), before)
     with pytest.raises(RuntimeError, match="gave up"):

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,8 +81,9 @@ def run(args: argparse.Namespace) -> None:
             if not args.json:
                 print(line, flush=True)
         if out is not None:  # so far: whoever stops it keeps what has been measured
-            text = markdown(results, about)
-            replace_file(out, lambda temporary, text=text: temporary.write_text(text, "utf-8"))
+            replace_file(
+                out, partial(Path.write_text, data=markdown(results, about), encoding="utf-8")
+            )
     if args.json:
         print(json.dumps([line.to_json() for each in results.values() for line in each], indent=1))
     elif out is not None:

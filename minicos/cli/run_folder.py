@@ -30,9 +30,14 @@ def _decoding(wan: "Wan") -> dict[str, object]:
     """How latents become pixels, where not as by default: whole frames, in float32."""
     import torch
 
-    dtype = {"decode_dtype": str(wan.decode_dtype)} if wan.decode_dtype != torch.float32 else {}
-    dtype |= {"decode_tf32": True} if getattr(wan, "decode_tf32", False) else {}  # peers have none
-    return dtype | ({"tile": wan.tile} if wan.tile else {})
+    found: dict[str, object] = {}
+    if wan.decode_dtype != torch.float32:
+        found["decode_dtype"] = str(wan.decode_dtype)
+    if getattr(wan, "decode_tf32", False):  # peers have none
+        found["decode_tf32"] = True
+    if wan.tile:
+        found["tile"] = wan.tile
+    return found
 
 
 def open_run(
