@@ -17,7 +17,8 @@ EXAMPLES = """\
   minicos verify  # the embedded model: seconds
   minicos verify --model Wan2.2-I2V-A14B/ --all  # your weights, every layer on a line of its own
   minicos verify --model Wan2.2-I2V-A14B/ --dtype bfloat16 --json
-  minicos verify --model CogVideoX1.5-5B-I2V/           a model that diffusers runs: our loop against the pipeline's own latents
+  # a model that diffusers runs: our loop against the pipeline's own latents
+  minicos verify --model CogVideoX1.5-5B-I2V/
 needs diffusers and transformers; the exit code is 0 where all agree within the tolerance, 1 where not
 diffusers builds its time sinusoid in float32, minicos and the official code in float64: unless --as-shipped is given, the
 exact one is put in its place, and what it makes of the velocity as shipped is a row of its own
