@@ -598,6 +598,20 @@ def test_evaluate_reports_every_family(wan):
     assert all(name in table for name in (*NAMES, "in_domain", "out_of_domain"))
 
 
+def test_the_model_card_prints_the_scores_that_ship():
+    report = json.loads((EMBEDDED.parent / "scores.json").read_text())
+    assert list(report["families"]) == list(puzzles.FAMILIES)
+    for name, row in report["families"].items():
+        assert row["domain"] == puzzles.family(name).domain
+        assert row["truth"] == 1
+        assert max(row["static"], row["noise"]) <= 0.3
+        assert row["n"] >= 50
+    card = (EMBEDDED.parents[2] / "weights.md").read_text("utf-8")
+    assert "\n".join(evaluate.card(report)) in card
+    assert f"VAE: {report['vae_psnr_db']} dB" in card
+    assert f"in domain score {report['in_domain']:.2f}" in card
+
+
 def test_a_report_has_the_same_for_every_variant(wan):
     def open_model(name):
         opened.append(name)
