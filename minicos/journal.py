@@ -61,7 +61,7 @@ def rows(tensors: Mapping[str, Tensor], count: int) -> Iterator[dict[str, object
     single numbers that belong to all.
     """
     for case in range(count):
-        yield {k: brief(v[case] if v.ndim else v) for k, v in tensors.items()}
+        yield {k: brief(v[case] if v.ndim else v) for k, v in sorted(tensors.items())}
 
 
 def brief(values: Tensor) -> object:
