@@ -541,7 +541,7 @@ def test_a_picture_of_ones_own(toy, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--image", "p.png"], "--image needs a --prompt"),
+        (["--image", "p.png"], "--image is an option of a case of your own: give a --prompt"),
         (["--puzzle", "mark"], "no mark of size 5"),
         (["--puzzle", "maze", "--carrier", "x"], "--carrier x"),
         (["--puzzle", "maze", "--n", "2"], "--n 2: the wrong donors of 3 seeds"),

@@ -146,7 +146,7 @@ def test_the_last_stream_is_the_donor_by_construction_where_the_model_says_so(na
 @each
 def test_ensembles(name, image, tmp_path):
     model, condition = peers.conditioned(name)
-    rows = condition.rows(torch.zeros(2, dtype=torch.long))
+    rows = condition.take([0, 0])
     start = model.noise(rows, [0, 1])
     for mode in share.MODES:
         layers = () if mode in share.BETWEEN_STEPS else (1,)

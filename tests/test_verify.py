@@ -127,7 +127,10 @@ FAULTS: dict[str, tuple[Callable[[nn.Module], None], str | None]] = {
         "blocks.1.cross_attn.q",
     ),
     "feed-forward": (lambda net: scaled(net.blocks[0].ffn.net[2]), "blocks.0.ffn"),
-    "epsilon of a norm": (lambda net: setattr(net.blocks[0].norm3, "eps", 1e-4), "blocks.0.ffn"),
+    "epsilon of a norm": (
+        lambda net: setattr(net.blocks[0].norm3, "eps", 1e-4),
+        "blocks.0.ffn.hidden",
+    ),
     "head": (lambda net: scaled(net.proj_out), "velocity"),
     "NaN": (
         lambda net: setattr(
@@ -211,9 +214,9 @@ def test_faults_of_the_text_encoder(wan):
 def test_a_row_without_a_number_is_not_fine():
     assert Row("", 0, 0, 1e-9).ok
     assert not Row("", 0, float("nan"), 1e-9).ok
-    assert verify._distance(torch.zeros(2), torch.zeros(2)) == (0, 0)
-    assert verify._distance(torch.ones(2), torch.zeros(2))[1] == float("inf")
-    assert verify._distance(torch.ones(2), torch.ones(3))[1] == float("inf")
+    assert verify.distance(torch.zeros(2), torch.zeros(2)) == (0, 0)
+    assert verify.distance(torch.ones(2), torch.zeros(2))[1] == float("inf")
+    assert verify.distance(torch.ones(2), torch.ones(3))[1] == float("inf")
 
 
 # -- a model ---------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ class Energy:
             names.append(f"energy/{form}_{branch}_step_{index:02d}.png")
             frames = [self.behind(f) for f in range(values.shape[1])]
             rows = [_label(some) for some in frames]
-            beneath = figures.under(video, [some[-1] for some in frames])
+            beneath = figures.under(video, [some[-1] if some else 0 for some in frames])
             columns = [f"layer {k}" for k in range(len(values))]
             where = "" if branch == "cond" else ", unprompted branch"
             title = f"{TITLES[form]}, step {index}{where}: video frames (down), layers (across)"

@@ -125,6 +125,7 @@ class Outline:
     experts: tuple[str, ...]
     depth: int
     sublayers: tuple[str, ...]
+    streams: tuple[str, ...]
     stride: tuple[int, int, int]
 
     def with_preset(self, **changes: Any) -> "Outline":
@@ -141,7 +142,7 @@ def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> Outline |
     sublayers = ("self_attn", "cross_attn", "ffn")
     experts, stride = tuple(files.experts), files.vae.config.stride
     chosen = plan(args, files)
-    return Outline(files.variant, chosen, experts, high.num_layers, sublayers, stride)
+    return Outline(files.variant, chosen, experts, high.num_layers, sublayers, (), stride)
 
 
 def within(at: tuple[int, ...] | None, steps: int, option: str = "--at ") -> tuple[int, ...] | None:
