@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.tools.record import record
 
     puzzle = watched.puzzle(args)
-    images, files = opening.images(args), opening.layout(args)
+    images, files = opening.images(args), opening.layout_or_peer(args)
     watched.check(files, puzzle)
     wan = opening.load(args, files, images["image"])
     condition = opening.condition(args, wan, images)

@@ -53,7 +53,7 @@ def layout(args: argparse.Namespace) -> "Layout":
     if peer := peer_folder(args.model, args.download):
         raise MinicosError(
             f"this command is for Wan, and {args.model} is {peer.variant}: steps, energy, "
-            "attention, noise, swap, ensemble, run, points, inspect and verify take it"
+            "attention, generate, noise, swap, ensemble, run, points, inspect and verify take it"
         )
     files: dict[str, list[tuple[str, float]]] = {}
     for expert, one in args.lora:
@@ -126,6 +126,7 @@ class Outline:
     depth: int
     sublayers: tuple[str, ...]
     streams: tuple[str, ...]
+    stream_decides: bool
     stride: tuple[int, int, int]
 
     def with_preset(self, **changes: Any) -> "Outline":
@@ -142,7 +143,7 @@ def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> Outline |
     sublayers = ("self_attn", "cross_attn", "ffn")
     experts, stride = tuple(files.experts), files.vae.config.stride
     chosen = plan(args, files)
-    return Outline(files.variant, chosen, experts, high.num_layers, sublayers, (), stride)
+    return Outline(files.variant, chosen, experts, high.num_layers, sublayers, (), True, stride)
 
 
 def within(at: tuple[int, ...] | None, steps: int, option: str = "--at ") -> tuple[int, ...] | None:

@@ -98,4 +98,5 @@ def close(args: argparse.Namespace, run: "Run", quiet: bool = False) -> None:
     run.add_sitting(time.monotonic() - args.begin)
     page = write(run)
     if not quiet:
-        print(f"{page}  (all of it on one page: open it in a browser)", file=sys.stderr)
+        place = sys.stderr if getattr(args, "json", False) else sys.stdout
+        print(f"{page}  (all of it on one page: open it in a browser)", file=place)
