@@ -172,7 +172,9 @@ def test_points_are_a_list_of_names_and_shapes(minicos):
     assert code == 0
     assert len(found) == 4 + 23 * VARIANTS["tiny"].num_layers
     assert all(set(point) == {"name", "shape"} for point in found)
-    assert all(re.fullmatch(r"[bcdefghklntw6]( [bcdefghklntw6])*", point["shape"]) for point in found)
+    assert all(
+        re.fullmatch(r"[bcdefghklntw6]( [bcdefghklntw6])*", point["shape"]) for point in found
+    )
     shapes = {point["name"]: point["shape"] for point in found}
     assert len(shapes) == len(found)
     assert shapes["blocks.11.self_attn.q"] == "b n l k"

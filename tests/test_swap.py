@@ -513,7 +513,7 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
             == (subject is not own)
         )
     for wrong, says in (
-        (["--prompt", "mark the circle"], "give --prompt and --other"),
+        (own[:4], "give --prompt and --other"),
         (["--puzzle", "mark", "--at", "12"], "this model has layers 0 to 11"),
         (["--puzzle", "mark", "--during", "0-20"], "the run has steps 0 to 19"),
         (["--puzzle", "mark", "--during", "0-2-4"], "give a list such as 0,3-5 or all"),
