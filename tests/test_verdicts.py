@@ -5,6 +5,7 @@ and undecidable go through the functions that the studies use, to its verdict.
 import json
 from collections.abc import Callable
 from math import nan
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from minicos.analysis.ensemble import study as ensemble
 from minicos.analysis.ensemble.share import Ensemble
 from minicos.analysis.noise import study as noise
 from minicos.analysis.reproduce import parts
-from minicos.analysis.result import Number, Result
+from minicos.analysis.result import Number, Result, markdown
 from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.observer import IDEAL, NETWORK
 from minicos.analysis.verdicts import (
@@ -30,6 +31,7 @@ from minicos.analysis.verdicts import (
     Need,
     judge,
     main,
+    table,
     verdict,
 )
 from minicos.runs import write_json
@@ -332,3 +334,12 @@ def test_a_handful_of_puzzles_decides_nothing(part):
     found = [_judged(part, least, 6, seed) for seed in range(8)]
     open_ = [verdict == OPEN for some in found for verdict in some.values()]
     assert np.mean(open_) > 0.6, found
+
+
+def test_the_readme_prints_the_claims_that_were_measured():
+    root = Path(__file__).parents[1]
+    lines = json.loads((root / ".github/claims.json").read_text("utf-8"))
+    assert {tuple(line) for line in lines} == {FIELDS}
+    assert {line["claim"] for line in lines} == {claim.text for claim in CLAIMS}
+    printed = markdown(table([line for line in lines if line["headline"]]))
+    assert printed in (root / "README.md").read_text("utf-8")
