@@ -185,6 +185,7 @@ class PlantOptions(Ideal, Puzzles):
 
     n: int = option(20, "how many puzzles", group=PUZZLES, least=1)
     several: bool = True  # of several right answers, another one can be put in: the control
+    single: bool = False
     at: tuple[int, ...] | None = option(
         None, "steps that an answer is put into (default: six, denser at the start)"
     )
