@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minicos.analysis import report
 from minicos.analysis.claims import CLAIMS
-from minicos.analysis.reproduce import SECTIONS, parts
+from minicos.analysis.reproduce import FULL, SECTIONS, parts
 from minicos.analysis.result import Number, Result
 from minicos.analysis.tools import cases, controls, stats
 from minicos.analysis.verdicts import FIELDS, NOT, OPEN, SUPPORTED
@@ -117,6 +117,17 @@ def test_mistakes_in_one_sentence(argv, words, tmp_path, capsys):
         code = stop.code
     assert code == 2 and words in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_full_adds_to_the_same_headlines():
+    """The appendix of --full has folders of its own and keeps what its parts set themselves."""
+    short, full = parts(100), parts(FULL)
+    for name, some in full.items():
+        assert [p.name for p in some][: len(short[name])] == [p.name for p in short[name]]
+        assert len({p.name for p in some}) == len(some)
+    (guided,) = [p for p in full["swap"] if p.name == "guided"]
+    assert guided.preset == {"steps": 10, "guidance": 5}
+    assert "--steps 10 --guidance 5" in guided.command()
 
 
 def test_the_command_knows_every_section():

@@ -122,6 +122,29 @@ def test_the_table_of_a_report(tmp_path, capsys):
     assert main([]) == 2
 
 
+def test_reports_are_compared_claim_by_claim(tmp_path, capsys):
+    """As after runs under other seeds and thread counts: exit 1 where they disagree."""
+    line = dict.fromkeys(FIELDS, 0) | {"claim": "it does", "headline": True, "verdict": SUPPORTED}
+    other = line | {"claim": "nor that", "headline": False}
+    made = {"a": [line, other], "b": [line, other | {"verdict": OPEN}], "c": []}
+    files = [str(tmp_path / f"{name}.json") for name in made]
+    for file, lines in zip(files, made.values(), strict=True):
+        write_json(Path(file), lines)
+    assert main(files[:2]) == 0  # the line that differs is no headline
+    assert "| it does |" in capsys.readouterr().out
+    assert main([*files[:2], "--all"]) == 1
+    assert f"{SUPPORTED} \\| {OPEN} | NO |" in capsys.readouterr().out
+    assert main([files[0], files[2]]) == 1
+    assert "not made" in capsys.readouterr().out
+
+
+def test_what_an_ideal_observer_shows_as_well_is_said():
+    """A headline that has its number is the difference to it, or says so in its control."""
+    for claim in HEADLINES:
+        if claim.ideal is not None and not claim.number.endswith("minus ideal observer"):
+            assert "an ideal observer shows it too" in claim.control, claim.text
+
+
 # -- every headline, on synthetic measurements -----------------------------------------------------
 #
 # `effect` is the size of what is claimed in the claim's own unit, `n` how many puzzles are seen.

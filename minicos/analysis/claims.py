@@ -211,7 +211,7 @@ CLAIMS: tuple[Claim, ...] = (
         "correction/planted",
         own(PLANTED),
         least=0.05,
-        control="a valid answer, planted likewise; an ideal observer repairs all",
+        control="a valid answer, planted likewise; an ideal observer shows it too, and repairs all",
         ideal=bayes(PLANTED),
         headline=True,
     ),

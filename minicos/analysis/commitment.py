@@ -183,6 +183,7 @@ def _puzzles(wan: Wan, run: Run, at: Sequence[int], options: CommitmentOptions) 
         curves,
         y="commitment; share",
         title=f"When is the answer decided? n = {len(chosen)}, {count} completions each",
+        sigmas=wan.schedule().sigmas,
     )
     rows: list[Row] = []
     for who, measured in found.items():

@@ -96,7 +96,10 @@ def parts(n: int, seed: int = 0) -> dict[str, list[Part]]:
             made[section] += more
     own = {"counts": {}, "frames": {}, "ensemble": {"steps": 8}}  # counts have steps of their own
     return {
-        section: [replace(part, preset=own.get(section, {"steps": SHORT})) for part in some]
+        section: [
+            replace(part, preset={**own.get(section, {"steps": SHORT}), **part.preset})
+            for part in some
+        ]
         for section, some in made.items()
     }
 
@@ -181,7 +184,9 @@ def _changes(n: int, seed: int) -> dict[str, list[Part]]:
 
 
 def _appendix(n: int, seed: int) -> dict[str, list[Part]]:
-    """Of --full alone, and no headlines: more windows, seeds, kinds of prompts, and layers."""
+    """Of --full alone, and no headlines: more windows, seeds, kinds of prompts, layers, guidance,
+    and what noise does to hidden states.
+    """
     windows = EnsembleOptions(
         puzzle=MIXED,
         size=None,
@@ -199,12 +204,17 @@ def _appendix(n: int, seed: int) -> dict[str, list[Part]]:
         during="0,all",
         seed=seed,
     )
+    hidden = NoiseOptions(n=max(AT_LEAST, n // 6), several=True, frames=(), layer=6, seed=seed)
     return {
+        "noise": [Part("hidden", "noise", noise.study, hidden)],
         "ensemble": [
             Part("windows", "ensemble", ensemble.study, windows),
             Part("five", "ensemble", ensemble.study, replace(windows, seeds=5)),
         ],
-        "swap": [Part("kinds", "swap", swap.study, kinds)],
+        "swap": [
+            Part("kinds", "swap", swap.study, kinds),
+            Part("guided", "swap", swap.study, replace(kinds, branch="both"), {"guidance": 5}),
+        ],
     }
 
 

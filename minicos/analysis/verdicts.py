@@ -8,7 +8,8 @@ A claim says that an effect is above zero, and `least` is the smallest effect th
     cannot be decided here  anything else, and whatever fails one of the claim's needs: a puzzle
                             that is always solved leaves no room for a gain
 
-`python -m minicos.analysis.verdicts claims.json` prints the headlines of a report as a table.
+`python -m minicos.analysis.verdicts claims.json` prints the headlines of a report as a table;
+given the files of several reports, what each says, and exits with 1 where their verdicts differ.
 """
 
 import sys
@@ -155,19 +156,49 @@ def _interval(line: Mapping[str, Any]) -> Interval:
     return Interval(value, low, high, line["n"] or 0)
 
 
+def compared(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """What several reports (name -> lines of claims.json) say about each claim: the effects, and
+    the verdict that all share, or every one. A claim that a report lacks is "not made" there.
+    """
+    claims = list(dict.fromkeys(line["claim"] for lines in reports.values() for line in lines))
+    rows: list[Row] = []
+    for claim in claims:
+        found = {
+            name: next((line for line in lines if line["claim"] == claim), None)
+            for name, lines in reports.items()
+        }
+        verdicts = [line["verdict"] if line else "not made" for line in found.values()]
+        effects = {name: brief(_interval(line)) if line else None for name, line in found.items()}
+        same = len(set(verdicts)) == 1
+        shared = verdicts[0] if same else " | ".join(verdicts)
+        rows.append({"claim": claim, **effects, "verdict": shared, "same": "yes" if same else "NO"})
+    return rows
+
+
 def main(argv: Sequence[str]) -> int:
-    """Print the headlines of a claims.json as a table of Markdown; with --all every line."""
+    """Print the headlines of a claims.json as a table of Markdown, or compare those of several;
+    with --all every line. Returns 0, 1 where reports come to different verdicts, 2 for mistakes.
+    """
     files = [word for word in argv if word != "--all"]
-    if len(files) != 1:
-        print("usage: python -m minicos.analysis.verdicts claims.json [--all]", file=sys.stderr)
+    if not files:
+        print(
+            "usage: python -m minicos.analysis.verdicts claims.json [others.json ...] [--all]",
+            file=sys.stderr,
+        )
         return 2
-    try:
-        lines = read_json(Path(files[0]))
-        print(markdown(table([x for x in lines if x["headline"] or "--all" in argv])))
-    except (MinicosError, KeyError, TypeError) as error:
-        print(f"{files[0]} is no claims.json of a report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    reports = {}
+    for file in dict.fromkeys(files):
+        try:
+            lines = read_json(Path(file))
+            reports[file] = [x for x in lines if x["headline"] or "--all" in argv]
+            rows = table(reports[file])
+        except (MinicosError, KeyError, TypeError) as error:
+            print(f"{file} is no claims.json of a report: {error}", file=sys.stderr)
+            return 2
+    if len(reports) > 1:
+        rows = compared(reports)
+    print(markdown(rows))
+    return int(any(row.get("same") == "NO" for row in rows))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ EXAMPLES = """\
   minicos reproduce --only noise,swap --n 20  # some sections, with few puzzles
   minicos reproduce --full --out runs/full  # 1,000 puzzles for each headline: hours
   python -m minicos.analysis.verdicts runs/reproduce/claims.json  # the headlines as a table
+  python -m minicos.analysis.verdicts one/claims.json other/claims.json  # same verdicts?
 writes index.html, report.md with its figures, and claims.json: of every claim the effect with its
 95 % interval, what an ideal observer shows, n, control, verdict, and the command that gives the
 number. Sections run beside each other, one core each; killed and started again,
