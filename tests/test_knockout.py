@@ -13,6 +13,7 @@ from minicos import attend as attending
 from minicos.analysis.attention import Attention
 from minicos.analysis.knockout import Causal, Flow, Knockout, Scattered, Text, Tokens, scrambled
 from minicos.cli.knockout import read, resolve
+from minicos.cli.knockout import where as shown
 from minicos.dit import DiT
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
@@ -337,3 +338,19 @@ def test_words_of_the_prompt_become_rows():
         assert found.branch == "cond"
         flow = found.cut.cut if isinstance(found.cut, Scattered) else found.cut
         assert flow.source == Text(rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "frames", "layers"),
+    [
+        ("frame:0 to frame:1-3 layers:0-1", (1, 2, 3), (0, 1)),
+        ("frame:0 to frame:2 control:0", (2,), ()),
+        ("frame:0 to all", (), ()),
+        ("causal", (), ()),
+    ],
+)
+def test_a_page_marks_the_frames_that_see_less(words, frames, layers):
+    parts = words.split()
+    found = shown(read(parts, 10, 8), parts)
+    assert (found.frames, tuple(found.layers)) == (frames, layers)
+    assert found.label == f"knockout: {words}" and not found.steps

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from minicos.analysis.result import Curve as Curve_
 from minicos.analysis.result import Interval, Number, Result, write
@@ -193,6 +194,18 @@ def test_a_study_s_folder_becomes_a_page(tmp_path: Path):
     assert numbers["rows"] == [["D", 0.5, "0.400, 0.600", 2, "D", HOSTILE]]
     assert edits["rows"] == [[HOSTILE, "0.500 [0.400, 0.600]"]]
     assert data["next"]
+
+
+@pytest.mark.parametrize(("frames", "latents", "stride"), [(121, 16, 8), (13, 4, 4), (5, 2, 4)])
+def test_a_map_lies_over_the_frames_of_its_own_model(tmp_path: Path, frames, latents, stride):
+    settings = {"frames": frames, "prompt": "go"}
+    run = Run.open(tmp_path, settings, {"command": "minicos energy"})
+    run.save_tensors("energy.safetensors", {"cond.raw": torch.rand(1, 2, latents, 2, 2)})
+    between = {"step0.received.1": torch.rand(latents, 2, 2)}
+    run.save_tensors("attention.safetensors", between)
+    data = embedded(gather.write(run).read_text(encoding="utf-8"))
+    assert [m["stride"] for m in data["maps"]] == [stride, stride]
+    assert data["frames"] == frames
 
 
 def test_a_folder_of_cases_becomes_a_page(tmp_path: Path):

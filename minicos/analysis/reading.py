@@ -81,6 +81,16 @@ READINGS: dict[str, Reading] = {
         "Read the differences: what an ideal observer also shows is no behaviour of the network.",
         (BELIEF, COMMIT, SWAP),
     ),
+    "recall": Reading(
+        "Whether what was made up is the same when it comes back, and which frames must see which.",
+        "Consistent: what is hidden looks alike both times. Attention is cut between its two "
+        "showings: forward, the second no longer sees the first; backward, the first no longer "
+        "sees the second; both; random, as many keys anywhere; causal, no frame sees a later one. "
+        "If it is handed on in time, only forward and both lose it.",
+        (("Cut attention in one run, and watch it",
+          "minicos run --puzzle reveal --knockout frame:0 to frame:1-3 --x0"),
+         ("Cups whose swaps the model chooses", "minicos recall --puzzle shell --n 10"), ATTEND),
+    ),
     "plant": Reading(
         "Whether a run leaves a wrong answer that was put into it.",
         "Compare with the control, which plants a valid answer: a run that leaves what it holds "
@@ -138,6 +148,6 @@ READINGS: dict[str, Reading] = {
     "vbvr": Reading(
         "Scores of a model, and of interventions on it, over a benchmark.",
         "Compare conditions by their paired differences; the tables are also files.",
-        (BELIEF, SHARE),
+        (("Score every denoising step", "minicos vbvr --puzzles 4 --every all"), BELIEF, SHARE),
     ),
 }  # fmt: skip

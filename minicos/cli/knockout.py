@@ -16,6 +16,7 @@ from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
     from minicos.analysis.knockout import Cut, Flow, Knockout, Text, Tokens
+    from minicos.analysis.tools.shown import Where
     from minicos.wan import Wan
 
 HELP = (
@@ -100,6 +101,19 @@ def check_grid(
     """Raise MinicosError where it names a token that the video lacks, or cuts nothing."""
     if not knockout.cuts(grid, keys if knockout.cut.attention == "cross_attn" else None):
         raise MinicosError(f"--knockout {' '.join(parts)}: nothing would be cut")
+
+
+def where(knockout: "Knockout", parts: Sequence[str]) -> "Where":
+    """Where it acts, for the page of its run: steps, layers, and the frames that see less."""
+    from minicos.analysis.knockout import Flow, Scattered
+    from minicos.analysis.tools.shown import Where
+
+    cut = knockout.cut
+    flow = cut.cut if isinstance(cut, Scattered) else cut
+    target = flow.target if isinstance(flow, Flow) else None
+    frames = () if target is None or target.outside else target.frames or ()
+    steps, layers = tuple(knockout.steps or ()), tuple(knockout.layers or ())
+    return Where(f"knockout: {' '.join(parts)}", steps, frames, layers)
 
 
 def _sides(parts: Sequence[str]) -> list[str]:

@@ -10,8 +10,7 @@ HELP = "Cut attention between the frames that must agree."
 EXAMPLES = """\
   minicos recall  # 25 puzzles in which a hidden object comes out twice
   minicos recall --puzzle shell --n 100  # cups whose swaps the model chooses
-attention is cut from the first time to the second, from the second to the first, both ways, between as many random keys, and from
-every frame to later ones, in all layers and steps. If what is remembered is handed on in time, only the first of these hurts.
+attention is cut in all layers and steps.
 """
 
 

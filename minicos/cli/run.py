@@ -129,12 +129,7 @@ def run(args: argparse.Namespace) -> None:
     interventions = sum((make(wan, give) for make, _ in inside), first)
     places = [
         *(Where(f"noise: {edit.mode}", edit.steps, edit.frames or ()) for edit in edits),
-        *(
-            Where(
-                f"knockout: {' '.join(parts)}", tuple(cut.steps or ()), (), tuple(cut.layers or ())
-            )
-            for cut, parts in zip(cuts, args.knockout, strict=True)
-        ),
+        *(knockout.where(*both) for both in zip(cuts, args.knockout, strict=True)),
         *(where for _, where in inside),
     ]
     names = {

@@ -153,7 +153,7 @@ def render(page: Page, limit: int = LIMIT) -> str:
             page = replace(page, pictures=())
         else:
             thin *= 2
-        every = "every step" if thin == 1 else f"every {thin}th step"
+        every = "every step" if thin == 1 else f"one step in {thin}"
         done = f"To keep the page small it shows frames at most {width} pixels wide, {every}"
         done += "." if page.pictures else ", and figures are in files beside it."
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from minicos.analysis.reading import READINGS
+from minicos.analysis.reading import READINGS, Reading
 from minicos.analysis.result import FILE, Number, Result, brief, read
 from minicos.media import load_video
 from minicos.runs import Run
@@ -45,13 +45,13 @@ def write_cases(folder: Path, verb: str, command: str, rows: Sequence[Row]) -> P
         for row in rows
     ]
     columns = ["case", "given", "last frame", "prompt", *names, ""]
-    reading = READINGS.get(verb)
+    reading = READINGS.get(verb, Reading("", ""))
     page = Page(
         title=f"minicos {verb}: {len(rows)} cases",
         command=command,
-        reading="Each case has a page of its own: open one by its name.",
+        reading=f"{reading.shows} Each case has a page of its own: open one by its name.".strip(),
         tables=[Table("Cases", columns, lines)],
-        next=() if reading is None else reading.next,
+        next=reading.next,
     )
     return gather.write_page(folder, page)
 

@@ -70,7 +70,7 @@ def gather(run: Run, record: Mapping[str, Any] | None = None) -> Page:
         sigmas=sigmas,
         fps=int(settings.get("fps") or 16),
         clips=[*_clips(run, sigmas), *_videos(run)],
-        maps=[*_energy(run), *_attention(run)],
+        maps=[*_energy(run, settings), *_attention(run, settings)],
         curves=[*_convergence(run), *_charts(run, () if result is None else result.files)],
         marks=_marks(run),
         tables=[] if result is None else _tables(result),
@@ -156,7 +156,15 @@ def _video(path: Path) -> np.ndarray:
 # -- maps ------------------------------------------------------------------------------------------
 
 
-def _energy(run: Run) -> list[Map]:
+def _stride(settings: Mapping[str, Any], frames: int) -> int:
+    """Video frames to a frame of tokens after the first, which no two models have alike."""
+    videos = settings.get("frames")
+    if not isinstance(videos, int) or frames < 2:
+        return Map.stride
+    return max(1, round((videos - 1) / (frames - 1)))
+
+
+def _energy(run: Run, settings: Mapping[str, Any]) -> list[Map]:
     """Every form of every branch, centred first: raw energy is dominated by frame 0."""
     if not run.has("energy.safetensors"):
         return []
@@ -169,12 +177,21 @@ def _energy(run: Run) -> list[Map]:
                 steps, layers, *grid = values.shape
                 title = name if branch == "cond" else f"{name}, unprompted branch"
                 f, h, w = grid
-                array, unit = values.numpy(), UNITS[form]
-                maps.append(Map(title, array, range(steps), range(layers), (f, h, w), unit=unit))
+                maps.append(
+                    Map(
+                        title,
+                        values.numpy(),
+                        range(steps),
+                        range(layers),
+                        (f, h, w),
+                        stride=_stride(settings, f),
+                        unit=UNITS[form],
+                    )
+                )
     return maps
 
 
-def _attention(run: Run) -> list[Map]:
+def _attention(run: Run, settings: Mapping[str, Any]) -> list[Map]:
     """Mass that every token receives, and between every pair of tokens where the run kept it."""
     if not run.has("attention.safetensors"):
         return []
@@ -203,7 +220,17 @@ def _attention(run: Run) -> list[Map]:
         else:
             unit = "mean token: 1"
         maps.append(
-            Map(name, values, steps, layers, (f, h, w), unit=unit, kind=kind, latents=len(first))
+            Map(
+                name,
+                values,
+                steps,
+                layers,
+                (f, h, w),
+                stride=_stride(settings, len(first)),
+                unit=unit,
+                kind=kind,
+                latents=len(first),
+            )
         )
     return maps
 
