@@ -33,6 +33,7 @@ from minicos.analysis.steps import spread
 from minicos.analysis.tools import cases, controls, figures, observer, posterior, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.observer import NETWORK
+from minicos.condition import Condition
 from minicos.runs import Run
 from minicos.sample import Step
 from minicos.wan import Wan
@@ -89,7 +90,7 @@ def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
                                  video; NaN where it has none
     """
     condition = cases.condition(wan, batch)
-    answered = [posterior.answers(wan, cases.known(case)).cpu() for case in batch]
+    answered = _answered(wan, condition, batch)
     seen = []
     for step in wan.sample(condition, noise=cases.noise(wan, condition, batch)):
         seen.append(_at(step, answered))
@@ -104,6 +105,16 @@ def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     return {
         name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in COLUMNS
     }
+
+
+def _answered(wan: Wan, condition: Condition, batch: Sequence[Case]) -> list[Tensor]:
+    """The latents of each case's answers (r c f h w), on the CPU. An ideal observer's condition
+    holds them: their videos need not be encoded again.
+    """
+    if isinstance(condition, observer.Known):
+        each = zip(condition.answers, condition.counts.tolist(), strict=True)
+        return [z[:count].cpu() for z, count in each]
+    return [posterior.answers(wan, cases.known(case)).cpu() for case in batch]
 
 
 def _at(step: Step, answered: Sequence[Tensor]) -> list[Belief]:
@@ -130,7 +141,7 @@ def _course(course: Sequence[Belief], answer: int | None, other: int) -> dict[st
 def first_departure(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     """Departure of a network's first estimate from the ideal one: b. For the untrained control."""
     condition = cases.condition(wan, batch)
-    answered = [posterior.answers(wan, cases.known(case)).cpu() for case in batch]
+    answered = _answered(wan, condition, batch)
     step = next(wan.sample(condition, noise=cases.noise(wan, condition, batch)))
     return {"departure": torch.tensor([b.departure for b in _at(step, answered)])}
 
