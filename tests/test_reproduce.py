@@ -70,6 +70,10 @@ def test_claims_are_complete_and_paths_are_relative(undisturbed, toy):
     assert links and all((undisturbed / link).stat().st_size > 1000 for link in links)
     assert text.index(report.CAVEAT) < text.index("## ")
     assert str(undisturbed) not in text
+    page = (undisturbed / "index.html").read_text("utf-8")
+    assert (
+        page.index("Verdicts on headlines") < page.index(head["claim"]) < page.index("energy/mark")
+    )
 
 
 @posix

@@ -100,6 +100,13 @@ def test_paired_is_the_interval_of_the_differences():
     assert stats.paired(a, a).low < 0 < stats.paired(a, a).high
 
 
+def test_the_interval_of_a_share_lies_within_its_scale():
+    values = [1, 1, 0.5, 1, 1, 1]
+    assert stats.mean("some", values).high > 1
+    found = stats.mean("some", values, unit="share")
+    assert found.high == 1 and 0 < found.low < found.value
+
+
 def test_what_has_no_value_is_left_out():
     assert stats.average(np.array([1.0, np.nan, 0.0])).n == 2
     assert stats.average(np.array([np.nan])).n == 0

@@ -193,7 +193,7 @@ CLAIMS: tuple[Claim, ...] = (
         "correction/completions",
         minus(CORRECTED),
         least=0.02,
-        control="valid answers that become wrong",
+        control="valid answers that become wrong, and an ideal observer",
         ideal=bayes(CORRECTED),
         headline=True,
         needs=(
@@ -211,7 +211,7 @@ CLAIMS: tuple[Claim, ...] = (
         "correction/planted",
         own(PLANTED),
         least=0.05,
-        control="a valid answer, planted likewise; an ideal observer shows it too, and repairs all",
+        control="a valid answer, planted likewise; an ideal observer shows it too",
         ideal=bayes(PLANTED),
         headline=True,
     ),

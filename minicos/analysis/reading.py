@@ -141,8 +141,12 @@ READINGS: dict[str, Reading] = {
         (NOISE, SWAP, SHARE),
     ),
     "reproduce": Reading(
-        "Every experiment on the embedded model, each number beside its control.",
-        "Read the caveats of a section before its numbers. Each section has a page of its own.",
+        "Every claim of the paper on the embedded model, with a verdict, then all numbers.",
+        "A claim says that an effect is above zero. It is supported where the interval lies above "
+        "zero and the effect may be large enough to matter (p corrected for all headlines), not "
+        "supported where it is too small to matter, else undecided. Where an ideal observer is "
+        "the control, the effect is what the network shows beyond it. report.md has the caveats "
+        "of each section; each study has a page of its own.",
         (BELIEF, SWAP, ("Ten times as many puzzles: hours", "minicos reproduce --full")),
     ),
     "vbvr": Reading(

@@ -140,7 +140,11 @@ def run(args: argparse.Namespace) -> None:
         ]
         for name, studies in found.items()
     }
-    page = write_sections(folder, args.command, about, sections)
+    rows = {
+        title: verdicts([f.line() for f in judged if f.claim.headline is head])
+        for title, head in (("Verdicts on headlines", True), ("Verdicts on other claims", False))
+    }
+    page = write_sections(folder, args.command, about, rows, sections)
     if judged:
         print(table(verdicts([finding.line() for finding in judged])))
     folder.add_sitting(time.monotonic() - begin)

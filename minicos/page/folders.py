@@ -57,14 +57,27 @@ def write_cases(folder: Path, verb: str, command: str, rows: Sequence[Row]) -> P
 
 
 def write_sections(
-    run: Run, command: str, about: str, sections: Mapping[str, Sequence[tuple[str, str, Result]]]
+    run: Run,
+    command: str,
+    about: str,
+    verdicts: Mapping[str, Sequence[Mapping[str, object]]],
+    sections: Mapping[str, Sequence[tuple[str, str, Result]]],
 ) -> Path:
-    """`index.html` of `reproduce`: the numbers of every section, each of whose studies has a page
-    of its own.
+    """`index.html` of `reproduce`: the verdicts, then the numbers of every section, each of whose
+    studies has a page of its own.
 
+    verdicts  title -> a line for each claim, all with the same columns
     sections  title -> its studies: folder inside the run's, the command that makes it, result
     """
-    tables = []
+    tables = [
+        Table(
+            title,
+            list(lines[0]),
+            [["" if v is None else v for v in line.values()] for line in lines],
+        )
+        for title, lines in verdicts.items()
+        if lines
+    ]
     for title, studies in sections.items():
         rows = []
         for name, own, result in studies:

@@ -164,8 +164,13 @@ def unpaired(a: Values, b: Values, span: float | None = None) -> Interval:
 def mean(
     name: str, values: Values, note: str = "", unit: str = "", span: float | None = None
 ) -> Number:
-    """The mean over puzzles as a finding; n says how many have a value."""
-    return Number.of(name, average(values, span), unit=unit, note=note)
+    """The mean over puzzles as a finding; n says how many have a value. A share has an interval
+    within 0 to 1.
+    """
+    found = average(values, span)
+    if unit == "share" and found.n:
+        found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+    return Number.of(name, found, unit=unit, note=note)
 
 
 def difference(
