@@ -1,8 +1,11 @@
 """Every study on every peer, and every command on a diffusers folder of one."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -272,3 +275,33 @@ def test_without_diffusers_one_sentence_says_so(folder, monkeypatch, capsys):
 def test_commands_of_wan_refuse_it(folder, tmp_path, capsys):
     assert main(["selfcheck", "--model", str(folder)]) == 2
     assert "this command is for Wan" in capsys.readouterr().err
+
+
+def test_a_command_that_is_killed_continues_bit_for_bit(folder, tmp_path):
+    """A real process, ended by kill -9 once it has kept a step, against one left alone."""
+    save_image(tmp_path / "first.png", np.full((64, 48, 3), 128, np.uint8))
+    options = ["steps", "--model", str(folder), "--prompt", "solve the maze", "--steps", "20"]
+    options += ["--image", "first.png", "--frames", "9", "--area", "48x64", "--at", "0,19"]
+    one = [sys.executable, "-m", "minicos", *options, "--also", "energy", "--out"]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(name):
+        return subprocess.Popen(
+            [*one, name], cwd=tmp_path, env=one_thread, stderr=subprocess.PIPE, text=True
+        )
+
+    process, kept = start("killed"), tmp_path / "killed" / "steps"
+    while process.poll() is None and not list(kept.glob("[0-9]*.safetensors")):
+        time.sleep(0.002)
+    process.kill()
+    _, error = process.communicate()
+    assert process.returncode == -signal.SIGKILL, error  # before its end
+    before = {path: path.stat().st_mtime_ns for path in kept.glob("[0-9]*.safetensors")}
+    assert before
+    for name in ("killed", "whole"):
+        process = start(name)
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    for file in ("steps/019.safetensors", "energy.safetensors", "video.mp4"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
