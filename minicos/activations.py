@@ -179,9 +179,17 @@ def _entries(file: Path) -> Iterator[Entry]:
             parts = point.split(".")
             layer = int(parts[1]) if parts[0] == "blocks" else None
             yield Entry(
-                f"shards/{file.name}", name, about["sample"], int(step), branch, point, layer,
-                tuple(about["grid"]), tuple(view.get_shape()), view.get_dtype(),
-            )  # fmt: skip
+                file=f"shards/{file.name}",
+                key=name,
+                sample=about["sample"],
+                step=int(step),
+                branch=branch,
+                point=point,
+                layer=layer,
+                grid=tuple(about["grid"]),
+                shape=tuple(view.get_shape()),
+                dtype=view.get_dtype(),
+            )
 
 
 @dataclass(frozen=True)

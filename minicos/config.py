@@ -352,7 +352,7 @@ _TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "i
 #   latents, guidance and timesteps are float32, where the tools compute them in bfloat16: 4.8e-2 of
 #   the final latents (mazes, embedded model in bfloat16). loop_dtype="bfloat16" does as they do;
 #   the picture is encoded whole, where the tools encode it in tiles of 30x52 latents, stride 15x26:
-#   1.1e-2 of its latents.
+#   1.1e-2 of its latents. No option does as they do.
 PRESETS: dict[str, dict[str, Preset]] = {
     "Wan2.2-I2V-A14B": {"official": _OFFICIAL.changed(image="channels"), "cos": _COS_IMAGE},
     "Wan2.2-T2V-A14B": {

@@ -208,6 +208,16 @@ def test_a_map_lies_over_the_frames_of_its_own_model(tmp_path: Path, frames, lat
     assert data["frames"] == frames
 
 
+def test_a_model_names_the_branches_of_its_maps(tmp_path: Path):
+    run = Run.open(tmp_path, {"frames": 5, "prompt": "go"}, {"command": "minicos energy"})
+    energy = {f"{branch}.raw": torch.rand(1, 2, 2, 2, 2) for branch in ("uncond", "stg", "cond")}
+    run.save_tensors("energy.safetensors", energy)
+    data = embedded(gather.write(run).read_text(encoding="utf-8"))
+    prompted, perturbed, unprompted = [m["name"] for m in data["maps"]]
+    assert perturbed == f"{prompted}, stg branch"
+    assert unprompted == f"{prompted}, unprompted branch"
+
+
 def test_a_folder_of_cases_becomes_a_page(tmp_path: Path):
     """A row for each: its picture, its numbers, a link where there is a page, why it failed."""
     run = Run.open(tmp_path / "good", {}, {"command": "minicos noise"})

@@ -166,16 +166,18 @@ def _stride(settings: Mapping[str, Any], frames: int) -> int:
 
 def _energy(run: Run, settings: Mapping[str, Any]) -> list[Map]:
     """Every form of every branch, centred first: raw energy is dominated by frame 0."""
+    words = {"uncond": "unprompted"}
     if not run.has("energy.safetensors"):
         return []
     saved = run.load_tensors("energy.safetensors")  # "cond.raw": step layer f h w
     maps = []
-    for branch in ("cond", "uncond"):
+    branches = {key.rpartition(".")[0] for key in saved}  # as the model that was watched names them
+    for branch in sorted(branches):
         for form, name in FORMS.items():
             values = saved.get(f"{branch}.{form}")
             if values is not None:
                 steps, layers, *grid = values.shape
-                title = name if branch == "cond" else f"{name}, unprompted branch"
+                title = name if branch == "cond" else f"{name}, {words.get(branch, branch)} branch"
                 f, h, w = grid
                 maps.append(
                     Map(

@@ -22,10 +22,18 @@ from minicos.sample import VIDEO, Latents, Moment
 from minicos.schedule import Schedule
 
 AUDIO = "audio"
-VIDEO_SIDE = {"self_attn": "attn1", "cross_attn": "attn2", "from_audio": "audio_to_video_attn",
-              "ffn": "ff"}  # fmt: skip
-AUDIO_SIDE = {"self_attn": "audio_attn1", "cross_attn": "audio_attn2",
-              "from_video": "video_to_audio_attn", "ffn": "audio_ff"}  # fmt: skip
+VIDEO_SIDE = {
+    "self_attn": "attn1",
+    "cross_attn": "attn2",
+    "from_audio": "audio_to_video_attn",
+    "ffn": "ff",
+}
+AUDIO_SIDE = {
+    "self_attn": "audio_attn1",
+    "cross_attn": "audio_attn2",
+    "from_video": "video_to_audio_attn",
+    "ffn": "audio_ff",
+}
 
 
 @dataclass(frozen=True, repr=False)

@@ -151,8 +151,13 @@ def _preset(pipe: Any, variant: str) -> Preset:
 
 def _check(pipe: Any, parts: Mapping[str, Any]) -> torch.device:
     """The device of all parts. Raises MinicosError where one cannot be shared as it is."""
-    attributes = {"high": "transformer", "low": "transformer_2", "vae": "vae",
-                  "text": "text_encoder", "clip": "image_encoder"}  # fmt: skip
+    attributes = {
+        "high": "transformer",
+        "low": "transformer_2",
+        "vae": "vae",
+        "text": "text_encoder",
+        "clip": "image_encoder",
+    }
     devices = {}
     for name, network in parts.items():
         where = f"{type(pipe).__name__}.{attributes[name]}"
