@@ -305,3 +305,17 @@ def test_a_command_that_is_killed_continues_bit_for_bit(folder, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in before}
     for file in ("steps/019.safetensors", "energy.safetensors", "video.mp4"):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_every_sample_of_a_folder(folder, small, tmp_path):
+    """Two pictures of one size: a run folder and a row each, from one open model."""
+    for i in range(2):
+        place = tmp_path / "cases" / f"{i:05d}"
+        place.mkdir(parents=True)
+        save_image(place / "first_frame.png", np.full((64, 48, 3), 100 + i, np.uint8))
+        (place / "prompt.txt").write_text("solve the maze")
+    out = tmp_path / "out"
+    options = ["generate", "--model", str(folder), "--cases", str(tmp_path / "cases")]
+    assert main([*options, "--area", "48x64", "--out", str(out)]) in (0, None)
+    assert all((out / f"{i:05d}" / "video.mp4").exists() for i in range(2))
+    assert (out / "index.html").read_text().count("solve the maze") >= 2

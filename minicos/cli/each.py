@@ -44,11 +44,9 @@ def run(verb: Verb, args: argparse.Namespace) -> int:
         )
     from minicos.page.folders import Row, write_cases
     from minicos.vbvr import cases
-    from minicos.vbvr.generate import Making
 
     found = cases.read(args.cases)
-    files = opening.layout(args)
-    making = Making.of(files, opening.plan(args, files))
+    making = _making(args)
     failed = dict(found.problems)
     opened: list[Wan] = []  # with room for the largest picture, which comes first
     order = sorted(found.samples, key=lambda sample: -sample.size[0] * sample.size[1])
@@ -68,6 +66,20 @@ def run(verb: Verb, args: argparse.Namespace) -> int:
     page = write_cases(args.out, args.verb, args.command, rows)
     print(f"{page}  (all cases, a row for each: open it in a browser)", file=place)
     return int(bool(failed))
+
+
+def _making(args: argparse.Namespace) -> "Making":
+    """The sizes of the options' model, which may be one that diffusers runs."""
+    from minicos.peers.folder import PeerFolder
+    from minicos.peers.opening import STRIDES
+    from minicos.vbvr.generate import Making
+
+    files = opening.layout_or_peer(args)
+    preset = opening.plan(args, files)
+    if isinstance(files, PeerFolder):
+        frames, side, _ = STRIDES[files.variant]
+        return Making(files.variant, preset, side, frames)
+    return Making.of(files, preset)
 
 
 def _own(

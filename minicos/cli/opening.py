@@ -178,13 +178,13 @@ def load(
 
     opened: list[Wan] = getattr(args, "opened", [])  # by an earlier sample of --cases
     if opened:
-        return opened[0]
+        return _fitting(opened[0], image)
     files = files or layout_or_peer(args)
     chosen = plan(args, files)
     if isinstance(files, PeerFolder):
         # Studies are typed for Wan; of it they ask what `Model` and a peer have, too.
-        opened.append(cast("Wan", _load_peer(args, files, chosen, image)))
-        return opened[0]
+        opened.append(cast("Wan", _load_peer(args, files, chosen)))
+        return _fitting(opened[0], image)
     ops = device.operations(opening.open_device(args.device), args.kernels)
     wan = opening.load(
         files,
@@ -210,10 +210,8 @@ def load(
     return wan
 
 
-def _load_peer(
-    args: argparse.Namespace, files: "PeerFolder", chosen: Any, image: "Tensor | None"
-) -> "Peer":
-    """A peer for videos in the aspect ratio of this first frame."""
+def _load_peer(args: argparse.Namespace, files: "PeerFolder", chosen: Any) -> "Peer":
+    """A peer under the options' preset."""
     from minicos.peers.opening import open_peer
     from minicos.plan import Plan, describe
 
@@ -222,10 +220,17 @@ def _load_peer(
             print(describe(plan), file=sys.stderr)
 
     how = {"device": args.device, "residency": args.residency, "compile": args.compile}
-    peer = open_peer(files, chosen, tell=tell, **how)
-    if image is not None:
-        peer = peer.with_preset(size=peer.fitting((image.shape[-2], image.shape[-1])))
-    return peer
+    return open_peer(files, chosen, tell=tell, **how)
+
+
+def _fitting(model: "Wan", image: "Tensor | None") -> "Wan":
+    """A peer for videos in the aspect ratio of this first frame; Wan follows it by itself."""
+    from minicos.peers.peer import Peer
+
+    if image is None or not isinstance(model, Peer):
+        return model
+    size = model.fitting((image.shape[-2], image.shape[-1]))
+    return cast("Wan", model.with_preset(size=size))
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
