@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from minicos.analysis.swap.study import study as swap_study
 from minicos.analysis.tools.interventions import Interventions
 from minicos.analysis.tools.record import record, recorded
 from minicos.cli import main
+from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.media import save_image
-from minicos.peers import presets
+from minicos.peers import opening, presets
 from minicos.runs import Run
 from tests import peers
 
@@ -319,3 +321,27 @@ def test_every_sample_of_a_folder(folder, small, tmp_path):
     assert main([*options, "--area", "48x64", "--out", str(out)]) in (0, None)
     assert all((out / f"{i:05d}" / "video.mp4").exists() for i in range(2))
     assert (out / "index.html").read_text().count("solve the maze") >= 2
+
+
+@pytest.mark.parametrize("residency", ["resident", "swap", "stream"])
+def test_offloading_is_what_diffusers_offers(residency):
+    """Stand-ins: one call of the pipeline's own for each way, on the plan's device."""
+    asked, card = [], torch.device("cuda")
+    pipe = SimpleNamespace(
+        to=lambda device: asked.append(("resident", device)),
+        enable_model_cpu_offload=lambda device: asked.append(("swap", device)),
+        enable_sequential_cpu_offload=lambda device: asked.append(("stream", device)),
+    )
+    opening._place(pipe, SimpleNamespace(residency=residency, device=card))
+    assert asked == [(residency, card)]
+
+
+def test_offloading_without_accelerate_names_the_remedy():
+    def missing(device):
+        raise ImportError("accelerate")
+
+    pipe = SimpleNamespace(enable_model_cpu_offload=missing, enable_sequential_cpu_offload=missing)
+    for residency in ("swap", "stream"):
+        plan = SimpleNamespace(residency=residency, device=torch.device("cuda"))
+        with pytest.raises(MinicosError, match=f"{residency}.*pip install accelerate"):
+            opening._place(pipe, plan)
