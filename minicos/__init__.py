@@ -4,6 +4,9 @@ import minicos
 wan = minicos.load("tiny")
 for step in wan.sample(wan.condition("solve the maze", image)):
     print(step.index, step.sigma, step.x0.shape)
+
+The public API is the names in `__all__` and the modules that the reference lists
+(`python .github/reference.py --out api`). Other names may change between versions.
 """
 
 from importlib import import_module
@@ -24,7 +27,7 @@ _HOME = {
     "MinicosError": "errors",
 }
 __all__ = [*_HOME, "__version__"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __dir__() -> list[str]:
