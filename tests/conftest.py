@@ -32,14 +32,17 @@ settings.register_profile("minicos", deadline=None, max_examples=50)
 settings.load_profile("minicos")
 
 
+ALONE = "PYTEST_XDIST_WORKER" not in os.environ
+
+
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.name == interpreter.WAITS)  # last, so that it waits least
+    # Alone, it comes last, so that it waits least; of several workers, one begins with it.
+    items.sort(key=lambda item: (item.name == interpreter.WAITS) == ALONE)
 
 
 def pytest_collection_finish(session):
     waits = session.items and session.items[-1].name == interpreter.WAITS
-    alone = "PYTEST_XDIST_WORKER" not in os.environ
-    if waits and alone and not session.config.option.collectonly:
+    if waits and ALONE and not session.config.option.collectonly:
         interpreter.start()
 
 

@@ -337,7 +337,9 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
     found = dict(own)
     for name, given in parts.items():
         if name not in PARTS:
-            raise MinicosError(f"there is no part {name!r}: take one of {', '.join(PARTS)}.")
+            raise MinicosError(
+                f"--part {name}={given}: there is no part {name!r}. Take one of {', '.join(PARTS)}."
+            )
         with reading(given, "is no path", f"Give a file or folder: --part {name}=FILE."):
             found[name] = Path(given)
             if not found[name].exists():
