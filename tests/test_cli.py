@@ -338,7 +338,7 @@ MISTAKES = {
     "a part of no name": (video("--part", "vae"), "--part: 'vae' is not NAME=FILE"),
     "an unknown part": (
         video("--part", "eyes=maze.png"),
-        "no part 'eyes': take one of high, low, vae, text",
+        "--part eyes=maze.png: there is no part 'eyes'. Take one of high, low, vae, text",
     ),
     "a part that is not there": (
         video("--part", "vae=none.pth"),
