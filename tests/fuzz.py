@@ -85,6 +85,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="the seed of the first input")
     parser.add_argument("--seed", type=int, help="one input of the target --only, in this process")
     parser.add_argument("--only", choices=sorted(TARGETS))
     args = parser.parse_args()
@@ -94,7 +95,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             TARGETS[names[0]].make(random.Random(args.seed), Path(folder))()
         return 0
-    jobs = [(names[i % len(names)], i) for i in range(args.n)]
+    jobs = [(names[i % len(names)], i) for i in range(args.first, args.first + args.n)]
     verdicts: Counter[str] = Counter()
     for name, seed, verdict in run(jobs):
         word = verdict.split(" ")[0]

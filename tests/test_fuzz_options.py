@@ -28,3 +28,12 @@ def test_absurd_values_are_refused_in_one_sentence(tmp_path, capsys, option, val
     assert said.startswith(f"minicos: argument {option}: ")
     assert len(said) < 400
     assert not out.exists()
+
+
+@pytest.mark.parametrize("option", ["--image", "--out"])
+def test_an_empty_path_is_refused(capsys, option):
+    """An unset variable of a shell: not the folder in which the command runs."""
+    with pytest.raises(SystemExit):
+        main(["generate", "--prompt", "solve the maze", f"{option}="])
+    said = capsys.readouterr().err
+    assert said.startswith(f"minicos: argument {option}: '' is not a path. ")

@@ -554,9 +554,7 @@ def test_a_lora_for_another_network_is_refused_before_weights_are_read(twin, tmp
         MinicosError, match=r"a\.safetensors: the change of blocks\.0\.ffn\.0\.weight is \(9, 128\)"
     ):
         load(twin, lora={"low": [tmp_path / "a.safetensors"]}, device="cpu")
-    with pytest.raises(
-        MinicosError, match=re.escape("no expert 'model' for a LoRA: take high or low")
-    ):
+    with pytest.raises(MinicosError, match=re.escape("no expert 'model'. Take high or low")):
         layouts.find(twin, lora={"model": [tmp_path / "a.safetensors"]})
     with pytest.raises(MinicosError, match=r"a\.safetensors is a LoRA: give the model it is for"):
         layouts.find(tmp_path / "a.safetensors")

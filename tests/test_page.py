@@ -13,6 +13,7 @@ from minicos.analysis.result import Curve as Curve_
 from minicos.analysis.result import Interval, Number, Result, write
 from minicos.analysis.tools.figures import grid, lines
 from minicos.analysis.tools.shown import Where, list_interventions, save_videos
+from minicos.errors import MinicosError
 from minicos.media import save_image
 from minicos.page import Clip, Curve, Map, Mark, Page, Picture, Series, Table, gather, render
 from minicos.page.folders import Row, write_cases
@@ -257,3 +258,11 @@ def test_the_page_of_a_real_run(tmp_path: Path, monkeypatch):
     assert "How many of 2 right answers" in titles
     assert data["command"].startswith("minicos demo")
     assert all(item["command"].startswith("minicos ") for item in data["next"])
+
+
+@pytest.mark.parametrize("sigmas", ["x", [{}], ["1"], [float("nan")], {"0": 1}, None])
+def test_sigmas_that_are_no_numbers_are_refused_by_name(tmp_path: Path, sigmas):
+    run = Run.open(tmp_path / "run", {"seed": 0})
+    run.save_json("schedule.json", {"sigmas": sigmas})
+    with pytest.raises(MinicosError, match=r"schedule\.json .*sigmas"):
+        gather.gather(run)

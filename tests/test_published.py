@@ -4,6 +4,7 @@ networks of any size.
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -418,6 +419,7 @@ NAMES = {  # how people call the files of the two experts
     None: (
         *("low_vram_wan", "wan_low_rank", "wan_high_low", "highlights", "clip_vision_h", "wan_H100"),
         *("below", "wan_L40_fp8", "High-res", "Wan2.1-I2V-14B", "low_fps", "wanHD", "slow-motion"),
+        *("模型", "._-"),
     ),
 }  # fmt: skip
 
@@ -430,6 +432,7 @@ def test_names_that_claim_an_expert(name, expert, tmp_path):
     for folder in ("high_noise_model", "HighNoise", "HIGH"):  # where the name itself says nothing
         there = layouts.claim(tmp_path / folder / f"{name}.safetensors")
         assert there == expert or (expert is None and there in ("high", None))
+    assert layouts.claim(Path(name)) == expert  # a folder, or a name without an ending
 
 
 @pytest.mark.parametrize("expert", ["high", "low"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minicos.bench import BENCHMARKS
-from minicos.cli import options
+from minicos.cli import options, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add(verbs) -> None:
         help=f"one of {', '.join(BENCHMARKS)}, see below (default: all)",
     )
     parser.add_argument(
-        "--out", type=Path, help="file for the table, in Markdown (of all: bench.md)"
+        "--out", type=values.path, help="file for the table, in Markdown (of all: bench.md)"
     )
     parser.add_argument(
         "--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)"

@@ -34,7 +34,7 @@ def add(verbs: Any) -> None:
     parser = options.add_parser(verbs, "capture", HELP, EXAMPLES, run)
     parser.add_argument(
         "--cases",
-        type=Path,
+        type=values.path,
         required=True,
         help="a folder of pictures with prompts, e.g. of `minicos puzzles`",
     )

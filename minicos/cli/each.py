@@ -5,10 +5,9 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minicos.cli import opening
+from minicos.cli import opening, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def add(parser: argparse.ArgumentParser, group: "argparse._ActionsContainer | No
     """
     (group or parser).add_argument(
         "--cases",
-        type=Path,
+        type=values.path,
         metavar="FOLDER",
         help="instead: every sample of a folder (picture and prompt.txt, VBVR-Bench ...), each in OUT/NAME",
     )

@@ -70,7 +70,7 @@ def add_jsonl(parser: argparse.ArgumentParser) -> None:
     """--jsonl, for every verb whose run folder holds numbers."""
     parser.add_argument(
         "--jsonl",
-        type=Path,
+        type=values.path,
         metavar="FILE",
         help="add every number to this file as it is found, a JSON object a line (pandas, W&B)",
     )
@@ -99,7 +99,7 @@ def add_model_options(parser: Parser, out: str, seed: int = 0, dtype: str = "--d
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=values.path,
         default=Path(out),
         help=f"run folder; run again to continue (default: {out})",
     )
@@ -250,10 +250,12 @@ def add_condition_options(parser: argparse.ArgumentParser, required: bool = True
         help="while it runs, rewrite OUT/preview.png after every step: the clean estimate, roughly",
     )
     parser.add_argument(
-        "--image", type=Path, help="first frame (png, jpg), for image-to-video models"
+        "--image", type=values.path, help="first frame (png, jpg), for image-to-video models"
     )
     parser.add_argument(
-        "--last", type=Path, help="last frame, for models that lead from one frame to another"
+        "--last",
+        type=values.path,
+        help="last frame, for models that lead from one frame to another",
     )
     parser.add_argument(
         "--negative", dest="negative_prompt", help="what should not; used where guidance is not 1"

@@ -34,7 +34,9 @@ def add(verbs) -> None:
     parser.add_argument(
         "--split", choices=("train", "dev", "test"), default="test", help="(default: test)"
     )
-    parser.add_argument("--out", type=Path, default=Path("puzzles"), help="(default: puzzles)")
+    parser.add_argument(
+        "--out", type=values.path, default=Path("puzzles"), help="(default: puzzles)"
+    )
     parser.add_argument("--scale", type=values.positive, default=1, help="repeat pixels")
     own = parser.add_argument_group("a kind of your own making, where one of these is given")
     own.add_argument("--size", type=values.positive, help="cells along a side")

@@ -78,7 +78,7 @@ def add(verbs) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=values.path,
         default=Path("runs/reproduce"),
         help="run folder; run again to continue (default: runs/reproduce)",
     )

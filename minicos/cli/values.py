@@ -9,6 +9,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from minicos.config import MOST_FRAMES, MOST_STEPS
@@ -150,6 +151,13 @@ def lora(text: str) -> tuple[str, tuple[str, float]]:
     if not math.isfinite(strength):
         raise argparse.ArgumentTypeError(f"{shown(text)}: the strength {ending} is not a number")
     return expert, (path, strength)
+
+
+def path(text: str) -> Path:
+    """A file or folder; an empty text, which an unset variable of a shell leaves, is none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a path")
+    return Path(text)
 
 
 def shown(text: str) -> str:

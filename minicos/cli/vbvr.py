@@ -57,7 +57,7 @@ def add(verbs) -> None:
     data = parser.add_argument_group("samples")
     data.add_argument(
         "--data",
-        type=Path,
+        type=values.path,
         help="a folder of VBVR-Bench, VBVR-Pro-Bench, or of pictures with prompts",
     )
     data.add_argument(
@@ -135,13 +135,13 @@ def add(verbs) -> None:
     scores = parser.add_argument_group("scores")
     scores.add_argument(
         "--evalkit",
-        type=Path,
+        type=values.path,
         metavar="PATH",
         help="a checkout of Video-Reason/VBVR-EvalKit (or VBVR-Pro-Bench), which scores --data",
     )
     scores.add_argument(
         "--evalkit-python",
-        type=Path,
+        type=values.path,
         metavar="FILE",
         help="the Python that runs it (default: its own .venv, or this one)",
     )

@@ -20,6 +20,7 @@ from PIL import Image
 from minicos.analysis.reading import READINGS, Reading
 from minicos.analysis.result import FILE, Result, brief, cells, read
 from minicos.analysis.tools.shown import INTERVENTIONS, VIDEOS
+from minicos.errors import MinicosError
 from minicos.media import load_video
 from minicos.runs import Run, read_json, replace_file
 
@@ -27,6 +28,7 @@ from .content import Clip, Curve, Map, Mark, Page, Picture, Series, Table, rende
 
 NAME = "index.html"
 MOST_PICTURES, MOST_VIDEOS = 24, 24  # on one page
+LARGEST_SIGMA = 1e6
 FORMS = {
     "centred": "Token energy, centred",
     "raw": "Token energy, raw",
@@ -54,8 +56,7 @@ def gather(run: Run, record: Mapping[str, Any] | None = None) -> Page:
     """
     record = read_json(run.path("run.json")) if record is None else record
     settings: Mapping[str, Any] = record.get("settings", {})
-    schedule = run.load_json("schedule.json") if run.has("schedule.json") else {}
-    sigmas: Sequence[float] = schedule.get("sigmas", ())
+    sigmas = _sigmas(run)
     result = read(run.folder) if run.has(FILE) else None
     verb = _verb(record)
     reading = READINGS.get(verb, Reading("", ""))
@@ -79,6 +80,22 @@ def gather(run: Run, record: Mapping[str, Any] | None = None) -> Page:
         files=_files(run),
         next=reading.next,
     )
+
+
+def _sigmas(run: Run) -> list[float]:
+    """Sigma of every step and after the last one; none where the run keeps no schedule."""
+    if not run.has("schedule.json"):
+        return []
+    schedule = run.load_json("schedule.json")
+    sigmas = schedule.get("sigmas", []) if isinstance(schedule, dict) else None
+    if not isinstance(sigmas, list) or not all(
+        type(s) in (int, float) and abs(s) <= LARGEST_SIGMA for s in sigmas
+    ):
+        raise MinicosError(
+            f'{run.path("schedule.json")} is not what a run writes: "sigmas" has to be a list of '
+            "numbers. Delete it and run the command again."
+        )
+    return [float(s) for s in sigmas]
 
 
 def _verb(record: Mapping[str, Any]) -> str:

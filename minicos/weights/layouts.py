@@ -198,6 +198,10 @@ def locate(model: str | Path, download: bool = False) -> Path:
     if isinstance(model, str) and model.startswith("tiny:"):
         return _embedded_variant(model)
     with reading(model, "is no path", "Give a folder, a file, or the id of a repository."):
+        if model == "":  # as an unset variable of a shell leaves it; Path makes "." of it
+            raise MinicosError(
+                "--model is empty. Give a folder, a file, or the id of a repository."
+            )
         path = Path(model)
         if path.exists():
             return path
@@ -269,7 +273,7 @@ def claim(path: Path) -> str | None:
     words = WORD.findall(path.name)
     own = {
         name
-        for word, after in zip(words, [*words[1:], ""], strict=True)
+        for word, after in zip(words, [*words[1:], ""], strict=False)
         if (name := SHORT.get(word, word.lower().removesuffix("noise"))) in SIDES
         and after.lower() not in OTHERWISE
     }
@@ -398,9 +402,9 @@ def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part[DiT
     names = ("high", "low")[: len(seen.networks)]
     for name in set(lora) - set(names):
         advice = (
-            f"{variant} has one network: --lora high=FILE" if name == "low" else "take high or low"
+            f"{variant} has one network: --lora high=FILE" if name == "low" else "Take high or low"
         )
-        raise MinicosError(f"there is no expert {name!r} for a LoRA: {advice}.")
+        raise MinicosError(f"--lora {name}=...: there is no expert {name!r}. {advice}.")
     base = next(headers for headers in seen.networks.values() if not _is_lora(headers))
     experts = {}
     for name, (there, headers) in zip(names, seen.networks.items(), strict=True):
