@@ -3,6 +3,7 @@
 import argparse
 import io
 import random
+import re
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -88,7 +89,14 @@ def called(argv: list[str]) -> None:
     *notes, said = err.getvalue().removesuffix("\n").split("\n")
     assert code == 2, f"{argv}: exit {code}, {said[:200]}"
     assert all(line.startswith("minicos: ") for line in (*notes, said)), f"{argv}: {said[:200]}"
-    given = [part for word in argv for part in (word, *word.split("=", 1)) if part]
+    given = [
+        part
+        for word in argv
+        for part in (word, *word.split("=", 1), *re.split("[=,]", word))
+        if part
+    ]
+    if "--puzzle=" in argv:
+        given.append("unknown family ''")
     if "--image" not in argv:  # what the model does not begin without
         given.append("give an image with --image")
     assert any(printable(part)[:40] in said for part in given), f"{argv}: {said[:200]}"

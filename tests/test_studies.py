@@ -91,6 +91,7 @@ def test_the_command_of_a_part_asks_for_its_study(name):
         (["steps", "--n", "2", "--also", "energy"], "--also goes with one run"),
         (["steps", "--n", "2", "--image", "maze.png"], "--n takes held-out puzzles"),
         (["steps", "--image", "maze.png"], "--image needs a --prompt; a puzzle brings"),
+        (["steps", "--last", "maze.png"], "--last needs a --prompt; a puzzle brings"),
         (["attention", "--puzzle", "mazes"], "unknown family 'mazes'"),
         (["generate", "--puzzle", "maze:x"], "--puzzle maze:x: give a kind such as maze"),
         (["commitment", "--at", "20"], "the run has steps 0 to 19"),

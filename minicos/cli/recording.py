@@ -55,7 +55,8 @@ def run(args: argparse.Namespace, cls: type[Puzzles], made: study.Study) -> None
     elif args.also:
         raise MinicosError("--also goes with one run: leave it out, or --n")
     elif args.image is not None or args.last is not None:
-        raise MinicosError("--image needs a --prompt; --n takes held-out puzzles")
+        flag = "--last" if args.image is None else "--image"
+        raise MinicosError(f"{flag} needs a --prompt; --n takes held-out puzzles")
     else:
         study.refuse(args, RecordOptions, OWN, "is an option of one run: leave it out, or --n")
         study.run(args, cls, made)

@@ -27,7 +27,8 @@ def puzzle(args: argparse.Namespace) -> "Puzzle | None":
     if args.prompt is not None or spec is None:
         return None
     if args.image is not None or getattr(args, "last", None) is not None:
-        raise MinicosError("--image needs a --prompt; a puzzle brings a picture of its own")
+        flag = "--last" if args.image is None else "--image"
+        raise MinicosError(f"{flag} needs a --prompt; a puzzle brings a picture of its own")
     found = draw(
         spec,
         size=getattr(args, "size", None),
