@@ -266,3 +266,11 @@ def test_sigmas_that_are_no_numbers_are_refused_by_name(tmp_path: Path, sigmas):
     run.save_json("schedule.json", {"sigmas": sigmas})
     with pytest.raises(MinicosError, match=r"schedule\.json .*sigmas"):
         gather.gather(run)
+
+
+@pytest.mark.parametrize("tensors", [{"other": torch.zeros(2, 4)}, {"moved": torch.zeros(2)}])
+def test_a_convergence_without_its_table_is_refused_by_name(tmp_path: Path, tensors):
+    run = Run.open(tmp_path / "run", {"seed": 0})
+    run.save_tensors("convergence.safetensors", tensors)
+    with pytest.raises(MinicosError, match=r"convergence\.safetensors .*moved"):
+        gather.gather(run)

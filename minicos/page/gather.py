@@ -260,7 +260,13 @@ def _attention(run: Run, settings: Mapping[str, Any]) -> list[Map]:
 def _convergence(run: Run) -> list[Curve]:
     if not run.has("convergence.safetensors"):
         return []
-    moved = run.load_tensors("convergence.safetensors")["moved"].numpy()  # step f
+    saved = run.load_tensors("convergence.safetensors").get("moved")
+    if saved is None or saved.ndim != 2:
+        raise MinicosError(
+            f"{run.path('convergence.safetensors')} is not what a run writes: it has no table "
+            '"moved" of steps and frames. Delete it and run the command again.'
+        )
+    moved = saved.numpy()  # step f
     series = [Series(f"latent frame {f}", line) for f, line in enumerate(moved.T) if _some(line)]
     title = "How far each frame of the estimate still is from the final one"
     return [Curve(title, "denoising step", range(len(moved)), series, follows="step", ends=(0, 1))]
