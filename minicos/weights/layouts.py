@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -273,7 +274,7 @@ def claim(path: Path) -> str | None:
     words = WORD.findall(path.name)
     own = {
         name
-        for word, after in zip(words, [*words[1:], ""], strict=False)
+        for word, after in pairwise([*words, ""])
         if (name := SHORT.get(word, word.lower().removesuffix("noise"))) in SIDES
         and after.lower() not in OTHERWISE
     }
