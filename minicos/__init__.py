@@ -1,18 +1,19 @@
-"""minicos: Wan2.2 video diffusion from scratch, with a hook on every tensor worth watching.
+"""minicos: Wan2.2 video diffusion from scratch, with a hook point on every tensor worth watching.
 
-import minicos
-wan = minicos.load("tiny")
-for step in wan.sample(wan.condition("solve the maze", image)):
-    print(step.index, step.sigma, step.x0.shape)
+    import minicos
 
-The public API is the names in `__all__` and the modules that the reference lists
-(`python .github/reference.py --out api`). Other names may change between versions.
+    wan = minicos.load("tiny")
+    for step in wan.sample(wan.condition("solve the maze", image)):
+        print(step.index, step.sigma, step.x0.shape)
+
+The public API consists of the names in `__all__` and of the modules that
+.github/workflows/reference.yml documents. All other names may change between versions.
 """
 
 from importlib import import_module
 
-# what a notebook imports, and where it lives; loaded on first use, so that `minicos inspect` never
-# imports torch
+# public name -> the module that defines it; imported on first use, so that `minicos inspect` does
+# not import torch
 _HOME = {
     "load": "open",
     "from_diffusers": "peers.families",

@@ -1,20 +1,19 @@
-"""Attention with hooks on the keys that a query may see, and on the weights that it gives them.
+"""Attention with hooks on the keys that a query may attend to, and on the attention weights.
 
-Two hook points of every attention are computed only while somebody watches them:
+Two hook points of every attention are computed only if a hook is registered on them:
 
-    allowed  b n l t  bool     the keys that each query may see: at first, all of them
+    allowed  b n l t  bool     the keys that each query may attend to; initially all
     pattern  b n l t  float32  softmax(q k^T / sqrt(k)) over the allowed keys
 
-A third one, `lse` (b n l, float32), is there to be read: log sum exp(q k^T / sqrt(k)) over all
-keys, a by-product of the pass itself where PyTorch computes it and nobody intervenes.
+A third, `lse` (b n l, float32), is read-only: log sum exp(q k^T / sqrt(k)) over all keys. It is a
+by-product of the pass itself if PyTorch computes it and no hook intervenes.
 
-Where nobody does, attention is the model's own operation. It also stays so while hooks only look:
-looking changes no bit. Where a hook returns other keys, the softmax runs over these and over
-nothing else, and a query without any key gets zeros; where one returns another pattern, the heads
-are the product of that and v.
+Without interventions, attention is the model's own operation, and observing hooks do not change a
+single bit. If a hook returns other keys, the softmax runs over these keys only, and a query without
+any key gets zeros. If a hook returns another pattern, the heads are the product of it and v.
 
-The matrix of a long video does not fit into memory. Then these two points are called several times
-in a pass, each time with consecutive queries, and `site.tokens` says with which.
+The l x t matrix of a long video does not fit into memory. Then these two points are called several
+times in a pass, each time for consecutive queries, and `site.tokens` gives the range of queries.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,8 +27,8 @@ from minicos import measures, ops
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 
-MOST_PAIRS = 1 << 28  # queries times keys of one call: 268 MB of bools
-MOST_WEIGHTS = 1 << 26  # entries of one pattern, over samples and heads: 268 MB of float32
+MOST_PAIRS = 1 << 28  # queries times keys in one call: 268 MB of bools
+MOST_WEIGHTS = 1 << 26  # entries of a pattern in one call, samples and heads included: 268 MB
 
 
 def attend(
@@ -41,13 +40,14 @@ def attend(
     suffix: str = "",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(k)) v under the hooks on `allowed` and `pattern`: q b n l k, k and v b n
-    t k -> b n l k.
+    """softmax(q k^T / sqrt(k)) v under the hooks on `allowed` and `pattern`: q b n l k, k and v
+    b n t k -> b n l k.
 
-    attention  what computes it where no hook intervenes
-    suffix     of the names of the two points, where a module has a second attention
-    mask       keys that are allowed to begin with (bool, broadcast to b n l t), as the argument
-               `attn_mask` of `attention`; None: all
+    Args:
+        attention: the operation to use if no hook intervenes.
+        suffix: appended to the names of the two points, for the second attention of a module.
+        mask: the keys that are allowed initially (bool, broadcast to b n l t), passed to
+            `attention` as `attn_mask`; None: all.
     """
     whole = attention if mask is None else partial(attention, attn_mask=mask)
     if not hooks:
@@ -77,7 +77,7 @@ def _limited(
     suffix: str,
     mask: Tensor | None,
 ) -> Tensor | None:
-    """The heads under the hooks on `allowed` and `pattern`; None where these changed nothing."""
+    """The heads under the hooks on `allowed` and `pattern`; None if these changed nothing."""
     names = f"allowed{suffix}", f"pattern{suffix}"
     limit, shown = (hooks.watches(name) for name in names)
     if not (limit or shown):
@@ -100,8 +100,8 @@ def _limited(
 
 
 def pattern(q: Tensor, k: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(k)) over the allowed keys (bool b n l t, None: all), float32; zeros
-    where a query has none: q b n l k, k b n t k -> b n l t.
+    """softmax(q k^T / sqrt(k)) over the allowed keys (bool b n l t, None: all), with zeros for a
+    query without keys: q b n l k, k b n t k -> b n l t float32.
     """
     scores = (q.float() @ k.float().mT) * q.shape[-1] ** -0.5
     if allowed is None:
@@ -111,23 +111,23 @@ def pattern(q: Tensor, k: Tensor, allowed: Tensor | None = None) -> Tensor:
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """Attention over the allowed keys (bool, b n l t or of size 1 along b and n), zeros where a
-    query has none: -> b n l k.
+    """Attention over the allowed keys (bool, b n l t or of size 1 along b and n), with zeros for a
+    query without keys: -> b n l k.
     """
     seen, blind = _left(allowed)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).masked_fill(blind, 0)
 
 
 def _left(allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """The allowed keys, and which queries have none: these see all, since a softmax over nothing
-    is not a number, and what they get is to be set to zero.
+    """The allowed keys, and a mask of queries that have none. Such queries are given all keys,
+    since a softmax over nothing is NaN, and their result must be set to zero.
     """
     blind = ~allowed.any(-1, keepdim=True)
     return allowed | blind, blind
 
 
 def _blocks(q: Tensor, k: Tensor, shown: bool) -> Iterator[slice]:
-    """Consecutive queries, as many at once as fit; `slice(None)` where all do."""
+    """Slices of consecutive queries that fit into memory; `slice(None)` if all do."""
     b, n, length, _ = q.shape
     rows = MOST_PAIRS // k.shape[2]
     if shown:
@@ -142,7 +142,7 @@ def _blocks(q: Tensor, k: Tensor, shown: bool) -> Iterator[slice]:
 def _block(
     q: Tensor, k: Tensor, v: Tensor, hooks: Hooks, names: tuple[str, str], mask: Tensor | None
 ) -> Tensor | None:
-    """The heads of some queries; None where hooks changed nothing."""
+    """The heads of some queries; None if hooks changed nothing."""
     one = torch.ones((), dtype=torch.bool, device=q.device)
     everything = one.expand(*q.shape[:3], k.shape[2]) if mask is None else mask
     allowed = hooks(names[0], everything)
@@ -155,7 +155,7 @@ def _block(
 
 
 def thin(allowed: Tensor) -> Tensor:
-    """Without the samples and heads along which a tensor was merely expanded."""
+    """Undo the expansion of a tensor along samples and heads."""
     for axis in (0, 1):
         if allowed.stride(axis) == 0:
             allowed = allowed.narrow(axis, 0, 1)

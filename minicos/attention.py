@@ -1,12 +1,12 @@
-"""Which of PyTorch's backends computes attention on a card, chosen once, when a model is loaded.
-What it computes is `ops.attention`.
+"""The choice of PyTorch's attention backend on a card, made once, when a model is loaded. The
+computation itself is `ops.attention`.
 
-From 2.11 on PyTorch itself takes cuDNN's attention where that is fastest, and is left to choose.
-Before, it takes FlashAttention 2; on Hopper and datacentre Blackwell cuDNN's is said to be much
-faster (bfloat16, heads of 128, long rows: about 600 against 350 TFLOP/s, pytorch#142132), so there
-it is asked first. A backend that cannot serve a call, as cuDNN cannot serve float32, leaves it to
-the next. Rows whose number is no multiple of 128 stay with PyTorch's own order: the cuDNN of those
-versions may give wrong numbers for them (pytorch#169849).
+From version 2.11 on, PyTorch chooses cuDNN's attention by itself where that is fastest. Earlier
+versions choose FlashAttention 2. On Hopper and datacentre Blackwell, cuDNN's is reported to be much
+faster (bfloat16, heads of 128, long rows: about 600 against 350 TFLOP/s, pytorch#142132), so it
+comes first there. A backend that does not support a call, such as cuDNN in float32, is skipped.
+If the number of rows is not a multiple of 128, PyTorch's own order is kept: the cuDNN of those
+versions may give wrong results (pytorch#169849).
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ ORDER = [
     SDPBackend.MATH,
 ]
 CARDS = ((9, 0), (10, 0), (10, 3))  # compute capabilities: H100 and H200, B200, B300
-CHOOSES = "2.11"  # the first PyTorch that takes cuDNN's attention by itself
+CHOOSES = "2.11"  # the first PyTorch that chooses cuDNN's attention by itself
 TILE = 128  # rows
 
 
 def cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`ops.attention` by the first backend in ORDER that can; an `sdpa_kernel` around the call has
-    no say.
+    """`ops.attention` by the first backend in ORDER that supports it; an enclosing `sdpa_kernel` is
+    ignored.
     """
     if q.shape[2] % TILE or k.shape[2] % TILE:
         return attention(q, k, v)
@@ -40,19 +40,19 @@ def cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def best(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The attention for a device: `cudnn_first` or `ops.attention`."""
+    """The best attention for a device: `cudnn_first` or `ops.attention`."""
     if (
         device.type != "cuda"
         or torch.version.cuda is None
         or not torch.backends.cudnn.is_available()
-        or torch.__version__ >= CHOOSES  # by numbers, as TorchVersion compares
+        or torch.__version__ >= CHOOSES  # TorchVersion compares numerically
     ):
         return attention
     return cudnn_first if torch.cuda.get_device_capability(device) in CARDS else attention
 
 
 def with_best(ops: Ops, device: torch.device) -> Ops:
-    """The bundle with the attention for a device; one that somebody else has put in stays."""
+    """The bundle with the best attention for a device; a custom one is kept."""
     chosen = best(device)
     cross = chosen if ops.attention is attention else ops.attention
     within = chosen if ops.self_attention is attention else ops.self_attention
@@ -60,7 +60,7 @@ def with_best(ops: Ops, device: torch.device) -> Ops:
 
 
 def describe(ops: Ops) -> str:
-    """Which attention a bundle computes with, for people and for run.json."""
+    """The attention of a bundle in words, for people and for run.json."""
     known = {
         attention: "scaled_dot_product_attention",
         cudnn_first: "scaled_dot_product_attention, cuDNN first",

@@ -1,15 +1,15 @@
-"""CLIP's image encoder, which tells the image-to-video networks of Wan2.1 what is in a picture
-(official wan/modules/clip.py).
+"""CLIP's image encoder, whose features condition the image-to-video networks of Wan2.1 (official
+wan/modules/clip.py).
 
-A ViT-H/14: the picture, squeezed into 224 x 224 pixels, is cut into 16 x 16 patches; these and one
-row for the whole go through residual blocks of attention and feed-forward. The features are what
-enters the last of its 32 blocks, so that block and what follows it are not built, though they are
-in the file (`CLIP.unused`), as is CLIP's text encoder. Module and attribute names are those of the
+A ViT-H/14: the picture, resized to 224 x 224 pixels, is cut into 16 x 16 patches. These and a class
+token pass through residual blocks of attention and feed-forward. The features are the input of the
+last of its 32 blocks, so that block and all later layers are not built, although they are in the
+file (`CLIP.unused`), as is CLIP's text encoder. Module and attribute names are those of the
 official checkpoint.
 
 The official code runs it in float16 (weights, matrix products, residual stream; norms in float32).
-Here it computes in the dtype of its weights: `minicos.load` takes float16 beside networks in
-bfloat16, which is the default on a card, and float32 beside float32.
+Here it runs in the dtype of its weights: `minicos.load` uses float16 if the other networks are
+bfloat16, which is the default on a card, and float32 if they are float32.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ from minicos.weights.header import read_part, tensors
 from minicos.weights.load import load_into
 from minicos.weights.names import layout
 
-# Of the colours of the pictures that it was trained on.
+# Mean and deviation of the colours in CLIP's training data.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-EPS = 1e-5  # of its norms
+EPS = 1e-5  # of the layer norms
 
 
 class Attention(nn.Module):
@@ -81,7 +81,7 @@ class VisionTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """features = clip(image)."""
+    """The image encoder: `features = clip(image)`."""
 
     def __init__(self, cfg: CLIPConfig):
         super().__init__()
@@ -90,24 +90,24 @@ class CLIP(nn.Module):
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """How the names of tensors begin that are in its file and play no part."""
+        """Prefixes of tensors that are in the file but not used."""
         last_block = f"visual.transformer.{self.cfg.num_layers - 1}."
         return "textual.", "log_scale", "visual.head", "visual.post_norm.", last_block
 
     def forward(self, image: Tensor) -> Tensor:
-        """Images (b 3 H W) in [-1, 1], of any size -> features (b m d) float32, the first row for
-        the whole image.
+        """Features of images (b 3 H W) in [-1, 1] of any size: b m d float32. The first row belongs
+        to the class token, which stands for the whole image.
         """
         weight = self.visual.patch_embedding.weight
         return self.visual(pixels(image, self.cfg.image_size).to(weight)).float()
 
 
 def pixels(image: Tensor, size: int) -> Tensor:
-    """Images (b 3 H W) in [-1, 1] as CLIP is given them: bicubic to (b 3 size size) without
-    antialiasing or crop, normalised.
+    """Images (b 3 H W) in [-1, 1] as input of CLIP: resized bicubically to (b 3 size size), without
+    antialiasing or crop, and normalised.
 
-    wan/modules/clip.py, CLIPModel.visual. diffusers scales the shorter side and crops instead,
-    which gives other features.
+    Source: wan/modules/clip.py, CLIPModel.visual. diffusers scales the shorter side and crops
+    instead, which gives different features.
     """
     image = F.interpolate(image.float(), size=(size, size), mode="bicubic") * 0.5 + 0.5
     mean, std = (torch.tensor(x, device=image.device).view(3, 1, 1) for x in (MEAN, STD))
@@ -121,8 +121,8 @@ def load_clip(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> CLIP:
-    """The encoder of an official file, or of transformers' `CLIPVisionModel`. Raises MinicosError
-    as `load_into` does.
+    """Load the encoder from an official file, or from one of transformers' `CLIPVisionModel`.
+    Raises MinicosError as `load_into` does.
     """
     files = [source] if isinstance(source, Path) else list(source)
     with torch.device("meta"):
@@ -137,8 +137,8 @@ def load_clip(
 
 
 def _take_apart(clip: CLIP) -> None:
-    """Give a network on the meta device the parameters that transformers' files hold: q, k and v
-    apart, embeddings flat.
+    """Give a network on the meta device the parameters of transformers' files: separate q, k and v,
+    and flat embeddings.
     """
     visual: Any = clip.visual
     dim = clip.cfg.dim
@@ -150,7 +150,7 @@ def _take_apart(clip: CLIP) -> None:
 
 
 def _put_together(clip: CLIP) -> None:
-    """The official parameters again, now with weights."""
+    """Restore the official parameters, now with weights."""
 
     def frozen(x: Tensor) -> nn.Parameter:
         return nn.Parameter(x, requires_grad=False)

@@ -1,13 +1,17 @@
-"""What a video is conditioned on: a prompt and, for image-to-video, a first frame and perhaps a
-last one.
+"""What a video is conditioned on: a prompt and, for image-to-video, a first and perhaps a last
+frame.
 
-Wan tells the network about a first frame in one of two ways. Channel concatenation (I2V-A14B): the
-network's input is [latent, mask, latent of the image followed by grey frames], everything beside x
-on the channel axis; Wan2.1 adds what CLIP sees in the image, for cross-attention. Imposition
-(TI2V-5B): the first latent frame *is* the image's latent at every step, and its tokens are told
-timestep 0. Sources: wan/image2video.py, wan/first_last_frame2video.py (Wan2.1) and
-wan/textimage2video.py. How an image is made to fit is the preset's choice, since the official
-procedures and DiffSynth differ (`config.RESIZE`): `frame_size` says to which size, `fit` does it.
+Wan receives a first frame in one of two ways.
+
+- Channel concatenation (I2V-A14B): the network's input is [latent, mask, latent of the image
+  followed by grey frames] along the channels. Wan2.1 adds CLIP features of the image for
+  cross-attention.
+- Imposition (TI2V-5B): the first latent frame *is* the image's latent at every step, and the
+  timestep of its tokens is 0.
+
+Sources: wan/image2video.py, wan/first_last_frame2video.py (Wan2.1) and wan/textimage2video.py. The
+preset decides how an image is resized (`config.RESIZE`), since the official code and DiffSynth
+differ: `frame_size` computes the size, `fit` resizes.
 """
 
 import math
@@ -28,8 +32,8 @@ from minicos.vae import VAE
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Condition:
-    """All that stays the same from step to step, as the loop sees it; each kind of model adds what
-    its network needs.
+    """Everything that stays the same from step to step, as far as the loop needs it. Subclasses add
+    what the network of a model family needs.
     """
 
     shape: tuple[int, int, int, int, int]  # b c f h w of the latents
@@ -45,12 +49,12 @@ class Condition:
         )
 
     def impose(self, x: Tensor) -> Tensor:
-        """x with its first frame replaced by the imposed one, if there is one."""
+        """x with its first frame replaced by the imposed one, if there is one: b c f h w."""
         return x if self.first is None else torch.cat([self.first.to(x), x[:, :, 1:]], dim=2)
 
     def per_frame(self, value: float, device: torch.device | None = None) -> Tensor:
-        """sigma or timestep of every frame, 0 where a frame is imposed: 1 1 f 1 1 float32, or just
-        1 1 1 1 1 when all are equal.
+        """sigma or timestep of every frame, with 0 for an imposed frame: 1 1 f 1 1 float32, or
+        1 1 1 1 1 if all are equal.
         """
         if self.first is None:
             return torch.full((1, 1, 1, 1, 1), value, dtype=torch.float32, device=device)
@@ -59,7 +63,7 @@ class Condition:
         return out
 
     def take(self, index: Tensor | Sequence[int]) -> Self:
-        """Some samples of the batch, in the order of `index`, which may repeat them."""
+        """The samples in `index`, in that order; samples may repeat."""
         index, count = torch.as_tensor(index), self.shape[0]
         batched = {
             field.name: x[index.to(x.device)]
@@ -69,26 +73,26 @@ class Condition:
         return replace(self, shape=(len(index), *self.shape[1:]), **batched)
 
     def __getitem__(self, index: int | slice) -> Self:
-        """One sample as a batch of one, or several: `condition[0]`, `condition[2:]`."""
+        """One sample as a batch of one, or several samples: `condition[0]`, `condition[2:]`."""
         return self.take(torch.arange(self.shape[0])[index].reshape(-1))
 
     def repeat(self, count: int) -> Self:
-        """Every sample `count` times, one after the other: many seeds of a prompt encoded once."""
+        """Every sample `count` times in succession, e.g. to run many seeds of one prompt."""
         return self.take(torch.arange(self.shape[0]).repeat_interleave(count))
 
     def same_but_text(self, other: "Condition") -> bool:
-        """Whether the two differ at most in a prompt that enters a network through cross-attention
-        alone.
+        """Whether the two differ at most in a prompt that enters the network through
+        cross-attention alone.
 
-        False where that is not known, as here: then a pass of either condition is made where one
-        might have served both.
+        False if unknown, as in this base class. Callers then run a pass for each of the two
+        conditions, although one pass might serve both.
         """
         return False
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class WanCondition(Condition):
-    """What Wan is conditioned on; made by `Wan.condition`."""
+    """The condition of a Wan model; made by `Wan.condition`."""
 
     text: Tensor  # b t d'  rows of the prompt, zero beyond its length
     text_null: Tensor | None = None  # b t d'  rows of the negative prompt, for guidance
@@ -98,9 +102,7 @@ class WanCondition(Condition):
     )
 
     def branch(self, name: str) -> Tensor:
-        """The text rows of "cond" or "uncond". Raises MinicosError where there is no negative
-        prompt.
-        """
+        """The text rows of "cond" or "uncond". Raises MinicosError if there is no negative prompt."""
         if name == "cond":
             return self.text
         if self.text_null is None:
@@ -133,14 +135,16 @@ def frame_size(
     patch: int = 2,
     rule: str = "bicubic",
 ) -> tuple[int, int]:
-    """Height and width in pixels of a video that begins with an image. Both are multiples of stride
-    * patch.
+    """Height and width in pixels of a video that begins with an image; both are multiples of
+    stride * patch.
 
-    With an area, the image's aspect ratio at about that many pixels: rounded down (image2video.py),
-    or, where `rule` is "crop", the multiples within the area whose ratio is nearest
-    (best_output_size of wan/utils/utils.py). `area` None keeps the image's own size, where `rule`
-    is "pil" rounded up (DiffSynth), else as it is. Raises MinicosError where such a size does not
-    exist.
+    With an area, the result has the image's aspect ratio and about that many pixels. It is rounded
+    down (image2video.py), or for `rule` "crop" it is the pair of multiples within the area whose
+    ratio is nearest (best_output_size of wan/utils/utils.py). With `area` None the image keeps its
+    size, which for `rule` "pil" is rounded up (DiffSynth).
+
+    Raises:
+        MinicosError: there is no such size.
     """
     height, width = image_hw
     step = stride * patch
@@ -168,15 +172,15 @@ def frame_size(
 
 
 def _whole(side: float, stride: int, patch: int) -> int:
-    """A side rounded down to whole patches of latents, in pixels."""
+    """A side in pixels, rounded down to whole patches of latents."""
     return round(side // stride // patch * patch) * stride
 
 
 def _best_output_size(width: int, height: int, step: int, area: int) -> tuple[int, int]:
-    """Round the width down and fit the height into the area, or the other way round: the one of the
-    better ratio; 0, 0 if one fails.
+    """Fit a size into the area by rounding either width or height down first, and choose the better
+    aspect ratio; 0, 0 if neither works.
 
-    Written as the official code writes it: its roundings decide.
+    The order of operations is that of the official code, because its roundings matter.
     """
     ratio = width / height
     columns = (area * ratio) ** 0.5
@@ -198,12 +202,14 @@ def _best_output_size(width: int, height: int, step: int, area: int) -> tuple[in
 
 
 def fit(image: Tensor, size: tuple[int, int], rule: str = "bicubic") -> Tensor:
-    """An image (b 3 h w) in [0, 1] as a frame (b 3 *size) in [-1, 1], on the host, by a rule of
-    `config.RESIZE`.
+    """Resize an image (b 3 h w) in [0, 1] to a frame (b 3 *size) in [-1, 1] on the host, by a rule
+    of `config.RESIZE`.
 
-    "pil" and "crop" work on 8 bits per colour, as the codes do that they reproduce: on the levels
-    of the file that an image was read from, and with a result of 256 levels. Raises MinicosError
-    for another rule.
+    "pil" and "crop" work with 8 bits per colour, as the codes that they reproduce do: they round
+    the input to 256 levels, and so the result.
+
+    Raises:
+        MinicosError: there is no such rule.
     """
     image = image.cpu().float()
     if rule == "bicubic":
@@ -225,7 +231,7 @@ def fit(image: Tensor, size: tuple[int, int], rule: str = "bicubic") -> Tensor:
 def cover(
     image_hw: tuple[int, int], size: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The smallest size in the image's aspect ratio that covers `size`, and top and left of the
+    """The smallest size with the image's aspect ratio that covers `size`, and top and left of the
     centre crop (textimage2video.py).
     """
     scale = max(size[1] / image_hw[1], size[0] / image_hw[0])
@@ -234,25 +240,25 @@ def cover(
 
 
 def _pil(image: Tensor, size: tuple[int, int], resampling: Image.Resampling) -> Tensor:
-    """PIL's resize, antialiased, on 8 bits: (3 h w) in [0, 1] -> uint8 (3 *size)."""
+    """PIL's antialiased resize with 8 bits per colour: (3 h w) in [0, 1] -> uint8 (3 *size)."""
     levels = image.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     resized = Image.fromarray(levels).resize(size[::-1], resampling)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic, no antialiasing, no crop, as the official code does: (b 3 h w) in [-1, 1] -> (b 3
-    height width).
+    """Bicubic without antialiasing or crop, as in the official code: (b 3 h w) in [-1, 1] ->
+    (b 3 height width).
     """
     return F.interpolate(image, size=(height, width), mode="bicubic")
 
 
 def crop_like(image: Tensor, other: Tensor) -> Tensor:
-    """The largest middle part of `image` (b 3 h w) with the aspect ratio of `other` (b 3 h' w').
+    """The largest centre crop of `image` (b 3 h w) with the aspect ratio of `other` (b 3 h' w').
 
-    This is what the comments of first_last_frame2video.py say of a last frame whose size is not the
-    first one's. Its code skips the resize and takes width for height, so that the picture arrives
-    distorted; there minicos departs from it.
+    The comments of first_last_frame2video.py describe this for a last frame whose size differs
+    from the first one's. The code there skips the resize and exchanges width and height, which
+    distorts the picture; minicos deviates from it deliberately.
     """
     (height, width), (h, w) = image.shape[-2:], other.shape[-2:]
     rows, columns = min(height, round(width * h / w)), min(width, round(height * w / h))
@@ -261,11 +267,11 @@ def crop_like(image: Tensor, other: Tensor) -> Tensor:
 
 
 def known_frames(shape: tuple[int, ...], last: bool = False) -> Tensor:
-    """The mask channels (1 4 f h w): ones where a video frame is known, one channel for each of the
-    four that make a latent.
+    """The mask channels (1 4 f h w): 1 where a video frame is known, with one channel for each of
+    the four frames in a latent frame.
 
-    The first latent stands for the first frame alone, and is known in all four; of the last one, if
-    at all, only the last frame is.
+    The first latent frame holds only the first video frame and is known in all four channels. In
+    the last one, only the last frame can be known.
     """
     _, _, f, h, w = shape
     mask = torch.zeros(1, 4, f, h, w)
@@ -276,11 +282,11 @@ def known_frames(shape: tuple[int, ...], last: bool = False) -> Tensor:
 
 
 def image_channels(vae: VAE, image: Tensor, frames: int, last: Tensor | None = None) -> Tensor:
-    """y of channel concatenation: first frame, and perhaps last, (b 3 H W) in [-1, 1] -> (b 20 f
-    H/8 W/8).
+    """The channels y for concatenation: first and perhaps last frame (b 3 H W) in [-1, 1] ->
+    (b 20 f H/8 W/8). Unknown frames are mid-grey.
 
-    Unknown frames are mid-grey pixels. Raises MinicosError unless frames = 4n + 1, and 5 or more
-    with a last one.
+    Raises:
+        MinicosError: `frames` is not 4n + 1, or is less than 5 with a last frame.
     """
     check_frames(frames, vae.cfg.stride[0])
     if last is not None and frames == 1:
@@ -293,7 +299,7 @@ def image_channels(vae: VAE, image: Tensor, frames: int, last: Tensor | None = N
 
 
 def check_frames(frames: int, stride: int = 4) -> None:
-    """Raise MinicosError unless frames = 4n + 1, and no more than anyone needs."""
+    """Raise MinicosError unless frames = stride * n + 1 and at most MOST_FRAMES."""
     if not isinstance(frames, SupportsIndex):
         raise MinicosError(f"{frames!r} frames: it must be a whole number, {stride}n + 1")
     if frames < 1 or frames % stride != 1:

@@ -1,10 +1,10 @@
-"""What a Wan model is, as data: architectures (`VARIANTS`), models that share one (`FINETUNES`),
-ways of sampling (`PRESETS`).
+"""Wan models as data: architectures (`VARIANTS`), models that share an architecture (`FINETUNES`)
+and ways of sampling (`PRESETS`).
 
-A *variant* fixes tensor shapes and nothing else; a *preset* fixes how a condition is made and the
-loop is run, and nothing else. Sources: wan/configs/*.py of Wan2.2 (official), DiffSynth-Studio's
-WanVideoPipeline (the tools of the paper). This file imports no torch, so that `minicos inspect` can
-say what a checkpoint is in a fraction of a second.
+A *variant* fixes tensor shapes; a *preset* fixes how a condition is made and how the loop runs.
+Sources: wan/configs/*.py of Wan2.2 (official), and WanVideoPipeline of DiffSynth-Studio (the tools
+of the paper). This file does not import torch, so `minicos inspect` identifies a checkpoint in a
+fraction of a second.
 """
 
 import math
@@ -17,7 +17,7 @@ from minicos.errors import MinicosError, suggest
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Shapes of the diffusion transformer (official `WanModel`). Letters as everywhere: d width, n
+    """Shapes of the diffusion transformer (official `WanModel`). Letters as in `ops`: d width, n
     heads, t text rows.
     """
 
@@ -34,7 +34,7 @@ class DiTConfig:
     freq_dim: int = 256  # width of the time sinusoid
     eps: float = 1e-6
     patch_size: tuple[int, int, int] = (1, 2, 2)
-    # m, rows of CLIP features that cross-attention sees beside the text: 257 an image (Wan2.1)
+    # m, rows of CLIP features for cross-attention in addition to the text: 257 per image (Wan2.1)
     image_tokens: int = 0
     image_dim: int = 1280  # width of those features
 
@@ -50,7 +50,7 @@ class DiTConfig:
 
     @property
     def images(self) -> int:
-        """How many images cross-attention sees: none, 1 (the first frame) or 2 (first and last)."""
+        """The number of images that cross-attention sees: 0, 1 (first) or 2 (first and last)."""
         return self.image_tokens // CLIPConfig().tokens
 
 
@@ -87,7 +87,7 @@ VAE22_STD = (
 @dataclass(frozen=True)
 class VAEConfig:
     """Shapes of the causal 3D VAE (official `WanVAE_`), with the statistics of its latents. The
-    defaults are Wan2.1_VAE.
+    defaults are those of Wan2.1_VAE.
     """
 
     dim: int = 96
@@ -95,7 +95,7 @@ class VAEConfig:
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temporal_downsample: tuple[bool, ...] = (False, True, True)
-    dec_dim: int | None = None  # width of the decoder where it is not that of the encoder
+    dec_dim: int | None = None  # width of the decoder if it differs from the encoder's
     patch_size: int = 1  # pixels folded into channels, along height and width, before the encoder
     stage_shortcuts: bool = False  # a shortcut around every stage that changes size
     mean: tuple[float, ...] = VAE21_MEAN
@@ -141,11 +141,11 @@ class CLIPConfig:
     patch_size: int = 14
     dim: int = 1280
     num_heads: int = 16
-    num_layers: int = 32  # of its file; the features come from the last but one
+    num_layers: int = 32  # in its file; the features are the output of the last but one
 
     @property
     def tokens(self) -> int:
-        """m, rows of features: one for each patch, and one for the whole."""
+        """m, rows of features: one for each patch, and one for the whole image."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
@@ -173,25 +173,25 @@ VARIANTS: dict[str, DiTConfig] = {
     ),
 }
 
-# How many networks a variant has, where it is not one. The embedded model has one until its second
-# stage is trained.
+# Numbers of experts that a variant may have, if not just one. The embedded model has one until its
+# second stage is trained.
 EXPERTS: dict[str, tuple[int, ...]] = {
     "Wan2.2-I2V-A14B": (2,),
     "Wan2.2-T2V-A14B": (2,),
     "tiny": (1, 2),
 }
 
-# Models that differ from a variant in nothing that a file shows: never guessed, taken when they are
-# named (--variant).
+# Models whose files do not distinguish them from a variant: never guessed, used only by name
+# (--variant).
 FINETUNES: dict[str, str] = {
     "VBVR-Wan2.2": "Wan2.2-I2V-A14B",
     "Wan2.2-I2V-A14B-4step": "Wan2.2-I2V-A14B",
     "Wan2.2-T2V-A14B-4step": "Wan2.2-T2V-A14B",
     "ChronoEdit-14B": "Wan2.1-I2V-14B",
-    "Wan2.1-I2V-14B-720P": "Wan2.1-I2V-14B",  # also taken where a file or folder names 720p
+    "Wan2.1-I2V-14B-720P": "Wan2.1-I2V-14B",  # also chosen if a file or folder name contains 720p
 }
 
-# Put before the name of a variant: a network of its form in another size, sampled as it is.
+# Prefix to the name of a variant: a network of that form in another size, sampled like it.
 LIKE = "like "
 
 TINY_VAE = VAEConfig(
@@ -201,21 +201,21 @@ TINY_TEXT = TextConfig(
     vocab_size=96, dim=64, dim_attn=64, dim_ffn=128, num_heads=4, num_layers=2, text_len=16
 )
 
-# wan/configs/shared_config.py; the official code falls back to it when no negative prompt is given
+# wan/configs/shared_config.py; the official code uses it if no negative prompt is given
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
     "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
 
-# Far above what anyone needs, and low enough that a slip of the finger is refused before any work
+# Far above practical values, and low enough to refuse a typing error before any work starts
 MOST_STEPS, MOST_FRAMES = 10_000, 10_001
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A way of sampling. Experts are named, never ordered: the official code and diffusers order
-    their pairs differently.
+    """A way of sampling. Guidance is keyed by the expert's name, because the official code and
+    diffusers order their pairs differently.
     """
 
     solver: str  # "euler" | "unipc" | "dpmpp"
@@ -226,18 +226,18 @@ class Preset:
     residual_dtype: str = "float32"  # dtype of the residual stream when the weights are bf16
     loop_dtype: str = "float32"  # of latent, guidance and timestep; "bfloat16" as DiffSynth
     negative_prompt: str = NEGATIVE_PROMPT
-    image: str = "none"  # how a first frame is told, see `IMAGE`
-    resize: str = "bicubic"  # and how it is made to fit, see `RESIZE`
+    image: str = "none"  # how the network receives a first frame, see `IMAGE`
+    resize: str = "bicubic"  # how that frame is resized, see `RESIZE`
     area: int | None = (
         832 * 480
     )  # pixels of a frame, in the image's aspect ratio; None keeps the image's size
-    size: tuple[int, int] = (480, 832)  # height and width where no image decides
+    size: tuple[int, int] = (480, 832)  # height and width if there is no image
     frames: int = 81  # 4n + 1
     fps: int = 16
     time_skip: int | None = (
-        None  # ChronoEdit: where the second of two latent frames stands on the time axis of RoPE
+        None  # ChronoEdit: position of the second of two latent frames on the time axis of RoPE
     )
-    # where noise is drawn: "cpu" alike on every machine, "cuda" as the official code does
+    # where noise is drawn: "cpu", equal on every machine, or "cuda", as in the official code
     noise_device: str = "cpu"
 
     @property
@@ -247,14 +247,15 @@ class Preset:
 
     @property
     def needs_image(self) -> bool:
-        """Whether a first frame must be given: TI2V also makes a video from text alone."""
+        """Whether a first frame must be given; TI2V also makes videos from text alone."""
         return self.image in ("channels", "first and last")
 
     def changed(self, **changes: Any) -> "Preset":
-        """The preset with some fields changed; a number as guidance is that of both experts.
+        """The preset with some fields changed. A number as guidance applies to both experts.
 
-        Raises MinicosError for a field that there is not, for numbers that are not finite, and for
-        a loop in bfloat16 under another solver than Euler, or in another dtype.
+        Raises:
+            MinicosError: there is no such field, a number is not finite, or the loop's dtype is
+                unknown or not supported by the solver (bfloat16 needs Euler).
         """
         names = [f.name for f in fields(self)]
         for name in changes:
@@ -281,16 +282,16 @@ class Preset:
 
     @property
     def guided(self) -> bool:
-        """Whether any expert has a second pass, the one of the negative prompt."""
+        """Whether any expert needs a second pass with the negative prompt."""
         return any(g != 1 for g in self.guidance.values())
 
     def check_inputs(
         self, variant: str, prompts: Sequence[str | None], image: bool, last: bool
     ) -> None:
-        """Raise MinicosError for an empty prompt, or where a first or a last frame is missing or
-        too much.
+        """Raise MinicosError for an empty prompt, and for a first or last frame that is missing or
+        not accepted.
 
-        None is no prompt, asked for; an empty one is taken for a slip.
+        None explicitly means no prompt; an empty prompt is taken for a mistake.
         """
         for prompt in prompts or [""]:
             if not isinstance(prompt, str | None):
@@ -336,7 +337,7 @@ _COS = Preset(
     residual_dtype="bfloat16",
     resize="pil",
 )
-_COS_IMAGE = _COS.changed(image="channels", area=None)  # videos keep the size of their first frame
+_COS_IMAGE = _COS.changed(image="channels", area=None)  # videos have the size of their first frame
 _4STEP = _OFFICIAL.changed(  # lightx2v
     solver="euler", steps=4, guidance={"high": 1.0, "low": 1.0}, negative_prompt=""
 )
@@ -346,13 +347,13 @@ _CHRONO = _OFFICIAL21.changed(
 )
 _TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "image": "channels"}
 
-# Variant -> name -> preset; the first is the default. "official" is what Wan's own code does when
-# nothing is said. "cos" is the paper's tools as they are called: DiffSynth's pipeline with the
-# official negative prompt. Two departures, with their size in a small model:
-#   latents, guidance and timesteps are float32, where the tools compute them in bfloat16: 4.8e-2 of
-#   the final latents (mazes, embedded model in bfloat16). loop_dtype="bfloat16" does as they do;
-#   the picture is encoded whole, where the tools encode it in tiles of 30x52 latents, stride 15x26:
-#   1.1e-2 of its latents. No option does as they do.
+# Variant -> name -> preset; the first is the default. "official" follows the defaults of Wan's own
+# code. "cos" follows the paper's tools as they are called: DiffSynth's pipeline with the official
+# negative prompt. It differs from them in two ways, whose size was measured in a small model:
+#   latents, guidance and timesteps are float32, where the tools use bfloat16: 4.8e-2 of the final
+#   latents (mazes, embedded model in bfloat16). loop_dtype="bfloat16" follows the tools;
+#   the picture is encoded whole, where the tools use tiles of 30x52 latents with stride 15x26:
+#   1.1e-2 of its latents. There is no option to follow the tools.
 PRESETS: dict[str, dict[str, Preset]] = {
     "Wan2.2-I2V-A14B": {"official": _OFFICIAL.changed(image="channels"), "cos": _COS_IMAGE},
     "Wan2.2-T2V-A14B": {
@@ -380,11 +381,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
             negative_prompt=_CUT + NEGATIVE_PROMPT,
         )
     },
-    # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image; "reasoning" also makes
-    # the way there (and is published to decode latents 0 and 7 by themselves). From
-    # nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; rope_temporal_skip_len 8 of its
-    # network: two frames stand at 0 and 7. CLIP sees the picture as in Wan; their diffusers
-    # pipeline crops it.
+    # nvidia/ChronoEdit-14B-Diffusers: the last frame is the edited image. "reasoning" also makes
+    # the intermediate frames (the published code decodes latents 0 and 7 separately). From
+    # nv-tlabs/ChronoEdit, scripts/run_inference_diffusers.py; its rope_temporal_skip_len of 8
+    # puts two latent frames at positions 0 and 7. CLIP receives the picture as in Wan; their
+    # diffusers pipeline crops it.
     "ChronoEdit-14B": {"official": _CHRONO, "reasoning": _CHRONO.changed(frames=29, fps=8)},
     "tiny": {
         "tiny": _OFFICIAL.changed(
@@ -393,22 +394,22 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "official": _OFFICIAL.changed(**_TINY),
         "cos": _COS.changed(**_TINY),
     },
-    # Video-Reason/VBVR-Wan2.2: its tools run 50 Euler steps with 0.875, and it was trained with the
-    # boundary at 0.8997.
+    # Video-Reason/VBVR-Wan2.2: its tools run 50 Euler steps with boundary 0.875, but it was trained
+    # with 0.8997.
     "VBVR-Wan2.2": {"cos": _COS_IMAGE, "trained": _COS_IMAGE.changed(boundary=0.8997)},
     "Wan2.2-I2V-A14B-4step": {"official": _4STEP.changed(image="channels")},
     "Wan2.2-T2V-A14B-4step": {"official": _4STEP},
 }
 PRESETS["Wan2.1-T2V-1.3B"] = PRESETS["Wan2.1-T2V-14B"]
-PRESETS["Wan2.1-I2V-14B-720P"] = {  # the official generate.py shifts by 3 at 480p alone
+PRESETS["Wan2.1-I2V-14B-720P"] = {  # the official generate.py uses shift 3 at 480p only
     "official": replace(PRESETS["Wan2.1-I2V-14B"]["official"], shift=5.0, area=720 * 1280),
     "cos": PRESETS["Wan2.1-I2V-14B"]["cos"],
 }
 
 
 def get_preset(variant: str, name: str | None = None) -> Preset:
-    """The preset `name` of a variant (its first one by default). Raises MinicosError naming the
-    possible ones.
+    """The preset `name` of a variant (by default its first one). Raises MinicosError with the
+    possible names.
     """
     table = PRESETS.get(variant.removeprefix(LIKE))
     if table is None:
@@ -421,4 +422,4 @@ def get_preset(variant: str, name: str | None = None) -> Preset:
     return table[name]
 
 
-preset = get_preset  # its former name, which scripts import
+preset = get_preset  # its former name, which scripts still import

@@ -1,15 +1,14 @@
-"""The diffusion transformer of Wan2.2 (official wan/modules/model.py), with every hook point in
-sight.
+"""The diffusion transformer of Wan2.2 (official wan/modules/model.py), with all its hook points.
 
-Read `DiT.forward`: latents are cut into patches (tokens), text and timestep are embedded, forty
-blocks follow, a head turns tokens back into a velocity. `hooks("name", tensor)` marks a point where
-a reader of the network may look or intervene. The image-to-video networks of Wan2.1 also look at a
-picture, through CLIP: `ImageEmbedding` and the end of `CrossAttention`. Modules carry the names of
-the official checkpoint, so its weights load without a map.
+Start with `DiT.forward`: latents are cut into patches (tokens), text and timestep are embedded,
+forty blocks follow, and a head turns the tokens into a velocity. `hooks("name", tensor)` marks a
+hook point. The image-to-video networks of Wan2.1 also attend to CLIP features of the picture: see
+`ImageEmbedding` and the end of `CrossAttention`. Modules have the names of the official
+checkpoint, so its weights load without a map.
 
-Precision follows the official policy: matrix products in the dtype of the weights (float32 or
-bfloat16); timestep embedding, modulation, norms and head in float32; residual stream in float32 or,
-as DiffSynth does it, in bfloat16 (`residual_dtype`).
+Precision follows the official policy. Matrix products run in the dtype of the weights (float32 or
+bfloat16). Timestep embedding, modulation, norms and head run in float32. The residual stream is
+float32 or, as in DiffSynth, bfloat16 (`residual_dtype`).
 """
 
 from collections.abc import Callable, Iterable
@@ -28,7 +27,7 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.ops import REFERENCE, Ops, layer_norm, rope, sinusoid
 
-# Parameters whose name contains one of these stay in float32 whatever the dtype of the rest.
+# Parameters whose name contains one of these stay in float32 when the others are bfloat16.
 FLOAT32 = (
     "time_embedding",
     "time_projection",
@@ -42,14 +41,14 @@ FLOAT32 = (
 
 
 class Linear(nn.Linear):
-    """A linear layer that computes in the dtype of its weights, whatever it is given."""
+    """A linear layer that casts its input to the dtype of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
-    """The weight of an RMS norm; the mathematics is in ops."""
+    """The weight of an RMS norm; the computation is in `ops`."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -57,7 +56,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """A layer norm with affine parameters, computed in float32; the mathematics is in ops."""
+    """A layer norm with affine parameters, computed in float32 by `ops.layer_norm`."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -70,9 +69,7 @@ class LayerNorm(nn.Module):
 
 
 class ImageEmbedding(nn.Module):
-    """CLIP features as rows that cross-attention can look at (official `MLPProj`): b m d' -> b m
-    d.
-    """
+    """Project CLIP features to rows for cross-attention (official `MLPProj`): b m d' -> b m d."""
 
     def __init__(self, cfg: DiTConfig):
         super().__init__()
@@ -83,19 +80,19 @@ class ImageEmbedding(nn.Module):
             Linear(cfg.image_dim, cfg.dim),
             LayerNorm(cfg.dim, eps=1e-5),
         )
-        # Where there are two images, a position tells the rows of the first from those of the last.
+        # With two images, a position embedding distinguishes the rows of the first and the last.
         position = torch.zeros(1, cfg.image_tokens, cfg.image_dim)
         self.emb_pos = nn.Parameter(position) if cfg.images == 2 else None
 
     def forward(self, clip: Tensor) -> Tensor:
-        """CLIP features b m d' -> b m d, float32."""
+        """Project CLIP features (b m d') to float32 rows (b m d)."""
         clip = clip.float()
         return self.proj(clip if self.emb_pos is None else clip + self.emb_pos)
 
 
 class Attention(nn.Module):
-    """What self- and cross-attention share: projections, and norms of q and k over the full width,
-    before heads are split.
+    """Base of self- and cross-attention: projections, and norms of q and k over the full width,
+    before the split into heads.
     """
 
     def __init__(self, cfg: DiTConfig, ops: Ops):
@@ -105,19 +102,19 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = RMSNorm(cfg.dim), RMSNorm(cfg.dim)
 
     def heads(self, x: Tensor) -> Tensor:
-        """b l (n k) -> b n l k. By the tensor's own methods: sixty einops calls are 5 % of a small
+        """b l (n k) -> b n l k. Uses tensor methods: sixty einops calls would take 5 % of a small
         network's pass.
         """
         return x.unflatten(-1, (self.cfg.num_heads, -1)).transpose(1, 2)
 
 
 class SelfAttention(Attention):
-    """Every token looks at every token; positions enter as rotations of q and k (RoPE,
-    arXiv:2104.09864, over f, h, w).
+    """Attention between all tokens; positions enter as rotations of q and k over f, h and w
+    (RoPE, arXiv:2104.09864).
     """
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], hooks: Hooks = NO_HOOKS) -> Tensor:
-        """x b l d, angles cos and sin, each l k/2 -> b l d."""
+        """x (b l d) and angles (cos and sin, each l k/2) -> b l d."""
         n, eps = self.cfg.num_heads, self.cfg.eps
         weights = self.norm_q.weight, self.norm_k.weight
         q, k = self.ops.rms_rope(self.q(x), self.k(x), *weights, angles, n, eps)
@@ -129,8 +126,8 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Every token looks at the text and, in Wan2.1's image-to-video networks, with the same query
-    at the image.
+    """Attention of the tokens to the text and, in Wan2.1's image-to-video networks, with the same
+    queries to the image.
     """
 
     def __init__(self, cfg: DiTConfig, ops: Ops):
@@ -145,7 +142,7 @@ class CrossAttention(Attention):
     def forward(
         self, x: Tensor, text: Tensor, image: Tensor | None, hooks: Hooks = NO_HOOKS
     ) -> Tensor:
-        """x b l d, text b t d, image b m d -> b l d."""
+        """x (b l d), text (b t d) and image (b m d) -> b l d."""
         q = hooks("q", self.heads(self._normed(self.q(x), self.norm_q)))  # b n l k
         k = hooks("k", self.heads(self._normed(self.k(text), self.norm_k)))  # b n t k
         v = hooks("v", self.heads(self.v(text)))  # b n t k
@@ -160,14 +157,13 @@ class CrossAttention(Attention):
 
 
 class Block(nn.Module):
-    """Three sub-layers on the residual stream x (official `WanAttentionBlock`), in the published
-    formulas:
+    """Three sub-layers on the residual stream x (official `WanAttentionBlock`):
 
         x = x + gate · self_attn((1 + scale) · LN(x) + shift)
         x = x + cross_attn(norm3(x))
         x = x + ffn_gate · ffn((1 + ffn_scale) · LN(x) + ffn_shift)
 
-    LN has no parameters of its own; the six vectors come from the timestep (adaLN-Zero,
+    LN has no parameters. The six modulation vectors come from the timestep (adaLN-Zero,
     arXiv:2212.09748, section 3.2).
     """
 
@@ -191,8 +187,8 @@ class Block(nn.Module):
         angles: tuple[Tensor, Tensor],
         hooks: Hooks = NO_HOOKS,
     ) -> Tensor:
-        """x b l d, text b t d, image b m d, time b g 6 d -> b l d. An addition and the norm after
-        it are one operation.
+        """x (b l d), text (b t d), image (b m d) and time (b g 6 d) -> b l d. Each addition is
+        fused with the norm that follows it.
         """
         ops, eps, norm3 = self.ops, self.eps, self.norm3
         stream, dtype = self.residual_dtype, self.ffn[0].weight.dtype
@@ -215,7 +211,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """A modulated norm, and the velocity of each token's patch (official `Head`)."""
+    """A modulated norm and a projection to the velocity of each token's patch (official `Head`)."""
 
     def __init__(self, cfg: DiTConfig, ops: Ops):
         super().__init__()
@@ -225,16 +221,17 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, cfg.dim) / cfg.dim**0.5)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x b l d, time b g d -> b l (pf ph pw c), float32."""
+        """x (b l d) and time (b g d) -> b l (pf ph pw c), float32."""
         shift, scale = (self.modulation + time.unsqueeze(2)).unbind(2)
         return self.head(self.ops.modulated_norm(x, scale, shift, self.eps))
 
 
 class DiT(nn.Module):
-    """velocity = dit(x, timestep, text, y, clip).
+    """The network: `velocity = dit(x, timestep, text, y, clip)`.
 
-    residual_dtype  of the residual stream
-    time_skip       of ChronoEdit's rotary embedding, see `ops.rope`
+    Args:
+        residual_dtype: dtype of the residual stream.
+        time_skip: position of the second latent frame in ChronoEdit, see `ops.rope`.
     """
 
     def __init__(
@@ -259,12 +256,12 @@ class DiT(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(cfg.dim, 6 * cfg.dim))
         self.blocks = nn.ModuleList(Block(cfg, ops, residual_dtype) for _ in range(cfg.num_layers))
         self.head = Head(cfg, ops)
-        self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last run
+        self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last pass
         self._in_turn: Callable[[nn.ModuleList], Iterable[nn.Module]] = iter
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrices; what FLOAT32 names is float32."""
+        """The dtype of the matrices; parameters named in `FLOAT32` are float32."""
         return self.patch_embedding.weight.dtype
 
     def forward(
@@ -277,24 +274,30 @@ class DiT(nn.Module):
         hooks: Hooks = NO_HOOKS,
         stop_at_layer: int | None = None,
     ) -> Tensor:
-        """The velocity noise - x0 at latents x.
+        """The velocity (noise - x0) at latents x.
 
-        x         b c f h w  latents
-        timestep  b or b f   in 0..1000, one per sample or one per latent frame; not in bfloat16
-        text      b t d'     rows of the text encoder, zero beyond the prompt (the zero rows take
-                  part in attention)
-        y         b 20 f h w mask and image latents of image-to-video, concatenated behind x
-        clip      b m d'     Wan2.1 image-to-video: CLIP features of the first image (m = 257), or
-                  of first and last (514)
-        returns   b c f h w  float32; with `stop_at_layer`, the stream b l d that enters that block
-                  (no later one is computed)
+        Args:
+            x: latents, b c f h w.
+            timestep: in 0..1000, one per sample (b) or one per latent frame (b f); float32, since
+                bfloat16 is too coarse.
+            text: rows of the text encoder, b t d'. Rows beyond the prompt are zero, and attention
+                includes them.
+            y: mask and image latents of image-to-video, b 20 f h w, concatenated to x along the
+                channels.
+            clip: CLIP features of the first image (m = 257) or of first and last image (m = 514),
+                b m d'; Wan2.1 image-to-video only.
+            stop_at_layer: return the residual stream that enters this block instead, and skip the
+                block and all later ones.
+
+        Returns:
+            The velocity, b c f h w, float32; with `stop_at_layer` the stream, b l d.
         """
         x = self._with_condition(x, y)
         self._check_clip(clip)
         tokens = self.patch_embedding(x.to(self.patch_embedding.weight.dtype))  # b d f h w
         f, h, w = grid = tuple(tokens.shape[2:])
         hooks = hooks.at(grid=grid)
-        # contiguous: else every block would work on a transposed stream
+        # contiguous, or every block would work on a transposed stream
         tokens = hooks("embed", rearrange(tokens, "b d f h w -> b (f h w) d").contiguous())
         text = hooks("text", self.text_embedding(text))  # b t d
         image = None if clip is None else hooks("image", self.img_emb(clip))  # b m d
@@ -342,21 +345,21 @@ class DiT(nn.Module):
             )
 
     def _rope(self, grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """The rotation of each token, built once per grid and device."""
+        """The rotation of each token, built once for each grid and device."""
         if (grid, device) not in self._angles:
             cos, sin = rope(grid, self.cfg.head_dim, time_skip=self.time_skip)
             self._angles = {(grid, device): (cos.to(device), sin.to(device))}
         return self._angles[grid, device]
 
     def stream_blocks(self, stream: Callable[[Iterable[nn.Module]], Iterable[nn.Module]]) -> None:
-        """In every pass, take the blocks from `stream(blocks)`, which brings the weights of each
-        when it is its turn (`stream.Streamer`).
+        """In every pass, take the blocks from `stream(blocks)`, which loads the weights of each
+        block just before it runs (`stream.Streamer`).
         """
         self._in_turn = stream
 
     def compile_blocks(self) -> "DiT":
-        """Compile each block (not the model: block outputs are hooked outside any graph). Watched
-        blocks keep running eagerly.
+        """Compile each block. The model as a whole is not compiled, so hooks on block outputs work;
+        blocks with hooks inside them run eagerly.
         """
         for block in self.blocks:
             block.compile()
@@ -364,11 +367,10 @@ class DiT(nn.Module):
 
 
 def watched(block: nn.Module, inside: Hooks, grad: bool = False) -> Callable[..., Tensor]:
-    """The block's call, in eager mode when a hook looks inside it: a compiled graph has no place
-    for hooks.
+    """The call of a block, eager if a hook looks inside it: a compiled graph cannot call hooks.
 
-    Where gradients flow through frozen weights (`grad`), a block that nobody watches is computed
-    again in the backward pass instead of kept: forty blocks of a long video do not fit in memory.
+    With `grad`, a block without hooks inside is recomputed in the backward pass (activation
+    checkpointing), since the activations of forty blocks of a long video do not fit in memory.
     """
     if not inside:
         frozen = not next(block.parameters()).requires_grad

@@ -1,4 +1,4 @@
-"""Hooks: functions that see, and may replace, any named tensor of a forward pass.
+"""Hooks: functions that observe, and may replace, any named tensor of a forward pass.
 
 A hook is an argument of the call, not state on the model, so nothing has to be reset:
 
@@ -6,9 +6,9 @@ A hook is an argument of the call, not state on the model, so nothing has to be 
                     .on("blocks.20.self_attn", zero, step=range(5), branch="cond"))
     for step in wan.sample(condition, hooks=hooks): ...
 
-A hook is called with the tensor and its `Site` and returns None to observe or a tensor to replace.
-`a + b` runs a's hooks before b's, and each sees what the one before it returned: that is the whole
-rule of composition.
+A hook is called with the tensor and its `Site`. It returns None to observe or a tensor to replace.
+`a + b` runs a's hooks before b's; each hook receives the result of the one before it. There is no
+other rule of composition.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -24,30 +24,30 @@ from minicos.errors import MinicosError, suggest
 
 @dataclass(frozen=True)
 class Site:
-    """Where and when a tensor is seen."""
+    """Where and when a hook is called."""
 
     name: str = ""  # "blocks.12.ffn"
     step: int = 0  # counted from 0
     sigma: float = 0.0
     expert: str = ""  # "high" | "low"
-    branch: str = ""  # a pass of the model: "cond", "uncond", or one that it names itself
+    branch: str = ""  # pass of the model: "cond", "uncond", or a name that the model chooses
     grid: tuple[int, int, int] = (0, 0, 0)  # f, h, w
-    # which of the f*h*w tokens the tensor holds: all of them, unless sharded (Python 3.11 cannot
-    # hash a slice)
+    # the tokens of the f*h*w grid that the tensor holds: all of them unless sharded (Python 3.11
+    # cannot hash a slice)
     tokens: slice = field(default_factory=lambda: slice(None), hash=False)
-    # where the video is among the tokens that the tensor holds: all of them are, but where text and
-    # video attend jointly
+    # position of the video among the tensor's tokens: all of them, unless text and video attend
+    # jointly
     video: slice = field(default_factory=lambda: slice(None), hash=False)
 
 
 _FIELDS = frozenset(field.name for field in fields(Site))
 Hook = Callable[[Tensor, Site], Tensor | None]
-WHEN = ("step", "expert", "branch")  # what a rule may be limited to
+WHEN = ("step", "expert", "branch")  # what a rule can be limited to
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One hook, the points it looks at and the moments it is limited to (None: always)."""
+    """One hook, the points that it applies to, and the moments it is limited to (None: always)."""
 
     pattern: tuple[str, ...]
     hook: Hook
@@ -56,12 +56,12 @@ class Rule:
     branch: Container | None = None
 
     def accepts(self, where: Mapping[str, object]) -> bool:
-        """Whether the rule can fire where step, expert or branch are as given."""
+        """Whether the rule can apply at the given step, expert or branch."""
         limits = ((getattr(self, k), where[k]) for k in WHEN if k in where)
         return all(limit is None or value in limit for limit, value in limits)
 
     def limits(self) -> str:
-        """In words: it is limited to step 99 and branch uncond."""
+        """The limits in words: it is limited to step 99 and branch uncond."""
         given = {k: getattr(self, k) for k in WHEN if getattr(self, k) is not None}
         words = (
             f"{k} {v[0] if isinstance(v, tuple) and len(v) == 1 else v}" for k, v in given.items()
@@ -72,7 +72,7 @@ class Rule:
         return len(name) == len(self.pattern) and self.inside(name)
 
     def inside(self, prefix: tuple[str, ...]) -> bool:
-        """Whether the pattern begins with `prefix`; `*` stands for exactly one dotted segment."""
+        """Whether the pattern begins with `prefix`; `*` matches exactly one dotted segment."""
         return all(p in ("*", n) for p, n in zip(self.pattern, prefix, strict=False)) and len(
             prefix
         ) <= len(self.pattern)
@@ -80,8 +80,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Hooks:
-    """An immutable list of rules, together with what is known so far about where we are. Falsy
-    when no rule is left.
+    """An immutable list of rules, together with what is known so far about the current site.
+
+    Falsy if no rule is left.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -97,11 +98,22 @@ class Hooks:
         branch: str | None = None,
         layers: SupportsIndex | Iterable[SupportsIndex] | None = None,
     ) -> "Hooks":
-        """Add a hook on every point that `pattern` names, limited to a step or several (any whole
-        numbers), expert and branch. Points, experts and branches are the model's: `check` refuses
-        others when a run begins. Raises MinicosError for a hook that cannot be called.
+        """Add a hook on every point that `pattern` matches.
 
-        layers  only these blocks: of "blocks.*.ffn" the feed-forwards, of "blocks" the outputs
+        `check` compares points, steps, experts and branches with the model when a run begins.
+
+        Args:
+            pattern: a dotted name, in which `*` matches exactly one segment: "blocks.*.ffn".
+            hook: a function of tensor and `Site` that returns None or the tensor to use instead.
+            step: the step or steps at which the hook runs, counted from 0; None: all.
+            expert: "high" or "low"; None: both.
+            branch: "cond", "uncond" or another pass of the model; None: all.
+            layers: the blocks at which the hook runs, for patterns such as "blocks.*.ffn" or
+                "blocks" (the outputs of the blocks); None: all.
+
+        Raises:
+            MinicosError: `hook` is not callable, a step is not a whole number, or `layers` is given
+                for a pattern without blocks.
         """
         if not callable(hook):
             raise MinicosError(f"a hook is a function of tensor and site, not {hook!r}")
@@ -123,10 +135,11 @@ class Hooks:
         return bool(self.rules)
 
     def at(self, **where: Any) -> "Hooks":
-        """The rules that can fire where `where` (fields of Site) holds; NO_HOOKS when there is
+        """The rules that can apply where `where` (fields of `Site`) holds; NO_HOOKS if there are
         none.
 
-        Raises MinicosError for a field that Site does not have.
+        Raises:
+            MinicosError: `Site` has no such field.
         """
         for name in where.keys() - _FIELDS:
             raise MinicosError(f"a site has no {name!r}{suggest(name, sorted(_FIELDS))}")
@@ -134,8 +147,8 @@ class Hooks:
         return Hooks(rules, replace(self.site, **where)) if rules else NO_HOOKS
 
     def scope(self, name: str) -> "Hooks":
-        """The rules about points inside the module `name`, e.g. "blocks.3"; its own output does
-        not count.
+        """The rules for points inside the module `name`, e.g. "blocks.3", but not for its own
+        output.
         """
         prefix = tuple(name.split("."))
         rules = tuple(
@@ -146,7 +159,7 @@ class Hooks:
         return Hooks(rules, replace(self.site, name=self._name(name))) if rules else NO_HOOKS
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
-        """Pass a tensor through the hooks on the point `name` (relative to the scope): this call
+        """Pass a tensor through the hooks on the point `name` (relative to the scope). This call
         *is* the hook point.
         """
         if not self.rules:
@@ -171,12 +184,12 @@ class Hooks:
         return any(rule.matches(parts) for rule in self.rules)
 
     def replaced(self, name: str, x: Tensor) -> Tensor | None:
-        """What hooks have made of x at the point `name`; None where they left it as it was, so that
-        what has been computed from x still holds.
+        """The tensor that hooks return for x at the point `name`; None if no hook replaced or
+        changed x, so that values already computed from x remain valid.
         """
         if not self.watches(name):
             return None
-        version = -1 if x.is_inference() else x._version  # it counts changes in place
+        version = -1 if x.is_inference() else x._version  # counts in-place changes
         y = self(name, x)
         same = y is x and not x.is_inference() and x._version == version
         return None if same else y
@@ -184,11 +197,14 @@ class Hooks:
     def check(
         self, points: Iterable[str], moments: Iterable[Mapping[str, object]] | None = None
     ) -> None:
-        """Raise MinicosError if a rule can never fire: called before any step runs.
+        """Check, before a run, that every rule can apply at some point of it.
 
-        points   the names there are; a pattern that matches none is told with near matches
-        moments  {"step": i, "expert": e, "branch": b} of every forward pass of a run; each rule
-                 must accept one of them
+        Args:
+            points: the names of the model's hook points.
+            moments: {"step": i, "expert": e, "branch": b} of every forward pass of the run.
+
+        Raises:
+            MinicosError: a pattern matches no hook point, or a rule applies to none of the passes.
         """
         names = list(points)
         split = [tuple(n.split(".")) for n in names]
@@ -210,7 +226,7 @@ class Hooks:
 
 
 def _numbers(step: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """One number or several; a generator is read once, and numbers of numpy become Python's."""
+    """One number or several as a tuple of ints; accepts generators and numpy integers."""
     with suppress(TypeError):
         return (index(step),)  # type: ignore[arg-type]
     try:
@@ -220,7 +236,7 @@ def _numbers(step: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
 
 
 def _extent(moments: list[Mapping[str, object]]) -> str:
-    """In words: this run has steps 0 to 19, expert high, branch cond."""
+    """The passes of a run in words: this run has steps 0 to 19, expert high, branch cond."""
     steps, experts, branches = ([*dict.fromkeys(str(m[k]) for m in moments)] for k in WHEN)
     return (
         f"and this run has steps {steps[0]} to {steps[-1]}, expert {' and '.join(experts)},"

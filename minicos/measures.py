@@ -1,8 +1,8 @@
-"""What analyses measure inside a network, as pure functions: energies of tokens, means over seeds,
+"""What analyses measure inside a network, as pure functions: token energies, means over seeds, and
 where attention goes.
 
-The definition of correct, like `ops`, and of the same letters; `ops.Ops` bundles these functions
-with those of the network, and most have a Triton twin in `minicos.kernels`.
+Like `ops`, this file defines what is correct, and uses the same letters. `ops.Ops` bundles these
+functions with those of the network; most have a Triton kernel in `minicos.kernels`.
 """
 
 import torch
@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-MOST_SCORES = 1 << 26  # numbers held at a time where scores are written down: 268 MB
+MOST_SCORES = 1 << 26  # attention scores held at a time: 268 MB
 
 
 def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
     """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l)
-    float32. The paper's token energy.
+    float32. This is the paper's token energy.
 
-    `out`, where given, receives the result and is returned: a row of a buffer over steps and
+    `out`, if given, receives the result and is returned, e.g. a row of a buffer over steps and
     layers.
     """
     if (
         out is not None and out.shape != x.shape[:-1]
-    ):  # torch would resize it, over the rows that follow
+    ):  # torch would resize it and overwrite the rows that follow
         raise ValueError(
             f"token_energy: out must be float32 {tuple(x.shape[:-1])}, not {tuple(out.shape)}"
         )
@@ -30,11 +30,17 @@ def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def stream_energy(x: Tensor, before: Tensor, mean: Tensor, kept: Tensor) -> Tensor:
-    """Three energies of every token of a residual stream: ||x||, ||(x - mean) kept|| and
-    ||x - before||, computed in float32.
+    """Three energies of every token of a residual stream, computed in float32: ||x||,
+    ||(x - mean) kept|| and ||x - before||.
 
-    x and before l d: the stream after a block and before it; mean and kept d float32: a token to
-    subtract, and a factor for each channel, 0 for those left out -> 3 l float32.
+    Args:
+        x: the stream after a block, l d.
+        before: the stream before the block, l d.
+        mean: a token to subtract, d float32.
+        kept: a factor for each channel, 0 for the excluded ones, d float32.
+
+    Returns:
+        The three energies, 3 l float32.
     """
     h = x.float()
     parts = h, (h - mean) * kept, h - before.float()
@@ -42,13 +48,13 @@ def stream_energy(x: Tensor, before: Tensor, mean: Tensor, kept: Tensor) -> Tens
 
 
 def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = None) -> Tensor:
-    """h <- (1 - alpha) h + alpha mean(h), the mean taken over the seeds of each case: (case seed)
+    """h <- (1 - alpha) h + alpha mean(h), with the mean over the seeds of each case: (case seed)
     ... -> the same shape and dtype.
 
     The batch axis holds the `seeds` rows of the first case, then those of the second, and so on.
-    Rows are added in their order, divided and blended in float32; rounded once, to x's dtype, at
-    the end. alpha = 0 and seeds = 1 give x, bit for bit. `out`, where given, receives the result
-    and is returned; it may be x itself.
+    Rows are summed in order and blended in float32, and rounded to x's dtype once, at the end. With
+    alpha = 0 or seeds = 1 the result is x, bit for bit. `out`, if given, receives the result and is
+    returned; it may be x itself.
     """
     if seeds < 1 or len(x) % seeds:
         raise ValueError(f"latent_mean: {len(x)} rows are not whole cases of {seeds} seeds")
@@ -66,13 +72,20 @@ def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = 
 
 
 def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """`attention` and, from the same pass, log sum exp(q k^T / sqrt(k)) of every row, natural, for
-    `attention_mass`.
+    """`attention`, and the log sum exp(q k^T / sqrt(k)) of every row (natural logarithm) from the
+    same pass, for `attention_mass`.
 
-    q b n l k, k and v b n t k -> (b n l k, b n l float32). Asks the backend that SDPA would choose
-    here, an enclosing `sdpa_kernel` included. Where that has no such output (math), or pads the
-    heads (on a GPU: widths that are no multiple of 8), the logarithms are computed apart, which
-    costs another q k^T.
+    Uses the backend that SDPA would choose here, and respects an enclosing `sdpa_kernel`. The
+    logarithms are computed separately, at the cost of another q k^T, if the backend does not return
+    them (math) or pads the heads (on a GPU: widths that are not multiples of 8).
+
+    Args:
+        q: queries, b n l k.
+        k: keys, b n t k.
+        v: values, b n t k.
+
+    Returns:
+        The heads, b n l k, and the logarithms, b n l float32.
     """
     aten, backend = torch.ops.aten, SDPBackend(torch._fused_sdp_choice(q, k, v))
     if q.is_cuda and q.shape[-1] % 8:
@@ -86,14 +99,14 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
         lse = lse.view(q.shape[:3])  # b n l 1
     elif backend == SDPBackend.EFFICIENT_ATTENTION:
         heads, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
-        lse = lse[..., : q.shape[2]]  # l is padded to a multiple of 32
+        lse = lse[..., : q.shape[2]]  # l was padded to a multiple of 32
     else:
         heads, lse = F.scaled_dot_product_attention(q, k, v), log_sum_exp(q, k)
     return heads, lse
 
 
 def log_sum_exp(q: Tensor, k: Tensor) -> Tensor:
-    """log sum exp(q k^T / sqrt(k)) of every row, natural: q b n l k, k b n t k -> b n l float32."""
+    """log sum exp(q k^T / sqrt(k)) of every row, natural logarithm: b n l k, b n t k -> b n l."""
     rows = max(1, MOST_SCORES // (k[..., 0].numel()))
     return torch.cat([_scores(some, k).logsumexp(-1) for some in q.split(rows, 2)], dim=2)
 
@@ -101,17 +114,23 @@ def log_sum_exp(q: Tensor, k: Tensor) -> Tensor:
 def attention_mass(
     q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Where attention goes, exactly, one frame of queries at a time: q b n l k, k b n t k -> (b n
-    t, b n f f'), float32.
+    """Where attention goes, computed exactly, one frame of queries at a time.
 
-    With p = softmax(q k^T / sqrt(k)), the first is the mass that every key receives, summed over
-    queries (sums to l); the second the share of each query frame's attention that goes to each key
-    frame (rows sum to 1). Queries are cut into `frames` equal frames and so are keys, if there are
-    as many of them as queries; else (a text) all keys are one frame.
+    With p = softmax(q k^T / sqrt(k)), the first result is the mass that every key receives, summed
+    over queries (it sums to l). The second is the share of each query frame's attention that goes
+    to each key frame (rows sum to 1). Queries are divided into `frames` equal frames, and so are
+    keys if there are as many of them as queries; otherwise (text) all keys count as one frame.
 
-    lse  log sum exp(q k^T / sqrt(k)) of every row, natural, b n l float32, where the forward has
-         computed it (`attention_with_lse`): then p = exp(q k^T / sqrt(k) - lse), and sums are as
-         good as these logarithms
+    Args:
+        q: queries, b n l k.
+        k: keys, b n t k.
+        frames: number of query frames f.
+        lse: log sum exp(q k^T / sqrt(k)) of every row, natural, b n l float32, if the forward pass
+            has computed it (`attention_with_lse`). Then p = exp(q k^T / sqrt(k) - lse), and the
+            sums are as accurate as these logarithms.
+
+    Returns:
+        Mass received by each key, b n t, and shares between frames, b n f f', both float32.
     """
     key_frames = frames if k.shape[2] == q.shape[2] else 1
     received = k.new_zeros(k.shape[:3], dtype=torch.float32)
@@ -133,12 +152,12 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
 def stratified(
     q: Tensor, frames: int, queries: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Numbers of `queries` random rows of every frame of q (b n l k), none twice: b n f queries,
-    ascending, int64 in 0..l/f.
+    """Indices of `queries` random rows of every frame of q (b n l k), without repetition: b n f
+    queries, ascending, int64 in 0..l/f.
 
-    Drawn for every sample and head apart, so that errors of heads are independent, on the
-    generator's device (default: CPU). A standard error needs two queries of a frame, unless it has
-    but one.
+    Rows are drawn independently for every sample and head, so that the errors of heads are
+    independent, on the generator's device (default: CPU). A standard error needs two queries per
+    frame, unless the frame has only one.
     """
     size = q.shape[2] // frames
     if not min(2, size) <= queries <= size:
@@ -154,15 +173,17 @@ def stratified(
 def attention_mass_sampled(
     q: Tensor, k: Tensor, frames: int, rows: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """`attention_mass` from some queries of every frame, those of `stratified` (b n f r): unbiased
-    estimates, their standard errors.
+    """Estimate `attention_mass` from some queries of every frame, those of `stratified` (b n f r).
 
-    -> ((b n t, b n f f'), (b n t, b n f f')), float32. The cost is r f / l of the exact one. With
-    s^2 the variance (r - 1) over the drawn queries of a frame, and N = l/f: Var(received) = sum
-    over frames of N^2 (1 - r/N) s^2 / r, and Var(share) = (1 - r/N) s^2 / r (Cochran, Sampling
-    Techniques, chapters 2 and 5; 0 where all are drawn). Intervals of two standard errors cover 95
-    % where many queries of a frame share in a mass, and fewer where it is the work of a few: a key
-    that none of the drawn looks at has estimate and error near 0.
+    The estimates are unbiased, and the cost is r f / l of the exact computation. With s^2 the
+    variance (r - 1) over the drawn queries of a frame, and N = l/f: Var(received) = sum over frames
+    of N^2 (1 - r/N) s^2 / r, and Var(share) = (1 - r/N) s^2 / r (Cochran, Sampling Techniques,
+    chapters 2 and 5; 0 if all queries are drawn). Intervals of two standard errors cover 95 % if
+    many queries of a frame contribute to a mass, and fewer if few queries dominate it: a key that
+    no drawn query attends to has both estimate and error near 0.
+
+    Returns:
+        The estimates (b n t, b n f f') and their standard errors (b n t, b n f f'), float32.
     """
     key_frames = frames if k.shape[2] == q.shape[2] else 1
     size, count = q.shape[2] // frames, rows.shape[-1]

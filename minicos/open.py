@@ -1,4 +1,4 @@
-"""Open a model: find its files, decide where its weights live, read them.
+"""Open a model: find its files, plan where its weights go, and read them.
 
 wan = minicos.load("tiny")
 """
@@ -59,46 +59,48 @@ def load(
 ) -> Wan:
     """Open a model.
 
-    model     "tiny" (the one inside the package), a folder in the official or the diffusers layout,
-              a single file, or the id of a repository on the Hub, which is looked for in the local
-              cache; or what `layouts.find` made of these
-    variant   its name where shapes cannot tell it: "VBVR-Wan2.2", "Wan2.1-T2V-14B", ...
-              (`config.VARIANTS`, `config.FINETUNES`)
-    preset    a way of sampling it, by default the first of `config.PRESETS`; "diffusers": as a
-              diffusers folder states; or a `Preset` itself
-    parts     files that lie elsewhere, by name: {"low": ..., "vae": ..., "text": ..., "tokenizer":
-              ..., "clip": ...}
-    lora      expert -> LoRA files, each with a strength if you like: {"high": ["a.safetensors"],
-              "low": [("b.safetensors", 0.5)]}; a model of one network has only "high". They are
-              merged in float32, in this order
-    device    a CUDA card if there is one, else the CPU
-    dtype     of the matrices: bfloat16 on a card, float32 on the CPU and for "tiny" by default;
-              what `dit.FLOAT32` names stays in float32
-    decode_dtype  of the VAE's decoder: bfloat16 halves its memory; puzzles decoded so are at 56 dB
-                  PSNR of float32. Encoding is in float32
-    decode_tf32   whether a decoder in float32 convolves in TF32, as the official code does: by
-                  default on a card. Several times as fast; on the embedded model's puzzles pixels
-                  are at 84 dB PSNR or more of float32 (TF32 simulated on a CPU)
-    download  fetch a repository that is not in the cache, after telling its size; without it,
-              nothing is ever downloaded
-    residency     where the weights live (see `plan`): "resident", "swap", "stream", or "auto", the
-                  first of these that fits
-    frames, size  of the largest video to make room for; the preset's by default. `size` is (height,
-                  width) or that of the first frame
-    tile          decode frames in tiles of so many pixels a side, which takes less memory and
-                  changes values a little; None: whole
-    tell          is called with the plan before any weight is read: `lambda plan:
-                  print(describe(plan))`
-    ops           what the experts and analyses compute with: by default the Triton kernels where
-                  they work (a CUDA card), and `ops.REFERENCE` elsewhere; attention by the backend
-                  that suits the card (see `attention`). Kernels have no gradients: give REFERENCE
-    compile   compile the experts' blocks, wherever their weights live: the first step takes
-              minutes, later ones less time, and last bits differ. Hooks fire all the same: a block
-              that is watched inside runs eagerly
-    Raises MinicosError naming file and key when anything is missing, unknown, of another shape or
-    not finite, when the files do not tell which variant they are, for a device that is not there,
-    where memory does not suffice, and where nothing can be compiled. What headers tell is refused
-    before anything is read.
+    Args:
+        model: "tiny" (the model inside the package), a folder in the official or the diffusers
+            layout, a single file, the id of a repository on the Hub (looked up in the local cache),
+            or a result of `layouts.find`.
+        variant: the model's name if shapes cannot identify it: "VBVR-Wan2.2", "Wan2.1-T2V-14B", ...
+            (see `config.VARIANTS` and `config.FINETUNES`).
+        preset: a way of sampling: a name in `config.PRESETS` (default: the first of the variant),
+            "diffusers" (as the configuration of a diffusers folder says), or a `Preset`.
+        parts: files that are stored elsewhere, by name: {"low": ..., "vae": ..., "text": ...,
+            "tokenizer": ..., "clip": ...}.
+        lora: expert -> LoRA files, each with an optional strength: {"high": ["a.safetensors"],
+            "low": [("b.safetensors", 0.5)]}. A model with one network has only "high". LoRAs are
+            merged in float32, in this order.
+        device: default: a CUDA card if there is one, else the CPU.
+        dtype: dtype of the matrices; default: bfloat16 on a card, float32 on the CPU and for
+            "tiny". Parameters named in `dit.FLOAT32` stay in float32.
+        decode_dtype: dtype of the VAE's decoder. bfloat16 halves its memory, and decoded puzzles
+            then have a PSNR of 56 dB relative to float32. The encoder always runs in float32.
+        decode_tf32: whether a float32 decoder uses TF32 convolutions, as the official code does;
+            default: on a card. This is several times as fast. On the embedded model's puzzles,
+            pixels have a PSNR of at least 84 dB relative to float32 (TF32 simulated on a CPU).
+        download: fetch a repository that is not in the cache, after printing its size. Without it,
+            nothing is downloaded.
+        residency: where the weights are kept (see `plan`): "resident", "swap", "stream", or "auto",
+            the first of these that fits.
+        frames: number of frames of the largest video to reserve memory for; default: the preset's.
+        size: its size, as (height, width) or as a first frame; default: the preset's.
+        tile: decode frames in square tiles with this side in pixels, which saves memory and changes
+            values slightly; None: whole frames.
+        tell: called with the plan before weights are read: `lambda plan: print(describe(plan))`.
+        ops: the operations of experts and analyses. Default: Triton kernels on a CUDA card if they
+            work, else `ops.REFERENCE`, with the best attention backend for the card (see
+            `attention`). Kernels have no gradients: pass REFERENCE to differentiate.
+        compile: compile the experts' blocks, whatever their residency. The first step takes
+            minutes, later ones are faster, and the last bits of results differ. Hooks keep working:
+            blocks with hooks inside them run eagerly.
+
+    Raises:
+        MinicosError: something is missing, unknown, not finite or of another shape (the message
+            names file and key); the files do not identify the variant; the device does not exist;
+            the memory does not suffice; or nothing can be compiled. Problems that show in file
+            headers are reported before any tensor is read.
     """
     if not isinstance(model, Layout):
         model = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
@@ -149,7 +151,7 @@ def load(
             label=f"load {one.name}",
         )
     clip = None
-    if networks.clip is not None:  # small, and its files need a hand: it stays on the device
+    if networks.clip is not None:  # small, and its files need conversion: it stays on the device
         cfg, narrow = networks.clip.network.cfg, networks.clip.dtype("")
         clip = load_clip(networks.clip.files, cfg, dtype=narrow, device=device)
     for expert in networks.experts if compile else ():
@@ -175,11 +177,14 @@ def load(
 def load_dit(
     model: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> DiT:
-    """A diffusion transformer by itself: one file or folder with its weights, of any Wan-shaped
-    size, in any layout.
+    """Open a diffusion transformer alone: one file or folder with its weights, in any layout and of
+    any size that has Wan's architecture.
 
-    For tests of its inside: a folder that `save_pretrained` of diffusers wrote does, without VAE
-    and text encoder. Raises MinicosError as `load` does.
+    Useful to test its internals. For example, `model` can be a folder written by `save_pretrained`
+    of diffusers, without VAE and text encoder.
+
+    Raises:
+        MinicosError: as for `load`.
     """
     with torch.device("meta"):
         dit = DiT(layouts.dit_config(model))
@@ -189,7 +194,7 @@ def load_dit(
 
 @dataclass(frozen=True)
 class _Network(Generic[N]):
-    """A network on the meta device, and what will fill it."""
+    """A network on the meta device, and the source of its weights."""
 
     name: str  # "high" | "low" | "vae" | "text" | "clip"
     network: N
@@ -200,7 +205,7 @@ class _Network(Generic[N]):
 
 @dataclass(frozen=True)
 class _Parts:
-    """The networks of a model, before they have weights."""
+    """The networks of a model before their weights are loaded."""
 
     experts: tuple[_Network[DiT], ...]
     vae: _Network[VAE]
@@ -209,7 +214,7 @@ class _Parts:
 
     @property
     def streamed(self) -> list[_Network[Any]]:
-        """Those that a plan places, in the order in which they are loaded."""
+        """The networks that a plan places, in the order in which they are loaded."""
         return [*self.experts, self.vae, self.text]
 
     @property
@@ -220,7 +225,7 @@ class _Parts:
 def _on_meta(
     layout: Layout, preset: Preset, dtype: torch.dtype, decode_dtype: torch.dtype, ops: Ops
 ) -> _Parts:
-    """The networks of a model. Raises MinicosError where a LoRA does not fit its expert."""
+    """The networks of a model on the meta device. Raises MinicosError if a LoRA does not fit."""
 
     def policy(name: str) -> torch.dtype:
         return torch.float32 if any(part in name for part in FLOAT32) else dtype
@@ -228,7 +233,7 @@ def _on_meta(
     def vae_policy(name: str) -> torch.dtype:
         return decode_dtype if name.startswith("decoder.") else torch.float32
 
-    # CLIP is run in float16, officially.
+    # The official code runs CLIP in float16.
     narrow = torch.float32 if dtype == torch.float32 else torch.float16
     stream, skip = residual_dtype(preset, dtype), preset.time_skip
     with torch.device("meta"):
@@ -258,7 +263,7 @@ def _with_loras(one: _Network[DiT], files: Sequence[tuple[Path, float]]) -> _Net
 def _video(
     preset: Preset, cfg: VAEConfig, frames: int | None, size: tuple[int, int] | None
 ) -> tuple[int, int, int]:
-    """Frames, height and width to make room for."""
+    """Frames, height and width of the video to reserve memory for."""
     height, width = size or preset.size
     if preset.image != "none" and preset.area is not None:
         height, width = frame_size((height, width), preset.area, cfg.stride[1], rule=preset.resize)
@@ -267,7 +272,7 @@ def _video(
 
 @dataclass(frozen=True)
 class _Wish:
-    """What a plan is made for: a model, and the largest video."""
+    """What a plan is made for: a model and the largest video."""
 
     parts: _Parts
     preset: Preset
@@ -278,7 +283,7 @@ class _Wish:
     tile: int | None
 
     def plan(self) -> Plan:
-        """Which network goes where: see `plan.choose`, whose errors it raises."""
+        """The placement of every network; raises the errors of `plan.choose`."""
         cfg, vae, (frames, height, width) = self.parts.experts[0].network.cfg, self.vae, self.video
         t, sh, sw = vae.network.cfg.stride
         shape = (1, vae.network.cfg.z_dim, (frames - 1) // t + 1, height // sh, width // sw)
@@ -288,7 +293,7 @@ class _Wish:
         works = {"high": work, "low": work, "vae": decoding}
         sizes = []
         for one in self.parts.all:
-            mapped = 0  # bytes that stay in the file: as stored, on a CPU
+            mapped = 0  # bytes used in place, mapped from the file (CPU, without a cast)
             if self.device.type == "cpu":
                 stored = stored_bytes(one.files, one.name)
                 mapped = stored.get(one.dtype("blocks.0.ffn.0.weight"), 0)
@@ -310,7 +315,7 @@ class _Wish:
         return self.parts.vae
 
     def remedy(self) -> str:
-        """The smallest change with which it fits, in a sentence."""
+        """The smallest change that makes the model fit, as a sentence."""
         for words, wish in self.changed():
             with suppress(DoesNotFit):
                 wish.plan()
@@ -318,7 +323,7 @@ class _Wish:
         return "No smaller video fits either: take a device, or a machine, with more memory."
 
     def changed(self) -> Iterator[tuple[str, "_Wish"]]:
-        """Other wishes, in the order of what they cost a user."""
+        """Alternative wishes, the least costly to the user first."""
         narrow = replace(self.vae, dtype=_narrow_decoder)
         decoding = {
             "--tile 256": replace(self, tile=256),
@@ -346,7 +351,7 @@ def _narrow_decoder(name: str) -> torch.dtype:
 
 
 def open_device(name: str | torch.device | None) -> torch.device:
-    """The device, tried out: a name that torch knows need not be a device that is there."""
+    """The device, after a trial: torch accepts names of devices that are not there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()
@@ -358,10 +363,10 @@ def open_device(name: str | torch.device | None) -> torch.device:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile something small, now: torch looks for a compiler only when the first block runs."""
+    """Compile something small now: torch looks for a compiler only when the first block runs."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
-    except Exception as error:  # of many kinds, some of them from private modules
+    except Exception as error:  # of many kinds, some defined in private modules
         reason = str(error).strip().splitlines()[0]
         raise MinicosError(
             f"torch.compile does not work here ({reason}). It needs a C++ compiler such as g++ or "

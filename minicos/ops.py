@@ -1,11 +1,10 @@
-"""The mathematics of the network as pure functions, and `Ops`, the bundle of them that a model is
-built with.
+"""The mathematics of the network as pure functions, and `Ops`, the bundle that a model uses.
 
-This file is the definition of *correct*: the Triton kernels in `minicos.kernels` carry the same
-names and signatures and are tested against it. Each function says where it rounds, because a fused
+This file defines what is correct: the Triton kernels in `minicos.kernels` have the same names and
+signatures and are tested against it. Each function documents where it rounds, because a fused
 kernel has to round in the same places. Letters: b batch, l tokens (= f h w, the token grid), d
-width, n heads, k head width, t text rows, and g: the number of distinct timesteps of a sample, 1 or
-f (when frames have their own), each of which serves l / g consecutive tokens.
+width, n heads, k head width, t text rows, and g, the number of distinct timesteps of a sample: 1,
+or f if each frame has its own. Each of the g timesteps applies to l / g consecutive tokens.
 """
 
 from collections.abc import Callable
@@ -25,8 +24,9 @@ from minicos.measures import (
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
-    """[cos | sin] features of timesteps in 0..1000, in float64: (...) -> (... dim).
-    wan/modules/model.py, sinusoidal_embedding_1d.
+    """Time features [cos | sin] of timesteps in 0..1000, float64: (...) -> (... dim).
+
+    Source: wan/modules/model.py, sinusoidal_embedding_1d.
     """
     half = dim // 2
     frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
@@ -37,15 +37,14 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
 def rope(
     grid: tuple[int, int, int], head_dim: int, theta: float = 10000.0, time_skip: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the 3D rotary embedding, each (l, k/2) float32, angles built in float64
-    on the host.
+    """Cosines and sines of the 3D rotary embedding, each (l, k/2) float32.
 
-    The k/2 pairs of a head are shared out between frame, height and width as k/2 - 2(k/6), k/6,
-    k/6; each axis has its own full range of frequencies. wan/modules/model.py, rope_params and
-    rope_apply.
+    The k/2 pairs of a head are divided between frame, height and width as k/2 - 2(k/6), k/6 and
+    k/6; each axis uses the full range of frequencies. Angles are computed in float64 on the host.
+    Source: wan/modules/model.py, rope_params and rope_apply.
 
-    time_skip (ChronoEdit): where there are exactly two frames, the second stands at this position
-    instead of 1.
+    Args:
+        time_skip: position of the second frame if there are exactly two (ChronoEdit); None: 1.
     """
     pairs = head_dim // 2
     shares = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
@@ -64,8 +63,10 @@ def rope(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
-    """x / rms(x) * weight over the last axis: computed in float32, rounded to x's dtype before the
-    weight, as the official code does, and to `dtype` at the end (None: that of the product).
+    """x / rms(x) * weight over the last axis.
+
+    Computed in float32, rounded to x's dtype before the multiplication by the weight, as in the
+    official code, and rounded to `dtype` at the end (None: the dtype of the product).
     """
     y = x.float()
     y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
@@ -82,10 +83,10 @@ def rms_rope(
     heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """RMS norm over the full width, then the rotation of each head, of q and of k: b l d -> b n l
-    k, rounded to their dtype at the end.
+    """RMS norm of q and k over the full width, then the rotation of each head: b l d -> b n l k.
 
-    Pairs are interleaved: (x[2j], x[2j+1]) turns by angle j. Rotated in float32.
+    Pairs are interleaved: (x[2j], x[2j+1]) turns by angle j. Rotated in float32 and rounded to the
+    dtype of q and k at the end.
     """
     cos, sin = (a.to(q.device).unsqueeze(1) for a in angles)  # l 1 k/2
     turned = []
@@ -104,15 +105,16 @@ def rms_rope(
 def layer_norm(
     x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """Layer norm over the last axis: computed in float32, rounded to x's dtype."""
+    """Layer norm over the last axis, computed in float32 and rounded to x's dtype."""
     return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
 
 
 def modulated_norm(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """layer_norm(x) (1 + scale) + shift, in float32, rounded to `dtype` at the end; x b l d, scale
-    and shift b g d.
+    """layer_norm(x) (1 + scale) + shift, computed in float32 and rounded to `dtype`.
+
+    x is b l d; scale and shift are b g d.
     """
     y = _per_timestep(layer_norm(x, eps).float(), scale)
     return (y * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2).to(dtype)
@@ -125,9 +127,9 @@ def gated_add(
     dtype: torch.dtype = torch.float32,
     energy: Tensor | None = None,
 ) -> Tensor:
-    """x + gate y, in float32, rounded to `dtype` at the end; x and y b l d, gate b g d.
+    """x + gate y, computed in float32 and rounded to `dtype`; x and y b l d, gate b g d.
 
-    `energy`, where given, receives the token energy of the result, rounded as it is: (b l) float32.
+    `energy` (b l, float32), if given, receives the token energy of the rounded result.
     """
     gated = _per_timestep(y.float(), gate) * gate.unsqueeze(2)
     out = (x.float() + gated.flatten(1, 2)).to(dtype)
@@ -146,10 +148,9 @@ def gated_add_norm(
     residual_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """x + gate y, rounded to `residual_dtype`, and the affine layer norm of that, rounded to
-    `dtype`.
+    """x + gate y, rounded to `residual_dtype`, and the affine layer norm of it, rounded to `dtype`.
 
-    x and y b l d, gate b g d, weight and bias d.
+    x and y are b l d, gate is b g d, weight and bias are d.
     """
     x = gated_add(x, y, gate, residual_dtype)
     return x, layer_norm(x, eps, weight, bias).to(dtype)
@@ -164,16 +165,16 @@ def add_modulated_norm(
     residual_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """x + y, rounded to `residual_dtype`, and the `modulated_norm` of that, rounded to `dtype`.
+    """x + y, rounded to `residual_dtype`, and the `modulated_norm` of it, rounded to `dtype`.
 
-    x and y b l d, scale and shift b g d.
+    x and y are b l d, scale and shift are b g d.
     """
     x = (x.float() + y.float()).to(residual_dtype)
     return x, modulated_norm(x, scale, shift, eps, dtype)
 
 
 def _per_timestep(x: Tensor, modulation: Tensor) -> Tensor:
-    """b l d -> b g (l/g) d, where modulation is b g d."""
+    """View b l d as b g (l/g) d, for a modulation b g d."""
     return x.unflatten(1, (modulation.shape[1], -1))
 
 
@@ -182,14 +183,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-self_attention = attention  # an op of its own, so that sequence parallelism is one op too
+self_attention = attention  # a separate op, so that sequence parallelism can replace it alone
 
 
 @dataclass(frozen=True)
 class Ops:
-    """The operations a model is built from, and those that analyses measure it with.
+    """The operations that a model is built from, and those that analyses use to measure it.
 
-    `REFERENCE` is this file and `measures`; `with_kernels` swaps in every Triton twin that exists.
+    `REFERENCE` bundles this file and `measures`; `with_kernels` replaces every operation that has
+    a Triton kernel.
     """
 
     rms_norm: Callable[..., Tensor] = rms_norm
@@ -209,9 +211,7 @@ class Ops:
     )
 
     def with_kernels(self) -> "Ops":
-        """The same bundle with Triton kernels in place. Raises ImportError where Triton is
-        missing: the caller chose them.
-        """
+        """The same bundle with the Triton kernels. Raises ImportError if Triton is missing."""
         from minicos.kernels.add_norm import add_modulated_norm, gated_add_norm
         from minicos.kernels.attention_mass import attention_mass, attention_mass_sampled
         from minicos.kernels.gated_add import gated_add

@@ -1,5 +1,5 @@
-"""The hook points of a network, found by running it: the table of `minicos points` cannot go
-stale.
+"""The hook points of a network, found by running it, so that the table of `minicos points` is
+always up to date.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from minicos.hooks import Hooks, Site
 def points(cfg: DiTConfig) -> dict[str, str]:
     """Every hook point of a network and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}.
 
-    Found by a run of one block, which stands for all, on the meta device.
+    Runs one block on the meta device; all blocks have the same points.
     """
     sizes = {
         "b": 2,

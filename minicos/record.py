@@ -1,4 +1,4 @@
-"""Record what hooks see, reduced on the spot, and stack it into one tensor with named axes.
+"""Record what hooks observe, reduced immediately, and stack it into one tensor with named axes.
 
 norms = Record(lambda x: x.norm(dim=-1), axes="b l")
 for step in wan.sample(condition, hooks=Hooks().on("blocks.*", norms)): ...
@@ -20,16 +20,17 @@ SITES = ("step", "branch", "point")  # the axes along which sites are stacked
 
 @dataclass(frozen=True, repr=False)
 class Stacked:
-    """One tensor of all that was recorded, and what its axes are."""
+    """All recorded values in one tensor, with the meaning of its axes."""
 
     values: Tensor
-    axes: tuple[str, ...]  # SITES, then those of what was kept of a site
-    labels: dict[str, list]  # of each axis of SITES: steps, branches and points in their order
+    axes: tuple[str, ...]  # SITES, then the axes of a recorded value
+    labels: dict[str, list]  # for each axis in SITES: its steps, branches or points, in order
 
     def at(self, **chosen: int | str) -> Tensor:
-        """The values at a step, branch or point, or several of these: without the axes named.
+        """The values at a step, branch or point, or at several of these, without the named axes.
 
-        Raises MinicosError for what was not recorded.
+        Raises:
+            MinicosError: nothing was recorded there.
         """
         x = self.values
         for name, label in chosen.items():
@@ -47,11 +48,12 @@ class Stacked:
 
 
 class Record:
-    """A hook that keeps `reduce(tensor)` of everything it sees, on the host, with its site:
+    """A hook that keeps `reduce(tensor)` of everything it observes, on the host, with its site:
     `Record(token_energy, axes="b l")`.
 
-    Reduce on the spot: one residual stream of 81 frames at 832x480 is 335 MB. `entries` is a list
-    of (Site, reduced tensor); no graph is kept. `axes` names the axes of what `reduce` returns.
+    Reduce as much as possible: one residual stream of 81 frames at 832x480 takes 335 MB. `entries`
+    is a list of (Site, reduced tensor), without gradients. `axes` names the axes of the result of
+    `reduce`.
     """
 
     def __init__(self, reduce: Callable[[Tensor], Tensor], axes: str = ""):
@@ -62,15 +64,16 @@ class Record:
         kept = self.reduce(x.detach())
         if isinstance(kept, Tensor):
             shared = kept.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-            kept = kept.clone() if shared else kept  # a later hook may write into x
+            kept = kept.clone() if shared else kept  # a later hook may modify x
             kept = kept.cpu()
         self.entries.append((site, kept))
 
     def stack(self) -> Stacked:
-        """All entries in one tensor: step branch point, then the axes of what was kept.
+        """All entries in one tensor: step branch point, then the axes of a recorded value.
 
-        Raises MinicosError unless every step was seen in the same branches and points, once each,
-        with tensors of one shape.
+        Raises:
+            MinicosError: the entries do not form a table: some step lacks a branch or point, or
+                has it twice, or the shapes differ.
         """
         if not self.entries:
             raise MinicosError("nothing was recorded: has the run been made?")

@@ -1,13 +1,14 @@
-"""The denoising loop, as a generator: `for step in sample(...)` hands out every step, and the
-loop's body may change it.
+"""The denoising loop as a generator: `for step in sample(...)` yields every step, and the body of
+the loop may change it.
 
 Flow matching: x = (1 - sigma) x0 + sigma noise, velocity = noise - x0. A step asks the model for
-the velocity at x and moves x to the next, smaller sigma. What the model believes the final video to
-be is x0 = x - sigma velocity: the clean estimate, which *Demystifying Video Reasoning* (arXiv
-2603.16870) decodes at every step to watch a model reason.
+the velocity at x and moves x to the next, smaller sigma. The model's current estimate of the final
+video is x0 = x - sigma velocity: the clean estimate, which *Demystifying Video Reasoning*
+(arXiv:2603.16870) decodes at every step to observe how a model reasons.
 
-`Model` is the contract between this loop and whatever it samples from: Wan, another family, an
-exact posterior without a network. `State` is what travels beside the latent from step to step.
+`Model` is the interface between this loop and what it samples from: Wan, another model family, or
+an exact posterior without a network. `State` holds what a run carries from step to step in
+addition to the video latent.
 """
 
 from abc import ABC, abstractmethod
@@ -26,13 +27,13 @@ from minicos.hooks import NO_HOOKS, Hooks
 from minicos.precision import undisturbed
 from minicos.schedule import SOLVERS, History, Schedule
 
-VIDEO = "video"  # the latent that a run is about: b c f h w
-Latents = Mapping[str, Tensor]  # by name: VIDEO, and whatever is denoised along with it
+VIDEO = "video"  # name of the video latent, b c f h w
+Latents = Mapping[str, Tensor]  # by name: VIDEO, and any latent that is denoised along with it
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where in a run a pass is made."""
+    """The step, timestep and expert of a pass."""
 
     step: int  # counted from 0
     sigma: float
@@ -42,26 +43,26 @@ class Moment:
 
 @dataclass(frozen=True)
 class State:
-    """What travels beside the video latent: it leaves a step with the latent, is saved with it and
-    resumed with it.
+    """What a run carries from step to step in addition to the video latent. It is saved and
+    resumed together with the latent.
     """
 
-    history: Mapping[str, History] = field(default_factory=dict)  # of a multistep solver, by latent
+    history: Mapping[str, History] = field(default_factory=dict)  # of the solver, for each latent
     beside: Latents = field(default_factory=dict)  # denoised along with the video (LTX-2's audio)
 
     def edited(self) -> "State":
-        """What is left after an edit of the video latent: the solver's history of it, which would
-        undo the edit, is dropped.
+        """The state after an edit of the video latent: without the solver's history of it, which
+        would undo the edit.
         """
         return State({k: h for k, h in self.history.items() if k != VIDEO}, self.beside)
 
     def take(self, index: Tensor) -> "State":
-        """Some samples of the batch, in the order of `index`, which may repeat them."""
+        """The state of the samples in `index`, in that order; samples may repeat."""
         tensors = self.tensors().items()
         return State.from_tensors({k: x[index.to(x.device)] if x.ndim else x for k, x in tensors})
 
     def tensors(self) -> dict[str, Tensor]:
-        """As tensors for a safetensors file; `from_tensors` is the inverse."""
+        """The state as tensors for a safetensors file; `from_tensors` is the inverse."""
         out = {f"beside.{name}": x.clone() for name, x in self.beside.items()}
         for name, history in self.history.items():
             out |= {f"history.{name}.{key}": x for key, x in history.tensors().items()}
@@ -71,9 +72,7 @@ class State:
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], device: torch.device | None = None
     ) -> "State":
-        """The state saved in a file's tensors, on `device`. Names that begin otherwise are left
-        alone.
-        """
+        """The state from a file's tensors, on `device`. Names with other prefixes are ignored."""
         beside: dict[str, Tensor] = {}
         history: dict[str, dict[str, Tensor]] = {}
         for key, x in tensors.items():
@@ -87,18 +86,18 @@ class State:
 
 
 class Model(ABC):
-    """What the loop and the studies ask of a model: all that the author of a new one reads.
+    """The interface that the loop and the studies require of a model.
 
-    Write `schedule` and `velocity`, for a model without a network that is enough. Override what
-    else differs: the rest is that of one network of flow matching, without guidance, without hook
-    points, on the CPU.
+    Implement `schedule` and `velocity`; that is enough for a model without a network. The defaults
+    of all other methods describe a single flow-matching network without guidance, without hook
+    points, on the CPU. Override those that differ.
 
-    `schedule` is fixed before a run. Then, at each step, `velocity` is asked for once for each of
-    `branches`, and `guide` combines the answers; the solver of the schedule moves every latent. Its
-    conditions are a `Condition` of its own kind.
+    The schedule is fixed before a run. At each step the loop calls `velocity` once for each of
+    `branches`, `guide` combines the results, and the solver of the schedule moves every latent. A
+    model may define its own subclass of `Condition`.
     """
 
-    # -- what the loop asks ------------------------------------------------------------------------
+    # -- called by the loop ------------------------------------------------------------------------
 
     @abstractmethod
     def schedule(self) -> Schedule:
@@ -108,34 +107,36 @@ class Model(ABC):
     def velocity(
         self, latents: Latents, moment: Moment, branch: str, condition: Any, hooks: Hooks
     ) -> Latents:
-        """One pass: the velocity noise - x0 of every latent, float32, under the same names.
+        """One pass: the velocity (noise - x0) of every latent, float32, under the same names.
 
-        latents  VIDEO (b c f h w, float32; frames that the condition imposes are in place) and what
-                 travels beside it
-        branch   one of `branches`
-        hooks    to be called on the hook points; step, sigma, expert and branch of the site are
-                 filled in, its grid is not
+        Args:
+            latents: VIDEO (b c f h w, float32, with the frames that the condition imposes) and any
+                latent that is denoised along with it.
+            branch: one of `branches`.
+            hooks: to be called at the hook points. Step, sigma, expert and branch of the site are
+                set; the model sets the grid.
         """
 
     def branches(self, expert: str, condition: Any) -> tuple[str, ...]:
-        """The passes of a step, in their order; "cond" among them. Guidance by a negative prompt
-        adds "uncond".
+        """The passes of a step, in order. "cond" is always one of them; guidance by a negative
+        prompt adds "uncond".
 
-        Raises MinicosError where the condition lacks what one of them needs.
+        Raises:
+            MinicosError: the condition lacks what a pass needs.
         """
         return ("cond",)
 
     def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
-        """The velocities that the step takes, from those of its passes (branch -> velocities)."""
+        """Combine the velocities of a step's passes (branch -> velocities)."""
         return passes["cond"]
 
     def expert_name(self, timestep: float) -> str:
-        """Which network serves a timestep: "high" | "low"."""
+        """The expert for a timestep: "high" or "low"."""
         return "high"
 
     def beside(self, noise: Tensor, condition: Any) -> Latents:
-        """The noise of the latents that travel beside the video, for a run that starts from
-        `noise`; none for most models.
+        """The noise of the latents that are denoised along with the video, for a run that starts
+        from `noise`; empty for most models.
         """
         return {}
 
@@ -143,73 +144,75 @@ class Model(ABC):
     def points(self) -> Mapping[str, str]:
         """Every hook point and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}.
 
-        Studies expect "embed" (the stream that enters block 0), "blocks.i" (the one that leaves
+        Studies expect "embed" (the stream that enters block 0), "blocks.i" (the stream that leaves
         block i), "blocks.i.s" for each sub-layer s, and q, k, heads, allowed and pattern inside
-        those that attend (`minicos.attend`).
+        each attention sub-layer (see `minicos.attend`).
         """
         return {}
 
     def check_differentiable(self) -> None:
-        """Raise MinicosError where gradients do not flow through `velocity`; to be overridden where
-        they do.
+        """Raise MinicosError if gradients do not flow through `velocity`. Override this in models
+        through which they do.
         """
         raise MinicosError(f"gradients do not flow through a {type(self).__name__}")
 
-    # -- what studies ask --------------------------------------------------------------------------
+    # -- called by studies -------------------------------------------------------------------------
 
     @property
     def depth(self) -> int:
-        """Of the network, in blocks."""
+        """The number of blocks of the network."""
         return 0
 
     @property
     def sublayers(self) -> tuple[str, ...]:
-        """Of a block, each a hook point of its own. Studies know them by these names: "self_attn"
-        (over all tokens), "cross_attn" (to the text), "ffn".
+        """The sub-layers of a block, each of which is a hook point. Studies use the names
+        "self_attn" (attention over all tokens), "cross_attn" (attention to the text) and "ffn".
         """
         return ()
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """What runs through the blocks beside the video, "blocks.i.s" for each stream s: "text",
-        "audio"; "joint" is text and video in one tensor.
+        """Further streams through the blocks, with hook points "blocks.i.s" for each stream s:
+        "text", "audio", or "joint" (text and video in one tensor).
         """
         return ()
 
     @property
     def stream_decides(self) -> bool:
-        """Whether latent, timestep and the stream that leaves the last block fix the velocity of a
-        pass. Where they do, to swap that stream hands over the donor's velocity by construction.
+        """Whether latent, timestep and the stream that leaves the last block determine the velocity
+        of a pass. If so, swapping that stream trivially transfers the donor's velocity.
         """
         return True
 
     @property
     def stride(self) -> tuple[int, int, int]:
-        """Video frames and pixels per latent, along f, h, w."""
+        """Video frames, and pixels in height and width, per latent: (f, h, w)."""
         return 1, 1, 1
 
     def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
-        """The token grid f h w of latents of a shape (b c f h w)."""
+        """The token grid (f, h, w) of latents with shape b c f h w."""
         f, h, w = shape[2:]
         return f, h, w
 
     def frames_behind(self, frame: int) -> range:
-        """The frames of the decoded video that a latent frame stands for."""
+        """The frames of the decoded video that a latent frame covers."""
         t = self.stride[0]
         return range(0, 1) if frame == 0 else range(t * (frame - 1) + 1, t * frame + 1)
 
     def frames_behind_token(self, frame: int) -> range:
-        """The same for a frame of the token grid, which may hold several latent frames."""
+        """The frames of the decoded video that a frame of the token grid covers; it may hold
+        several latent frames.
+        """
         return self.frames_behind(frame)
 
     def words(self, condition: Any, branch: str) -> int | None:
-        """How many rows of the first sample's text are its prompt: what follows is padding. None
-        where there is no text.
+        """The number of text rows that belong to the first sample's prompt; the rest is padding.
+        None without text.
         """
         return None
 
     def noise(self, condition: Condition, seed: int | Sequence[int]) -> Tensor:
-        """Gaussian noise of the latents' shape; see `draw_noise`."""
+        """Gaussian noise in the shape of the latents, see `draw_noise`."""
         return draw_noise(condition.shape, seed)
 
     def sample(
@@ -223,7 +226,7 @@ class Model(ABC):
         state: State | None = None,
         grad: bool = False,
     ) -> "Iterator[Step]":
-        """The denoising loop; see `minicos.sample.sample`. `noise` overrides `seed`."""
+        """The denoising loop, see `minicos.sample.sample`. `noise` overrides `seed`."""
         check_types(condition, hooks)
         noise = self.noise(condition, seed) if noise is None else noise
         return sample(self, noise, condition, hooks=hooks, start=start, state=state, grad=grad)
@@ -231,11 +234,11 @@ class Model(ABC):
 
 @dataclass(repr=False)
 class Step:
-    """One turn of the loop. Read anything. Assign `next` to intervene: the loop continues from it.
+    """One step of the loop. All fields may be read; assign `next` to intervene.
 
-    An edit, also one in place (`step.next += e`), through `.data` or numpy, drops the solver's
-    history of the video, which would silently undo it; what travels beside it stays
-    (`State.edited`). Assign `state` to change that.
+    An edit of `next` drops the solver's history of the video, which would undo the edit. This
+    includes edits in place (`step.next += e`), through `.data` or through numpy. The rest of the
+    state stays (`State.edited`); assign `state` to change that.
     """
 
     index: int  # counted from 0
@@ -248,7 +251,7 @@ class Step:
     velocities: Mapping[str, Tensor]  # of each pass, by branch       b c f h w
     velocity: Tensor  # guided                                        b c f h w
     next: Tensor  # latent leaving the step                           b c f h w
-    state: State  # what leaves the step with it
+    state: State  # state leaving the step
 
     def __repr__(self) -> str:
         x, beside = self.x, ", ".join(self.state.beside)
@@ -263,33 +266,33 @@ class Step:
 
     @property
     def x0(self) -> Tensor:
-        """The clean estimate x - sigma v (paper, eq. 2), guided."""
+        """The clean estimate x - sigma v with the guided velocity (paper, eq. 2): b c f h w."""
         return self.x - self.sigma_map * self.velocity
 
     @property
     def velocity_cond(self) -> Tensor:
-        """Of the prompted pass: b c f h w."""
+        """The velocity of the prompted pass: b c f h w."""
         return self.velocities["cond"]
 
     @property
     def velocity_uncond(self) -> Tensor | None:
-        """Of the unprompted pass: b c f h w. None where guidance is 1."""
+        """The velocity of the unprompted pass: b c f h w; None at guidance 1."""
         return self.velocities.get("uncond")
 
     @property
     def x0_cond(self) -> Tensor:
-        """The clean estimate of the prompted branch alone."""
+        """The clean estimate of the prompted pass: b c f h w."""
         return self.x0_of("cond")
 
     @property
     def x0_uncond(self) -> Tensor:
-        """The clean estimate of the unprompted branch. Raises MinicosError at guidance 1, where
-        there is none.
+        """The clean estimate of the unprompted pass: b c f h w. Raises MinicosError at guidance 1,
+        where this pass is skipped.
         """
         return self.x0_of("uncond")
 
     def x0_of(self, branch: str) -> Tensor:
-        """The clean estimate of one pass. Raises MinicosError where the step does not have it."""
+        """The clean estimate of one pass. Raises MinicosError if the step has no such pass."""
         if branch not in self.velocities:
             there = " and ".join(self.velocities)
             raise MinicosError(
@@ -300,7 +303,7 @@ class Step:
 
     @property
     def noise(self) -> Tensor:
-        """The estimate of the noise in x: x + (1 - sigma) v."""
+        """The estimate of the noise in x: x + (1 - sigma) v, b c f h w."""
         return self.x + (1 - self.sigma_map) * self.velocity
 
 
@@ -314,23 +317,29 @@ def sample(
     state: State | None = None,
     grad: bool = False,
 ) -> Iterator[Step]:
-    """Denoise from `noise` (b c f h w, float32), one `Step` at a time.
+    """Denoise from `noise` (b c f h w, float32) and yield one `Step` at a time.
 
-    hooks      run inside every forward pass
-    start      resume: `noise` is then the latent entering step `start`, `state` that of the step
-               before. Indices stay absolute, and a resumed run continues the undisturbed one bit
-               for bit
-    grad       keep the graph from the first step of this run to the last, also through guidance and
-               solver: gradients reach the noise, the condition's tensors and what hooks put in. For
-               some steps alone, sample without up to the first, start there, and leave the loop
-               after the last. Frozen blocks that no hook watches are computed again in the backward
-               pass instead of kept
-    Loop bodies run with gradients as the caller has them; without `grad` the network itself runs
-    without, and tensors that expect gradients are refused. Default device and dtype, autocast and
-    inference mode of the caller do not change a run. Raises MinicosError at the call, before
-    anything runs: for noise of another shape or dtype, a hook on no point or at a moment that this
-    run does not have, a start outside the run, a condition without a negative prompt where one is
-    needed, and where something should travel beside the latent and `state` is missing.
+    The body of the loop runs with the caller's gradient mode. Without `grad` the network runs
+    without gradients, and tensors that require them are refused. The caller's default device and
+    dtype, autocast and inference mode do not affect a run.
+
+    Args:
+        hooks: run inside every forward pass.
+        start: resume at this step. `noise` is then the latent that enters it, and `state` the
+            state of the step before. Step indices stay absolute, and the resumed run equals the
+            uninterrupted one bit for bit.
+        state: state of the step before `start`; None at the beginning.
+        grad: keep the graph from the first step of this run to the last, through guidance and
+            solver, so that gradients reach the noise, the condition and what hooks insert. To
+            differentiate some steps only, sample without `grad` up to the first of them, start
+            there, and leave the loop after the last. Frozen blocks without hooks are recomputed in
+            the backward pass.
+
+    Raises:
+        MinicosError: at the call, before anything runs, if the noise has another shape or dtype, a
+            hook matches no point or no moment of this run, `start` is outside the run, the
+            condition lacks a negative prompt that is needed, or `state` lacks a latent that is
+            denoised along with the video.
     """
     check_types(condition, hooks)
     if not isinstance(noise, Tensor):
@@ -345,7 +354,7 @@ def sample(
             f"{condition.shape}"
         )
     schedule = model.schedule()
-    passes = [  # also those before `start`: a resumed run has the hooks of the whole one
+    passes = [  # including those before `start`: a resumed run accepts the hooks of the whole run
         {"step": i, "expert": expert, "branch": branch}
         for i, expert in enumerate(map(model.expert_name, schedule.timesteps))
         for branch in model.branches(expert, condition)
@@ -381,7 +390,7 @@ def _steps(
         proposed, given = step.next, step.next.clone()
         yield step
         check_edit(step.index, step.next, given, grad)
-        # Values are compared, too: they show an edit in place, also one through `.data` or numpy.
+        # Values are compared as well, which detects edits in place and through `.data`.
         if step.next is not proposed or not torch.equal(proposed, given):
             step.state = step.state.edited()
         x, state = step.next, step.state
@@ -396,9 +405,7 @@ def _step(
     i: int,
     state: State,
 ) -> Step:
-    """Step i from the latent x. Raises MinicosError where it leads to numbers that are not
-    finite.
-    """
+    """Step i from the latent x. Raises MinicosError if a result is not finite."""
     sigma, timestep = schedule.sigmas[i], schedule.timesteps[i]
     moment = Moment(i, sigma, timestep, model.expert_name(timestep))
     x = condition.impose(x)
@@ -440,7 +447,7 @@ def _step(
 def _advance(
     latents: Latents, velocity: Latents, i: int, schedule: Schedule, state: State
 ) -> tuple[Tensor, State]:
-    """Every latent at the end of step i: the video, and the state that leaves with it."""
+    """All latents at the end of step i: the video, and the state that leaves the step."""
     solver = SOLVERS[schedule.solver]
     moved: dict[str, Tensor] = {}
     history: dict[str, History] = {}
@@ -452,8 +459,8 @@ def _advance(
 
 
 def classifier_free(passes: Mapping[str, Latents], strength: float) -> Latents:
-    """v_uncond + strength (v_cond - v_uncond), of every latent (arXiv:2207.12598, eq. 6); strength
-    1 needs no uncond pass.
+    """v_uncond + strength (v_cond - v_uncond), for every latent (arXiv:2207.12598, eq. 6). At
+    strength 1 no uncond pass is needed.
     """
     cond = passes["cond"]
     if strength == 1:
@@ -465,10 +472,11 @@ def classifier_free(passes: Mapping[str, Latents], strength: float) -> Latents:
 def draw_noise(
     shape: Sequence[int], seed: int | Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Gaussian noise of a shape (b c f h w), one seed for each sample (a number n means n, n + 1,
-    ...), drawn on `device`.
+    """Gaussian noise of a shape (b c f h w), drawn on `device` from one seed for each sample. A
+    number n as seed means n, n + 1, ...
 
-    Raises MinicosError for seeds that are too few, too many or out of range.
+    Raises:
+        MinicosError: there are too few or too many seeds, or one is out of range.
     """
     count, *rest = shape
     try:

@@ -1,23 +1,22 @@
-"""When and how to step: noise levels (`Schedule`) and the solvers that carry a latent from one
-level to the next.
+"""Noise levels (`Schedule`), and the solvers that move a latent from one level to the next.
 
-A latent at noise level sigma is x = (1 - sigma) x0 + sigma noise, and the network tells its
-velocity v = noise - x0. So sampling is the differential equation dx/dsigma = v, followed from sigma
-= 1 (noise) to sigma = 0 (video), and every step knows where it would end: x0 = x - sigma v. A
-schedule says at which sigmas to stop, a solver how to travel:
+A latent at noise level sigma is x = (1 - sigma) x0 + sigma noise, and the network predicts its
+velocity v = noise - x0. Sampling solves the differential equation dx/dsigma = v from sigma = 1
+(noise) to sigma = 0 (video). At every step, x0 = x - sigma v is the end of a straight line along v.
+A schedule lists the sigmas; a solver determines the path between them:
 
-    euler   x in a straight line along v (DiffSynth: the tools of the paper)
-    dpmpp   x0 in a straight line through this and the last step (DPM-Solver++ 2M, official)
-    unipc   as dpmpp, but every step first redoes the last one, now that the x0 at its end is known
-            (UniPC, official and the default of Wan)
+    euler   a straight line in x along v (DiffSynth: the tools of the paper)
+    dpmpp   a straight line in x0 through this and the last step (DPM-Solver++ 2M, official)
+    unipc   like dpmpp, but each step first corrects the previous one with the x0 now known at its
+            end (UniPC, official and the default of Wan)
 
-`shift` moves the stops towards noise: sigma' = shift sigma / (1 + (shift - 1) sigma). Euler has no
-past. The other two keep a `History`, a value that travels through the loop; without one they
-restart at first order. Drop it when a latent was edited: it belongs to the latent that is gone, and
-UniPC would pull the edit back to it.
+`shift` moves the levels towards noise: sigma' = shift sigma / (1 + (shift - 1) sigma). Euler needs
+no past steps. The other two keep a `History`, which the loop passes from step to step; without one
+they restart at first order. After an edit of the latent the history must be dropped: it belongs to
+the latent before the edit, and UniPC would pull the edit back.
 
-Numbers are rounded where the official code rounds: float64 tables, rounded once; updates in
-float32. Sources: wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2,
+Rounding follows the official code: tables in float64, rounded once, and updates in float32.
+Sources: wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2,
 diffsynth/diffusion/flow_match.py of DiffSynth-Studio.
 """
 
@@ -37,29 +36,29 @@ S = TypeVar("S", float, Tensor)
 
 @dataclass(frozen=True)
 class Schedule:
-    """N steps: step i goes from sigmas[i] to sigmas[i + 1], and the network is told
+    """N steps. Step i goes from sigmas[i] to sigmas[i + 1], and the network receives
     timesteps[i].
     """
 
-    solver: str  # the solver that these sigmas belong to, a name in SOLVERS
-    # N of them, in 0..1000; the official solvers truncate to int, Euler does not
+    solver: str  # name in SOLVERS of the solver that these sigmas are made for
+    # N values in 0..1000; the official solvers truncate to int, Euler does not
     timesteps: tuple[int | float, ...]
-    sigmas: tuple[float, ...]  # N + 1 of them, falling to 0; each is a float32 number
-    dtype: torch.dtype = torch.float32  # that the loop rounds to: see `rounded`
+    sigmas: tuple[float, ...]  # N + 1 values falling to 0, each a float32 number
+    dtype: torch.dtype = torch.float32  # to which the loop rounds, see `rounded`
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
 
 def shifted(sigma: S, shift: float) -> S:
-    """sigma' = shift sigma / (1 + (shift - 1) sigma), of a number or a tensor; shift 1 is the
+    """sigma' = shift sigma / (1 + (shift - 1) sigma), for a number or a tensor; shift 1 is the
     identity.
     """
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def euler(steps: int, shift: float) -> Schedule:
-    """Evenly spaced sigmas 1, ..., 1/N, shifted, in float32. The timestep is 1000 sigma, not
+    """Evenly spaced sigmas 1, ..., 1/N, shifted, in float32. Timesteps are 1000 sigma, not
     truncated.
     """
     _check(steps, shift)
@@ -68,15 +67,15 @@ def euler(steps: int, shift: float) -> Schedule:
 
 
 def dpmpp(steps: int, shift: float) -> Schedule:
-    """Evenly spaced sigmas 1, ..., 1/N, shifted, in float64. The timestep is 1000 sigma,
+    """Evenly spaced sigmas 1, ..., 1/N, shifted, in float64. Timesteps are 1000 sigma,
     truncated.
     """
     return _official("dpmpp", 1.0, steps, shift)
 
 
 def unipc(steps: int, shift: float) -> Schedule:
-    """As dpmpp, but from 0.999 rounded to float32: the official table of alphas ends at 1/1000,
-    not at 0.
+    """Like `dpmpp`, but from 0.999 rounded to float32: the official table of alphas ends at
+    1/1000, not at 0.
     """
     return _official("unipc", 0.9990000128746033, steps, shift)
 
@@ -90,7 +89,7 @@ def _official(solver: str, start: float, steps: int, shift: float) -> Schedule:
 
 def rounded(schedule: Schedule, dtype: torch.dtype) -> Schedule:
     """Euler's levels for a loop that keeps latent, guidance and timestep in `dtype`, as DiffSynth
-    does in bfloat16.
+    does with bfloat16.
     """
     timesteps = torch.tensor(schedule.timesteps, device="cpu").to(dtype).tolist()
     return replace(schedule, timesteps=tuple(timesteps), dtype=dtype)
@@ -114,32 +113,32 @@ SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {
 
 
 def make(solver: str, steps: int, shift: float) -> Schedule:
-    """The schedule of a solver, by name. Raises MinicosError naming the possible ones."""
+    """The schedule of a solver, by name. Raises MinicosError for an unknown solver."""
     if solver not in SCHEDULES:
         raise MinicosError(f"no solver {solver!r}; there are {', '.join(SCHEDULES)}")
     return SCHEDULES[solver](steps, shift)
 
 
 def expert_name(timestep: float, boundary: float | None) -> str:
-    """Which expert serves a timestep: "high" at and above 1000 boundary, else "low"; "high" where
-    boundary is None.
+    """The expert for a timestep: "high" at or above 1000 * boundary, else "low". "high" if boundary
+    is None.
     """
     return "high" if boundary is None or timestep >= 1000 * boundary else "low"
 
 
 @dataclass(frozen=True)
 class History:
-    """What a multistep solver remembers; as many clean estimates as the order of the step that
+    """The memory of a multistep solver: as many clean estimates as the order of the step that
     wrote it.
     """
 
-    step: int  # the step that wrote it
+    step: int  # the step that wrote this history
     x0: tuple[Tensor, ...]  # the clean estimates of the last one or two steps, newest last
-    x: Tensor | None = None  # UniPC: the latent from which that step departed, after correction
+    x: Tensor | None = None  # UniPC: the latent at the start of that step, after correction
 
     def tensors(self) -> dict[str, Tensor]:
-        """As tensors for a safetensors file (copies, since a file must not hold one storage
-        twice).
+        """The history as tensors for a safetensors file; copies, since a file must not hold one
+        storage twice.
         """
         tensors = {f"x0.{i}": x0.clone() for i, x0 in enumerate(self.x0)} | {
             "step": torch.tensor(self.step)
@@ -159,7 +158,7 @@ Solver = Callable[[Tensor, Tensor, int, Schedule, History | None], tuple[Tensor,
 def euler_step(
     x: Tensor, velocity: Tensor, i: int, schedule: Schedule, history: History | None = None
 ) -> tuple[Tensor, None]:
-    """x' = x + v (sigma' - sigma), each rounded to the schedule's dtype. Remembers nothing."""
+    """x' = x + v (sigma' - sigma), each term rounded to the schedule's dtype; keeps no history."""
     sigma, dtype = _sigmas(schedule), schedule.dtype
     moved = x.to(dtype) + velocity.to(dtype) * (sigma[i + 1] - sigma[i])
     return moved.float(), None
@@ -168,8 +167,8 @@ def euler_step(
 def dpmpp_step(
     x: Tensor, velocity: Tensor, i: int, schedule: Schedule, history: History | None = None
 ) -> tuple[Tensor, History]:
-    """DPM-Solver++ 2M, midpoint (arXiv:2211.01095, algorithm 2). First order on the first step,
-    the last, a restart.
+    """DPM-Solver++ 2M, midpoint (arXiv:2211.01095, algorithm 2); first order on the first and last
+    step and after a restart.
     """
     _follows(history, i)
     sigma = _sigmas(schedule)
@@ -180,12 +179,12 @@ def dpmpp_step(
 def unipc_step(
     x: Tensor, velocity: Tensor, i: int, schedule: Schedule, history: History | None = None
 ) -> tuple[Tensor, History]:
-    """UniPC of order 2, B(h) = e^h - 1 (arXiv:2302.04867): correct the last step, then predict as
-    DPM-Solver++ does.
+    """UniPC of order 2 with B(h) = e^h - 1 (arXiv:2302.04867): correct the last step, then predict
+    as DPM-Solver++ does.
     """
     _follows(history, i)
     sigma = _sigmas(schedule)
-    x0 = x - sigma[i] * velocity  # of the latent that the network saw, before it is corrected
+    x0 = x - sigma[i] * velocity  # of the latent that the network saw, before the correction
     if history is not None:
         x = _correct(x0, i, sigma, history)
     seen = (x0,) if history is None else (history.x0[-1], x0)
@@ -196,8 +195,8 @@ SOLVERS: dict[str, Solver] = {"euler": euler_step, "unipc": unipc_step, "dpmpp":
 
 
 def _sigmas(schedule: Schedule) -> Tensor:
-    """float32 on the CPU, wherever the latents are: a CPU scalar multiplies a tensor on any device
-    without a wait.
+    """float32 on the CPU, wherever the latents are: multiplying a tensor on any device by a CPU
+    scalar needs no synchronisation.
     """
     return torch.tensor(schedule.sigmas, dtype=torch.float32, device="cpu")
 
@@ -211,23 +210,23 @@ def _follows(history: History | None, i: int) -> None:
 
 
 def _log_snr(sigma: Tensor) -> Tensor:
-    """lambda = log(alpha / sigma), alpha = 1 - sigma: the clock of both multistep solvers; inf at
-    sigma 0.
+    """lambda = log(alpha / sigma) with alpha = 1 - sigma: the time variable of both multistep
+    solvers; inf at sigma 0.
     """
     return torch.log(1 - sigma) - torch.log(sigma)
 
 
 def _advance(x: Tensor, x0: Tensor, bend: Tensor | float, start: Tensor, end: Tensor) -> Tensor:
-    """x' = (sigma'/sigma) x + alpha' (1 - e^-h) (x0 + bend), h the step in lambda: exact if x0 +
-    bend is constant.
+    """x' = (sigma'/sigma) x + alpha' (1 - e^-h) (x0 + bend), where h is the step in lambda; exact
+    if x0 + bend is constant.
     """
     alpha, decay = 1 - end, torch.expm1(_log_snr(start) - _log_snr(end))
     return end / start * x - alpha * decay * x0 - alpha * decay * bend
 
 
 def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, history: History | None) -> Tensor:
-    """From sigma_i to sigma_i+1 with x0 extrapolated by half a step, or kept (first order) on a
-    first or last step.
+    """From sigma_i to sigma_i+1 with x0 extrapolated by half a step, or kept constant (first order)
+    on the first and last step.
     """
     if history is None or i == len(sigma) - 2:
         return _advance(x, x0, 0.0, sigma[i], sigma[i + 1])
@@ -239,12 +238,11 @@ def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, history: History | No
 
 
 def _correct(x0: Tensor, i: int, sigma: Tensor, history: History) -> Tensor:
-    """UniC: the step from sigma_i-1 to sigma_i again, now that the clean estimate at its end is
-    known.
+    """UniC: repeat the step from sigma_i-1 to sigma_i with the clean estimate at its end.
 
-    Seen from sigma_i-1 in units of the step, that estimate lies at 1 and the one before at r < 0.
-    The weights rho of their differences make the update exact for x0 quadratic in lambda: rho_1 +
-    rho_2 = b_1, r rho_1 + rho_2 = b_2.
+    Relative to sigma_i-1, in units of the step, that estimate is at 1 and the one before at r < 0.
+    The weights rho of their differences make the update exact for x0 quadratic in lambda:
+    rho_1 + rho_2 = b_1 and r rho_1 + rho_2 = b_2.
     """
     if history.x is None:
         raise ValueError("this history is of another solver: that of UniPC keeps the latent, too")

@@ -1,14 +1,13 @@
-"""From a prompt to rows of numbers: the tokenizer and the UMT5 encoder (official wan/modules/t5.py
-and tokenizers.py).
+"""The tokenizer and the UMT5 text encoder (official wan/modules/t5.py and tokenizers.py).
 
-A prompt is cleaned, cut into tokens and padded to `text_len`; the encoder turns each token into a
-row that knows its neighbours. It is a T5: residual blocks of attention and a gated feed-forward, no
-biases, no positions in the embedding. Instead every block adds to its attention scores a learned
-number for each head and *distance* between two tokens. Rows beyond the prompt are then set to zero
-(`encode`): the diffusion transformer attends to those too.
+A prompt is cleaned, cut into tokens and padded to `text_len`; the encoder maps each token to a row
+that depends on its context. The encoder is a T5: residual blocks of attention and a gated
+feed-forward, without biases and without positions in the embedding. Instead, every block adds to
+its attention scores a learned number for each head and *distance* between two tokens. `encode` sets
+rows beyond the prompt to zero; the diffusion transformer attends to those rows too.
 
-Module and attribute names are those of the official checkpoint. Its clamp against overflow in
-float16 is left out: it does nothing in bfloat16 and float32.
+Module and attribute names are those of the official checkpoint. The official clamp against overflow
+in float16 is omitted, since it has no effect in bfloat16 and float32.
 """
 
 import html
@@ -31,7 +30,7 @@ from minicos.ops import rms_norm
 from minicos.weights.files import reading
 from minicos.weights.tokens import REMEDY, read_tokenizer
 
-PAD, EOS = 0, 1  # ids; every tokenizer of the family agrees on them
+PAD, EOS = 0, 1  # token ids, common to all tokenizers of the family
 
 
 class RMSNorm(nn.Module):
@@ -46,8 +45,8 @@ class RMSNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """The tanh approximation, written out: in bfloat16 it rounds after every operation, as the
-    official code does.
+    """The tanh approximation as separate operations: in bfloat16 it rounds after each of them, as
+    the official code does.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,8 +67,8 @@ class FeedForward(nn.Module):
 
 
 class RelativePosition(nn.Module):
-    """A learned number for each head and distance from query to key; far distances share one
-    (`buckets`).
+    """A learned number for each head and distance from query to key; large distances share a
+    bucket (`buckets`).
     """
 
     def __init__(self, cfg: TextConfig):
@@ -77,7 +76,7 @@ class RelativePosition(nn.Module):
         self.embedding = nn.Embedding(cfg.num_buckets, cfg.num_heads)
 
     def forward(self, length: int) -> Tensor:
-        """1 n q k: rows of one number for each distance, each a place further than the next."""
+        """The biases, 1 n q k, computed once per distance and viewed as a matrix."""
         index = distances(length, self.embedding.num_embeddings, self.embedding.weight.device)
         each = self.embedding(index).T.contiguous()  # n (2 length - 1)
         return each.unfold(1, length, 1).flip(1).unsqueeze(0)
@@ -85,19 +84,19 @@ class RelativePosition(nn.Module):
 
 @lru_cache(maxsize=4)
 def distances(length: int, num_buckets: int, device: torch.device) -> Tensor:
-    """The buckets of all distances between `length` tokens, from -(length - 1) on: the same in all
-    blocks, and made on the host.
+    """The buckets of all distances between `length` tokens, from -(length - 1) upwards. They are
+    the same in all blocks and are computed on the host.
     """
     return buckets(torch.arange(1 - length, length, device="cpu"), num_buckets).to(device)
 
 
 def buckets(distance: Tensor, num_buckets: int, max_distance: int = 128) -> Tensor:
-    """The bucket of each distance key - query: half of them for keys behind. Of each half, half
-    again are exact (0, 1, 2, ...) and the rest grow evenly in log distance up to `max_distance`,
-    beyond which all share the last.
+    """The bucket of each distance (key - query). Half of the buckets are for keys to the right. In
+    each half, the first half is exact (0, 1, 2, ...), and the rest grows evenly in log distance up
+    to `max_distance`; all larger distances share the last bucket.
 
-    On the host in float32, so that distances where the logarithm is an integer (16, 32, 64) fall
-    alike everywhere.
+    Computed on the host in float32, so that distances whose logarithm is an integer (16, 32, 64)
+    are rounded equally on every device.
     """
     side = num_buckets // 2
     exact = side // 2
@@ -110,8 +109,8 @@ def buckets(distance: Tensor, num_buckets: int, max_distance: int = 128) -> Tens
 
 
 class Attention(nn.Module):
-    """softmax(q k^T + bias) v, with no 1 / sqrt(k). Scores and weights are in x's dtype, the
-    softmax in float32.
+    """softmax(q k^T + bias) v without the factor 1 / sqrt(k). Scores and weights have x's dtype,
+    the softmax is float32.
     """
 
     def __init__(self, cfg: TextConfig):
@@ -121,7 +120,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(cfg.dim_attn, cfg.dim, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor, padding: Tensor) -> Tensor:
-        """x b t d, bias 1 n t t, padding b 1 1 t (True: nobody looks at this row) -> b t d."""
+        """x (b t d), bias (1 n t t), padding (b 1 1 t; True: masked out) -> b t d."""
         q, k, v = (
             rearrange(layer(x), "b t (n k) -> b n t k", n=self.num_heads)
             for layer in (self.q, self.k, self.v)
@@ -156,8 +155,8 @@ class TextEncoder(nn.Module):
         self.norm = RMSNorm(cfg.dim)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids (b t) and mask (b t; 0 where padded) -> b t d. Rows of padding hold numbers
-        without meaning.
+        """Encode token ids (b t) with a mask (b t; 0 for padding) to b t d. The values of padding
+        rows are meaningless.
         """
         padding = (mask == 0)[:, None, None]
         x = self.token_embedding(ids)
@@ -167,10 +166,11 @@ class TextEncoder(nn.Module):
 
 
 def clean(prompt: str) -> str:
-    """The official cleaning: mend mis-decoded text, resolve HTML entities twice, make runs of white
-    space one blank.
+    """The official cleaning: repair mis-decoded text, resolve HTML entities twice, and replace
+    every run of white space by one space.
 
-    The mending is ftfy's, and includes full-width punctuation, as in the official negative prompt.
+    Repairs are those of ftfy, which include full-width punctuation, as in the official negative
+    prompt.
     """
     prompt = ftfy.fix_text(prompt)
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
@@ -178,14 +178,14 @@ def clean(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer.json and the length that prompts are padded and cut to."""
+    """A tokenizer.json, and the length to which prompts are padded or truncated."""
 
     vocabulary: tokenizers.Tokenizer
     text_len: int
 
     @classmethod
     def load(cls, path: str | Path, text_len: int) -> "Tokenizer":
-        """Read a tokenizer.json. Raises MinicosError naming the file where it is missing, broken
+        """Read a tokenizer.json. Raises MinicosError with the file's name if it is missing, damaged
         or of another kind.
         """
         vocabulary = read_tokenizer(path)
@@ -193,14 +193,14 @@ class Tokenizer:
             raise MinicosError(
                 f"{path} does not end a prompt with token {EOS}: it should be that of umt5-xxl."
             )
-        # As transformers 5 does. It matters beside a literal "</s>" only, where the file alone
-        # makes tokens of blanks.
+        # As in transformers 5. It matters only next to a literal "</s>", where the file's own
+        # settings turn spaces into tokens.
         vocabulary.pre_tokenizer = Sequence([WhitespaceSplit(), vocabulary.pre_tokenizer])
         return cls(vocabulary, text_len)
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Prompts, cleaned, as ids and mask (b t int64): tokens, end token, padding. A long one
-        loses its tail.
+        """Clean and tokenize prompts: ids and mask (b t int64) with tokens, end token and padding.
+        Long prompts are truncated.
         """
         ids = torch.full((len(prompts), self.text_len), PAD)
         mask = torch.zeros_like(ids)
@@ -213,8 +213,8 @@ class Tokenizer:
         return ids, mask
 
     def cut_off(self, prompt: str) -> str:
-        """The tail that a prompt loses because it is longer than `text_len` tokens, as written;
-        empty where it fits.
+        """The part of a prompt beyond `text_len` tokens, as written, which is cut off; empty if the
+        prompt fits.
         """
         text = clean(prompt)
         encoding = self.vocabulary.encode(text)
@@ -223,8 +223,8 @@ class Tokenizer:
         return text[encoding.offsets[self.text_len - 1][0] :].strip()
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """What of a prompt the vocabulary lacks, as written, in order: the encoder sees <unk> in
-        its place.
+        """The words of a prompt that the vocabulary lacks, as written, in order. The encoder
+        receives <unk> instead.
         """
         text, unknown = clean(prompt), self.vocabulary.token_to_id("<unk>")
         encoding = self.vocabulary.encode(text)
@@ -236,10 +236,8 @@ class Tokenizer:
 
 
 def encode(encoder: TextEncoder, tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
-    """Prompts -> b t d, exactly zero beyond each prompt's end (the official code trims, then pads
-    with zeros).
-
-    Equal prompts are encoded once.
+    """Prompts -> b t d, exactly zero beyond each prompt's end (the official code trims rows, then
+    pads with zeros). Equal prompts are encoded once.
     """
     each = list(dict.fromkeys(prompts))
     ids, mask = (x.to(encoder.token_embedding.weight.device) for x in tokenizer(each))

@@ -1,14 +1,13 @@
-"""Frames cut into overlapping tiles, so that a large video passes through the VAE within little
-memory.
+"""Frames cut into overlapping tiles, so that the VAE can process large videos in little memory.
 
-Cut in space and never in time: every tile streams through the clip, chunk by chunk, with a memory
-of its own (`vae.Stream`). Neighbours share a quarter of a tile and fade into one another across it,
-so no seam is seen. To the network each tile is a frame of its own: attention of the middle block
-sees one tile only, so the result is close to that of whole frames, not equal.
+Tiles are cut in space but not in time: every tile streams through the clip chunk by chunk, with its
+own memory (`vae.Stream`). Neighbouring tiles share a quarter of a tile and are blended across it,
+so no seam is visible. The network processes each tile as a separate frame: the attention of the
+middle block sees one tile only, so the result is close to that of whole frames, but not equal.
 
-What it is for: the memory of a decoder takes 8.7 GB at 1280x720 (Wan2.1_VAE; 6.4 GB at 1280x704
-with Wan2.2_VAE) in float32, that of one tile of 256 pixels 0.6 GB (0.5 GB), and activations shrink
-alike.
+The stream memory of a float32 decoder takes 8.7 GB at 1280x720 (Wan2.1_VAE; 6.4 GB at 1280x704
+with Wan2.2_VAE), and that of one tile of 256 pixels 0.6 GB (0.5 GB). Activations shrink in the same
+proportion.
 """
 
 import math
@@ -20,24 +19,27 @@ from torch import Tensor, nn
 
 from minicos.errors import MinicosError
 
-Span = tuple[int, int]  # first place, and the one after the last
+Span = tuple[int, int]  # first position, and the one after the last
 
 
 class Tiles:
     """One pass of a clip through the encoder or the decoder, in tiles. A frame that fits into one
-    tile is not cut, bit for bit.
+    tile is not cut, and its result is bitwise that of whole frames.
 
-    While a tile waits for its next chunk, its memory lies on the host: the device holds that of one
-    tile, and one chunk. That costs a copy there and back for every tile and chunk, fewer with
-    longer chunks.
+    While a tile waits for its next chunk, its memory is kept on the host, so the device holds the
+    memory of one tile at a time. This costs a copy in each direction for every tile and chunk;
+    longer chunks need fewer.
     """
 
     def __init__(self, size: tuple[int, int], side: int | None, stride: int):
         """
-        size    height and width of the latents
-        side    of the square tiles, in pixels; None cuts nothing. MinicosError unless it is a
-                multiple of the stride, two or more
-        stride  pixels per latent
+        Args:
+            size: height and width of the latents.
+            side: side of the square tiles in pixels; None: no tiles.
+            stride: pixels per latent.
+
+        Raises:
+            MinicosError: `side` is not a multiple of the stride, or less than two strides.
         """
         check_side(side, stride)
         self.size = size
@@ -49,7 +51,7 @@ class Tiles:
         self.memories: list[dict[nn.Module, Tensor]] = [{} for _ in self.windows]
 
     def __call__(self, layer: Callable, x: Tensor, before: int = 1, after: int = 1) -> Tensor:
-        """layer(x, memory) for the next chunk x (b c f h w); `before` and `after` are places per
+        """layer(x, memory) for the next chunk x (b c f h w); `before` and `after` are positions per
         latent in x and in the result.
         """
         if len(self.windows) == 1:
@@ -74,8 +76,8 @@ class Tiles:
 
 
 def check_side(side: int | None, stride: int) -> None:
-    """Raise MinicosError unless tiles can have this side: a multiple of the stride, two or more.
-    None: no tiles.
+    """Raise MinicosError unless tiles can have this side: a multiple of the stride, at least two
+    strides. None: no tiles.
     """
     if side is not None and (side % stride or side < 2 * stride):
         raise MinicosError(
@@ -84,9 +86,7 @@ def check_side(side: int | None, stride: int) -> None:
 
 
 def spans(length: int, side: int, overlap: int) -> list[Span]:
-    """Spans of `side` places, evenly spread over 0..length, of which neighbours share `overlap`
-    or more.
-    """
+    """Evenly spread spans of `side` positions in 0..length; neighbours share at least `overlap`."""
     if length <= side:
         return [(0, length)]
     steps = math.ceil((length - side) / (side - overlap))
@@ -95,8 +95,8 @@ def spans(length: int, side: int, overlap: int) -> list[Span]:
 
 
 def fade(span: Span, length: int, overlap: int, factor: int) -> Tensor:
-    """Weights of a span, `factor` for each place: 1, falling linearly over `overlap` places
-    where it borders on another span.
+    """Blending weights of a span, `factor` for each position: 1, falling linearly over `overlap`
+    positions next to another span.
     """
     start, end = span
     rise = (torch.arange(factor * (end - start)) + 0.5) / (factor * overlap)

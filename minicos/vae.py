@@ -1,28 +1,29 @@
-"""The causal 3D video VAEs: of Wan2.1 and Wan2.2-A14B (16 channels, stride 4 x 8 x 8) and of
-Wan2.2-TI2V-5B (48, 4 x 16 x 16).
+"""The causal 3D video VAEs of Wan2.1 and Wan2.2-A14B (16 channels, stride 4 x 8 x 8) and of
+Wan2.2-TI2V-5B (48 channels, stride 4 x 16 x 16).
 
-A video of 4n + 1 frames becomes n + 1 latent frames: the first frame stands alone, then every four
-make one. Every convolution looks only back in time, so a latent frame never depends on a later
-picture. That allows the network to *stream*: clips are processed in chunks, and each layer
-remembers the last few frames that it has seen. Here the memory is a `Stream`, a dict keyed by
-module that is handed down the calls; whatever the chunks, the result is the same (a test says so).
-Module and attribute names are those of the official checkpoint.
+A video of 4n + 1 frames becomes n + 1 latent frames: one for the first frame, then one for every
+four. Every convolution looks only back in time, so a latent frame never depends on a later picture.
+The network can therefore *stream*: it processes clips in chunks, and each layer keeps the last few
+frames of its input. This memory is a `Stream`, a dict keyed by module that is passed to every call.
+The result does not depend on the chunks (tested). Module and attribute names are those of the
+official checkpoint.
 
-The second generation is the first one with three additions, all of them data in `VAEConfig`: pixels
+The second generation extends the first in three ways, all of which are data in `VAEConfig`: pixels
 are folded two by two into channels before the encoder and unfolded after the decoder
 (`patch_size`), the decoder is wider than the encoder (`dec_dim`), and every stage that changes size
-has a shortcut without parameters around it (`stage_shortcuts`: `DownStage`, `UpStage`).
+has a shortcut without parameters (`stage_shortcuts`: `DownStage`, `UpStage`).
 
-Large frames can be cut into overlapping tiles (tiles.py), in space and never in time. The decoder
-may be cast to bfloat16 (`vae.decoder.to(torch.bfloat16)`, or `minicos.load(decode_dtype=...)`):
-half the memory. Convolutions, attention and residual sums then round to it; norms are still
-computed in float32, and the latents' statistics, `conv2` and what `decode` returns are float32. The
-last convolution is not worth an exception: in float32 it gains 0.5 dB of 56. The official code and
-diffusers decode in float32, ComfyUI in bfloat16 where the card has it. An encoder in bfloat16 would
-change what a model is asked.
+Large frames can be cut into overlapping tiles (tiles.py), in space but not in time. The decoder may
+be cast to bfloat16 (`vae.decoder.to(torch.bfloat16)`, or `minicos.load(decode_dtype=...)`), which
+halves its memory. Convolutions, attention and residual sums then round to bfloat16; norms, latent
+statistics, `conv2` and the result of `decode` stay float32. Keeping the last convolution in float32
+would gain only 0.5 dB of 56. The official code and diffusers decode in float32, ComfyUI in bfloat16
+where the card supports it. The encoder always runs in float32, since its output conditions the
+model.
 
-On a CPU the clips of a batch are coded one after the other, since caches hold the activations of
-one; so a clip gets the same bits alone and in a batch.
+On a CPU the clips of a batch are processed one after the other, since the memory holds activations
+for a single clip. A clip thus gets the same bits alone and in a batch.
+
 Sources: wan/modules/vae2_1.py and vae2_2.py.
 """
 
@@ -39,12 +40,12 @@ from minicos.config import VAEConfig
 from minicos.errors import MinicosError
 from minicos.tiles import Tiles
 
-Stream = dict[nn.Module, Tensor]  # module -> the last input frames that its next chunk will need
+Stream = dict[nn.Module, Tensor]  # module -> the last input frames that its next chunk needs
 
 
 class CausalConv3d(nn.Conv3d):
-    """Conv3d that pads time at the front only: with what the stream remembers, or with zeros at
-    the start of a clip.
+    """A Conv3d that pads time at the front only: with frames from the stream, or with zeros at the
+    start of a clip.
     """
 
     def __init__(
@@ -59,19 +60,19 @@ class CausalConv3d(nn.Conv3d):
         self.history = self.kernel_size[0] - 1
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:  # type: ignore[override]
-        """b c f h w -> b c f h w, with the last frames of the chunk before from `stream`, which
-        then keeps this one's.
+        """b c f h w -> b c f h w. Prepends the last frames of the previous chunk, from `stream`,
+        and stores those of this one.
         """
         if self.history and self in stream:
             x = torch.cat([stream[self], x], dim=2)
         elif self.history:
             x = F.pad(x, (0, 0, 0, 0, self.history, 0))
-        if self.history:  # a copy: a view would keep the whole chunk alive
+        if self.history:  # a copy, since a view would keep the whole chunk in memory
             stream[self] = x[:, :, -self.history :].clone()
         wide = x.device.type == "cpu" and x.dtype == torch.float32
         if wide and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
-            # Torch's own choice, except for one clip of few channels: there it takes a plain loop,
-            # five times as slow.
+            # The default of torch, except for one clip of few channels, where torch uses a loop
+            # that is five times as slow.
             rest: Any = (self.padding, self.stride, self.dilation, 1)
             return torch.mkldnn_convolution(x, self.weight, self.bias, *rest)
         return super().forward(x)
@@ -89,7 +90,7 @@ class RMSNorm(nn.Module):
         y = wide(x)
         y = (
             y / y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
-        )  # F.normalize, but 10 times as fast on a CPU
+        )  # equals F.normalize, but is 10 times as fast on a CPU
         y = y * (self.scale * self.gamma)
         return y.to(x.dtype)
 
@@ -114,7 +115,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head over the pixels of each frame."""
+    """Single-head attention over the pixels of each frame."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -131,8 +132,8 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width and, if `temporal`, frames. The first frame of a clip has no partner
-    and is not convolved in time.
+    """Halve height and width and, if `temporal`, the number of frames. The first frame of a clip is
+    not convolved in time.
     """
 
     def __init__(self, dim: int, temporal: bool):
@@ -160,7 +161,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width and, if `temporal`, double all frames of a clip but the first."""
+    """Double height and width and, if `temporal`, all frames of a clip except the first."""
 
     def __init__(self, dim: int, out_dim: int, temporal: bool):
         super().__init__()
@@ -187,8 +188,8 @@ class Upsample(nn.Module):
 
 
 class DownStage(nn.Module):
-    """A stage of the second generation: blocks, downsampling, and around them a shortcut that
-    averages (official AvgDown3D).
+    """A downsampling stage of the second generation, with an averaging shortcut (official
+    AvgDown3D).
     """
 
     def __init__(self, layers: list[nn.Module], out_dim: int, time: int, space: int):
@@ -201,8 +202,8 @@ class DownStage(nn.Module):
         return out + self.average(x, out.shape[2])
 
     def average(self, x: Tensor, frames: int) -> Tensor:
-        """Fold pixels into channels, then take the mean of equal groups of channels. A clip's
-        first frame pairs up with zeros.
+        """Fold pixels into channels, then average equal groups of channels. A clip's first frame is
+        paired with zeros.
         """
         x = F.pad(x, (0, 0, 0, 0, self.time * frames - x.shape[2], 0))
         x = rearrange(
@@ -212,8 +213,8 @@ class DownStage(nn.Module):
 
 
 class UpStage(nn.Module):
-    """A stage of the second generation: blocks, upsampling, and around them a shortcut that
-    repeats (official DupUp3D).
+    """An upsampling stage of the second generation, with a repeating shortcut (official
+    DupUp3D).
     """
 
     def __init__(self, layers: list[nn.Module], out_dim: int, time: int, space: int):
@@ -228,8 +229,8 @@ class UpStage(nn.Module):
         )  # the last stage has no shortcut
 
     def repeat(self, x: Tensor, frames: int) -> Tensor:
-        """Repeat channels and unfold them into pixels. A clip's first frame is not doubled: its
-        first copy is dropped.
+        """Repeat channels and unfold them into pixels. The first copy of a clip's first frame is
+        dropped, so that it is not doubled.
         """
         x = x.repeat_interleave(self.out_dim * self.time * self.space**2 // x.shape[1], dim=1)
         x = rearrange(
@@ -239,7 +240,7 @@ class UpStage(nn.Module):
 
 
 def wide(x: Tensor) -> Tensor:
-    """x in float32, or in float64 if it is that."""
+    """x in float32, or in float64 if x is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -254,7 +255,7 @@ REMEMBERING = (CausalConv3d, ResidualBlock, Downsample, Upsample, DownStage, UpS
 
 
 def run(layers: nn.Sequential, x: Tensor, stream: Stream) -> Tensor:
-    """Apply layers in turn, handing the stream to those that remember."""
+    """Apply layers in order, passing the stream to those that keep a history."""
     for layer in layers:
         x = layer(x, stream) if isinstance(layer, REMEMBERING) else layer(x)
     return x
@@ -277,7 +278,7 @@ class Encoder3d(nn.Module):
             pairwise(widths), (*cfg.temporal_downsample, None), strict=True
         ):
             layers = residual_blocks(cfg.num_res_blocks, here, there)
-            if temporal is not None:  # every stage but the last ends in half the size
+            if temporal is not None:  # every stage but the last halves the size
                 layers.append(Downsample(there, temporal))
             if cfg.stage_shortcuts:
                 layers = [
@@ -325,7 +326,7 @@ class Decoder3d(nn.Module):
             layers = residual_blocks(cfg.num_res_blocks + 1, channels, there)
             channels = (
                 there if cfg.stage_shortcuts else there // 2
-            )  # the first generation halves them as it upsamples
+            )  # the first generation halves the channels as it upsamples
             if temporal is not None:
                 layers.append(Upsample(there, channels, temporal))
             if cfg.stage_shortcuts:
@@ -350,8 +351,8 @@ class Decoder3d(nn.Module):
 
 
 class VAE(nn.Module):
-    """Encoder and decoder with the chunked, streaming interface. Pixels are in [-1, 1], latents
-    are normalised.
+    """Encoder and decoder with a streaming interface. Pixels are in [-1, 1], latents are
+    normalised.
     """
 
     def __init__(self, cfg: VAEConfig):
@@ -363,8 +364,8 @@ class VAE(nn.Module):
         self.decoder = Decoder3d(cfg)
 
     def posterior(self, video: Tensor, stream: Stream | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latents before normalisation, each b c f h w. One call, one
-        chunk.
+        """Mean and log-variance of the latents before normalisation, each b c f h w. One call
+        processes one chunk.
         """
         video = video.to(self.conv1.weight.dtype)
         moments = self.conv1(self.encoder(video, {} if stream is None else stream), {})
@@ -372,15 +373,21 @@ class VAE(nn.Module):
         return mean, log_variance
 
     def encode(self, video: Tensor, chunk: int = 4, tile: int | None = None) -> Tensor:
-        """Video (b 3 F H W) in [-1, 1], F = 4n + 1 -> normalised latents (b c n+1 H/8 W/8, or /16):
-        the posterior's mean.
+        """Encode a video to the normalised mean of the posterior.
 
-        chunk  frames taken at once after the first, a multiple of 4; it changes memory, not the
-               result
-        tile   side in pixels of the tiles that frames are cut into (see tiles.py), a multiple of
-               the stride; None: whole frames
-        Raises MinicosError when frames or sizes do not divide: the official code would silently
-        drop frames.
+        Args:
+            video: pixels in [-1, 1], b 3 F H W with F = 4n + 1.
+            chunk: frames per chunk after the first frame, a multiple of 4. It affects memory, not
+                the result.
+            tile: side in pixels of the tiles that frames are cut into (see tiles.py), a multiple of
+                the stride; None: whole frames.
+
+        Returns:
+            Latents, b c n+1 H/8 W/8 (or H/16 W/16).
+
+        Raises:
+            MinicosError: the number of frames or the size is not divisible. The official code
+                drops frames silently.
         """
         check_video(video.shape, self.cfg)
         time, space, _ = self.cfg.stride
@@ -403,17 +410,17 @@ class VAE(nn.Module):
         return ((mu - mean) * scale).contiguous()
 
     def decode(self, latent: Tensor, chunk: int = 1, tile: int | None = None) -> Tensor:
-        """Normalised latents (b c f h w) -> video (b 3 4f-3 8h 8w, or 16h 16w), clamped to [-1,
-        1].
+        """Decode normalised latents (b c f h w) to a video in [-1, 1] (b 3 4f-3 8h 8w, or 16h
+        16w).
         """
         return torch.cat(list(self.stream(latent, chunk, tile)), dim=2)
 
     def stream(self, latent: Tensor, chunk: int = 1, tile: int | None = None) -> Iterator[Tensor]:
-        """Decode `chunk` latent frames at a time; yields pieces of the video of `decode` (first 1 +
-        4(chunk-1) frames, then 4 chunk).
+        """Decode `chunk` latent frames at a time, and yield the pieces of the video (first
+        1 + 4(chunk-1) frames, then 4 chunk).
 
-        `tile` as in `encode`; raises MinicosError here, not at the first piece, where it does not
-        divide.
+        `tile` is as in `encode`. Raises MinicosError at the call, not at the first piece, if the
+        size is not divisible.
         """
         if chunk < 1:
             raise MinicosError(f"chunk must be 1 or more latent frames, not {chunk}")
@@ -437,7 +444,7 @@ class VAE(nn.Module):
         mean = torch.tensor(self.cfg.mean, dtype=like.dtype, device=like.device)
         scale = 1.0 / torch.tensor(
             self.cfg.std, dtype=like.dtype, device=like.device
-        )  # this form is bit-equal to the official one
+        )  # this form is bitwise equal to the official one
         return mean.view(1, -1, 1, 1, 1), scale.view(1, -1, 1, 1, 1)
 
 

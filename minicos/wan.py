@@ -1,4 +1,4 @@
-"""`Wan`: a model ready to run: experts, VAE, text encoder and a preset.
+"""`Wan`: a model that is ready to run: experts, VAE, text encoder and a preset.
 
 wan = minicos.load("tiny")
 condition = wan.condition("solve the maze", image)
@@ -46,27 +46,27 @@ from minicos.weights.lora import Applied
 
 @dataclass(frozen=True, repr=False)
 class Wan(Model):
-    """Networks and the way they are run. `with_preset` gives the same networks another way of
-    sampling.
+    """The networks of a model and a way to sample from them. `with_preset` returns the same
+    networks with another way of sampling.
     """
 
     variant: str
     preset: Preset
-    experts: dict[str, DiT]  # "high", and "low" where there are two
+    experts: dict[str, DiT]  # "high", and "low" if there are two
     vae: VAE
     text: TextEncoder
     tokenizer: Tokenizer
-    residency: Residency  # where the networks are: take one for use through `residency.to_device`
-    weights: str = ""  # fingerprint of the files, LoRAs included, which runs remember
-    clip: CLIP | None = None  # where the network looks at the image through it (Wan2.1)
-    tile: int | None = None  # pixels a side of the tiles in which frames are decoded; None: whole
-    loras: tuple[Applied, ...] = ()  # what was merged into the experts
-    notes: tuple[str, ...] = ()  # what else the files could be
+    residency: Residency  # where the networks are; call `residency.to_device` before using one
+    weights: str = ""  # fingerprint of the files and LoRAs, which runs record
+    clip: CLIP | None = None  # image encoder of Wan2.1's image-to-video models
+    tile: int | None = None  # side in pixels of the tiles for decoding; None: whole frames
+    loras: tuple[Applied, ...] = ()  # the LoRAs merged into the experts
+    notes: tuple[str, ...] = ()  # other models that the files could be
     decode_tf32: bool = False  # convolutions of the decoder in TF32 (10 bits of mantissa)
 
     @property
     def cfg(self) -> DiTConfig:
-        """Of the diffusion transformer; experts share it."""
+        """The configuration of the diffusion transformer, which the experts share."""
         return self.experts["high"].cfg
 
     @property
@@ -75,35 +75,36 @@ class Wan(Model):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrices; what `dit.FLOAT32` names is float32."""
+        """The dtype of the matrices; parameters named in `dit.FLOAT32` are float32."""
         return self.experts["high"].dtype
 
     @property
     def presets(self) -> tuple[str, ...]:
-        """The ways of sampling it by name, the default first."""
+        """The names of the presets, the default first."""
         return tuple(PRESETS[self.variant.removeprefix(LIKE)])
 
     @property
     def placement(self) -> str:
-        """Where the weights are: the name of the plan's residency."""
+        """The residency of the plan: where the weights are."""
         return self.residency.plan.residency
 
     @property
     def decode_dtype(self) -> torch.dtype:
-        """In which the VAE decodes."""
+        """The dtype in which the VAE decodes."""
         return self.vae.decoder.conv1.weight.dtype
 
     @property
     def ops(self) -> Ops:
-        """The operations that the experts are built from; analyses compute with the same."""
+        """The operations that the experts are built from; analyses use the same ones."""
         return self.experts["high"].ops
 
     def with_preset(self, name: str | None = None, **changes: Any) -> "Wan":
         """The same networks under another preset, or with some of its fields changed:
         `with_preset(steps=10)`.
 
-        Raises MinicosError for a field that presets do not have, and for a preset that these
-        networks, or the device that they are on, cannot serve.
+        Raises:
+            MinicosError: presets have no such field, or these networks or their device do not
+                support the preset.
         """
         chosen = (self.preset if name is None else get_preset(self.variant, name)).changed(
             **changes
@@ -172,9 +173,9 @@ class Wan(Model):
         hooks: Hooks,
         stop_at_layer: int | None = None,
     ) -> Tensor:
-        """The velocity of one pass, or the stream that enters a layer: see `DiT.forward`."""
+        """The velocity of one pass, or the stream that enters a layer; see `DiT.forward`."""
         text, dit = condition.branch(branch), self.residency.to_device(self.experts[moment.expert])
-        # 1 g, on the host, where the sinusoid is built
+        # 1 g, on the host, where the sinusoid is computed
         time = condition.per_frame(moment.timestep)[0, :, :, 0, 0].expand(len(x), -1)
         y, clip = condition.y, condition.clip
         return dit(x, time, text, y, clip, hooks=hooks, stop_at_layer=stop_at_layer)
@@ -234,7 +235,7 @@ class Wan(Model):
         return int(condition.branch(branch)[0].any(-1).sum())
 
     def noise(self, condition: Condition, seed: int | Sequence[int]) -> Tensor:
-        """Gaussian noise of the latents' shape, drawn on the preset's `noise_device`; see
+        """Gaussian noise in the shape of the latents, drawn on the preset's `noise_device`; see
         `sample.draw_noise`.
         """
         source = self.device if self.preset.noise_device == "cuda" else torch.device("cpu")
@@ -253,20 +254,27 @@ class Wan(Model):
         frames: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> WanCondition:
-        """What to make: one prompt or several, and for image-to-video a first frame for each.
+        """The condition of a video: one prompt or several and, for image-to-video, a first frame
+        for each.
 
-        prompt  None is no prompt, for unconditional controls
-        image   a path, a PIL image, an array uint8 (H W 3) or a tensor (3 H W) or (b 3 H W) in [0,
-                1]; one for all prompts or one for each; made to fit as the preset's `resize` says
-        last    a last frame, likewise, for models that lead from one to the other; its middle is
-                cut to the shape of the first
-        frames  4n + 1, the preset's by default
-        size    (height, width) in pixels where there is no image, the preset's by default; with an
-                image, its aspect ratio decides
-        Warns of words that the tokenizer does not know, of the tail that a long prompt loses, and
-        of a negative prompt that guidance 1 leaves unused.
-        Raises MinicosError for an empty prompt, a missing or needless image, sizes or frame counts
-        that do not divide.
+        Warns about words that the tokenizer does not know, about the truncation of a long prompt,
+        and about a negative prompt that has no effect at guidance 1.
+
+        Args:
+            prompt: text, or several texts; None for an unprompted control.
+            image: a path, a PIL image, a uint8 array (H W 3), or a float tensor (3 H W) or (b 3 H
+                W) in [0, 1]; one for all prompts or one for each. The preset's `resize` decides
+                how it is resized.
+            last: a last frame in the same forms, for models that take one; it is cropped around its
+                centre to the aspect ratio of the first frame.
+            negative: the negative prompt; by default the preset's.
+            frames: number of video frames, 4n + 1; by default the preset's.
+            size: (height, width) in pixels if there is no image, by default the preset's. With an
+                image, its aspect ratio decides.
+
+        Raises:
+            MinicosError: the prompt is empty, an image is missing or not accepted, or a size or
+                number of frames is not divisible as required.
         """
         prompts: list[str | None] = (
             [*prompt] if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
@@ -281,7 +289,7 @@ class Wan(Model):
         texts, guided = [text or "" for text in prompts], self.preset.guided
         if negative is not None and not guided:
             warn(UNUSED_NEGATIVE)
-        usual = get_preset(self.variant).negative_prompt  # published, and no news
+        usual = get_preset(self.variant).negative_prompt  # no warning for the published one
         negative = self.preset.negative_prompt if negative is None else negative
         self._warn_of_lost_words([*texts, negative] if guided and negative != usual else texts)
         encoder = self.residency.to_device(self.text)
@@ -332,8 +340,8 @@ class Wan(Model):
     def _images(
         self, ends: list[Tensor], frames: int, size: tuple[int, int], b: int
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """y, first and clip of a condition, from a first frame, or a first and a last one, as the
-        preset gives them.
+        """y, first and clip of a condition, from a first frame or from a first and a last one, as
+        the preset requires.
         """
         if not ends:
             return None, None, None
@@ -344,25 +352,25 @@ class Wan(Model):
             first = vae.encode(fitted[0].unsqueeze(2)).expand(b, -1, -1, -1, -1)
         else:
             y = image_channels(vae, fitted[0], frames, *fitted[1:]).expand(b, -1, -1, -1, -1)
-        if self.clip is not None:  # sees the image in its own size
+        if self.clip is not None:  # CLIP receives the image in its original size
             clip = torch.cat([self.clip(2 * end - 1) for end in ends], dim=1).expand(b, -1, -1)
         return y, first, clip
 
     def frames(self, latent: Tensor) -> Iterator[np.ndarray]:
-        """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3), so that a long video
-        never stands in memory whole.
+        """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3). A long video is never
+        in memory as a whole.
         """
         for part in self._pixels(latent[None]):
             yield to_uint8(part[0])
 
     def decode(self, latent: Tensor) -> np.ndarray:
-        """Latents (b c f h w) -> uint8 (b F H W 3)."""
+        """Decode latents (b c f h w) to uint8 videos (b F H W 3)."""
         pieces = [np.stack([to_uint8(video) for video in part]) for part in self._pixels(latent)]
         return np.concatenate(pieces, axis=1)
 
     def _pixels(self, latent: Tensor) -> Iterator[Tensor]:
-        """The pieces of `VAE.stream`, on the device. Between two of them another network may have
-        taken the VAE's place. Raises MinicosError for what is no latent, or has no picture.
+        """The pieces of `VAE.stream` on the device. Another network may take the VAE's place on the
+        device between two of them. Raises MinicosError if the latent cannot be decoded.
         """
         check_latent(latent)
         with undisturbed():
@@ -388,7 +396,7 @@ class Wan(Model):
         frames: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """One video, start to end: uint8 (F H W 3). Arguments are those of `condition`."""
+        """Make one video: uint8 (F H W 3). The arguments are those of `condition`."""
         condition = self.condition(
             prompt, image, last=last, negative=negative, frames=frames, size=size
         )
@@ -399,27 +407,27 @@ class Wan(Model):
 UNUSED_NEGATIVE = (
     "the negative prompt is not used: guidance is 1, so there is no second pass that it could steer"
 )
-_points = cache(points)  # all presets of a model share them
+_points = cache(points)  # shared by all presets of a model
 
 
 def residual_dtype(preset: Preset, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the residual stream: the preset's choice counts where matrices are narrow."""
+    """The dtype of the residual stream: the preset's if the matrices are narrower than float32."""
     return torch.float32 if dtype == torch.float32 else getattr(torch, preset.residual_dtype)
 
 
 def _batches(ends: list[Tensor], count: int) -> list[Tensor]:
-    """First and last frames as batches of the same length, 1 or count, the last one cut to the
-    shape of the first.
+    """First and last frames as batches of equal length, 1 or count, with the last ones cropped to
+    the shape of the first.
     """
     ends = [_checked(end, count) for end in ends]
     ends[1:] = [crop_like(end, ends[0]) for end in ends[1:]]
-    if len({len(end) for end in ends}) > 1:  # one frame for all prompts, and one for each
+    if len({len(end) for end in ends}) > 1:  # one is shared by all prompts, the other is not
         ends = [end.expand(count, -1, -1, -1) for end in ends]
     return ends
 
 
 def _checked(image: Tensor, count: int) -> Tensor:
-    """The first frames as a batch (1 or count, 3 H W)."""
+    """The first frames as a batch (1 or count, 3 H W), validated."""
     if image.requires_grad:
         raise MinicosError("gradients do not flow from a run to its first frame: detach the image")
     batch = image if image.ndim == 4 else image[None]

@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -155,21 +156,18 @@ def tool(name: str) -> ModuleType:
     return module
 
 
-def test_the_reference_has_every_public_name(tmp_path):
+def test_the_reference_has_every_public_name():
+    """The modules that the workflow `reference` documents define every name of the package."""
     import minicos
 
-    assert tool("reference").main(["--out", str(tmp_path)]) == 0
-    index = (tmp_path / "index.html").read_text("utf-8")
+    workflow = (ROOT / ".github/workflows/reference.yml").read_text("utf-8")
+    modules = [import_module(name) for name in re.findall(r"\bminicos\.[\w.]+", workflow)]
+    assert len(modules) > 30
+    assert all(module.__doc__ for module in modules)
     for name in set(minicos.__all__) - {"__version__"}:
-        assert f'href="minicos.html#{name}"' in index, name
-    front = (tmp_path / "minicos.html").read_text("utf-8")
-    assert 'id="Hooks.on"' in front and "Raises MinicosError" in front
-    for page in tmp_path.glob("*.html"):
-        text = page.read_text("utf-8")
-        for target, anchor in re.findall(r'href="([\w.]+\.html)(?:#([\w.]+))?"', text):
-            linked = (tmp_path / target).read_text("utf-8")
-            assert not anchor or f'id="{anchor}"' in linked, (page.name, target, anchor)
-        assert "<script" not in text
+        value = getattr(minicos, name)
+        assert value.__module__ in {module.__name__ for module in modules}, name
+        assert value.__doc__, name
 
 
 def test_links_become_absolute_for_a_package_index():

@@ -1,0 +1,1 @@
+"""Perception before action, and working memory (paper, Sec. 4)."""

@@ -1,0 +1,1 @@
+"""Ensembles: middle-layer states averaged over seeds (paper, Sec. 6)."""

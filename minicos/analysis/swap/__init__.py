@@ -1,0 +1,1 @@
+"""Hidden states swapped between two runs (paper, Sec. 5.2)."""

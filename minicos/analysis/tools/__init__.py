@@ -1,0 +1,1 @@
+"""Tools that the studies share: recording, interventions, cases, statistics, figures."""
