@@ -102,7 +102,7 @@ class WanCondition(Condition):
     )
 
     def branch(self, name: str) -> Tensor:
-        """The text rows of "cond" or "uncond". Raises MinicosError if there is no negative prompt."""
+        """The text rows of "cond" or "uncond". Raises MinicosError without a negative prompt."""
         if name == "cond":
             return self.text
         if self.text_null is None:
