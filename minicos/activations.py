@@ -2,20 +2,19 @@
 memory-mapped afterwards.
 
     a = Activations("runs/capture")
-    x, where = a.rows("blocks.6", step=0, branch="cond")      # all tokens of all samples: (n, d),
-                                                              and where each row comes from
+    x, where = a.rows("blocks.6", step=0, branch="cond")  # all tokens of all samples (n, d), and
+                                                          # where each row comes from
 
-A folder holds one file for each sample, shards/00012.safetensors, and index.json, which says what
-is in them. A tensor's key is "003/cond/blocks.6" (step, branch, hook point). `reduce` says what is
+A folder holds one file per sample, shards/00012.safetensors, and an index.json that describes them.
+The key of a tensor is "003/cond/blocks.6" (step, branch, hook point). `reduce` determines what is
 kept of a tensor b l d:
 
     whole   every token                    l d
     frames  the mean of each latent frame  f d
     mean    the mean of all tokens         d
-    norm    the length of every token      l
+    norm    the L2 norm of every token     l
 
-A file appears whole or not at all, so that a killed capture continues with the sample after the
-last finished one.
+A file appears complete or not at all, so a killed capture continues after the last finished sample.
 """
 
 import json
@@ -43,8 +42,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is captured: hook points (patterns as in `Hooks.on`), steps, branches, and in which
-    form.
+    """What to capture: hook points (patterns as in `Hooks.on`), steps, branches, and the form in
+    which they are kept.
     """
 
     points: tuple[str, ...]
@@ -60,8 +59,8 @@ class Wanted:
             )
 
     def matching(self, points: Mapping[str, str]) -> list[str]:
-        """The hook points of a model (name -> shape in letters) that are meant. Raises
-        MinicosError for one that cannot be kept.
+        """The hook points of a model (name -> shape in letters) that match. Raises MinicosError for
+        a point that cannot be captured.
         """
         found = [name for name in points if any(_matches(name, pattern) for pattern in self.points)]
         for name in found:
@@ -72,7 +71,7 @@ class Wanted:
         return found
 
     def check(self, points: Mapping[str, str]) -> None:
-        """Raise MinicosError where a pattern names no hook point, or one that cannot be kept."""
+        """Raise MinicosError if a pattern matches no hook point, or one that cannot be captured."""
         for pattern in self.points:
             if not any(_matches(name, pattern) for name in points):
                 raise MinicosError(
@@ -81,7 +80,7 @@ class Wanted:
         self.matching(points)
 
     def bytes(self, points: Mapping[str, str], grid: tuple[int, int, int], width: int) -> int:
-        """What one sample takes on disk, less headers: grid f h w of tokens, width d."""
+        """Bytes of one sample on disk without headers, for a token grid f h w and width d."""
         f, h, w = grid
         values = {
             "whole": f * h * w * width,
@@ -93,8 +92,8 @@ class Wanted:
         return count * values * DTYPES[self.dtype].itemsize
 
     def hooks(self, kept: dict[str, Tensor], grids: list[tuple[int, int, int]]) -> Hooks:
-        """Hooks that put what is wanted of the first sample of a batch into `kept`, under its
-        key, and the grid into `grids`.
+        """Hooks that store the wanted tensors of a batch's first sample in `kept`, under their
+        keys, and the token grid in `grids`.
         """
 
         def keep(x: Tensor, site: Site) -> None:
@@ -114,7 +113,7 @@ def key(step: int, branch: str, point: str) -> str:
 
 
 def reduced(x: Tensor, grid: tuple[int, int, int], how: str) -> Tensor:
-    """Tokens b l d, in float32 where they are reduced: see the top."""
+    """Tokens b l d in the form `how` (see the top of this file), float32 if they are reduced."""
     if how == "whole":
         return x
     if how == "norm":
@@ -127,20 +126,20 @@ def reduced(x: Tensor, grid: tuple[int, int, int], how: str) -> Tensor:
 def write(
     folder: Path, number: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> None:
-    """Write one sample's shard, in one step; `about` (JSON values) says which sample it is."""
+    """Write one sample's shard atomically; `about` (JSON values) describes the sample."""
     values = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"about": json.dumps(dict(about))}
     replace_file(shard(folder, number), lambda temporary: save_file(values, temporary, metadata))
 
 
 def shard(folder: Path, number: int) -> Path:
-    """Where the shard of a sample is or will be."""
+    """The path of a sample's shard, which need not exist yet."""
     return folder / "shards" / f"{number:05d}.safetensors"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a folder."""
+    """One tensor in a folder."""
 
     file: str
     key: str
@@ -148,7 +147,7 @@ class Entry:
     step: int
     branch: str
     point: str
-    layer: int | None  # of the points inside blocks
+    layer: int | None  # None for points outside blocks
     grid: tuple[int, int, int]  # f h w of the tokens
     shape: tuple[int, ...]
     dtype: str
@@ -173,7 +172,7 @@ def index(folder: Path, wanted: Wanted, settings: Mapping[str, Any]) -> None:
 def _entries(file: Path) -> Iterator[Entry]:
     with _open(file) as tensors:
         about = json.loads((tensors.metadata() or {}).get("about", "{}"))
-        for name in tensors.keys():  # noqa: SIM118  it is no dictionary
+        for name in tensors.keys():  # noqa: SIM118  not a dictionary
             step, branch, point = name.split("/")
             view = tensors.get_slice(name)
             parts = point.split(".")
@@ -194,21 +193,17 @@ def _entries(file: Path) -> Iterator[Entry]:
 
 @dataclass(frozen=True)
 class Row:
-    """Where a row of a matrix comes from: the sample, and which token or latent frame of it (0
-    for a mean).
-    """
+    """The origin of a row of a matrix: the sample, and its token or latent frame (0 for a mean)."""
 
     sample: str
     token: int
 
 
 class Activations:
-    """A folder that `minicos capture` wrote. Tensors are mapped from the files when they are
-    asked for.
-    """
+    """A folder written by `minicos capture`. Tensors are mapped from the files on request."""
 
     def __init__(self, folder: str | Path):
-        """Raises MinicosError where the folder holds no index of this version."""
+        """Raises MinicosError if the folder has no index of this version."""
         self.folder = Path(folder)
         kept = read_json(self.folder / "index.json")
         if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
@@ -242,7 +237,7 @@ class Activations:
         branch: str | None = None,
         sample: str | None = None,
     ) -> list[Entry]:
-        """The entries that fit; `point` may be a pattern, None stands for all."""
+        """The matching entries; `point` may be a pattern, and None matches everything."""
         return [
             e
             for e in self.entries
@@ -253,8 +248,8 @@ class Activations:
         ]
 
     def load(self, entry: Entry) -> Tensor:
-        """One tensor, as it was kept. Raises MinicosError where its file is missing, damaged or
-        lies elsewhere.
+        """One tensor as it was stored. Raises MinicosError if its file is missing, damaged or
+        outside the folder.
         """
         file = self.folder / entry.file
         if not file.resolve().is_relative_to(self.folder.resolve()):
@@ -263,10 +258,11 @@ class Activations:
             return tensors.get_tensor(entry.key)
 
     def rows(self, point: str, step: int, branch: str = "cond") -> tuple[Tensor, list[Row]]:
-        """All that was kept of a point at a step, one row for each token (or frame, or sample): (n,
-        d), and where rows come from.
+        """All rows of a hook point at a step, one per token (or frame, or sample): a matrix (n, d),
+        and the origin of each row.
 
-        Raises MinicosError where there is none, and for norms, which have no width.
+        Raises:
+            MinicosError: nothing was captured there, or only norms, which have no width.
         """
         found = [entry for entry in self.select(point, step, branch) if entry.point == point]
         if not found or self.reduce == "norm":
@@ -294,7 +290,7 @@ def _open(file: Path) -> Any:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a pattern of `Hooks.on` names a point: `*` stands for exactly one dotted part."""
+    """Whether a pattern of `Hooks.on` matches a name: `*` matches exactly one dotted segment."""
     parts, wanted = name.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(
         w in ("*", p) for p, w in zip(parts, wanted, strict=True)
@@ -304,5 +300,5 @@ def _matches(name: str, pattern: str) -> bool:
 def megabytes(
     wanted: Wanted, points: Mapping[str, str], grids: Sequence[tuple[int, int, int]], width: int
 ) -> float:
-    """What all samples take, one grid for each, in 10^6 bytes."""
+    """The size of all samples, one token grid each, in units of 10^6 bytes."""
     return sum(wanted.bytes(points, grid, width) for grid in grids if prod(grid)) / 1e6

@@ -1,5 +1,5 @@
-"""What callers of the loop may get wrong, each refused in one sentence, and numbers that are no
-longer finite.
+"""Checks of what callers of the loop can get wrong, each with a one-sentence error, and checks for
+numbers that are not finite.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def check_types(condition: object, hooks: object) -> None:
 
 
 def check_finite(latents: Mapping[str, Tensor], step: int, expert: str, cause: str) -> None:
-    """Raise MinicosError where a number is NaN or infinite: such a video is black."""
+    """Raise MinicosError if a number is NaN or infinite: such a video is black."""
     for name, x in latents.items():
         if not torch.isfinite(x).all():
             raise MinicosError(
@@ -32,7 +32,7 @@ def check_finite(latents: Mapping[str, Tensor], step: int, expert: str, cause: s
 
 
 def check_latent(latent: object) -> None:
-    """Raise MinicosError for what cannot be decoded."""
+    """Raise MinicosError for a latent that cannot be decoded."""
     if not isinstance(latent, Tensor) or latent.ndim != 5:
         shape = tuple(getattr(latent, "shape", ()))
         raise MinicosError(f"latents are b c f h w, not {type(latent).__name__} {shape}")
@@ -41,9 +41,7 @@ def check_latent(latent: object) -> None:
 
 
 def check_edit(index: int, left: object, given: Tensor, grad: bool = False) -> None:
-    """Raise MinicosError where the loop's body left something from which the loop cannot
-    continue.
-    """
+    """Raise MinicosError if the loop cannot continue from what its body left."""
     if not isinstance(left, Tensor):
         raise MinicosError(
             f"step {index}: its `next` is a tensor, and {type(left).__name__} was assigned"
@@ -59,8 +57,8 @@ def check_edit(index: int, left: object, given: Tensor, grad: bool = False) -> N
 
 
 def check_gradients(*given: object) -> None:
-    """Raise MinicosError for tensors that expect gradients: networks run without, and would count
-    as constants.
+    """Raise MinicosError for tensors that require gradients: networks run without gradients, so the
+    tensors would count as constants.
     """
     tensors = (x for x in given if isinstance(x, Tensor))
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):

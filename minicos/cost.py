@@ -1,5 +1,5 @@
-"""What a pass costs, counted from shapes alone: operations and memory. Estimates for the plan that
-is printed before a run.
+"""The cost of a pass in operations and memory, computed from shapes alone. These are the estimates
+of the plan that is printed before a run.
 
 Letters: l tokens, d width, t text rows, m image rows, g distinct timesteps of a sample.
 """
@@ -14,19 +14,20 @@ from minicos.config import DiTConfig, VAEConfig
 
 
 def tokens(cfg: DiTConfig, shape: Sequence[int]) -> int:
-    """l, the tokens of one sample with latents b c f h w."""
+    """l, the number of tokens of one sample with latents b c f h w."""
     _, _, f, h, w = shape
     pf, ph, pw = cfg.patch_size
     return (f // pf) * (h // ph) * (w // pw)
 
 
 def flops(cfg: DiTConfig, shape: Sequence[int], times: int = 1) -> int:
-    """Floating-point operations of one forward pass (a product and a sum count two): matrix
-    products, convolution, attention.
+    """Floating-point operations of one forward pass: matrix products, convolution and attention,
+    with a multiplication and an addition counted as two. Element-wise operations are not counted,
+    as in torch's FlopCounterMode, against which this is tested.
 
-    shape  b c f h w of the latents
-    times  g, distinct timesteps of a sample: 1, or f where the first frame has its own
-    Element-wise work is left out, as in torch's FlopCounterMode, with which a test compares.
+    Args:
+        shape: b c f h w of the latents.
+        times: g, distinct timesteps of a sample: 1, or f if the first frame has its own.
     """
     d, t, m, l, (pf, ph, pw) = (  # noqa: E741
         cfg.dim,
@@ -60,12 +61,11 @@ def flops(cfg: DiTConfig, shape: Sequence[int], times: int = 1) -> int:
 def dit_memory(
     cfg: DiTConfig, shape: Sequence[int], dtype: torch.dtype, residual: torch.dtype
 ) -> int:
-    """Bytes that a forward pass needs beside the weights, without kernels: the larger of two peaks
-    of a block.
+    """Bytes that a forward pass needs in addition to the weights, without kernels.
 
-    Rotating q and k (float32 copies of them), and the two wide tensors of the feed-forward; the
-    residual stream is there twice. Counted from what the reference code holds alive; a test
-    compares with what torch allocates.
+    This is the larger of two peaks inside a block: the rotation of q and k (float32 copies of
+    them), and the two wide tensors of the feed-forward. The residual stream counts twice. Derived
+    from the tensors that the reference code keeps alive, and tested against torch's allocations.
     """
     narrow, wide = dtype.itemsize, 2 * residual.itemsize + 4
     rotation = wide + (23 if 4 in (narrow, residual.itemsize) else 25)
@@ -73,9 +73,9 @@ def dit_memory(
     return int(shape[0] * tokens(cfg, shape) * cfg.dim * max(rotation, feed_forward))
 
 
-# What decoding holds alive at its worst moment, in units of the widest activation, by generation:
-# as torch allocates it, and where torch has to unfold convolutions. A test measures both; what a
-# card's convolutions take for themselves is not in them.
+# Memory that decoding holds at its peak, in units of the widest activation, by generation: as torch
+# allocates it, and if torch has to unfold convolutions. A test measures both. Workspace of a card's
+# convolutions is not included.
 DECODING = {"2.1": (12.8, 38.5), "2.2": (20.7, 71.5)}
 
 
@@ -86,11 +86,11 @@ def vae_memory(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> int:
-    """Bytes that decoding a clip needs beside the weights, one latent frame at a time; `DECODING`
-    times the widest activation.
+    """Bytes that decoding a clip needs in addition to the weights, one latent frame at a time:
+    `DECODING` times the widest activation.
 
-    The decoder's last stage has its base width of channels at full size (folded by the patch size
-    in 2.2).
+    The decoder's last stage has its base width of channels at full size (divided by the patch size
+    in version 2.2).
     """
     frames, *_ = cfg.stride
     area = (height // cfg.patch_size) * (width // cfg.patch_size)
@@ -98,13 +98,13 @@ def vae_memory(
     direct, unfolded = DECODING["2.2" if cfg.stage_shortcuts else "2.1"]
     onednn = (
         dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    )  # in bfloat16 not on every processor
+    )  # in bfloat16 only some processors need it
     return int((unfolded if device.type == "cpu" and not onednn else direct) * widest)
 
 
 def throughput(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of matrix products, measured here in a fraction of a
-    second, on random numbers.
+    """Floating-point operations per second of matrix products on random numbers, measured here in a
+    fraction of a second.
     """
     size = 512 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -116,12 +116,10 @@ def throughput(device: torch.device, dtype: torch.dtype) -> float:
         _wait_for(c)
         return time.perf_counter() - begin
 
-    seconds(1)  # the first call chooses and loads kernels
+    seconds(1)  # the first call selects and loads kernels
     return 5 * 2 * size**3 / min(seconds(5) for _ in range(3))
 
 
 def _wait_for(x: Tensor) -> None:
-    """Until the device has computed it: reading one element of the result waits for all that
-    came before.
-    """
+    """Wait until the device has computed x: reading one element waits for all earlier work."""
     x[0, 0].item()

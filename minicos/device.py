@@ -1,5 +1,5 @@
-"""What suits a device: the operations that networks and analyses compute with, and what this
-PyTorch does badly on it.
+"""Choices that depend on the device: the operations of networks and analyses, and warnings about
+what this PyTorch does badly.
 """
 
 from functools import cache
@@ -10,14 +10,15 @@ from minicos import attention
 from minicos.errors import MinicosError, warn
 from minicos.ops import REFERENCE, Ops
 
-AMPERE = (8, 0)  # the oldest compute capability whose tensor cores know bfloat16
+AMPERE = (8, 0)  # the oldest compute capability whose tensor cores support bfloat16
 
 
 def operations(device: torch.device, kernels: bool | None = None) -> Ops:
-    """The attention that suits the device and, on a card, the Triton kernels.
+    """The best attention for the device and, on a card, the Triton kernels.
 
-    kernels  None: where they work; True: raise MinicosError where they do not; False: leave them
-             out
+    Args:
+        kernels: None: use them if they work; True: raise MinicosError if they do not; False: do not
+            use them.
     """
     ops = attention.with_best(REFERENCE, device)
     if kernels is False:
@@ -30,8 +31,8 @@ def operations(device: torch.device, kernels: bool | None = None) -> Ops:
 
 @cache
 def obstacle(device: torch.device) -> str:
-    """Why the Triton kernels do not work on a device; empty where they do. One small kernel is
-    tried, since Triton looks for a C compiler only when it launches.
+    """Why the Triton kernels do not work on a device; empty if they do. A small kernel is run,
+    since Triton looks for a C compiler only at launch.
     """
     if device.type != "cuda":
         return f"they need a CUDA card, and this is {device.type}"
@@ -45,13 +46,13 @@ def obstacle(device: torch.device) -> str:
         found = REFERENCE.with_kernels().token_energy(x).item()
     except ImportError as error:
         return f"Triton is missing ({error})"
-    except Exception as error:  # of many kinds, some of them from private modules
+    except Exception as error:  # of many kinds, some defined in private modules
         return f"a trial failed ({(str(error).strip() or repr(error)).splitlines()[0]})"
     return "" if found == 2 else f"a trial gave {found} for 2"
 
 
 def describe(ops: Ops, device: torch.device) -> str:
-    """In one line, for people and for run.json: which operations, and which attention."""
+    """One line for people and for run.json: which operations, and which attention."""
     if with_kernels(ops):
         kind = "Triton kernels"
     else:
@@ -61,13 +62,13 @@ def describe(ops: Ops, device: torch.device) -> str:
 
 
 def with_kernels(ops: Ops) -> bool:
-    """Whether the network computes with Triton kernels."""
+    """Whether a network uses Triton kernels."""
     return ops.modulated_norm.__module__.startswith("minicos.kernels.")
 
 
 def warn_of_slow_convolutions(device: torch.device) -> None:
-    """PyTorch 2.9 does not hand 3D convolutions to cuDNN before 9.15: several times slower, with
-    several times the memory (pytorch#166122, #166643).
+    """Warn if PyTorch 2.9 has a cuDNN before 9.15: it then does not use cuDNN for 3D convolutions,
+    which takes several times as long and as much memory (pytorch#166122, #166643).
     """
     if device.type != "cuda" or torch.version.cuda is None:
         return

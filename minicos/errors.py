@@ -1,18 +1,18 @@
-"""The one exception for mistakes a user can fix, and the one warning. The command line prints
-both in one line.
+"""The exception for mistakes that a user can fix, and the warning. The command line prints either
+in one line.
 """
 
 import difflib
 import warnings
 from collections.abc import Iterable
 
-LONGEST = 2000  # characters of a message; a file may hold names of any length
+LONGEST = 2000  # characters of a message; names in files can have any length
 
 
 class MinicosError(ValueError):
-    """One sentence that names what is wrong, and one that says what to do about it.
+    """A mistake that a user can fix. The message names the problem and then the remedy.
 
-    Names from files are part of many messages, so a message is made printable here (`printable`).
+    Many messages contain names from files, so every message is made printable (`printable`).
     """
 
     def __init__(self, message: str = ""):
@@ -20,8 +20,8 @@ class MinicosError(ValueError):
 
 
 def printable(text: str, longest: int = LONGEST) -> str:
-    """`text` with control characters, lone surrogates and the like escaped, and its middle left
-    out if it is too long.
+    """`text` with control characters, lone surrogates and the like escaped, and shortened in the
+    middle if it is too long.
     """
     if len(text) > longest:
         text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
@@ -29,17 +29,15 @@ def printable(text: str, longest: int = LONGEST) -> str:
 
 
 def suggest(wanted: str, names: Iterable[str]) -> str:
-    """The end of an error's first sentence: "; did you mean steps?", or nothing where no name is
-    near.
-    """
+    """The end of a sentence, "; did you mean steps?", or "" if no name is similar."""
     near = difflib.get_close_matches(wanted, list(names), n=3, cutoff=0.4)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 class MinicosWarning(UserWarning):
-    """Something that was asked for is left out or replaced, and the work goes on."""
+    """Something requested was left out or replaced; the work continues."""
 
 
 def warn(message: str) -> None:
-    """Warn of it, at the line that called minicos's function."""
+    """Issue a MinicosWarning that points at the line that called minicos."""
     warnings.warn(MinicosWarning(printable(message)), stacklevel=3)

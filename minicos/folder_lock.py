@@ -1,8 +1,8 @@
-"""One owner at a time for a folder: a lock that ends with its process, however that ends.
+"""A lock that gives a folder one owner at a time, and ends with its process.
 
-The lock is the operating system's, on a file `.lock` in the folder, so a process that is killed
-leaves none behind. Linux carries it across machines on NFS, too. The file itself stays and names
-the last owner.
+The operating system holds the lock, on a file `.lock` in the folder, so a killed process leaves
+none behind. On Linux it also works between machines over NFS. The file itself remains and names the
+last owner.
 """
 
 import json
@@ -20,27 +20,27 @@ LOCK = ".lock"
 
 
 class FolderLock:
-    """Held from `hold` until the last reference to it is gone, or its process is."""
+    """Held from `hold` until the last reference to it, or its process, is gone."""
 
     def __init__(self, file: IO[str]):
         self.file = file
         self.process = os.getpid()
 
     def __reduce__(self) -> tuple:
-        """A copy sent to another process holds nothing: the sender's lock serves its workers."""
+        """A copy sent to another process holds no lock: the sender's lock covers its workers."""
         return (type(None), ())
 
 
-# What this process holds. Opening a folder twice in one process, as notebooks do, takes the lock
-# once.
+# The locks of this process. Opening a folder twice in one process, as notebooks do, takes one lock.
 _held: WeakValueDictionary[tuple[int, int], FolderLock] = WeakValueDictionary()
 
 
 def hold(folder: Path) -> FolderLock | None:
-    """Lock a folder that exists. None where its file system keeps no locks.
+    """Lock an existing folder. Returns None if its file system does not support locks.
 
-    Raises MinicosError where another process has it, and OSError where the folder cannot be
-    written.
+    Raises:
+        MinicosError: another process holds the lock.
+        OSError: the folder cannot be written.
     """
     file = (folder / LOCK).open("a+", encoding="utf-8")
     status = os.fstat(file.fileno())
@@ -73,14 +73,14 @@ def hold(folder: Path) -> FolderLock | None:
 
 
 def _lock(file: IO[str]) -> None:
-    """Take the lock or raise BlockingIOError at once; another OSError says that there are no
-    locks here.
+    """Take the lock or raise BlockingIOError immediately; any other OSError means that locks are
+    not supported.
     """
     if sys.platform == "win32":
         import msvcrt
 
         try:
-            file.seek(1 << 20)  # bytes beyond the text: a locked byte cannot be read by others
+            file.seek(1 << 20)  # beyond the text, since others cannot read a locked byte
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except PermissionError as error:
             raise BlockingIOError(str(error)) from error
@@ -91,7 +91,7 @@ def _lock(file: IO[str]) -> None:
 
 
 def _owner(file: IO[str]) -> str:
-    """Who holds it, as far as the file tells."""
+    """The owner as recorded in the file, for messages."""
     try:
         file.seek(0)
         about = json.loads(file.read(1000))

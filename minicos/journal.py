@@ -1,14 +1,15 @@
-"""Numbers as they are found, one JSON object a line: `--jsonl FILE`, for pandas, W&B, TensorBoard.
+"""Numbers as they are found, one JSON object per line: `--jsonl FILE`, for pandas, W&B or
+TensorBoard.
 
     {"run": "runs/noise", "part": "000/step_5", "case": 3, "apart": 0.91, "solved": 0.0}
     {"run": "runs/steps", "part": "steps", "step": 7, "sigma": 0.94, "next": {"mean": 0.01, ...}}
     {"run": "runs/noise", "what": "noise", "number": "D: ...", "value": 0.63, "low": 0.58, ...}
 
-First come the cases of a study (or the steps of one run), each as soon as its batch is finished,
-then the numbers, table rows and points of curves of its result. A value is a number, a list of a
-few, or, of many, their mean, deviation and shape. Several runs and processes may add to one file;
-each line is written whole, at once. A line that the file holds is not written again, so that a run
-that was killed leaves no gap and, started again, makes no doubles.
+The cases of a study (or the steps of a single run) come first, each as soon as its batch is
+finished, then the numbers, table rows and curve points of the result. A value is a number, a short
+list, or mean, deviation and shape of a longer one. Several runs and processes may append to one
+file; each line is written whole, in one call. A line that is already in the file is not written
+again, so a run that was killed and restarted leaves neither gaps nor duplicates.
 
     pandas.read_json("numbers.jsonl", lines=True)
 """
@@ -26,12 +27,12 @@ from torch import Tensor
 
 from minicos.errors import MinicosError
 
-FEW = 64  # values that stand in a line as they are
+FEW = 64  # longest list that is written in full
 
 
 class Journal:
-    """A file of lines. Raises MinicosError where the file cannot be written or holds other
-    things.
+    """A file of JSON lines. Raises MinicosError if the file cannot be written or holds something
+    else.
     """
 
     def __init__(self, path: str | Path):
@@ -43,12 +44,12 @@ class Journal:
             raise _refused(self.path, error) from error
 
     def add(self, line: Mapping[str, object]) -> None:
-        """Add a line, unless the file holds it. Raises MinicosError where the disk refuses."""
+        """Append a line unless the file contains it. Raises MinicosError if the disk refuses."""
         raw = json.dumps(plain(line), ensure_ascii=False, default=str).encode() + b"\n"
         if (name := _name(raw)) in self._seen:
             return
         try:
-            with self.path.open("ab", buffering=0) as file:  # one write: lines never mix
+            with self.path.open("ab", buffering=0) as file:  # one write, so lines never mix
                 if file.write(raw) != len(raw):
                     raise OSError("the line was cut")
         except OSError as error:
@@ -57,15 +58,15 @@ class Journal:
 
 
 def rows(tensors: Mapping[str, Tensor], count: int) -> Iterator[dict[str, object]]:
-    """For each of `count` cases, its values: those of tensors whose first axis is the cases, and
-    single numbers that belong to all.
+    """The values of each of `count` cases: those of tensors whose first axis is the cases, and
+    scalars that apply to all cases.
     """
     for case in range(count):
         yield {k: brief(v[case] if v.ndim else v) for k, v in sorted(tensors.items())}
 
 
 def brief(values: Tensor) -> object:
-    """Values for a line: a number, a list of a few, or the mean, deviation and shape of many."""
+    """Values for a line: a number, a short list, or mean, deviation and shape of many values."""
     if values.numel() <= FEW:
         return values.tolist()
     whole = values.double()
@@ -74,7 +75,7 @@ def brief(values: Tensor) -> object:
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON values: numpy's numbers are Python's, and what is not finite is null."""
+    """The value as JSON types: numpy numbers become Python's, and non-finite numbers null."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str):
@@ -85,7 +86,7 @@ def plain(value: Any) -> Any:
 
 
 def _lines(path: Path) -> set[bytes]:
-    """Names of the lines of a file; a last one that a full disk cut is removed."""
+    """Digests of the lines of a file; an incomplete last line is removed."""
     if not path.exists() or not path.stat().st_size:
         path.touch()
         return set()

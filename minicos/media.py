@@ -1,10 +1,9 @@
-"""Images and videos on disk: pictures are read by Pillow, as the official code reads them, all else
-goes through PyAV.
+"""Images and videos on disk. Pillow reads pictures, as in the official code; PyAV does the rest.
 
-Two forms of pixels are used in minicos. On disk side: numpy uint8, frames first and colours last (f
-h w 3), as every player and plot wants them. On the network's side: float32 tensors, colours first
-(3 f h w), in [-1, 1]. `to_uint8` and `to_float` are the bridge. Videos are written frame by frame
-from any iterator, so a decoder can stream to disk.
+Pixels have two forms. On disk: numpy uint8 with frames first and colours last (f h w 3), as players
+and plots expect. In networks: float32 tensors with colours first (3 f h w), in [-1, 1]. `to_uint8`
+and `to_float` convert between them. Videos are written frame by frame from any iterator, so a
+decoder can stream to disk.
 """
 
 import math
@@ -23,15 +22,14 @@ from torch import Tensor
 from minicos.errors import MinicosError, warn
 from minicos.runs import replace_file
 
-PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others may run other programs
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others may start programs
 MOST_PIXELS = 1 << 27  # of a picture or frame: 134 megapixels; a small file can hold far more
 MOST_OF_A_VIDEO = 1 << 30  # of all frames: 3 GB, e.g. 2,688 frames of 832x480
 TOO_MANY = f"more than {MOST_PIXELS // 10**6} megapixels. Make it smaller first."
-# How libswscale converts colours: bilinear (2) with accurate rounding (0x40000) and full chroma
-# resolution, both ways (0x2000, 0x4000). So a picture is written exactly as a PNG.
+# Colour conversion of libswscale: bilinear (2) with accurate rounding (0x40000) and full chroma
+# resolution, both ways (0x2000, 0x4000). PNG files thus keep pixels exactly.
 EXACT = 0x40000 | 0x2000 | 0x4000 | 2
-# Numbers of FFmpeg's enumerations. YUV is read by the matrix that a file names, and by BT.601 where
-# it names none.
+# Constants of FFmpeg. YUV is read by the matrix that a file names, or by BT.601 if it names none.
 BT709, BT601, MATRICES = 1, 5, (1, 4, 5, 6, 7, 9)
 LIMITED, FULL = 1, 2
 X264 = {
@@ -45,8 +43,8 @@ Picture = str | Path | Image.Image | np.ndarray | Tensor | Sequence["Picture"]  
 
 
 def to_uint8(video: Tensor) -> np.ndarray:
-    """Video (3 f h w) in [-1, 1] -> uint8 (f h w 3), as the official code does: clamp, scale to
-    255, drop the fraction.
+    """Video (3 f h w) in [-1, 1] -> uint8 (f h w 3), as in the official code: clamp, scale to 255,
+    truncate.
     """
     pixels = video.detach().float().clamp(-1, 1).add(1).div(2).mul(255)
     return pixels.to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
@@ -65,18 +63,21 @@ def to_float(frames: np.ndarray) -> Tensor:
 
 
 def load_image(path: str | Path) -> Tensor:
-    """Image file (png, jpg, webp ...), or the first frame of a video -> float32 (3 h w) in [0, 1].
+    """Read an image file (png, jpg, webp ...), or the first frame of a video: float32 (3 h w) in
+    [0, 1].
 
-    Turned upright where its EXIF data say how the camera was held; transparency is dropped, 16 bits
-    become 8. Of an animation the first frame is taken, with a warning. Raises MinicosError where
-    the file is missing, damaged, is not an image or has more than `MOST_PIXELS`.
+    Applies the EXIF orientation, drops transparency, and reduces 16 bits to 8. For an animation the
+    first frame is read, with a warning.
+
+    Raises:
+        MinicosError: the file is missing, damaged, not an image, or has more than `MOST_PIXELS`.
     """
     path = Path(path)
     if not path.is_file():
         raise MinicosError(f"{path} does not exist or is not a file. Give the path of an image.")
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is lower
             with Image.open(file, formats=PICTURES) as picture:
                 return _from_pillow(picture, str(path))
     except UnidentifiedImageError:
@@ -94,12 +95,14 @@ def load_image(path: str | Path) -> Tensor:
 
 
 def as_image(picture: "Picture") -> Tensor:
-    """A picture, in whatever form people have it, as float (3 h w) or, of several, (b 3 h w) in [0,
-    1].
+    """A picture in any common form as float (3 h w), or several as (b 3 h w), in [0, 1].
 
-    picture  a path, a PIL image, an array uint8 (h w 3) or (b h w 3), a list of these in one size,
-             or a tensor float (3 h w) or (b 3 h w), which is returned as it is
-    Raises MinicosError for anything else.
+    Args:
+        picture: a path, a PIL image, a uint8 array (h w 3) or (b h w 3), a list of these in one
+            size, or a float tensor (3 h w) or (b 3 h w), which is returned unchanged.
+
+    Raises:
+        MinicosError: `picture` is something else.
     """
     if isinstance(picture, Tensor):
         return picture
@@ -130,7 +133,7 @@ def _from_array(pixels: np.ndarray) -> Tensor:
 
 
 def _from_pillow(picture: Image.Image, name: str) -> Tensor:
-    """PIL image, perhaps not decoded yet -> float32 (3 h w) in [0, 1]."""
+    """A PIL image, perhaps not decoded yet -> float32 (3 h w) in [0, 1]."""
     _check_size(picture.width, picture.height, name)
     if (count := getattr(picture, "n_frames", 1)) > 1:
         warn(f"{name} is an animation of {count} frames: the first is taken")
@@ -150,10 +153,11 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 
 def load_video(path: str | Path) -> np.ndarray:
-    """Video file -> all frames, uint8 (f h w 3).
+    """Read all frames of a video file: uint8 (f h w 3).
 
-    Raises MinicosError where it is missing, damaged or empty, where its frames change their size,
-    and where they have more than `MOST_OF_A_VIDEO` pixels in all.
+    Raises:
+        MinicosError: the file is missing, damaged or empty, its frames change size, or they have
+            more than `MOST_OF_A_VIDEO` pixels in total.
     """
     frames: list[np.ndarray] = []
     for frame in _decode(Path(path), "a video"):
@@ -169,7 +173,7 @@ def load_video(path: str | Path) -> np.ndarray:
 
 
 def save_image(path: str | Path, image: np.ndarray) -> None:
-    """Write uint8 (h w 3) as .png (exact) or .jpg, in one step."""
+    """Write uint8 (h w 3) as .png (exact) or .jpg, atomically."""
     path, image = Path(path), _pixels(image, 3, path)
     if path.suffix.lower() not in IMAGES:
         raise MinicosError(
@@ -191,11 +195,15 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
 def save_video(
     path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float, crf: int = 12
 ) -> None:
-    """Write uint8 frames as H.264 in MP4 (yuv420p, BT.709), in one step.
+    """Write uint8 frames as H.264 in MP4 (yuv420p, BT.709), atomically.
 
-    `frames` is (f h w 3), or an iterator of frames (h w 3) or chunks (f h w 3): each is encoded and
-    forgotten. Odd sizes grow by one repeated row or column, since 4:2:0 needs even ones. Raises
-    MinicosError where there is no frame, a frame has another size or type, or the disk refuses.
+    Args:
+        frames: an array (f h w 3), or an iterator of frames (h w 3) or chunks (f h w 3), each of
+            which is encoded and then discarded. Odd sizes are padded by one repeated row or column,
+            since 4:2:0 needs even sizes.
+
+    Raises:
+        MinicosError: there is no frame, a frame has another size or type, or the disk refuses.
     """
     path = Path(path)
     if not math.isfinite(fps) or fps <= 0:
@@ -221,7 +229,7 @@ def _encode(
                     "yuv420p",
                 )
                 encoder = stream.codec_context
-                encoder.gop_size = 16  # a player can jump to any second
+                encoder.gop_size = 16  # so that players can seek to any second
                 encoder.colorspace = encoder.color_primaries = encoder.color_trc = BT709
                 encoder.color_range = LIMITED
             if frame.shape != shape:
@@ -245,8 +253,8 @@ def _encode(
 
 
 def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
-    """Frames of a file, uint8 (h w 3). The file is handed over open and may open no other: no
-    name is a URL, a pattern or a playlist.
+    """Frames of a file, uint8 (h w 3). FFmpeg receives the open file and may open no other, so a
+    name is never taken for a URL, a pattern or a playlist.
     """
     if not path.is_file():
         raise MinicosError(f"{path} does not exist or is not a file. Give the path of {what}.")
@@ -257,7 +265,7 @@ def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
             av.open(file, "r", options={"protocol_whitelist": "data"}) as container,
         ):
             codec = container.streams.video[0].codec_context if container.streams.video else None
-            if codec is None:  # no stream, or one of an unknown kind
+            if codec is None:  # no video stream, or one of an unknown kind
                 raise MinicosError(f"{path} holds no pictures. Give the path of {what}.")
             _check_size(codec.width, codec.height, str(path))
             for frame in container.decode(video=0):
@@ -282,7 +290,7 @@ def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
 
 
 def _single(frames: Iterable[np.ndarray], path: Path) -> Iterator[np.ndarray]:
-    """Single frames (h w 3) from frames and chunks of frames."""
+    """Single frames (h w 3) from an iterator of frames and chunks of frames."""
     for piece in frames:
         if np.ndim(piece) == 4:
             yield from (_pixels(frame, 3, path) for frame in piece)
@@ -291,7 +299,7 @@ def _single(frames: Iterable[np.ndarray], path: Path) -> Iterator[np.ndarray]:
 
 
 def _pixels(array: np.ndarray, dims: int, path: Path) -> np.ndarray:
-    """The array, contiguous, where it is uint8 (h w 3) and not empty."""
+    """The array, contiguous, if it is a non-empty uint8 (h w 3)."""
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim != dims or array.shape[-1] != 3 or not array.size:
         raise MinicosError(

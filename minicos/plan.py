@@ -1,15 +1,16 @@
-"""Where the weights of a model live, decided before any are read: on the device, on the host, or
-streamed block by block.
+"""Where the weights of a model are kept, decided before any are read: on the device, on the host,
+or streamed block by block.
 
-`choose` takes the sizes of the networks, what each needs while it runs, and the memory that is
-free. It returns the first plan that fits, with what that plan will cost; `stream.Residency` carries
-it out. A network is placed in one of three ways:
+`choose` receives the sizes of the networks, the memory that each needs while it runs, and the free
+memory. It returns the first plan that fits, with its costs; `stream.Residency` carries it out. A
+network is placed in one of three ways:
 
     resident  on the device from loading to the end
-    offload   in (pinned) host memory, and on the device from its use until another needs the room:
-              an expert moves once, at the boundary, and stays while the VAE decodes if both fit
+    offload   in (pinned) host memory; moved to the device when it is used, and back when another
+              network needs the room. An expert thus moves once, at the boundary, and stays while
+              the VAE decodes if both fit
     stream    its blocks pass through two buffers on the device in turn: while one block computes,
-              the weights of the next arrive. The rest of the network is resident
+              the weights of the next are copied. The rest of the network is resident
 """
 
 import os
@@ -23,7 +24,7 @@ from minicos.errors import MinicosError
 
 CHOICES = ("auto", "resident", "swap", "stream")
 ALIGN = 256  # bytes, of every tensor in a host buffer
-HEADROOM = 0.9  # usable share of the free memory: what libraries keep for themselves is not counted
+HEADROOM = 0.9  # usable share of the free memory; the rest covers what libraries allocate
 
 Dtype = Callable[[str], torch.dtype]  # name of a parameter -> its dtype
 
@@ -34,7 +35,7 @@ class Part:
 
     name: str  # "high" | "low" | "text" | "vae"
     weights: int
-    work: int = 0  # memory besides the weights while it runs
+    work: int = 0  # memory that it needs while it runs, in addition to the weights
     blocks: int = 0  # the share of the weights in blocks that can be streamed ...
     block: int = 0  # ... and in the largest of these blocks
     mapped: int = 0  # the share of the weights that a CPU uses in place, mapped from the file
@@ -56,7 +57,7 @@ class Part:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of host memory, where that is not the device's."""
+        """Bytes of host memory, if the device is not the host."""
         return {"resident": 0, "offload": self.weights, "stream": self.blocks}[self.placement]
 
 
@@ -67,8 +68,8 @@ class Plan:
     residency: str  # "resident" | "swap" | "stream"
     device: torch.device
     parts: tuple[Part, ...]
-    free: int | None = None  # bytes on the device when the plan was made; None if unknown
-    operations: int = 0  # floating-point operations of a step, all passes together
+    free: int | None = None  # bytes free on the device when the plan was made; None if unknown
+    operations: int = 0  # floating-point operations of a step, over all passes
     dtype: torch.dtype = torch.float32  # of the matrix products
 
     @property
@@ -91,7 +92,7 @@ class Plan:
 
     @property
     def host(self) -> int:
-        """Bytes in host memory, where that is not the device's."""
+        """Bytes of host memory, if the device is not the host."""
         return sum(part.host_bytes for part in self.parts)
 
 
@@ -113,13 +114,17 @@ def choose(
     operations: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Plan:
-    """The plan of that name. "auto" takes the first that fits: resident, resident with the text
-    encoder offloaded, swap, stream.
+    """The plan with the given residency. "auto" chooses the first that fits: resident, resident
+    with the text encoder offloaded, swap, stream.
 
-    free, host         bytes available on the device and of host memory, None if unknown (see
-                       `available`)
-    operations, dtype  of one step, for the estimate of time in `describe`
-    Raises DoesNotFit with the numbers if the plan, or every plan, needs more than there is.
+    Args:
+        free: bytes available on the device, None if unknown (see `available`).
+        host: bytes of host memory available, None if unknown.
+        operations: floating-point operations of a step, for the time estimate in `describe`.
+        dtype: dtype of the matrix products, for the same estimate.
+
+    Raises:
+        DoesNotFit: the plan, or with "auto" every plan, needs more memory than there is.
     """
     if residency not in CHOICES:
         raise MinicosError(f"no residency {residency!r}: take one of {', '.join(CHOICES)}")
@@ -133,7 +138,7 @@ def choose(
         else [plan for plan in plans if plan.residency == residency][:1]
     )
     if residency == "auto" and device.type == "cpu":
-        named = plans[:1]  # moving weights about within one memory gains nothing
+        named = plans[:1]  # moving weights within the same memory gains nothing
     for plan in named:
         if _fits(plan, free, host):
             return plan
@@ -157,7 +162,7 @@ def _placed(parts: Sequence[Part], placement: Mapping[str, str]) -> tuple[Part, 
 
 
 def _fits(plan: Plan, free: int | None, host: int | None) -> bool:
-    if plan.device.type == "cpu":  # one memory holds both
+    if plan.device.type == "cpu":  # host and device share one memory
         return free is None or plan.peak + plan.host <= HEADROOM * free
     return all(
         there is None or needed <= HEADROOM * there
@@ -166,14 +171,14 @@ def _fits(plan: Plan, free: int | None, host: int | None) -> bool:
 
 
 def available(device: torch.device) -> int | None:
-    """Free bytes of a device (for the CPU: of host memory); None if the system does not say."""
+    """Free bytes of a device (the CPU: of host memory); None if the system does not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
     try:
-        with open("/proc/meminfo") as file:  # counts what could be freed as free; sysconf does not
+        with open("/proc/meminfo") as file:  # unlike sysconf, includes memory that can be freed
             return next(
                 int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")
             )
@@ -186,7 +191,7 @@ def available(device: torch.device) -> int | None:
 
 
 def describe(plan: Plan, speed: float | None = None) -> str:
-    """The plan in a few lines. `speed`: operations per second, as measured by `cost.throughput`."""
+    """The plan in a few lines. `speed` is in operations per second, see `cost.throughput`."""
     free = "" if plan.free is None else f", {_size(plan.free)} free"
     places = {
         "resident": "stays on {}",
@@ -222,7 +227,7 @@ def _size(count: int | None) -> str:
 
 
 def measure(name: str, network: nn.Module, dtype: Dtype, *, work: int = 0, mapped: int = 0) -> Part:
-    """The sizes of a network (on the meta device, for example) whose parameters will have these
+    """The sizes of a network (which may be on the meta device) whose parameters will have these
     dtypes.
     """
     total = _bytes(network, dtype)

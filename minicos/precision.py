@@ -1,4 +1,4 @@
-"""Float32 where it is promised: a guard against TF32, and TF32 where it was chosen."""
+"""Contexts that control the precision of float32: a guard against TF32, and TF32 if chosen."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,8 +9,8 @@ import torch
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Let float32 convolutions compute in float32 (a context, or a decorator of a function that is
-    no generator). On CUDA torch computes them in TF32 by default, with 10 bits of mantissa.
+    """Compute float32 convolutions in float32 (a context, or a decorator of a function that is not
+    a generator). On CUDA torch uses TF32 by default, with 10 bits of mantissa.
     """
     with tf32_convolutions(False):
         yield
@@ -18,15 +18,15 @@ def without_tf32() -> Iterator[None]:
 
 @contextmanager
 def tf32_convolutions(allowed: bool) -> Iterator[None]:
-    """Let float32 convolutions on CUDA compute in TF32, or not. The setting is the process's;
-    whatever it was is put back. Matrix products are float32 by default (`undisturbed`).
+    """Allow or forbid TF32 in float32 convolutions on CUDA. This is a process-wide setting; the
+    previous value is restored. Matrix products are float32 by default (`undisturbed`).
     """
     cudnn: Any = torch.backends.cudnn
     switch: tuple[Any, str] = (cudnn, "allow_tf32")
     chosen: object = allowed
     try:
         before = getattr(*switch)
-    except RuntimeError:  # torch does not read its older switch once the newer ones have been used
+    except RuntimeError:  # torch refuses to read its older switch after the newer ones were used
         switch = cudnn.conv, "fp32_precision"
         before, chosen = getattr(*switch), "tf32" if allowed else "ieee"
     setattr(*switch, chosen)
@@ -38,15 +38,14 @@ def tf32_convolutions(allowed: bool) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(grad: bool = False) -> Iterator[None]:
-    """Compute as torch does by itself (a context, or a decorator of a function that is no
+    """Compute with torch's defaults (a context, or a decorator of a function that is not a
     generator).
 
-    Inside, what others have set for the whole process counts for nothing: default device and dtype,
-    autocast, inference mode, lower precision of float32 products. All of it is put back. Gradients
-    are off unless `grad`.
+    Overrides process-wide settings: default device and dtype, autocast, inference mode and reduced
+    precision of float32 products. All of them are restored. Gradients are off unless `grad`.
     """
     with ExitStack() as stack:
-        if torch.is_inference_mode_enabled():  # what is made in it could not be edited elsewhere
+        if torch.is_inference_mode_enabled():  # tensors made in it could not be edited outside
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(without_tf32())

@@ -1,12 +1,11 @@
 """Run folders: what a command was asked to do, and what it has finished, on disk.
 
-A run is a folder with a `run.json`. A command opens it, asks `run.has("step07.mp4")` before each
-piece of work and saves what it makes; killed at any moment and started again with the same
-settings, it continues where it was. Four rules make that safe: files appear whole or not at all
-(`replace_file`), a folder refuses settings other than its own, it has one owner at a time
-(`folder_lock`), and a file is finished only where its checksum says so: one that a full disk or a
-power cut left empty or damaged is made again. Checksums are kept beside the files, as `sha256sum
---check` reads them.
+A run is a folder with a `run.json`. A command opens it, checks `run.has("step07.mp4")` before each
+piece of work, and saves the results. If it is killed and started again with the same settings, it
+continues. Four rules make that safe: files appear complete or not at all (`replace_file`); a folder
+refuses settings other than its own; it has one owner at a time (`folder_lock`); and a file counts
+as finished only if its checksum matches, so a file that a full disk or a power cut left empty or
+damaged is made again. Checksums are stored in the folder in the format of `sha256sum --check`.
 """
 
 import json
@@ -43,7 +42,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 T = TypeVar("T")
-SCHEMA = 2  # of run folders; those before had no number, and no checksums
+SCHEMA = 2  # of run folders; earlier ones had neither this number nor checksums
 RECORD = "run.json"
 CHECKSUMS = "checksums.sha256"
 PART = ".part-"  # a file being written: .part-<host>-<pid>-<random>-<name>
@@ -52,11 +51,11 @@ PART = ".part-"  # a file being written: .part-<host>-<pid>-<random>-<name>
 def replace_file(
     path: Path, write: Callable[[Path], object], move: Callable[[Path, Path], object] = Path.replace
 ) -> None:
-    """Let `write(temporary)` make a file and move it to `path` in one step, so that a killed run
-    leaves no half file there.
+    """Let `write(temporary)` make a file and move it to `path` atomically, so that a killed run
+    leaves no incomplete file there. Creates the folder if necessary.
 
-    Makes the folder if need be. Raises MinicosError where the disk refuses; what else `write`
-    raises passes through.
+    Raises:
+        MinicosError: the disk refuses. Other exceptions of `write` are passed on.
     """
     path = Path(path)
     unfinished = temporary(path)
@@ -75,9 +74,9 @@ def replace_file(
 
 
 def temporary(path: Path) -> Path:
-    """A new name beside `path`, under which a file or folder is made before it is moved there.
+    """A new name next to `path`, under which a file or folder is made before it is moved there.
 
-    What killed processes left under such names is removed.
+    Removes files with such names that killed processes left behind.
     """
     name = path.name[-80:]
     sweep(path.parent, f"{PART}*-{escape(name)}")
@@ -85,26 +84,26 @@ def temporary(path: Path) -> Path:
 
 
 def sweep(folder: Path, pattern: str = f"**/{PART}*") -> None:
-    """Remove what killed processes left half made below a folder, or what of it has such a name."""
+    """Remove unfinished files of killed processes below a folder, or those that match `pattern`."""
     for left in folder.glob(pattern):
-        with suppress(OSError):  # another process may sweep, too
+        with suppress(OSError):  # another process may do the same
             if _abandoned(left):
                 rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_json(path: Path, value: Any, move: Callable[[Path, Path], object] = Path.replace) -> None:
-    """Write JSON for people in one step."""
+    """Write readable JSON atomically."""
     text = as_json(value)
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), move)
 
 
 def as_json(value: Any) -> str:
-    """JSON for people: indented, unicode. Paths become strings."""
+    """Readable JSON: indented, unicode. Paths become strings."""
     return json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises MinicosError where the file is missing or is not JSON."""
+    """Read JSON. Raises MinicosError if the file is missing or is not JSON."""
     try:
         return json.loads(_content(Path(path)))
     except (OSError, ValueError, RecursionError) as error:
@@ -115,7 +114,7 @@ def read_json(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. `settings` decide the results and never change; `open` is how one is made."""
+    """A run folder. `settings` determine the results and never change. Made by `Run.open`."""
 
     folder: Path
     settings: dict[str, Any]
@@ -130,21 +129,25 @@ class Run:
         facts: dict[str, Any] | None = None,
         journal: Journal | None = None,
     ) -> "Run":
-        """Create the folder with its run.json, or enter one that has equal settings, and sweep what
-        killed runs left.
+        """Create the folder and its run.json, or open one with equal settings, and remove
+        unfinished files of killed runs. The folder belongs to this process as long as the run is
+        referenced.
 
-        `settings` (JSON values and paths) are compared with those on disk; `facts` (device, dtype,
-        attention backend ...) are written down with the versions and the date, and are not
-        compared. The folder is this process's as long as the run is referred to. Raises
-        MinicosError where the folder cannot be written, is in use by another process, holds a run
-        with other settings or of another version of minicos, or files of which no run.json says
-        what they are.
+        Args:
+            settings: JSON values and paths, compared with those on disk.
+            facts: device, dtype, attention backend and the like, stored together with versions and
+                date, but not compared.
+
+        Raises:
+            MinicosError: the folder cannot be written, is in use by another process, holds a run
+                with other settings or of another version of minicos, or holds files without a
+                run.json.
         """
         folder = Path(folder)
         settings = json.loads(json.dumps(settings, default=str))
         if folder.exists() and not folder.is_dir():
             raise MinicosError(f"{folder} is a file, not a folder. Choose another --out.")
-        _check(folder, settings)  # before anything is made
+        _check(folder, settings)  # before anything is written
         try:
             folder.mkdir(parents=True, exist_ok=True)
             run = cls(folder, settings, hold(folder), journal)
@@ -152,7 +155,7 @@ class Run:
             raise MinicosError(
                 f"cannot write into {folder}: {error.strerror or error}. Choose another --out."
             ) from error
-        _check(folder, settings)  # again, now that nobody else writes
+        _check(folder, settings)  # again, now that this process owns the folder
         if not run.path(RECORD).exists():
             record = {"schema": SCHEMA, "settings": settings, **environment(), **(facts or {})}
             write_json(run.path(RECORD), record, _link)
@@ -161,7 +164,7 @@ class Run:
         return run
 
     def add_sitting(self, seconds: float) -> None:
-        """Write down in run.json how long this process worked on the run, and its peak of memory.
+        """Record in run.json how long this process worked on the run, and its peak memory.
 
         A run that was interrupted has several sittings.
         """
@@ -171,9 +174,7 @@ class Run:
         write_json(self.path(RECORD), record)
 
     def inside(self, name: str) -> "Run":
-        """A folder in this one for a part of the work, with checksums of its own and the lock of
-        the whole.
-        """
+        """A subfolder for a part of the work, with its own checksums and the lock of this run."""
         return replace(self, folder=self.path(name))
 
     def log(self, line: Mapping[str, object]) -> None:
@@ -182,27 +183,25 @@ class Run:
             self.journal.add({"run": str(self.folder), **line})
 
     def path(self, name: str) -> Path:
-        """Where the file `name` ("steps/03.mp4") of this run is or will be."""
+        """The path of the file `name` ("steps/03.mp4") of this run, which need not exist yet."""
         return self.folder / name
 
     def has(self, name: str) -> bool:
-        """Is `name` finished? Only where it is what was recorded, to the last byte."""
+        """Whether `name` is finished: it exists and matches its recorded checksum."""
         try:
             return self._checksums().get(name) == _checksum(self.path(name))
         except OSError:
             return False
 
     def record(self, name: str) -> None:
-        """Declare `name`, which lies in the folder whole, finished. What `save` makes is so
-        already.
-        """
+        """Record a complete file `name` in the folder as finished. `save` does this by itself."""
         self._note(name, _checksum(self.path(name)))
 
     def save(self, name: str, write: Callable[[Path], object]) -> None:
-        """Let `write(temporary)` make the file `name`, in one step, and record it.
+        """Let `write(temporary)` make the file `name` atomically, and record it.
 
-        The checksum is written down before the file is moved to its place: a kill between the two
-        leaves a file that is missing or does not match, never one that is finished and not
+        The checksum is recorded before the file is moved to its place: a kill between the two
+        leaves a file that is missing or does not match, and never a finished file that is not
         recorded.
         """
 
@@ -213,7 +212,7 @@ class Run:
         replace_file(self.path(name), write, move)
 
     def save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Save tensors of any shape and dtype as safetensors, in one step."""
+        """Save tensors of any shape and dtype as safetensors, atomically."""
         whole = {
             k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
             for k, v in tensors.items()
@@ -221,8 +220,8 @@ class Run:
         self.save(name, lambda temporary: temporary.write_bytes(save(whole)))
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `save_tensors`, on the CPU. Raises MinicosError where the file is
-        missing or damaged.
+        """The tensors of `save_tensors`, on the CPU. Raises MinicosError if the file is missing or
+        damaged.
         """
         return self._parsed(name, load)
 
@@ -231,16 +230,16 @@ class Run:
         self.save(name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def load_json(self, name: str) -> Any:
-        """The value of `save_json`. Raises MinicosError where the file is missing or damaged."""
+        """The value of `save_json`. Raises MinicosError if the file is missing or damaged."""
         return self._parsed(name, json.loads)
 
     def _parsed(self, name: str, parse: Callable[[bytes], T]) -> T:
-        """What a finished file holds."""
+        """The parsed content of a finished file."""
         try:
             return parse(self._read(name))
         except MinicosError:
             raise
-        except (ValueError, RecursionError, SafetensorError) as error:  # others made its checksum
+        except (ValueError, RecursionError, SafetensorError) as error:  # recorded by other means
             raise MinicosError(
                 f"{self.path(name)} cannot be read: {error}. Delete it to have it made again."
             ) from error
@@ -261,7 +260,7 @@ class Run:
         return data
 
     def _note(self, name: str, checksum: str) -> None:
-        """Write down the checksum of a file."""
+        """Record the checksum of a file."""
         known = self._checksums()
         if known.get(name) == checksum:
             return
@@ -274,8 +273,8 @@ class Run:
             end.write(lines[-1].encode())
 
     def _checksums(self) -> dict[str, str]:
-        """Name -> checksum of every finished file. A line that a power cut left broken counts
-        for nothing.
+        """Name -> checksum of every finished file. A line that a power cut left incomplete is
+        ignored.
         """
         try:
             lines = _content(self.path(CHECKSUMS)).decode(errors="replace").splitlines()
@@ -302,7 +301,7 @@ def environment() -> dict[str, str]:
 
 
 def _peak_memory() -> dict[str, int]:
-    """The most bytes that this process held, and the most of a CUDA card that it used."""
+    """The peak memory of this process, and of a CUDA card, in bytes."""
     peak = {}
     if resource is not None:
         unit = 1 if sys.platform == "darwin" else 1024
@@ -313,11 +312,11 @@ def _peak_memory() -> dict[str, int]:
 
 
 class Progress:
-    """How far a command is, told on stderr: a bar on a terminal, elsewhere a line every ten seconds
-    or so. One for all parts of a command says how long the whole still takes.
+    """Progress on stderr: a bar on a terminal, otherwise a line about every ten seconds. A single
+    bar for all parts of a command estimates the total time.
 
-    with Progress(2 * len(work), "belief") as bar:
-        for batch in work: ...; bar.tick()
+        with Progress(2 * len(work), "belief") as bar:
+            for batch in work: ...; bar.tick()
     """
 
     def __init__(self, total: int | None, label: str = ""):
@@ -333,18 +332,18 @@ class Progress:
         self.close()
 
     def begin(self) -> None:
-        """Show a terminal that work has begun."""
+        """Show on a terminal that work has begun."""
         if self._terminal and not self._open:
             _tell("\r" + _line(self.label, self.done, self.total, 0.0))
             self._open = True
 
     def skip(self, count: int) -> None:
-        """Parts that were finished before: they say nothing about the time that is left."""
+        """Count parts that were finished earlier, without using them to estimate the time."""
         if self.total is not None:
             self.total -= count
 
     def tick(self) -> None:
-        """One more part is done."""
+        """Count one more part."""
         self.done += 1
         now = time.monotonic()
         last = self._terminal and self.done == self.total
@@ -354,14 +353,14 @@ class Progress:
             _tell(f"\r{line}" if self._terminal else f"{line}\n")
 
     def close(self) -> None:
-        """End the line of a terminal."""
+        """End the line on a terminal."""
         if self._open:
             _tell("\n")
         self._open = False
 
 
 def progress(items: Iterable[T], total: int | None = None, label: str = "") -> Iterator[T]:
-    """Yield `items` and tell how far it is, see `Progress`."""
+    """Yield `items` and show the progress, see `Progress`."""
     total = len(items) if total is None and isinstance(items, Sized) else total
     with Progress(total, label) as bar:
         for item in items:
@@ -376,7 +375,7 @@ def _tell(text: str) -> None:
 
 
 def _line(label: str, done: int, total: int | None, elapsed: float) -> str:
-    """How far it is, times spent and expected included: `denoise [####....] 20/40  1:02 + 1:02`."""
+    """Progress with elapsed and remaining time: `denoise [####....] 20/40  1:02 + 1:02`."""
     if not total:
         return f"{label} {done}  {_clock(elapsed)}"
     filled = round(24 * min(done / total, 1))
@@ -391,14 +390,12 @@ def _clock(seconds: float) -> str:
 
 
 def _check(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise MinicosError unless the folder is that of a run with these settings, or can become
-    it.
-    """
+    """Raise MinicosError unless the folder holds a run with these settings, or can become one."""
     if (folder / RECORD).exists():
         _same_settings(folder, settings)
         return
     for found in sorted(folder.iterdir()) if folder.exists() else ():
-        if not found.name.startswith("."):  # a run.json made now would claim it for any settings
+        if not found.name.startswith("."):  # a new run.json would claim it under any settings
             raise MinicosError(
                 f"{folder} holds {found.name!r} and no {RECORD} that says which run it is of. "
                 "Choose another --out."
@@ -406,9 +403,7 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Move a file to `path` unless another is there: that one stays, also where there are no
-    locks.
-    """
+    """Move a file to `path` unless one is already there, which is kept; safe without locks."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -418,7 +413,7 @@ def _link(temporary: Path, path: Path) -> None:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file. Raises OSError, also for a pipe or a device, which would never end."""
+    """The bytes of a file. Raises OSError also for a pipe or a device, which would never end."""
     return _regular(path).read_bytes()
 
 
@@ -434,7 +429,7 @@ def _checksum(path: Path) -> str:
 
 
 def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise MinicosError unless the run in the folder is of this version and has these settings."""
+    """Raise MinicosError unless the run in the folder has this version and these settings."""
     try:
         record = json.loads(_content(folder / RECORD))
     except (OSError, ValueError, RecursionError) as error:
@@ -467,8 +462,8 @@ def _host() -> str:
 
 
 def _abandoned(unfinished: Path) -> bool:
-    """Was this file being written by a process that is gone? Where that cannot be known, a day
-    without a change says so.
+    """Whether the process that was writing this file is gone. If that cannot be determined, a file
+    counts as abandoned after a day without a change.
     """
     host, pid, *_ = (*unfinished.name.removeprefix(PART).split("-"), "", "")
     if os.name == "posix" and host == _host() and pid.isdigit():
@@ -478,7 +473,7 @@ def _abandoned(unfinished: Path) -> bool:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # signal 0 only asks
+        os.kill(pid, 0)  # signal 0 only checks
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):

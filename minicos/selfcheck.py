@@ -1,9 +1,9 @@
-"""Do these weights run here as they should? One report to attach to an issue.
+"""Check that a model's weights run correctly here, and report it for an issue.
 
     print(as_text(selfcheck(minicos.load("Wan2.2-I2V-A14B"))))
 
-What was opened, whether it agrees with diffusers layer by layer, and one short run: finite,
-resumable bit for bit, within the memory that was planned.
+The report says what was opened, whether it agrees with diffusers layer by layer, and the outcome of
+one short run: finite, resumable bit for bit, within the planned memory.
 """
 
 import time
@@ -25,13 +25,14 @@ from minicos.wan import Wan
 
 PROMPT = "a ball rolls to the right"
 STEPS, FRAMES = 3, 9  # enough for both experts, and for frames that depend on each other
-GRID = (3, 4, 6)  # tokens of the comparison
+GRID = (3, 4, 6)  # token grid of the comparison
 
 
 def selfcheck(wan: Wan, files: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Check a model; a report of numbers, strings and tables, `ok` among them.
+    """Check a model. Returns a report of numbers, strings and tables, with the verdict as `ok`.
 
-    files   the model's files with their sizes or checksums, written down as they are
+    Args:
+        files: the model's files with their sizes or checksums, copied into the report.
     """
     with TemporaryDirectory() as folder:
         run = _short_run(wan, Path(folder))
@@ -43,9 +44,7 @@ def selfcheck(wan: Wan, files: Mapping[str, str] | None = None) -> dict[str, Any
         "agreement": _agreement(wan),
         "run": run,
     }
-    agrees = report["agreement"].get(
-        "ok", True
-    )  # where diffusers is not installed, nothing disagrees
+    agrees = report["agreement"].get("ok", True)  # without diffusers, nothing disagrees
     report["ok"] = bool(agrees and report["run"]["finite"] and report["run"]["resumed bit for bit"])
     return report
 
@@ -70,7 +69,7 @@ def _versions() -> dict[str, str]:
 
 
 def _machine(wan: Wan) -> dict[str, str]:
-    """The device, and what it reaches on matrix products."""
+    """The device, and its measured speed on matrix products."""
     device = wan.device
     if device.type != "cuda":
         name = f"{torch.get_num_threads()} threads"
@@ -96,8 +95,8 @@ def _model(wan: Wan) -> dict[str, object]:
 
 
 def _agreement(wan: Wan) -> dict[str, object]:
-    """Layer by layer with diffusers and transformers, the worst of each network; why not where
-    they are not installed.
+    """The largest error of each network against diffusers and transformers, or why there is no
+    comparison.
     """
     try:
         parts = list(verify(wan, GRID))
@@ -119,7 +118,7 @@ def _agreement(wan: Wan) -> dict[str, object]:
 
 
 def _short_run(wan: Wan, folder: Path) -> dict[str, object]:
-    """A few steps, saved and resumed; memory and time against the plan."""
+    """A few steps, saved and resumed; memory and time compared with the plan."""
     short = wan.with_preset(steps=STEPS, frames=FRAMES)
     condition = short.condition(PROMPT, *_pictures(short))
     noise = short.noise(condition, 0)
@@ -146,7 +145,7 @@ def _short_run(wan: Wan, folder: Path) -> dict[str, object]:
 
 
 def _pictures(wan: Wan) -> tuple[np.ndarray, ...]:
-    """A drawn first frame where the model takes one: a ball on a floor."""
+    """A drawn first frame, if the model takes one: a ball on a floor."""
     if not wan.preset.takes_image:
         return ()
     height, width = wan.preset.size
@@ -158,7 +157,7 @@ def _pictures(wan: Wan) -> tuple[np.ndarray, ...]:
 
 
 def _resumed(wan: Wan, condition: Any, folder: Path, noise: Tensor, whole: Tensor) -> bool:
-    """Whether a run that stops after its first step and goes on from disk ends at the same bits."""
+    """Whether a run stopped after its first step and resumed from disk ends at the same bits."""
     run = Run.open(folder, {"weights": wan.weights})
     steps = wan.sample(condition, noise=noise)
     first = next(steps)

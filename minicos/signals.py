@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM: one line and exit code 130 or 143, from the first line of ours to the last.
+"""Ctrl-C and SIGTERM print one line and exit with code 130 or 143, at any point of a command.
 
-`start` is in force while modules are imported, `handled` while a command runs. Files appear whole
-or not at all (`runs.replace_file`), so a process may be left at any moment; SIGTERM, with which
-schedulers announce a kill, waits for the file that is being written (`finishing`). This file
-imports nothing heavy: nothing is imported before it.
+`start` is active while modules are imported, `handled` while a command runs. Files appear complete
+or not at all (`runs.replace_file`), so a process may end at any moment; SIGTERM, which schedulers
+send before a kill, waits for the file that is being written (`finishing`). This file is imported
+first, so it imports nothing heavy.
 """
 
 import os
@@ -16,21 +16,21 @@ from types import FrameType
 
 
 class Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is Ctrl-C."""
+    """Raised on SIGTERM, as KeyboardInterrupt is on Ctrl-C."""
 
 
 def start() -> None:
-    """Until `handled`, a signal ends the process: an import may lose an exception."""
+    """Until `handled`, a signal ends the process, since an import may swallow an exception."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
 
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, SIGTERM `Terminated`; a second signal ends the process. Puts
-    handlers back.
+    """Make Ctrl-C raise KeyboardInterrupt and SIGTERM raise `Terminated`; a second signal ends the
+    process. The previous handlers are restored.
 
-    Outside the main thread, where signals are not Python's to handle, it does nothing.
+    Does nothing outside the main thread, where Python cannot handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,9 +47,7 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """While a file is written, SIGTERM waits until it is there. Ctrl-C does not: its half file
-    is removed.
-    """
+    """Delay SIGTERM while a file is written. Ctrl-C removes the incomplete file instead."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -64,10 +62,10 @@ def finishing() -> Iterator[None]:
 
 
 class _Write:
-    """What the main thread is writing: signals belong to the process, and so does this."""
+    """The write in progress in the main thread; a class, since signals belong to the process."""
 
     files = 0
-    terminated = False  # meanwhile
+    terminated = False  # SIGTERM arrived meanwhile
 
 
 _write = _Write()

@@ -1,8 +1,8 @@
-"""Carrying out a plan: offloaded networks move to the device when they are used, streamed ones
+"""Execution of a plan: offloaded networks move to the device when they are used, streamed networks
 block by block.
 
-Weights are copied and never changed, so results equal those of a resident model bit for bit (see
-`plan` for the placements).
+Weights are copied and never changed, so results are bitwise equal to those of a resident model. For
+the placements see `plan`.
 """
 
 import os
@@ -24,9 +24,7 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class HostBuffer:
-    """The weights of a module in one piece of host memory, so that a single copy moves all of
-    them.
-    """
+    """The weights of a module in one piece of host memory, so that one copy moves all of them."""
 
     def __init__(self, module: nn.Module, dtype: Dtype, pin: bool):
         self.module = module
@@ -40,14 +38,14 @@ class HostBuffer:
         self.memory = host_memory(self.size, pin)
 
     def view(self, name: str, memory: Tensor | None = None) -> Tensor:
-        """A weight inside `memory` (uint8, laid out like this buffer), by default inside the
-        buffer itself.
+        """A weight inside `memory` (uint8, with this buffer's layout), by default inside the buffer
+        itself.
         """
         begin, end, shape, dtype = self.slots[name]
         return (self.memory if memory is None else memory)[begin:end].view(dtype).view(shape)
 
     def bind(self, memory: Tensor | None = None) -> None:
-        """Let the module use the weights in `memory`, by default those of the buffer. Its
+        """Make the module use the weights in `memory`, by default those of the buffer. Its
         parameters stay the same objects.
         """
         for name, parameter in self.module.named_parameters():
@@ -55,10 +53,10 @@ class HostBuffer:
 
 
 def host_memory(size: int, pin: bool) -> Tensor:
-    """`size` bytes of host memory, for a CUDA card pinned.
+    """`size` bytes of host memory, pinned for a CUDA card.
 
     Memory is pinned by registering it, since torch rounds its own pinned memory up to a power of
-    two. Where the system refuses, copies work all the same, and a warning says that they are slow.
+    two. If the system refuses, copies still work, and a warning says that they are slow.
     """
     memory = torch.empty(size, dtype=torch.uint8)
     if pin and size:
@@ -77,22 +75,22 @@ def host_memory(size: int, pin: bool) -> Tensor:
 
 
 class CopyQueue(Protocol):
-    """A serial queue of copies that overlaps with computation. Both sides can wait for events of
-    the other.
+    """A serial queue of copies that overlaps with computation. Each side can wait for events of the
+    other.
     """
 
     def event(self) -> Any:
-        """An event that occurs when the computation called so far is done."""
+        """An event that occurs when all computation submitted so far is done."""
 
     def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
         """Copy once the event `after` has occurred; returns the event of the copy's end."""
 
     def wait(self, event: Any) -> None:
-        """Hold back further computation until the event of a copy has occurred."""
+        """Delay further computation until the event of a copy has occurred."""
 
 
 class CudaCopyQueue:
-    """Copies on a CUDA stream of their own. The current stream orders the computation."""
+    """Copies on a separate CUDA stream. Computation is ordered by the current stream."""
 
     def __init__(self, device: torch.device):
         self.device, self.stream = device, torch.cuda.Stream(device)
@@ -115,7 +113,7 @@ class CudaCopyQueue:
 
 
 class ThreadCopyQueue:
-    """Copies in a thread; events are futures. On the CPU, computation is done when its call
+    """Copies in a thread, with futures as events. On the CPU, computation is done when its call
     returns.
     """
 
@@ -131,7 +129,7 @@ class ThreadCopyQueue:
         return done
 
     def copy(self, target: Tensor, source: Tensor, after: Future) -> Future:
-        if self._process != os.getpid():  # a fork has none of its parent's threads
+        if self._process != os.getpid():  # a forked process has no threads of its parent
             self._start()
         return self._thread.submit(self._copy, target, source, after)
 
@@ -144,10 +142,10 @@ class ThreadCopyQueue:
 
 
 class Streamer:
-    """Puts the weights of one block after the other on the device, in two buffers filled in turn.
+    """Puts the weights of one block after the other on the device, alternating between two buffers.
 
-    Two waits keep the buffers apart: a block computes only after the copy into its buffer, and a
-    copy begins only after the block that used the buffer before. Both buffers live as long as the
+    Two waits protect the buffers: a block computes only after the copy into its buffer, and a copy
+    begins only after the block that used the buffer before. Both buffers exist as long as the
     streamer, so the allocator never reuses their memory and `record_stream` is not needed.
     """
 
@@ -155,16 +153,16 @@ class Streamer:
         self.queue, self.device = queue, device
         self.host: dict[nn.Module, HostBuffer] = {}  # block -> its weights
         self._device_buffers: tuple[Tensor, ...] = ()
-        self._pass: object = None  # the pass that uses the device buffers
-        self._turn = Lock()  # held while buffers change hands, since threads may begin passes
+        self._pass: object = None  # the pass that currently uses the device buffers
+        self._turn = Lock()  # held while buffers change owner, since passes may start in threads
         self._bound: set[HostBuffer] = set()  # those whose block points into a device buffer
 
     def stream(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
-        """The blocks in order, each with its weights on the device until the next one is asked for
+        """The blocks in order, each with its weights on the device until the next one is requested
         (for `DiT.stream_blocks`).
 
-        A pass that stopped early, by an exception or an abandoned generator, is cleaned up by the
-        next one. Raises MinicosError where a second pass, perhaps of another thread, has begun
+        A pass that was stopped early, by an exception or an abandoned generator, is cleaned up by
+        the next one. Raises MinicosError if a second pass, perhaps in another thread, has begun
         meanwhile.
         """
         blocks = list(blocks)
@@ -174,7 +172,7 @@ class Streamer:
             for host in list(self._bound):
                 self._release(host)
             buffers = self._buffers(max(host.size for host in self.host.values()))
-            begin = self.queue.event()  # also after what an interrupted pass has left running
+            begin = self.queue.event()  # also after work that an interrupted pass left running
             copied = deque(self._fill(buffers[i], hosts[i], begin) for i in range(len(hosts[:2])))
         for i, (block, host) in enumerate(zip(blocks, hosts, strict=True)):
             self.queue.wait(copied.popleft())
@@ -213,22 +211,22 @@ class Streamer:
 
 
 class Residency:
-    """Carries out a plan: `allocate` a network before its weights are read, `to_device` whenever
-    it is to run.
+    """Carries out a plan: call `allocate` for a network before its weights are read, and
+    `to_device` whenever it is to run.
     """
 
     def __init__(self, plan: Plan, queue: CopyQueue | None = None):
         self.plan = plan
         self._offloaded: dict[nn.Module, HostBuffer] = {}
         self._parts: dict[nn.Module, Part] = {}
-        self._on_device: list[nn.Module] = []  # offloaded networks that are there, last used last
+        self._on_device: list[nn.Module] = []  # offloaded networks on the device, last used last
         self._queue = queue
         self._streamer: Streamer | None = None
 
     def allocate(
         self, name: str, network: nn.Module, dtype: Dtype
     ) -> Callable[[str, torch.Size, torch.dtype], Tensor] | None:
-        """Make room for a network that has no weights yet; returns the `place` of `load_into`."""
+        """Reserve memory for a network without weights; returns the `place` of `load_into`."""
         part = self._parts[network] = next(p for p in self.plan.parts if p.name == name)
         placement = part.placement
         pin = self.plan.device.type == "cuda"
@@ -254,8 +252,8 @@ class Residency:
         return place
 
     def to_device(self, network: N) -> N:
-        """The same network, ready to run on the device. Offloaded networks that are there leave
-        while there is no room for it, the one first that has not been used for longest.
+        """The same network, ready to run on the device. Offloaded networks leave the device until
+        there is room for it, the least recently used first.
         """
         there = self._on_device
         present = network in there
@@ -271,13 +269,13 @@ class Residency:
         return network
 
     def _fits(self, network: nn.Module) -> bool:
-        """Whether the network can run while the offloaded ones that are there stay."""
+        """Whether the network can run while the offloaded ones on the device stay there."""
         plan = self.plan
         if plan.free is None or network not in self._parts:
             return False
         need = sum(part.resident_bytes for part in plan.parts) + plan.buffers
         need += sum(self._parts[other].weights for other in self._on_device)
-        need += plan.host if plan.device.type == "cpu" else 0  # one memory holds both
+        need += plan.host if plan.device.type == "cpu" else 0  # host and device share one memory
         return need + self._parts[network].transient_bytes <= HEADROOM * plan.free
 
     def _open_streamer(self) -> Streamer:
@@ -290,5 +288,5 @@ class Residency:
 
 
 def _within(prefix: str, dtype: Dtype) -> Dtype:
-    """`dtype` for names inside the module of this prefix."""
+    """`dtype` for names inside the module with this prefix."""
     return lambda name: dtype(prefix + name)

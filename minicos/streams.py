@@ -22,12 +22,18 @@ def stream(
     hooks: Hooks = NO_HOOKS,
     grad: bool = False,
 ) -> Tensor:
-    """The residual stream that enters block `layer` (b l d) in a pass at latent x (b c f h w) and a
-    step; `wan.depth` is the stream that leaves the last block.
+    """The residual stream that enters block `layer` in a pass at latent x and a step. Layer
+    `wan.depth` is the stream that leaves the last block.
 
-    grad  keep the graph, as `sample` does
-    Raises MinicosError for a step or layer that is not there, and where gradients are expected and
-    do not flow.
+    Args:
+        x: latent entering the step, b c f h w.
+        grad: keep the graph, as `sample` does.
+
+    Returns:
+        The stream, b l d.
+
+    Raises:
+        MinicosError: there is no such step or layer, or gradients are required and do not flow.
     """
     schedule = wan.schedule()
     if not 0 <= step < len(schedule) or not 0 <= layer <= wan.depth:

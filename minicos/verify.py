@@ -1,19 +1,18 @@
-"""Does minicos compute what diffusers and transformers compute? The same weights and inputs in
-both, compared layer by layer.
+"""Compare minicos with diffusers and transformers, layer by layer, on the same weights and inputs.
 
     for part in verify(minicos.load("Wan2.2-I2V-A14B")):
         print(part.name, part.parted)
 
-Their networks are built around our tensors, so a second copy of the weights is never made (but of
-the few that they keep in another dtype). Layers are compared in the order in which they run: where
-two networks differ in one place, the first row beyond its tolerance is that place, and the rows
-below it merely inherit the difference.
+The networks of diffusers and transformers are built around our tensors, so there is no second copy
+of the weights (except for the few that they keep in another dtype). Layers are compared in the
+order in which they run. If two networks differ in one place, the first row beyond its tolerance is
+that place; later rows inherit the difference.
 
-One difference is known and systematic. diffusers builds the time sinusoid in float32, the official
-code in float64: up to 5.6e-5 in a table of numbers between -1 and 1, and 4e-6 to 9e-6 in the
-velocity. By default their sinusoid is exchanged for the exact one, so that everything else can be
-held to a much smaller tolerance, and the velocity of diffusers as shipped makes one more row.
-`as_shipped` leaves it alone throughout.
+One systematic difference is known. diffusers computes the time sinusoid in float32, the official
+code in float64. This makes up to 5.6e-5 in a table of numbers between -1 and 1, and 4e-6 to 9e-6 in
+the velocity. By default their sinusoid is replaced by the exact one, so that a much smaller
+tolerance applies to everything else, and one more row shows the velocity of diffusers as shipped.
+`as_shipped` keeps their sinusoid throughout.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,35 +46,35 @@ from minicos.weights.names import (
     translate,
 )
 
-Pair = tuple[str, Tensor, Tensor]  # a point, our tensor there, and theirs
+Pair = tuple[str, Tensor, Tensor]  # a point, our tensor, their tensor
 TOLERANCE = {
     torch.float32: 5e-6,
     torch.bfloat16: 5e-2,
 }  # of rel_l2, by dtype; the embedded model: 6e-7 and 2e-2
-MAX_TO_L2 = 10  # what rel_max may be beside rel_l2; the embedded model: 1.0e-5 and 5.0e-2
-# of what comes after a float32 time sinusoid; random weights, 30 layers of 1.3B: 9e-6 (rel_max)
+MAX_TO_L2 = 10  # allowed ratio of rel_max to rel_l2; the embedded model: 1.0e-5 and 5.0e-2
+# for everything after a float32 time sinusoid; random weights, 30 layers of 1.3B: 9e-6 (rel_max)
 AS_SHIPPED = 2e-5
 
 
 @dataclass(frozen=True)
 class Row:
-    """How far apart the two are at one point, measured against the size of their tensor."""
+    """The difference of the two networks at one point, relative to the size of their tensor."""
 
     point: str
     rel_max: float  # max |a - b| / max |b|
     rel_l2: float  # ||a - b|| / ||b||
-    tolerance: float  # what rel_l2 may be
+    tolerance: float  # largest allowed rel_l2
 
     @property
     def ok(self) -> bool:
-        """Both errors within what is allowed; NaN is not. One wrong number among many shows in
-        rel_max alone.
+        """Whether both errors are within their tolerance, which NaN never is. A single wrong number
+        among many shows only in rel_max.
         """
         return self.rel_l2 <= self.tolerance and self.rel_max <= self.tolerance_max
 
     @property
     def tolerance_max(self) -> float:
-        """What rel_max may be: it is one number's error, and rel_l2 an average."""
+        """The largest allowed rel_max; it is the error of one number, rel_l2 an average."""
         return MAX_TO_L2 * self.tolerance
 
 
@@ -85,11 +84,11 @@ class Part:
 
     name: str  # "high" | "low" | "vae" | "text" | "clip"
     rows: tuple[Row, ...]
-    skipped: str = ""  # why there are no rows
+    skipped: str = ""  # the reason if there are no rows
 
     @property
     def parted(self) -> Row | None:
-        """The first row beyond its tolerance, in the order in which layers run."""
+        """The first row beyond its tolerance, in the order in which layers run, or None."""
         return next((row for row in self.rows if not row.ok), None)
 
 
@@ -100,15 +99,20 @@ def verify(
     as_shipped: bool = False,
     tolerance: float | None = None,
 ) -> Iterator[Part]:
-    """Compare every network of a model with its peer, on random inputs; one `Part` as soon as it is
-    done.
+    """Compare every network of a model with its counterpart on random inputs; yields each `Part`
+    when it is done.
 
-    grid        tokens along frames, height and width; small, since errors of code show at any size
-    as_shipped  leave the float32 time sinusoid of diffusers in place, and allow for it
-    tolerance   what rel_l2 may be, instead of `TOLERANCE` of the dtype
-    Beside the weights it needs room for the outputs of all layers of one network, twice: for 14B in
-    float32 some 4 GB.
-    Raises MinicosError where diffusers or transformers is not installed, before anything runs.
+    In addition to the weights this needs memory for all layer outputs of one network, twice: about
+    4 GB for 14B in float32.
+
+    Args:
+        grid: tokens along frames, height and width. A small grid suffices, since errors in the code
+            show at any size.
+        as_shipped: keep the float32 time sinusoid of diffusers, and allow for it.
+        tolerance: largest allowed rel_l2, instead of `TOLERANCE` of the dtype.
+
+    Raises:
+        MinicosError: diffusers or transformers is not installed; raised before anything runs.
     """
     peers()
     return _parts(wan, grid, as_shipped, tolerance)
@@ -131,7 +135,7 @@ def _parts(
     prompt = wan.text(ids[1:], mask[1:]).masked_fill(mask[1:, :, None] == 0, 0)
     text = F.pad(
         prompt, (0, 0, 0, wan.text.cfg.text_len - prompt.shape[1])
-    )  # b t d', as `text.encode` gives it
+    )  # b t d', in the form of `text.encode`
     for name, ours in wan.experts.items():
         cfg = ours.cfg
         if cfg.images and cfg.text_len != 512:
@@ -165,9 +169,7 @@ def _parts(
         - 1
     )
     pairs = compare_vae(wan.vae, diffusers_vae(wan.vae), video.to(wan.device), latent)
-    yield Part(
-        "vae", _rows(pairs, tolerance or TOLERANCE[torch.float32])
-    )  # which is float32 always
+    yield Part("vae", _rows(pairs, tolerance or TOLERANCE[torch.float32]))  # always float32
 
     if wan.clip is not None:
         image = torch.rand(1, 3, 90, 120, generator=draw) * 2 - 1
@@ -176,8 +178,8 @@ def _parts(
 
 
 def _tokens(encoder: TextEncoder, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Ids and mask of two prompts (2 t), a short one and one that is longer than the longest
-    distance told apart, 128.
+    """Ids and mask of two prompts (2 t): a short one, and one longer than 128, the largest distance
+    that the encoder distinguishes.
     """
     length = min(encoder.cfg.text_len, 140)
     ids = torch.randint(2, encoder.cfg.vocab_size, (2, length), generator=draw)
@@ -187,8 +189,8 @@ def _tokens(encoder: TextEncoder, draw: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def _timestep(wan: Wan, expert: str, frames: int) -> Tensor:
-    """A timestep that the expert serves (1 g): one for all frames, or 0 for an imposed first
-    frame and one for the rest.
+    """A timestep that the expert serves (1 g): one for all frames, or 0 for an imposed first frame
+    and one for the rest.
     """
     value = 937.0 if expert == "high" else 412.0
     return torch.tensor(
@@ -201,9 +203,7 @@ def _rows(pairs: Iterable[Pair], tolerance: float) -> tuple[Row, ...]:
 
 
 def distance(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """rel_max and rel_l2; infinite for tensors of different shapes or of zeros where the other
-    has something else.
-    """
+    """rel_max and rel_l2; infinite if the shapes differ, or if b is zero and a is not."""
     if a.shape != b.shape:
         return float("inf"), float("inf")
     a, b = a.float(), b.float()
@@ -212,12 +212,12 @@ def distance(a: Tensor, b: Tensor) -> tuple[float, float]:
     return ((a - b).abs().max() / b.abs().max()).item(), ((a - b).norm() / b.norm()).item()
 
 
-# -- the peers, built around our tensors -----------------------------------------------------------
+# -- their networks, built around our tensors ------------------------------------------------------
 
 
 def peers() -> tuple[ModuleType, ModuleType]:
-    """diffusers and transformers. Raises MinicosError where one is not installed, or too old to
-    know Wan.
+    """diffusers and transformers. Raises MinicosError if one is not installed, or too old to
+    support Wan.
     """
     try:
         import diffusers
@@ -238,7 +238,7 @@ def peers() -> tuple[ModuleType, ModuleType]:
 
 
 class ExactTime(nn.Module):
-    """The time sinusoid of the official code, in place of diffusers' `Timesteps`."""
+    """The time sinusoid of the official code, as a replacement for diffusers' `Timesteps`."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -249,8 +249,8 @@ class ExactTime(nn.Module):
 
 
 def diffusers_dit(ours: DiT, exact_time: bool = True) -> nn.Module:
-    """A WanTransformer3DModel (or ChronoEdit's) with the weights of `ours`; where it is not
-    `exact_time`, with its own float32 time.
+    """A WanTransformer3DModel (or ChronoEdit's) with the weights of `ours`; unless `exact_time`,
+    with its own float32 time sinusoid.
     """
     diffusers, _ = peers()
     cfg = ours.cfg
@@ -275,13 +275,13 @@ def diffusers_dit(ours: DiT, exact_time: bool = True) -> nn.Module:
         )
     rope = type(theirs.rope)(
         cfg.head_dim, cfg.patch_size, max_seq_len=1024, **chrono
-    )  # its tables are no weights
+    )  # its tables are not weights
     theirs.rope = rope.to(ours.patch_embedding.weight.device)
     if exact_time:
         theirs.condition_embedder.timesteps_proj = ExactTime(cfg.freq_dim)
     weights = {translate(name, DIT_DIFFUSERS): p for name, p in ours.state_dict().items()}
     wide, dtype = set(theirs._keep_in_fp32_modules), ours.dtype
-    for name, p in weights.items():  # `to` returns the same tensor where nothing changes
+    for name, p in weights.items():  # `to` returns the same tensor if nothing changes
         weights[name] = p.to(torch.float32 if wide & set(name.split(".")) else dtype)
     return _filled(theirs, weights)
 
@@ -319,8 +319,8 @@ def _vae_table(ours: VAE) -> dict[str, str]:
 
 
 def transformers_umt5(ours: TextEncoder) -> nn.Module:
-    """A UMT5EncoderModel with the weights of `ours` and eager attention, which is how the
-    official code computes.
+    """A UMT5EncoderModel with the weights of `ours` and eager attention, which is how the official
+    code computes.
     """
     _, transformers = peers()
     cfg = ours.cfg
@@ -343,7 +343,7 @@ def transformers_umt5(ours: TextEncoder) -> nn.Module:
 
 
 def transformers_clip(ours: CLIP) -> nn.Module:
-    """A CLIPVisionModel with the blocks of `ours` (one fewer than its file holds) and eager
+    """A CLIPVisionModel with the blocks of `ours` (one fewer than its file has) and eager
     attention, in float32.
     """
     _, transformers = peers()
@@ -362,9 +362,8 @@ def transformers_clip(ours: CLIP) -> nn.Module:
     with torch.device("meta"):
         theirs = transformers.CLIPVisionModel(config)
     device, tower = ours.visual.cls_embedding.device, getattr(theirs, "vision_model", theirs)
-    tower.embeddings.position_ids = torch.arange(cfg.tokens, device=device)[
-        None
-    ]  # no weight, and nor is the norm behind it all
+    # neither the position ids nor the final norm are weights
+    tower.embeddings.position_ids = torch.arange(cfg.tokens, device=device)[None]
     weights = {
         "post_layernorm.weight": torch.ones(cfg.dim),
         "post_layernorm.bias": torch.zeros(cfg.dim),
@@ -387,7 +386,7 @@ def transformers_clip(ours: CLIP) -> nn.Module:
 
 
 def _filled(theirs: Any, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network with these very tensors as its parameters."""
+    """The network with exactly these tensors as its parameters."""
     theirs.load_state_dict(weights, assign=True)
     return theirs.eval().requires_grad_(False)
 
@@ -408,19 +407,19 @@ def heads(x: Tensor, like: Tensor) -> Tensor:
 
 
 def joined(x: Tensor, like: Tensor) -> Tensor:
-    """Rows of two images one after the other, or already together -> b m d."""
+    """Rows of two images one after the other, or already joined -> b m d."""
     return x.reshape(like.shape)
 
 
 def times(x: Tensor, like: Tensor) -> Tensor:
-    """b 6d or, where every token has a timestep, b l 6d -> b g 6 d."""
+    """b 6d or, if every token has a timestep, b l 6d -> b g 6 d."""
     rows = rearrange(x, "b ... (six d) -> b (...) six d", six=6)
     return rows[:, :: rows.shape[1] // like.shape[1]]
 
 
-# Hook point -> where diffusers shows the same tensor: a module, its output or its input, and the
-# shape there. q and k of self-attention, which diffusers rotates inside, are seen where attention
-# is computed (`_Attended`).
+# Hook point -> the same tensor in diffusers: a module, its output or input, and the conversion to
+# our shape. diffusers rotates q and k of self-attention inside its processor, so they are taken
+# where attention is computed (`_Attended`).
 NETWORK_POINTS = {
     "embed": ("patch_embedding", "out", patches),
     "text": ("condition_embedder.text_embedder", "out", same),
@@ -439,8 +438,7 @@ BLOCK_POINTS = {
     ".ffn": (".ffn", "out", same),
     "": ("", "out", same),
 }
-# Where there is an image branch; what attention makes of text and of image cannot be seen apart in
-# diffusers.
+# With an image branch. diffusers does not expose the attention to text and to the image separately.
 IMAGE_POINTS = {"image": ("condition_embedder.image_embedder", "out", joined)}
 IMAGE_BLOCK_POINTS = {
     ".cross_attn.k_img": (".attn2.norm_added_k", "out", heads),
@@ -457,8 +455,8 @@ def compare_dit(
     y: Tensor | None = None,
     clip: Tensor | None = None,
 ) -> list[Pair]:
-    """Every hook point that has a counterpart in diffusers, the velocity last; arguments as of
-    `DiT.forward`, timestep b g.
+    """Every hook point that has a counterpart in diffusers, the velocity last. The arguments are
+    those of `DiT.forward`, with timestep b g.
     """
     seen: dict[str, Tensor] = {}
     hooks = Hooks()
@@ -489,7 +487,7 @@ def compare_dit(
     found = {name: how(calls[name][0], seen[name]) for name, (_, _, how) in points.items()}
     each = (
         len(attended.calls) // ours.cfg.num_layers
-    )  # of attention in a block, the one to itself first
+    )  # of attention in a block, self-attention first
     for i in blocks if each else ():
         found[f"blocks.{i}.self_attn.q"], found[f"blocks.{i}.self_attn.k"] = attended.calls[
             i * each
@@ -499,8 +497,8 @@ def compare_dit(
 
 
 class _Attended(TorchFunctionMode):
-    """Notes q and k of every attention that is computed in this context: after norm and
-    rotation, which no module shows.
+    """Records q and k of every attention computed in this context, after norm and rotation, which
+    no module exposes.
     """
 
     def __init__(self) -> None:
@@ -524,8 +522,8 @@ def their_velocity(
     y: Tensor | None = None,
     clip: Tensor | None = None,
 ) -> Tensor:
-    """A pass of diffusers' network on our arguments: it is told one timestep per sample, or one
-    per token.
+    """A pass of diffusers' network with our arguments; it takes one timestep per sample or per
+    token.
     """
     dtype = theirs.patch_embedding.weight.dtype
     x = x if y is None else torch.cat([x, y], dim=1)
@@ -541,7 +539,7 @@ def their_velocity(
 
 
 def compare_vae(ours: VAE, theirs: Any, video: Tensor, latent: Tensor) -> list[Pair]:
-    """Every layer that has weights, in encoding and in decoding; then the latents and the video."""
+    """Every layer with weights, in encoding and in decoding; then the latents and the video."""
     mean, std = (latent.new_tensor(v).view(1, -1, 1, 1, 1) for v in (ours.cfg.mean, ours.cfg.std))
     return [
         *compare_layers(
@@ -560,7 +558,7 @@ def compare_vae(ours: VAE, theirs: Any, video: Tensor, latent: Tensor) -> list[P
 
 
 def compare_text(ours: TextEncoder, theirs: Any, ids: Tensor, mask: Tensor) -> list[Pair]:
-    """Every layer that has weights; then the rows of the prompts, without those of padding."""
+    """Every layer with weights; then the rows of the prompts, without padding."""
     *layers, (name, a, b) = compare_layers(
         (ours, lambda: ours(ids, mask)),
         (theirs, lambda: theirs(ids, attention_mask=mask).last_hidden_state),
@@ -572,8 +570,8 @@ def compare_text(ours: TextEncoder, theirs: Any, ids: Tensor, mask: Tensor) -> l
 
 
 def _of_pairs(rows: Tensor) -> Tensor:
-    """From a row for each distance (2t-1 n) to one for each query and key (t t n), as theirs has
-    it.
+    """Convert a row for each distance (2t-1 n) to one for each query and key (t t n), as in
+    transformers.
     """
     length = (len(rows) + 1) // 2
     return rows.unfold(0, length, 1).flip(0).mT
@@ -600,8 +598,8 @@ def compare_layers(
     table: Mapping[str, str],
     result: str,
 ) -> list[Pair]:
-    """Run both networks; the output of every layer with weights, over all its calls, and the
-    result.
+    """Run both networks; compare the output of every layer with weights, over all its calls, and
+    the result.
     """
     (network, run), (peer, run_peer) = ours, theirs
     layers = {name: module for name, module in network.named_modules() if module._parameters}
@@ -619,14 +617,15 @@ def compare_layers(
 
 
 def _joined(calls: list[Tensor]) -> Tensor:
-    """The calls of a layer as one tensor: pieces of a video follow each other in time."""
+    """The calls of a layer as one tensor; the pieces of a video are joined along time."""
     return torch.cat(calls, dim=2 if calls[0].ndim == 5 else 0)
 
 
 @contextmanager
 def tapped(taps: Mapping[str, tuple[nn.Module, str]]) -> Iterator[dict[str, list[Tensor]]]:
-    """What each of these modules gives ("out") or gets ("in"), call by call; in the order of their
-    last calls, since the first piece of a video skips some layers."""
+    """Record what each of these modules returns ("out") or receives ("in"), call by call, in the
+    order of their last calls, since the first piece of a video skips some layers.
+    """
     seen: dict[str, list[Tensor]] = {}
 
     def note(name: str, side: str, module: nn.Module, given: tuple, out: Tensor | tuple) -> None:

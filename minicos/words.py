@@ -1,4 +1,4 @@
-"""Which rows of the text are which words of a prompt."""
+"""The text rows of each word of a prompt."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ from minicos.text import Tokenizer, clean
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a prompt, as written (after `text.clean`), and the rows of the text it became: one
-    for each token, none for what a long prompt loses.
+    """A word of a prompt, as written (after `text.clean`), and its rows of the text: one for each
+    token, none if the word was cut off.
     """
 
     text: str
@@ -17,8 +17,8 @@ class Word:
 
 
 def words(tokenizer: Tokenizer, prompt: str) -> list[Word]:
-    """The words of a prompt in order, cut at white space. The row behind the last is the end
-    token's; those after it are padding.
+    """The words of a prompt in order, split at white space. The row after the last word is the end
+    token's; all later rows are padding.
     """
     text = clean(prompt)
     spans = tokenizer.vocabulary.encode(text).offsets[:-1]  # without the end token
@@ -28,15 +28,16 @@ def words(tokenizer: Tokenizer, prompt: str) -> list[Word]:
     for part in text.split():
         begin = text.index(part, end)
         end = begin + len(part)
-        # of the tokens that end within the word: one may begin with the blank before it
+        # tokens that end within the word: one may begin with the space before it
         found.append(Word(part, tuple(i for i, span in enumerate(spans) if begin < span[1] <= end)))
     return found
 
 
 def rows(tokenizer: Tokenizer, prompt: str, word: str) -> tuple[int, ...]:
-    """All rows of a word, wherever it occurs; punctuation around it and capitals do not count.
+    """All rows of a word, wherever it occurs; punctuation around it and case are ignored.
 
-    Raises MinicosError where the prompt lacks the word, or has it beyond what the model reads.
+    Raises:
+        MinicosError: the word is not in the prompt, or is in the part that is cut off.
     """
     each = words(tokenizer, prompt)
     found = [w for w in each if bare(w.text) == bare(word)]
@@ -49,6 +50,6 @@ def rows(tokenizer: Tokenizer, prompt: str, word: str) -> tuple[int, ...]:
 
 
 def bare(word: str) -> str:
-    """In small letters, without punctuation around it."""
+    """A word in lower case, without punctuation around it."""
     ends = [i for i, letter in enumerate(word) if letter.isalnum()]
     return word[ends[0] : ends[-1] + 1].lower() if ends else word
