@@ -1,4 +1,5 @@
-"""Which of a puzzle's right answers are alive at each step of one run, beside an ideal observer?
+"""Which of a puzzle's right answers are alive at each step of one run, compared with an ideal
+observer?
 
 The numbers are those of `belief`, for one run and one picture instead of many: the weights with
 which the valid answers mix into the clean estimate. For puzzles with several right answers.
@@ -20,12 +21,12 @@ from minicos.runs import Run
 from minicos.sample import Step
 from minicos.wan import Wan
 
-MOST = 8  # answers that get a curve of their own
+MOST = 8  # answers that are drawn as separate curves
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The weight of every valid answer in the clean estimate of the first sample, and the ideal
+    """The weight of every valid answer in the first sample's clean estimate, and the ideal
     observer's, at every step.
     """
 
@@ -35,7 +36,7 @@ class Answers:
     _made: dict[str, Tensor] = field(default_factory=dict)  # "z": the latents of the answers
 
     def hooks(self) -> Hooks:
-        """None: the estimate is in the step itself."""
+        """No hooks: the estimate is a property of the step."""
         return NO_HOOKS
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:

@@ -1,15 +1,14 @@
-"""Where does attention go? The mass that every token receives, and from which frame to which it
-flows (ours).
+"""Where does attention go? The mass that every token receives, and the flow between frames (ours).
 
-With p = softmax(q k^T / sqrt(k)): a key's received mass is the sum of p over queries (the mean
-token gets 1), and the frame-by-frame matrix M[a, b] is the share of frame a's attention that goes
-to frame b (rows sum to 1). Both are exact and need no l x l matrix (`ops.attention_mass`). With
-`queries`, that many random ones of every frame stand for all: unbiased, with standard errors, at
-their share of the cost (`ops.attention_mass_sampled`). Log sum exp of the scores of self-attention is
-taken from the forward pass (the hook point `lse`) where that gives it, which halves the products;
-elsewhere it is computed anew. Cross-attention is watched as well: prompts
-shorter than the text length are padded with zero rows, the network attends to them like to any
-other, and the mass that they receive is shown beside that of the words.
+With p = softmax(q k^T / sqrt(k)): the received mass of a key is the sum of p over queries (the mean
+token receives 1), and the matrix M[a, b] is the share of frame a's attention that goes to frame b
+(rows sum to 1). Both are exact and need no l x l matrix (`ops.attention_mass`). With `queries`, that
+many random queries of every frame represent all of them: unbiased, with standard errors, at a
+fraction of the cost (`ops.attention_mass_sampled`). The log sum exp of the scores of self-attention
+is taken from the forward pass (hook point `lse`) if available, which halves the number of products;
+otherwise it is computed. Cross-attention is analysed as well: prompts shorter than the text length
+are padded with zero rows, to which the network attends like to any other row. The mass on padding
+is shown next to the mass on words.
 """
 
 import math
@@ -38,7 +37,7 @@ from minicos.runs import Progress, Run
 from minicos.sample import Step
 from minicos.wan import Wan
 
-PARTS = ("self_attn", "cross_attn")  # what attends in a block
+PARTS = ("self_attn", "cross_attn")  # sub-layers with attention
 
 
 def attentions(
@@ -50,15 +49,15 @@ def attentions(
     lse: bool = False,
     within: Sequence[str] = PARTS,
 ) -> Hooks:
-    """Hooks that call `use(q, k, allowed, lse, site)` for these attentions of these layers (None:
-    all), heads on axis 1.
+    """Hooks that call `use(q, k, allowed, lse, site)` for these sub-layers in these layers (None:
+    all), with heads on axis 1.
 
-    allowed  the keys that an intervention has left (bool, broadcast to b n l t), None: all of them
-    lse      log sum exp of the scores (b n l) where they are asked for and all keys are allowed, of
-             self-attention; else None
+    `allowed` is the mask of keys left by an intervention (bool, broadcast to b n l t), or None if
+    all are allowed. `lse` is the log sum exp of the scores of self-attention (b n l) if requested
+    and all keys are allowed, else None.
     """
     held: dict[str, Tensor] = {}
-    parts: list[Tensor] = []  # of `allowed`, which in a long video comes in blocks of queries
+    parts: list[Tensor] = []  # of `allowed`, which arrives in blocks of queries in a long video
 
     def hold(x: Tensor, site: Site) -> None:
         held[site.name.rpartition(".")[2]] = x
@@ -67,7 +66,7 @@ def attentions(
         parts.append(thin(allowed))
         if sum(part.shape[2] for part in parts) < held["q"].shape[2]:
             return
-        free = not any(any(part.stride()) for part in parts)  # still the one value, expanded
+        free = not any(any(part.stride()) for part in parts)  # still one expanded value
         b, n = (max(part.shape[axis] for part in parts) for axis in (0, 1))
         left = None if free else torch.cat([p.expand(b, n, -1, -1) for p in parts], dim=2)
         parts.clear()
@@ -77,7 +76,7 @@ def attentions(
         held.clear()
 
     def finish(logs: Tensor, site: Site) -> None:
-        if held:  # no intervention has ended it already
+        if held:  # unless an intervention has finished it already
             use(held["q"], held["k"], None, logs, site)
             held.clear()
 
@@ -92,14 +91,14 @@ def attentions(
 
 
 def gives_lse(model: object) -> bool:
-    """Whether a pass of the model has log sum exp as a by-product of its self-attention."""
+    """Whether the model's self-attention returns log sum exp as a by-product."""
     return isinstance(model, Wan) and model.ops.self_attention is REFERENCE.self_attention
 
 
 def mass(
     ops: Ops, q: Tensor, k: Tensor, frames: int, allowed: Tensor | None, lse: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`ops.attention_mass`, over the allowed keys alone where not all are."""
+    """`ops.attention_mass`, restricted to the allowed keys if there is a mask."""
     if allowed is None:
         return ops.attention_mass(q, k, frames, lse)
     key_frames = frames if k.shape[2] == q.shape[2] else 1
@@ -110,18 +109,18 @@ def mass(
     return torch.stack(each).sum(0), torch.stack(between, dim=2)
 
 
-PAIRS = 400  # cells of `pairs`, at most
+PAIRS = 400  # most cells of `pairs`
 
 
 def pairs(
     q: Tensor, k: Tensor, grid: tuple[int, int, int], allowed: Tensor | None = None
 ) -> Tensor:
-    """Attention from cell to cell of a grid of at most `PAIRS` cells, the mean over heads of the
-    first sample: f h w f h w; for a person who asks where one token looks.
+    """Attention between the cells of a grid of at most `PAIRS` cells, averaged over the heads of
+    the first sample: f h w f h w. Used to show where one token attends.
 
-    Of each cell the middle token attends (q 1 n l k, k 1 n l k) to the allowed keys, and what keys
-    receive is summed over cells, so that the shares of a row sum to 1. Where there are no more
-    tokens than cells, each cell is a token and the numbers are the attention pattern.
+    The middle token of each cell is the query (q 1 n l k, k 1 n l k); keys are limited to the
+    allowed ones and summed over cells, so the shares of a row sum to 1. If there are no more tokens
+    than cells, each cell is a token, and the numbers are the attention pattern.
     """
     coarse = _coarse(grid)
     place = [torch.arange(n, device=q.device) * c // n for n, c in zip(grid, coarse, strict=True)]
@@ -137,7 +136,7 @@ def pairs(
 
 
 def _coarse(grid: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A grid of at most `PAIRS` cells: at most seven frames, and sides in the same proportion."""
+    """A grid of at most `PAIRS` cells: at most seven frames, sides in the original proportion."""
     f, h, w = grid
     if f * h * w <= PAIRS:
         return grid
@@ -149,25 +148,25 @@ def _coarse(grid: tuple[int, int, int]) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Attention:
-    """Mass received by tokens, between frames and on text rows, of the first sample at the
+    """Attention received by tokens, between frames, and on text rows, for the first sample at the
     chosen layers and steps.
     """
 
     layers: Sequence[int]
     chosen: Sequence[int]  # steps
-    heads: Sequence[int] | None = None  # their mean is kept; all by default
+    heads: Sequence[int] | None = None  # heads to average; None: all
     branch: str = "cond"
-    words: int | None = None  # rows of the prompt; the others are padding
-    queries: int | None = None  # of every frame, at random; all by default, and where keys are cut
+    words: int | None = None  # rows of the prompt; all others are padding
+    queries: int | None = None  # random queries per frame; None: all, also if keys are cut
     stride: int = 4  # video frames to a latent frame, for labels
-    ops: Ops = REFERENCE  # those of the model: `wan.ops`
-    lse: bool = False  # from the forward pass: `gives_lse(wan)`
-    parts: Sequence[str] = PARTS  # those of them that the model has
+    ops: Ops = REFERENCE  # the model's operations: `wan.ops`
+    lse: bool = False  # taken from the forward pass: `gives_lse(wan)`
+    parts: Sequence[str] = PARTS  # those of PARTS that the model has
     name: str = "attention"
     _kept: dict[str, Tensor] = field(default_factory=dict)
 
     def hooks(self) -> Hooks:
-        """Of queries and keys at the chosen layers and steps."""
+        """Hooks on queries and keys at the chosen layers and steps."""
         lse, at = self.lse and self.queries is None, tuple(self.chosen)
         return attentions(
             self._weigh, self.layers, step=at, branch=self.branch, lse=lse, within=self.parts
@@ -193,7 +192,7 @@ class Attention:
 
         def keep(received: Tensor, between: Tensor, name: str = "") -> None:
             if text:
-                self._kept[f"text{name}.{layer}"] = received / q.shape[2]  # of one query: sums to 1
+                self._kept[f"text{name}.{layer}"] = received / q.shape[2]  # per query: sums to 1
             else:
                 self._kept[f"received{name}.{layer}"] = received.view(site.grid)
                 self._kept[f"between{name}.{layer}"] = between
@@ -201,7 +200,7 @@ class Attention:
         if self.queries is None or allowed is not None:
             received, between = mass(self.ops, q, k, frames, allowed, lse)
             keep(received[0].mean(0), between[0].mean(0))
-            if self.queries is not None:  # exact all the same: keys are cut
+            if self.queries is not None:  # exact in any case, since keys are cut
                 keep(0 * received[0].mean(0), 0 * between[0].mean(0), "_error")
             return
         draw = torch.Generator().manual_seed(2000 * site.step + 2 * int(layer) + text)
@@ -215,8 +214,8 @@ class Attention:
     def _joint(
         self, q: Tensor, k: Tensor, allowed: Tensor | None, layer: str, site: Site
     ) -> dict[str, Tensor]:
-        """The same where text and video attend together: what queries of the video look at. Rows of
-        "between" sum to 1 less the share of the text.
+        """The same for joint attention of text and video, for the queries of the video. Rows of
+        "between" sum to 1 minus the share of the text.
         """
         if self.queries is not None:
             raise MinicosError("--queries: a sample of queries is not for joint attention")
@@ -231,20 +230,20 @@ class Attention:
         return {
             f"received.{layer}": received[start:stop].view(site.grid),
             f"between.{layer}": every[:, start:stop].unflatten(1, (f, -1)).sum(-1) / (h * w),
-            # of one query
+            # per query
             f"text.{layer}": torch.cat([received[:start], received[stop:]]) / (f * h * w),
         }
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        """ "received.3": f h w; "between.3": f f; "text.3": t; "pairs.3": see `pairs`; of a sample
-        of queries also "received_error.3" ...
+        """ "received.3": f h w; "between.3": f f; "text.3": t; "pairs.3": see `pairs`. With a
+        sample of queries also their errors, "received_error.3" ...
         """
         kept = to_host(self._kept)
         self._kept.clear()
         return {name: x.half() if name.startswith("pairs") else x for name, x in kept.items()}
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
-        """Sheets of the mass received and between frames, the share on padding, and
+        """Sheets of received mass and of mass between frames, the share on padding, and
         attention.safetensors.
         """
         names = []
@@ -296,7 +295,7 @@ class Attention:
         return [*names, "attention.safetensors"]
 
     def _accuracy(self, saved: Saved, steps: Sequence[int], what: str) -> str:
-        """What a title says of a sample: "" where all queries were taken."""
+        """The part of a title that describes a sample of queries; "" if all were used."""
         if self.queries is None:
             return ""
         worst = max(float(saved[i][f"{what}_error.{k}"].max()) for i in steps for k in self.layers)
@@ -307,11 +306,12 @@ class Attention:
 
 
 def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
-    """Mean over heads at the steps `at`, for every layer, and what uniform attention would give.
+    """Attention at the steps `at`, averaged over heads, and the values of uniform attention.
 
-    padding   share of cross-attention on the zero-padded rows of the text   b step layer
-    first     share of the later frames' self-attention on the given frame 0   b step layer
-    uniform_padding, uniform_first   b
+    Returns:
+        padding: share of cross-attention on the zero-padded text rows, b step layer.
+        first: share of the later frames' self-attention on the given frame 0, b step layer.
+        uniform_padding, uniform_first: the same under uniform attention, b.
     """
     condition = cases.condition(wan, batch)
     assert isinstance(condition, WanCondition)  # puzzles are answered by a network here
@@ -344,8 +344,8 @@ def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Ten
 
 
 def study(wan: Wan, run: Run, options: AttentionOptions) -> Result:
-    """Attention on padding and on the given frame, beside uniform attention and an untrained
-    network's.
+    """Attention on padding and on the given frame, compared with uniform attention and with an
+    untrained network.
     """
     at = options.at or (wan.preset.steps // 2,)
     work = cases.batches(cases.chosen(options))

@@ -1,20 +1,21 @@
-"""What does the network believe at each step, and what would an ideal observer? Several candidates
-early, one late (paper, Sec. 3).
+"""What does the network believe at each step, and what would an ideal observer believe? Several
+candidates early, one late (paper, Sec. 3).
 
 The clean estimate of a perfect network is the posterior mean over the valid answers
-(`tools/posterior.py`), so several routes at high noise are Bayes' rule, not a trait of the network.
-The question is where a network departs from it: in the weights that it gives to answers, and in
-what it shows that is no mixture of answers at all (`outside`). Never evidence about large models.
-With `--ideal` the observer also runs as a model from the same noise, on latents of its own.
+(`tools/posterior.py`), so several routes at high noise follow from Bayes' rule and are not a
+property of the network. The question is where a network deviates from it: in the weights of the
+answers, and in the part of its estimate that is not a mixture of answers at all (`outside`). This
+is never evidence about large models. With `--ideal` the observer also runs as a model from the same
+noise, on its own latents.
 
-The answer shown most at step 0, where the latent is noise alone, may be the one that the run ends
-at because the noise decides, or because the network prefers it in this picture whatever the noise.
-So it is held against the end of another seed's run, too (`other`).
+The answer shown most at step 0, where the latent is pure noise, may be the final one because the
+noise decides, or because the network prefers it in this picture whatever the noise. It is therefore
+also compared with the final answer of another seed's run (`other`).
 
-Where a run is guided, the prompted branch is the one to compare: a guided estimate is no posterior
-mean, by construction. Trivial by construction, too: at the last steps one answer has all the
-weight, whatever the network. `prior` is the control, an observer who knows the answers and does not
-look at x; a network that is nearer to the ideal has read x.
+In a guided run, the prompted branch is compared: a guided estimate is not a posterior mean, by
+construction. Also trivial by construction: at the last steps one answer has all the weight,
+whatever the network. `prior` is the control, an observer that knows the answers but does not see x;
+a network that is nearer to the ideal estimate has used x.
 """
 
 import math
@@ -38,7 +39,7 @@ from minicos.runs import Run
 from minicos.sample import Step
 from minicos.wan import Wan
 
-OTHER = 10_000_000  # between the seeds of a case's two runs
+OTHER = 10_000_000  # offset between the seeds of a case's two runs
 COLUMNS = {
     "ideal": "answers alive, ideal observer",
     "shown": "answers alive, network",
@@ -53,20 +54,20 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Belief:
-    """Network and ideal observer at one step of one run. Distances are squared, over the mean
-    squared distance of two answers.
+    """Network and ideal observer at one step of one run. Distances are squared, relative to the
+    mean squared distance between two answers.
     """
 
     ideal: Tensor  # r  posterior weights
     shown: Tensor  # r  coefficients of the network's estimate
-    departure: float  # of the estimate from E[z | x]: 0 ideal, 1 as far as another answer
-    outside: float  # the part of it that is no mixture of answers (off their affine span)
+    departure: float  # distance of the estimate to E[z | x]: 0 ideal, 1 as far as another answer
+    outside: float  # the part of it that is not a mixture of answers (off their affine span)
     prior: float  # departure of the even mixture of all answers
 
 
 def belief(x: Tensor, x0: Tensor, sigma: float, z: Tensor) -> Belief:
-    """Compare the estimate x0 that a network makes from x (both c f h w) with the posterior
-    mean. Raises ValueError for one answer.
+    """Compare the estimate x0 that a network makes from x (both c f h w) with the posterior mean.
+    Raises ValueError if there is only one answer.
     """
     if len(z) < 2:
         raise ValueError("a puzzle with one answer leaves nothing to be undecided about")
@@ -78,16 +79,17 @@ def belief(x: Tensor, x0: Tensor, sigma: float, z: Tensor) -> Belief:
 
 
 def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
-    """Run a batch of puzzles and compare every step: each b N (N steps), float64, first axis cases.
+    """Run a batch of puzzles and compare every step: each b N (N steps), float64; the first axis is
+    the cases.
 
-    ideal, shown                 answers alive (`posterior.effective`) for the ideal observer, and
-                                 in the network's estimate
-    departure, outside, prior    of `Belief`
-    leads                        whether the answer shown most is the one shown most at the last
-                                 step
-    other                        whether it is the one shown most at the last step of another seed
-    final                        weight that the ideal observer gives to the answer of the finished
-                                 video; NaN where it has none
+    Returns:
+        ideal, shown: answers alive (`posterior.effective`) for the ideal observer, and in the
+            network's estimate.
+        departure, outside, prior: see `Belief`.
+        leads: whether the answer shown most is the one shown most at the last step.
+        other: whether it is the one shown most at the last step of another seed.
+        final: the ideal observer's weight of the finished video's answer; NaN if the video shows
+            none.
     """
     condition = cases.condition(wan, batch)
     answered = _answered(wan, condition, batch)
@@ -108,8 +110,8 @@ def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
 
 
 def _answered(wan: Wan, condition: Condition, batch: Sequence[Case]) -> list[Tensor]:
-    """The latents of each case's answers (r c f h w), on the CPU. An ideal observer's condition
-    holds them: their videos need not be encoded again.
+    """The latents of each case's answers (r c f h w), on the CPU; taken from an ideal observer's
+    condition, which already holds them.
     """
     if isinstance(condition, observer.Known):
         each = zip(condition.answers, condition.counts.tolist(), strict=True)
@@ -118,7 +120,7 @@ def _answered(wan: Wan, condition: Condition, batch: Sequence[Case]) -> list[Ten
 
 
 def _at(step: Step, answered: Sequence[Tensor]) -> list[Belief]:
-    """Each case's belief at a step."""
+    """The belief of each case at a step."""
     each = zip(step.x, step.x0_cond, answered, strict=True)
     return [belief(x, x0, step.sigma, z) for x, x0, z in each]
 
@@ -147,8 +149,8 @@ def first_departure(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
 
 
 def study(wan: Wan, run: Run, options: BeliefOptions) -> Result:
-    """Beliefs at every step of puzzles with several answers, beside the ideal observer's and an
-    untrained network's.
+    """Beliefs at every step of puzzles with several answers, compared with the ideal observer and
+    with an untrained network.
     """
     chosen = cases.chosen(options)
     work = cases.batches(chosen)
@@ -158,7 +160,7 @@ def study(wan: Wan, run: Run, options: BeliefOptions) -> Result:
     }
     seen = arms[NETWORK]
     compute = partial(first_departure, controls.untrained(wan))
-    random = cases.collect(run, "untrained", work[:1], compute)["departure"]  # a few tell it
+    random = cases.collect(run, "untrained", work[:1], compute)["departure"]  # one batch suffices
     steps = seen["ideal"].shape[1]
     rows: list[Row] = [
         {
@@ -198,8 +200,8 @@ def study(wan: Wan, run: Run, options: BeliefOptions) -> Result:
 def numbers(
     chosen: Sequence[Case], arms: Mapping[str, Mapping[str, np.ndarray]], random: np.ndarray
 ) -> list[Number]:
-    """The findings, of each model that ran: answers alive, what it leans to at step 0; and how far
-    the network is from the ideal observer on its own latents.
+    """The findings for each model: answers alive, the preference at step 0, and the network's
+    distance to the ideal observer on the network's own latents.
     """
     seen = arms[NETWORK]
     ideal, shown, middle = seen["ideal"], seen["shown"], seen["ideal"].shape[1] // 2
@@ -254,8 +256,8 @@ def numbers(
 
 
 def _sheet(wan: Wan, run: Run, chosen: Sequence[Case], alive: np.ndarray) -> str:
-    """The last frame of network and ideal observer over the steps: the first case, and the one
-    with most answers at step 0.
+    """The last frame of network and ideal observer over the steps, for the first case and for the
+    one with the most answers alive at step 0.
     """
     if run.has("sheet.png"):
         return "sheet.png"

@@ -1,9 +1,9 @@
-"""What the paper claims, fixed before the test split was touched: which number decides, what it is
-set against, and the smallest effect that would matter.
+"""The paper's claims, fixed before the test split was used: the number that decides each claim, what
+it is compared with, and the smallest effect that would matter.
 
-Headline effects are the network's minus an exact ideal observer's wherever the observer can be run
-in the same experiment: what Bayes' rule shows as well is no finding about a network. Claims about
-layers have no such observer, and each names its control.
+A headline effect is the network's minus that of an exact ideal observer if the observer can be run
+in the same experiment: an effect that Bayes' rule also shows is not a finding about a network.
+Claims about layers have no such observer, and each names its control.
 """
 
 from minicos.analysis.counts import SLOPE
@@ -26,17 +26,17 @@ DONOR = "own donor minus another picture's A"
 
 
 def own(name: str) -> str:
-    """The network's number of an effect that was measured of each model."""
+    """The network's value of an effect that was measured for each model."""
     return f"{name}: network"
 
 
 def bayes(name: str) -> str:
-    """The ideal observer's."""
+    """The ideal observer's value."""
     return f"{name}: ideal observer"
 
 
 def minus(name: str) -> str:
-    """The network's minus the ideal observer's."""
+    """The network's value minus the ideal observer's."""
     return f"{name}: network minus ideal observer"
 
 

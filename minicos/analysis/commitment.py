@@ -1,22 +1,22 @@
-"""When is the answer decided, and is a wrong one put right? Completions from a re-noised estimate
-(ours; the paper reads both off the pictures).
+"""When is the answer decided, and is a wrong one corrected? Completions from a re-noised estimate
+(ours; the paper judges both from the pictures).
 
-A blurred estimate need not be an undecided one. So at step s the clean estimate x0 is thrown back
-to its own noise level with fresh noise, x = (1 - sigma) x0 + sigma noise', and completed, K times
-over. What the completions answer is what was decided at s:
+A blurred estimate need not be undecided. So at step s the clean estimate x0 is set back to its
+noise level with fresh noise, x = (1 - sigma) x0 + sigma noise', and completed, K times. What the
+completions have in common was decided at s:
 
     commitment(s) = (agreement - 1/k) / (1 - 1/k)      k valid answers; agreement: the share of
-                                                       pairs of valid completions that are alike
+                                                       pairs of valid completions that are equal
 
-0 where completions agree as often as draws at random do, 1 where always; unbiased for any K of 2 or
-more. Only the estimate survives the re-noising, so whatever the noise itself would have decided
-later is left open; that is the difference from the run's own future, where noise is not redrawn.
-Trivial by construction: at step 0 completions are other seeds, at the last step nothing is left to
-decide, a puzzle with one answer has no commitment; and an ideal observer commits as well, by Bayes'
+It is 0 if completions agree as often as random draws, 1 if they always agree, and unbiased for any
+K of 2 or more. Only the estimate survives re-noising, so anything that the noise itself would have
+decided later stays open; this differs from the run's own future, whose noise is not redrawn.
+Trivial by construction: at step 0 completions are other seeds; at the last step nothing is left to
+decide; a puzzle with one answer has no commitment; and an ideal observer also commits, by Bayes'
 rule (`--ideal`).
 
 Self-correction: completions that show a plausible wrong answer (a foil) where the run ends at a
-valid one, less the opposite. Errors that come and go independently give as many of either.
+valid one, minus the opposite. Errors that come and go independently give equal numbers of both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,11 +38,11 @@ from minicos.runs import Run
 from minicos.sample import State, Step
 from minicos.wan import Wan
 
-NONE = -1  # in place of an answer
+NONE = -1  # no answer
 
 
 def renoise(step: Step, seeds: Sequence[int]) -> Tensor:
-    """The step's estimate at its own noise level, once with the noise of each seed: k b c f h w."""
+    """The step's estimate at its own noise level, with the noise of each seed: k b c f h w."""
     noises = [
         torch.randn(step.x.shape, generator=torch.Generator().manual_seed(s)).to(step.x)
         for s in seeds
@@ -55,8 +55,8 @@ def renoise(step: Step, seeds: Sequence[int]) -> Tensor:
 def complete(
     wan: Wan, condition: Condition, x: Tensor, start: int, state: State | None = None
 ) -> Tensor:
-    """Sample on from latents x (b c f h w) that enter step `start` with what travels beside
-    them; the final latents.
+    """Continue sampling from latents x (b c f h w) that enter step `start` with `state`; returns
+    the final latents.
     """
     for step in wan.sample(condition, noise=x, start=start, state=state):
         x = step.next
@@ -66,12 +66,14 @@ def complete(
 def completions(
     wan: Wan, batch: Sequence[Case], at: Sequence[int], count: int, seed: int = 10_000
 ) -> dict[str, Tensor]:
-    """What the completions of each step show, and what the run itself ends at; int64: a valid
-    answer from 0 on, NONE, or below it a foil.
+    """The answers of the completions of each step, and of the run itself; int64: a valid answer
+    from 0 on, NONE, or a foil below it.
 
-    answers  b steps count, steps in the order of `at`
-    ends     b
-    Network passes: for a run of N steps, N + count * sum(N - s for s in at), per case.
+    Network passes per case, for a run of N steps: N + count * sum(N - s for s in at).
+
+    Returns:
+        answers: b steps count, steps in the order of `at`.
+        ends: b.
     """
     condition = cases.condition(wan, batch)
     out = {}
@@ -100,10 +102,10 @@ def _shown(verdict: Score) -> int:
 
 
 def commitment(answers: Tensor, candidates: int) -> Tensor:
-    """How much oftener two valid completions (..., count) are alike than draws from `candidates`
-    valid answers: ...; NaN where fewer than two are valid, and where one answer is.
+    """How much more often two valid completions (..., count) agree than two random draws from
+    `candidates` valid answers: ...; NaN if fewer than two are valid, or only one answer is.
     """
-    seen = range(int(answers.max()) + 1)  # no more than candidates, which can be very many
+    seen = range(int(answers.max()) + 1)  # at most `candidates`, which can be a large number
     counts = torch.stack([(answers == r).sum(-1) for r in (*seen, candidates)], dim=-1).double()
     n = counts.sum(-1)
     alike = (counts * (counts - 1)).sum(-1) / (n * (n - 1))
@@ -111,8 +113,8 @@ def commitment(answers: Tensor, candidates: int) -> Tensor:
 
 
 def corrected(answers: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Completions (n steps count) that show a foil where the run ends (n) at a valid answer, less
-    those that show a valid one where it ends at a foil: n steps, mean over completions.
+    """Completions (n steps count) that show a foil where the run ends (n) at a valid answer, minus
+    those that show a valid answer where it ends at a foil: n steps, mean over completions.
     """
     ends = ends[:, None, None]
     better, worse = (answers < NONE) & (ends >= 0), (answers >= 0) & (ends < NONE)
@@ -120,12 +122,12 @@ def corrected(answers: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def spread_of(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
-    """The same for a case without a scorer: how far apart the completions of each step end, 1 as
-    far as other seeds do  (steps).
+    """The same for a case without a scorer: how far apart the completions of each step end, in
+    units of the distance between seeds: steps.
 
-    `count` is 2 or more. The yardstick are `count` plain runs, from the same seeds: at a step 0 of
-    pure noise the completions *are* these runs, and it is 1 by construction. Passes: N + count * (N
-    + sum(N - s for s in at)).
+    The unit is measured on `count` (2 or more) plain runs from the same seeds. At step 0, in pure
+    noise, the completions *are* these runs, and the result is 1 by construction. Passes: N + count
+    * (N + sum(N - s for s in at)).
     """
     condition = cases.condition(wan, [case])
     ends = {}
@@ -141,10 +143,11 @@ def spread_of(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 1
 
 
 def study(wan: Wan, run: Run, options: CommitmentOptions) -> Result:
-    """Commitment at the steps `at`, from `count` completions each; of a case of the user's own, how
-    far apart they end.
+    """Commitment at the steps `at`, from `count` completions each; for a case of the user's own,
+    how far apart the completions end.
 
-    Raises MinicosError for a single completion without a scorer.
+    Raises:
+        MinicosError: a single completion is requested for a case without a scorer.
     """
     at = options.at or spread(6, wan.preset.steps)
     if options.prompt is None:
@@ -197,7 +200,7 @@ def _puzzles(wan: Wan, run: Run, at: Sequence[int], options: CommitmentOptions) 
 def measures(
     answers: np.ndarray, ends: np.ndarray, candidates: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """What the completions (n steps count) and the runs' ends (n) say, each n steps."""
+    """What the completions (n steps count) and the ends of the runs (n) show, each n steps."""
     pairs = zip(torch.from_numpy(answers), candidates, strict=True)
     return {
         "commitment": np.stack([commitment(a, k).numpy() for a, k in pairs]),
@@ -208,7 +211,7 @@ def measures(
 
 
 def numbers(found: Mapping[str, Mapping[str, np.ndarray]], at: Sequence[int]) -> list[Number]:
-    """Of each model: commitment at each step minus the first of them, and self-correction from
+    """For each model: commitment at each step minus the first of them, and self-correction from
     each step to the end.
     """
     out = []

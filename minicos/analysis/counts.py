@@ -1,13 +1,14 @@
-"""How many denoising steps does an answer take, and what do other lengths of video do? (paper,
-Secs 3 and 6, App. B and C, in miniature)
+"""How many denoising steps does an answer take, and what do other video lengths do? (paper, Secs 3
+and 6, App. B and C, in miniature)
 
-The share of puzzles solved over step counts and frame counts, from the same noise. One step returns
-the first clean estimate, which is a mixture wherever there is a choice: an ideal observer, too,
-fails there, so of puzzles with several right answers only what the network has beyond it is its own
-(`--ideal`). Where one answer is right, an ideal observer needs one step. If steps are steps of
-reasoning, puzzles with longer chains of dependent facts gain more from them than their twins with
-short ones (`--against`): the slope of the share solved over log2 of the steps, for each puzzle by
-least squares. Frame counts that a model was not trained at are out of distribution.
+The share of puzzles solved over step counts and frame counts, from the same noise. A single step
+returns the first clean estimate, which is a mixture if there is a choice. An ideal observer fails
+there too, so in puzzles with several right answers only the network's gain beyond the observer
+counts (`--ideal`). With one right answer, an ideal observer needs one step. If steps are steps of
+reasoning, puzzles with longer chains of dependent facts gain more from them than similar puzzles
+with short chains (`--against`). The gain is the slope of the share solved over log2 of the steps,
+for each puzzle by least squares. Frame counts that a model was not trained on are out of
+distribution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +27,11 @@ from minicos.analysis.tools.observer import NETWORK
 from minicos.runs import Run
 from minicos.wan import Wan
 
-SLOPE = "solved more at twice the steps"  # in shares of the puzzles
+SLOPE = "solved more at twice the steps"  # as a share of the puzzles
 
 
 def ladder(wan: Wan, batch: Sequence[Case], counts: Sequence[int]) -> dict[str, Tensor]:
-    """Each puzzle at each number of steps: whether it is solved, 0 or 1, and its graded score,
+    """Each puzzle at each number of steps: whether it is solved (0 or 1), and its graded score,
     each b counts.
     """
     condition = cases.condition(wan, batch)
@@ -47,8 +48,8 @@ def ladder(wan: Wan, batch: Sequence[Case], counts: Sequence[int]) -> dict[str, 
 
 
 def slopes(solved: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """What a doubling of the steps adds, for each puzzle (n counts): n, by least squares; NaN for
-    a single count.
+    """The gain from doubling the steps, for each puzzle (n counts): n, by least squares; NaN for a
+    single count.
     """
     doublings = np.log2(np.array(counts, dtype=np.float64))
     apart = doublings - doublings.mean()
@@ -57,16 +58,16 @@ def slopes(solved: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 
 
 def steepest(counts: Sequence[int]) -> float | None:
-    """The largest slope that a puzzle can have: the length of the scale. None for one count."""
+    """The largest possible slope of a puzzle: the length of the scale. None for one count."""
     if len(counts) < 2:
         return None
-    jumps = np.tri(len(counts), dtype=np.float64)[:, ::-1]  # solved from one of the counts on
+    jumps = np.tri(len(counts), dtype=np.float64)[:, ::-1]  # solved from one of the counts upwards
     return float(slopes(jumps, counts).max())
 
 
 def study(wan: Wan, run: Run, options: CountsOptions) -> Result:
-    """The share solved at every count, beside an ideal observer's and that of other families
-    where asked.
+    """The share solved at every count, compared with an ideal observer and with other families on
+    request.
     """
     counts = sorted(options.counts)
     chosen = {"": cases.chosen(options)}
@@ -116,8 +117,8 @@ def study(wan: Wan, run: Run, options: CountsOptions) -> Result:
 def numbers(
     solved: Mapping[str, np.ndarray], counts: Sequence[int], other: Mapping[str, np.ndarray]
 ) -> list[Number]:
-    """The share solved (n counts, of each model) at the most steps, fewer and other lengths
-    against that, and what a doubling of the steps adds.
+    """The share solved (n counts, for each model) at the largest step count; fewer steps and other
+    lengths compared with that; and the gain from doubling the steps.
     """
     plain, most = solved[NETWORK][:, -1], f"{counts[-1]} steps"
     fewer = {f"{k} steps": solved[NETWORK][:, i] for i, k in enumerate(counts[:-1])}
@@ -133,7 +134,7 @@ def numbers(
 
 
 def against(ours: np.ndarray, theirs: np.ndarray, counts: Sequence[int], name: str) -> Number:
-    """What a doubling of the steps adds to these puzzles and not to their twins (n counts)."""
+    """The gain from doubling the steps, minus that of the puzzles with short chains (n counts)."""
     title = f"{SLOPE}: longer chains minus their twins"
     arms = slopes(ours, counts), slopes(theirs, counts)
     return stats.between(title, *arms, name, "share", steepest(counts))
@@ -142,7 +143,7 @@ def against(ours: np.ndarray, theirs: np.ndarray, counts: Sequence[int], name: s
 def _rows(
     options: CountsOptions, who: str, other: str, found: Mapping[str, np.ndarray]
 ) -> list[Row]:
-    """A line for each family and model, a column for each number of steps."""
+    """One row for each family and model, one column for each number of steps."""
     rows: list[Row] = []
     start = 0
     for name, n in cases.families(replace(options, puzzle=other or options.puzzle)).items():

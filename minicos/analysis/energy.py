@@ -1,24 +1,24 @@
-"""Where is each layer busy? The L2 norm of every token after every block (paper, Sec. 5.1 and Fig.
-6a).
+"""Which tokens have the most energy in each layer? The L2 norm of every token after every block
+(paper, Sec. 5.1 and Fig. 6a).
 
-The paper's reading: early layers attend to the whole picture and its background, later ones to the
-objects that the task is about. Everything is taken on the spot by a hook on `blocks.*`, so that
-watching a layer costs a number or three per token:
+The paper's interpretation: early layers attend to the whole picture and its background, later ones
+to the objects of the task. A hook on `blocks.*` computes everything during the pass, so watching a
+layer costs one to three numbers per token:
 
     raw       || h_k ||, the paper's. Dominated by a few massive channels, which are the same on
               every token
     centred   the same without the mean token and without channels above 100 times the median one,
-              over the median token
-    update    || h_k - h_(k-1) ||, what the block wrote; h_(-1) is the patch embedding
+              divided by the median token's
+    update    || h_k - h_(k-1) ||, what the block added; h_(-1) is the patch embedding
 
-and at the chosen steps the first three principal components over tokens, and the largest channels.
-Nothing waits for a card while it computes: what is kept stays there until the step has ended, and
-comes to the host in one transfer. The mean token, the sizes of channels and the principal axes are
-taken from at most 4,096 tokens, evenly spaced: of a small video from all.
+At the chosen steps it also computes the first three principal components over tokens, and the
+largest channels. Nothing synchronises with the card while it computes: results stay there until the
+step has ended, and are then copied in one transfer. Mean token, channel sizes and principal axes
+are estimated from at most 4,096 evenly spaced tokens, which in a small video is all of them.
 
-Where a puzzle says which pixels matter, `within` turns the picture into a number: the AUROC of
-energy against a mask, inside each frame, .5 where layers are blind to it. The clean estimate of the
-same step, in which no layer is looked into, gives one as well: that is the baseline.
+If a puzzle knows which pixels matter, `within` turns the picture into a number: the AUROC of energy
+against a mask, inside each frame; .5 means that energy is uninformative. The clean estimate of the
+same step, which looks into no layer, is the baseline.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,14 +45,14 @@ from minicos.sample import Step
 from minicos.wan import Wan
 
 FORMS = ("raw", "centred", "update")
-CHANNELS = 8  # largest ones kept
-SAMPLE = 4096  # tokens from which means and axes are taken, at most
-BASIS = 12  # directions in which three components are looked for
-ROUNDS = 4  # of the search; in each, a direction of twice the size gains a factor of four
+CHANNELS = 8  # number of largest channels to keep
+SAMPLE = 4096  # most tokens for means and axes
+BASIS = 12  # directions in which the three components are searched
+ROUNDS = 4  # of the search; in each, a direction of twice the variance gains a factor of four
 
 
 def four_each(frame: int) -> range:
-    """The video's frames behind a latent frame, as `Model.frames_behind_token` tells them."""
+    """The video frames of a latent frame, as `Model.frames_behind_token` gives them for Wan."""
     return range(0, 1) if frame == 0 else range(4 * frame - 3, 4 * frame + 1)
 
 
@@ -68,18 +68,18 @@ class Energy:
     layers), curves, components.
     """
 
-    chosen: Sequence[int]  # the steps drawn as sheets; numbers are kept of all
+    chosen: Sequence[int]  # steps drawn as sheets; numbers are kept for all steps
     behind: Callable[[int], range] = four_each  # frames of the video, for labels
-    sheets: Sequence[str] = ("centred", "raw", "update", "components")  # drawn, the first in front
-    ops: Ops = REFERENCE  # those of the model: `wan.ops`
+    sheets: Sequence[str] = ("centred", "raw", "update", "components")  # to draw, in this order
+    ops: Ops = REFERENCE  # the model's operations: `wan.ops`
     name: str = "energy"
-    # "cond.forms": those of each layer, on the device until the step has ended
+    # "cond.forms": the energies of each layer, on the device until the step has ended
     _kept: dict[str, list[Tensor]] = field(default_factory=dict)
     # "stream": the residual stream before the block
     _last: dict[str, Tensor] = field(default_factory=dict)
 
     def hooks(self) -> Hooks:
-        """Of every block, in every pass."""
+        """Hooks on every block, in every pass."""
         return Hooks().on("embed", self._begin).on("blocks.*", self._record)
 
     def _begin(self, x: Tensor, site: Site) -> None:
@@ -121,7 +121,7 @@ class Energy:
     def draw(self, saved: Saved, run: Run) -> list[str]:
         """Sheets of the chosen steps, curves over layers and frames, and energy.safetensors."""
         kept = (key.removesuffix(".raw") for step in saved for key in step if key.endswith(".raw"))
-        branches = sorted(set(kept))  # a file knows no order
+        branches = sorted(set(kept))  # files do not preserve an order
         whole = {f"{b}.{form}": _whole(saved, f"{b}.{form}") for b in branches for form in FORMS}
         run.save_tensors("energy.safetensors", whole)
         chosen = [i for i in self.chosen if i < len(saved)]
@@ -139,7 +139,7 @@ class Energy:
         return [*(name for names in sheets for name in names), *drawn, "energy.safetensors"]
 
     def _curves(self, raw: Tensor, branch: str, chosen: Sequence[int], run: Run) -> None:
-        """Mean energy (step layer f h w) over layers, over steps and over frames."""
+        """Curves of mean energy (step layer f h w) over layers, steps and frames."""
         depth, latents = raw.shape[1:3]
         where = "" if branch == "cond" else ", unprompted branch"
         figures.lines(
@@ -209,7 +209,7 @@ class Energy:
 def _components(
     path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> None:
-    """Components (f layer h w 3) as colours; each layer has its own scale."""
+    """Components (f layer h w 3) as colours, scaled separately for each layer."""
     r, c = figures.evenly(len(rows), figures.ROWS), figures.evenly(len(columns), figures.COLUMNS)
     painted = {k: figures.colours(values[:, k]) for k in c}
     images = [[painted[k][i] for k in c] for i in r]
@@ -231,13 +231,13 @@ BARS = {
 
 
 def sample(h: Tensor) -> Tensor:
-    """At most SAMPLE of the tokens h (l d), evenly spaced: float32."""
+    """At most SAMPLE evenly spaced tokens of h (l d): float32."""
     return h[:: -(-len(h) // SAMPLE)].float()
 
 
 def forms(h: Tensor, before: Tensor, ops: Ops = REFERENCE) -> Tensor:
     """Token energy of one sample in each of FORMS: h is the stream after the block, `before` the
-    one that enters it (l d) -> 3 l float32.
+    stream before it (l d) -> 3 l float32.
     """
     some = sample(h)
     energies = ops.stream_energy(h, before, some.mean(0), (~massive(some)).float())
@@ -246,9 +246,9 @@ def forms(h: Tensor, before: Tensor, ops: Ops = REFERENCE) -> Tensor:
 
 
 def sketch(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Where tokens h (l d) vary most: their coordinates on a few directions (l k), and these
-    directions, orthonormal (d k). By subspace iteration from random directions, always the same
-    (Halko, Martinsson and Tropp, arXiv:0909.4061, algorithm 4.4).
+    """The directions in which tokens h (l d) vary most: coordinates on a few directions (l k), and
+    the directions, orthonormal (d k). By subspace iteration from fixed random directions (Halko,
+    Martinsson and Tropp, arXiv:0909.4061, algorithm 4.4).
     """
     some = sample(h)
     some = some - some.mean(0)
@@ -262,8 +262,8 @@ def sketch(h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def principal(coordinates: Tensor, axes: Tensor) -> Tensor:
-    """Tokens on their first three principal axes, from what `sketch` gives, the largest entry of
-    each axis positive: l 3 float32.
+    """Tokens on their first three principal axes, from the results of `sketch`: l 3 float32. The
+    largest entry of each axis is positive.
     """
     z = coordinates - coordinates.mean(0)
     _, turn = torch.linalg.eigh(z.T @ z)
@@ -274,16 +274,16 @@ def principal(coordinates: Tensor, axes: Tensor) -> Tensor:
 
 
 def components(h: Tensor) -> Tensor:
-    """Tokens h (l d) on their first three principal axes, nearly: l 3 float32. They hold 0.9998 of
-    the variance that the exact ones hold, and 0.999 where they were found from a sample (the worst
+    """Tokens h (l d) on approximately their first three principal axes: l 3 float32. They hold
+    0.9998 of the variance of the exact components, and 0.999 if computed from a sample (the worst
     of 140 and of 12 random spectra without a gap; a test draws others).
     """
     return principal(*sketch(h))
 
 
 def _whole(saved: Saved, name: str) -> Tensor:
-    """An array over all steps; NaN where guidance 1 has skipped the branch, so that the step
-    axis stays whole.
+    """An array over all steps, with NaN where guidance 1 skipped the branch, so that the step axis
+    stays complete.
     """
     some = next(step[name] for step in saved if name in step)
     return torch.stack([step.get(name, torch.full_like(some, torch.nan)) for step in saved])
@@ -294,10 +294,10 @@ def _whole(saved: Saved, name: str) -> Tensor:
 
 def within(energy: Tensor, mask: Tensor) -> float:
     """AUROC of energy (f h w) against a mask of tokens (bool f h w) inside each frame after the
-    given one, mean over the frames that hold both kinds; NaN where none does.
+    given one, averaged over the frames that contain both kinds; NaN if none does.
 
-    Across frames the given one alone would decide: its tokens are of another kind, and none of
-    them belongs to the answer.
+    Computed within frames because across frames the given one would decide alone: its tokens are
+    different, and none of them belongs to the answer.
     """
     pairs = zip(energy[1:], mask[1:], strict=True)
     found = [auroc(e.numpy(), m.numpy()) for e, m in pairs if 0 < int(m.sum()) < m.numel()]
@@ -305,8 +305,8 @@ def within(energy: Tensor, mask: Tensor) -> float:
 
 
 def changed(x0: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """How far a clean estimate (c f h w) is from its own first frame at every token: f h w of the
-    token grid, the L2 norm over the token's latents.
+    """The distance of a clean estimate (c f h w) to its own first frame at every token: f h w of
+    the token grid, the L2 norm over the token's latents.
     """
     apart = (x0 - x0[:, :1]).float().square().sum(0)
     patches = apart.unflatten(1, (grid[1], -1)).unflatten(3, (grid[2], -1))
@@ -314,9 +314,11 @@ def changed(x0: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 
 def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
-    """AUROC within frames (`within`) against the cells that the first answer fills, at the steps
-    `at`: "auroc" of token energy, b step form layer; "estimate" of the step's own clean estimate,
-    b step.
+    """AUROC within frames (`within`) against the cells of the first answer, at the steps `at`.
+
+    Returns:
+        auroc: of token energy, b step form layer.
+        estimate: of the step's own clean estimate, b step.
     """
     found: dict[int, list[Tensor]] = {step: [] for step in at}
     shown: dict[int, Tensor] = {}
@@ -350,8 +352,8 @@ def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Ten
 
 
 def study(wan: Wan, run: Run, options: EnergyOptions) -> Result:
-    """AUROC of the answer's cells in early and late layers, beside the step's own estimate and an
-    untrained network.
+    """AUROC of the answer's cells in early and late layers, compared with the step's own estimate
+    and with an untrained network.
     """
     at = options.at or (wan.preset.steps // 2,)
     work = cases.batches(cases.chosen(options))
@@ -382,8 +384,8 @@ def study(wan: Wan, run: Run, options: EnergyOptions) -> Result:
 def numbers(
     trained: Mapping[str, np.ndarray], random: Mapping[str, np.ndarray], at: Sequence[int]
 ) -> list[Number]:
-    """Of every form of energy (`measure`): late layers against the step's own estimate, early
-    layers and an untrained network.
+    """For every form of energy (`measure`): late layers compared with the step's own estimate, with
+    early layers and with an untrained network.
     """
     third = max(1, trained["auroc"].shape[3] // 3)
     out = []

@@ -1,18 +1,20 @@
-"""What if information could not flow from here to there? Attention knockout (Geva et al.,
-arXiv:2304.14767): queries of a target no longer see the keys of a source.
+"""Attention knockout (Geva et al., arXiv:2304.14767): what if information could not flow from one
+set of tokens to another? The queries of a target do not see the keys of a source.
 
     cut = Flow(Tokens(frames=(0,)), Tokens(frames=(2,)))  # nothing from latent frame 0 to 2
     Knockout(cut, layers=range(6), steps=range(5), branch="cond").intervention()
 
-The softmax runs over the keys that are left, exactly; a query that has none gets zeros (`attend`).
-What is cut is the direct path in these layers: the source still reaches the target by way of a
-third token, or in another layer. To cut those as well, cut the flow to everything else too
+The softmax runs over the remaining keys exactly; a query without any gets zeros (`attend`). Only the
+direct path in these layers is cut: the source can still reach the target through a third token, or
+in another layer. To cut those paths too, also cut the flow to all other tokens
 (`Tokens(...).others`), in all layers.
 
-It is an intervention like any other: hooks, which compose with noise, swaps and ensembles. A
-model takes part by the hook points `blocks.i.self_attn.allowed` and `blocks.i.cross_attn.allowed`.
+A knockout is an intervention made of hooks, so it can be combined with noise, swaps and ensembles.
+A model supports it through the hook points `blocks.i.self_attn.allowed` and
+`blocks.i.cross_attn.allowed`.
 
-Control: `knockout.control(seed)` forbids the same queries as many keys, drawn at random among all.
+Control: `knockout.control(seed)` forbids the same number of keys to the same queries, drawn at
+random from all keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,26 +29,26 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 
 Grid = tuple[int, int, int]  # f h w of the tokens
-DRAWN = 1 << 24  # random numbers at once: 134 MB
+DRAWN = 1 << 24  # random numbers drawn at once: 134 MB
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Some tokens of a video: whole latent frames, or the same rows and columns of each."""
+    """Some tokens of a video: whole latent frames, or the same rows and columns in each."""
 
-    frames: tuple[int, ...] | None = None  # of the token grid, counted from 0; None: all
+    frames: tuple[int, ...] | None = None  # frames of the token grid, from 0; None: all
     rows: tuple[int, ...] | None = None
     columns: tuple[int, ...] | None = None
-    where: Tensor | None = None  # bool f h w (or 1 along an axis): only tokens that are true here
+    where: Tensor | None = None  # bool f h w (or 1 along an axis): only tokens where it is true
     outside: bool = False  # all other tokens instead
 
     @property
     def others(self) -> "Tokens":
-        """All tokens that these are not."""
+        """All tokens except these."""
         return replace(self, outside=not self.outside)
 
     def on(self, grid: Grid) -> Tensor:
-        """bool f*h*w. Raises MinicosError for a frame, row or column that the grid lacks."""
+        """bool f*h*w. Raises MinicosError for a frame, row or column outside the grid."""
         found = torch.ones(grid, dtype=torch.bool)
         for axis, name in enumerate(("frames", "rows", "columns")):
             chosen, size = getattr(self, name), grid[axis]
@@ -67,7 +69,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Text:
-    """Rows of the text, that is, tokens of the prompt and the padding behind it."""
+    """Rows of the text: tokens of the prompt, and the padding after it."""
 
     rows: tuple[int, ...] | None = None  # None: all
 
@@ -83,21 +85,21 @@ class Text:
 
 
 class Cut(Protocol):
-    """Which keys are forbidden to which queries."""
+    """Defines which keys are forbidden to which queries."""
 
     @property
     def attention(self) -> str:
-        """Of a block: "self_attn" | "cross_attn"."""
+        """The sub-layer that is cut: "self_attn" or "cross_attn"."""
         ...
 
     def forbidden(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
-        """bool r t, for the queries of these numbers (r, int64, on any device) and all keys."""
+        """bool r t, for the queries with these indices (r, int64, on any device) and all keys."""
         ...
 
 
 @dataclass(frozen=True)
 class Flow:
-    """From a source, whose keys are no longer seen, to a target, whose queries see them no more."""
+    """Cut the flow from a source (keys) to a target (queries)."""
 
     source: Tokens | Text
     target: Tokens = Tokens()
@@ -114,7 +116,9 @@ class Flow:
 
 @dataclass(frozen=True)
 class Causal:
-    """From every latent frame to those before it: a token sees its own frame and earlier ones."""
+    """Cut the flow from every latent frame to earlier ones: tokens see their own and earlier
+    frames only.
+    """
 
     attention: str = "self_attn"
 
@@ -126,7 +130,7 @@ class Causal:
 
 @dataclass(frozen=True)
 class Scattered:
-    """The control of another cut: the same queries lose as many keys, which are drawn at random."""
+    """The control of another cut: the same queries lose as many keys, drawn at random."""
 
     cut: Cut
     seed: int = 0
@@ -150,7 +154,7 @@ class Scattered:
 
 @dataclass(frozen=True)
 class Knockout:
-    """A cut, and where and when it is made. None: in all layers, steps or branches."""
+    """A cut, with its layers, steps and branch; None means all."""
 
     cut: Cut
     layers: Sequence[int] | None = None
@@ -169,16 +173,16 @@ class Knockout:
         return Interventions(self.hooks())
 
     def control(self, seed: int = 0) -> "Knockout":
-        """The same number of pairs: these queries lose as many keys, drawn at random among all."""
+        """The same number of pairs: each query loses as many keys, drawn at random from all."""
         return replace(self, cut=Scattered(self.cut, seed))
 
     def pairs(self, grid: Grid, keys: int | None = None) -> int:
-        """How many pairs of query and key are forbidden; `keys` text rows, None: the tokens."""
+        """The number of forbidden pairs of query and key; `keys` text rows, None: the tokens."""
         return sum(int(part.sum()) for part in self._parts(self.cut, grid, keys))
 
     def cuts(self, grid: Grid, keys: int | None = None) -> bool:
         """Whether any pair is forbidden."""
-        cut = self.cut.cut if isinstance(self.cut, Scattered) else self.cut  # it cuts as many
+        cut = self.cut.cut if isinstance(self.cut, Scattered) else self.cut  # same number of pairs
         return any(bool(part.any()) for part in self._parts(cut, grid, keys))
 
     def _parts(self, cut: Cut, grid: Grid, keys: int | None) -> Iterator[Tensor]:
@@ -205,14 +209,14 @@ class Knockout:
         )
         if not forbidden.any():
             return None
-        if allowed.stride(0) == allowed.stride(1) == 0:  # the same for all samples and heads
+        if allowed.stride(0) == allowed.stride(1) == 0:  # equal for all samples and heads
             return (allowed[:1, :1] & ~forbidden).expand_as(allowed)
         return allowed & ~forbidden
 
 
 def scrambled(x: Tensor, seed: int) -> Tensor:
-    """A number that looks random for each number of x and each seed, int64: the finalizer of
-    splitmix64, which is one-to-one, so that different numbers stay different.
+    """A pseudo-random int64 for each value of x and each seed: the finalizer of splitmix64, which
+    is one-to-one, so different values stay different.
     """
     x = x + (((seed + 1) * 0x9E3779B97F4A7C15 + (1 << 63)) % (1 << 64) - (1 << 63))
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):

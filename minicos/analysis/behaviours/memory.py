@@ -1,15 +1,15 @@
-"""Working memory: while an object is behind the wall, can shape and colour be read out of the
-hidden states at the tokens that hide it?
+"""Working memory: while an object is behind the wall, can its shape and colour be read out of the
+hidden states of the tokens that cover it?
 
-A ridge classifier (`tools/readout.py`) learns on some puzzles and is judged on others, layer by
-layer and at three places (PLACES): where the object starts, in the given frame, which is the
-positive control, since it stands there; behind the wall; and where it stops, in the last frame.
-Controls: shuffled labels say what chance gives; the patch embedding (layer -1) what those tokens
-are given before they look at any other; the latents of the drawn video what the picture itself
-gives away there, since the VAE sees across the wall's edge.
+A ridge classifier (`tools/readout.py`) is trained on some puzzles and tested on others, layer by
+layer and at three places (PLACES): where the object starts, in the given frame (the positive
+control, since the object is visible there); behind the wall; and where it stops, in the last frame.
+Controls: shuffled labels show chance; the patch embedding (layer -1) shows what those tokens
+contain before any attention; and the latents of the drawn video show what the picture itself
+reveals there, since the VAE sees across the edge of the wall.
 
-The object is given in the first frame at every step, so nothing need be remembered: what is read
-out here says where it is looked up, and `recall` what a model remembers.
+The first frame with the object is an input at every step, so nothing has to be remembered: this
+readout shows where the object is looked up, and `recall` tests what a model remembers.
 """
 
 from collections import deque
@@ -34,7 +34,7 @@ PLACES = ("start, given frame", "behind the wall", "stop, last frame")
 
 @dataclass
 class Hidden:
-    """A hook that keeps the mean state over the tokens of each place: (step, layer) -> b places d;
+    """A hook that stores the mean state over the tokens of each place: (step, layer) -> b places d;
     layer -1 is the patch embedding.
     """
 
@@ -42,7 +42,7 @@ class Hidden:
     states: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def hooks(self, steps: Sequence[int]) -> Hooks:
-        """Of every layer at these steps, prompted pass."""
+        """Hooks on every layer at these steps, in the prompted pass."""
         at = tuple(steps)
         watched = Hooks().on("embed", self, step=at, branch="cond")
         return watched.on("blocks.*", self, step=at, branch="cond")
@@ -55,9 +55,9 @@ class Hidden:
 def _places(grid: Tensor, batch: Sequence[Case]) -> Tensor:
     """Mean over the cells of each place: b f h w d -> b places d.
 
-    A cell is a token. Behind the wall it is the latent frame around the middle of the video: of 4
-    the third, video frames 5 to 8; the object is out of sight at 6, and at 8 its edge shows beside
-    these cells.
+    A cell is a token. The place behind the wall is in the latent frame around the middle of the
+    video: the third of 4, with video frames 5 to 8. The object is out of sight in frame 6; in frame
+    8 its edge is visible next to these cells.
     """
     rows = []
     for states, case in zip(grid, batch, strict=True):
@@ -70,11 +70,12 @@ def _places(grid: Tensor, batch: Sequence[Case]) -> Tensor:
 
 
 def memories(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Tensor]:
-    """What the tokens of each place hold, for a batch of `memory` puzzles.
+    """The states of the tokens at each place, for a batch of `memory` puzzles.
 
-    states   b steps layers places d, steps in the order of `at`, layers from -1
-    drawn    b places d', the same tokens of the drawn video's latent
-    labels   b 2, see `labels`
+    Returns:
+        states: b steps layers places d, steps in the order of `at`, layers from -1.
+        drawn: the same tokens of the drawn video's latent, b places d'.
+        labels: b 2, see `labels`.
     """
     condition, hidden = cases.condition(wan, batch), Hidden(batch)
     steps = wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=hidden.hooks(at))
@@ -103,7 +104,7 @@ def labels(batch: Sequence[Case]) -> Tensor:
 
 
 def _memory(case: Case) -> Memory:
-    """The puzzle of a case, which hides an object. Raises ValueError for another."""
+    """The puzzle of a case that hides an object. Raises ValueError for other cases."""
     if not isinstance(case.puzzle, Memory):
         raise ValueError(f"{case.prompt!r} hides nothing")
     return case.puzzle

@@ -1,5 +1,5 @@
-"""Perception before action, working memory: how often, when, where (paper, Sec. 4)? Self-correction
-is in `commitment` (completions) and `plant`.
+"""Perception before action and working memory: how often, when and where (paper, Sec. 4)?
+Self-correction is in `commitment` (completions) and `plant`.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ LABELS = {"shape": len(SHAPES), "colour": len(COLOURS)}
 
 
 def study(wan: Wan, run: Run, options: BehavioursOptions) -> Result:
-    """Where and how are decided, on held-out puzzles; and, unless --rows is 0, what is read out of
-    the tokens that hide an object.
+    """When the destination and the route are decided, on held-out puzzles; and, unless --rows is 0,
+    what can be read out of the tokens that cover an object.
     """
     numbers = [number for kind in courses.KINDS for number in _courses(wan, run, kind, options)]
     files = [f"{kind}.png" for kind in courses.KINDS]
@@ -57,7 +57,7 @@ def _courses(wan: Wan, run: Run, kind: str, options: BehavioursOptions) -> list[
     keep = cases.ambiguous if courses.KINDS[kind] == "how" else cases.anything
     chosen = cases.held_out(kind, options.n, size=options.size, seed=options.seed, keep=keep)
     work = cases.batches(chosen)
-    # where no route is chosen, an ideal observer has nothing to decide
+    # without a choice of routes, an ideal observer has nothing to decide
     models = observer.models(wan, options if keep is cases.ambiguous else Ideal())
     found = {
         who: cases.collect(run, observer.folder(kind, who), work, partial(courses.follow, model))
@@ -90,10 +90,10 @@ def readouts(
     classes: int,
     at: tuple[int, ...],
 ) -> tuple[list[Number], list[Curve]]:
-    """How often a label of the hidden object is read rightly in every layer of each place, and in
-    the best one beside its controls.
+    """The accuracy of reading the hidden object's labels in every layer of each place, and in the
+    best layer compared with its controls.
 
-    The layer is chosen on the training rows alone, each row left out in turn.
+    The layer is chosen on the training rows alone, by leave-one-out.
     """
     labels, truth = train["labels"][:, label], test["labels"][:, label]
     shuffle = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))

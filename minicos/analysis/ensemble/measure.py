@@ -1,4 +1,4 @@
-"""What comes of ensembles: T plain runs and every arm from the same noise, on batches of cases."""
+"""Results of ensembles: T plain runs and every arm from the same noise, on batches of cases."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,25 +11,27 @@ from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.cases import Case
 from minicos.wan import Wan
 
-# between the noise seeds of a case's T runs, since neighbouring cases have neighbouring seeds
+# offset between the noise seeds of a case's T runs, since neighbouring cases have adjacent seeds
 APART = 1_000_000
 
 
 def compare(
     wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case], select: int = 1
 ) -> dict[str, Tensor]:
-    """T plain runs of each case and every arm from the same noise. First axis: cases.
+    """Make T plain runs of each case, and every arm from the same noise. First axis: cases.
 
-    "plain.*" has a second axis of T seeds; an arm's second axis is its carriers (1, or T). Keys,
-    each behind the name of its arm:
-    latent   of cases without a puzzle
-    solved   of puzzles, 0 or 1
-    moved    squared distance of the final latent to the plain one of the same seed; "plain.apart"
-             is that of two plain runs
-    passes   through the network, per case
-    "plain.vote" is the run nearest to the others: of three runs of which two agree, one of those. A
-    vote without a scorer. Of puzzles, "plain.early" is the run whose clean estimate scores best
-    after `select` steps (of equals the first): a verifier that knows the rules looks at it.
+    The second axis of "plain.*" is the T seeds; that of an arm is its carriers (1 or T). The vote
+    "plain.vote" is the run nearest to the others: of three runs of which two agree, one of those
+    two. It needs no scorer. For puzzles, "plain.early" is the run whose clean estimate scores best
+    after `select` steps (the first of equals): a verifier that knows the rules judges it.
+
+    Returns:
+        latent: for cases without a puzzle.
+        solved: for puzzles, 0 or 1.
+        moved: squared distance of the final latent to the plain one of the same seed;
+            "plain.apart" is that of two plain runs.
+        passes: through the network, per case.
+    Each key is prefixed with the name of its arm.
     """
     (seeds,) = {e.seeds for e in arms.values()}
     single = cases.condition(wan, batch)
@@ -63,7 +65,7 @@ def compare(
     out["plain.vote"] = pairs.sum(2).argmin(1)
     if early is not None:
         out["plain.early"] = early.view(len(batch), seeds).argmax(1)
-        share = select / wan.preset.steps  # of a run that all seeds make
+        share = select / wan.preset.steps  # the part of a run that all seeds make
         out["plain.early.passes"] = out["plain.passes"] * (share + (1 - share) / seeds)
     out["plain.apart"] = pairs.sum(dim=(1, 2)) / max(1, seeds * (seeds - 1))
     for name, e in arms.items():
@@ -78,7 +80,7 @@ def compare(
 def moved(data: Mapping, name: str) -> float | None:
     """D of an arm's final latents to the plain ones; None for T = 1.
 
-    Pooled over cases: three seeds that give one answer are no yardstick of their own.
+    Pooled over cases, since three seeds that give one answer define no unit of their own.
     """
     apart, unit = (np.array([float(data[k].mean())]) for k in (f"{name}.moved", "plain.apart"))
     return float(stats.distance(apart, unit)) if unit.any() else None

@@ -1,5 +1,5 @@
-"""Which ensembles are tried: modes, windows and steps, their controls, and rivals; from options
-to `Ensemble`s.
+"""The ensembles to try: modes, windows and steps, their controls, and rivals; from options to
+`Ensemble`s.
 """
 
 import re
@@ -11,17 +11,18 @@ from minicos.analysis.options import EnsembleOptions, spans
 from minicos.errors import MinicosError
 from minicos.wan import Wan
 
-# of 40 blocks; the paper's first
+# of 40 blocks; the paper's window first
 WINDOWS: tuple[tuple[int, int], ...] = ((20, 29), (0, 9), (0, 39))
 
 
 def plan(wan: Wan, options: EnsembleOptions) -> list[dict[str, Ensemble]]:
-    """The arms that the options ask for, one `ablation` for each set of steps, the paper's in
-    front.
+    """The arms that the options ask for, one `ablation` for each set of steps, the paper's first.
 
-    Puzzles by default take override and update over three windows, at step 0 and over the first
-    quarter; a case of the user's own the paper's window at step 0. Raises MinicosError for what is
-    no mode, window, carrier or arm.
+    Puzzles by default use override and update with three windows, at step 0 and over the first
+    quarter; a case of the user's own uses the paper's window at step 0.
+
+    Raises:
+        MinicosError: there is no such mode, window, carrier or arm.
     """
     if options.carrier != "all" and not options.carrier.isdecimal():
         raise MinicosError(f"--carrier {options.carrier}: a number from 0, or all")
@@ -68,7 +69,7 @@ def _arms(names: Sequence[str], depth: int, like: Ensemble) -> dict[str, Ensembl
 def ablation(
     depth: int, windows: Sequence[tuple[int, int]], modes: Sequence[str], like: Ensemble
 ) -> dict[str, Ensemble]:
-    """An arm for each mode and window (in blocks of 40), otherwise `like`; by name, e.g.
+    """An arm for each mode and window (in blocks of 40), otherwise equal to `like`; by name, e.g.
     "override 20-29 @0".
     """
     return {
@@ -81,7 +82,7 @@ def ablation(
 
 
 def controls(name: str, e: Ensemble) -> dict[str, Ensemble]:
-    """The same arm with wrong donors, and with a random direction of equal norm (at the layers
+    """The same arm with wrong donors, and with a random direction of equal norm (only at the layers
     that count, so that it acts once).
     """
     return {
@@ -91,8 +92,8 @@ def controls(name: str, e: Ensemble) -> dict[str, Ensemble]:
 
 
 def rivals(like: Ensemble) -> dict[str, Ensemble]:
-    """What could be averaged instead, at the same steps: clean estimates, and latents at their
-    own norm.
+    """Alternatives to average, at the same steps: clean estimates, and latents with their norm
+    preserved.
     """
     estimate = replace(like, layers=(), alpha=1.0, donors="own", mode="x0", keep_norm=False)
     at = span(like.steps)

@@ -1,38 +1,38 @@
 """Do several seeds decide better together? States of the middle blocks averaged over seeds, early
 (paper, Sec. 6).
 
-Definition. T seeds of one case (3) are denoised; at the steps S ({0}) the residual stream h_k
-behind the blocks k of a window (20..29 of 40) is shared between them; then one trajectory, the
-`carrier`, is finished, or all are. The paper leaves open what "averaging the latents of layers
-20-29" replaces, so each reading is a mode:
+Definition. T seeds of one case (3) are denoised. At the steps S ({0}) the residual stream h_k after
+the blocks k of a window (20..29 of 40) is shared between them; then one trajectory, the `carrier`,
+is finished, or all are. The paper does not say what "averaging the latents of layers 20-29"
+replaces, so each interpretation is a mode:
 
     override        independent passes give h_k for each seed; in a second pass h_k := mean over
                     seeds
     input_override  the same, literally as pseudo-code: the *input* of block k := mean of its
-                    outputs. Each block of the window runs on its own output, an effect of its own:
-                    T = 1 is its control
-    lockstep        h_k := mean over seeds while the seeds go through the blocks together
+                    outputs. Each block of the window runs on its own output, which is an effect in
+                    itself: T = 1 is its control
+    lockstep        h_k := mean over seeds while the seeds pass through the blocks together
     update          h_k := h_{k-1} + mean of (h_k - h_{k-1}): seeds keep their streams and share
                     what the blocks add
     mix             h_k := (1 - alpha) h_k + alpha mean: from the plain run (0) to lockstep (1)
-    x0, latent      rivals without a layer, between steps: the clean estimates, or the latents that
-                    leave the step, averaged
+    x0, latent      alternatives without a layer, between steps: averages of the clean estimates, or
+                    of the latents that leave the step
 
-Trivial by construction (each a test): `override` and `input_override` discard what stood before, so
-only the window's last layer counts, and a window that ends with the network averages velocities;
-after `lockstep`'s first layer all seeds carry one stream, so only that one counts: override over
-a..b is lockstep at b alone. Under both the seeds share one cond velocity for that step and differ
-through x and the uncond pass. Only `update` and `mix` use the whole window. At step 0 of 50 an
-Euler step moves the latent by 0.4 % of the noise, so little can follow directly: read D beside the
-gain.
+Trivial by construction (each is tested): `override` and `input_override` discard earlier states, so
+only the window's last layer counts, and a window that ends with the network averages velocities.
+After the first layer of `lockstep` all seeds have one stream, so only that layer counts: override
+over a..b equals lockstep at b alone. In both modes the seeds share one cond velocity for that step
+and differ through x and the uncond pass. Only `update` and `mix` use the whole window. At step 0 of
+50 an Euler step moves the latent by 0.4 % of the noise, so the direct effect is small: read D
+together with the gain.
 
-`keep_norm` (ours): a mean of T states is shorter than they are; it is scaled to their mean norm,
-token by token (latents: frame by frame). `branches` says in which passes of guidance states are
-shared (the paper does not), the conditional one by default.
+`keep_norm` (ours): a mean of T states is shorter than they are; it is rescaled to their mean norm,
+token by token (latents: frame by frame). `branches` selects the guidance passes in which states are
+shared (the paper does not say), by default the conditional one.
 
-Cost in network passes per case and branch, N steps, S = {0}: T + N - 1, and T + N for the modes of
-two passes; all trajectories finished: T N, and T (N + 1). Measured by `Passes`. A plain run takes
-N; best of T and a vote take T N.
+Cost in network passes per case and branch, for N steps and S = {0}: T + N - 1, and T + N for the
+modes with two passes; if all trajectories are finished: T N, and T (N + 1). Measured by `Passes`. A
+plain run costs N; best of T and a vote cost T N.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,17 +58,17 @@ DONORS = ("own", "others", "random")
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Which states are shared, when, and between whom."""
+    """Which states are shared, at which steps, and between which seeds."""
 
-    layers: Sequence[int] = ()  # blocks, ascending; see `window`. None for the modes between steps
+    layers: Sequence[int] = ()  # blocks, ascending; see `window`. Empty for modes between steps
     mode: str = "override"
     steps: Sequence[int] = (0,)
     seeds: int = 3  # T
-    alpha: float = 1.0  # of mix
+    alpha: float = 1.0  # of mode "mix"
     keep_norm: bool = False
     branches: Sequence[str] = ("cond",)
     carrier: int | None = 0  # the seed whose trajectory is finished; None: all of them
-    donors: str = "own"  # the controls of `share`: "others", "random"
+    donors: str = "own"  # or a control of `share`: "others", "random"
 
     def __post_init__(self):
         if self.mode not in MODES or self.donors not in DONORS:
@@ -91,7 +91,7 @@ class Ensemble:
 
     @property
     def counting(self) -> tuple[int, ...]:
-        """The layers that decide the result, by algebra."""
+        """The layers that determine the result, by algebra."""
         layers = tuple(self.layers)
         return (
             layers[-1:]
@@ -103,10 +103,10 @@ class Ensemble:
 
 
 def window(first: int, last: int, depth: int, of: int = 40) -> tuple[int, ...]:
-    """Blocks first..last of a network of `of` blocks, at the same relative depth of one of `depth`,
-    at least one block.
+    """The blocks at the relative depth of blocks first..last of `of` in a network with `depth`
+    blocks; at least one.
 
-    20..29 of 40 stays itself at depth 40, and is 15..22 at depth 30 and 6..8 at depth 12.
+    20..29 of 40 is itself at depth 40, 15..22 at depth 30, and 6..8 at depth 12.
     """
     if not 0 <= first <= last < of:
         raise MinicosError(f"window {first}-{last}: blocks are counted from 0 to {of - 1}")
@@ -118,11 +118,11 @@ def window(first: int, last: int, depth: int, of: int = 40) -> tuple[int, ...]:
 
 
 def share(x: Tensor, e: Ensemble, ops: Ops = REFERENCE, draw: int = 0) -> Tensor:
-    """Rows (case seed) l d, each replaced by what `e` makes of it and its case's other seeds;
-    `draw` seeds the random control.
+    """Rows (case seed) l d, each combined with its case's other seeds as `e` says; `draw` seeds the
+    random control.
 
-    The controls: "others" averages the seeds of T different cases, each keeping its own share in
-    the mean; "random" moves every token by the distance that sharing would have moved it.
+    The controls: "others" averages the seeds of T different cases, each of which keeps its own
+    share in the mean; "random" moves every token by the distance that sharing would have moved it.
     """
     if e.seeds == 1:
         return x
@@ -147,8 +147,8 @@ def _norm(x: Tensor, ops: Ops) -> Tensor:
 
 
 def _strangers(count: int, seeds: int) -> Tensor:
-    """An order of the rows (case seed) in which seed j of case c stands in the place of case c -
-    j: no two of a group share a case.
+    """An order of the rows (case seed) in which seed j of case c takes the place of case c - j, so
+    no two rows of a group belong to one case.
     """
     if count < seeds:
         raise MinicosError(
@@ -159,7 +159,7 @@ def _strangers(count: int, seeds: int) -> Tensor:
 
 
 def hooks(e: Ensemble, ops: Ops = REFERENCE) -> Hooks:
-    """The modes of one pass as hooks, for any run whose batch axis is (case seed); for others
+    """The modes with one pass as hooks, for any run whose batch axis is (case seed); for the others
     see `two_passes` and `run`.
     """
     if e.mode not in ONE_PASS:
@@ -189,8 +189,8 @@ def hooks(e: Ensemble, ops: Ops = REFERENCE) -> Hooks:
 def two_passes(
     e: Ensemble, found: dict[tuple[str, str], Tensor], ops: Ops = REFERENCE
 ) -> tuple[Hooks, Hooks]:
-    """The modes of two passes as the hooks of each: the first keeps shared states in `found`,
-    the second puts them in.
+    """The modes with two passes as the hooks of each pass: the first stores shared states in
+    `found`, the second inserts them.
     """
 
     def keep(x: Tensor, site: Site) -> None:
@@ -208,8 +208,8 @@ def two_passes(
 
 
 def intervention(e: Ensemble, ops: Ops = REFERENCE) -> Interventions:
-    """Sharing inside the passes as one of several interventions in a run of rows (case seed):
-    not modes "x0" and "latent".
+    """Sharing inside the passes as one of several interventions in a run of rows (case seed); not
+    for modes "x0" and "latent".
     """
     if e.mode not in TWO_PASS:
         return Interventions(hooks(e, ops))
@@ -224,7 +224,7 @@ def _at(rules: Hooks, point: str, hook: Callable, e: Ensemble) -> Hooks:
 
 
 def _input(k: int) -> str:
-    """The point where the stream that enters block k is seen."""
+    """The hook point of the stream that enters block k."""
     return f"blocks.{k - 1}" if k else "embed"
 
 
@@ -233,14 +233,14 @@ def _draw(site: Site) -> int:
 
 
 def edit(step: Step, e: Ensemble, ops: Ops = REFERENCE) -> Tensor:
-    """The rivals between steps: the latent (case seed) c f h w that leaves the step, with clean
-    estimates or latents shared.
+    """The alternatives between steps: the latent (case seed) c f h w that leaves the step, with
+    clean estimates or latents shared.
 
-    With a shared x0 the velocity is (x - x0) / sigma, and the step goes along it: exact for Euler,
-    first order for the others.
+    With a shared x0 the velocity is (x - x0) / sigma, and the step follows it: exact for Euler,
+    first order for the other solvers.
     """
 
-    def shared(x: Tensor) -> Tensor:  # one token for each frame
+    def shared(x: Tensor) -> Tensor:  # each frame as one token
         return (
             share(x.transpose(1, 2).flatten(2), e, ops, step.index)
             .view_as(x.transpose(1, 2))
@@ -256,10 +256,10 @@ def run(
     wan: Wan, condition: Condition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS
 ) -> Tensor:
     """Denoise rows (case seed) c f h w; returns the final latents, one for each case, or all rows
-    where there is no carrier.
+    if there is no carrier.
 
-    `watch` runs in every pass, before the ensemble's own hooks. Raises MinicosError where the run
-    has no such step or block.
+    `watch` runs in every pass, before the ensemble's own hooks. Raises MinicosError if the run has
+    no such step or block.
     """
     last = max(e.steps)
     if last >= wan.preset.steps:
@@ -279,13 +279,13 @@ def run(
     ahead, inside = NO_HOOKS, hooks(e, wan.ops) if e.mode in ONE_PASS else NO_HOOKS
     if e.mode in TWO_PASS:
         ahead, inside = two_passes(e, found, wan.ops)
-    # the first pass needs no uncond branch where cond alone shares
+    # the first pass needs no uncond branch if only cond is shared
     first = wan if guided else wan.with_preset(guidance=dict.fromkeys(guidance, 1.0))
     x, state = noise, None
     for i in range(last + 1):
         if i in e.steps and e.mode in TWO_PASS:
             next(first.sample(condition, noise=x, hooks=watch + ahead, start=i, state=state))
-            if i == last:  # the second pass of the last shared step is already the carriers' own
+            if i == last:  # the second pass of the last shared step belongs to the carriers already
                 condition, x, state = (
                     condition.take(chosen),
                     x[chosen.to(x.device)],
@@ -308,7 +308,7 @@ def run(
 
 
 class Passes:
-    """A hook that counts samples through the network: the cost of whatever it watches."""
+    """A hook that counts samples through the network: the cost of the runs it watches."""
 
     def __init__(self):
         self.count = 0

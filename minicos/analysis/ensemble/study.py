@@ -1,9 +1,9 @@
-"""Does it help to average mid-layer states over seeds? Arms chosen on one split and reported on
+"""Does averaging mid-layer states over seeds help? Arms are chosen on one split and reported on
 another (paper, Sec. 6).
 
-What is shared, and when, is in `share`; beside the arms stand controls and rivals (`plan`). A gain
-is the paired difference to the plain run of the same seed. D to the plain run is printed with every
-gain: an arm that moves nothing cannot gain anything.
+`share` defines what is shared, and when; `plan` adds controls and rivals to the arms. A gain is the
+paired difference to the plain run of the same seed. D to the plain run is reported with every gain:
+an arm that moves nothing cannot gain anything.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ from minicos.media import save_video
 from minicos.runs import Progress, Run
 from minicos.wan import Wan
 
-BATCH = 10  # puzzles computed, and kept, at a time
-COLUMNS = 7  # frames of the sheet
+BATCH = 10  # puzzles that are computed, and stored, at a time
+COLUMNS = 7  # frames in the sheet
 
 
 def check(wan: Wan, options: EnsembleOptions) -> None:
@@ -40,8 +40,8 @@ def check(wan: Wan, options: EnsembleOptions) -> None:
 
 
 def study(wan: Wan, run: Run, options: EnsembleOptions) -> Result:
-    """Choose an arm on the dev split and report it on the test split; of a case of the user's
-    own, videos and D of every arm.
+    """Choose an arm on the dev split and report it on the test split; for a case of the user's own,
+    videos and D of every arm.
     """
     check(wan, options)
     arms = plan(wan, options)
@@ -77,8 +77,8 @@ def _puzzles(
 
 
 def _batches(options: EnsembleOptions, most: int) -> list[list[Case]]:
-    """Puzzles in even batches of `most` or more, where there are so many alike: wrong donors need
-    company.
+    """Puzzles in even batches of at least `most`, if there are enough of one shape: wrong donors
+    come from the same batch.
     """
     out = []
     for made in cases.alike(cases.chosen(options)):
@@ -126,13 +126,13 @@ def experiment(
     instead: bool = True,
     select: int = 1,
 ) -> tuple[str, list[Row]]:
-    """Choose an arm on batches of dev puzzles, report on batches of test puzzles; its name, and the
-    table.
+    """Choose an arm on batches of dev puzzles and report on batches of test puzzles; returns its
+    name and the table.
 
-    `arms` holds an `ablation` for each set of steps, the paper's in front. On dev all are tried,
-    and most puzzles solved decides (of equals the first; without dev puzzles the very first is
-    taken). On test: the first ablation, the chosen arm, its controls and, `instead` of hidden
-    states, its `rivals`. Batches are kept in `run` as they are finished.
+    `arms` holds an `ablation` for each set of steps, the paper's first. All are tried on dev, and
+    the one that solves most puzzles is chosen (the first of equals; without dev puzzles the very
+    first). On test: the first ablation, the chosen arm, its controls and its `rivals`, which share
+    something other than hidden states. Batches are stored in `run` when they are finished.
     """
     candidates = {name: e for some in arms for name, e in some.items()}
     chosen = next(iter(candidates))
@@ -154,15 +154,16 @@ def experiment(
 def rows(
     data: Mapping[str, np.ndarray], arms: Mapping[str, Ensemble], family: Sequence[str]
 ) -> list[Row]:
-    """The table: plain, the arms in order, then the rivals that choose among T plain runs. `family`
-    is corrected together.
+    """The table: plain, the arms in order, then the rivals that choose among T plain runs. The p
+    values of `family` are corrected together.
 
-    solved            share of puzzles
-    gain, p           paired difference to the plain carrier, and its sign-flip test
-    finds a gain of   the smallest that so many puzzles find, given the scatter (of one changed
-                      puzzle at least)
-    D to plain        0 the same video, 1 as different as another seed
-    passes            through the network, per puzzle
+    Columns:
+        solved: share of puzzles.
+        gain, p: paired difference to the plain carrier, and its sign-flip test.
+        finds a gain of: the smallest gain that this number of puzzles can resolve, given the
+            scatter (of at least one changed puzzle).
+        D to plain: 0 the same video, 1 as different as another seed.
+        passes: through the network, per puzzle.
     """
     (carrier,) = {e.carrier for e in arms.values()}
     plain = data["plain.solved"].astype(float)
@@ -209,7 +210,7 @@ def rows(
 
 
 def _own(wan: Wan, run: Run, arms: Mapping[str, Ensemble], options: EnsembleOptions) -> Result:
-    """Every plain run and every arm as videos, side by side, and D of each arm to its plain run."""
+    """Every plain run and every arm as videos side by side, and D of each arm to its plain run."""
     first = next(iter(arms))
     *_, random = controls(first, arms[first]).items()
     arms = {**arms, random[0]: random[1]}
