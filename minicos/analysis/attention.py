@@ -2,8 +2,8 @@
 
 With p = softmax(q k^T / sqrt(k)): the received mass of a key is the sum of p over queries (the mean
 token receives 1), and the matrix M[a, b] is the share of frame a's attention that goes to frame b
-(rows sum to 1). Both are exact and need no l x l matrix (`ops.attention_mass`). With `queries`, that
-many random queries of every frame represent all of them: unbiased, with standard errors, at a
+(rows sum to 1). Both are exact and need no l x l matrix (`ops.attention_mass`). With `queries`,
+that many random queries of every frame represent all of them: unbiased, with standard errors, at a
 fraction of the cost (`ops.attention_mass_sampled`). The log sum exp of the scores of self-attention
 is taken from the forward pass (hook point `lse`) if available, which halves the number of products;
 otherwise it is computed. Cross-attention is analysed as well: prompts shorter than the text length

@@ -1,4 +1,4 @@
-"""The paper's claims, fixed before the test split was used: the number that decides each claim, what
+"""The paper's claims, fixed before the test split was used: which number decides each claim, what
 it is compared with, and the smallest effect that would matter.
 
 A headline effect is the network's minus that of an exact ideal observer if the observer can be run

@@ -4,8 +4,8 @@ set of tokens to another? The queries of a target do not see the keys of a sourc
     cut = Flow(Tokens(frames=(0,)), Tokens(frames=(2,)))  # nothing from latent frame 0 to 2
     Knockout(cut, layers=range(6), steps=range(5), branch="cond").intervention()
 
-The softmax runs over the remaining keys exactly; a query without any gets zeros (`attend`). Only the
-direct path in these layers is cut: the source can still reach the target through a third token, or
+The softmax runs over the remaining keys exactly; a query without any gets zeros (`attend`). Only
+the direct path in these layers is cut: the source can still reach the target through a third token, or
 in another layer. To cut those paths too, also cut the flow to all other tokens
 (`Tokens(...).others`), in all layers.
 

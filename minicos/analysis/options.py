@@ -1,8 +1,8 @@
-"""What every study can be asked, with its defaults: one frozen dataclass each.
+"""The options of every study with their defaults: one frozen dataclass each.
 
 The same object is the argument of `study`, the options of the verb (`minicos noise --mode renoise`)
-and the settings that a run folder remembers. Nothing here imports torch, so that `minicos VERB
---help` is instant.
+and the settings that a run folder stores. Nothing here imports torch, so `minicos VERB --help` is
+instant.
 """
 
 import re
@@ -20,15 +20,15 @@ Branch = Literal["cond", "both"]
 def option(
     default: Any, help: str, *, flag: str = "", group: str = "", least: int | None = None
 ) -> Any:
-    """A field with its help; `flag` where the option has other names than the field, `least` for
-    whole numbers.
+    """A field with its help text. `flag` is the option's name if it differs from the field's;
+    `least` is the smallest accepted whole number.
     """
     about = {"help": help, "flag": flag, "group": group, "least": least}
     return field(default=default, metadata=about)
 
 
 def option_fields(cls: type) -> Iterator[tuple[Field[Any], list[str], Any]]:
-    """The fields of an options class that are options of a verb: the field, its flags, its type."""
+    """The fields of an options class that are options of a verb: field, flags and type."""
     hints = get_type_hints(cls)
     for f in fields(cls):
         if "help" in f.metadata:
@@ -37,13 +37,13 @@ def option_fields(cls: type) -> Iterator[tuple[Field[Any], list[str], Any]]:
 
 
 def arguments(options: Any) -> list[str]:
-    """The words of a command line that give these options: --n, and those that are not at their
-    default. What has no value is the word none.
+    """The words of a command line that give these options: --n, and all that differ from their
+    default. None is written as the word none.
     """
     words = [] if options.seed == 0 else ["--seed", str(options.seed)]
     for f, (flag, *_), _ in option_fields(type(options)):
         value = getattr(options, f.name)
-        if f.name == "n":  # `steps`, `energy` and `attention` watch one puzzle without it
+        if f.name == "n":  # without it `steps`, `energy` and `attention` watch one puzzle
             words += [flag, str(value)]
         elif value is True and value != f.default:
             words.append(flag)
@@ -56,7 +56,8 @@ def arguments(options: Any) -> list[str]:
 def spans(text: str, flag: str, **words: tuple[int, int]) -> list[tuple[int, int]]:
     """First and last of every part of "0,3-5,all"; `words` are the spans of names such as all.
 
-    Raises MinicosError for anything else.
+    Raises:
+        MinicosError: the text has another form.
     """
     found = []
     for part in text.split(","):
@@ -81,17 +82,17 @@ class Puzzles:
     """Held-out puzzles; puzzle i, counted from 0, starts from the noise of seed `seed` + i."""
 
     puzzle: str = option(
-        "maze", "family of puzzles, some with commas between, or a kind with --size", group=PUZZLES
+        "maze", "family of puzzles, several with commas, or a kind with --size", group=PUZZLES
     )
-    size: int | None = option(None, "cells along a side, of a kind", group=PUZZLES)
-    n: int = option(25, "how many puzzles, in even parts of all families", group=PUZZLES, least=1)
+    size: int | None = option(None, "cells along a side of a kind", group=PUZZLES)
+    n: int = option(25, "number of puzzles, split evenly between families", group=PUZZLES, least=1)
     split: Literal["dev", "test"] = option("test", "of the puzzles", group=PUZZLES)
     several: bool = option(False, "only puzzles with several right answers", group=PUZZLES)
     single: bool = option(False, "only puzzles with one right answer", group=PUZZLES)
     seed: int = 0
 
     def wants(self, ambiguous: bool) -> bool:
-        """Whether puzzles with several right answers, or those with one, are among them."""
+        """Whether the options ask for puzzles with several right answers, or with one."""
         return not (self.single if ambiguous else self.several)
 
 
@@ -103,38 +104,38 @@ class Cases(Puzzles):
     image: Path | None = option(
         None, "first frame (png, jpg), for image-to-video models", group=OWN
     )
-    seeds: int = option(1, "runs of it, from --seed on", group=OWN, least=1)
+    seeds: int = option(1, "runs of it, with seeds from --seed upwards", group=OWN, least=1)
 
 
 @dataclass(frozen=True)
 class Ideal:
-    """Of studies that look into no network: they also run on an ideal observer
+    """For studies that do not look into a network: they can also run on an ideal observer
     (`tools/observer.py`).
     """
 
     ideal: bool = option(
-        False, "also take an exact ideal observer for the model, from the same noise", group=PUZZLES
+        False, "also run an exact ideal observer as the model, from the same noise", group=PUZZLES
     )
 
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """What is kept of one run of the user's own: `steps`, `energy`, `attention`, `run`."""
+    """What to keep of one run of the user's own: `steps`, `energy`, `attention`, `run`."""
 
     at: tuple[int, ...] | None = option(
-        None, "steps to show (default: eight, denser at the start); of puzzles, steps to measure"
+        None, "steps to show (default: eight, denser at the start); for puzzles, steps to measure"
     )
     seeds: int = option(1, "samples; the first is shown", group=OWN, least=1)
     layers: tuple[int, ...] | None = option(
-        None, "layers of attention (default: eight, evenly)", group=OWN
+        None, "layers for attention (default: eight, evenly spaced)", group=OWN
     )
     heads: tuple[int, ...] | None = option(
-        None, "heads of attention (default: the mean of all)", group=OWN
+        None, "heads for attention (default: mean of all)", group=OWN
     )
-    branch: Literal["cond", "uncond"] = option("cond", "pass of guidance, of attention", group=OWN)
+    branch: Literal["cond", "uncond"] = option("cond", "guidance pass for attention", group=OWN)
     queries: int | None = option(
         None,
-        "of attention: random ones of every latent frame (default: all, exactly)",
+        "random queries per latent frame, for attention (default: all, exact)",
         group=OWN,
         least=2,
     )
@@ -147,7 +148,7 @@ class StepsOptions(Ideal, Puzzles):
     (`analysis/steps.py`)
     """
 
-    several: bool = True  # beside as many puzzles with one right answer
+    several: bool = True  # in addition to as many puzzles with one right answer
     single: bool = False
 
 
@@ -172,7 +173,7 @@ class CommitmentOptions(Ideal, Cases):
     seeds: int = 1
     count: int = option(8, "completions of each step", least=1)
     also_single: bool = option(
-        False, "also puzzles with one right answer: of them, self-correction alone", group=PUZZLES
+        False, "also puzzles with one right answer, for self-correction only", group=PUZZLES
     )
 
     def wants(self, ambiguous: bool) -> bool:
@@ -181,19 +182,19 @@ class CommitmentOptions(Ideal, Cases):
 
 @dataclass(frozen=True)
 class PlantOptions(Ideal, Puzzles):
-    """Does a run leave a wrong answer that was put into it? (`analysis/plant.py`)"""
+    """Does a run correct a wrong answer that was put into it? (`analysis/plant.py`)"""
 
     n: int = option(20, "how many puzzles", group=PUZZLES, least=1)
-    several: bool = True  # of several right answers, another one can be put in: the control
+    several: bool = True  # the control plants another of several right answers
     single: bool = False
     at: tuple[int, ...] | None = option(
-        None, "steps that an answer is put into (default: six, denser at the start)"
+        None, "steps at which an answer is planted (default: six, denser at the start)"
     )
 
 
 @dataclass(frozen=True)
 class RecallOptions(Puzzles):
-    """Is what was made up the same when it comes back, and which frame reads which?
+    """Is an invented object the same when it reappears, and which frame reads which?
     (`analysis/recall.py`)
     """
 
@@ -206,9 +207,9 @@ class BehavioursOptions(Ideal):
 
     n: int = option(50, "puzzles of each kind", least=1)
     size: int | None = option(None, "cells along a side")
-    rows: int = option(300, "training puzzles that teach the readout; 0: no readout", least=0)
+    rows: int = option(300, "training puzzles for the readout; 0: no readout", least=0)
     at: tuple[int, ...] | None = option(
-        None, "steps of the readout (default: 0, and a quarter of them)"
+        None, "steps of the readout (default: 0, and a quarter of the run)"
     )
     seed: int = 0
 
@@ -218,7 +219,7 @@ class EnergyOptions(Puzzles):
     """Does token energy single out the answer's cells? (`analysis/energy.py`)"""
 
     puzzle: str = option("mark", "family of puzzles, or a kind with --size", group=PUZZLES)
-    at: tuple[int, ...] | None = option(None, "steps that are measured (default: the middle one)")
+    at: tuple[int, ...] | None = option(None, "steps to measure (default: the middle one)")
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ class AttentionOptions(Puzzles):
     """How much attention goes to padding and to the given frame? (`analysis/attention.py`)"""
 
     puzzle: str = option("mark", "family of puzzles, or a kind with --size", group=PUZZLES)
-    at: tuple[int, ...] | None = option(None, "steps that are measured (default: the middle one)")
+    at: tuple[int, ...] | None = option(None, "steps to measure (default: the middle one)")
 
 
 @dataclass(frozen=True)
@@ -234,11 +235,11 @@ class CountsOptions(Ideal, Puzzles):
     """How many steps and frames does an answer take? (`analysis/counts.py`)"""
 
     counts: tuple[int, ...] = option(
-        (1, 2, 4, 10, 20), "denoising steps; the largest is what all are compared with"
+        (1, 2, 4, 10, 20), "denoising steps; all are compared with the largest"
     )
     lengths: tuple[int, ...] = option((), "video frames, 4n + 1, at the largest of --counts")
     against: str | None = option(
-        None, "families that gain less from steps, if --puzzle has the longer chains", group=PUZZLES
+        None, "families with short chains, if --puzzle has long ones, for comparison", group=PUZZLES
     )
 
 
@@ -260,19 +261,19 @@ class NoiseOptions(Ideal, Cases):
     )
     match: Literal["cells", "none"] = option(
         "cells",
-        "noise a frame at as many steps as there are frames, or (none, as the paper) at all",
+        "noise a frame at as many steps as there are frames, or (none, as in the paper) at all",
         group=NOISE,
     )
     dose: float | None = option(
         None,
-        "of add: squared norm in all, in latent frames of unit variance (default: as many as "
+        "total squared norm of add, in latent frames of unit variance (default: as many as "
         "there are)",
         group=NOISE,
     )
     layer: int | None = option(None, "also compare this block's output by CKA", group=NOISE)
-    others: int = option(2, "other seeds for the yardstick", group=NOISE, least=1)
+    others: int = option(2, "other seeds that define the unit of D", group=NOISE, least=1)
     boundaries: tuple[float, ...] = option(
-        (), "places of the boundary between the experts, each compared with the first", group=NOISE
+        (), "boundaries between the experts, each compared with the first", group=NOISE
     )
 
 
@@ -281,11 +282,11 @@ class SweepOptions(NoiseOptions):
     """Noise at the same few steps under several settings (`analysis/sweep.py`)."""
 
     at: tuple[int, ...] | None = None
-    frames: tuple[int, ...] | None = ()  # noise in a frame is left to `noise`
+    frames: tuple[int, ...] | None = ()  # noise in frames is measured by `noise` only
     match: Literal["cells", "none"] = "cells"
     boundaries: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
-    points: int = option(5, "steps to noise, evenly spread", group=NOISE, least=1)
+    points: int = option(5, "number of steps to noise, evenly spaced", group=NOISE, least=1)
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ class DistilledOptions(SweepOptions):
     """Over few-step sampling or weights."""
 
     counts: tuple[int, ...] = option((4, 8, 20, 50), "denoising steps")
-    models: tuple[str, ...] = option((), "other weights, one for each count, instead of --model")
+    models: tuple[str, ...] = option((), "other weights, one per count, instead of --model")
 
 
 @dataclass(frozen=True)
@@ -309,30 +310,30 @@ class SwapOptions(Cases):
 
     puzzle: str = option(
         "mark",
-        "families that have several prompts for a picture: mark, goal, pick, partner, ...",
+        "families with several prompts per picture: mark, goal, pick, partner, ...",
         group=PUZZLES,
     )
     n: int = option(10, "how many puzzles", group=PUZZLES, least=1)
     probe: int | None = option(
         None,
-        "so many pictures with cats and bicycles, drawn for any image-to-video model; scored",
+        "number of drawn pictures with cats and bicycles, for any image-to-video model; scored",
         least=1,
     )
     pixels: str = option("480x832", "their height x width")
-    prompt: str | None = option(None, "what run B is asked", group=OWN)
-    other: str | None = option(None, "what run A is asked, of the same picture", group=OWN)
+    prompt: str | None = option(None, "the prompt of run B", group=OWN)
+    other: str | None = option(None, "the prompt of run A, for the same picture", group=OWN)
     seeds: int = 1
     several: bool = False
     single: bool = False
     what: str = option(
         "stream",
         "what is swapped: stream, update, a sub-layer of the model such as self_attn, or a stream "
-        "beside the video's: text, joint (text and video), audio",
+        "next to the video's: text, joint (text and video), audio",
         group=SWAP,
     )
     layers: str | None = option(
         None,
-        "layers, each by itself, e.g. embed,0,3,6-9 (default: all)",
+        "layers, swapped one at a time, e.g. embed,0,3,6-9 (default: all)",
         flag="--layers --at",
         group=SWAP,
     )
@@ -341,28 +342,28 @@ class SwapOptions(Cases):
     donor: Literal["own", "same_x", "both"] = option(
         "same_x", "own: A's trajectory; same_x: prompt A at B's latent", group=SWAP
     )
-    branch: Branch = option("cond", "passes of guidance that are swapped", group=SWAP)
+    branch: Branch = option("cond", "guidance passes that are swapped", group=SWAP)
     region: Literal["all", "objects", "background"] = option(
         "all", "tokens that are swapped", group=SWAP
     )
-    one_way: bool = option(False, "A into B only, not B into A as well", group=SWAP)
+    one_way: bool = option(False, "only A into B, not also B into A", group=SWAP)
     controls: tuple[str, ...] = option(
         (), "some of null, wrong, shuffled, random; or all", group=SWAP
     )
     control_layers: str | None = option(
-        None, "their layers (default: three of --at)", flag="--controls-at", group=SWAP
+        None, "layers of the controls (default: three of --at)", flag="--controls-at", group=SWAP
     )
 
 
 @dataclass(frozen=True)
 class EnsembleOptions(Cases):
-    """Does it help to average mid-layer states over seeds? (`analysis/ensemble`)"""
+    """Does averaging mid-layer states over seeds help? (`analysis/ensemble`)"""
 
-    size: int | None = option(5, "cells along a side, of a kind", group=PUZZLES)
+    size: int | None = option(5, "cells along a side of a kind", group=PUZZLES)
     n: int = option(100, "how many puzzles", group=PUZZLES, least=1)
     split: Literal["dev", "test"] = "test"  # the arm is chosen on dev and reported on test
     choose: int = option(
-        40, "dev puzzles that choose the arm; 0: the first is taken", group=PUZZLES, least=0
+        40, "dev puzzles that choose the arm; 0: take the first", group=PUZZLES, least=0
     )
     modes: tuple[str, ...] = option(
         (),
@@ -370,20 +371,20 @@ class EnsembleOptions(Cases):
         group=SHARE,
     )
     windows: str | None = option(
-        None, "blocks as of 40, scaled to the model (default: 20-29,0-9,0-39; 20-29)", group=SHARE
+        None, "blocks, scaled from 40 to the model (default: 20-29,0-9,0-39; 20-29)", group=SHARE
     )
     share_at: str | None = option(
         None,
-        "steps that share, e.g. 0,0-4; of several, one is chosen (default: 0,first quarter; 0)",
+        "steps that share, e.g. 0,0-4; one of several is chosen (default: 0,first quarter; 0)",
         flag="--share-at --at",
         group=SHARE,
     )
-    seeds: int = option(3, "runs that share, T", group=SHARE, least=1)
+    seeds: int = option(3, "number of runs that share, T", group=SHARE, least=1)
     alpha: float = option(0.5, "of mode mix", group=SHARE)
     keep_norm: bool = option(
         False, "rescale the mean to the average norm of its inputs", group=SHARE
     )
-    branch: Branch = option("cond", "passes of guidance that share", group=SHARE)
+    branch: Branch = option("cond", "guidance passes that share", group=SHARE)
     carrier: str = option("0", "the seed that is finished, or 'all'", group=SHARE)
     arms: tuple[str, ...] = option(
         (),

@@ -1,15 +1,15 @@
-"""Does a run leave a wrong answer? One is put into the latent, and the run goes on from there (ours;
-paper, Sec. 4, reads self-correction off the pictures).
+"""Does a run correct a wrong answer? One is put into the latent, and the run continues from there
+(ours; the paper, Sec. 4, judges self-correction from the pictures).
 
 A model that is rarely wrong has little to correct. So a plausible wrong answer z is planted at step
-s, on the schedule: x = (1 - sigma) z + sigma noise, exactly what a run that believes z would hold.
-The video then shows a valid answer (repaired), the wrong one, or nothing clear.
+s, on the schedule: x = (1 - sigma) z + sigma noise, which is exactly the latent of a run whose
+estimate is z. The video then shows a valid answer (repaired), the wrong one, or nothing clear.
 
-A run that leaves what it holds for no reason leaves right answers as well. So the control plants
-a valid answer, and counts the runs that end at another valid one (switched); the finding is
-repaired minus switched. Trivial by construction: at step 0 nothing of the plant is left, and what
-is planted late can hardly be left by any model. An ideal observer, who knows what is valid, repairs
-all (`--ideal`): what a network has of this is knowledge of the rules at that noise level.
+A run may also abandon what it holds for no reason. So the control plants a valid answer and counts
+the runs that end at another valid one (switched); the finding is repaired minus switched. Trivial
+by construction: at step 0 nothing of the plant is left, and a late plant can hardly be abandoned by
+any model. An ideal observer, which knows the valid answers, repairs all (`--ideal`): a network's
+share of this measures its knowledge of the rules at that noise level.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,10 +43,10 @@ def has_foils(puzzle: Puzzle) -> bool:
 
 
 def outcomes(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Tensor]:
-    """What becomes of an answer planted at each step, 0 or 1: each of OUTCOMES, b steps.
+    """The outcome of an answer planted at each step, 0 or 1: each of OUTCOMES, b steps.
 
-    Which of its wrong and of its valid answers is planted follows from a case's seed. Passes: 2 *
-    sum(N - s for s in at), per case.
+    The case's seed selects which wrong and which valid answer is planted. Passes per case: 2 *
+    sum(N - s for s in at).
     """
     condition, schedule = cases.condition(wan, batch), wan.schedule()
     noise = cases.noise(wan, condition, batch)
@@ -75,7 +75,7 @@ def outcomes(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Te
 
 
 def study(wan: Wan, run: Run, options: PlantOptions) -> Result:
-    """What becomes of wrong and of valid answers planted at the steps `at`, of each model."""
+    """The outcomes of wrong and of valid answers planted at the steps `at`, for each model."""
     at = options.at or spread(6, wan.preset.steps)
     chosen = cases.chosen(options, keep=has_foils)
     found = {
@@ -114,7 +114,7 @@ def study(wan: Wan, run: Run, options: PlantOptions) -> Result:
 def numbers(
     found: Mapping[str, Mapping[str, np.ndarray]], at: Sequence[int], sigmas: Sequence[float]
 ) -> list[Number]:
-    """Repaired minus switched at each step (n steps of each outcome), of each model."""
+    """Repaired minus switched at each step (n steps for each outcome), for each model."""
     out = []
     for k, s in enumerate(at):
         more = {who: f["repaired"][:, k] - f["switched"][:, k] for who, f in found.items()}

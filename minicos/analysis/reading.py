@@ -1,19 +1,19 @@
 """For every verb that looks at a model: what it shows, how to read it, and what to try next.
 
-Said once, on the page of a run and in the verb's --help. No torch here: --help is instant.
+Used by the page of a run and by the verb's --help. Does not import torch, so --help is instant.
 """
 
 from dataclasses import dataclass
 
 Next = tuple[str, str]  # why, and the command
 
-ONE = "Every small video is the clean estimate: what the model believes, at that denoising step, that "
-ONE += "the finished video will be."
+ONE = "Every small video is the clean estimate: the model's prediction of the finished video at "
+ONE += "that denoising step."
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What to know before looking."""
+    """What to know before looking at a result."""
 
     shows: str
     read: str
@@ -22,12 +22,15 @@ class Reading:
 
 NOISE = ("Put noise into one step, and see whether the answer changes",
          "minicos run --puzzle maze --noise step:3 --x0 --out runs/noised")  # fmt: skip
-ATTEND = ("Click a token and see where it attends",
+ATTEND = ("Click a token to see where it attends",
           "minicos attention --puzzle mark --also steps")  # fmt: skip
 SWAP = ("Find the layer at which a prompt becomes an answer", "minicos swap --puzzle mark --n 4")
-BELIEF = ("Compare with an ideal observer, over many mazes", "minicos belief --n 25")
+BELIEF = ("Compare with an ideal observer, on many mazes", "minicos belief --n 25")
 COMMIT = ("Find the step at which the answer is decided", "minicos commitment --n 6")
-SHARE = ("Let seeds share what they think", "minicos ensemble --n 20 --choose 0 --no-rivals")
+SHARE = (
+    "Let several seeds share their hidden states",
+    "minicos ensemble --n 20 --choose 0 --no-rivals",
+)
 WATCH = ("Watch another kind of puzzle", "minicos steps --puzzle turn --also energy")
 KINDS = ("See all kinds of puzzles", "minicos puzzles --list")
 MINE = ("Watch a picture of your own",
@@ -46,55 +49,63 @@ READINGS: dict[str, Reading] = {
         (WATCH, ATTEND, MINE),
     ),
     "steps": Reading(
-        "The clean estimate at every denoising step: what the model believes as it decides.",
-        f"{ONE} Drag Step. Look for several answers drawn at once early and one late, and for the "
-        "step from which on nothing changes.",
+        "The clean estimate at every denoising step: the model's prediction as it decides.",
+        f"{ONE} Drag Step. Look for several answers drawn at once early and a single one late, and "
+        "for the step from which on nothing changes.",
         (ATTEND, NOISE, COMMIT, KINDS),
     ),
     "energy": Reading(
-        "The size of every token's hidden state behind every layer: where the network is busy.",
-        "Bright tokens have more energy than the median token. Drag Layer: early layers see the "
-        "whole picture, late ones single out what the task is about. Centred energy comes first, "
-        "since raw energy is dominated by a few channels that are alike on all tokens.",
+        "The size of every token's hidden state after every layer: which tokens have the most "
+        "energy.",
+        "Bright tokens have more energy than the median token. Drag Layer: early layers respond "
+        "to the "
+        "whole picture, late ones to what the task is about. Centred energy comes first, since raw "
+        "energy is dominated by a few channels that are nearly equal on all tokens.",
         (ATTEND, ("Measure it over many puzzles", "minicos energy --n 25"), SWAP),
     ),
     "attention": Reading(
         "Where attention goes: to which tokens, from frame to frame, and to padding.",
-        "Click a token on the overlay to see where it attends; click it again to see who attends "
-        "to it. Attention received is bright where many tokens look.",
+        "Click a token on the overlay to see where it attends; click it again to see which tokens "
+        "attend to it. Attention received is bright for tokens that many others attend to.",
         (("Measure it over many puzzles", "minicos attention --n 25"), SWAP, NOISE),
     ),
     "belief": Reading(
         "How many answers are alive at each step, in the network and for an ideal observer.",
-        "Where the two curves agree, several answers are Bayes' rule and no trait of the network. "
-        "Look at where they part.",
+        "Where the two curves agree, several answers follow from Bayes' rule and are not a "
+        "property of "
+        "the network. Look at where they differ.",
         (COMMIT, NOISE, SHARE),
     ),
     "commitment": Reading(
         "When the answer is decided: estimates are noised again and completed several times.",
-        "0: the completions answer every which way; 1: all alike. The answer is decided where the "
-        "curve passes 0.9, which is often before the picture is sharp.",
+        "0: the completions are as different as random answers; 1: all are equal. The answer is "
+        "decided "
+        "where the curve passes 0.9, which is often before the picture is sharp.",
         (BELIEF, NOISE, SWAP),
     ),
     "behaviours": Reading(
-        "Self-correction, perception before action, and working memory, each beside its control.",
-        "Read the differences: what an ideal observer also shows is no behaviour of the network.",
+        "Perception before action, and working memory, each with its control.",
+        "Read the differences: an effect that an ideal observer also shows is not a behaviour of "
+        "the network.",
         (BELIEF, COMMIT, SWAP),
     ),
     "recall": Reading(
-        "Whether what was made up is the same when it comes back, and which frames must see which.",
-        "Consistent: what is hidden looks alike both times. Attention is cut between its two "
-        "showings: forward, the second no longer sees the first; backward, the first no longer "
-        "sees the second; both; random, as many keys anywhere; causal, no frame sees a later one. "
-        "If it is handed on in time, only forward and both lose it.",
+        "Whether an invented object is the same when it reappears, and which frames must read "
+        "which.",
+        "Consistent: what is hidden looks the same both times. Attention is cut between its two "
+        "appearances. forward: the second does not see the first; backward: the first does not see "
+        "the second; both; random: as many keys anywhere; causal: no frame sees a later one. If "
+        "it is "
+        "handed on in time, only forward and both lose it.",
         (("Cut attention in one run, and watch it",
           "minicos run --puzzle reveal --knockout frame:0 to frame:1-3 --x0"),
          ("Cups whose swaps the model chooses", "minicos recall --puzzle shell --n 10"), ATTEND),
     ),
     "plant": Reading(
-        "Whether a run leaves a wrong answer that was put into it.",
-        "Compare with the control, which plants a valid answer: a run that leaves what it holds "
-        "for no reason leaves that as well.",
+        "Whether a run corrects a wrong answer that was put into it.",
+        "Compare with the control, which plants a valid answer: a run that abandons what it holds "
+        "for "
+        "no reason abandons that as well.",
         (COMMIT, BELIEF, NOISE),
     ),
     "counts": Reading(
@@ -122,7 +133,7 @@ READINGS: dict[str, Reading] = {
     "swap": Reading(
         "At which layer a prompt becomes an answer: states of run A are put into run B.",
         "The last layer turns every run into A's by construction. The finding is where the curve "
-        "crosses the middle: before it the state is still the prompt, behind it the answer.",
+        "crosses the middle: the state is still the prompt before it, and the answer after it.",
         (("Swap two puzzles' prompts by hand",
           'minicos run --puzzle mark --swap 6 --other "mark the square" --x0 --energy'),
          ATTEND, SHARE),
@@ -142,10 +153,11 @@ READINGS: dict[str, Reading] = {
     ),
     "reproduce": Reading(
         "Every claim of the paper on the embedded model, with a verdict, then all numbers.",
-        "A claim says that an effect is above zero. It is supported where the interval lies above "
-        "zero and the effect may be large enough to matter (p corrected for all headlines), not "
-        "supported where it is too small to matter, else undecided. Where an ideal observer is "
-        "the control, the effect is what the network shows beyond it. report.md has the caveats "
+        "A claim says that an effect is above zero. It is supported if the interval is above zero "
+        "and the effect may be large enough to matter (p corrected for all headlines), not "
+        "supported "
+        "if it is too small to matter, and otherwise undecided. Where an ideal observer is the "
+        "control, the effect is what the network shows beyond it. report.md has the caveats "
         "of each section; each study has a page of its own.",
         (BELIEF, SWAP, ("Ten times as many puzzles: hours", "minicos reproduce --full")),
     ),

@@ -1,21 +1,20 @@
-"""Is what a model made up the same when it comes back, and which frame reads which? (paper, Sec. 4,
+"""Is an invented object the same when it reappears, and which frame reads which? (paper, Sec. 4,
 working memory)
 
-The paper's objects stand in the first frame, which is given beside the latent at every step:
-nothing need be remembered. In `reveal` the object that comes out from behind a block is made up by
-the model, and in `shell` the swaps are: the second time must agree with the first (`consistent`).
+The paper's objects are visible in the first frame, which is an input at every step, so nothing has
+to be remembered. In `reveal` the model invents the object that comes out from behind a block, and
+in `shell` it invents the swaps: the second appearance must agree with the first (`consistent`).
 Attention between the frames that show it is cut, in all layers and steps:
 
-    forward     later frames no longer read the earlier ones: a memory that is handed on in time
-                would be lost
-    backward    earlier frames no longer read the later ones: a network that denoises all frames
-                at once can as well agree in this direction
-    both        neither reads the other; "random" forbids the same queries as many keys
-    causal      every frame reads itself and earlier ones alone
+    forward     later frames do not read the earlier ones: a memory handed on in time would be lost
+    backward    earlier frames do not read the later ones: a network that denoises all frames at
+                once can equally well agree in this direction
+    both        neither reads the other; "random" forbids as many keys to the same queries
+    causal      every frame reads only itself and earlier ones
 
-What is lost by `forward` minus what is lost by `backward` tells a chain of frames from frames that
-settle together. Trivial by construction: nothing; a chain along the frames and one along the steps
-predict opposite signs. A cut can also spoil the drawing, so `solved` stands beside.
+The loss under `forward` minus the loss under `backward` distinguishes a chain of frames from frames
+that settle together. Nothing is trivial by construction: a chain along the frames and one along the
+steps predict opposite signs. A cut can also spoil the drawing, so `solved` is reported as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,13 +37,14 @@ from minicos.puzzles.shell import Shell
 from minicos.runs import Run
 from minicos.wan import Wan
 
-RULE = {Reveal: "same", Shell: "ball"}  # the check of a score that says whether it is consistent
+RULE = {Reveal: "same", Shell: "ball"}  # the check in a score that decides whether it is consistent
 
 
 def frames(puzzle: Puzzle) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The latent frames that show what is made up for the first time, and those that must agree.
+    """The latent frames that first show what is invented, and those that must agree with them.
 
-    Raises MinicosError for puzzles in which nothing is made up twice.
+    Raises:
+        MinicosError: nothing is invented twice in this puzzle.
     """
     if isinstance(puzzle, Reveal):
         return (1,), (3,)
@@ -54,7 +54,7 @@ def frames(puzzle: Puzzle) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def cuts(puzzle: Puzzle) -> dict[str, Hooks]:
-    """Hooks of every arm, by name."""
+    """The hooks of every arm, by name."""
     early, late = (Tokens(frames=some) for some in frames(puzzle))
     forward, backward = Knockout(Flow(early, late)), Knockout(Flow(late, early))
     return {
@@ -92,7 +92,7 @@ def _consistent(puzzle: Puzzle, verdict: Score) -> float:
 
 
 def study(wan: Wan, run: Run, options: RecallOptions) -> Result:
-    """What each cut costs, in the rate of consistent videos and of solved puzzles."""
+    """The loss under each cut, in the rates of consistent videos and of solved puzzles."""
     chosen = cases.chosen(options)
     arms = [*cuts(cases.known(chosen[0]))]
     kept = cases.collect(run, "recalled", cases.batches(chosen), partial(recalled, wan))
@@ -116,7 +116,7 @@ def study(wan: Wan, run: Run, options: RecallOptions) -> Result:
 
 
 def _dwells(chosen: Sequence[Case], consistent: Mapping[str, np.ndarray]) -> list[Row]:
-    """The same for puzzles whose first reveal lasts longer, whose second does, and neither."""
+    """The same for puzzles with a longer first reveal, a longer second one, and neither."""
     dwells = np.array([getattr(case.puzzle, "dwell", "") for case in chosen])
     return [
         {"cut": f"{arm}, longer: {dwell}", "consistent": stats.average(values[dwells == dwell])}
@@ -126,8 +126,8 @@ def _dwells(chosen: Sequence[Case], consistent: Mapping[str, np.ndarray]) -> lis
 
 
 def numbers(consistent: Mapping[str, np.ndarray], solved: Mapping[str, np.ndarray]) -> list[Number]:
-    """The rate of consistent videos, what each cut takes of it, and which direction takes more
-    (n values of each arm).
+    """The rate of consistent videos, the loss under each cut, and in which direction it is larger
+    (n values for each arm).
     """
     plain, share = consistent["nothing cut"], "share"
     lost = "consistency lost"

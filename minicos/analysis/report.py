@@ -13,7 +13,7 @@ from minicos.analysis.tools import figures
 from minicos.analysis.verdicts import Finding, judge, table
 from minicos.runs import replace_file, write_json
 
-SHOWN = 4  # pictures of a study, at most
+SHOWN = 4  # most pictures of a study
 FIGURE, LIMIT = "verdicts.png", 10
 WIDTH = 60  # characters of a line in it
 CAVEAT = (
@@ -36,8 +36,8 @@ Found = Mapping[str, Sequence[tuple[Part, Result]]]  # of each section
 
 
 def write(folder: Path, found: Found, about: str, model: str) -> list[Finding]:
-    """report.md, with figures by relative links, and claims.json: the same results give the same
-    bytes. Returns what came of the claims.
+    """Write report.md, with figures by relative links, and claims.json; equal results give equal
+    bytes. Returns the finding for each claim.
     """
     made = {f"{name}/{p.name}": (p, r) for name, some in found.items() for p, r in some}
     results = {key: r for key, (_, r) in made.items()}
@@ -59,8 +59,8 @@ def write(folder: Path, found: Found, about: str, model: str) -> list[Finding]:
 
 
 def _draw(path: Path, heads: Sequence[Finding]) -> list[str]:
-    """Every headline's effect in units of the smallest that would matter, cut at LIMIT; the link
-    to the picture, where there is anything to draw.
+    """Draw every headline's effect in units of the smallest that would matter, cut at LIMIT;
+    returns the link to the picture, if there is anything to draw.
     """
     shown = {}
     for f in heads:

@@ -1,14 +1,14 @@
 """Every claim on the embedded model: a list of studies, and the report that they make.
 
-A section is some studies with their options; what is measured is defined in the studies alone, and
-each has the verb that gives the same numbers (`Part.command`). What they decide is in `claims`.
-Networks run on one thread (`work`), sections in processes of their own: two thread pools on two
-cores would lose, and last bits then do not depend on the number of cores. A section that was killed
-continues and ends at the same bits.
+A section is a set of studies with their options. The studies alone define what is measured, and
+each has a verb that gives the same numbers (`Part.command`). `claims` says what they decide. Each
+section runs in its own process, with networks on one thread (`work`): two thread pools would
+compete for two cores, and the last bits would depend on the number of cores. A section that was
+killed continues and ends at the same bits.
 
-Puzzles are of the test split: n for headlines, fewer for what costs most. Steps, layers and windows
-are fixed here beforehand. Most runs take 10 denoising steps, which costs the embedded model little
-(section `counts`).
+Puzzles are from the test split: n for headlines, fewer for the most expensive studies. Steps,
+layers and windows were fixed here beforehand. Most runs take 10 denoising steps, which costs the
+embedded model little accuracy (section `counts`).
 """
 
 import shlex
@@ -46,9 +46,9 @@ from minicos.wan import Wan
 
 N = 100  # puzzles of an experiment
 FULL = 1000  # the same with --full
-SHORT = 10  # denoising steps, where not said otherwise
+SHORT = 10  # denoising steps, unless stated otherwise
 AT_LEAST = 5  # puzzles: a mixture takes one of each family
-# With one right answer, by how many facts depend on each other in a row.
+# With one right answer, by the number of facts that depend on each other in a chain.
 LONG = "maze-one,shell-one,balls-three"
 TWINS = "sequence-short,mirror-one,balls-one"
 CHOICES = "latin,maze,shell-short"  # several right answers
@@ -61,8 +61,8 @@ WINDOWS = ("20-29", "0-9", "10-19", "30-39", "0-39")  # of 40 blocks, the paper'
 class Part:
     """One study with its options, under the model's preset with some fields changed."""
 
-    name: str  # its folder inside the section's
-    verb: str  # gives the same numbers
+    name: str  # its subfolder in the section's folder
+    verb: str  # the verb that gives the same numbers
     study: Callable[[Wan, Run, Any], Result]
     options: Any
     preset: Mapping[str, Any] = field(default_factory=dict)
@@ -80,11 +80,11 @@ class Section:
 
     title: str
     text: str
-    seconds: float  # of one core and of one puzzle, about: the longest sections begin first
+    seconds: float  # about, on one core and for one puzzle; the longest sections start first
 
 
 def fewer(n: int) -> int:
-    """Puzzles of a curve, where the headline has n."""
+    """Number of puzzles for a curve, if the headline has n."""
     return max(AT_LEAST, n // 4)
 
 
@@ -94,7 +94,7 @@ def parts(n: int, seed: int = 0) -> dict[str, list[Part]]:
     if n >= FULL:
         for section, more in _appendix(fewer(n), seed).items():
             made[section] += more
-    own = {"counts": {}, "frames": {}, "ensemble": {"steps": 8}}  # counts have steps of their own
+    own = {"counts": {}, "frames": {}, "ensemble": {"steps": 8}}  # counts set their own steps
     return {
         section: [
             replace(part, preset={**own.get(section, {"steps": SHORT}), **part.preset})
@@ -130,7 +130,7 @@ def _answers(n: int, seed: int) -> dict[str, list[Part]]:
 
 
 def _behaviours(n: int, seed: int) -> dict[str, list[Part]]:
-    """What the paper sees models do: correct themselves, remember, look before they act."""
+    """Behaviours that the paper sees: self-correction, memory, perception before action."""
     half = max(AT_LEAST, n // 2)
     completed = CommitmentOptions(
         puzzle=WRONG, also_single=True, n=half, at=(3,), count=1, ideal=True, seed=seed
@@ -152,7 +152,7 @@ def _behaviours(n: int, seed: int) -> dict[str, list[Part]]:
 
 
 def _changes(n: int, seed: int) -> dict[str, list[Part]]:
-    """What becomes of a run that is changed, and what is going on inside."""
+    """Interventions in a run, and measurements inside it."""
     half = max(AT_LEAST, n // 2)
     noised = NoiseOptions(
         n=max(AT_LEAST, n // 6), several=True, others=1, ideal=True, match="none", seed=seed
@@ -184,8 +184,8 @@ def _changes(n: int, seed: int) -> dict[str, list[Part]]:
 
 
 def _appendix(n: int, seed: int) -> dict[str, list[Part]]:
-    """Of --full alone, and no headlines: more windows, seeds, kinds of prompts, layers, guidance,
-    and what noise does to hidden states.
+    """For --full only, without headlines: more windows, seeds, kinds of prompts, layers, guidance,
+    and the effect of noise on hidden states.
     """
     windows = EnsembleOptions(
         puzzle=MIXED,
@@ -330,7 +330,7 @@ model ships.""",
 
 
 def make(wan: Wan, run: Run, name: str, n: int, seed: int = 0) -> list[Result]:
-    """The results of a section's studies, each in a folder of its own inside `run`."""
+    """The results of a section's studies, each in its own folder inside `run`."""
     found = []
     for part in parts(n, seed)[name]:
         folder = replace(
@@ -347,9 +347,7 @@ def _settings(part: Part) -> dict[str, Any]:
 
 
 def work(model: str, run: Run, name: str, n: int, seed: int = 0) -> tuple[str, float]:
-    """Make one section; its name, and the seconds of processor that it took. For a process of
-    its own.
-    """
+    """Make one section, in its own process; returns its name and the processor seconds it took."""
     torch.set_num_threads(1)
     begin = process_time()
     make(_load(model), run, name, n, seed)
@@ -358,7 +356,7 @@ def work(model: str, run: Run, name: str, n: int, seed: int = 0) -> tuple[str, f
 
 @cache
 def _load(model: str) -> Wan:
-    """Decoding in bfloat16: a fifth of the time, and 56 dB from float32, far below what a scorer
-    sees.
+    """Open the model with a bfloat16 decoder: a fifth of the time at 56 dB from float32, a
+    difference far below what a scorer notices.
     """
     return load(model, decode_dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What a study found, and its one form on disk: `results.json` in the run folder.
+"""The result of a study, and its form on disk: `results.json` in the run folder.
 
     {"schema": 1,
      "what": "noise",
@@ -13,8 +13,8 @@
                  "x_label": "step that is noised", "unit": "D"}],
      "files": ["sensitivity.png", "videos.png"]}
 
-The numbers are the findings, in the order in which they are read; tables and curves are the
-details. JSON has no infinity and no NaN: both are null, which means that there is no such value.
+The numbers are the findings, in the order in which to read them; tables and curves are the details.
+JSON has no infinity and no NaN: both are null, which means that there is no such value.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +33,8 @@ FILE = "results.json"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n cases with its 95 % interval. NaN: there is no value; infinity: what was
-    looked for never came.
+    """A mean over n cases with its 95 % interval. NaN means no value; infinity means that the event
+    in question never occurred.
     """
 
     value: float
@@ -48,19 +48,19 @@ class Interval:
 
 @dataclass(frozen=True)
 class Number:
-    """One finding. `note` names what it is compared with: the control, or what is true by
+    """One finding. `note` names what it is compared with: a control, or a value that holds by
     construction.
     """
 
     name: str
     value: float
-    low: float = nan  # the 95 % interval, where the number is a mean over cases
+    low: float = nan  # the 95 % interval, if the number is a mean over cases
     high: float = nan
     n: int | None = None  # cases that have a value
     unit: str = ""
     note: str = ""
-    resolvable: float = nan  # a difference's: the smallest that n cases find with 80 % power
-    p: float = nan  # a difference's: two-sided, of no difference, uncorrected
+    resolvable: float = nan  # for a difference: the smallest that n cases find with 80 % power
+    p: float = nan  # for a difference: two-sided, for no difference, uncorrected
 
     @classmethod
     def of(cls, name: str, interval: Interval, *, unit: str = "", note: str = "") -> Self:
@@ -69,7 +69,7 @@ class Number:
 
     @property
     def interval(self) -> Interval:
-        """The number without its name, as a cell of a table."""
+        """The number without its name, as a table cell."""
         return Interval(self.value, self.low, self.high, self.n or 0)
 
     def __str__(self) -> str:
@@ -77,12 +77,12 @@ class Number:
 
 
 Cell = str | int | float | bool | None | Interval
-Row = Mapping[str, Cell]  # column -> what stands there
+Row = Mapping[str, Cell]  # column -> content
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Means over cases along an axis, with their intervals where there are several cases."""
+    """Means over cases along an axis, with intervals if there are several cases."""
 
     name: str
     x: Sequence[float]
@@ -95,19 +95,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Result:
-    """All that a study found. `files` are names in the run folder, the one to open first in
-    front.
+    """Everything that a study found. `files` are names in the run folder, the one to open first
+    at the front.
     """
 
-    what: str  # the study
-    settings: Mapping[str, Any]  # all that decides the numbers; JSON values
+    what: str  # name of the study
+    settings: Mapping[str, Any]  # everything that determines the numbers; JSON values
     numbers: Sequence[Number] = ()
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     curves: Sequence[Curve] = ()
     files: Sequence[str] = ()
 
     def number(self, name: str) -> Number:
-        """The number of a name. Raises KeyError where there is none."""
+        """The number with this name. Raises KeyError if there is none."""
         for number in self.numbers:
             if number.name == name:
                 return number
@@ -127,7 +127,7 @@ class Result:
 
 
 def write(run: Run, result: Result) -> Result:
-    """Add the result to the run's journal and save it in its folder, in one step; returns it."""
+    """Add the result to the run's journal and save it in its folder, atomically; returns it."""
     for line in lines(result) if run.journal else ():
         run.log({"what": result.what, **line})
     run.save_json(FILE, {"schema": SCHEMA, **plain(asdict(result))})
@@ -152,8 +152,8 @@ def lines(result: Result) -> Iterator[dict[str, Any]]:
 
 
 def read(place: str | Path) -> Result:
-    """The result of a run folder or of a file. Raises MinicosError where it is missing, damaged
-    or of another schema.
+    """The result in a run folder or a file. Raises MinicosError if it is missing, damaged or of
+    another schema.
     """
     path = Path(place)
     path = path / FILE if path.is_dir() else path
@@ -182,7 +182,7 @@ def read(place: str | Path) -> Result:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as aligned columns; columns that are empty everywhere are left out."""
+    """Rows as aligned columns; empty columns are omitted."""
     lines = cells(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -192,22 +192,20 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a table of Markdown."""
+    """Rows as a Markdown table."""
     head, *lines = ([cell.replace("|", "\\|") for cell in line] for line in cells(rows))
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The head and every row as strings. A row may lack columns; those that no row fills are
-    left out.
-    """
+    """The header and every row as strings. Rows may lack columns; empty columns are omitted."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     filled = [name for name in names if any(row.get(name) is not None for row in rows)]
     return [filled, *([_shown(row.get(name)) for name in filled] for row in rows)]
 
 
 def brief(value: Interval | Number) -> str:
-    """ "0.123 [0.100, 0.150]"; "-" for what has no value, "never" for infinity."""
+    """ "0.123 [0.100, 0.150]"; "-" for no value, "never" for infinity."""
     bare = isnan(value.low) and isnan(value.high)
     ends = "" if bare else f" [{_shown(value.low)}, {_shown(value.high)}]"
     return f"{_shown(value.value)}{ends}"
@@ -230,8 +228,8 @@ def _cell(value: Any) -> Cell:
 
 
 def _filled(kept: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a number, an interval or a curve: what JSON holds as null is NaN again; n
-    may be missing.
+    """The fields of a number, an interval or a curve, with null converted back to NaN; n may be
+    missing.
     """
     return {
         name: tuple(nan if v is None else v for v in value)

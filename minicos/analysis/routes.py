@@ -1,7 +1,7 @@
-"""Which routes of a maze are drawn at each step? The trail in the decoded clean estimate, read off
-the picture.
+"""Which routes of a maze are drawn at each step? The trail in the decoded clean estimate, measured
+in the picture.
 
-Only for the embedded puzzles: they know every valid route, so "several candidates early, one late"
+Only for the embedded puzzles, which know every valid route, so "several candidates early, one late"
 becomes a curve for each route.
 """
 
@@ -24,8 +24,8 @@ from minicos.wan import Wan
 
 @dataclass(frozen=True)
 class Routes:
-    """Evidence for every valid route at every step: how much trail lies on the edges that not
-    all routes share, 0 to 1.
+    """Evidence for every valid route at every step: the amount of trail on the edges that not all
+    routes share, 0 to 1.
     """
 
     wan: Wan
@@ -33,11 +33,11 @@ class Routes:
     name: str = "routes"
 
     def hooks(self) -> Hooks:
-        """None: the picture is decoded from the step itself."""
+        """No hooks: the picture is decoded from the step itself."""
         return NO_HOOKS
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        """ "trail": how much trail lies on every edge of the grid, 0 to 1."""
+        """ "trail": the amount of trail on every edge of the grid, 0 to 1."""
         last = self.wan.decode(step.x0[:1])[0, -1]  # the whole trail is in the last frame
         return {"trail": torch.from_numpy(self.puzzle.read_trail(last).clip(0, 1).mean(1))}  # edges
 
@@ -64,8 +64,8 @@ class Routes:
 
 
 def evidence(puzzle: Maze, trail: np.ndarray) -> np.ndarray:
-    """Trail per edge (steps edges) -> evidence (route step): the mean over the edges that the
-    routes do not all share.
+    """Trail per edge (steps edges) -> evidence (route step): the mean over the edges that not all
+    routes share.
     """
     index = {edge: k for k, edge in enumerate(grid_edges(puzzle.size))}
     routes = [{index[edge] for edge in edges_of(route)} for route in puzzle.candidates]

@@ -1,13 +1,13 @@
-"""What does the model believe at every step? The clean estimate x0 = x - sigma v, decoded (paper,
+"""What does the model predict at every step? The decoded clean estimate x0 = x - sigma v (paper,
 Sec. 3 and Figs 1-2).
 
 At high noise the estimate of a puzzle with several right answers shows them all, faintly; as sigma
-falls, one survives. Part of that is arithmetic: x0 approximates the mean of all videos that x may
+falls, one survives. Part of this is arithmetic: x0 approximates the mean of all videos that x may
 become, so an ideal observer would show the same (`posterior`).
 
-Does the model reason along the steps or along the frames? `convergence` puts both axes into one
+Does the model reason along the steps or along the frames? `convergence` shows both axes in one
 picture: the distance of every frame of every step's estimate to the final one. Along the steps, all
-frames settle together; along the frames, later ones settle later.
+frames settle together; along the frames, later frames settle later.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ from minicos.wan import Wan
 
 
 def spread(count: int, steps: int) -> tuple[int, ...]:
-    """`count` of `steps` indices, first and last included, closer together at the start, where
-    the picture changes most.
+    """`count` of `steps` indices, including first and last, denser at the start, where the picture
+    changes most.
     """
     last, n = steps - 1, max(1, min(count, steps) - 1)
     return tuple(sorted({round(last * (k / n) ** 1.5) for k in range(n + 1)}))
@@ -42,12 +42,12 @@ def spread(count: int, steps: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Steps:
-    """Decode the clean estimate of the first sample at the chosen steps: one mp4 a step, one sheet
-    for all; convergence of all steps.
+    """Decode the clean estimate of the first sample at the chosen steps: one mp4 per step, one
+    sheet for all; and the convergence of all steps.
 
-    Where the run is guided, the estimates of the prompted and the unprompted branch get sheets of
-    their own. Further samples of the same prompt are the yardstick of the convergence; without one,
-    distances are shares of the first step's.
+    In a guided run, the estimates of the prompted and the unprompted branch have sheets of their
+    own. Further samples of the same prompt define the unit of the convergence; with one sample,
+    distances are fractions of the first step's.
     """
 
     wan: Wan
@@ -56,11 +56,11 @@ class Steps:
     name: str = "x0"
 
     def hooks(self) -> Hooks:
-        """None: the estimate is in the step itself."""
+        """No hooks: the estimate is a property of the step."""
         return NO_HOOKS
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        """ "guided" and, where there is guidance, "cond" and "uncond": b c f h w."""
+        """ "guided" and, with guidance, "cond" and "uncond": b c f h w."""
         estimates = self._estimates(step)
         if step.index in self.chosen:
             for branch, x0 in estimates.items():
@@ -89,7 +89,7 @@ class Steps:
         return [*sheets, "convergence.png", *(self._file("guided", i, "mp4") for i in shown)]
 
     def _estimates(self, step: Step) -> dict[str, Tensor]:
-        """The guided estimate and, where there are several passes, that of each: b c f h w."""
+        """The guided estimate and, with several passes, that of each pass: b c f h w."""
         passes = step.velocities if len(step.velocities) > 1 else ()
         return {"guided": step.x0} | {branch: step.x0_of(branch) for branch in passes}
 
@@ -128,7 +128,7 @@ class Steps:
         run.record(strip)
 
     def _file(self, branch: str, index: int, ending: str) -> str:
-        """The name of a decoded estimate; how it was decoded is part of it, where not as by
+        """The file name of a decoded estimate; it contains the way of decoding unless that is the
         default.
         """
         tile = f"_tile{self.wan.tile}" if self.wan.tile else ""
@@ -136,7 +136,7 @@ class Steps:
         if self.wan.device.type == "cuda" and not (
             narrow or getattr(self.wan, "decode_tf32", True)
         ):
-            narrow = "_float32"  # there TF32 is the default
+            narrow = "_float32"  # TF32 is the default there
         return f"{_folder(branch)}/step_{index:02d}{tile}{narrow}.{ending}"
 
     def _frames(self, count: int) -> list[int]:
@@ -150,9 +150,9 @@ def convergence(estimates: Tensor) -> Tensor:
     """Distance of every step's estimate to the last one, per frame: steps b c f h w -> steps f,
     float64, mean over samples.
 
-    In units of the distance between two samples' final estimates where there are several (D of
-    design: 0 settled, 1 as far as another seed), else of the first step's. NaN on a frame that
-    never moves by more than 1e-6 of the largest unit.
+    With several samples, in units of the distance between two samples' final estimates (D: 0
+    settled, 1 as far as another seed); otherwise in units of the first step's distance. NaN for a
+    frame that never moves by more than 1e-6 of the largest unit.
     """
     moved = torch.stack([squared(x0, estimates[-1]) for x0 in estimates])  # steps b f
     several = estimates.shape[1] > 1
@@ -167,9 +167,9 @@ def _folder(branch: str) -> str:
 
 # -- the question, on puzzles ----------------------------------------------------------------------
 
-# of the first estimate's distance to the last one, below which an estimate counts as settled
+# fraction of the first estimate's distance to the last one below which an estimate is settled
 SETTLED = 0.1
-SEVERAL, ONE = "several", "one"  # right answers
+SEVERAL, ONE = "several", "one"  # number of right answers
 
 
 def moves(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
@@ -188,11 +188,11 @@ def settling(moved: np.ndarray, unit: np.ndarray) -> np.ndarray:
 
 
 def study(wan: Wan, run: Run, options: StepsOptions) -> Result:
-    """When do the frames settle: all together, and later where several answers are right?
+    """When do the frames settle: all together, and later if several answers are right?
 
-    The given first frame is left out. The unit is one for all puzzles, the mean distance of the
-    first estimate to the last one where there is a choice: where there is none, even the first
-    estimate may be near.
+    The given first frame is excluded. All puzzles share one unit, the mean distance of the first
+    estimate to the last one in puzzles with a choice: without a choice, even the first estimate may
+    be near the last.
     """
     chosen = {
         SEVERAL: cases.chosen(options),
@@ -239,7 +239,7 @@ def study(wan: Wan, run: Run, options: StepsOptions) -> Result:
 
 
 def numbers(settled: Mapping[tuple[str, str], np.ndarray]) -> list[Number]:
-    """When frames settle: n frames, for each model and for puzzles with several answers and one."""
+    """When frames settle (n frames), for each model, with several right answers and with one."""
     of = {who: values for (who, name), values in settled.items() if name == SEVERAL}
     late = {who: values[:, -1] - values[:, 0] for who, values in of.items()}
     return [

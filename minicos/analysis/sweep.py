@@ -1,19 +1,19 @@
 """The same measurement under several settings: boundaries of the experts, frame counts (App. B),
 few steps or other weights (App. C).
 
-A setting is a model under a preset. Measured is what `noise` measures: how fast the clean estimate
-converges (D of each step's estimate to the last one, in units of another seed) and how sensitive
-the run is to noise at one step. Peaks are compared on the same resamples of the same cases, so that
-their difference has an interval of its own.
+A setting is a model under a preset. The measurement is that of `noise`: how fast the clean estimate
+converges (D of each step's estimate to the last one, in units of another seed), and how sensitive
+the run is to noise at one step. Peaks are compared on the same resamples of the same cases, so
+their difference has its own interval.
 
-boundary     The paper's sensitivity peaks at steps 20-30 of 50, and at 50 steps the experts change
-             at step 21 under its tools' 0.875, at step 18 under the 0.8997 that VBVR was trained
-             with. A peak that follows the boundary belongs to the experts. A flat curve has no peak
-             to follow (its interval is wide), so D is also compared at the steps that another
-             expert serves, and at those that the same expert serves.
-frames       Counts that a model was not trained at are out of distribution; read its success first.
-distilled    Steps are no common axis between 4 and 50 of them; the noise level is, and the share of
-             the run is the other.
+- boundary: the paper's sensitivity peaks at steps 20-30 of 50. With 50 steps the experts change at
+  step 21 under its tools' boundary of 0.875, and at step 18 under the 0.8997 that VBVR was trained
+  with. A peak that follows the boundary belongs to the experts. A flat curve has no clear peak (its
+  interval is wide), so D is also compared separately at the steps that the two settings give to
+  different experts, and at those that they give to the same expert.
+- frames: counts that a model was not trained on are out of distribution; look at its success first.
+- distilled: steps are not a common axis between 4 and 50 of them. The noise level is one, and the
+  fraction of the run is another.
 """
 
 import re
@@ -32,14 +32,14 @@ from minicos.errors import MinicosError
 from minicos.runs import Progress, Run
 from minicos.wan import Wan
 
-SETTLED = 0.1  # D of an estimate to the last one, below which it counts as settled
+SETTLED = 0.1  # D of an estimate to the last one below which it counts as settled
 LABELS = {"step": "step", "sigma": "1 - sigma on entering", "share": "share of the run"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One model under one preset, with its own noise: 20 steps and 4 steps are not noised at the
-    same ones.
+    """One model under one preset, with its own edits: runs of 20 and of 4 steps are not noised at
+    the same steps.
     """
 
     wan: Wan
@@ -60,7 +60,7 @@ def study(wan: Wan, run: Run, options: NoiseOptions) -> Result:
 
 
 def settings(wan: Wan, options: NoiseOptions) -> dict[str, Setting]:
-    """The settings that options ask for. Raises MinicosError for boundaries of a model with one
+    """The settings that the options ask for. Raises MinicosError for boundaries of a model with one
     expert.
     """
     if isinstance(options, FramesOptions):
@@ -79,20 +79,18 @@ def settings(wan: Wan, options: NoiseOptions) -> dict[str, Setting]:
 
 
 def few(wan: Wan, options: SweepOptions) -> Setting:
-    """A setting of its own number of steps."""
+    """A setting with another number of steps."""
     return Setting(wan, replace(options, at=spread(options.points, wan.preset.steps)))
 
 
 def spread(points: int, steps: int) -> tuple[int, ...]:
-    """Steps spread evenly over a run, the first included and the last not."""
+    """Steps spread evenly over a run, including the first but not the last."""
     points = min(points, steps)
     return tuple(sorted({i * steps // points for i in range(points)}))
 
 
 def compare(chosen: Mapping[str, Setting], run: Run, options: NoiseOptions) -> Result:
-    """Study every setting in a folder of its own, with its pictures and numbers; then all of
-    them together.
-    """
+    """Study every setting in its own folder, with its pictures and numbers; then compare them."""
     what, axis = "boundary", "step"
     if isinstance(options, SweepOptions):
         frames = isinstance(options, FramesOptions)
@@ -113,14 +111,14 @@ def compare(chosen: Mapping[str, Setting], run: Run, options: NoiseOptions) -> R
 
 
 def settled(estimates: np.ndarray) -> np.ndarray:
-    """For each case, the share of the run after which D of the estimate to the last (n N) stays
+    """For each case, the fraction of the run after which D of the estimate to the last (n N) stays
     within SETTLED: n, 0 to 1.
     """
     return stats.settled(estimates > SETTLED) / estimates.shape[1]
 
 
 def rows(found: Mapping[str, Measured]) -> list[dict[str, Cell]]:
-    """Every setting; shifts of the peak are against the first one."""
+    """A row for each setting; shifts of the peak are relative to the first one."""
     first = next(iter(found.values()))
     top_first, peaks_first = peak(sensitivity(first), first.noised)
     out = []
@@ -146,10 +144,10 @@ def rows(found: Mapping[str, Measured]) -> list[dict[str, Cell]]:
 
 
 def numbers(found: Mapping[str, Measured]) -> list[Number]:
-    """D at the noised steps: each setting minus the first, where both are noised at the same steps
-    of one schedule.
+    """D at the noised steps: each setting minus the first, if both are noised at the same steps of
+    one schedule.
 
-    Apart for the steps that the two give to different experts and to the same one.
+    Separate for the steps that the two give to different experts and for those with the same one.
     """
     (name_first, first), *others = found.items()
     out = []
@@ -188,7 +186,7 @@ def _curves(found: Mapping[str, Measured], axis: str, mode: str) -> list[Curve]:
 
 
 def _place(measured: Measured, steps: np.ndarray, axis: str) -> np.ndarray:
-    """Where steps lie on an axis that settings share."""
+    """The positions of steps on an axis that all settings share."""
     if axis == "sigma":
         return 1 - np.array(measured.sigmas)[steps]
     return steps / (len(measured.sigmas) - 1) if axis == "share" else steps

@@ -1,15 +1,15 @@
-"""From a number to a verdict that could have been another.
+"""From a number to a verdict, by a rule that could also have given another verdict.
 
 A claim says that an effect is above zero, and `least` is the smallest effect that would matter:
 
     supported               p, corrected for all headlines together, is at most .05, the 95 %
-                            interval lies above zero, and an effect of `least` is not ruled out
-    not supported           the interval lies below `least`: what is there would not matter
-    cannot be decided here  anything else, and whatever fails one of the claim's needs: a puzzle
-                            that is always solved leaves no room for a gain
+                            interval is above zero, and an effect of `least` is not ruled out
+    not supported           the interval is below `least`: any effect is too small to matter
+    cannot be decided here  otherwise, and if a need of the claim is not met: a puzzle that is
+                            always solved leaves no room for a gain
 
-`python -m minicos.analysis.verdicts claims.json` prints the headlines of a report as a table;
-given the files of several reports, what each says, and exits with 1 where their verdicts differ.
+`python -m minicos.analysis.verdicts claims.json` prints the headlines of a report as a table. Given
+the files of several reports, it prints what each says, and exits with 1 if their verdicts differ.
 """
 
 import sys
@@ -26,7 +26,7 @@ from minicos.runs import read_json
 
 LEVEL = 0.05
 SUPPORTED, NOT, OPEN = "supported", "not supported", "cannot be decided here"
-FIELDS = (  # of a line of claims.json
+FIELDS = (  # of an entry in claims.json
     "claim",
     "paper",
     "headline",
@@ -43,50 +43,50 @@ FIELDS = (  # of a line of claims.json
 
 @dataclass(frozen=True)
 class Need:
-    """A number that must lie within bounds for a claim to be decided."""
+    """A number that must be within bounds for a claim to be decided."""
 
     number: str  # its name in the claim's result
     low: float
     high: float
-    why: str  # what is wrong where it does not
+    why: str  # what is wrong if it is not
 
     def missed(self, result: Result) -> str:
-        """Why the claim cannot be decided; empty where the need is met."""
+        """The reason why the claim cannot be decided; empty if the need is met."""
         value = result.number(self.number).value
         return "" if self.low <= value <= self.high else f"{self.why} ({value:.2f})"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that the paper says, or that its reading hangs on, as the sign of one number."""
+    """A claim of the paper, or a condition of its interpretation, as the sign of one number."""
 
     text: str  # what is true if the effect is above zero
     paper: str  # its figure, table or section
     part: str  # the section and part of the report that measures it
     number: str  # the effect's name in that result
     least: float  # the smallest effect that would matter, in the number's unit
-    control: str  # what the effect has been set against
-    ideal: str | None = None  # the name of an ideal observer's number; None: it has none
+    control: str  # what the effect is compared with
+    ideal: str | None = None  # name of the ideal observer's number; None if there is none
     headline: bool = False
-    flipped: bool = False  # the claim is that the number is below zero: its sign is turned
+    flipped: bool = False  # the claim is that the number is below zero, so its sign is changed
     needs: tuple[Need, ...] = ()
-    blocked: str = ""  # why it cannot be decided, whatever the number
+    blocked: str = ""  # the reason why it cannot be decided, whatever the number
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of a claim."""
+    """The outcome of a claim."""
 
     claim: Claim
     number: Number
     ideal: float | None
-    p: float  # corrected together, of headlines
+    p: float  # corrected together for headlines
     verdict: str
-    why: str  # what keeps it from being decided, where that is a need
+    why: str  # the unmet need, if that prevents a decision
     command: str = ""
 
     def line(self) -> dict[str, Any]:
-        """In the fields of claims.json, which has no infinity and no NaN."""
+        """The finding in the fields of claims.json, without infinity and NaN."""
         number, claim = self.number, self.claim
         values = (claim.text, claim.paper, claim.headline, number.value, number.low, number.high)
         control = f"{claim.control}; {self.why}" if self.why else claim.control
@@ -97,7 +97,7 @@ class Finding:
 
 
 def verdict(number: Number, p: float, least: float) -> str:
-    """Of a number with its p value, as the head of this file says."""
+    """The verdict on a number with its p value, by the rule at the top of this file."""
     if isnan(number.value) or isnan(number.low) or not number.n:
         return OPEN
     if number.high < least:
@@ -108,8 +108,8 @@ def verdict(number: Number, p: float, least: float) -> str:
 def judge(
     claims: Sequence[Claim], results: Mapping[str, Result], commands: Mapping[str, str]
 ) -> list[Finding]:
-    """Every claim whose part (in `results`) has been made. Headlines are corrected together, after
-    Holm; other lines stand for themselves.
+    """Judge every claim whose part (in `results`) exists. Headlines are corrected together, after
+    Holm; other lines are not corrected.
     """
     made = [claim for claim in claims if claim.part in results]
     numbers = [_signed(claim, results[claim.part].number(claim.number)) for claim in made]
@@ -134,7 +134,7 @@ def _signed(claim: Claim, number: Number) -> Number:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Lines of claims.json for a reader: effect with its interval, ideal observer, n, verdict."""
+    """Lines of claims.json for a reader: effect with interval, ideal observer, n, verdict."""
     return [
         {
             "claim": line["claim"],
@@ -158,7 +158,7 @@ def _interval(line: Mapping[str, Any]) -> Interval:
 
 def compared(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
     """What several reports (name -> lines of claims.json) say about each claim: the effects, and
-    the verdict that all share, or every one. A claim that a report lacks is "not made" there.
+    the verdict if they agree, or each one. A claim that a report lacks is "not made" there.
     """
     claims = list(dict.fromkeys(line["claim"] for lines in reports.values() for line in lines))
     rows: list[Row] = []
@@ -176,8 +176,8 @@ def compared(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the headlines of a claims.json as a table of Markdown, or compare those of several;
-    with --all every line. Returns 0, 1 where reports come to different verdicts, 2 for mistakes.
+    """Print the headlines of a claims.json as a Markdown table, or compare those of several; with
+    --all every line. Returns 0, 1 if reports have different verdicts, 2 for mistakes.
     """
     files = [word for word in argv if word != "--all"]
     if not files:

@@ -1,19 +1,18 @@
-"""Perception before action, as numbers on the embedded model (paper, Sec. 4): is it decided where to
-go before it is decided how?
+"""Perception before action, as numbers on the embedded model (paper, Sec. 4): is the destination
+decided before the route?
 
-At every step the clean estimate lies nearest to one of some hypotheses: the valid answers, and the
-answers to the picture's other prompts, which go somewhere else.
+At every step the clean estimate is nearest to one of several hypotheses: the valid answers, and the
+answers to the picture's other prompts, which have another destination.
 
-    where   the step from which on the nearest one is a valid answer, and so goes where the prompt
-            says; for pictures without routes (`pick`) that is what is meant
-    how     the step from which on the nearest of the valid answers is the one that the video ends
-            at
+    where   the step from which on the nearest hypothesis is a valid answer, which has the
+            destination in the prompt; in pictures without routes (`pick`) that is the choice itself
+    how     the step from which on the nearest valid answer is the one that the video ends at
 
-The second looks at valid answers alone, so that neither is part of the other. Trivial by
-construction: where several routes are left open, an ideal observer, too, decides how late, and is
-never wrong where: it runs as a model beside the network (`--ideal`). A blurred mixture of valid
-answers may lie nearest to a wrong one. The paper is silent on how to measure it: the definition is
-ours, for puzzles of the embedded model alone.
+The second considers valid answers only, so neither contains the other. Trivial by construction: if
+several routes are possible, an ideal observer also decides the route late, and is never wrong about
+the destination, so it is run as a model for comparison (`--ideal`). A blurred mixture of valid
+answers may be nearest to a wrong one. The paper does not say how to measure this behaviour; the
+definition is ours, and applies to puzzles of the embedded model only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,27 +28,28 @@ from minicos.analysis.tools.observer import NETWORK
 from minicos.puzzles import Puzzle
 from minicos.wan import Wan
 
-KINDS = {"goal": "how", "pick": "what"}  # family -> what it is about besides where
+KINDS = {"goal": "how", "pick": "what"}  # family -> what is decided in addition to where
 
 
 def hypotheses(wan: Wan, puzzle: Puzzle) -> Tensor:
-    """Latents of the valid answers, then of the answers to the picture's other prompts: r c f h
-    w.
+    """Latents of the valid answers, then of the answers to the picture's other prompts:
+    r c f h w.
     """
     return torch.cat([posterior.answers(wan, p) for p in (puzzle, *puzzle.variants())])
 
 
 def leading(x0: Tensor, z: Tensor) -> int:
-    """The hypothesis of z (r c f h w) that the estimate x0 (c f h w) is nearest to."""
+    """The hypothesis in z (r c f h w) that is nearest to the estimate x0 (c f h w)."""
     return int((z - x0).square().flatten(1).sum(1).argmin())
 
 
 def follow(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
-    """Run a batch and keep its courses; first axis cases.
+    """Run a batch and record its course; the first axis is the cases.
 
-    wrong    b N  whether the leading hypothesis is no valid answer
-    leads    b N  the leading one of the valid answers
-    right    b    whether the finished video is
+    Returns:
+        wrong: whether the nearest hypothesis is not a valid answer, b N.
+        leads: the nearest valid answer, b N.
+        right: whether the finished video is right, b.
     """
     condition = cases.condition(wan, batch)
     steps = list(wan.sample(condition, noise=cases.noise(wan, condition, batch)))
@@ -67,7 +67,7 @@ def follow(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
 
 
 def decided(found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The steps at which where and how are decided: n each, NaN where the video is not right."""
+    """The steps at which where and how are decided: n each, NaN if the video is not right."""
     leads = found["leads"]
     where = stats.settled(found["wrong"]).astype(float)
     how = stats.settled(leads != leads[:, -1:]).astype(float)
@@ -78,7 +78,7 @@ def decided(found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def curves(
     kind: str, found: Mapping[str, Mapping[str, np.ndarray]], sigmas: Sequence[float]
 ) -> list[Curve]:
-    """The share of right runs in which where, and how, is decided by each step, over its sigma."""
+    """The share of right runs in which where, and how, is decided by each step, over sigma."""
     out = []
     for who, course in found.items():
         steps = np.arange(course["wrong"].shape[1])

@@ -1,7 +1,6 @@
-"""What comes of noise: each edit of each case measured against the clean run of the case.
+"""Measurements of noise: each edit of each case compared with the clean run of that case.
 
-`measure` is for one edit of one batch, `measure_all` for the edits that the options ask for
-(`edits`).
+`measure` handles one edit of one batch, `measure_all` all edits that the options ask for (`edits`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +25,13 @@ from minicos.runs import Progress, Run
 from minicos.sample import Model, Step
 from minicos.wan import Wan
 
-TOKENS = 1024  # rows of a hidden state that CKA is taken over, at most
+TOKENS = 1024  # most rows of a hidden state for CKA
 
 
 @dataclass(frozen=True)
 class Clean:
-    """What the clean run keeps of each step: the clean estimate, and where asked the prompted
-    branch's output of a block.
+    """Records the clean estimate of each step of the clean run and, on request, the output of a
+    block in the prompted pass.
     """
 
     layer: int | None
@@ -40,7 +39,7 @@ class Clean:
     _seen: list[Tensor] = field(default_factory=list)
 
     def hooks(self) -> Hooks:
-        """Of the chosen block, where there is one."""
+        """Hooks on the chosen block, if there is one."""
         return (
             NO_HOOKS
             if self.layer is None
@@ -71,14 +70,17 @@ def measure(
     layer: int | None = None,
     start: int | None = None,
 ) -> dict[str, Tensor]:
-    """One edited run against the clean one in `clean`, measured from the first edited step on.
+    """One edited run compared with the clean one in `clean`, from the first edited step on.
 
-    It is run from there on, or from an earlier step `start`, to the same numbers at a higher price.
+    The run starts there, or at an earlier step `start`, which gives the same numbers at a higher
+    cost.
 
-    squared (b N f)   squared distance of the clean estimates; NaN before the edit
-    cka, hidden (b N) 1 - debiased CKA over tokens, of the estimates and of the block's output
-    injected (b f)    dose;  final (b c f h w): the video's latent;  passes: of the network,
-                                                                     0-dimensional
+    Returns:
+        squared: squared distance of the clean estimates, b N f; NaN before the edit.
+        cka, hidden: 1 - debiased CKA over tokens, of the estimates and of the block's output, b N.
+        injected: the dose, b f.
+        final: latent of the video, b c f h w.
+        passes: number of network passes, 0-dimensional.
     """
     n, first = len(wan.schedule()), min(edit.steps)
     start = first if start is None else start
@@ -128,18 +130,18 @@ def _tokens(wan: Wan, x0: Tensor) -> Tensor:
 
 
 def _hidden(ours: Tensor, theirs: Tensor) -> float:
-    keep = ~stats.massive(theirs)  # they would be all that CKA sees
+    keep = ~stats.massive(theirs)  # they would dominate CKA
     return _apart(ours[:, keep], theirs[:, keep])
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:
-    """1 - CKA, and exactly 0 for equal tensors."""
+    """1 - CKA; exactly 0 for equal tensors."""
     return 0.0 if torch.equal(ours, theirs) else 1 - stats.cka(ours, theirs)
 
 
 def edits(options: NoiseOptions, steps: int, imposed: Sequence[bool]) -> dict[str, Noise]:
-    """The edits of a run of `steps` steps by name. `imposed`: for each latent frame, whether it
-    is.
+    """The edits of a run of `steps` steps, by name. `imposed` says of each latent frame whether it
+    is imposed.
     """
     at = tuple(range(steps)) if options.at is None else options.at
     if not at or not 0 <= min(at) <= max(at) < steps:
@@ -170,13 +172,13 @@ def edits(options: NoiseOptions, steps: int, imposed: Sequence[bool]) -> dict[st
 
 @dataclass(frozen=True)
 class Measured:
-    """All that was measured; the first axis of every array is cases."""
+    """All measurements; the first axis of every array is the cases."""
 
     edits: Mapping[str, Noise]
-    # of each edit and of "clean"; "final" holds the first batch alone
+    # of each edit and of "clean"; "final" is kept for the first batch only
     runs: Mapping[str, Mapping[str, np.ndarray]]
     sigmas: tuple[float, ...]
-    boundary: int | None  # the first step of the low-noise expert, where there are two
+    boundary: int | None  # the first step of the low-noise expert, if there are two experts
     free: tuple[int, ...]  # latent frames that are not imposed
     moved: np.ndarray  # squared distance of the clean run's estimates to the last one  n N f
 
@@ -191,7 +193,7 @@ class Measured:
 
     @property
     def puzzles(self) -> bool:
-        """Whether the cases know their answers."""
+        """Whether the cases are puzzles, which know their answers."""
         return "solved" in self.runs["clean"]
 
     @property
@@ -218,7 +220,7 @@ class Measured:
         return self.d(name)[:, -1]
 
     def untouched(self, name: str) -> np.ndarray | None:
-        """D of the video's latent over the frames that the edit left alone: n; None where there
+        """D of the video's latent over the frames that the edit did not change: n; None if there
         are none.
         """
         touched = self.edits[name].frames
@@ -230,7 +232,7 @@ class Measured:
         return self.runs[name]["injected"].sum(1)
 
     def shown(self, name: str, which: str) -> np.ndarray:
-        """The video frames (bool F) that are "all", "untouched" by the edit, or show the whole
+        """The video frames (bool F) that are "all", are "untouched" by the edit, or show the whole
         "answer".
         """
         count = self.runs["clean"]["right"].shape[1]
@@ -239,12 +241,12 @@ class Measured:
         if which == "answer":
             return timeline(count) >= 1
         touched = self.edits[name].frames
-        latent = (np.arange(count) + 3) // 4  # of the VAE: one frame, then four to a latent frame
+        latent = (np.arange(count) + 3) // 4  # the VAE codes one frame, then groups of four
         return ~np.isin(latent, self.free if touched is None else touched)
 
     def passes(self, kind: str = "step") -> tuple[int, int]:
-        """Network passes of the clean run and a sweep over the edits of a kind; and of as many
-        full runs as there are edits.
+        """Network passes of the clean run and a sweep over the edits of a kind; and those of as
+        many full runs as there are edits.
         """
         clean, names = int(self.runs["clean"]["passes"].sum()), self.names(kind)
         swept = sum(int(self.runs[name]["passes"].sum()) for name in names)
@@ -259,8 +261,8 @@ def measure_all(
     most: int = cases.MOST,
     bar: Progress | None = None,
 ) -> Measured:
-    """Run and measure every edit of every case. Each edit of each batch is a file in `run`:
-    killed and rerun, the rest is done.
+    """Run and measure every edit of every case. Each edit of each batch is a file in `run`, so a
+    killed study continues with the missing ones.
     """
     schedule = wan.schedule()
     parts: dict[str, list[dict[str, Tensor]]] = {}
@@ -288,12 +290,12 @@ def measure_all(
                 run.save_tensors(file, found | _verdicts(wan, found["final"], batch))
             elif name == "clean":
                 bar.skip(len(schedule))
-            if name != "clean":  # whose steps have ticked
+            if name != "clean":  # its steps have been counted
                 bar.tick()
             found = run.load_tensors(file)
             cases.log(run, name, sum(map(len, work[:index])), found)
             if index:
-                del found["final"]  # one batch of videos is enough to show
+                del found["final"]  # one batch of videos is enough for pictures
             parts.setdefault(name, []).append(found)
         x0 = [kept(clean, Clean.name, i)["x0"] for i in range(len(schedule))]
         moved.append(torch.stack([stats.squared(x, x0[-1]) for x in x0], dim=1))
@@ -312,13 +314,13 @@ def measure_all(
 
 
 def ticks(wan: Wan, options: NoiseOptions) -> int:
-    """What a batch counts for in the progress of a study: each step of its clean run, each edit."""
+    """How much a batch counts in the progress of a study: the steps of its clean run, its edits."""
     latents, steps = (wan.preset.frames - 1) // wan.stride[0] + 1, wan.preset.steps
     return steps + len(edits(options, steps, [False] * latents))
 
 
 def _of(edit: Noise, batch: Sequence[Case]) -> Noise:
-    """The edit with noise of each case's own: an edit's seed counts from the case's."""
+    """The edit with separate noise for each case: the edit's seed is added to the case's."""
     first = edit.seed if isinstance(edit.seed, int) else 0
     return replace(edit, seed=[first + case.seed for case in batch])
 
@@ -326,9 +328,7 @@ def _of(edit: Noise, batch: Sequence[Case]) -> Noise:
 def _clean(
     wan: Wan, condition: Condition, noise: Tensor, clean: Run, layer: int | None, bar: Progress
 ) -> dict[str, Tensor]:
-    """The undisturbed run, saved step by step in `clean`: its final latent and its network
-    passes.
-    """
+    """The undisturbed run, saved step by step in `clean`: final latent and network passes."""
     final = record(wan, condition, clean, [Clean(layer)], noise, bar=bar)
     model: Model = wan
     experts = map(model.expert_name, model.schedule().timesteps)
@@ -341,8 +341,8 @@ def _joined(parts: Sequence[Tensor]) -> np.ndarray:
 
 
 def _verdicts(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> dict[str, Tensor]:
-    """Of puzzles alone: solved (b), the index of the answer or -1 (b), which video frames show a
-    valid answer (b F).
+    """Of puzzles alone: solved (b), the index of the answer or -1 (b), and which video frames show
+    a valid answer (b F).
     """
     if batch[0].puzzle is None:
         return {}

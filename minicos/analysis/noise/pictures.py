@@ -1,4 +1,4 @@
-"""The pictures of a noise study: sensitivity over steps, spread over later steps and frames, and
+"""The pictures of a noise study: sensitivity over steps, damage over later steps and frames, and
 the first case's videos.
 """
 
@@ -19,7 +19,7 @@ from minicos.wan import Wan
 def draw(
     measured: Measured, curves: Sequence[Curve], options: NoiseOptions, wan: Wan, run: Run
 ) -> list[str]:
-    """Write the pictures and arrays of a study; their names, the one to open first in front."""
+    """Write the pictures and arrays of a study; returns their names, the main one first."""
     names = [*_curves(measured, curves, run), *_matrices(measured, options, run)]
     if measured.names("frame"):
         names.append(_frames(measured, run))
@@ -27,7 +27,7 @@ def draw(
 
 
 def _curves(measured: Measured, curves: Sequence[Curve], run: Run) -> list[str]:
-    """Sensitivity and, of puzzles, what the noise costs."""
+    """Sensitivity and, for puzzles, what the noise costs."""
     begins = measured.boundary and {"the low-noise\nexpert begins": measured.boundary}
     names = []
     for name, part, y, title in (
@@ -57,8 +57,8 @@ def _curves(measured: Measured, curves: Sequence[Curve], run: Run) -> list[str]:
 
 
 def _matrices(measured: Measured, options: NoiseOptions, run: Run) -> list[str]:
-    """Noised step against later step: D, 1 - CKA and, on request, 1 - CKA of a layer; and their
-    arrays.
+    """Noised step against later step: D, 1 - CKA and, on request, 1 - CKA of a layer; and the
+    arrays behind them.
     """
     steps, n = measured.noised, len(measured.sigmas) - 1
     of: dict[str, Callable[[str], np.ndarray]] = {
@@ -99,7 +99,7 @@ def _matrices(measured: Measured, options: NoiseOptions, run: Run) -> list[str]:
 def _frames(measured: Measured, run: Run) -> str:
     """Noised frame against frame of the video: D, frame by frame."""
     unit = measured.unit[-1]
-    # a frame that no seed changes has no yardstick
+    # D is undefined for a frame that does not vary between seeds
     unit = np.where(unit > 1e-3 * unit.max(), unit, np.nan)
     spread = np.full((len(unit), len(unit)), np.nan)
     for name in measured.names("frame"):
@@ -141,7 +141,7 @@ def _videos(measured: Measured, options: NoiseOptions, wan: Wan, run: Run) -> st
 
 
 def _label(name: str, mode: str) -> str:
-    """An edit as people read it."""
+    """The label of an edit in a picture."""
     kind, _, index = name.partition(" ")
     if kind == "seed":
         return "another seed"

@@ -1,10 +1,10 @@
 """Is a step fragile and a frame robust? Noise at steps and in frames, measured on many cases
 (paper, Sec. 3.2 and Fig. 3).
 
-Sensitivity at step s is D of the video after noise at s. Its peak is the step where the mean over
-cases is largest; the interval is that of the peaks of resampled cases. Step against frame noise is
-a paired difference: for each case, the mean over the noised steps minus the mean over the noised
-frames. Scores are differences to the clean run of the same cases.
+Sensitivity at step s is D of the video after noise at s. The peak is the step where its mean over
+cases is largest; its interval is that of the peaks of resampled cases. Step and frame noise are
+compared by a paired difference: for each case, the mean over the noised steps minus the mean over
+the noised frames. Scores are differences to the clean run of the same cases.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ FRAMES = (("right frames", "all"), ("of those untouched", "untouched"), ("of the
 
 
 def check(wan: Wan, options: NoiseOptions) -> None:
-    """Raise MinicosError for steps, frames and layers that the run does not have, before
-    anything runs.
+    """Raise MinicosError for steps, frames and layers that the run does not have, before anything
+    runs.
     """
     layers, stride = wan.depth, wan.stride[0]
     if options.layer is not None and not 0 <= options.layer < layers:
@@ -51,7 +51,7 @@ def study(wan: Wan, run: Run, options: NoiseOptions) -> Result:
 def report(
     wan: Wan, run: Run, options: NoiseOptions, measured: Measured, ideal: Measured | None = None
 ) -> Result:
-    """What was measured as a result, saved in `run` with its pictures."""
+    """Turn measurements into a result, saved in `run` with its pictures."""
     drawn = curves(measured, options.mode)
     return write(
         run,
@@ -67,8 +67,8 @@ def report(
 
 
 def effects(measured: Measured) -> dict[str, tuple[np.ndarray, str, str]]:
-    """What noise at steps does beyond noise in frames, and early beyond late: for each puzzle,
-    with its control and unit.
+    """The difference between noise at steps and noise in frames, and between early and late steps:
+    for each puzzle, with its control and unit.
     """
     steps, frames = measured.names("step"), measured.names("frame")
     later = [name for name in frames if name != "frame 0"]
@@ -96,8 +96,8 @@ def effects(measured: Measured) -> dict[str, tuple[np.ndarray, str, str]]:
 
 
 def numbers(measured: Measured, ideal: Measured | None = None) -> list[Number]:
-    """The findings: step noise against frame noise, early against late, beside an ideal observer
-    where it was measured; the yardsticks, the peak, and the cost.
+    """The findings: step noise against frame noise, early against late, both also against an ideal
+    observer if measured; the units, the peak, and the cost.
     """
     steps, frames = measured.names("step"), measured.names("frame")
     theirs = {} if ideal is None else effects(ideal)
@@ -136,7 +136,7 @@ def numbers(measured: Measured, ideal: Measured | None = None) -> list[Number]:
 
 
 def _row(measured: Measured, name: str) -> dict[str, Cell]:
-    """One edit over all cases; scores are differences to the clean run."""
+    """The table row of one edit over all cases; scores are differences to the clean run."""
     ours, clean = measured.runs[name], measured.runs["clean"]
     untouched = measured.untouched(name)
     row: dict[str, Cell] = {
@@ -165,8 +165,8 @@ def _row(measured: Measured, name: str) -> dict[str, Cell]:
 
 
 def sensitivity(measured: Measured, measure: str = "D") -> np.ndarray:
-    """Damage by noise at each noised step: n steps. "D" and "cka" of the video; "solved" and
-    "right": what the clean run has more.
+    """Damage by noise at each noised step: n steps. "D" and "cka" are of the video; "solved" and
+    "right" are what the clean run has more of.
     """
     clean, names = measured.runs["clean"], measured.names("step")
     if measure == "D":
@@ -179,8 +179,8 @@ def sensitivity(measured: Measured, measure: str = "D") -> np.ndarray:
 
 
 def curves(measured: Measured, mode: str) -> list[Curve]:
-    """Sensitivity over the noised steps in each measure: D and 1 - CKA; of puzzles also what is
-    lost.
+    """Sensitivity over the noised steps in each measure: D and 1 - CKA, and for puzzles also the
+    loss of score.
     """
     names = {"D": "D", "1 - CKA": "cka"} if measured.names("step") else {}
     if names and measured.puzzles:
@@ -193,14 +193,14 @@ def curves(measured: Measured, mode: str) -> list[Curve]:
 
 
 def peak(values: np.ndarray, steps: np.ndarray) -> tuple[Interval, np.ndarray]:
-    """The step of the largest mean (values: n steps) with the interval of resampled peaks, never
-    narrower than to the neighbouring noised steps, and those peaks.
+    """The step with the largest mean (values: n steps), with the interval of resampled peaks, which
+    extends at least to the neighbouring noised steps; and those peaks.
     """
     peaks = steps[(stats.resampled(len(values)) @ values).argmax(1)]
     low, high = np.percentile(peaks, [2.5, 97.5])
     best = int(values.mean(0).argmax())
     top = float(steps[best])
-    if len(steps) > 1:  # between noised steps nothing is known
+    if len(steps) > 1:  # nothing is known between noised steps
         low = min(low, steps[max(best - 1, 0)])
         high = max(high, steps[min(best + 1, len(steps) - 1)])
     return Interval(top, float(low), float(high), len(values)), peaks

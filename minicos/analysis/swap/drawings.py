@@ -1,10 +1,10 @@
 """Pictures for any model: two classes of objects on a blank background, their masks, and a prompt
 for each class.
 
-How the paper asks what a layer knows (Sec. 5.2): "circle the cats" and "circle the bicycles" ask
-for different things of one picture, and nothing else in it could. Its own pictures are not
-published; these are drawn silhouettes. Which objects a video touched is read from pixels alone: a
-readout of where something was drawn, not a judgement of how well.
+This is how the paper tests what a layer encodes (Sec. 5.2): "circle the cats" and "circle the
+bicycles" ask for different things in one picture, and nothing else in it could. The paper's
+pictures are not published; these are drawn silhouettes. Which objects a video marked is determined
+from pixels alone: this measures where something was drawn, not how well.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ import numpy as np
 from minicos.puzzles import draw
 
 COLOURS = ((40, 40, 45), (150, 75, 40), (35, 95, 150), (120, 50, 110))
-AROUND = 1.6  # radii: how far from its centre a mark still belongs to an object
+AROUND = 1.6  # radii: how far from its centre a mark still counts for an object
 TOUCHED = 0.03  # share of an object's surroundings that must change visibly
 
 
 def _capsule(
     y: np.ndarray, x: np.ndarray, a: tuple[float, float], b: tuple[float, float], width: float
 ) -> np.ndarray:
-    """Signed distance to a line from a to b (y, x) with round ends."""
+    """Signed distance to a line with round ends from a to b (y, x)."""
     dy, dx = b[0] - a[0], b[1] - a[1]
     along = np.clip(((y - a[0]) * dy + (x - a[1]) * dx) / (dy * dy + dx * dx), 0, 1)
     return np.hypot(y - a[0] - along * dy, x - a[1] - along * dx) - width / 2
@@ -99,8 +99,8 @@ class Drawing:
         width: int = 832,
         kinds: tuple[str, str] = ("cat", "bicycle"),
     ) -> "Drawing":
-        """One or two things of each class, no two in one cell of a grid of two rows. `kinds` are
-        of SILHOUETTES.
+        """One or two things of each class, at most one in each cell of a grid with two rows.
+        `kinds` are names in SILHOUETTES.
         """
         columns = max(2, round(2 * width / height))
         cell = min(height / 2, width / columns)
@@ -130,7 +130,7 @@ class Drawing:
         return draw.to_uint8(canvas)
 
     def mask(self, *kinds: str) -> np.ndarray:
-        """Where things of these classes (default: both) stand: bool (h, w)."""
+        """Where things of these classes (default: both) are: bool (h, w)."""
         chosen = [t for t in self.things if t.kind in (kinds or self.kinds)]
         return np.logical_or.reduce([self._distance(t) < 0 for t in chosen])
 
@@ -138,8 +138,8 @@ class Drawing:
         """For each thing, the share of its surroundings where the last frame of a video uint8 (f,
         h, w, 3) differs from the first.
 
-        The surroundings are nearer to the thing than to any other and within AROUND radii, the
-        things themselves left out.
+        The surroundings are the pixels nearer to this thing than to any other and within AROUND
+        radii, except the things themselves.
         """
         height, width = video.shape[1:3]
         y, x = (
@@ -153,7 +153,7 @@ class Drawing:
         return [float(changed[where].mean()) for where in near]
 
     def shows(self, kind: str) -> Callable[[np.ndarray], bool]:
-        """Whether a video touches every thing of a class and none of the other."""
+        """A function that tests whether a video marks all things of a class and no others."""
 
         def verdict(video: np.ndarray) -> bool:
             found = self.touched(video)
@@ -167,8 +167,8 @@ class Drawing:
     def _distance(
         self, thing: Thing, y: np.ndarray | None = None, x: np.ndarray | None = None
     ) -> np.ndarray:
-        """Signed distance to a thing's outline in pixels, at rows y and columns x (default:
-        every pixel).
+        """Signed distance to a thing's outline in pixels, at rows y and columns x (default: all
+        pixels).
         """
         y = np.arange(self.height) + 0.5 if y is None else y
         x = np.arange(self.width) + 0.5 if x is None else x

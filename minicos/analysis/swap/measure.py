@@ -1,5 +1,5 @@
-"""What comes of swaps: every arm of a plan measured on pairs, in batches that a killed sweep
-does not repeat.
+"""Measurements of swaps: every arm of a plan on pairs, in batches that a killed sweep does not
+repeat.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ from minicos.wan import Wan
 
 
 def undisturbed(wan: Wan, made: Sequence[Pair], starts: Sequence[int]) -> dict[str, Tensor]:
-    """Both runs of each pair, first axis pairs: where they end, what that shows, and B's latent
-    and velocity at `starts`.
+    """Both undisturbed runs of each pair, first axis pairs: where they end, what that shows, and
+    B's latent and velocity at `starts`.
     """
     out, ends = {}, {}
     for name in ("a", "b"):
@@ -46,17 +46,19 @@ def measure(
     donor: str = "own",
     index: int = 0,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Everything reported of some swaps in some pairs, each (pairs swaps), and B's final latents,
-    one for each swap.
+    """All measurements of some swaps in some pairs, each (pairs swaps), and B's final latents, one
+    for each swap.
 
-    given         the donors' cases (`donors`)
-    plain, index  the pairs' `undisturbed` runs, and which of its starts is the swaps' first step
+    Args:
+        given: the donors' cases (`donors`).
+        plain: the pairs' `undisturbed` runs.
+        index: which of their starts is the first step of the swaps.
     """
     take = cases.condition(wan, [pair.b for pair in made])
     give = cases.condition(wan, given)
     noise = cases.noise(wan, take, [pair.b for pair in made])
     first = swaps[0].steps.start
-    # a history, or what travels beside the video, is not kept: to drop it is a change of its own
+    # solver history and further latents are not kept: dropping them is a change in itself
     resumed = wan.preset.solver == "euler" and not wan.beside(noise, take)
     x, start = (plain["x"][:, index].to(noise), first) if resumed else (noise, 0)
     for steps in lockstep(wan, give, take, noise, swaps, donor=donor, x=x, start=start):
@@ -75,7 +77,7 @@ def measure(
 
 
 def read(wan: Wan, latent: Tensor, made: Sequence[Pair]) -> Tensor:
-    """What each pair's final latent shows, int64 (b,); nothing is decoded where nobody can tell."""
+    """What each pair's final latent shows, int64 (b,); decoded only if something can judge it."""
     if not any(pair.shows for pair in made):
         return torch.full((len(made),), UNREAD)
     return torch.tensor(
@@ -90,8 +92,8 @@ def measure_all(
     wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = cases.MOST
 ) -> Results:
     """Measure every arm of a plan: {"flip", "off_axis", "leverage", "changed", "answer"}, each
-    (pairs layers); under Arm's key None the `undisturbed` runs. Batches that `run` holds are not
-    computed again. Of the first pair all videos are kept to look at.
+    (pairs layers). The `undisturbed` runs are stored under the key None. Batches in `run` are not
+    computed again. For the first pair, all videos are kept to look at.
     """
     plan.check(made)
     work = [slice(i, i + most) for i in range(0, len(made), most)]
@@ -133,7 +135,7 @@ def measure_all(
 
 
 def _region(wan: Wan, name: str, made: Sequence[Pair]) -> Tensor | None:
-    """The tokens that are swapped in each pair, bool (b, l); None for all."""
+    """The swapped tokens in each pair, bool (b, l); None for all."""
     if name == "all":
         return None
     grid = wan.grid(cases.condition(wan, [pair.b for pair in made]).shape)
@@ -143,7 +145,7 @@ def _region(wan: Wan, name: str, made: Sequence[Pair]) -> Tensor | None:
 
 
 def _keep(wan: Wan, run: Run, name: str, latents: Mapping[str, Tensor]) -> None:
-    """The first sample of each latent as a video, and all their last frames for the picture of
+    """Save the first sample of each latent as a video, and all last frames for the picture of
     `draw`.
     """
     last = {}

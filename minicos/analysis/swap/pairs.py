@@ -1,6 +1,4 @@
-"""What a swap runs on: one picture and noise with two prompts, and who gives its states instead
-in a control.
-"""
+"""The inputs of a swap: one picture and noise with two prompts, and the donors of the controls."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -25,12 +23,12 @@ A, B, NEITHER, UNREAD = range(4)  # what a video shows
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture and noise with two prompts: `a` gives, `b` receives."""
+    """One picture and noise with two prompts: `a` gives its states, `b` receives them."""
 
     a: Case
     b: Case
-    objects: np.ndarray | None = None  # where they stand in the first frame, bool H W
-    # whether a video (F H W 3) shows A's answer, and B's
+    objects: np.ndarray | None = None  # positions of the objects in the first frame, bool H W
+    # functions that say whether a video (F H W 3) shows A's answer, and B's
     shows: tuple[Callable[[np.ndarray], bool], ...] = ()
 
     @property
@@ -43,7 +41,7 @@ class Pair:
         return replace(self, a=self.b, b=self.a, shows=self.shows[::-1])
 
     def read(self, video: np.ndarray) -> int:
-        """What a video shows: A, B, NEITHER (or both), or UNREAD where nobody can tell."""
+        """What a video shows: A, B, NEITHER (or both), or UNREAD if nothing can judge it."""
         if not self.shows:
             return UNREAD
         a, b = (shows(video) for shows in self.shows)
@@ -55,8 +53,10 @@ def pairs(
 ) -> list[Pair]:
     """The first n distinct puzzles of a split as B, each with another prompt for its picture as A.
 
-    A video shows an answer when its last frame does. Raises MinicosError for puzzles that admit one
-    prompt only.
+    A video shows an answer if its last frame does.
+
+    Raises:
+        MinicosError: the puzzles admit only one prompt.
     """
     made = []
     for i, case in enumerate(cases.held_out(kind, n, size=size, split=split, seed=seed)):
@@ -79,9 +79,7 @@ def pairs(
 
 
 def drawn(n: int, height: int, width: int, *, seed: int = 0) -> list[Pair]:
-    """n drawn pictures with a prompt for each of their two classes, for any image-to-video
-    model.
-    """
+    """n drawn pictures with two prompts each, one per class, for any image-to-video model."""
     made = []
     for i in range(n):
         drawing = Drawing.sample(Random(f"probe/{height}/{width}/{i}"), height, width)
@@ -99,10 +97,11 @@ def drawn(n: int, height: int, width: int, *, seed: int = 0) -> list[Pair]:
 
 
 def chosen(options: SwapOptions) -> list[Pair]:
-    """The pairs of the options: held-out puzzles, drawn pictures, or the user's own; then the other
-    way around, unless `one_way`.
+    """The pairs of the options: held-out puzzles, drawn pictures, or the user's own; followed by
+    the reverse direction, unless `one_way`.
 
-    Raises MinicosError for a prompt without another one, and for a size of drawings that is none.
+    Raises:
+        MinicosError: there is only one prompt, or an invalid size of drawings.
     """
     if (options.prompt is None) != (options.other is None):
         raise MinicosError("a swap of your own needs two prompts: give --prompt and --other")
@@ -132,14 +131,14 @@ def _answers(puzzle: puzzles.Puzzle) -> Callable[[np.ndarray], bool]:
 
 
 def donors(made: Sequence[Pair], control: str | None) -> list[Case]:
-    """The case that gives to each pair's b: a itself, or what a control takes in its place (the
-    noise is b's in any case).
+    """The donor of each pair's b: a itself, or what a control uses instead. The noise is always
+    b's.
 
-    null      b itself: nothing may change, to the last bit
-    wrong     the a of the next pair: another picture (of the same size) and its prompt
-    shuffled  this picture with the a prompt of the next pair that asks for neither a nor b; of the
-              next pair, where all do
-    random    a; its states are then replaced by random ones at the same distance (`Swap.random`)
+    - null: b itself; nothing may change, to the last bit.
+    - wrong: the a of the next pair, that is, another picture (of the same size) and its prompt.
+    - shuffled: this picture with the a prompt of the next pair that asks for neither a nor b, or of
+      the next pair if there is none.
+    - random: a; its states are then replaced by random ones at the same distance (`Swap.random`).
     """
     if control == "null":
         return [pair.b for pair in made]
@@ -168,7 +167,7 @@ def donors(made: Sequence[Pair], control: str | None) -> list[Case]:
 
 
 def _others(made: Sequence[Pair], i: int) -> list[Pair]:
-    """The pairs behind pair i, then those before it, without pair i turned around."""
+    """The pairs after pair i, then those before it, without the reverse of pair i."""
     pair = made[i]
     return [
         other

@@ -1,5 +1,5 @@
-"""The pictures of a swap study: measures over layers with their controls, layers x ranges as a
-map, the first pair's last frames.
+"""The pictures of a swap study: measures over layers with their controls, layers x ranges of steps
+as a map, and the first pair's last frames.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ LIMITS = {"flip": (-1.0, 1.0), "A": (0.0, 1.0)}
 
 
 def draw(planned: Plan, curves: Curves, run: Run) -> list[str]:
-    """Write the pictures; their names, the one to open first in front."""
+    """Write the pictures; returns their names, the one to open first at the front."""
     measured = [measure for measure in LABELS if (planned.effects[0], measure) in curves]
     names = [_curves(planned, curves, run, arm, m) for arm in planned.effects for m in measured]
     if len(planned.effects) > 1:
@@ -30,7 +30,7 @@ def draw(planned: Plan, curves: Curves, run: Run) -> list[str]:
 
 
 def _curves(planned: Plan, curves: Curves, run: Run, arm: Arm, measure: str) -> str:
-    """A measure over layers, beside its controls."""
+    """A measure over layers, with its controls."""
     label = "layer (−1: patch embedding)" if EMBED in planned.layers else "layer"
     shown = {planned.what: arm} | {control: arm.under(control) for control in planned.controls}
     name = f"{measure}_{arm.file}.png"
@@ -83,7 +83,7 @@ def _videos(planned: Plan, run: Run) -> None:
     """List the first pair's videos for the page: B, A's state at some layers in B, A."""
     listed = {"videos/undisturbed/b.mp4": "B undisturbed", "videos/undisturbed/a.mp4": "A"}
     shown = [planned.layers[i] for i in figures.evenly(len(planned.layers), 12)]
-    for arm in planned.effects[-1:]:  # the longest range of steps, as a rule
+    for arm in planned.effects[-1:]:  # usually the longest range of steps
         for k in shown:
             name = layer_name(k)
             listed[f"videos/{arm.file}/layer_{name}.mp4"] = f"B with A's layer {name}"

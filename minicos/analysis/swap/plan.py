@@ -1,4 +1,4 @@
-"""Which swaps are made: layers, ranges of steps, donors, controls; from options to `Swap`s."""
+"""Which swaps to make: layers, ranges of steps, donors, controls; from options to `Swap`s."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +14,8 @@ from minicos.wan import Wan
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep: every layer by itself, over every range of steps, from every donor, and some
-    layers again for each control.
+    """A sweep: each layer separately, over every range of steps, from every donor, and some layers
+    again for each control.
     """
 
     layers: tuple[int, ...]
@@ -24,14 +24,16 @@ class Plan:
     what: str = "stream"
     at: str = "output"
     branch: str | None = "cond"
-    region: str = "all"  # of REGIONS
+    region: str = "all"  # a name in REGIONS
     controls: tuple[str, ...] = ()
     control_layers: tuple[int, ...] = ()  # (): all of them
     decided: bool = True  # `Model.stream_decides`
 
     @property
     def arms(self) -> list["Arm"]:
-        """At step 0 alone both donors are one (equal noise, equal latent): it is measured once."""
+        """All curves. At step 0 both donors are the same (equal noise, equal latent), so it is
+        measured once.
+        """
         return [
             Arm(steps, donor, control)
             for steps in self.ranges
@@ -41,7 +43,7 @@ class Plan:
 
     @property
     def last(self) -> str:
-        """What is known of the last layer before anything is measured."""
+        """What is known about the last layer before the measurement."""
         if self.decided:
             return "the last layer turns all by construction"
         return "the last layer need not turn all: the prompt also enters behind it"
@@ -69,7 +71,7 @@ class Plan:
             raise MinicosError("the pictures of a sweep must have one size")
 
     def swaps(self, arm: "Arm", region: Tensor | None) -> list[Swap]:
-        """One for each layer of an arm."""
+        """One swap for each layer of an arm."""
         rest = (self.what, self.at, self.branch, region, arm.control == "random")
         return [Swap((layer,), arm.steps, *rest) for layer in self.layers_of(arm)]
 
@@ -79,7 +81,7 @@ class Plan:
         return tuple(k for k in self.control_layers or self.layers if k in self.layers)
 
     def layers_of(self, arm: "Arm") -> tuple[int, ...]:
-        """The layers that an arm is measured at."""
+        """The layers at which an arm is measured."""
         return (self.control_layers or self.layers) if arm.control else self.layers
 
 
@@ -107,13 +109,13 @@ class Arm:
 
     @property
     def file(self) -> str:
-        """The name as part of a file's."""
+        """The name as part of a file name."""
         return self.name.replace(" ", "_")
 
 
 def plan(wan: Wan, options: SwapOptions) -> Plan:
-    """What the options ask for. Raises MinicosError for layers and steps that the run does not
-    have.
+    """The plan that the options ask for. Raises MinicosError for layers and steps that the run does
+    not have.
     """
     depth, kinds = wan.depth, ("stream", "update", *wan.sublayers, *wan.streams)
     if options.what not in kinds:
@@ -151,13 +153,13 @@ def _three(chosen: Sequence[int]) -> tuple[int, ...]:
 
 
 def layers(text: str | None, flag: str) -> tuple[int, ...]:
-    """Layers of an option: embed,0,3,6-9; () for none. Raises MinicosError for anything else."""
+    """The layers of an option: embed,0,3,6-9; () for none. Raises MinicosError for other forms."""
     found = [] if text is None else spans(text, flag, embed=(EMBED, EMBED))
     return tuple(sorted({layer for a, b in found for layer in range(a, b + 1)}))
 
 
 def ranges(text: str, total: int) -> tuple[range, ...]:
-    """Ranges of steps of an option: 0,0-4,all. Raises MinicosError for anything else, and for
+    """The ranges of steps of an option: 0,0-4,all. Raises MinicosError for other forms, and for
     steps beyond `total`.
     """
     found = tuple(range(a, b + 1) for a, b in spans(text, "--during", all=(0, total - 1)))
@@ -167,5 +169,5 @@ def ranges(text: str, total: int) -> tuple[range, ...]:
 
 
 def layer_name(k: int) -> str:
-    """A layer as it is shown."""
+    """The name of a layer as shown."""
     return "embed" if k == EMBED else str(k)

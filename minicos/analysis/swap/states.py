@@ -1,40 +1,41 @@
-"""At which layer is the prompt turned into an answer? Hidden states of run A are put into run B
+"""At which layer does the prompt become an answer? Hidden states of run A are put into run B
 (paper, Sec. 5.2 and Fig. 6b).
 
 A and B share picture and noise and differ in the prompt ("circle the cat", "circle the bicycles").
-At layers k and steps S, run B computes with A's state instead of its own and goes on from there,
-later layers included. Does it end at A's answer or at B's?
+At layers k and steps S, run B uses A's state instead of its own and continues from there, later
+layers included. Does it end at A's answer or at B's?
 
-Definition. y is the latent B ends at, A and B are those of the undisturbed runs, t = <y - B, A - B>
-/ ||A - B||^2. Reported are
-    flip        2t - 1: -1 where B stays B, +1 where it became A
-    off_axis    ||y - B - t (A - B)|| / ||A - B||: what became neither; flip means little where this
-                is not small
-    leverage    |dsigma| ||dv|| / ||x|| at the first swapped step, dv the change of the guided
-                velocity (g times that of the prompted
-                branch): how far one step can move the latent at all
-and, where pictures can be read, the rates of A, B and neither, with the layer at which `flip`
+Definition. y is the latent B ends at, A and B are those of the undisturbed runs, and t = <y - B, A
+- B> / ||A - B||^2. Reported are
+
+    flip        2t - 1: -1 if B stays B, +1 if it becomes A
+    off_axis    ||y - B - t (A - B)|| / ||A - B||: the part that is neither; flip means little
+                unless this is small
+    leverage    |dsigma| ||dv|| / ||x|| at the first swapped step, with dv the change of the guided
+                velocity (g times that of the prompted branch): how far one step can move the latent
+
+and, if pictures can be judged, the rates of A, B and neither, with the layer at which `flip`
 crosses 0 and the rate of A crosses 1/2.
 
-What is true by construction, so no finding:
+True by construction, so not findings:
+
 - The whole stream after the last block *is* A's velocity: over all steps the run ends at A, flip =
   1, in every model whose `stream_decides`. A curve over layers ends there; the finding is where it
   turns. (In HunyuanVideo the prompt also enters the head, and nothing is true by construction.)
 - Whole streams of several layers: only the last of them counts.
-- Donor `own` hands over A's latent together with A's reading of the prompt. From the second step on
-the two latents differ, so that even
-  a swap of the patch embedding, which no prompt has touched, disturbs B. At step 0 the two donors
-  are one, since the noise is shared.
-- Donor `same_x` at block k, whole stream, is B with the prompt of A in blocks 0..k, bit for bit:
-what it measures is where the prompt is
-  *read*. (It is computed that way: keys and values of the text depend on no latent, so one run of A
-  serves all layers.)
+- Donor `own` transfers A's latent together with A's reading of the prompt. From the second step on
+  the two latents differ, so even a swap of the patch embedding, which does not depend on the
+  prompt, disturbs B. At step 0 the two donors are the same, since the noise is shared.
+- Donor `same_x` at block k, whole stream, equals B with the prompt of A in blocks 0..k, bit for
+  bit: it measures where the prompt is *read*. (It is computed that way: keys and values of the text
+  do not depend on the latent, so one run of A serves all layers.)
 - One Euler step of 50 at high noise moves the latent by well under 1 %, at every layer: look at
-`leverage` before reading step 0 alone.
+  `leverage` before interpreting step 0 alone.
 
-Where the paper is silent each reading is an option: what is swapped (`Swap.what`), block output or
-input, donor (`DONORS`), branch, which tokens (`REGIONS`). Controls (`pairs.CONTROLS`): A = B
-(difference exactly 0), another case's A, another case's prompt, a random direction of equal norm.
+Where the paper does not specify a choice, it is an option: what is swapped (`Swap.what`), block
+output or input, donor (`DONORS`), branch, and which tokens (`REGIONS`). Controls
+(`pairs.CONTROLS`): A = B (difference exactly 0), another case's A, another case's prompt, a random
+direction of equal norm.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -54,17 +55,17 @@ from minicos.wan import Wan
 
 DONORS = ("own", "same_x")  # A on its own trajectory, or prompt A at B's latent
 REGIONS = ("all", "objects", "background")  # which tokens, by the objects of the first frame
-EMBED = -1  # the layer before block 0: the patch embedding, which no prompt has touched
-States = dict[tuple[str, str], Tensor]  # (point, branch) -> the donor's tensor at the present step
+EMBED = -1  # the layer before block 0: the patch embedding, which does not depend on the prompt
+States = dict[tuple[str, str], Tensor]  # (point, branch) -> the donor's tensor at the current step
 
 
 @dataclass(frozen=True)
 class Swap:
-    """What is swapped, where and when: an intervention that knows nothing of a model or of
+    """What is swapped, where and when: an intervention that does not depend on a model or on
     cases.
     """
 
-    layers: tuple[int, ...]  # blocks from 0; EMBED is allowed for a stream
+    layers: tuple[int, ...]  # blocks from 0; EMBED is possible for a stream
     steps: range
     # "stream" h_k; "update" h_k - h_{k-1}; a sub-layer of the model: its output, before its gate;
     # "prompt": keys and values of the text in blocks 0..k, see `lockstep`
@@ -72,7 +73,7 @@ class Swap:
     at: str = "output"  # of the block, or its "input", which is the output of the one before
     branch: str | None = "cond"  # None: both
     region: Tensor | None = None  # tokens that are swapped, bool l or b l; None: all
-    # control: B's own state, moved as far as A's is away but in a random direction
+    # control: B's own state, moved by the distance to A's, but in a random direction
     random: bool = False
 
     def __post_init__(self):
@@ -90,12 +91,12 @@ class Swap:
 
     @property
     def whole_stream(self) -> bool:
-        """Whether all tokens of a stream are swapped, by the donor's own states."""
+        """Whether all tokens of a stream are swapped, with the donor's own states."""
         return self.what == "stream" and self.region is None and not self.random
 
     def record(self, states: States) -> Hooks:
-        """Hooks for run A: keep what will be swapped in `states`, where each step overwrites the
-        one before.
+        """Hooks for run A that store the states to swap in `states`; each step overwrites the one
+        before.
         """
 
         def keep(x: Tensor, site: Site) -> None:
@@ -108,7 +109,7 @@ class Swap:
         )
 
     def hooks(self, states: States) -> Hooks:
-        """Hooks for run B: put in what `record` kept of the same step."""
+        """Hooks for run B that insert what `record` stored in the same step."""
         hooks, own = NO_HOOKS, {}
 
         def remember(x: Tensor, site: Site) -> None:
@@ -124,7 +125,7 @@ class Swap:
 
             return put
 
-        # in this order `own` holds what an earlier layer's swap has left
+        # in this order, `own` contains the result of a swap at an earlier layer
         for layer in sorted(self.layers):
             points = self._points(layer)
             rules: dict[str, Hook] = dict.fromkeys(points, put)
@@ -135,8 +136,8 @@ class Swap:
         return hooks
 
     def intervention(self, give: Condition, donor: str = "own") -> Interventions:
-        """This swap as one of several interventions in a run: its states come from a run under
-        `give`, donor of `DONORS`.
+        """This swap as one of several interventions in a run; the states come from a run under
+        `give`, with a donor of `DONORS`.
         """
         if donor not in DONORS:
             raise MinicosError(f"no donor {donor!r}: take one of {', '.join(DONORS)}")
@@ -145,8 +146,8 @@ class Swap:
         return Interventions(self.hooks(states), donors=(gives,))
 
     def _points(self, layer: int) -> tuple[str, ...]:
-        """The hook points that a swap at a layer replaces; for an update, the one that it starts
-        from and the one it replaces.
+        """The hook points that a swap at a layer replaces; for an update, the point before it and
+        the one that it replaces.
         """
         if self.what == "prompt":
             return tuple(f"blocks.{i}.cross_attn.{name}" for i in range(layer + 1) for name in "kv")
@@ -185,16 +186,17 @@ def lockstep(
     start: int = 0,
     state: State | None = None,
 ) -> Iterator[list[Step]]:
-    """Run B once for each swap, all in step with their donor: at every step, the list of B's steps
-    (one for each swap).
+    """Run B once for each swap, in step with their donor; yields, at every step, the list of B's
+    steps (one for each swap). The states of only one step of A are kept.
 
-    give, take  the conditions of A and B; both start from `noise`
-    swaps       over the same steps. Under donor `own` they share one run of A, under `same_x` each
-                has a pass of A at its own latent (whole streams excepted: see the top)
-    x, start    B's undisturbed latent entering step `start` (at most the first swapped step), so
-                that nothing is computed twice,
-    state       and what travels beside it
-    No more than one step's states of A are kept.
+    Args:
+        give: the condition of A; both runs start from `noise`.
+        take: the condition of B.
+        swaps: all over the same steps. With donor `own` they share one run of A, with `same_x` each
+            has a pass of A at its own latent (except for whole streams, see the top).
+        x: B's undisturbed latent that enters step `start`, to avoid computing it twice.
+        start: at most the first swapped step.
+        state: the state that belongs to x.
     """
     steps, total = swaps[0].steps, len(wan.schedule())
     if donor not in DONORS or any(swap.steps != steps for swap in swaps):
@@ -208,8 +210,8 @@ def lockstep(
         )
     x = noise if x is None else x
     if donor == "same_x" and give.same_but_text(take) and all(swap.whole_stream for swap in swaps):
-        # A and B part only in the text: its keys and values, which no latent enters, carry all of A
-        # into a block's stream.
+        # A and B differ only in the text, whose keys and values do not depend on the latent and
+        # carry all of A's influence on a block's stream.
         outputs = [max(swap.layers) - (swap.at == "input") for swap in swaps]
         swaps = [
             Swap((k,), steps, "prompt", branch=s.branch)
@@ -245,9 +247,7 @@ def lockstep(
 
 def flip(y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Where y lies between b and a (all b c f h w): 2t - 1 and the off-axis share, each (b,); NaN
-    where a = b.
-
-    Imposed frames are equal in all three and count for nothing.
+    if a = b. Imposed frames are equal in all three and do not contribute.
     """
     y, axis = (y.double() - b.double()).flatten(1), (a.double() - b.double()).flatten(1)
     squared = axis.square().sum(1)
@@ -256,7 +256,9 @@ def flip(y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def leverage(swapped: Step, velocity: Tensor) -> Tensor:
-    """|dsigma| ||dv|| / ||x||: how far the swap moves the latent in this step, of its norm; `velocity` is B's own at this x. (b,)"""
+    """|dsigma| ||dv|| / ||x||: how far the swap moves the latent in this step, relative to its
+    norm: (b,). `velocity` is B's own at this x.
+    """
     moved = (swapped.velocity - velocity).flatten(1).norm(dim=1) * abs(
         swapped.sigma_next - swapped.sigma
     )

@@ -1,8 +1,8 @@
-"""At which layer does a prompt become an answer? Swaps over layers, beside their controls (paper,
+"""At which layer does a prompt become an answer? Swaps over layers, with their controls (paper,
 Sec. 5.2 and Fig. 6b).
 
-What is swapped is in `states`, who gives in a control in `pairs`. A curve over layers ends at A by
-construction: the finding is where it turns, which is where `flip` crosses 0 and the rate of A
+`states` defines what is swapped, `pairs` the donors of the controls. A curve over layers ends at A
+by construction: the finding is where it turns, that is, where `flip` crosses 0 and the rate of A
 crosses 1/2.
 """
 
@@ -20,7 +20,7 @@ from minicos.analysis.tools import stats
 from minicos.runs import Run
 from minicos.wan import Wan
 
-LEVELS = {"flip": 0.0, "A": 0.5}  # the height at which a run counts as turned
+LEVELS = {"flip": 0.0, "A": 0.5}  # the value above which a run counts as turned
 NAMES = {"flip": "latents lie half-way to A (flip = 0)", "A": "half of the runs show A's answer"}
 AGAINST = {
     "wrong": "another picture's A",
@@ -64,7 +64,7 @@ def study(wan: Wan, run: Run, options: SwapOptions) -> Result:
 
 
 def measures(found: Mapping[str, np.ndarray], pictured: int) -> dict[str, np.ndarray]:
-    """`flip` and, where pictures are read, whether they show A: (pictures layers)."""
+    """`flip` and, if pictures are judged, whether they show A: (pictures layers)."""
     out = {"flip": by_picture(found["flip"], pictured)}
     if (found["answer"] != UNREAD).all():
         out["A"] = by_picture(found["answer"] == A, pictured)
@@ -72,7 +72,7 @@ def measures(found: Mapping[str, np.ndarray], pictured: int) -> dict[str, np.nda
 
 
 def rows(planned: Plan, results: Results, pictured: int) -> list[Row]:
-    """A line for each arm and layer: means with intervals over pictures."""
+    """A row for each arm and layer: means with intervals over pictures."""
 
     def over(values: np.ndarray) -> Interval:
         return stats.average(by_picture(values, pictured))
@@ -97,8 +97,8 @@ def rows(planned: Plan, results: Results, pictured: int) -> list[Row]:
 
 
 def numbers(planned: Plan, results: Results, pictured: int) -> list[Number]:
-    """The findings: where the answer turns, the controls, shorter ranges of steps, the
-    undisturbed runs.
+    """The findings: where the answer turns, the controls, shorter ranges of steps, the undisturbed
+    runs.
     """
     plain, out = results[None], []
     for arm in planned.effects:
@@ -130,8 +130,8 @@ def numbers(planned: Plan, results: Results, pictured: int) -> list[Number]:
 
 
 def _controls(planned: Plan, results: Results, arm: Arm, pictured: int) -> list[Number]:
-    """One arm beside each of its controls, at the control's layers; and how large and how far
-    off axis it is there.
+    """One arm compared with each of its controls, at the control's layers; and its size and
+    off-axis share there.
     """
     out = []
     for layer in planned.compared:
@@ -155,7 +155,7 @@ def _controls(planned: Plan, results: Results, arm: Arm, pictured: int) -> list[
 def _at(
     planned: Plan, results: Results, arm: Arm, layer: int, pictured: int
 ) -> dict[str, np.ndarray]:
-    """What was measured of an arm at one layer, a number for each picture."""
+    """The measurements of an arm at one layer, a number for each picture."""
     j = planned.layers_of(arm).index(layer)
     found = results[arm]
     at = {name: values[:, j] for name, values in measures(found, pictured).items()}
@@ -170,24 +170,24 @@ def _what(at: Mapping[str, np.ndarray]) -> str:
 def _arms(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The headline measure of both: the rate of A where pictures are read."""
+    """The headline measure of both: the rate of A if pictures are judged, else flip."""
     key = "A" if "A" in a else "flip"
     return a[key], b[key]
 
 
 def by_picture(values: np.ndarray, pictured: int) -> np.ndarray:
-    """Rows (pictures, or twice as many: both directions) averaged over directions, so that a
+    """Rows (pictures, or twice as many with both directions) averaged over directions, so that each
     picture counts once.
     """
     return np.asarray(values, dtype=np.float64).reshape(-1, pictured, *values.shape[1:]).mean(0)
 
 
 def crossing(layers: Sequence[int], curves: np.ndarray, level: float) -> Interval:
-    """The layer at which the mean of curves (n layers) first reaches `level`, between layers by a
-    straight line; inf where never.
+    """The layer at which the mean of curves (n layers) first reaches `level`, interpolated linearly
+    between layers; inf if it never does.
 
-    The interval is that of the mean curve over resampled rows, one row for each puzzle, and never
-    narrower than to the neighbouring layers: between measured layers nothing is known.
+    The interval is that of the mean curve over resampled rows, one row per puzzle. It extends at
+    least to the neighbouring layers, since nothing is known between measured layers.
     """
     means = np.concatenate([curves.mean(0)[None], stats.resampled(len(curves)) @ curves])
     at = _crossing(layers, means, level)

@@ -1,9 +1,9 @@
-"""What an experiment runs on: held-out puzzles that know their answers, or anybody's picture and
-prompt.
+"""The inputs of an experiment: held-out puzzles with known answers, or a picture and prompt of the
+user's own.
 
-Experiments go through cases in batches, and `collect` keeps what each batch gave in the run folder:
-killed and started again, an experiment computes only what is missing, and the result is the same to
-the last bit.
+Experiments process cases in batches, and `collect` stores the results of each batch in the run
+folder. If it is killed and started again, an experiment computes only what is missing, and the
+result is the same to the last bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,19 +28,19 @@ from minicos.runs import Progress, Run
 from minicos.wan import Wan
 
 Batch = TypeVar("Batch")
-MOST = 25  # cases in a batch
+MOST = 25  # most cases in a batch
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to generate: a prompt, a first frame (3 H W in [0, 1]) where the model takes
-    one, and the seed of its noise.
+    """One input: a prompt, a first frame (3 H W in [0, 1]) if the model takes one, and the seed of
+    its noise.
     """
 
     prompt: str
     image: Tensor | None = None
     seed: int = 0
-    puzzle: puzzles.Puzzle | None = None  # knows the answers; None for a case of the user's own
+    puzzle: puzzles.Puzzle | None = None  # with known answers; None for a case of the user's own
 
     @classmethod
     def of(cls, puzzle: puzzles.Puzzle, seed: int) -> "Case":
@@ -50,16 +50,16 @@ class Case:
 
 
 def anything(puzzle: puzzles.Puzzle) -> bool:
-    """True."""
+    """Accept every puzzle."""
     return True
 
 
 def chosen(options: Puzzles, keep: Callable[[puzzles.Puzzle], bool] = anything) -> list[Case]:
-    """The cases that options ask for: held-out puzzles that `keep` accepts, or one of the user's
-    own under `seeds` seeds.
+    """The cases that options ask for: held-out puzzles that `keep` accepts, or one case of the
+    user's own with `seeds` seeds.
 
-    Raises MinicosError for families and sizes that there are not, and for an image without a
-    prompt.
+    Raises:
+        MinicosError: there is no such family or size, or an image is given without a prompt.
     """
     if isinstance(options, Cases) and options.prompt is not None:
         image = None if options.image is None else load_image(options.image)
@@ -73,7 +73,7 @@ def chosen(options: Puzzles, keep: Callable[[puzzles.Puzzle], bool] = anything) 
 
 
 def families(options: Puzzles) -> dict[str, int]:
-    """How many puzzles of each family options ask for, those without any left out."""
+    """The number of puzzles of each family that options ask for, without empty families."""
     names = options.puzzle.split(",")
     shares = {name: len(range(k, options.n, len(names))) for k, name in enumerate(names)}
     return {name: n for name, n in shares.items() if n}
@@ -82,7 +82,7 @@ def families(options: Puzzles) -> dict[str, int]:
 def _of_family(
     options: Puzzles, name: str, n: int, keep: Callable[[puzzles.Puzzle], bool]
 ) -> list[Case]:
-    twin = f"{name}-one"  # the same family with one right answer, where there is one
+    twin = f"{name}-one"  # the same family with one right answer, if it exists
     use_twin = options.single and options.size is None and twin in puzzles.FAMILIES
 
     def asked(puzzle: puzzles.Puzzle) -> bool:
@@ -103,24 +103,22 @@ def held_out(
     keep: Callable[[puzzles.Puzzle], bool] = anything,
 ) -> list[Case]:
     """The first n distinct puzzles of a split that `keep` accepts, with the noise seeds seed, seed
-    + 1, ...
-
-    `puzzle` is a family, or with `size` a kind.
+    + 1, ... `puzzle` is a family, or with `size` a kind.
     """
     family = puzzles.family(puzzle) if size is None else puzzles.of_kind(puzzle, size)
     return [Case.of(one, seed + i) for i, one in enumerate(family.distinct(n, split, keep))]
 
 
 def ambiguous(puzzle: puzzles.Puzzle) -> bool:
-    """Whether several answers are right: the puzzles in which there is something to decide."""
+    """Whether several answers are right, so that there is something to decide."""
     return puzzle.ambiguity > 1
 
 
 def batches(cases: Sequence[Case], most: int = MOST) -> list[list[Case]]:
-    """Cases in order, in as few batches as do, of nearly equal size; only pictures of one size
-    and videos of one length together.
+    """Cases in order, in as few batches as possible, of nearly equal size. Cases in a batch have
+    one picture size and one video length.
 
-    A rest of one case could not be anybody's wrong donor (`ensemble`).
+    Sizes are nearly equal since a batch of one case has no wrong donor (`ensemble`).
     """
     out = []
     for group in alike(cases):
@@ -131,7 +129,7 @@ def batches(cases: Sequence[Case], most: int = MOST) -> list[list[Case]]:
 
 
 def alike(cases: Sequence[Case]) -> list[list[Case]]:
-    """Cases in order, cut where the size of the picture or the length of the video changes."""
+    """Cases in order, split where picture size or video length changes."""
     return [list(group) for _, group in groupby(cases, key=_shape)]
 
 
@@ -141,14 +139,14 @@ def _shape(case: Case) -> tuple[int, ...]:
 
 
 def boundary(wan: Wan) -> int | None:
-    """The first step that the low-noise expert serves; None where one expert serves all."""
+    """The first step that the low-noise expert serves; None if one expert serves all."""
     serves = [wan.expert_name(t) for t in wan.schedule().timesteps]
     return serves.index("low") if len(set(serves)) > 1 else None
 
 
 def condition(wan: Wan, batch: Sequence[Case]) -> Condition:
     """The batch's condition; pictures have one size and videos one length (`batches`). An ideal
-    observer is told the puzzles, which a network must read from prompt and picture.
+    observer receives the puzzles, which a network must infer from prompt and picture.
     """
     length = frames(wan, batch)
     if isinstance(wan, Observer):
@@ -159,8 +157,8 @@ def condition(wan: Wan, batch: Sequence[Case]) -> Condition:
 
 
 def frames(wan: Wan, batch: Sequence[Case]) -> int:
-    """The length of a batch's videos: that of its puzzles, unless the preset asks for another
-    than the model's usual one.
+    """The length of a batch's videos: that of its puzzles, unless the preset deviates from the
+    model's usual one.
     """
     asked = wan.preset.frames
     if batch[0].puzzle is None or asked != get_preset(wan.variant).frames:
@@ -169,8 +167,8 @@ def frames(wan: Wan, batch: Sequence[Case]) -> int:
 
 
 def noise(wan: Wan, condition: Condition, batch: Sequence[Case], offset: int = 0) -> Tensor:
-    """The noise that each case starts from: the case's seed, plus `offset` for independent runs
-    of the same case.
+    """The initial noise of each case: from the case's seed, plus `offset` for independent runs of
+    the same case.
     """
     return wan.noise(condition, [case.seed + offset for case in batch])
 
@@ -194,8 +192,8 @@ def collect(
     compute: Callable[[Batch], Mapping[str, Tensor]],
     bar: Progress | None = None,
 ) -> dict[str, np.ndarray]:
-    """`compute` each batch once and keep its tensors (first axis: cases) in `run`; all of them
-    together, in order. `bar` is that of a study with several parts, one tick for each batch.
+    """`compute` each batch once and store its tensors (first axis: cases) in `run`; returns those
+    of all batches, in order. `bar` is that of a study with several parts, one tick for each batch.
     """
     parts: list[dict[str, Tensor]] = []
     first = 0
@@ -213,7 +211,7 @@ def collect(
 
 def log(run: Run, part: str, first: int, found: Mapping[str, Tensor]) -> int:
     """Write a batch's numbers to the run's journal, a line for each case, counted from `first`;
-    returns how many cases there are.
+    returns the number of cases.
     """
     count = max(len(values) for values in found.values() if values.ndim)
     if run.journal is not None:

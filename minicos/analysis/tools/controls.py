@@ -1,4 +1,4 @@
-"""The network that has learned nothing: what a measure shows of any network."""
+"""The untrained control network: what a measure shows of any network."""
 
 from dataclasses import replace
 
@@ -9,8 +9,8 @@ from minicos.wan import Wan
 
 
 def untrained(wan: Wan, seed: int = 0) -> Wan:
-    """The same architecture with random weights, as PyTorch draws them; nobody's random numbers
-    are touched.
+    """The same architecture with random weights, as PyTorch draws them; the global random state is
+    not changed.
     """
     like = wan.experts["high"]
     with torch.random.fork_rng(devices=[]):

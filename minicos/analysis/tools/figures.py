@@ -1,9 +1,9 @@
-"""Every picture minicos draws; the one file that imports matplotlib. Arrays in, a PNG out, written
-in one step.
+"""Every figure that minicos draws; the only file that imports matplotlib. Arrays in, a PNG out,
+written atomically.
 
-`lines` also writes the numbers that it draws, as NAME.json beside NAME.png: the page of a run shows
-them as a curve that follows its sliders. Large models stay legible by choice: a sheet shows at most
-`ROWS` latent frames and `COLUMNS` layers, evenly spaced, and its title says of how many.
+`lines` also writes the numbers that it draws, as NAME.json next to NAME.png: the page of a run
+shows them as a curve that follows its sliders. Figures of large models stay legible: a sheet shows
+at most `ROWS` latent frames and `COLUMNS` layers, evenly spaced, and its title says of how many.
 """
 
 import json
@@ -27,11 +27,11 @@ from torch import Tensor
 from minicos.analysis.result import Curve, Interval
 from minicos.runs import replace_file
 
-# inches: the widest cell, and what all cells together should fit into
+# inches: the widest cell, and the size that all cells together should fit into
 CELL, WIDTH, HEIGHT = 1.1, 11.0, 7.5
-GAP = 0.03  # of a cell, on every side
-ROWS, COLUMNS = 11, 12  # of a sheet of maps, at most
-STRENGTH = 0.65  # of a map over the picture beneath it
+GAP = 0.03  # of a cell, on each side
+ROWS, COLUMNS = 11, 12  # most maps of a sheet
+STRENGTH = 0.65  # opacity of a map over the picture beneath it
 
 
 def pixels(image: Tensor) -> np.ndarray:
@@ -40,26 +40,26 @@ def pixels(image: Tensor) -> np.ndarray:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, evenly spaced, first and last included: the rows or
+    """At most `most` of `count` indices, evenly spaced, including first and last: the rows or
     columns that a sheet shows.
     """
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
 
 
 def frame_names(count: int, stride: int) -> list[str]:
-    """The video frames that each of `count` latent frames holds: "frame 0", "1-4", "5-8"."""
+    """The video frames in each of `count` latent frames: "frame 0", "1-4", "5-8"."""
     rest = (f"{stride * (f - 1) + 1}-{stride * f}" for f in range(1, count))
     return ["frame 0", *rest] if stride > 1 else [f"frame {f}" for f in range(count)]
 
 
 def under(video: np.ndarray | None, frames: Sequence[int]) -> list[np.ndarray] | None:
-    """These frames of a video, its last for those beyond; None without a video."""
+    """These frames of a video, or its last if they are beyond; None without a video."""
     return None if video is None else [video[min(f, len(video) - 1)] for f in frames]
 
 
 def heat(values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Values of any shape as colours (... 4), from `low` (black) to `high` (pale yellow): by
-    default their 1st and 99th percentile. Values that are not finite are transparent.
+    """Values of any shape as colours (... 4), from `low` (black) to `high` (pale yellow), by
+    default their 1st and 99th percentile. Non-finite values are transparent.
     """
     low, high = _ends(values, low, high)
     colours = colormaps["magma"]((np.nan_to_num(values) - low) / max(high - low, 1e-12))
@@ -74,10 +74,10 @@ def _ends(values: np.ndarray, low: float | None, high: float | None) -> tuple[fl
 
 
 def colours(values: np.ndarray) -> np.ndarray:
-    """Three numbers a pixel (... 3), centred on 0, as red, green and blue in [0, 1].
+    """Three numbers per pixel (... 3), centred on 0, as red, green and blue in [0, 1].
 
-    Grey is 0, and all three share one scale, the largest size: the first principal component
-    colours a picture most, and a component that hardly varies hardly shows.
+    0 is grey. All three share one scale, the largest absolute value, so the first principal
+    component colours a picture most, and a component that hardly varies is hardly visible.
     """
     return 0.5 + 0.5 * values / max(np.abs(values).max(), 1e-12)
 
@@ -90,8 +90,8 @@ def sheet(
     columns: Sequence[str],
     title: str,
 ) -> None:
-    """Pictures (uint8 h w 3, or colours in [0, 1]) in a labelled grid that fits a screen, unless
-    that made them tiny.
+    """Pictures (uint8 h w 3, or colours in [0, 1]) in a labelled grid that fits on a screen, unless
+    that would make them tiny.
     """
     figure, _ = _cells(images, rows, columns, title)
     save(figure, path)
@@ -109,11 +109,11 @@ def maps(
     limits: tuple[float, float] | None = None,
 ) -> None:
     """Maps (rows columns h w) in a labelled grid with a colour bar, each over the picture `beneath`
-    its row (uint8 h w 3) where there is one.
+    its row (uint8 h w 3) if there is one.
 
-    With `limits` one scale serves all maps. Without, each column has its own, from the 1st to the
-    99th percentile, which is written above it. At most `ROWS` x `COLUMNS` maps are drawn, evenly
-    spaced.
+    With `limits`, one scale applies to all maps. Without, each column has its own scale, from the
+    1st to the 99th percentile, which is written above it. At most `ROWS` x `COLUMNS` maps are
+    drawn, evenly spaced.
     """
     r, c = evenly(len(values), ROWS), evenly(len(values[0]), COLUMNS)
     ends = [limits or _ends(values[:, k], None, None) for k in c]
@@ -144,7 +144,7 @@ def maps(
 
 
 def _over(picture: np.ndarray | None, values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """A map (h w) as colours, over a picture in grey where there is one."""
+    """A map (h w) as colours, over a grey picture if there is one."""
     painted = heat(values, low, high)[..., :3]
     if picture is None:
         return painted
@@ -161,7 +161,7 @@ def _cells(
     title: str,
     wide: bool = False,
 ) -> tuple[Figure, Axes]:
-    """A figure with the pictures in a labelled grid; `wide` where the names above need room."""
+    """A figure with the pictures in a labelled grid; `wide` if the names above need room."""
     ratio = images[0][0].shape[0] / images[0][0].shape[1]
     cell = max(0.4, min(CELL, WIDTH / len(columns), HEIGHT / (ratio * len(rows))))
     if wide:
@@ -185,7 +185,7 @@ def _cells(
 
 
 def _title(figure: Figure, title: str) -> None:
-    """A title that is wrapped to the figure's width."""
+    """A title wrapped to the figure's width."""
     width = int(13.5 * figure.get_figwidth())  # letters of 9 points in a line
     lines = [line for part in title.split("\n") for line in textwrap.wrap(part, max(20, width))]
     figure.suptitle("\n".join(lines), fontsize=9)
@@ -207,13 +207,16 @@ def lines(
     falling: bool = False,
     sigmas: Sequence[float] | None = None,
 ) -> None:
-    """Curves over their common axis, with shaded intervals where they have any; their numbers in a
-    file of the same name that ends in .json.
+    """Curves over their common axis, with shaded intervals if they have any; their numbers are
+    written to a file of the same name that ends in .json.
 
-    The y axis begins at 0 where no value is below it. `marks` are upright lines, in the colour of
-    the curve of the same name where there is one; `levels` are level lines; `sigmas` are the noise
-    levels of the steps, written below an axis of steps. `falling` runs the axis from high to low,
-    as sigma does.
+    The y axis begins at 0 unless a value is below it.
+
+    Args:
+        marks: vertical lines, in the colour of the curve with the same name if there is one.
+        levels: horizontal lines.
+        sigmas: noise levels of the steps, written below an axis of steps.
+        falling: let the x axis run from high to low, as sigma does.
     """
     figure = Figure(figsize=(7.6, 4), layout="constrained")
     axes = figure.subplots()
@@ -252,7 +255,7 @@ def lines(
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: a number that is not finite is null."""
+    """The value as JSON: non-finite numbers become null."""
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, str):
@@ -283,8 +286,8 @@ def grid(
     rows: Sequence[str] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> None:
-    """A matrix as coloured cells with a scale (y down, x across, both counted from 0); NaN stays
-    white; `mark` lines both axes; `rows` are names of the rows; `sigmas` as in `lines`.
+    """A matrix as coloured cells with a scale (y down, x across, both from 0); NaN stays white;
+    `mark` draws a line across both axes; `rows` are names of the rows; `sigmas` as in `lines`.
     """
     high, wide = values.shape
     size = (max(4.5, min(9, 0.3 * wide + 1.5)), max(2.2, min(7, 0.3 * high + 1.2)))
@@ -313,7 +316,7 @@ def grid(
 def intervals(
     path: Path, rows: Mapping[str, Interval], *, x: str, title: str, strong: str = ""
 ) -> None:
-    """One line for each name: a dot at the mean and a bar from low to high, with zero marked;
+    """A line for each name: a dot at the mean and a bar from low to high, with a line at zero;
     `strong` is drawn in red.
     """
     figure = Figure(figsize=(7.2, 0.7 + 0.28 * len(rows)), layout="constrained")
@@ -341,8 +344,8 @@ def matrix(
     x: str = "",
     bar: str = "",
 ) -> None:
-    """A table of numbers (rows columns) as colours between `limits`, each number written in its
-    cell.
+    """A table of numbers (rows columns) as colours between `limits`, with each number written in
+    its cell.
     """
     figure = Figure(figsize=(0.55 * len(columns) + 3, 0.42 * len(rows) + 1.4), layout="constrained")
     axes = figure.subplots()
@@ -361,5 +364,5 @@ def matrix(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, in one step."""
+    """Write a figure as PNG, atomically."""
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -1,15 +1,15 @@
-"""95 % intervals that hold their coverage: exact or score methods, and never of width zero.
+"""95 % intervals with correct coverage: exact or score methods, never of width zero.
 
-A bootstrap resamples what was seen. Of 25 puzzles that all agree it makes an interval of width
-zero, and of rare events it covers the truth half of the time. Hence
+A bootstrap resamples the observations. If 25 puzzles all agree, it gives an interval of width zero,
+and for rare events it covers the truth only half of the time. Instead:
 
     proportion       of n trials: Clopper and Pearson 1934, exact
     paired           two proportions of the same puzzles, +1, 0, -1 for each: Tango 1998, score
     two_proportions  of different puzzles: Newcombe 1998, method 10, Wilson's intervals combined
-    mean             of other values: Student's t; where only a few different values were seen, at
+    mean             of other values: Student's t; if only a few distinct values were observed, at
                      least as wide as for an event that n trials may have missed
 
-`interval` chooses by the values. How often each covers the truth is simulated in
+`interval` chooses the method by the values. The coverage of each is simulated in
 `tests/test_intervals.py`.
 """
 
@@ -22,18 +22,21 @@ import numpy as np
 from minicos.analysis.result import Interval
 
 Z = 1.959964  # the 97.5 % point of the normal distribution
-LEVELS = 5  # so many different values or fewer hide rare ones
+LEVELS = 5  # with so few distinct values, rare ones may be hidden
 Bounds = tuple[float, float]
 
 
 def interval(values: np.ndarray, span: float | None = None, *, signed: bool = False) -> Interval:
-    """The mean of one value for each puzzle (n,), with the interval that suits the values.
+    """The mean of one value for each puzzle (n,), with the appropriate interval.
 
-    span    length of the scale that the values lie on. None: values that are all 0 or 1 are a
-            proportion, all -1, 0 or 1 a paired difference of proportions, and others lie on a
-            scale as long as what was seen, or 1
-    signed  whether they are differences, and so might be negative where none is
-    Raises ValueError for values of another shape, none at all, and such as are not finite.
+    Args:
+        span: length of the scale of the values. None: values that are all 0 or 1 are a proportion,
+            all -1, 0 or 1 a paired difference of proportions, and others have a scale as long as
+            their range, or 1.
+        signed: whether the values are differences, which might be negative although none is.
+
+    Raises:
+        ValueError: the values have another shape, are empty, or are not finite.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -49,7 +52,7 @@ def interval(values: np.ndarray, span: float | None = None, *, signed: bool = Fa
 
 
 def proportion(successes: int, n: int) -> Bounds:
-    """Of `successes` in n trials: exact, so it covers in 95 % of samples or more."""
+    """The exact interval of `successes` in n trials; its coverage is at least 95 %."""
     k = np.arange(n + 1)
     log_ways = np.array([float(_log_comb(n, int(i))) for i in k])
 
@@ -65,9 +68,8 @@ def proportion(successes: int, n: int) -> Bounds:
 
 
 def paired(up: int, down: int, n: int) -> Bounds:
-    """Of (up - down) / n, where `up` of n puzzles went from 0 to 1 and `down` from 1 to 0.
-
-    All differences d that the score test of Tango (Statistics in Medicine 17, 1998) does not
+    """The interval of (up - down) / n, where `up` of n puzzles went from 0 to 1 and `down` from 1
+    to 0: all differences d that the score test of Tango (Statistics in Medicine 17, 1998) does not
     reject.
     """
 
@@ -86,19 +88,19 @@ def paired(up: int, down: int, n: int) -> Bounds:
 
 
 def wilson(successes: int, n: int) -> Bounds:
-    """Of `successes` in n trials: the score interval."""
+    """The score interval of `successes` in n trials."""
     rate, z2 = successes / n, Z**2 / n
     half = Z * sqrt((rate * (1 - rate) + z2 / 4) / n)
     return (rate + z2 / 2 - half) / (1 + z2), (rate + z2 / 2 + half) / (1 + z2)
 
 
 def two_proportions(a: int, n: int, b: int, m: int) -> Bounds:
-    """Of a / n - b / m, which are of different puzzles."""
+    """The interval of a / n - b / m, for different puzzles."""
     return apart(Interval(a / n, *wilson(a, n), n), Interval(b / m, *wilson(b, m), m))
 
 
 def apart(a: Interval, b: Interval) -> Bounds:
-    """Of the difference of two independent numbers, from the interval of each."""
+    """The interval of the difference of two independent numbers, from the interval of each."""
     difference = a.value - b.value
     low = difference - sqrt((a.value - a.low) ** 2 + (b.high - b.value) ** 2)
     high = difference + sqrt((a.high - a.value) ** 2 + (b.value - b.low) ** 2)
@@ -106,8 +108,8 @@ def apart(a: Interval, b: Interval) -> Bounds:
 
 
 def mean(values: np.ndarray, span: float | None = None) -> Bounds:
-    """Of the mean of values on a scale of length `span`; of a single value the whole scale."""
-    n, seen = len(values), np.unique(values.round(12))  # not told apart by the last bits
+    """The interval of the mean of values on a scale of length `span`; a single value: the scale."""
+    n, seen = len(values), np.unique(values.round(12))  # ignore differences in the last bits
     span = span or float(np.ptp(seen)) or 1.0
     middle = float(values.mean())
     if n == 1:
@@ -119,8 +121,8 @@ def mean(values: np.ndarray, span: float | None = None) -> Bounds:
 
 
 def student(df: int) -> float:
-    """The 97.5 % point of Student's t with df >= 1 degrees of freedom: exact for 1 and 2, then
-    the Cornish-Fisher expansion (within .01 at 3, .0001 at 10).
+    """The 97.5 % point of Student's t with df >= 1 degrees of freedom: exact for 1 and 2, then the
+    Cornish-Fisher expansion (within .01 at 3, .0001 at 10).
     """
     if df == 1:
         return 12.706205
@@ -137,9 +139,9 @@ def student(df: int) -> float:
 
 
 def mcnemar(up: int, down: int) -> float:
-    """Two-sided exact p value of `up` against `down` changes, were both alike."""
+    """Two-sided exact p value of `up` against `down` changes under equal probabilities."""
     n, k = up + down, min(up, down)
-    below = sum(comb(n, i) for i in range(k + 1))  # whole numbers, too large for a float
+    below = sum(comb(n, i) for i in range(k + 1))  # integers, too large for a float
     return min(1.0, float(Fraction(2 * below, 2**n)))
 
 
@@ -155,7 +157,7 @@ def _powers(k: np.ndarray, n: int, p: float) -> np.ndarray:
 
 
 def _root(rising: Callable[[float], float], low: float, high: float) -> float:
-    """Where a rising function crosses zero between low and high, by bisection."""
+    """The zero of an increasing function between low and high, by bisection."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if rising(middle) < 0 else (low, middle)

@@ -1,18 +1,18 @@
 """Interventions in one run: edits of the latent between steps, hooks inside the passes, and states
 from other runs.
 
-The rule: edits change the latent that enters a step, in the order of `+`; inside the pass
-interventions act in the same order, each on what the one before it left; recorders look last, and
-so see what the interventions did.
+The rule: edits change the latent that enters a step, in the order of `+`; inside the pass,
+interventions act in the same order, each on the result of the one before it; recorders come last,
+so they observe the effect of the interventions.
 
-    what = Interventions(edits=(Noise("replace", (10,)),)) + Swap((6,),
-    range(20)).intervention(give) record(wan, condition, run, [Steps(wan, (0, 10)), Energy((0,
-    10))], noise, what)
+    what = Interventions(edits=(Noise("replace", (10,)),))
+    what += Swap((6,), range(20)).intervention(give)
+    record(wan, condition, run, [Steps(wan, (0, 10)), Energy((0, 10))], noise, what)
 
-A donor's run is never edited and starts from the noise that was given, so a swap takes what an
-undisturbed run would have held. The first pass of an ensemble of two is one of this run itself, at
-the same edited latent and under the interventions before it. The states of a donor on its own
-trajectory are saved with each step: a killed run continues to the last bit.
+A donor's run is never edited and starts from the given noise, so a swap takes the states of an
+undisturbed run. For ensembles with two passes, the first pass belongs to this run itself, at the
+same edited latent and under the earlier interventions. The states of a donor on its own trajectory
+are saved with each step, so a killed run resumes exactly.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +32,8 @@ class Edit(Protocol):
     """A change of the latent between two steps."""
 
     def __call__(self, x: Tensor, index: int, sigma: Tensor, x0: Tensor | None) -> Tensor:
-        """The latent that enters step `index` instead of x, x itself where nothing is to change;
-        see `noise.Noise`.
+        """The latent that enters step `index` instead of x; x itself if nothing changes. See
+        `noise.Noise`.
         """
         ...
 
@@ -42,16 +42,16 @@ class Edit(Protocol):
 class Donor:
     """A second run, one step ahead, whose states are copied into this one."""
 
-    # None: that of the run that it gives to, whose interventions so far it shares
+    # None: that of the receiving run, whose earlier interventions it shares
     condition: Condition | None
-    steps: Sequence[int]  # in which it gives
-    hooks: Hooks  # keep what it gives
-    own: bool = True  # on its own trajectory; False: at the latents of the run that it gives to
+    steps: Sequence[int]  # in which states are copied
+    hooks: Hooks  # store the states to copy
+    own: bool = True  # on its own trajectory; False: at the latents of the receiving run
 
 
 @dataclass(frozen=True)
 class Interventions:
-    """Interventions in one run; `a + b` makes those of a, then those of b."""
+    """Interventions in one run; `a + b` applies those of a, then those of b."""
 
     hooks: Hooks = NO_HOOKS
     edits: tuple[Edit, ...] = ()
@@ -67,7 +67,7 @@ class Interventions:
         )
 
     def enter(self, x: Tensor, index: int, sigma: Tensor, x0: Tensor | None) -> Tensor:
-        """The latent that enters step `index` instead of x; x itself where nothing changes."""
+        """The latent that enters step `index` instead of x; x itself if nothing changes."""
         for edit in self.edits:
             x = edit(x, index, sigma, x0)
         return x
@@ -82,12 +82,13 @@ class Interventions:
         start: int,
         before: Mapping[str, Tensor],
     ) -> Iterator[tuple[Step, dict[str, Tensor]]]:
-        """The run's `steps` from `start` on, at latent x, each preceded by its donors' and with
-        what the donors need to go on from it.
+        """The run's `steps` from `start` on, at latent x. Each step is preceded by those of its
+        donors, and comes with the tensors that the donors need to continue.
 
-        condition  the run's own
-        noise      where donors started
-        before     what this gave with the step before `start`; {} at the beginning
+        Args:
+            condition: the run's own.
+            noise: initial noise of the donors.
+            before: the tensors that came with the step before `start`; {} at the beginning.
         """
         own = {name: d for name, d in self._named() if d.own and start <= max(d.steps)}
         runs = {
@@ -124,7 +125,7 @@ NO_INTERVENTIONS = Interventions()
 
 
 def _saved(tensors: Mapping[str, Tensor], donor: str, device: torch.device) -> State:
-    """What travelled beside a donor's latent, from what `Interventions.with_donors` gave."""
+    """The state of a donor, from the tensors of `Interventions.with_donors`."""
     prefix = f"{donor}."
     found = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
     return State.from_tensors(found, device)

@@ -1,4 +1,4 @@
-"""Masks of pixels on a coarser grid: that of the latent, or that of the network's tokens."""
+"""Pixel masks on a coarser grid: that of the latent, or that of the network's tokens."""
 
 import numpy as np
 import torch
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def on_grid(mask: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
-    """A mask of pixels, bool (F H W) or of one picture (H W), on a grid f h w: bool, true where any
-    pixel of a cell is.
+    """A mask of pixels, bool (F H W) or of one picture (H W), on a grid f h w: true if any pixel of
+    the cell is true.
 
-    Video frame 0 is grid frame 0, and the others share the rest evenly, as the VAE has it.
+    Video frame 0 is grid frame 0, and the other frames are divided evenly, as in the VAE.
     """
     f, h, w = grid
     pixels = torch.from_numpy(np.ascontiguousarray(mask))

@@ -1,15 +1,15 @@
-"""The ideal observer as a model: every study that needs no hook inside a network runs on it.
+"""The ideal observer as a model: every study without hooks inside a network can run on it.
 
-It is told the puzzle and so knows all videos that answer it. Its velocity is the one whose clean
-estimate is the exact posterior mean (`posterior`),
+It receives the puzzle and therefore knows all videos that answer it. Its velocity is the one whose
+clean estimate is the exact posterior mean (`posterior`),
 
     v(x, sigma) = (x - E[z | x]) / sigma
 
-and it is sampled like a network: same noise, same solver, same steps, same decoder. Whatever a
-study finds of it follows from Bayes' rule and the puzzles, and is no finding about a network.
+and it is sampled like a network: same noise, same solver, same steps, same decoder. Any effect that
+a study finds in it follows from Bayes' rule and the puzzles, and is not a finding about a network.
 
     observer = Observer.of(wan)
-    condition = cases.condition(observer, batch)  # tells it the puzzles
+    condition = cases.condition(observer, batch)  # gives it the puzzles
     for step in observer.sample(condition, seed=0): ...
 """
 
@@ -33,42 +33,42 @@ NETWORK, IDEAL = "network", "ideal observer"
 
 
 def models(wan: Wan, options: Ideal) -> dict[str, Wan]:
-    """What a study runs on, by name: the network and, where asked, the ideal observer."""
+    """The models of a study, by name: the network and, if requested, the ideal observer."""
     return {NETWORK: wan, **({IDEAL: Observer.of(wan)} if options.ideal else {})}
 
 
 def folder(name: str, who: str) -> str:
-    """Where a part of a study of one of these models is kept."""
+    """The subfolder for a part of a study of one of these models."""
     return name if who == NETWORK else f"ideal/{name}"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Known(Condition):
-    """What an observer is conditioned on: the answers of every sample's puzzle."""
+    """The condition of an observer: the answers of every sample's puzzle."""
 
-    answers: Tensor  # b r c f h w  latents; those beyond a sample's own count are zero
-    counts: Tensor  # b  how many answers a sample has, int64
+    answers: Tensor  # b r c f h w  latents; zero beyond a sample's own count
+    counts: Tensor  # b  number of answers of each sample, int64
 
 
 @dataclass(frozen=True, repr=False)
 class Observer(Wan):
-    """A model that believes what its latent implies, beside the VAE and the preset of a `Wan`.
-
-    Of that model's networks none is run. There is one hook point, the velocity.
+    """A model whose estimate is the posterior mean given its latent, with the VAE and the preset of
+    a `Wan`. None of that model's networks runs. The only hook point is the velocity.
     """
 
-    foils: bool = False  # also take plausible wrong answers for possible
+    foils: bool = False  # also consider plausible wrong answers possible
 
     @classmethod
     def of(cls, wan: Wan, *, foils: bool = False) -> Self:
-        """The observer that takes the place of a model's networks."""
+        """The observer that replaces a model's networks."""
         return cls(**{f.name: getattr(wan, f.name) for f in fields(Wan)}, foils=foils)
 
     def known(self, puzzles: Sequence[Puzzle], frames: int) -> Known:
-        """The condition that tells it the puzzles, all of one size, for videos of `frames`.
+        """The condition with the puzzles, all of one size, for videos of `frames` frames.
 
-        Raises MinicosError for a puzzle that lists only some of its answers: an observer that does
-        not know them all is not ideal.
+        Raises:
+            MinicosError: a puzzle lists only some of its answers. An observer that does not know
+                them all is not ideal.
         """
         for p in puzzles:
             if len(p.candidates) < p.ambiguity:
@@ -104,7 +104,7 @@ class Observer(Wan):
         return {VIDEO: hooks("velocity", ((x.double() - mean) / moment.sigma).float())}
 
     def branches(self, expert: str, condition: Any) -> tuple[str, ...]:
-        return ("cond",)  # no guidance: it has obeyed the prompt already
+        return ("cond",)  # no guidance: its answers already follow the prompt
 
     def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
         return passes["cond"]

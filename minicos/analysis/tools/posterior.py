@@ -1,14 +1,13 @@
 """The ideal observer: the exact posterior over a puzzle's valid answers, given a noisy latent.
 
 At noise level sigma the latent is x = (1 - sigma) z + sigma noise, where z is the latent of one of
-the valid answers z_r, all equally likely (that is how the embedded model's training videos were
-drawn). So
+the valid answers z_r, all equally likely (as in the training videos of the embedded model). So
 
     w_r = p(answer r | x)  is proportional to  exp(-|| x - (1 - sigma) z_r ||^2 / (2 sigma^2)),
     E[z | x] = sum_r w_r z_r
 
-and the clean estimate of a perfect network *is* that mean. Only for puzzles, which list their
-answers. As a model that can be sampled from, it is `observer.Observer`.
+and the clean estimate of a perfect network *is* that mean. This works only for puzzles, which list
+their answers. `observer.Observer` is a model with this estimate, from which one can sample.
 """
 
 import torch
@@ -20,11 +19,11 @@ from minicos.wan import Wan
 
 
 def answers(wan: Wan, puzzle: Puzzle, frames: int | None = None, *, foils: bool = False) -> Tensor:
-    """The latent of every valid answer's video, then, with `foils`, of every plausible wrong one:
-    r c f h w. `frames` 4n + 1, by default the puzzle's own.
+    """The latent of every valid answer's video, followed with `foils` by those of the plausible
+    wrong ones: r c f h w. `frames` is 4n + 1, by default the puzzle's own.
 
-    Where answers look alike for a whole latent frame (`Puzzle.hidden`), it is their mean, as in
-    training: the encoder may still tell them apart there, by what it remembers.
+    If answers look the same during a whole latent frame (`Puzzle.hidden`), their mean is used
+    there, as in training: the encoder may still distinguish them through its memory.
     """
     count = len(puzzle.candidates) + (len(puzzle.foils) if foils else 0)
     times = timeline(frames or puzzle.frames)
@@ -45,15 +44,15 @@ def weights(x: Tensor, sigma: float, z: Tensor) -> Tensor:
 
 
 def mean(w: Tensor, z: Tensor) -> Tensor:
-    """sum_r w_r z_r: what the ideal observer's clean estimate is  (c f h w)."""
+    """sum_r w_r z_r, the ideal observer's clean estimate: c f h w."""
     return torch.tensordot(w, z.double(), dims=1)
 
 
 def coefficients(x0: Tensor, z: Tensor) -> Tensor:
-    """How much of each answer a clean estimate x0 (c f h w) shows: the least-squares a (r) with
-    x0 ~ sum_r a_r z_r, sum a = 1.
+    """The weight of each answer in a clean estimate x0 (c f h w): the least-squares a (r) with x0 ~
+    sum_r a_r z_r and sum a = 1.
 
-    Unique where no answer is a mixture of the others; else the one that is closest to the last
+    Unique unless one answer is a mixture of the others; then the solution nearest to the last
     answer alone.
     """
     z, x0 = z.double().cpu().flatten(1), x0.double().cpu().flatten()
@@ -65,8 +64,8 @@ def coefficients(x0: Tensor, z: Tensor) -> Tensor:
 
 
 def effective(w: Tensor) -> float:
-    """How many answers are alive: the exponential of the entropy of the weights w (clipped to
-    [0, 1] and scaled to sum 1).
+    """The number of answers alive: the exponential of the entropy of the weights w (clipped to
+    [0, 1] and normalised).
     """
     p = w.clamp(0, 1)
     p = p / p.sum()

@@ -1,10 +1,11 @@
-"""A run while it is running: the clean estimate of the step as a small picture, without the VAE.
+"""Preview of a running run: the clean estimate of the step as a small picture, without the VAE.
 
-A latent cell and its eight neighbours are nearly a linear picture of the pixels that the cell stands
-for. So an affine map from their channels to these pixels is fitted once, by least squares, on clips
-that the user's own VAE encodes; applying it costs nothing. Of held-out mazes and marks the embedded
-model's map explains 0.63 and 0.80 of the variance, without the neighbours 0.47 and 0.57. It is kept in the user's cache (`$XDG_CACHE_HOME/minicos`), under a
-fingerprint of the VAE, so that later runs do not fit again.
+The pixels of a latent cell are nearly a linear function of the cell and its eight neighbours. So an
+affine map from their channels to these pixels is fitted once, by least squares, on clips that the
+user's own VAE encodes; applying it costs nothing. On held-out mazes and marks, the embedded model's
+map explains 0.63 and 0.80 of the variance (0.47 and 0.57 without the neighbours). It is stored in
+the user's cache (`$XDG_CACHE_HOME/minicos`), under a fingerprint of the VAE, and reused by later
+runs.
 """
 
 import os
@@ -34,8 +35,8 @@ from minicos.vae import VAE
 from minicos.wan import Wan
 
 FILE = "preview.png"
-CLIPS, SIDE = 12, 16  # clips that are fitted to, and latent cells along their sides
-SHOWN, WIDTH = 7, 128  # frames side by side, and the least pixels of each
+CLIPS, SIDE = 12, 16  # number of clips for the fit, and latent cells along their sides
+SHOWN, WIDTH = 7, 128  # frames side by side, and the smallest width of each in pixels
 VERSION = 1  # of the fit; part of the fingerprint
 
 
@@ -49,7 +50,7 @@ class Linear:
     stride: int  # s, pixels along the side of a cell
 
     def __call__(self, x0: Tensor) -> np.ndarray:
-        """A latent (c f h w) -> its frames, one for each latent frame: uint8 (f, s h, s w, 3)."""
+        """A latent (c f h w) -> its frames, one per latent frame: uint8 (f, s h, s w, 3)."""
         _, f, h, w = x0.shape
         pixels = around(x0.detach().float().cpu()) @ self.weight[:-1] + self.weight[-1]
         s = self.stride
@@ -58,7 +59,7 @@ class Linear:
 
 
 def around(z: Tensor) -> Tensor:
-    """Each cell of a latent (c f h w) with its neighbours in the frame, those at an edge repeated:
+    """Each cell of a latent (c f h w) with its neighbours in the frame, repeated at the edges:
     (f h w) 9c.
     """
     padded = F.pad(z.transpose(0, 1), (1, 1, 1, 1), mode="replicate")  # f c h+2 w+2
@@ -66,8 +67,8 @@ def around(z: Tensor) -> Tensor:
 
 
 def fit(vae: VAE, clips: Tensor) -> Linear:
-    """The map that fits the VAE's latents of clips (n 3 F H W in [-1, 1]) to the last video frame
-    of each latent frame, by least squares.
+    """Fit the map from the VAE's latents of clips (n 3 F H W in [-1, 1]) to the last video frame of
+    each latent frame, by least squares.
     """
     time, s, _ = vae.cfg.stride
     device = vae.decoder.conv1.weight.device
@@ -82,7 +83,7 @@ def fit(vae: VAE, clips: Tensor) -> Linear:
 
 
 def scenes(count: int, frames: int, side: int, seed: int = 0) -> Tensor:
-    """Clips of discs and boxes in random colours that drift: n 3 F side side, in [-1, 1]."""
+    """Clips of drifting discs and boxes in random colours: n 3 F side side, in [-1, 1]."""
     draw = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side] / side
     clips = np.empty((count, frames, side, side, 3), np.float32)
@@ -103,7 +104,7 @@ def scenes(count: int, frames: int, side: int, seed: int = 0) -> Tensor:
 
 
 def linear(wan: Wan) -> Linear:
-    """The map of a model's VAE, from the cache or fitted now."""
+    """The map for a model's VAE, from the cache or fitted now."""
     vae = wan.residency.to_device(wan.vae)
     time, s, _ = vae.cfg.stride
     path = _cache() / f"preview-{_fingerprint(vae)}.safetensors"
@@ -113,8 +114,8 @@ def linear(wan: Wan) -> Linear:
         if weight.ndim == 2 and weight.shape[1] == width:
             return Linear(weight, s)
     except (OSError, KeyError, SafetensorError):
-        pass  # not there yet, or damaged: fitted now
-    if wan.variant == "tiny":  # its VAE has seen nothing but puzzles
+        pass  # missing or damaged: fitted now
+    if wan.variant == "tiny":  # its VAE was trained on puzzles only
         videos = [
             family.draw(seed, "train").draw(0) for family in FAMILIES.values() for seed in (0, 1)
         ]
@@ -135,7 +136,7 @@ def _cache() -> Path:
 
 
 def _fingerprint(vae: VAE) -> str:
-    """Of the VAE's first and last convolutions, which no two VAEs share."""
+    """A fingerprint of the VAE's first and last convolutions, which identify it."""
     digest = sha256(f"{VERSION} {vae.cfg.stride}".encode())
     for weight in (vae.encoder.conv1.weight, vae.decoder.conv1.weight):
         digest.update(weight.detach().float().cpu().numpy().tobytes())
@@ -144,8 +145,8 @@ def _fingerprint(vae: VAE) -> str:
 
 @dataclass(frozen=True)
 class Preview:
-    """Rewrites preview.png after every step: the clean estimate of the first sample, a frame for
-    each latent frame. A recorder that keeps nothing.
+    """A recorder that keeps nothing, but rewrites preview.png after every step: the clean estimate
+    of the first sample, with a frame for each latent frame.
     """
 
     wan: Wan
@@ -153,7 +154,7 @@ class Preview:
     _made: dict[str, Linear] = field(default_factory=dict)
 
     def hooks(self) -> Hooks:
-        """None: the estimate is in the step itself."""
+        """No hooks: the estimate is a property of the step."""
         return NO_HOOKS
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
@@ -171,7 +172,7 @@ class Preview:
 
 
 def strip(frames: np.ndarray, title: str) -> np.ndarray:
-    """Frames (f h w 3) side by side, enlarged by a whole number where small, under a title."""
+    """Frames (f h w 3) side by side under a title, enlarged by a whole number if they are small."""
     chosen = frames[evenly(len(frames), SHOWN)]
     scale = -(-WIDTH // chosen.shape[2])
     large = chosen.repeat(scale, axis=1).repeat(scale, axis=2)

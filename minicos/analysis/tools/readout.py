@@ -1,22 +1,20 @@
-"""A linear readout: ridge regression onto labels, its penalty chosen without a look at the rows
-that are judged.
-"""
+"""A linear readout: ridge regression onto labels, with the penalty chosen without the test rows."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# of standardised columns, whose squares sum to the number of rows
+# for standardised columns, whose squares sum to the number of rows
 RIDGES = tuple(10.0**k for k in range(7))
 
 
 def readout(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> tuple[Tensor, float]:
-    """Classes of the rows `test` (n d): n, int64; and the share of training rows that are read
-    rightly when they are left out.
+    """Classes of the rows `test` (n d): n, int64; and the share of training rows that are
+    classified correctly when they are left out.
 
-    Ridge regression onto one-hot labels `labels` of the rows `train` (m d), columns standardised.
-    Of RIDGES the one is taken whose squared error on left-out rows is least; leaving out needs no
-    fit of its own, since an error left out is the error left in / (1 - leverage).
+    Ridge regression onto one-hot labels `labels` of the rows `train` (m d), with standardised
+    columns. The penalty in RIDGES with the smallest squared leave-one-out error is used. This needs
+    no further fits, since the error of a row left out is its error in the fit / (1 - leverage).
     """
     centre, scale = train.double().mean(0), train.double().std(0).clamp_min(1e-6)
     a, b = ((x.double() - centre) / scale for x in (train, test))

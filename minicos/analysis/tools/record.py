@@ -1,10 +1,9 @@
-"""Run a model once and let several recorders watch: resumable, because every finished step is on
-disk.
+"""Run a model once with several recorders. Resumable, because every finished step is on disk.
 
-A recorder is three things: hooks for what it wants to see inside the passes, `keep` for what it
-keeps of a step, and `draw` for its pictures. What `keep` returns is saved with the latent that
-leaves the step, so a run that was killed continues after its last finished step, bit for bit, and
-pictures can be drawn again without a network.
+A recorder has three parts: hooks for what it observes inside the passes, `keep` for what it keeps
+of a step, and `draw` for its pictures. The result of `keep` is saved with the latent that leaves
+the step, so a killed run continues after its last finished step, bit for bit, and pictures can be
+drawn again without a network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,31 +23,29 @@ from minicos.runs import Progress, Run
 from minicos.sample import State, Step
 from minicos.wan import Wan
 
-Saved = Sequence[Mapping[str, Tensor]]  # for each step, what `keep` returned
+Saved = Sequence[Mapping[str, Tensor]]  # the results of `keep` for each step
 
 
 class Recorder(Protocol):
-    """What looks at a run: hooks, what is kept of a step, pictures."""
+    """Observes a run: hooks, what to keep of a step, pictures."""
 
     @property
     def name(self) -> str:
-        """Under which what is kept of a step is saved."""
+        """The name under which the recorder's data are saved."""
         ...
 
     def hooks(self) -> Hooks:
-        """What to watch inside the forward passes; NO_HOOKS for nothing."""
+        """Hooks inside the forward passes; NO_HOOKS for none."""
         ...
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
-        """Called after each step; returns what to keep of it, and may already write pictures of
-        this step.
+        """Called after each step; returns what to keep of it, and may already write pictures of the
+        step.
         """
         ...
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
-        """Make the pictures from what was kept; returns their names, the one to open first in
-        front.
-        """
+        """Draw the pictures from what was kept; returns their names, the main one first."""
         ...
 
 
@@ -64,9 +61,11 @@ def record(
     """Denoise under `interventions`, saving in `run` every step and what `recorders` keep of it;
     returns the final latent (b c f h w).
 
-    `bar` is that of a command with more to do, one tick for each step. Steps that `run` already
-    holds are not computed again. Raises MinicosError for interventions that this run can never
-    make.
+    Steps that `run` already contains are not computed again. `bar` is that of a command with more
+    to do, with one tick for each step.
+
+    Raises:
+        MinicosError: the interventions are impossible in this run.
     """
     hooks = sum((r.hooks() for r in recorders), interventions.hooks)
     schedule = wan.schedule()
@@ -77,7 +76,7 @@ def record(
         for index in range(done):
             _log(run, index, schedule.sigmas, run.load_tensors(_file(index)))
     x, state = entering(run, done, noise)
-    if not done:  # what travels beside the video starts as without interventions
+    if not done:  # additional latents start as without interventions
         state = State(beside=wan.beside(noise, condition))
         x = interventions.enter(x, 0, condition.per_frame(schedule.sigmas[0]), None)
     before = run.load_tensors(_file(done - 1)) if done else {}
@@ -90,7 +89,7 @@ def record(
             entered = interventions.enter(
                 step.next, step.index + 1, (step.sigma_map > 0) * step.sigma_next, step.x0
             )
-            if entered is not step.next:  # as `sample` does: a history would undo the edit
+            if entered is not step.next:  # as in `sample`: a history would undo the edit
                 step.next, step.state = entered, step.state.edited()
             tensors = {"next": step.next, **step.state.tensors(), **given}
             for r in recorders:
@@ -110,8 +109,8 @@ def _log(run: Run, index: int, sigmas: Sequence[float], tensors: Mapping[str, Te
 
 
 def entering(run: Run, index: int, noise: Tensor) -> tuple[Tensor, State | None]:
-    """The latent that enters step `index` of a run saved by `record` from `noise`, and the
-    state: where to resume.
+    """The latent that enters step `index` of a run saved by `record` from `noise`, and its state:
+    where to resume.
     """
     if not index:
         return noise, None
@@ -135,8 +134,8 @@ def kept(run: Run, name: str, index: int) -> dict[str, Tensor]:
 
 
 def seen(run: Run, step: int) -> np.ndarray | None:
-    """A video of the run to lay maps over, uint8 (f h w 3): the clean estimate of the step, else
-    the result; None where the run holds neither.
+    """A video of the run to draw maps over, uint8 (f h w 3): the clean estimate of the step, or
+    the result; None if the run has neither.
     """
     for name in (f"x0/step_{step:02d}.mp4", "video.mp4"):
         if run.path(name).exists():
@@ -149,8 +148,8 @@ def _file(index: int) -> str:
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of 32-bit numbers, copied to the host in one transfer: a wait for each would hold up
-    the card.
+    """Tensors of 32-bit numbers, copied to the host in one transfer, since waiting for each would
+    stall the card.
     """
     if not tensors:
         return {}

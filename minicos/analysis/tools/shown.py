@@ -1,5 +1,5 @@
-"""What the page of a run shows beside numbers and figures, and cannot tell from the files alone:
-which videos stand side by side, and where interventions act.
+"""Data for the page of a run that the files do not contain otherwise: which videos to show side by
+side, and where interventions act.
 """
 
 import re
@@ -16,7 +16,7 @@ VIDEOS, INTERVENTIONS = "shown.json", "interventions.json"
 
 @dataclass(frozen=True)
 class Where:
-    """An intervention and where it acts; an axis that is left out means everywhere on it."""
+    """An intervention and where it acts; an empty axis means everywhere on it."""
 
     label: str
     steps: Sequence[int] = ()
@@ -25,7 +25,7 @@ class Where:
 
 
 def save_videos(run: Run, videos: Mapping[str, np.ndarray], fps: float) -> None:
-    """Write every video (uint8 f h w 3) under its label, and list them in their order."""
+    """Write every video (uint8 f h w 3) under its label, and list them in order."""
     named = {f"videos/{i:02d}_{_name(label)}.mp4": label for i, label in enumerate(videos)}
     for file, label in named.items():
         save_video(run.path(file), videos[label], fps=fps)
@@ -33,12 +33,12 @@ def save_videos(run: Run, videos: Mapping[str, np.ndarray], fps: float) -> None:
 
 
 def list_videos(run: Run, labels: Mapping[str, str]) -> None:
-    """List videos that the folder holds: file -> label, in the order in which they are shown."""
+    """List videos in the folder: file -> label, in the order in which they are shown."""
     run.save_json(VIDEOS, [{"file": file, "label": label} for file, label in labels.items()])
 
 
 def list_interventions(run: Run, interventions: Iterable[Where]) -> None:
-    """Write down where interventions act."""
+    """Record where interventions act."""
     run.save_json(INTERVENTIONS, [asdict(one) for one in interventions])
 
 

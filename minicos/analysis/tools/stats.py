@@ -1,8 +1,8 @@
-"""The numbers behind every claim: how far apart two runs are, and how sure a mean is.
+"""The numbers behind every claim: how far apart two runs are, and how certain a mean is.
 
 Distances are between latents or hidden states, means are over puzzles. A headline is a paired
-difference: both arms of a comparison see the same puzzles and the same
-noise. Intervals are those of `intervals`.
+difference: both arms of a comparison use the same puzzles and the same noise. Intervals are those
+of `intervals`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from minicos.analysis.tools import intervals
 Values = Sequence[float] | np.ndarray  # one for each puzzle
 Array = TypeVar("Array", Tensor, np.ndarray)
 
-MANY = 2000  # puzzles whose signs need not be flipped one by one
+MANY = 2000  # number of puzzles above which tests use the normal limit
 
 # -- how far apart ---------------------------------------------------------------------------------
 
@@ -32,7 +32,8 @@ def squared(a: Tensor, b: Tensor) -> Tensor:
 
 
 def yardstick(estimates: Sequence[Tensor]) -> Tensor:
-    """Mean squared distance between runs of independent seeds, per frame: what "as different as another seed" means  (b f).
+    """Mean squared distance between runs of independent seeds, per frame (b f): the unit of D, "as
+    different as another seed".
 
     `estimates` are the clean estimates (b c f h w) of at least two seeds at one step.
     """
@@ -44,12 +45,16 @@ def yardstick(estimates: Sequence[Tensor]) -> Tensor:
 def distance(apart: Array, unit: Array, frames: Sequence[int] | None = None) -> Array:
     """D between runs: 0 the same, 1 as different as another seed.
 
-    The primary measure: latents share their coordinates, so nothing is gained by invariance to
-    rotation.
+    This is the primary measure. Latents of two runs share their coordinates, so a measure that is
+    invariant to rotation has no advantage.
 
-    apart   squared distances per latent frame (`squared`)               ... f
-    unit    those of independent seeds (`yardstick`, or a pooled mean)   ... f
-    frames  limits it to some frames (imposed ones should be left out)
+    Args:
+        apart: squared distances per latent frame (`squared`), ... f.
+        unit: those of independent seeds (`yardstick`, or a pooled mean), ... f.
+        frames: use only these frames (imposed ones should be excluded); None: all.
+
+    Returns:
+        D, of shape ...
     """
     chosen = slice(None) if frames is None else list(frames)
     return apart[..., chosen].sum(-1) / unit[..., chosen].sum(-1)
@@ -59,21 +64,21 @@ def cka(a: Tensor, b: Tensor) -> float:
     """Debiased linear CKA of two sets of n paired rows, a (n p) and b (n q): 1 for equal geometry,
     about 0 for unrelated rows.
 
-    From the unbiased HSIC estimator (Song et al. 2012, eq. 5) in feature space, so that no n x n
-    matrix is formed. The biased estimator gives .65 for independent Gaussians at n = 64, p = 128.
-    The paper's "CKA dissimilarity" is taken as 1 - CKA.
+    Uses the unbiased HSIC estimator (Song et al. 2012, eq. 5) in feature space, so no n x n matrix
+    is formed. The biased estimator gives .65 for independent Gaussians at n = 64, p = 128. The
+    paper's "CKA dissimilarity" is interpreted as 1 - CKA.
     """
     a, b = a.double(), b.double()
     if len(a) != len(b) or len(a) < 4:
         raise ValueError(f"CKA needs the same rows twice, four or more: {len(a)} and {len(b)}")
-    # centring changes nothing in exact arithmetic, and keeps it accurate
+    # centring changes nothing in exact arithmetic, and improves accuracy
     a, b = a - a.mean(0), b - b.mean(0)
     return (_hsic(a, b) / (_hsic(a, a) * _hsic(b, b)).clamp_min(0).sqrt()).item()
 
 
 def _hsic(a: Tensor, b: Tensor) -> Tensor:
-    """Unbiased HSIC for the kernels a a^T and b b^T without their diagonals, up to the factor 1
-    / (n (n - 3)).
+    """Unbiased HSIC for the kernels a a^T and b b^T without their diagonals, up to the factor 1 /
+    (n (n - 3)).
     """
     n, na, nb = len(a), a.square().sum(1), b.square().sum(1)
     rows_a, rows_b = a @ a.sum(0) - na, b @ b.sum(0) - nb  # row sums of the two kernels
@@ -86,15 +91,15 @@ def _hsic(a: Tensor, b: Tensor) -> Tensor:
 
 
 def massive(h: Tensor) -> Tensor:
-    """Channels of tokens h (l d) whose mean size is above 100 times the median channel's: bool
-    d. Few, and alike on every token.
+    """Channels of tokens h (l d) whose mean size is above 100 times the median channel's: bool d.
+    They are few, and nearly equal on all tokens.
     """
     size = h.abs().mean(0)
     return size > 100 * size.median()
 
 
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
-    """The chance that a positive has a larger value than a negative (ties count half); NaN where
+    """The probability that a positive has a larger value than a negative (ties count half); NaN if
     one kind is missing.
     """
     values, positive = np.ravel(values), np.ravel(positive).astype(bool)
@@ -107,26 +112,26 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
 
 
 def settled(far: np.ndarray) -> np.ndarray:
-    """The step from which on nothing is far any more: far bool (n N ...) -> n ..., from 0 (never
-    far) to N (to the end).
+    """The step from which on the run stays near: far bool (n N ...) -> n ..., from 0 (never far) to
+    N (far until the end).
     """
     return np.where(far.any(1), far.shape[1] - far[:, ::-1].argmax(1), 0)
 
 
-# -- how sure --------------------------------------------------------------------------------------
+# -- how certain -----------------------------------------------------------------------------------
 
 
 def resampled(n: int, *, seed: int = 0, resamples: int = 10_000) -> np.ndarray:
-    """The weight of each of n cases in resampled means: resamples n. For the place of a peak or
-    of a crossing, which no formula covers.
+    """The weight of each of n cases in resampled means: resamples n. Used for the position of a
+    peak or of a crossing, for which there is no formula.
     """
     rng = np.random.default_rng(seed)
     return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
 
 
 def average(values: Values, span: float | None = None, *, signed: bool = False) -> Interval:
-    """The mean of `values`, one for each puzzle, with its interval (`intervals.interval`); those
-    without a value (NaN) are left out.
+    """The mean of `values`, one for each puzzle, with its interval (`intervals.interval`); NaN
+    values are excluded.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1:
@@ -145,9 +150,7 @@ def paired(a: Values, b: Values) -> Interval:
 
 
 def unpaired(a: Values, b: Values, span: float | None = None) -> Interval:
-    """The mean of a less that of b, which are of different puzzles; n is the smaller number of
-    them.
-    """
+    """The mean of a minus the mean of b, for different puzzles; n is the smaller number of them."""
     arms = [np.asarray(values, dtype=np.float64) for values in (a, b)]
     arms = [arm[np.isfinite(arm)] for arm in arms]
     n = min(map(len, arms))
@@ -164,8 +167,8 @@ def unpaired(a: Values, b: Values, span: float | None = None) -> Interval:
 def mean(
     name: str, values: Values, note: str = "", unit: str = "", span: float | None = None
 ) -> Number:
-    """The mean over puzzles as a finding; n says how many have a value. A share has an interval
-    within 0 to 1.
+    """The mean over puzzles as a finding; n is the number of values. A share has an interval within
+    0 to 1.
     """
     found = average(values, span)
     if unit == "share" and found.n:
@@ -177,12 +180,12 @@ def difference(
     name: str, a: Values, b: Values, note: str = "", unit: str = "", span: float | None = None
 ) -> Number:
     """The mean of a - b on the same puzzles as a finding, with its p value and the smallest
-    difference that so many puzzles resolve.
+    difference that this number of puzzles can resolve.
     """
     d = np.subtract(a, b, dtype=np.float64)
     seen = d[np.isfinite(d)]
-    # no power is claimed where no puzzle differs from another: scatter that was not seen is not
-    # zero
+    # no power is claimed if all puzzles give the same difference: scatter that was not observed is
+    # not zero
     scatter = float(seen.std()) if len(seen) else 0.0
     power = resolvable(scatter, len(seen)) if scatter > 0 else nan
     p = p_value(seen) if len(seen) else nan
@@ -193,7 +196,7 @@ def difference(
 def between(
     name: str, a: Values, b: Values, note: str = "", unit: str = "", span: float | None = None
 ) -> Number:
-    """The mean of a less that of b, of different puzzles, as a finding with its p value."""
+    """The mean of a minus the mean of b, for different puzzles, as a finding with its p value."""
     found = Number.of(name, unpaired(a, b, span), unit=unit, note=note)
     return replace(found, p=p_unpaired(a, b)) if found.n else found
 
@@ -201,8 +204,8 @@ def between(
 def compared(
     name: str, arms: Mapping[str, Values], note: str = "", unit: str = "", span: float | None = None
 ) -> list[Number]:
-    """An effect (one number for each puzzle, 0: none) as found of each model: the network first
-    and, where it was run, the ideal observer, with their paired difference.
+    """An effect (one number for each puzzle, 0: none) for each model: the network first and, if it
+    was run, the ideal observer, with their paired difference.
     """
     found = [
         difference(f"{name}: {who}", values, np.zeros(len(values)), note, unit, span)
@@ -221,8 +224,8 @@ def curve(
     x_label: str = "",
     unit: str = "",
 ) -> Curve:
-    """Means over cases along an axis with their intervals: values (cases x); cases with a gap
-    (NaN) are left out.
+    """Means over cases along an axis with their intervals: values (cases x); cases with a NaN are
+    excluded.
     """
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values).all(1)]
@@ -239,9 +242,9 @@ def curve(
 
 
 def p_value(differences: Values, *, seed: int = 0, resamples: int = 10_000) -> float:
-    """Two-sided sign-flip test of paired differences: how often chance signs give a mean at
-    least this large. Exact (McNemar's test) where they are -1, 0 or 1; of more than MANY puzzles
-    the normal limit.
+    """Two-sided sign-flip test of paired differences: how often random signs give a mean at least
+    this large. Exact (McNemar's test) if they are -1, 0 or 1; the normal limit for more than MANY
+    puzzles.
     """
     d = np.asarray(differences, dtype=np.float64)
     if np.isin(d, (-1, 0, 1)).all():
@@ -253,8 +256,8 @@ def p_value(differences: Values, *, seed: int = 0, resamples: int = 10_000) -> f
 
 
 def p_unpaired(a: Values, b: Values, *, seed: int = 0, resamples: int = 10_000) -> float:
-    """Two-sided permutation test of two means: how often puzzles dealt out at random to the two
-    arms differ at least as much; of more than MANY puzzles the normal limit.
+    """Two-sided permutation test of two means: how often puzzles assigned at random to the two arms
+    differ at least as much; the normal limit for more than MANY puzzles.
     """
     arms = [np.asarray(values, dtype=np.float64) for values in (a, b)]
     arms = [arm[np.isfinite(arm)] for arm in arms]
@@ -274,7 +277,7 @@ def _normal(z: float) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction: p values that may be held against one level although several hypotheses
+    """Holm's correction: p values that may be compared with one level although several hypotheses
     were tested.
     """
     adjusted, largest = [0.0] * len(p), 0.0
@@ -285,7 +288,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def resolvable(deviation: float, n: int) -> float:
-    """The smallest true mean difference that n puzzles find with 80 % power at the 5 % level,
-    given the deviation of one difference.
+    """The smallest true mean difference that n puzzles detect with 80 % power at the 5 % level,
+    given the standard deviation of one difference.
     """
     return 2.802 * deviation / n**0.5  # 1.960 + 0.842
