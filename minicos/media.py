@@ -8,7 +8,7 @@ decoder can stream to disk.
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ X264 = {
 IMAGES = {".png": ("png", "rgb24"), ".jpg": ("mjpeg", "yuvj444p"), ".jpeg": ("mjpeg", "yuvj444p")}
 
 
+Save = Callable[[Path, Callable[[Path], object]], object]  # as `runs.replace_file`
 Picture = str | Path | Image.Image | np.ndarray | Tensor | Sequence["Picture"]  # see `as_image`
 
 
@@ -193,7 +194,11 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
 
 
 def save_video(
-    path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float, crf: int = 12
+    path: str | Path,
+    frames: np.ndarray | Iterable[np.ndarray],
+    fps: float,
+    crf: int = 12,
+    save: Save = replace_file,
 ) -> None:
     """Write uint8 frames as H.264 in MP4 (yuv420p, BT.709), atomically.
 
@@ -201,6 +206,7 @@ def save_video(
         frames: an array (f h w 3), or an iterator of frames (h w 3) or chunks (f h w 3), each of
             which is encoded and then discarded. Odd sizes are padded by one repeated row or column,
             since 4:2:0 needs even sizes.
+        save: writes the file, as `runs.replace_file` does.
 
     Raises:
         MinicosError: there is no frame, a frame has another size or type, or the disk refuses.
@@ -208,7 +214,7 @@ def save_video(
     path = Path(path)
     if not math.isfinite(fps) or fps <= 0:
         raise MinicosError(f"{path}: a video has a finite number of frames a second, not {fps}.")
-    replace_file(path, lambda temporary: _encode(temporary, path, frames, fps, crf))
+    save(path, lambda temporary: _encode(temporary, path, frames, fps, crf))
 
 
 def _encode(

@@ -120,6 +120,7 @@ class Run:
     settings: dict[str, Any]
     lock: FolderLock | None = field(default=None, compare=False, repr=False)
     journal: Journal | None = field(default=None, compare=False, repr=False)  # of --jsonl
+    checksums: str = CHECKSUMS  # the file that holds them, in the folder
 
     @classmethod
     def open(
@@ -189,13 +190,29 @@ class Run:
     def has(self, name: str) -> bool:
         """Whether `name` is finished: it exists and matches its recorded checksum."""
         try:
-            return self._checksums().get(name) == _checksum(self.path(name))
+            return self.recorded().get(name) == checksum(self.path(name))
         except OSError:
             return False
 
+    def recorded(self) -> dict[str, str]:
+        """Name -> checksum of every finished file. A line that a power cut left incomplete is
+        ignored.
+        """
+        try:
+            lines = _content(self.path(self.checksums)).decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise MinicosError(
+                f"{self.path(self.checksums)} cannot be read: {error.strerror}. Choose another "
+                "--out: without it nothing says which files are whole."
+            ) from error
+        pairs = (line.partition("  ") for line in lines)
+        return {name: checksum for checksum, _, name in pairs if len(checksum) == 64}
+
     def record(self, name: str) -> None:
         """Record a complete file `name` in the folder as finished. `save` does this by itself."""
-        self._note(name, _checksum(self.path(name)))
+        self._note(name, checksum(self.path(name)))
 
     def save(self, name: str, write: Callable[[Path], object]) -> None:
         """Let `write(temporary)` make the file `name` atomically, and record it.
@@ -206,7 +223,7 @@ class Run:
         """
 
         def move(temporary: Path, path: Path) -> None:
-            self._note(name, _checksum(temporary))
+            self._note(name, checksum(temporary))
             temporary.replace(path)
 
         replace_file(self.path(name), write, move)
@@ -253,7 +270,7 @@ class Run:
                 f"{path} cannot be read: {error.strerror or error}. Run the command again to have "
                 "it made."
             ) from error
-        if self._checksums().get(name) != sha256(data).hexdigest():
+        if self.recorded().get(name) != sha256(data).hexdigest():
             raise MinicosError(
                 f"{path} is damaged or not of this run. Run the command again to have it made anew."
             )
@@ -261,32 +278,16 @@ class Run:
 
     def _note(self, name: str, checksum: str) -> None:
         """Record the checksum of a file."""
-        known = self._checksums()
+        known = self.recorded()
         if known.get(name) == checksum:
             return
-        file = self.path(CHECKSUMS)
+        file = self.path(self.checksums)
         lines = [f"{c}  {n}\n" for n, c in {**known, name: checksum}.items()]
         if name in known:
             replace_file(file, lambda temporary: temporary.write_bytes("".join(lines).encode()))
             return
         with file.open("ab") as end:
             end.write(lines[-1].encode())
-
-    def _checksums(self) -> dict[str, str]:
-        """Name -> checksum of every finished file. A line that a power cut left incomplete is
-        ignored.
-        """
-        try:
-            lines = _content(self.path(CHECKSUMS)).decode(errors="replace").splitlines()
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise MinicosError(
-                f"{self.path(CHECKSUMS)} cannot be read: {error.strerror}. Choose another --out: "
-                "without it nothing says which files are whole."
-            ) from error
-        pairs = (line.partition("  ") for line in lines)
-        return {name: checksum for checksum, _, name in pairs if len(checksum) == 64}
 
 
 def environment() -> dict[str, str]:
@@ -423,7 +424,8 @@ def _regular(path: Path) -> Path:
     return path
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises OSError, also for what is no regular file."""
     with _regular(path).open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
@@ -449,10 +451,9 @@ def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
     for name in sorted({*there, *settings}):
         old, new = there.get(name), settings.get(name)
-        if old != new:
+        if old != new and (said := json.dumps(old)) != (asked := json.dumps(new)):  # NaN is NaN
             raise MinicosError(
-                f"{folder} holds a run with {name} = {json.dumps(old)}, and this one has {name} = "
-                f"{json.dumps(new)}. "
+                f"{folder} holds a run with {name} = {said}, and this one has {name} = {asked}. "
                 "Choose another --out or delete the folder."
             )
 

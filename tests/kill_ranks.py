@@ -26,7 +26,8 @@ import torch
 
 from minicos import cli
 from minicos.folder_lock import LOCK
-from minicos.runs import PART
+from minicos.runs import CHECKSUMS, PART
+from minicos.vbvr import finished
 
 COMMAND = (
     "vbvr --puzzles 3 --condition plain noise:frame=1 static --solver euler --steps 2 --batch 1"
@@ -62,7 +63,9 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != LOCK and "made_with" not in path.parts
+        if path.is_file()
+        and path.name not in (LOCK, CHECKSUMS)
+        and not {"made_with", finished.FOLDER} & {*path.parts}
     }
 
 

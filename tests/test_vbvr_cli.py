@@ -81,6 +81,28 @@ def test_shards_make_the_same_files_as_one_process(data, tmp_path, capsys):
     }
 
 
+def test_a_damaged_video_is_made_again_alone(data, tmp_path, capsys):
+    """A full disk or a power cut leaves files of the right name that are empty or changed."""
+    given = (data, tmp_path, "--condition", "plain", "static", "--every", "0", "--batch", "1")
+    assert run(*given) == 0
+    made = files(tmp_path)
+    names = {
+        "video": f"plain/In-Domain_50/{TASKS['In-Domain_50']}/00001.mp4",
+        "step": f"plain/steps/step_000/Out-of-Domain_50/{TASKS['Out-of-Domain_50']}/00000.mp4",
+        "baseline": f"static/In-Domain_50/{TASKS['In-Domain_50']}/00000.mp4",
+    }
+    (tmp_path / names["video"]).write_bytes(b"")
+    (tmp_path / names["baseline"]).unlink()
+    whole = (tmp_path / names["step"]).read_bytes()
+    (tmp_path / names["step"]).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    others = made.keys() - names.values()
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in others if "static" in name}
+    assert run(*given) == 0
+    assert files(tmp_path) == made
+    assert all((tmp_path / name).stat().st_mtime_ns == when for name, when in times.items())
+    assert "2 videos in" in capsys.readouterr().err
+
+
 def test_a_broken_sample_fails_alone_and_is_named(kit, tmp_path, capsys):
     data = bench(tmp_path / "data", 2)
     broken = data / "In-Domain_50" / TASKS["In-Domain_50"] / "00001"

@@ -64,10 +64,10 @@ def test_a_failure_is_tried_again_and_loses_nothing_else():
             raise OSError(28, "No space left on device")
         done.add(unit)
 
-    failed = attempt(every, done.__contains__, make, retries=2)
+    failed = attempt(every, make, retries=2)
     assert list(failed) == [every[3]] and "No space left" in failed[every[3]]
     assert done == set(every) - {every[3]} and calls.count(every[3]) == 3
-    assert attempt(every, done.__contains__, make, retries=0).keys() == failed.keys()
+    assert attempt([*failed], make, done=len(done), retries=0).keys() == failed.keys()
 
 
 def test_a_broken_device_stops_the_process_early():
@@ -77,7 +77,7 @@ def test_a_broken_device_stops_the_process_early():
         calls.append(unit)
         raise RuntimeError("CUDA error")
 
-    failed = attempt(every, lambda unit: False, make, retries=3)
+    failed = attempt(every, make, retries=3)
     assert list(failed) == every and len(calls) == work.CONSECUTIVE
     assert "not tried" in failed[every[-1]]
 
@@ -87,7 +87,7 @@ def test_mistakes_in_the_code_are_not_caught():
         raise TypeError("a bug")
 
     with pytest.raises(TypeError):
-        attempt(units(JOBS, (1,), 1), lambda unit: False, make)
+        attempt(units(JOBS, (1,), 1), make)
 
 
 def test_two_processes_on_one_shard(tmp_path):
@@ -147,6 +147,9 @@ def test_killed_at_a_hundred_moments_nothing_is_lost_and_nothing_is_half(tmp_pat
     def path(unit: Unit):
         return tmp_path / unit.condition / f"{unit.seed}" / unit.samples[0]
 
+    def left(units: list[Unit]) -> list[Unit]:
+        return [unit for unit in units if not path(unit).exists()]
+
     def make(unit: Unit) -> None:
         def write(temporary):
             with temporary.open("w") as file:
@@ -160,7 +163,7 @@ def test_killed_at_a_hundred_moments_nothing_is_lost_and_nothing_is_half(tmp_pat
     for round in range(100):
         child = os.fork()
         if not child:
-            attempt(Shard(round % 4, 4).of(every), lambda unit: path(unit).exists(), make)
+            attempt(left(Shard(round % 4, 4).of(every)), make)
             os._exit(0)
         time.sleep(chance.uniform(0, 0.006))
         os.kill(child, signal.SIGKILL)
@@ -168,5 +171,5 @@ def test_killed_at_a_hundred_moments_nothing_is_lost_and_nothing_is_half(tmp_pat
         for unit in every:
             if path(unit).exists():
                 assert path(unit).read_text() == "".join(f"{unit} {part}\n" for part in range(4))
-    assert not attempt(every, lambda unit: path(unit).exists(), make)
+    assert not attempt(left(every), make)
     assert all(path(unit).read_text().count("\n") == 4 for unit in every)

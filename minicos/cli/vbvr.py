@@ -189,12 +189,12 @@ def run(args: argparse.Namespace) -> int:
         _fits(kit, found)
     names = dict.fromkeys(arm.weights for arm in arms)
     plans = {name: vbvr_work.plan(args, name, files) for name in names}
-    maker, every = vbvr_work.listed(args, arms, samples, plans)
+    maker, every = vbvr_work.listed(args, arms, samples, plans, part)
     trees = _trees(args, arms, maker)
     estimates = dict(_estimates(args, arms, maker, plans))
     mine = part.of(every)
     if args.dry_run:
-        _price(args, plans, arms, mine, samples, len(maker.every))
+        _price(args, plans, arms, mine, samples, max(map(len, maker.every.values()), default=0))
         return 0
     journal = run_folder.journal(args)
     lock = work.hold(args.out, part)
@@ -204,9 +204,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"minicos: failed: {unit}: {why}", file=sys.stderr)
     if failed:  # then nobody is at work any more, and the tables show what there is
         work.wait_for_others(args.out, part)
-    elif left := sum(not maker.finished(unit) for unit in every):
+    elif left := maker.left(every):
         print(
-            f"{left} of {len(every)} units are not finished; when all are, run the same command "
+            f"{len(left)} of {len(every)} units are not finished; when all are, run the same command "
             "once more for the tables."
         )
         return 0
@@ -404,5 +404,5 @@ def _estimates(
         sigmas = schedule.make(preset.solver, arm.steps(preset), preset.shift).sigmas
         for seed in args.seeds or [args.seed]:
             of = maker.tree(arm, seed)
-            for step in (step for step in maker.every if step < arm.steps(preset)):
+            for step in maker.every.get(arm.name, ()):
                 yield f"{of}/steps/step_{step:03d}", Estimates(of, step, sigmas[step])

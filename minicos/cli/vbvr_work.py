@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from minicos.cli import opening, run_folder, values
 from minicos.config import DiTConfig, VAEConfig
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, warn
 
 if TYPE_CHECKING:
     from minicos.journal import Journal
@@ -63,14 +63,16 @@ def _lora(text: str) -> tuple[str, tuple[str, float]]:
 
 def every(
     args: argparse.Namespace, arms: "Sequence[Arm]", plans: Mapping[str, Plan]
-) -> range | tuple[int, ...]:
-    """The steps whose clean estimates are written. Raises MinicosError for one that no run has."""
-    most = max((a.steps(plans[a.weights].model.preset) for a in arms if not a.baseline), default=0)
-    if args.every is None or not most:
-        return ()
-    if args.every == "all":
-        return range(most)
-    return opening.within(args.every, most, "--every ") or ()
+) -> dict[str, list[int]]:
+    """For each condition, the steps whose clean estimates are written. Raises MinicosError for a
+    step that no run has.
+    """
+    steps = {a.name: a.steps(plans[a.weights].model.preset) for a in arms if not a.baseline}
+    if args.every is None or not steps:
+        return {}
+    most = max(steps.values())
+    asked = range(most) if args.every == "all" else opening.within(args.every, most, "--every ")
+    return {name: [step for step in asked or () if step < count] for name, count in steps.items()}
 
 
 def listed(
@@ -78,8 +80,10 @@ def listed(
     arms: "Sequence[Arm]",
     samples: "Mapping[str, Sample]",
     plans: Mapping[str, Plan],
+    part: "Shard",
 ) -> "tuple[Maker, list[Unit]]":
     """Who makes the units, and the units."""
+    from minicos.vbvr.finished import Finished
     from minicos.vbvr.generate import Maker, Making
     from minicos.vbvr.work import Job, units
 
@@ -89,7 +93,7 @@ def listed(
     seeds = args.seeds or [args.seed]
     named = {arm.name: arm for arm in arms}
     maker = Maker(
-        args.out,
+        Finished(args.out, part.name),
         samples,
         named,
         every=every(args, arms, plans),
@@ -125,7 +129,12 @@ def make(
     failed: dict[Unit, str] = {}
     for name, one in plans.items():
         units = [unit for unit in mine if maker.arms[unit.condition].weights == name]
-        left = [unit for unit in units if not maker.finished(unit)]
+        left = maker.left(units)
+        if again := maker.damaged(left):
+            warn(
+                f"{len(again)} videos in {args.out} are made again, {again[0].name} first: they "
+                "are damaged, or no checksum says that they are not"
+            )
         run = [unit for unit in left if not maker.arms[unit.condition].baseline]
         models: dict[str, Wan] = {}
         if run:
@@ -135,11 +144,12 @@ def make(
             _record(one.args, name, models[name], args, maker, part)
         prices = {
             unit: estimate.operations(
-                one.model, unit, maker.arms[unit.condition], bool(maker.every)
+                one.model, unit, maker.arms[unit.condition], bool(maker.every.get(unit.condition))
             )
             for unit in units
         }
-        tell = work.Progress(prices, [unit for unit in units if unit not in left], part)
+        done = [unit for unit in units if unit not in left]
+        tell = work.Progress(prices, done, part)
         own = replace(maker, models=models)
 
         def logged(unit: "Unit", own: "Maker" = own) -> None:
@@ -147,7 +157,7 @@ def make(
             if journal is not None:
                 journal.add({"run": str(args.out), "what": "vbvr", "made": str(unit)})
 
-        failed |= work.attempt(units, own.finished, logged, retries=args.retries, tell=tell)
+        failed |= work.attempt(left, logged, done=len(done), retries=args.retries, tell=tell)
     return failed
 
 
@@ -167,13 +177,12 @@ def _record(
     from minicos.runs import read_json
 
     place = top.out / "made_with" / (name or "model")
-    shard = place / f"shard-{part.index}-of-{part.count}"
-    opened = argparse.Namespace(**{**vars(args), "out": shard, "jsonl": None})
+    opened = argparse.Namespace(**{**vars(args), "out": place / part.name, "jsonl": None})
     settings = {
         "area": top.area,
         "frames at most": top.frames,
         "batch": _batch(top),
-        "every": list(maker.every),
+        "every": sorted({step for steps in maker.every.values() for step in steps}),
         "main seed": (top.seeds or [top.seed])[0],
     }
     own = run_folder.open_run(opened, wan, [], **settings)

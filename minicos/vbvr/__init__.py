@@ -8,6 +8,7 @@ work.py        the work list: what is to be made, by whom, and what is left of i
 estimate.py    what a work list costs, before anything runs
 generate.py    runs a model over the work list
 tree.py        the tree of videos that the scorer takes
+finished.py    which of its videos are finished
 evalkit.py     the benchmarks' scorers, external checkouts in a process of their own
 puzzles.py     the embedded model's benchmark: the project's own puzzles under the same tree
 score.py       scores of all trees, remembered until a video changes

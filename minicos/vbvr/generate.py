@@ -1,6 +1,6 @@
 """Run a model over the work list: each unit makes the videos of one batch under one condition."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from minicos.errors import MinicosError
 from minicos.vbvr import tree
 from minicos.vbvr.cases import Sample, load_picture, other
 from minicos.vbvr.conditions import Arm, Batch, final, image_batch
+from minicos.vbvr.finished import Finished
 from minicos.vbvr.fit import Fit, fit, made_frames
 from minicos.vbvr.work import Job, Unit
 from minicos.wan import Wan
@@ -73,15 +74,14 @@ class Making:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes units: `make(unit)` writes the unit's videos, `finished(unit)` says whether they are
-    there.
-    """
+    """Makes units: `left` says which are not finished, `make(unit)` writes the unit's videos."""
 
-    out: Path
+    finished: Finished
     samples: Mapping[str, Sample]
     arms: Mapping[str, Arm]  # by name
     models: Mapping[str, Wan] = field(default_factory=dict)  # by the weights that arms ask for
-    every: Sequence[int] = ()  # steps whose clean estimates are written, too
+    # Arm -> the steps of its runs whose clean estimates are written, too.
+    every: Mapping[str, Sequence[int]] = field(default_factory=dict)
     main_seed: int = 1  # of the tree that has the condition's bare name
     # Whether each sample has noise of its own: seed, seed + 1 ... in the order of names.
     own_seeds: bool = False
@@ -92,11 +92,25 @@ class Maker:
 
     def root(self, unit: Unit, step: int | None = None) -> Path:
         """Where a unit's videos go, or the clean estimates of one of its steps."""
-        return tree.folder(self.out, self.tree(self.arms[unit.condition], unit.seed), step)
+        named = self.tree(self.arms[unit.condition], unit.seed)
+        return tree.folder(self.finished.out, named, step)
 
-    def finished(self, unit: Unit) -> bool:
-        root = self.root(unit)
-        return all(tree.path(root, name).is_file() for name in unit.samples)
+    def videos(self, unit: Unit) -> Iterator[Path]:
+        """Every video of a unit."""
+        for step in (None, *self.every.get(unit.condition, ())):
+            root = self.root(unit, step)
+            yield from (tree.path(root, name) for name in unit.samples)
+
+    def left(self, units: Sequence[Unit]) -> list[Unit]:
+        """The units that are not finished."""
+        known, holds = self.finished.known(), self.finished.holds
+        return [unit for unit in units if not all(holds(path, known) for path in self.videos(unit))]
+
+    def damaged(self, units: Sequence[Unit]) -> list[Path]:
+        """The videos of units that are there and are not what was made."""
+        known, holds = self.finished.known(), self.finished.holds
+        videos = (path for unit in units for path in self.videos(unit) if path.is_file())
+        return [path for path in videos if not holds(path, known)]
 
     def make(self, unit: Unit) -> None:
         """Make a unit's videos. Where steps are written, too, the final video comes last."""
@@ -104,19 +118,17 @@ class Maker:
         root = self.root(unit)
         if arm.baseline:
             for name in unit.samples:
-                if arm.kind == "static":
-                    tree.write_static(root, self.samples[name])
-                else:
-                    tree.write_truth(root, self.samples[name])
+                write = tree.write_static if arm.kind == "static" else tree.write_truth
+                write(root, self.samples[name], self.finished.save)
             return
         wan = self.models[arm.weights].with_preset(area=None)
-        estimates: dict[int, Tensor] = {}
+        every, estimates = self.every.get(unit.condition, ()), dict[int, Tensor]()
 
         def see(index: int, x0: Tensor) -> None:
-            if index in self.every:
+            if index in every:
                 estimates[index] = x0.cpu()
 
-        latent = final(wan, arm, self.batch(unit), see if self.every else None)
+        latent = final(wan, arm, self.batch(unit), see if every else None)
         for index, x0 in estimates.items():
             self._write(unit, wan, x0, self.root(unit, index))
         self._write(unit, wan, latent, root)
@@ -143,4 +155,5 @@ class Maker:
             sample = self.samples[name]
             video = np.concatenate(list(wan.frames(one)))
             frames = sample.frames if arm.frames is None else None
-            tree.write(root, sample, video, Fit(sample.size, unit.shape[1:]), frames)
+            way = Fit(sample.size, unit.shape[1:])
+            tree.write(root, sample, video, way, frames, self.finished.save)

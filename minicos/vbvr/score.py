@@ -13,7 +13,7 @@ from types import MappingProxyType
 from minicos.analysis import result
 from minicos.analysis.result import Result, Row
 from minicos.errors import MinicosError
-from minicos.runs import Run, read_json, write_json
+from minicos.runs import Run
 from minicos.vbvr import evalkit, puzzles, steps, table, tree
 from minicos.vbvr.cases import Sample
 from minicos.vbvr.conditions import BASELINES
@@ -59,10 +59,10 @@ def _tree(
     of the tree has a score, and the next run tries again.
     """
     kinds = ("score",) if kit else ("score", "solved")
-    place, known = memory / f"{name}.json", _fingerprint(folder, samples, kit)
-    if place.exists():
-        kept = read_json(place)
-        if isinstance(kept, dict) and kept.get("fingerprint") == known:
+    remembered, file, known = Run(memory, {}), f"{name}.json", _fingerprint(folder, samples, kit)
+    if remembered.has(file):
+        kept = remembered.load_json(file)
+        if kept["fingerprint"] == known:
             return {kind: Scored(**one) for kind, one in kept["scored"].items()}
     if not any(tree.path(folder, sample).is_file() for sample in samples):
         return {kind: Scored({}, dict.fromkeys(samples, "no video")) for kind in kinds}
@@ -76,7 +76,7 @@ def _tree(
         verdicts = puzzles.score(folder, samples)
         scored = {"score": verdicts.graded, "solved": verdicts.strict}
     plain = {kind: {"scores": one.scores, "failed": one.failed} for kind, one in scored.items()}
-    write_json(place, {"fingerprint": known, "scored": plain})
+    remembered.save_json(file, {"fingerprint": known, "scored": plain})
     return scored
 
 

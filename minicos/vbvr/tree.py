@@ -2,8 +2,10 @@
 
 A video is H.264, yuv420p, with a short GOP (the scorer seeks every frame), in the size of its
 sample's first frame, and its first frame is that picture, since many of the scorer's rules compare
-with it. Files appear whole or not at all, so what exists is finished. Where every denoising step is
-asked for, each has a tree of its own: OUT/<condition>/steps/step_007/<split>/...
+with it. Where every denoising step is asked for, each has a tree of its own:
+OUT/<condition>/steps/step_007/<split>/...
+
+What writes a video takes `save`, by which it appears in one step (see `runs.replace_file`).
 """
 
 from pathlib import Path, PurePosixPath
@@ -11,11 +13,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from minicos.errors import MinicosError
-from minicos.media import load_video, save_video
+from minicos.media import Save, load_video, save_video
+from minicos.runs import replace_file
 from minicos.vbvr.cases import Sample, load_picture
 from minicos.vbvr.fit import Fit, fit, in_time, made_frames, resize
 
 FPS = 16  # the scorer does not read it
+STEP, STRIDE = 16, 4  # Wan's: sides are multiples of 16 pixels, frames are 4 n + 1
 
 
 def folder(out: Path, condition: str, step: int | None = None) -> Path:
@@ -34,25 +38,33 @@ def path(root: Path, name: str) -> Path:
     return root.joinpath(*parts[:-1], f"{parts[-1]}.mp4")
 
 
-def write(root: Path, sample: Sample, video: np.ndarray, fit: Fit, frames: int | None) -> None:
+def write(
+    root: Path,
+    sample: Sample,
+    video: np.ndarray,
+    fit: Fit,
+    frames: int | None,
+    save: Save = replace_file,
+) -> None:
     """Write a model's video uint8 (f *fit.made 3) as the sample's, in its size and of `frames`
     frames (None: as it is).
     """
     picture = load_picture(sample)
     video = fit.back(video if frames is None else in_time(video, frames), picture)
     video[0] = picture
-    save_video(path(root, sample.name), video, FPS)
+    save_video(path(root, sample.name), video, FPS, save=save)
 
 
-def write_static(root: Path, sample: Sample) -> None:
+def write_static(root: Path, sample: Sample, save: Save = replace_file) -> None:
     """The baseline that does nothing: the first frame, as long as the truth."""
     picture = load_picture(sample)
-    save_video(path(root, sample.name), (picture for _ in range(sample.frames or 33)), FPS)
+    frames = (picture for _ in range(sample.frames or 33))
+    save_video(path(root, sample.name), frames, FPS, save=save)
 
 
-def write_truth(root: Path, sample: Sample, step: int = 16, stride: int = 4) -> None:
+def write_truth(root: Path, sample: Sample, save: Save = replace_file) -> None:
     """The baseline that is right: the true video on the way of a model's, to a size and length that
-    Wan makes and back.
+    Wan makes (`STEP`, `STRIDE`) and back.
 
     Raises MinicosError for a sample without one.
     """
@@ -61,7 +73,7 @@ def write_truth(root: Path, sample: Sample, step: int = 16, stride: int = 4) -> 
             f"{sample.name} has no ground_truth.mp4. Leave the condition `truth` out."
         )
     video = load_video(sample.truth)
-    way = fit(sample.size, step)
+    way = fit(sample.size, STEP)
     seen = way.forward(resize(video, sample.size))
-    made = in_time(seen, made_frames(len(video), stride))
-    write(root, sample, made, way, len(video))
+    made = in_time(seen, made_frames(len(video), STRIDE))
+    write(root, sample, made, way, len(video), save)

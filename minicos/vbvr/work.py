@@ -3,8 +3,7 @@
 The list is fixed by its inputs alone: samples, conditions, seeds and the batch size, in order. A
 unit is one condition, one seed and a batch of samples of one shape, and its batch never depends on
 what is finished already, so that any number of processes make the same files to the last byte.
-Process i of n takes every n-th unit from i on; nothing is exchanged between them. A unit is
-finished when its files exist, since files appear whole or not at all.
+Process i of n takes every n-th unit from i on; nothing is exchanged between them.
 """
 
 import re
@@ -83,6 +82,11 @@ class Shard:
     def of(self, every: Sequence[Unit]) -> list[Unit]:
         return list(every[self.index :: self.count])
 
+    @property
+    def name(self) -> str:
+        """For files of its own."""
+        return f"shard-{self.index}-of-{self.count}"
+
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
@@ -148,37 +152,33 @@ def _held(place: Path) -> bool:
 
 def _place(out: Path, what: Shard | str) -> Path:
     """The folder whose lock stands for a shard or the scores."""
-    name = f"shard-{what.index}-of-{what.count}" if isinstance(what, Shard) else what
-    return out / ".locks" / name
+    return out / ".locks" / (what.name if isinstance(what, Shard) else what)
 
 
 def attempt(
-    every: Sequence[Unit],
-    finished: Callable[[Unit], bool],
+    left: Sequence[Unit],
     make: Callable[[Unit], object],
     *,
+    done: int = 0,
     retries: int = 1,
     tell: Callable[[int, int, Unit | None], object] = lambda done, total, unit: None,
 ) -> dict[Unit, str]:
-    """Make what is not finished, one unit after the other; a unit that fails is tried again at the
-    end. Returns what failed, and why.
+    """Make what is left, one unit after the other; a unit that fails is tried again at the end.
+    Returns what failed, and why.
 
+    done     units that were finished before
     retries  further attempts for a unit that failed
     tell     is called with the count of finished units, of all units, and the unit that comes next
     Stops early after three failures in a row: what is left then counts as failed, too.
     """
-    left = [unit for unit in every if not finished(unit)]
-    done = len(every) - len(left)
-    failed: dict[Unit, str] = {}
+    total, failed = done + len(left), dict[Unit, str]()
     for _ in range(1 + retries):
         failed, streak = {}, 0
         for place, unit in enumerate(left):
             if streak == CONSECUTIVE:
-                rest = dict.fromkeys(
-                    left[place:], f"not tried, after {CONSECUTIVE} failures in a row"
-                )
-                return failed | rest
-            tell(done, len(every), unit)
+                why = f"not tried, after {CONSECUTIVE} failures in a row"
+                return failed | dict.fromkeys(left[place:], why)
+            tell(done, total, unit)
             try:
                 make(unit)
             except (MinicosError, OSError, RuntimeError, MemoryError, ValueError) as error:
@@ -186,7 +186,7 @@ def attempt(
                 continue
             done, streak = done + 1, 0
         left = list(failed)
-    tell(done, len(every), None)
+    tell(done, total, None)
     return failed
 
 
