@@ -29,7 +29,7 @@ from minicos.vae import VAE
 from minicos.wan import Wan, residual_dtype
 from minicos.weights import layouts
 from minicos.weights.layouts import Layout, LoraFiles
-from minicos.weights.load import load_into, stored_bytes
+from minicos.weights.load import check, load_into, stored_bytes
 from minicos.weights.lora import Applied, Lora
 from minicos.weights.lora import read as read_lora
 
@@ -119,6 +119,10 @@ def load(
                 "overflow in others"
             )
     check_side(tile, layout.vae.config.stride[1])
+    bundle = operations(device) if ops is None else attention.with_best(ops, device)
+    networks = _on_meta(layout, chosen, dtype, decode_dtype, bundle)
+    for one in networks.streamed:
+        check(one.network, one.files, part=one.name)
     tokenizer = Tokenizer.load(layout.tokenizer, layout.text.config.text_len)
     if tokenizer.vocabulary.get_vocab_size() > layout.text.config.vocab_size:
         raise MinicosError(
@@ -127,8 +131,6 @@ def load(
             "Give the two of one model: --part tokenizer=FILE or --part text=FILE."
         )
     warn_of_slow_convolutions(device)
-    bundle = operations(device) if ops is None else attention.with_best(ops, device)
-    networks = _on_meta(layout, chosen, dtype, decode_dtype, bundle)
     video = _video(chosen, layout.vae.config, frames, size)
     want = _Wish(networks, chosen, device, dtype, residency, video, tile)
     try:

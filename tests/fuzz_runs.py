@@ -10,13 +10,17 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from minicos.analysis import result
-from minicos.analysis.result import Curve, Number, Result
+from minicos.analysis.result import Curve, Interval, Number, Result
+from minicos.analysis.tools.figures import lines
 from minicos.analysis.tools.record import entering, recorded
+from minicos.analysis.tools.shown import Where, list_interventions, save_videos
 from minicos.errors import MinicosError
 from minicos.folder_lock import LOCK
+from minicos.media import save_image, save_video
 from minicos.page import gather
 from minicos.runs import CHECKSUMS, PART, RECORD, Run
 from tests.fuzz import Opened, target
@@ -25,6 +29,7 @@ from tests.fuzz_files import changed, dumped, flipped
 SETTINGS = {"prompt": "solve the maze", "fps": 16, "seed": 0, "model": "tiny"}
 STEP = "steps/000.safetensors"
 NOISE = torch.zeros(1, 2, 1, 2, 2)
+FRAMES = np.zeros((5, 16, 16, 3), np.uint8)
 
 
 @cache
@@ -35,13 +40,21 @@ def files() -> dict[str, bytes]:
         run.save_json("schedule.json", {"sigmas": [1.0, 0.5], "steps": 2})
         for name in (STEP, "steps/001.safetensors"):
             run.save_tensors(name, {"next": NOISE, "energy.cond": torch.rand(3, 4, 2, 2)})
-        run.save_tensors("energy.safetensors", {"raw.cond": torch.rand(2, 3, 4, 2, 2)})
+        run.save_tensors("energy.safetensors", {"cond.raw": torch.rand(2, 3, 4, 2, 2)})
+        attention = {f"step{i}.received.{k}": torch.rand(4, 2, 2) for i in (0, 1) for k in (2, 5)}
+        pairs = {f"step{i}.pairs.{k}": torch.rand(*(4, 2, 2) * 2) for i in (0, 1) for k in (2, 5)}
+        run.save_tensors("attention.safetensors", attention | pairs)
+        save_image(run.path("first_frame.png"), FRAMES[0])
+        save_image(run.path("x.png"), FRAMES[0])
+        save_video(run.path("x0/step_01.mp4"), FRAMES, 16)
+        save_videos(run, {"plain": FRAMES, "noised": FRAMES[::-1]}, 16)
+        list_interventions(run, [Where("noise", steps=[1], frames=[0, 1])])
         run.save_tensors("convergence.safetensors", {"moved": torch.rand(2, 4)})
         number = Number("D", 0.5, 0.4, 0.6, 9, "D", "a control")
         curve = Curve("D", [0, 1], [0.1, 0.2], x_label="step", unit="D")
-        result.write(
-            run, Result("noise", SETTINGS, [number], {"t": [{"a": 1}]}, [curve], ["x.png"])
-        )
+        rows = [{"a": 1, "b": Interval(0.5, 0.4, 0.6, 9)}]
+        result.write(run, Result("noise", SETTINGS, [number], {"t": rows}, [curve], ["x.png"]))
+        lines(run.path("x.png"), [curve], y="D", title="title")
         made = {
             str(p.relative_to(folder)): p.read_bytes()
             for p in Path(folder).rglob("*")

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from minicos import open as opening
 from minicos.config import DiTConfig, VAEConfig
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.vae import VAE
+from minicos.weights import layouts, lora
 from minicos.weights import load as loading
-from minicos.weights import lora
 from minicos.weights.archive import MAX_PICKLE
 from minicos.weights.header import read_header
 from minicos.weights.inspect import inspect
@@ -31,8 +33,23 @@ from minicos.weights.load import load_into
 from minicos.weights.names import VAE_DIFFUSERS, translate
 from tests import golden
 
+TEXT = Path("models_t5_umt5-xxl-enc-bf16.safetensors")  # in the embedded model's folder
+
 # --------------------------------------------------------------------------------------------------
 # load
+
+
+def test_a_tensor_too_many_in_the_last_file_is_named_before_any_is_read(tmp_path, monkeypatch):
+    """Also where the vocabulary does not fit either, which follows from it."""
+    tensors = load_file(layouts.EMBEDDED / TEXT)
+    tensors["blocks.100000000.x.y"] = torch.zeros(0)
+    with safe_open(layouts.EMBEDDED / TEXT, "pt") as file:
+        about = json.loads(file.metadata()["config"]) | {"vocab_size": 9}
+    tensors["token_embedding.weight"] = tensors["token_embedding.weight"][:9].clone()
+    save_file(tensors, tmp_path / "text.safetensors", {"config": json.dumps(about)})
+    monkeypatch.setattr(opening, "load_into", lambda *given, **named: pytest.fail("a file is read"))
+    with pytest.raises(MinicosError, match=r"text\.safetensors: blocks\.100000000\.x\.y is not"):
+        opening.load("tiny", device="cpu", parts={"text": tmp_path / "text.safetensors"})
 
 
 def network(width: int = 3) -> nn.Module:

@@ -3,6 +3,7 @@
 content.py     what a page can show, as plain dataclasses; arrays are quantised here
 template.html  its markup and style;  page.js  its behaviour
 gather.py      reads a run folder into a `Page`
+kept.py        what its files hold, bounded and typed
 folders.py     pages of folders that hold several runs
 """
 

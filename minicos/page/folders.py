@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from minicos.analysis.reading import READINGS, Reading
 from minicos.analysis.result import FILE, Number, Result, brief, read
 from minicos.media import load_video
 from minicos.runs import Run
 
-from . import gather
+from . import gather, kept
 from .content import Page, Table
 
 SHOWN = 4  # numbers of a case
@@ -36,7 +35,7 @@ def write_cases(folder: Path, verb: str, command: str, rows: Sequence[Row]) -> P
     lines = [
         [
             _link(row.name, folder),
-            {"image": _first(folder / row.name)},
+            {"image": kept.picture(folder / row.name / "first_frame.png")},
             {"image": _last(folder / row.name)},
             row.prompt,
             *(_value(results[row.name], name) for name in names),
@@ -114,14 +113,6 @@ def _result(folder: Path) -> Sequence[Number]:
 
 def _value(numbers: Sequence[Number], name: str) -> str:
     return next((brief(n) for n in numbers if n.name == name), "")
-
-
-def _first(folder: Path) -> np.ndarray | None:
-    path = folder / "first_frame.png"
-    if not path.exists():
-        return None
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def _last(folder: Path) -> np.ndarray | None:

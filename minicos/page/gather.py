@@ -9,24 +9,29 @@ alone.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from torch import Tensor
 
 from minicos.analysis.reading import READINGS, Reading
 from minicos.analysis.result import FILE, Result, brief, cells, read
 from minicos.analysis.tools.shown import INTERVENTIONS, VIDEOS
-from minicos.errors import MinicosError
 from minicos.media import load_video
 from minicos.runs import Run, read_json, replace_file
 
-from .content import Clip, Curve, Map, Mark, Page, Picture, Series, Table, render
+from . import kept
+from .content import LIMIT, Clip, Curve, Map, Mark, Page, Picture, Series, Table, render
 
 NAME = "index.html"
+NOT_A_CHART = (
+    *(OSError, RecursionError, ValueError, ArithmeticError),
+    *(LookupError, TypeError, AttributeError),
+)  # what a file of another kind raises
 MOST_PICTURES, MOST_VIDEOS = 24, 24  # on one page
 LARGEST_SIGMA = 1e6
 FORMS = {
@@ -55,7 +60,9 @@ def gather(run: Run, record: Mapping[str, Any] | None = None) -> Page:
     record  what its run.json holds, for a folder inside a run, which has none
     """
     record = read_json(run.path("run.json")) if record is None else record
-    settings: Mapping[str, Any] = record.get("settings", {})
+    settings = record.get("settings", {}) if isinstance(record, Mapping) else None
+    if not isinstance(settings, Mapping):
+        raise kept.wrong(run.path("run.json"), '"settings" has to be an object')
     sigmas = _sigmas(run)
     result = read(run.folder) if run.has(FILE) else None
     verb = _verb(record)
@@ -67,9 +74,9 @@ def gather(run: Run, record: Mapping[str, Any] | None = None) -> Page:
         prompt=str(settings.get("prompt") or ""),
         summary=_summary(settings, record),
         reading=f"{reading.shows} {reading.read}".strip(),
-        picture=_picture(run.path("first_frame.png")),
+        picture=kept.picture(run.path("first_frame.png")),
         sigmas=sigmas,
-        fps=int(settings.get("fps") or 16),
+        fps=max(1, int(kept.number(run.path("run.json"), settings, "fps", 16))),
         clips=[*_clips(run, sigmas), *_videos(run)],
         maps=[*_energy(run, settings), *_attention(run, settings)],
         curves=[*_convergence(run), *_charts(run, () if result is None else result.files)],
@@ -91,10 +98,7 @@ def _sigmas(run: Run) -> list[float]:
     if not isinstance(sigmas, list) or not all(
         type(s) in (int, float) and abs(s) <= LARGEST_SIGMA for s in sigmas
     ):
-        raise MinicosError(
-            f'{run.path("schedule.json")} is not what a run writes: "sigmas" has to be a list of '
-            "numbers. Delete it and run the command again."
-        )
+        raise kept.wrong(run.path("schedule.json"), '"sigmas" has to be a list of numbers')
     return [float(s) for s in sigmas]
 
 
@@ -117,13 +121,6 @@ def _summary(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part and "None" not in part)
 
 
-def _picture(path: Path) -> np.ndarray | None:
-    if not path.exists():
-        return None
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def _pictures(run: Run, first: Sequence[str]) -> list[Picture]:
     """The figures of the folder, those of the result in front. Curves are drawn by the page itself,
     and sheets of single steps are left to their files.
@@ -133,6 +130,8 @@ def _pictures(run: Run, first: Sequence[str]) -> list[Picture]:
         for path in sorted(run.folder.glob("*.png"))
         if path.name not in ("first_frame.png", "preview.png")
         and not path.with_suffix(".json").exists()
+        and path.is_file()
+        and path.stat().st_size <= LIMIT
     ]
     ordered = dict.fromkeys([*(name for name in first if name in found), *found])
     named = list(ordered)[:MOST_PICTURES]
@@ -146,7 +145,10 @@ def _clips(run: Run, sigmas: Sequence[float]) -> list[Clip]:
     """The clean estimates that were decoded, in their order, and the result."""
     clips = []
     for path in sorted(run.folder.glob("x0/step_*.mp4")):
-        step = int(path.stem.split("_")[1])
+        found = re.fullmatch(r"step_(\d{1,6})", path.stem, re.ASCII)
+        if found is None:  # not one of the run's
+            continue
+        step = int(found[1])
         sigma = f", σ {sigmas[step]:.2f}" if step < len(sigmas) else ""
         name = path.relative_to(run.folder).as_posix()
         clips.append(Clip(step, f"step {step}{sigma}", _video(path), name))
@@ -158,11 +160,12 @@ def _clips(run: Run, sigmas: Sequence[float]) -> list[Clip]:
 
 def _videos(run: Run) -> list[Clip]:
     """The videos that a study lists, side by side."""
-    listed = run.load_json(VIDEOS) if run.has(VIDEOS) else []
+    listed = kept.objects(run, VIDEOS, ("file", "label"))[:MOST_VIDEOS]
+    paths = [kept.inside(run, VIDEOS, one["file"]) for one in listed]
     return [
-        Clip(None, str(one["label"]), _video(run.path(one["file"])), one["file"])
-        for one in listed[:MOST_VIDEOS]
-        if run.path(one["file"]).exists()
+        Clip(None, str(one["label"]), _video(path), str(one["file"]))
+        for one, path in zip(listed, paths, strict=True)
+        if path.exists()
     ]
 
 
@@ -176,7 +179,7 @@ def _video(path: Path) -> np.ndarray:
 def _stride(settings: Mapping[str, Any], frames: int) -> int:
     """Video frames to a frame of tokens after the first, which no two models have alike."""
     videos = settings.get("frames")
-    if not isinstance(videos, int) or frames < 2:
+    if type(videos) is not int or not 0 < videos < kept.MOST or frames < 2:
         return Map.stride
     return max(1, round((videos - 1) / (frames - 1)))
 
@@ -191,22 +194,13 @@ def _energy(run: Run, settings: Mapping[str, Any]) -> list[Map]:
     branches = {key.rpartition(".")[0] for key in saved}  # as the model that was watched names them
     for branch in sorted(branches):
         for form, name in FORMS.items():
-            values = saved.get(f"{branch}.{form}")
-            if values is not None:
-                steps, layers, *grid = values.shape
+            if f"{branch}.{form}" in saved:
+                values = kept.table(run, "energy.safetensors", saved, f"{branch}.{form}", 5)
+                steps, layers, f, h, w = values.shape
                 title = name if branch == "cond" else f"{name}, {words.get(branch, branch)} branch"
-                f, h, w = grid
-                maps.append(
-                    Map(
-                        title,
-                        values.numpy(),
-                        range(steps),
-                        range(layers),
-                        (f, h, w),
-                        stride=_stride(settings, f),
-                        unit=UNITS[form],
-                    )
-                )
+                axes = range(steps), range(layers), (f, h, w)
+                stride = _stride(settings, f)
+                maps.append(Map(title, values, *axes, stride=stride, unit=UNITS[form]))
     return maps
 
 
@@ -220,24 +214,21 @@ def _attention(run: Run, settings: Mapping[str, Any]) -> list[Map]:
         ("received", "Attention received", "tokens"),
         ("pairs", "Attention between tokens: click one", "pairs"),
     ):
-        keys = [re.fullmatch(rf"step(\d+)\.{what}\.(\d+)", key) for key in saved]
+        keys = [re.fullmatch(rf"step(\d{{1,6}})\.{what}\.(\d{{1,6}})", key) for key in saved]
         found = [(int(m[1]), int(m[2])) for m in keys if m]
         if not found:
             continue
         steps, layers = (sorted(set(part)) for part in zip(*found, strict=True))
-        first = saved[f"step{steps[0]}.received.{layers[0]}"]
-        coarse = saved[f"step{steps[0]}.{what}.{layers[0]}"].shape[:3]
-        (f, h, w), cells = (int(n) for n in coarse), int(np.prod(coarse))
-        values = np.stack(
-            [[saved[f"step{s}.{what}.{k}"].float().numpy() for k in layers] for s in steps]
-        )
+        tokens = _grids(run, saved, steps, layers, "received").shape[2:]
+        values = _grids(run, saved, steps, layers, what)
+        (f, h, w), unit = values.shape[2:5], "mean token: 1"
         if kind == "pairs":
-            values = values.reshape(*values.shape[:2], cells, cells)
-            unit = "share of its attention"
-            if tuple(coarse) != tuple(first.shape):
-                name += f", in {cells} cells of {first.numel()} tokens"
-        else:
-            unit = "mean token: 1"
+            values, unit = (
+                values.reshape(*values.shape[:2], f * h * w, -1),
+                "share of its attention",
+            )
+            if (f, h, w) != tokens:
+                name += f", in {f * h * w} cells of {math.prod(tokens)} tokens"
         maps.append(
             Map(
                 name,
@@ -245,13 +236,27 @@ def _attention(run: Run, settings: Mapping[str, Any]) -> list[Map]:
                 steps,
                 layers,
                 (f, h, w),
-                stride=_stride(settings, len(first)),
+                stride=_stride(settings, tokens[0]),
                 unit=unit,
                 kind=kind,
-                latents=len(first),
+                latents=tokens[0],
             )
         )
     return maps
+
+
+def _grids(
+    run: Run, saved: Mapping[str, Tensor], steps: Sequence[int], layers: Sequence[int], what: str
+) -> np.ndarray:
+    """Attention of every step and layer: step layer f h w, and twice f h w of pairs."""
+    file, dims = "attention.safetensors", 3 if what == "received" else 6
+    each = [
+        [kept.table(run, file, saved, f"step{s}.{what}.{k}", dims) for k in layers] for s in steps
+    ]
+    shapes = {values.shape for row in each for values in row}
+    if len(shapes) > 1 or any(shape[:3] != shape[-3:] for shape in shapes):
+        raise kept.wrong(run.path(file), f'"{what}" has maps of shapes {sorted(shapes)[:3]}')
+    return np.stack([np.stack(row) for row in each])
 
 
 # -- curves and numbers ----------------------------------------------------------------------------
@@ -260,13 +265,8 @@ def _attention(run: Run, settings: Mapping[str, Any]) -> list[Map]:
 def _convergence(run: Run) -> list[Curve]:
     if not run.has("convergence.safetensors"):
         return []
-    saved = run.load_tensors("convergence.safetensors").get("moved")
-    if saved is None or saved.ndim != 2:
-        raise MinicosError(
-            f"{run.path('convergence.safetensors')} is not what a run writes: it has no table "
-            '"moved" of steps and frames. Delete it and run the command again.'
-        )
-    moved = saved.numpy()  # step f
+    file = "convergence.safetensors"
+    moved = kept.table(run, file, run.load_tensors(file), "moved", 2)  # step f
     series = [Series(f"latent frame {f}", line) for f, line in enumerate(moved.T) if _some(line)]
     title = "How far each frame of the estimate still is from the final one"
     return [Curve(title, "denoising step", range(len(moved)), series, follows="step", ends=(0, 1))]
@@ -284,10 +284,10 @@ def _charts(run: Run, first: Sequence[str]) -> list[Curve]:
     order = {Path(name).stem: i for i, name in enumerate(first)}
     paths = run.folder.glob("*.json")
     for path in sorted(paths, key=lambda path: (order.get(path.stem, len(order)), path.name)):
-        if path.with_suffix(".png").exists():
+        if path.with_suffix(".png").exists() and path.is_file():
             try:
                 found.append(_chart(json.loads(path.read_text(encoding="utf-8"))))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            except NOT_A_CHART:
                 continue  # a file of another kind beside a picture of its name
     return found
 
@@ -346,8 +346,12 @@ def _tables(result: Result) -> list[Table]:
 
 def _marks(run: Run) -> list[Mark]:
     """The interventions of the run, and where they act."""
-    listed = run.load_json(INTERVENTIONS) if run.has(INTERVENTIONS) else []
-    return [Mark(one["label"], one["steps"], one["frames"], one["layers"]) for one in listed]
+    axes = ("steps", "frames", "layers")
+    listed = kept.objects(run, INTERVENTIONS, ("label", *axes))
+    path = run.path(INTERVENTIONS)
+    return [
+        Mark(str(one["label"]), *(kept.indices(path, one[axis]) for axis in axes)) for one in listed
+    ]
 
 
 def _files(run: Run) -> list[str]:

@@ -71,6 +71,26 @@ class Stored:
         return self.read(self.key)
 
 
+def check(
+    module: nn.Module,
+    source: Source,
+    *,
+    part: str = "",
+    rename: Callable[[str], str] | None = None,
+    unused: tuple[str, ...] = (),
+) -> tuple[dict[str, Stored], dict[str, Stored]]:
+    """Compare the headers of `source` with what `module` needs, as `load_into` does first.
+
+    Returns the stored tensors and the factors of quantised ones, by their names in the module.
+    Raises MinicosError where a key is missing, unknown, twice there, of another shape or stored in
+    a way that is not read.
+    """
+    headers = read_part(source, part)
+    stored, factors = _plan(headers, rename, unused)
+    _check(module, dict(module.state_dict()), stored, factors, headers)
+    return stored, factors
+
+
 def load_into(
     module: nn.Module,
     source: Source,
@@ -109,9 +129,7 @@ def load_into(
     expected = dict(module.state_dict())
     for each in loras:
         each.check({name: tuple(tensor.shape) for name, tensor in expected.items()})
-    headers = read_part(source, part)
-    stored, factors = _plan(headers, rename, unused)
-    _check(module, expected, stored, factors, headers)
+    stored, factors = check(module, source, part=part, rename=rename, unused=unused)
 
     device = torch.device(device)
     bring = PinnedCopies(device) if device.type == "cuda" else None
