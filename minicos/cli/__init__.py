@@ -1,5 +1,5 @@
-"""The `minicos` command: one file for each verb. Heavy imports happen inside `run`, so that
---help and inspect are instant.
+"""The `minicos` command, with one file for each verb. Heavy imports happen inside `run`, so --help
+and inspect are instant.
 """
 
 import argparse
@@ -97,8 +97,8 @@ about models and this machine:
   minicos points                          # every hook point of a model
   minicos inspect PATH                    # what a checkpoint is
   minicos verify                          # does it compute what diffusers computes?
-  minicos selfcheck --model DIR           # do your weights run here as they should?
-  minicos bench forward                   # how fast is it, beside diffusers?
+  minicos selfcheck --model DIR           # do your weights run correctly here?
+  minicos bench forward                   # how fast is it, compared with diffusers?
 """
 
 
@@ -118,8 +118,8 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code.
 
-    0 (or what the verb says); 2 for a mistake that one sentence explains; 130 after Ctrl-C, 143
-    after SIGTERM.
+    0 or a code of the verb; 2 for a mistake that one sentence explains; 130 after Ctrl-C, 143 after
+    SIGTERM.
     """
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
     args = argparse.Namespace()
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     except signals.Terminated:
         return _stop(143, f"stopped by SIGTERM.{_kept(args)}")
     except BrokenPipeError:
-        # `minicos points | head`: nobody reads on, and the flush at exit should not mind
+        # `minicos points | head`: the reader is gone, so the flush at exit must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """What minicos warns of is printed as its errors are, each warning once."""
+    """Print minicos's warnings like its errors, in one line, each warning once."""
     said: set[str] = set()
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -178,8 +178,8 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _check_text(text: str) -> None:
-    """Raise MinicosError for an argument that is not text: it could be neither tokenized nor
-    written down.
+    """Raise MinicosError for an argument that is not valid text: it could be neither tokenized nor
+    written to a file.
     """
     try:
         text.encode()
@@ -191,7 +191,7 @@ def _check_text(text: str) -> None:
 
 
 def _kept(args: argparse.Namespace) -> str:
-    """What an interrupted command leaves."""
+    """What an interrupted command leaves on disk, as a sentence."""
     if not hasattr(args, "out"):
         return ""
     return f" What is finished is kept in {args.out}; the same command continues."
@@ -203,6 +203,6 @@ def _stop(code: int, sentence: str) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Told by name, since the type is torch's and torch may not be imported."""
+    """Recognised by name, since the type is torch's and torch may not be imported."""
     kind = type(error).__name__
     return kind in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)

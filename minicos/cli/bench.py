@@ -1,4 +1,4 @@
-"""`minicos bench`: how fast, beside whom, on this machine?"""
+"""`minicos bench`: speed on this machine, compared with other libraries."""
 
 import argparse
 import json
@@ -19,21 +19,26 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   minicos bench  # everything, and one table of it: bench.md
-  minicos bench forward  # a pass of the network beside diffusers', with the same weights
+  minicos bench forward  # a pass of the network and of diffusers', with the same weights
   # a list of {"name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share"}
   minicos bench kernels --json > kernels.json
   minicos bench capture --device cpu
-ours and its peer run in turns in one process; figures are medians. "ratio" is ours / peer: below 1, ours is faster. "ceiling" is the
-share of what this machine reaches on matrix products or, where nothing is multiplied, on copies. On a card sizes are those of
-A14B at 832x480x81, with random weights made there; on a CPU they are those of the embedded model. What cannot be
-measured here says why. Results: kernels/BENCHMARKS.md
+minicos and the other library run in turns in one process; figures are medians. "ratio" is minicos /
+other: below 1, minicos is faster. "ceiling" is the share of what this machine reaches on matrix
+products or, where nothing is multiplied, on copies. On a card, sizes are those of A14B at
+832x480x81, with random weights; on a CPU they are those of the embedded model. What cannot be
+measured here is listed with the reason. Results: kernels/BENCHMARKS.md
 """
 
 
 def add(verbs) -> None:
     what = "\n".join(f"  {name:10} {about}" for name, about in BENCHMARKS.items())
     parser = options.add_parser(
-        verbs, "bench", "Measure the speed beside peers.", f"{EXAMPLES}\nwhat:\n{what}", run
+        verbs,
+        "bench",
+        "Measure the speed, compared with other libraries.",
+        f"{EXAMPLES}\nwhat:\n{what}",
+        run,
     )
     parser.add_argument(
         "what",
@@ -80,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
             results[name].append(line)
             if not args.json:
                 print(line, flush=True)
-        if out is not None:  # so far: whoever stops it keeps what has been measured
+        if out is not None:  # after each line, so that an interruption keeps earlier ones
             replace_file(
                 out, partial(Path.write_text, data=markdown(results, about), encoding="utf-8")
             )
@@ -91,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def lines(name: str, device: "torch.device", quick: bool) -> "Iterator[Line]":
-    """Those of a benchmark; one that says why, where it cannot even begin."""
+    """The lines of a benchmark, or one with the reason if it cannot run at all."""
     from importlib import import_module
 
     from minicos.bench.measure import Line

@@ -1,6 +1,4 @@
-"""`minicos capture`: activations of a model at work, as files for probes and sparse
-autoencoders.
-"""
+"""`minicos capture`: activations of a running model as files for probes and autoencoders."""
 
 import argparse
 import shutil
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from minicos.vbvr.generate import Making
     from minicos.wan import Wan
 
-HELP = "Write chosen hook points of a model at work as files that probes and autoencoders map into memory."
+HELP = "Write hook points of a running model to files that probes and autoencoders map into memory."
 EXAMPLES = """\
   # the mean of every latent frame, after each block
   minicos capture --cases puzzles --points "blocks.*" --at 0,10 --reduce frames
@@ -39,7 +37,7 @@ def add(verbs: Any) -> None:
         help="a folder of pictures with prompts, e.g. of `minicos puzzles`",
     )
     parser.add_argument(
-        "--limit", type=values.positive, metavar="N", help="the first N of them alone"
+        "--limit", type=values.positive, metavar="N", help="only the first N of them"
     )
     parser.add_argument(
         "--points",
@@ -62,7 +60,7 @@ def add(verbs: Any) -> None:
         "--reduce",
         choices=("whole", "frames", "mean", "norm"),
         default="whole",
-        help="what is kept of the tokens (default: whole)",
+        help="what to keep of the tokens (default: whole)",
     )
     parser.add_argument(
         "--dtype",
@@ -74,8 +72,7 @@ def add(verbs: Any) -> None:
         "--area",
         type=values.area,
         metavar="WxH",
-        help="at most so many pixels in a frame, e.g. 832x480 (default: the preset's, or the "
-        "picture's own)",
+        help="most pixels in a frame, e.g. 832x480 (default: the preset's, or the picture's own)",
     )
     parser.add_argument(
         "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
@@ -132,14 +129,14 @@ def run(args: argparse.Namespace) -> int:
 def _grid(
     making: "Making", sample: "Sample", stride: tuple[int, int, int], patch: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-    """Tokens along f, h, w of a sample."""
+    """The token grid (f, h, w) of a sample."""
     height, width = making.fit(sample).made
     frames = (making.preset.frames - 1) // stride[0] + 1
     return frames // patch[0], height // stride[1] // patch[1], width // stride[2] // patch[2]
 
 
 def _room(out: Path, megabytes: float) -> None:
-    """Raise MinicosError where the disk has not that much room."""
+    """Raise MinicosError if the disk has less room than that."""
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free / 1e6
     if megabytes > 0.95 * free:
@@ -158,7 +155,7 @@ def _capture(
     out: Path,
     number: int,
 ) -> None:
-    """Run one sample as far as its last captured step, and write its shard."""
+    """Run one sample up to its last captured step, and write its shard."""
     from torch import Tensor
 
     from minicos import activations

@@ -67,7 +67,7 @@ def _fish(verbs: dict[str, argparse.ArgumentParser]) -> Iterator[str]:
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[tuple[list[str], list[str]]]:
-    """The names of each option of a verb, and the values that it may have, where they are few."""
+    """The names of each option of a verb, and its possible values if they are few."""
     for action in parser._actions:
         if action.option_strings:
             yield list(action.option_strings), _words(action, flag=True)

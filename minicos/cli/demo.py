@@ -1,6 +1,4 @@
-"""`minicos demo`: a maze with several right answers, solved by the embedded model in front of
-your eyes.
-"""
+"""`minicos demo`: a maze with several right answers, solved by the embedded model."""
 
 import argparse
 import time
@@ -26,7 +24,7 @@ def add(verbs) -> None:
         default=4,
         help="which of the held-out mazes with several routes, from 0 (default: 4)",
     )
-    # seed 6: both routes are plain to see at first
+    # seed 6: both routes are clearly visible at first
     options.add_model_options(parser, out="demo", seed=6)
     options.add_jsonl(parser)
 
@@ -78,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         ("index.html", "every step in sync, with sliders and token energy: open it in a browser"),
         (
             "x0_sheet.png",
-            "what the model believes at each step: routes coexist in the top rows, one survives",
+            "the model's estimate at each step: routes coexist in the top rows, one survives",
         ),
         ("routes.png", "the same as numbers, a curve for each valid route"),
         ("video.mp4", "the result"),

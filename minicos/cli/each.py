@@ -1,4 +1,4 @@
-"""`--cases FOLDER`: a verb once for each sample of a folder, each in a run folder of its own."""
+"""`--cases FOLDER`: run a verb once for each sample of a folder, each in its own run folder."""
 
 import argparse
 import sys
@@ -19,8 +19,8 @@ Verb = Callable[[argparse.Namespace], Any]
 
 
 def add(parser: argparse.ArgumentParser, group: "argparse._ActionsContainer | None" = None) -> None:
-    """The option, for a verb that takes --prompt and --image; `group` is where --prompt stands,
-    if it excludes others.
+    """Add the option to a verb that takes --prompt and --image; `group` is the group of --prompt if
+    that is exclusive.
     """
     (group or parser).add_argument(
         "--cases",
@@ -32,7 +32,7 @@ def add(parser: argparse.ArgumentParser, group: "argparse._ActionsContainer | No
 
 
 def run(verb: Verb, args: argparse.Namespace) -> int:
-    """The verb as it is, or once for each sample. A sample that fails is named at the end, and
+    """Run the verb normally, or once for each sample. A sample that fails is reported at the end;
     the others are kept.
     """
     if args.cases is None:
@@ -84,7 +84,7 @@ def _making(args: argparse.Namespace) -> "Making":
 def _own(
     args: argparse.Namespace, making: "Making", sample: "Sample", other: str
 ) -> dict[str, object]:
-    """The options of one sample: its prompt, its picture in a size that the model makes, its
+    """The options of one sample: its prompt, its picture in a size that the model supports, and its
     folder.
     """
     from minicos.media import save_image

@@ -1,4 +1,4 @@
-"""`minicos energy`: which tokens is each layer busy with?"""
+"""`minicos energy`: which tokens have the most energy in each layer?"""
 
 import argparse
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from minicos.analysis.options import EnergyOptions
 from minicos.cli import recording
 
-HELP = "Token energy of every layer: where the network is busy."
+HELP = "Token energy of every layer: which tokens the network works on."
 EXAMPLES = """\
   minicos energy --puzzle mark
   minicos energy --puzzle maze --also steps --at 0,5,19
   minicos energy --image maze.png --prompt "solve the maze" --out busy
 writes energy/FORM_BRANCH_step_NN.png (latent frames x layers), energy_layers_BRANCH.png and
 others, energy.safetensors (step layer f h w)
-  minicos energy --n 100  # the study: AUROC against the answer's cells, beside an untrained network
+  minicos energy --n 100  # the study: AUROC against the answer's cells, with an untrained network
 """
 
 

@@ -1,5 +1,5 @@
-"""`minicos ensemble`: average hidden states over seeds, on puzzles that are scored or on a
-picture of one's own.
+"""`minicos ensemble`: average hidden states over seeds, on scored puzzles or on a picture of your
+own.
 """
 
 import argparse
@@ -12,10 +12,10 @@ HELP = "Average hidden states over seeds: does it help?"
 EXAMPLES = """\
   minicos ensemble --n 100  # the window ablation on held-out 5x5 mazes, with rivals and controls
   minicos ensemble --steps 8 --at 0,0-3 --modes lockstep,update --windows 20-29
-  minicos ensemble --image maze.png --prompt "solve the maze"  # videos side by side, how far apart
+  minicos ensemble --image maze.png --prompt "solve the maze"  # videos side by side, and D
 puzzles: ensemble.png and results.json (rates, gains, intervals); the arm and its steps are chosen
-on the dev split and reported on test. Mazes of 4x4 and smaller leave the embedded model little to
-gain; 5x5 is larger than any it was trained on.
+on the dev split and reported on test. Mazes of 4x4 and smaller leave the embedded model little room
+for a gain; 5x5 is larger than any it was trained on.
 """
 
 

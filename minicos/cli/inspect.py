@@ -9,21 +9,21 @@ from minicos.cli import options
 EXAMPLES = """\
   minicos inspect Wan2.2-I2V-A14B/
   minicos inspect wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors --json
-  # fetch a repository of the Hub, after telling its size
+  # fetch a repository of the Hub, after printing its size
   minicos inspect Wan-AI/Wan2.1-T2V-1.3B --download
 """
 
 
 def add(verbs) -> None:
     parser = options.add_parser(
-        verbs, "inspect", "Say what a checkpoint is, without loading it.", EXAMPLES, run
+        verbs, "inspect", "Identify a checkpoint without loading it.", EXAMPLES, run
     )
     parser.add_argument(
         "path",
-        help="a file, a folder, 'tiny', or the id of a repository on the Hub, which is looked for in its cache",
+        help="a file, a folder, 'tiny', or the id of a repository on the Hub (in the local cache)",
     )
     parser.add_argument(
-        "--download", action="store_true", help="fetch a Hub id first, after telling its size"
+        "--download", action="store_true", help="fetch a Hub id first, after printing its size"
     )
     parser.add_argument(
         "--json",

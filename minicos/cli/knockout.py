@@ -1,10 +1,10 @@
-"""`minicos run --knockout`: attention that is cut, from words to a `Knockout`.
+"""`minicos run --knockout`: from words on the command line to a `Knockout`.
 
-frame:0 to frame:2 layers:0-5       information from latent frame 0 no longer reaches frame 2
+frame:0 to frame:2 layers:0-5       information from latent frame 0 does not reach frame 2
 frame:0 rows:0-1 columns:2 to all   from these tokens (of the token grid) to any
-word:circle to frame:1-3            from a word of the prompt; text is all of it, padding what
-                                    follows it
-causal                              from any frame to those before it
+word:circle to frame:1-3            from a word of the prompt; `text` is all of the text,
+                                    `padding` the rows after the prompt
+causal                              from any frame to earlier ones
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,15 @@ HELP = (
 )
 SIDES = ("frame", "rows", "columns")
 LIMITS = ("layers", "steps", "branch", "control")
-TEXTS = ("text", "padding", "word")  # of which the rows of the last two are the prompt's own
+TEXTS = ("text", "padding", "word")  # the rows of the last two depend on the prompt
 
 
 def read(parts: Sequence[str], steps: int, depth: int) -> "Knockout":
-    """From the words behind one --knockout, for a run of so many steps and blocks. Where it names a
-    word or the padding, `resolve` puts in the rows.
+    """The knockout that the words after one --knockout describe, for a run with so many steps and
+    blocks. If it names a word or the padding, `resolve` inserts the rows.
 
-    Raises MinicosError for anything that cannot be meant.
+    Raises:
+        MinicosError: the words have no meaning.
     """
     from minicos.analysis.knockout import Causal, Knockout
 
@@ -43,7 +44,7 @@ def read(parts: Sequence[str], steps: int, depth: int) -> "Knockout":
     if len(named) + len(sides) != len(parts):
         raise MinicosError(f"{option}: it says a thing twice")
     cut: Cut = Causal() if sides == ["causal"] else _flow(option, sides)
-    own = any(_split(part)[0] in TEXTS[1:] for part in sides)  # rows that only this prompt has
+    own = any(_split(part)[0] in TEXTS[1:] for part in sides)  # rows that depend on the prompt
     branch = named.get("branch", "cond" if own else "both")
     if branch not in ("cond", "uncond", "both") or (own and branch != "cond"):
         raise MinicosError(
@@ -65,7 +66,7 @@ def read(parts: Sequence[str], steps: int, depth: int) -> "Knockout":
 
 
 def check_word(parts: Sequence[str], prompt: str | None) -> None:
-    """Raise MinicosError where a word is asked for that the prompt lacks: before a model is read."""
+    """Raise MinicosError for a word that the prompt lacks, before a model is read."""
     from minicos.words import bare
 
     for name, value in map(_split, parts):
@@ -76,7 +77,7 @@ def check_word(parts: Sequence[str], prompt: str | None) -> None:
 def resolve(
     knockout: "Knockout", parts: Sequence[str], wan: "Wan", prompt: str | None
 ) -> "Knockout":
-    """The knockout with the text rows of its word or padding in place."""
+    """The knockout with the text rows of its word or padding."""
     from minicos.analysis.knockout import Flow, Scattered, Text
     from minicos.words import rows
 
@@ -98,13 +99,13 @@ def resolve(
 def check_grid(
     knockout: "Knockout", parts: Sequence[str], grid: tuple[int, int, int], keys: int
 ) -> None:
-    """Raise MinicosError where it names a token that the video lacks, or cuts nothing."""
+    """Raise MinicosError if it names a token outside the video, or cuts nothing."""
     if not knockout.cuts(grid, keys if knockout.cut.attention == "cross_attn" else None):
         raise MinicosError(f"--knockout {' '.join(parts)}: nothing would be cut")
 
 
 def where(knockout: "Knockout", parts: Sequence[str]) -> "Where":
-    """Where it acts, for the page of its run: steps, layers, and the frames that see less."""
+    """Where it acts, for the page of its run: steps, layers, and the frames that lose keys."""
     from minicos.analysis.knockout import Flow, Scattered
     from minicos.analysis.tools.shown import Where
 
@@ -153,7 +154,7 @@ def _tokens(option: str, words: list[str], source: bool = False) -> "Tokens | Te
 def _numbers(
     option: str, name: str, text: str | None, count: int | None = None
 ) -> tuple[int, ...] | None:
-    """From "0,3-5"; None for all. `count`: how many there are."""
+    """Numbers from "0,3-5"; None for all. `count` is the number of possible values."""
     if text is None or text == "all":
         return None
     found = sorted({i for a, b in spans(text, f"{option}: {name}") for i in range(a, b + 1)})

@@ -1,5 +1,5 @@
-"""`minicos noise`: what noise at a step or in a frame does; with --boundaries, under several
-places of the boundary.
+"""`minicos noise`: what noise at a step or in a frame does; with --boundaries, for several
+boundaries between the experts.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from typing import Any
 from minicos.analysis.options import NoiseOptions
 from minicos.cli import study
 
-HELP = "Put noise into one step or one frame, and see what comes of it."
+HELP = "Put noise into one step or one frame, and measure the effect."
 EXAMPLES = """\
   minicos noise --n 100 --at 0,4,8,12,16  # mazes of the embedded model, the paper's noise
   minicos noise --mode add  # step and frame noise at exactly equal dose

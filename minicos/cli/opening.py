@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from minicos.weights.layouts import Layout
 
 DRAWN = "`minicos puzzles --kind maze` draws some, and --puzzle maze brings its own."
-LARGE = 10**9  # bytes of weights from which the plan is printed: the embedded model starts without
+LARGE = 10**9  # bytes of weights from which the plan is printed; the embedded model is smaller
 
 
 def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
-    """First and last frame of the options. Read before the model, so that a wrong path is told
-    at once.
+    """First and last frame of the options. Read before the model, so that a wrong path is reported
+    immediately.
     """
     from minicos.media import as_image
 
@@ -39,7 +39,7 @@ def images(args: argparse.Namespace) -> "dict[str, Tensor | None]":
 
 
 def layout_or_peer(args: argparse.Namespace) -> "Layout | PeerFolder":
-    """The files of the options' model and what it is, from headers alone; torch is not needed."""
+    """The files of the options' model and what it is, from headers alone, without torch."""
     if peer := peer_folder(args.model, args.download):
         _refuse_for_peers(args, peer.variant)
         return peer
@@ -47,7 +47,7 @@ def layout_or_peer(args: argparse.Namespace) -> "Layout | PeerFolder":
 
 
 def layout(args: argparse.Namespace) -> "Layout":
-    """`layout_or_peer` for what only Wan does. Raises MinicosError for a model that diffusers runs."""
+    """`layout_or_peer` for verbs of Wan only. Raises MinicosError for peers."""
     from minicos.weights.layouts import find
 
     if peer := peer_folder(args.model, args.download):
@@ -73,7 +73,7 @@ def peer_folder(model: str, download: bool = False) -> "PeerFolder | None":
 
 
 def _refuse_for_peers(args: argparse.Namespace, variant: str) -> None:
-    """Raise MinicosError for options that mean nothing for a model that diffusers runs."""
+    """Raise MinicosError for options that do not apply to a model that diffusers runs."""
     given = {
         "--variant": args.variant,
         "--part": args.part,
@@ -87,8 +87,8 @@ def _refuse_for_peers(args: argparse.Namespace, variant: str) -> None:
 
 
 def plan(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Preset":
-    """The way of sampling that the options name. Whatever can be refused without reading a
-    weight is refused here.
+    """The way of sampling that the options select. Everything that can be refused without reading
+    weights is refused here.
     """
     from minicos.wan import UNUSED_NEGATIVE
 
@@ -104,7 +104,7 @@ def plan(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Preset":
         warn(UNUSED_NEGATIVE)
     if args.boundary is not None and len(files.experts) == 1:
         raise MinicosError(f"--boundary is between two experts, and {variant} has one here.")
-    if getattr(args, "prompt", None) is not None:  # without one, puzzles bring their own pictures
+    if getattr(args, "prompt", None) is not None:  # otherwise puzzles have their own pictures
         given = (args.image is not None, getattr(args, "last", None) is not None)
         if chosen.needs_image and not given[0]:
             raise MinicosError(
@@ -116,8 +116,8 @@ def plan(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Preset":
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a run from headers alone, under the names that `Wan` has for it: enough to
-    refuse what it cannot do before a weight is read.
+    """What headers alone tell about a run, under the names that `Wan` uses: enough to refuse
+    impossible options before weights are read.
     """
 
     variant: str
@@ -134,7 +134,7 @@ class Outline:
 
 
 def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> Outline | None:
-    """The outline of the options' run; None for a peer, which is known when it is loaded."""
+    """The outline of the options' run; None for a peer, which is described when it is loaded."""
     from minicos.weights.layouts import Layout
 
     if not isinstance(files, Layout):
@@ -147,7 +147,7 @@ def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> Outline |
 
 
 def within(at: tuple[int, ...] | None, steps: int, option: str = "--at ") -> tuple[int, ...] | None:
-    """The steps of an option, which the run must have."""
+    """The steps of an option, checked against the run."""
     if at and (at[0] < 0 or at[-1] >= steps):
         raise MinicosError(f"{option}{','.join(map(str, at))}: the run has steps 0 to {steps - 1}.")
     return at
@@ -158,10 +158,9 @@ def load(
     files: "Layout | PeerFolder | None" = None,
     image: "Tensor | None" = None,
 ) -> "Wan":
-    """The model of the options, under their preset, with room for a video from this first frame.
+    """The model of the options, under their preset, with memory for a video from this first frame.
 
-    Tells what was merged into it and what else its files could be and, of a large one, the plan:
-    which weights go where.
+    Prints which LoRAs were merged, what else the files could be and, for a large model, the plan.
     """
     import torch
 
@@ -182,7 +181,7 @@ def load(
     files = files or layout_or_peer(args)
     chosen = plan(args, files)
     if isinstance(files, PeerFolder):
-        # Studies are typed for Wan; of it they ask what `Model` and a peer have, too.
+        # Studies are typed for Wan, but use only what `Model` and peers also have.
         opened.append(cast("Wan", _load_peer(args, files, chosen)))
         return _fitting(opened[0], image)
     ops = device.operations(opening.open_device(args.device), args.kernels)
@@ -204,7 +203,7 @@ def load(
     for line in (
         *wan.notes,
         *(map(str, wan.loras) if args.lora else ()),
-    ):  # one of the model's own is no news
+    ):  # no need to mention one that belongs to the model
         print(f"minicos: {line}", file=sys.stderr)
     opened.append(wan)
     return wan
@@ -224,7 +223,7 @@ def _load_peer(args: argparse.Namespace, files: "PeerFolder", chosen: Any) -> "P
 
 
 def _fitting(model: "Wan", image: "Tensor | None") -> "Wan":
-    """A peer for videos in the aspect ratio of this first frame; Wan follows it by itself."""
+    """A peer for videos with the aspect ratio of this first frame; Wan adapts by itself."""
     from minicos.peers.peer import Peer
 
     if image is None or not isinstance(model, Peer):
@@ -234,7 +233,7 @@ def _fitting(model: "Wan", image: "Tensor | None") -> "Wan":
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of the preset that options change."""
+    """The fields of the preset that the options change."""
     names = (
         "steps",
         "solver",
@@ -254,7 +253,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
         if area is not None:
             raise MinicosError("--area is another way to say --height and --width: leave it out")
         area = args.height, args.width
-    if isinstance(area, tuple):  # not for `vbvr` and `capture`, which fit each picture
+    if isinstance(area, tuple):  # not in `vbvr` and `capture`, which resize each picture
         height, width = area
         given |= {"area": height * width, "size": (height, width)}
     return {name: value for name, value in given.items() if value is not None}

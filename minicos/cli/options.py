@@ -1,4 +1,4 @@
-"""Options that several verbs share: the parser, the model's, the condition's."""
+"""Options that several verbs share: the parser, and the options of model and condition."""
 
 import argparse
 import textwrap
@@ -13,12 +13,12 @@ SOLVERS = ("euler", "unipc", "dpmpp")  # as in `minicos.schedule`, which imports
 
 
 class Parser(argparse.ArgumentParser):
-    """Mistakes in one sentence, as everywhere in minicos; --help without the options that all verbs
-    share, --help-all with them.
+    """A parser with one-sentence errors, whose --help omits the options that all verbs share;
+    --help-all includes them.
     """
 
-    folded: tuple[argparse.Action, ...] = ()  # what --help leaves out
-    more = ""  # what --help-all adds at the end
+    folded: tuple[argparse.Action, ...] = ()  # omitted by --help
+    more = ""  # text that --help-all appends
 
     def format_help(self) -> str:
         helps = [action.help for action in self.folded]
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
                 action.help = help
 
     def format_whole_help(self) -> str:
-        """With every option."""
+        """The help with every option."""
         epilog, self.epilog = self.epilog, f"{self.epilog}\n{self.more}"
         try:
             return super().format_help()
@@ -51,7 +51,7 @@ class HelpAll(argparse.Action):
 
 
 def add_parser(verbs, name: str, help: str, examples: str, run: Callable) -> Parser:
-    """A verb: what it shows and how to read it, and examples below its options."""
+    """Add a verb: what it shows and how to read it, with examples below its options."""
     reading = READINGS.get(name)
     about = help if reading is None else f"{help}\n\n{reading.shows} {reading.read}"
     paragraphs = (textwrap.fill(part, 100) for part in about.split("\n\n"))
@@ -67,12 +67,12 @@ def add_parser(verbs, name: str, help: str, examples: str, run: Callable) -> Par
 
 
 def add_jsonl(parser: argparse.ArgumentParser) -> None:
-    """--jsonl, for every verb whose run folder holds numbers."""
+    """Add --jsonl, for verbs whose run folder holds numbers."""
     parser.add_argument(
         "--jsonl",
         type=values.path,
         metavar="FILE",
-        help="add every number to this file as it is found, a JSON object a line (pandas, W&B)",
+        help="append every number to this file as it is found, one JSON object per line (pandas, W&B)",
     )
 
 
@@ -83,15 +83,15 @@ MODEL_HELP = """\
   a file                      of ComfyUI or DiffSynth, e.g. --model wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors
                                 --part low=wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors --part vae=wan_2.1_vae.safetensors
                                 --part text=umt5_xxl_fp8_e4m3fn_scaled.safetensors --part tokenizer=tokenizer.json
-  LTX-2, CogVideoX, HunyuanVideo: their folder of diffusers; see weights.md
+  LTX-2, CogVideoX, HunyuanVideo: their diffusers folder; see weights.md
   a repository's id           on the Hub, e.g. --model Wan-AI/Wan2.2-I2V-A14B: from the local cache, or fetched with --download
-LoRA files go to one expert each (a model of one network is its own high one), with a strength if not 1:
+Each LoRA file belongs to one expert (in a model with one network: high); append a strength if it is not 1:
   --model Wan2.2-I2V-A14B --variant VBVR-Wan2.2 --lora high=high_noise_lora.safetensors low=low_noise_lora.safetensors:0.5
 """
 
 
 def add_model_options(parser: Parser, out: str, seed: int = 0, dtype: str = "--dtype") -> None:
-    """Model, way of sampling, output. `dtype` is the name of the option of that sense."""
+    """Options of model, sampling and output. `dtype` is the name of the option for the dtype."""
     parser.add_argument(
         "--model",
         default="tiny",
@@ -116,10 +116,10 @@ def add_model_options(parser: Parser, out: str, seed: int = 0, dtype: str = "--d
 
 
 def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) -> None:
-    """What is folded away in --help."""
+    """The options that --help omits."""
     parser.add_argument(
         "--variant",
-        help="what it is where its files cannot tell, e.g. VBVR-Wan2.2 or Wan2.1-T2V-14B",
+        help="the model's name if its files do not identify it, e.g. VBVR-Wan2.2 or Wan2.1-T2V-14B",
     )
     parser.add_argument(
         "--part",
@@ -128,7 +128,7 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
         action="extend",
         default=[],
         metavar="NAME=FILE",
-        help="files that lie elsewhere; NAME is high, low, vae, text, tokenizer or clip",
+        help="files stored elsewhere; NAME is high, low, vae, text, tokenizer or clip",
     )
     parser.add_argument(
         "--lora",
@@ -140,22 +140,22 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
         help="merge a LoRA into an expert, high or low",
     )
     parser.add_argument(
-        "--download", action="store_true", help="fetch a Hub id, after telling its size"
+        "--download", action="store_true", help="fetch a Hub id, after printing its size"
     )
     parser.add_argument(
         "--preset",
-        help="way of sampling, e.g. official (the authors' code), cos (the paper's tools) or diffusers (as its folder states)",
+        help="way of sampling, e.g. official (the authors' code), cos (the paper's tools) or diffusers (as the folder's configuration says)",
     )
-    sampling = parser.add_argument_group("sampling, the preset's where not given")
+    sampling = parser.add_argument_group("sampling (default: the preset's)")
     sampling.add_argument("--steps", type=values.steps, help="denoising steps")
     sampling.add_argument(
-        "--solver", choices=SOLVERS, help="how to go from one noise level to the next"
+        "--solver", choices=SOLVERS, help="how to move from one noise level to the next"
     )
     sampling.add_argument(
         "--shift",
         type=values.positive_number,
         metavar="S",
-        help="how far the levels lie towards noise; 1 spaces them evenly",
+        help="moves the noise levels towards noise; 1 spaces them evenly",
     )
     sampling.add_argument(
         "--guidance",
@@ -167,18 +167,18 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
         "--boundary",
         type=values.share,
         metavar="B",
-        help="timesteps from 1000 B on go to the high-noise expert, e.g. 0.9",
+        help="timesteps from 1000 B upwards use the high-noise expert, e.g. 0.9",
     )
     sampling.add_argument(
         "--loop-dtype",
         choices=("float32", "bfloat16"),
-        help="of latent, guidance and timestep; bfloat16, under Euler, as the paper's tools",
+        help="dtype of latent, guidance and timestep; bfloat16, with Euler, as in the paper's tools",
     )
     parser.add_argument(
         "--seed",
         type=values.seed,
         default=seed,
-        help=f"of the noise; the same on every machine (default: {seed})",
+        help=f"seed of the noise; equal on every machine (default: {seed})",
     )
     parser.add_argument(
         "--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)"
@@ -187,78 +187,74 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
         dtype,
         dest="model_dtype",
         choices=("float32", "bfloat16"),
-        help="of the matrices (default: bfloat16 on a card, float32 on a CPU and for tiny)",
+        help="dtype of the matrices (default: bfloat16 on a card, float32 on a CPU and for tiny)",
     )
     for side in ("height", "width"):
         parser.add_argument(
             f"--{side}",
             type=values.side,
             metavar="PIXELS",
-            help=f"{side} of a frame; with an image, so many pixels in its aspect ratio",
+            help=f"{side} of a frame; with an image, the same area in its aspect ratio",
         )
     parser.add_argument(
         "--residency",
         choices=("auto", "resident", "swap", "stream"),
         default="auto",
-        help="weights all on the device, one network at a time, or block by block (default: the first that fits)",
+        help="keep weights all on the device, one network at a time, or block by block (default: the first that fits)",
     )
     parser.add_argument(
         "--kernels",
         action=argparse.BooleanOptionalAction,
-        help="compute with the Triton kernels (default: where they work, on a CUDA card)",
+        help="use the Triton kernels (default: if they work, on a CUDA card)",
     )
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the blocks: worth it for long runs, since the first step takes minutes; needs a C++ compiler",
+        help="compile the blocks; for long runs, since the first step takes minutes; needs a C++ compiler",
     )
     parser.add_argument(
         "--tile",
         type=values.side,
-        help="decode large frames in tiles of so many pixels a side, e.g. 256: less memory (default: whole)",
+        help="decode large frames in tiles with this side in pixels, e.g. 256, to save memory (default: whole)",
     )
     parser.add_argument(
         "--decode-dtype",
         choices=("float32", "tf32", "bfloat16"),
-        help="tf32: convolutions of a card with 10 bits; bfloat16: half the memory, and pictures "
-        "differ by a level or so (default: tf32 on a card, float32 on a CPU)",
+        help="tf32: convolutions with 10 bits of mantissa on a card; bfloat16: half the memory, and "
+        "pixels differ by about one level (default: tf32 on a card, float32 on a CPU)",
     )
     parser.add_argument(
         "--noise-device",
         choices=("cpu", "cuda"),
-        help="cpu: noise that is the same on every machine; cuda: that of the official code (default: cpu)",
+        help="cpu: noise is equal on every machine; cuda: as in the official code (default: cpu)",
     )
 
 
 def add_condition_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """What to make a video of."""
+    """Options that say what to make a video of."""
     prompt = parser.add_mutually_exclusive_group(required=required)
     prompt.add_argument("--prompt", help="what should happen")
-    if required:  # elsewhere, no --prompt means puzzles
+    if required:  # otherwise, no --prompt means puzzles
         prompt.add_argument(
             "--no-prompt",
             dest="prompt",
             action="store_const",
             const=None,
-            help="nothing in particular: an unconditional control",
+            help="no prompt: an unconditional control",
         )
         prompt.add_argument("--puzzle", metavar="KIND", help=watched.HELP)
     each.add(parser, prompt)
     parser.add_argument(
         "--preview",
         action="store_true",
-        help="while it runs, rewrite OUT/preview.png after every step: the clean estimate, roughly",
+        help="during the run, rewrite OUT/preview.png after every step: an approximate clean estimate",
     )
     parser.add_argument(
         "--image", type=values.path, help="first frame (png, jpg), for image-to-video models"
     )
+    parser.add_argument("--last", type=values.path, help="last frame, for models that take one")
     parser.add_argument(
-        "--last",
-        type=values.path,
-        help="last frame, for models that lead from one frame to another",
-    )
-    parser.add_argument(
-        "--negative", dest="negative_prompt", help="what should not; used where guidance is not 1"
+        "--negative", dest="negative_prompt", help="negative prompt (ignored at guidance 1)"
     )
     parser.add_argument(
         "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
@@ -267,5 +263,5 @@ def add_condition_options(parser: argparse.ArgumentParser, required: bool = True
         "--area",
         type=values.size,
         metavar="WxH",
-        help="size of a frame, e.g. 1280x720; with an image, so many pixels in its aspect ratio (default: the preset's)",
+        help="size of a frame, e.g. 1280x720; with an image, the same area in its aspect ratio (default: the preset's)",
     )

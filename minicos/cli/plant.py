@@ -1,4 +1,4 @@
-"""`minicos plant`: does a run leave a wrong answer that was put into it?"""
+"""`minicos plant`: does a run correct a wrong answer that was put into it?"""
 
 import argparse
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from minicos.analysis.options import PlantOptions
 from minicos.cli import study
 
-HELP = "Put a wrong answer into a run: is it put right?"
+HELP = "Put a wrong answer into a run: is it corrected?"
 EXAMPLES = """\
   minicos plant  # 20 mazes with several right answers, six steps
   minicos plant --puzzle maze,mirror --n 100 --at 2,5,8 --ideal
-at each step the latent becomes a wrong answer at that step's noise level, and the run goes on. The control plants a valid answer:
-a run that leaves what it holds for no reason leaves that as well.
+at each step the latent becomes a wrong answer at that step's noise level, and the run continues.
+The control plants a valid answer: a run that abandons what it holds for no reason abandons that too
 """
 
 

@@ -7,12 +7,12 @@ import re
 from minicos.cli import opening, options
 
 EXAMPLES = """\
-  minicos points  # the embedded model's points, blocks folded into one
+  minicos points  # the embedded model's points, with all blocks in one
   minicos points --all  # every block
   minicos points --model Wan2.2-I2V-A14B --json  # a variant by name needs no weights
 letters: b batch, l tokens (f*h*w), d width, e that inside ffn, n heads, k head width, t text rows,
          m image rows, c latent channels, g distinct timesteps
-allowed and pattern are computed only where a hook watches them
+allowed and pattern are computed only if a hook is registered on them
 """
 
 

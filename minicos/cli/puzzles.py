@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from minicos.puzzles import Family
 
 EXAMPLES = """\
-  minicos puzzles --list  # every family, and what its knobs are set to
+  minicos puzzles --list  # every family, and its settings
   minicos puzzles --kind latin --n 3 --out puzzles  # three of one family, and a sheet of them
-  minicos puzzles --kind maze --size 5 --d 2  # a kind with a size and knobs of your own
+  minicos puzzles --kind maze --size 5 --d 2  # a kind with a size and settings of your own
 each puzzle is a folder: first_frame.png, final_frame.png, ground_truth.mp4 and prompt.txt, as in
 VBVR-Bench, and answers/ and foils/
 """
@@ -30,7 +30,9 @@ def add(verbs) -> None:
         action="append",
         help="a family; may be given more than once (default: all)",
     )
-    parser.add_argument("--n", type=values.positive, default=5, help="of each kind (default: 5)")
+    parser.add_argument(
+        "--n", type=values.positive, default=5, help="number of each kind (default: 5)"
+    )
     parser.add_argument(
         "--split", choices=("train", "dev", "test"), default="test", help="(default: test)"
     )
@@ -38,7 +40,7 @@ def add(verbs) -> None:
         "--out", type=values.path, default=Path("puzzles"), help="(default: puzzles)"
     )
     parser.add_argument("--scale", type=values.positive, default=1, help="repeat pixels")
-    own = parser.add_argument_group("a kind of your own making, where one of these is given")
+    own = parser.add_argument_group("a kind of your own, if one of these is given")
     own.add_argument("--size", type=values.positive, help="cells along a side")
     for knob, what in (("k", "valid answers"), ("s", "serial depth"), ("d", "distractors")):
         own.add_argument(f"--{knob}", type=values.positive, help=what)
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _family(name: str, args: argparse.Namespace) -> "Family":
-    """The family of this name, or a kind with the size and the knobs of the options."""
+    """The family of this name, or a kind with the size and the settings of the options."""
     from minicos import puzzles
 
     if args.size is args.k is args.s is args.d is None:
@@ -66,7 +68,7 @@ def _family(name: str, args: argparse.Namespace) -> "Family":
 
 
 def _write(family: "Family", args: argparse.Namespace) -> None:
-    """The first puzzles of a family in a folder, those that exist left alone; and a sheet."""
+    """Write the first puzzles of a family to a folder, except those that exist, and a sheet."""
     from minicos.media import save_image
     from minicos.puzzles import export
     from minicos.puzzles.export import sheet
@@ -82,7 +84,7 @@ def _write(family: "Family", args: argparse.Namespace) -> None:
 
 
 def _line(family: "Family") -> str:
-    """What a family is, in a line: name, category, domain, size, knobs and a prompt."""
+    """A family in one line: name, category, domain, size, settings and a prompt."""
     knobs = " ".join(f"{k}={v}" for k, v in vars(family.knobs).items() if v is not None)
     where = f"{family.domain:3}  {family.size}x{family.size}"
     prompt = family.draw(0, "test").prompt

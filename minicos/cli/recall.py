@@ -1,4 +1,4 @@
-"""`minicos recall`: is what was made up the same when it comes back, and which frame reads which?"""
+"""`minicos recall`: is an invented object the same when it reappears?"""
 
 import argparse
 from typing import Any
@@ -8,7 +8,7 @@ from minicos.cli import study
 
 HELP = "Cut attention between the frames that must agree."
 EXAMPLES = """\
-  minicos recall  # 25 puzzles in which a hidden object comes out twice
+  minicos recall  # 25 puzzles in which a hidden object appears twice
   minicos recall --puzzle shell --n 100  # cups whose swaps the model chooses
 attention is cut in all layers and steps.
 """

@@ -1,5 +1,5 @@
-"""What `steps`, `energy` and `attention` share: record one run of the user's own, or make the
-study of held-out puzzles.
+"""What `steps`, `energy` and `attention` share: record one run of the user's own, or run the study
+on held-out puzzles.
 """
 
 import argparse
@@ -29,11 +29,11 @@ def add(
     cls: type[Puzzles],
     run: Callable[[argparse.Namespace], None],
 ) -> None:
-    """A verb that records with --prompt, and without makes the study of `cls`."""
+    """Add a verb that records one run with --prompt, and runs the study of `cls` with --n."""
     parser = options.add_parser(verbs, name, help, examples, run)
     study.add_json(parser)
     study.add_options(parser, cls, without=("at",))
-    parser.set_defaults(n=None)  # with --n it is a study, without one puzzle is watched
+    parser.set_defaults(n=None)  # with --n it is a study; without, one puzzle is watched
     options.add_condition_options(parser, required=False)
     study.add_options(parser, RecordOptions)
     others = [verb for verb in VERBS if verb != name]
@@ -45,7 +45,7 @@ def add(
 
 
 def run(args: argparse.Namespace, cls: type[Puzzles], made: study.Study) -> None:
-    """Record one run, of the user's own or of a puzzle; with --n, make the study."""
+    """Record one run, of the user's own or of a puzzle; with --n, run the study."""
     if args.n is None:
         if args.prompt is not None:
             study.refuse(args, cls, PUZZLES, study.NO_PUZZLES)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, cls: type[Puzzles], made: study.Study) -> None
 
 
 def record(name: str, args: argparse.Namespace) -> None:
-    """Run the model once, keep what the verbs ask for, and draw it."""
+    """Run the model once, keep what the verbs need, and draw it."""
     from minicos.analysis.steps import spread
     from minicos.analysis.tools import record as recording
     from minicos.analysis.tools.figures import evenly
@@ -89,7 +89,7 @@ def record(name: str, args: argparse.Namespace) -> None:
         *watched.recorders(wan, puzzle),
     ]
     kept: dict[str, Any] = {"seeds": asked.seeds}
-    if "attention" in names:  # the others keep every step and layer, and may be drawn anew
+    if "attention" in names:  # the others keep every step and layer, and can be drawn again
         more = {"heads": asked.heads, "branch": asked.branch, "queries": asked.queries}
         kept |= {"layers": layers, "at": chosen, **more}
     subject = run_folder.subject(args, images)
@@ -136,7 +136,7 @@ def made(
 
 
 def bar(args: argparse.Namespace, wan: "Wan", recorders: "list[Recorder]") -> "Progress":
-    """The progress of a whole command: its steps, the pictures of each recorder, video and page."""
+    """The progress bar of a whole command: steps, pictures of each recorder, video and page."""
     from minicos.runs import Progress
 
     return Progress(len(wan.schedule()) + len(recorders) + 1, args.verb)
@@ -152,7 +152,7 @@ def finish(
     shown: "Progress",
 ) -> None:
     """Save the video of the first sample and its picture, draw what was kept, make the page, and
-    print where all that is.
+    print where everything is.
     """
     from minicos.analysis.tools.figures import pixels
     from minicos.analysis.tools.record import recorded

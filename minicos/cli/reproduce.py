@@ -20,12 +20,11 @@ EXAMPLES = """\
   minicos reproduce --full --out runs/full  # 1,000 puzzles for each headline: hours
   python -m minicos.analysis.verdicts runs/reproduce/claims.json  # the headlines as a table
   python -m minicos.analysis.verdicts one/claims.json other/claims.json  # same verdicts?
-writes index.html, report.md with its figures, and claims.json: of every claim the effect with its
-95 % interval, what an ideal observer shows, n, control, verdict, and the command that gives the
-number. Sections run beside each other, one core each; killed and started again,
-the same command continues.
+writes index.html, report.md with its figures, and claims.json: for every claim the effect with its
+95 % interval, the ideal observer's value, n, control, verdict, and the command that gives the
+number. Sections run in parallel, one per core. If the command is killed, run it again to continue.
 """
-SECTIONS = (  # those of `analysis/reproduce.py`, which imports torch
+SECTIONS = (  # as in `analysis/reproduce.py`, which imports torch
     "belief",
     "steps",
     "counts",
@@ -53,7 +52,7 @@ def add(verbs) -> None:
     size.add_argument(
         "--n",
         type=values.positive,
-        help="puzzles of a headline (default: 100); what costs most takes half or a quarter",
+        help="puzzles of a headline (default: 100); the most expensive studies use half or a quarter",
     )
     size.add_argument("--full", action="store_true", help="1,000 puzzles: hours")
     parser.add_argument(
@@ -66,15 +65,15 @@ def add(verbs) -> None:
         "--seed",
         type=values.whole(0, values.MOST_PUZZLES),
         default=0,
-        help="of the noise (default: 0)",
+        help="seed of the noise (default: 0)",
     )
     parser.add_argument(
         "--model",
         default="tiny",
-        help="the embedded model (default), or a folder with one trained like it",
+        help="the embedded model (default), or a folder with a model trained in the same way",
     )
     parser.add_argument(
-        "--workers", type=values.positive, help="sections at a time (default: one for each core)"
+        "--workers", type=values.positive, help="sections at a time (default: one per core)"
     )
     parser.add_argument(
         "--out",
@@ -155,8 +154,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def compute(args: argparse.Namespace, folder: "Run", n: int) -> Iterator[tuple[str, float]]:
-    """Make the sections in processes of one thread each, the longest first; yields (name,
-    seconds) as they are done.
+    """Run the sections in processes with one thread each, the longest first; yields (name, seconds)
+    when they are done.
     """
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -187,9 +186,7 @@ def cores() -> int:
 
 
 def _live_with_parent() -> None:
-    """A worker ends with the process that started it, however that ends, and leaves Ctrl-C to
-    it.
-    """
+    """End a worker with its parent process, and leave Ctrl-C to the parent."""
     import multiprocessing
     import signal
     import threading

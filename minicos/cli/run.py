@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from minicos.condition import WanCondition
     from minicos.wan import Wan
 
-# of the model and the condition of the run that gives
+# depends on the model and on the condition of the donor run
 Make = Callable[["Wan", "WanCondition"], "Interventions"]
 HELP = "Several interventions and analyses in one pass."
 EXAMPLES = """\
@@ -31,9 +31,9 @@ EXAMPLES = """\
   minicos run --image shapes.png --prompt "mark the circle" --x0 --energy
   minicos run --puzzle maze --knockout frame:0 to frame:1-3 layers:0-5 steps:0-9 --x0
   minicos run --puzzle maze --knockout word:maze to all --knockout causal --attention 0,6
-noise changes the latent that enters a step; inside the pass attention is cut, then the swap acts,
-then the ensemble; analyses look last. Options mean what they mean in `minicos noise`, `swap` and
-`ensemble`
+noise changes the latent that enters a step; inside the pass attention is cut first, then the swap
+acts, then the ensemble; analyses come last. For the meaning of the options see `minicos noise`,
+`swap` and `ensemble`
 """
 
 
@@ -43,7 +43,7 @@ def add(verbs: Any) -> None:
     options.add_model_options(parser, out="runs/run")
     options.add_jsonl(parser)
     kept = parser.add_argument_group("analyses")
-    kept.add_argument("--x0", action="store_true", help="the clean estimate, as `minicos steps`")
+    kept.add_argument("--x0", action="store_true", help="the clean estimate, as in `minicos steps`")
     kept.add_argument(
         "--energy", nargs="?", const="all", choices=("all",), help="token energy of every layer"
     )
@@ -55,7 +55,9 @@ def add(verbs: Any) -> None:
     )
     study.add_options(parser, RecordOptions, only={"at": None})
     parser.add_argument(
-        "--seeds", type=values.positive, help="samples; the first is shown (default: 1; 3 to share)"
+        "--seeds",
+        type=values.positive,
+        help="samples; the first is shown (default: 1; for --ensemble 3)",
     )
     done = parser.add_argument_group("interventions")
     done.add_argument(
@@ -64,7 +66,7 @@ def add(verbs: Any) -> None:
         action="append",
         default=[],
         metavar="step:10",
-        help="noise entering steps, in latent frames, or both: step:10 or frame:1 or step:2,3 frame:1; may be repeated",
+        help="noise at steps, in latent frames, or both: step:10 or frame:1 or step:2,3 frame:1; can be repeated",
     )
     done.add_argument(
         "--knockout",
@@ -75,7 +77,7 @@ def add(verbs: Any) -> None:
         help=knockout.HELP,
     )
     done.add_argument(
-        "--swap", metavar="LAYERS", help="put these layers' states of --other's run in"
+        "--swap", metavar="LAYERS", help="replace these layers' states by those of --other's run"
     )
     done.add_argument(
         "--ensemble", metavar="20-29", help="share these blocks (of 40, scaled) between seeds"
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
     inside = _inside(args, total, depth, seeds)
 
     wan = opening.load(args, files, images["image"])
-    if edits and args.solver is None:  # an edit makes a multistep solver start afresh
+    if edits and args.solver is None:  # an edit makes a multistep solver restart
         wan = wan.with_preset(solver="euler")
     condition = opening.condition(args, wan, images, seeds)
     frames = range(condition.shape[2])
@@ -163,8 +165,8 @@ SETTINGS = (
 def _inside(
     args: argparse.Namespace, total: int, depth: int, seeds: int
 ) -> "list[tuple[Make, Where]]":
-    """The swap and the ensemble, to be made of the model and the condition of the run that gives,
-    and where they act.
+    """The swap and the ensemble, still to be given the model and the donor's condition, and where
+    they act.
     """
     from minicos.analysis.ensemble.share import Ensemble, intervention, window
     from minicos.analysis.swap.plan import layers, ranges
@@ -204,7 +206,7 @@ def _inside(
 
 
 def _noise(parts: list[str], mode: str, seed: int, total: int) -> "Noise":
-    """From ["step:2,3", "frame:1"]: both at once are noise in these frames at these steps."""
+    """From ["step:2,3", "frame:1"]; both together mean noise in these frames at these steps."""
     from minicos.analysis.noise.edit import Noise
 
     found = {}

@@ -1,4 +1,4 @@
-"""The run folder of the options: what identifies a run, and what is only written down with it."""
+"""The run folder of the options: what identifies a run, and what is only recorded."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dict[str, str | None]:
-    """What a run is about, among its settings: an image counts by its pixels, not by its name."""
+    """The input of a run, among its settings: an image counts by its pixels, not by its name."""
     from hashlib import sha256
 
     hashes = {
@@ -27,7 +27,7 @@ def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dic
 
 
 def _decoding(wan: "Wan") -> dict[str, object]:
-    """How latents become pixels, where not as by default: whole frames, in float32."""
+    """How latents become pixels, if not by default (whole frames, in float32)."""
     import torch
 
     found: dict[str, object] = {}
@@ -48,12 +48,13 @@ def open_run(
     latents: bool = False,
     **settings: object,
 ) -> "Run":
-    """The run folder of the options: entered again if it holds the same run, refused if it holds
-    another.
+    """The run folder of the options. It is opened again if it holds the same run, and refused if it
+    holds another.
 
-    latents   whether all that is kept and read again is latents: then how they are decoded does not
-              identify the run
-    settings  what else identifies it
+    Args:
+        latents: whether only latents are stored and read again; then the way of decoding does not
+            identify the run.
+        settings: what else identifies the run.
     """
     from minicos.device import describe
     from minicos.runs import Run
@@ -82,7 +83,7 @@ def open_run(
 
 
 def journal(args: argparse.Namespace) -> "Journal | None":
-    """The journal that --jsonl asks for, of verbs that have it."""
+    """The journal of --jsonl, for verbs that have it."""
     from minicos.journal import Journal
 
     path = getattr(args, "jsonl", None)
@@ -90,8 +91,8 @@ def journal(args: argparse.Namespace) -> "Journal | None":
 
 
 def close(args: argparse.Namespace, run: "Run", quiet: bool = False) -> None:
-    """The end of every command with a run folder: its duration in run.json, its page and, unless
-    `quiet`, where that is.
+    """Finish a command with a run folder: write its duration to run.json, make its page and, unless
+    `quiet`, print where it is.
     """
     from minicos.page.gather import write
 

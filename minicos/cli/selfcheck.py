@@ -1,4 +1,4 @@
-"""`minicos selfcheck`: do these weights run here as they should?"""
+"""`minicos selfcheck`: do these weights run correctly here?"""
 
 import argparse
 from typing import Any
@@ -7,9 +7,10 @@ from minicos.cli import opening, options
 
 EXAMPLES = """\
   minicos selfcheck  # the embedded model: a minute
-  minicos selfcheck --model Wan2.2-I2V-A14B  # your weights on your card: ten minutes or so
-prints a report and writes it to report.txt and report.json in --out: attach it to an issue. It holds versions, the card, names, sizes
-and a fingerprint of the files, agreement with diffusers if that is installed, and one short run. The exit code is 0 where all is well
+  minicos selfcheck --model Wan2.2-I2V-A14B  # your weights on your card: about ten minutes
+prints a report and writes it to report.txt and report.json in --out: attach it to an issue. It
+contains versions, the card, names, sizes and a fingerprint of the files, agreement with diffusers
+if that is installed, and one short run. The exit code is 0 if all checks pass
 """
 
 
@@ -21,7 +22,7 @@ def add(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit code: 0 where all is well, 1 where not."""
+    """The exit code: 0 if all checks pass, else 1."""
     from minicos.runs import replace_file, write_json
     from minicos.selfcheck import as_text, selfcheck
 

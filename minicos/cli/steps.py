@@ -6,13 +6,13 @@ from typing import Any
 from minicos.analysis.options import StepsOptions
 from minicos.cli import recording
 
-HELP = "Decode the clean estimate at every step: what the model believes, as it makes up its mind."
+HELP = "Decode the clean estimate at every step: the model's prediction as it decides."
 EXAMPLES = """\
   minicos steps --puzzle maze  # the first held-out maze with several routes
   minicos steps --puzzle maze:7 --also energy attention  # another one, and more in the same pass
   minicos steps --image maze.png --prompt "solve the maze" --at 0,1,2,5,10,19
   minicos steps --image maze.png --prompt "solve the maze" --preset cos --seeds 4
-      # convergence is measured by the difference of the seeds
+      # convergence in units of the difference between the seeds
 writes x0_sheet.png (steps x frames), convergence.png, x0/step_NN.mp4, and every latent
   minicos steps --n 100  # the study: when do the frames of held-out mazes settle?
 """

@@ -1,7 +1,7 @@
-"""A study as a verb: its options from the fields of its dataclass, its run folder, its numbers on
-the terminal.
+"""A study as a verb: options from the fields of its dataclass, its run folder, its numbers on the
+terminal.
 
-The defaults and the help are those of `analysis/options.py`; `minicos reproduce` hands the same
+Defaults and help texts are those of `analysis/options.py`; `minicos reproduce` passes the same
 objects to the same studies.
 """
 
@@ -36,7 +36,7 @@ def add(
     cls: type,
     run: Callable[[argparse.Namespace], Any],
 ) -> options.Parser:
-    """The verb of a study with all options of `cls`."""
+    """Add the verb of a study with all options of `cls`."""
     parser = options.add_parser(verbs, name, help, examples, run)
     add_json(parser)
     add_options(parser, cls)
@@ -49,14 +49,14 @@ def add(
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """The option of verbs that compute numbers."""
+    """Add --json, for verbs that compute numbers."""
     parser.add_argument(
         "--json", action="store_true", help="print the numbers as JSON, those of results.json"
     )
 
 
 def add_sampling_of_own(parser: argparse.ArgumentParser, frames: bool = True) -> None:
-    """What else a case of the user's own may need."""
+    """Add further options for a case of the user's own."""
     parser.add_argument(
         "--negative", dest="negative_prompt", help="negative prompt (ignored at guidance 1)"
     )
@@ -72,8 +72,8 @@ def add_options(
     only: Mapping[str, Any] | None = None,
     without: Sequence[str] = (),
 ) -> None:
-    """The options of a class of `analysis/options.py`, or `only` some of its fields with other
-    defaults, or all `without` some.
+    """Add the options of a class of `analysis/options.py`: all, all `without` some, or `only` some,
+    with other defaults.
     """
     groups: dict[str, Any] = {"": parser}
     for field, flags, hint in option_fields(cls):
@@ -98,14 +98,14 @@ def add_options(
 
 
 def _dest(flags: Sequence[str]) -> str:
-    """Where argparse keeps an option: `in` of --in; frames of a video and of noise would collide
-    under a field's name.
+    """The attribute in which argparse stores an option: `in` for --in. The field's name would not
+    do, since frames of a video and of noise would collide.
     """
     return flags[0].removeprefix("--").replace("-", "_")
 
 
 def _reader(hint: Any, least: int | None) -> dict[str, Any]:
-    """How text becomes a value of a field's type."""
+    """The argparse arguments that turn text into a value of a field's type."""
     optional = get_origin(hint) in (Union, UnionType)
     if optional:
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
@@ -122,7 +122,7 @@ def _reader(hint: Any, least: int | None) -> dict[str, Any]:
 
 
 def read(args: argparse.Namespace, cls: type[O]) -> O:
-    """The options that a command line gave."""
+    """The options on a command line, as an object of `cls`."""
     given = vars(args)
     found = {field.name: given[_dest(flags)] for field, flags, _ in option_fields(cls)}
     return cls(**found, **{"seed": args.seed})
@@ -136,8 +136,8 @@ def run(
     check: Callable[["Wan", Any], None] | None = None,
     load: Callable[[argparse.Namespace, Any], "Wan"] | None = None,
 ) -> "Run":
-    """Make a study and print what it found. `check` refuses what the run cannot do, before a
-    weight is read and a folder made.
+    """Run a study and print its results. `check` refuses what the run cannot do, before weights are
+    read and a folder is created.
     """
     asked: Any = read(args, cls)
     refuse_mixed(args, asked)
@@ -157,11 +157,12 @@ def run(
 def open_model(
     args: argparse.Namespace, asked: Any, made: "Sequence[Case] | None" = None, euler: bool = False
 ) -> "Wan":
-    """The model of a study: with room for its picture, and for puzzles only one that knows them.
+    """The model of a study: with memory for its picture, and for puzzles only one trained on them.
 
-    made    what it runs on, where that is not `cases.chosen`
-    euler   under Euler unless a solver is asked for: an edit of the latent makes a multistep solver
-            start afresh
+    Args:
+        made: the cases to run on, instead of `cases.chosen`.
+        euler: use Euler unless a solver is requested, since an edit of the latent makes a multistep
+            solver restart.
     """
     from minicos.analysis.tools import cases
 
@@ -177,15 +178,15 @@ def open_model(
 
 
 def refuse_mixed(args: argparse.Namespace, asked: Any) -> None:
-    """Raise MinicosError for options of held-out puzzles beside a case of the user's own, and for
-    options of such a case without one.
+    """Raise MinicosError for options of held-out puzzles together with a case of the user's own,
+    and for options of such a case without one.
     """
     own = _own(asked)
     refuse(args, type(asked), PUZZLES if own else OWN, NO_PUZZLES if own else NO_PROMPT)
 
 
 def _own(asked: Any) -> bool:
-    """Whether a case of the user's own is asked for."""
+    """Whether the options ask for a case of the user's own."""
     return getattr(asked, "prompt", None) is not None or bool(getattr(asked, "probe", None))
 
 
@@ -206,7 +207,7 @@ def about(args: argparse.Namespace, asked: Any) -> dict[str, Any]:
 
 
 def show(args: argparse.Namespace, folder: "Run", found: "Result") -> None:
-    """Print numbers and tables, and where the pictures are; with --json, the result alone, in one
+    """Print numbers and tables, and where the pictures are; with --json, only the result, in one
     line.
     """
     import json

@@ -1,4 +1,4 @@
-"""`minicos swap`: at which layer is the prompt turned into an answer?"""
+"""`minicos swap`: at which layer does the prompt become an answer?"""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -9,14 +9,14 @@ from minicos.cli import study
 if TYPE_CHECKING:
     from minicos.wan import Wan
 
-HELP = "Put hidden states of one prompt's run into another's: where the answer turns."
+HELP = "Put hidden states of one prompt's run into another's: at which layer does the answer turn?"
 EXAMPLES = """\
-  minicos swap --puzzle mark  # 10 held-out puzzles, both directions, read and scored
+  minicos swap --puzzle mark  # 10 held-out puzzles, both directions, scored
   minicos swap --puzzle goal --n 100 --during 0,0-4,all --controls null,wrong,shuffled,random
   minicos swap --puzzle mark --what cross_attn --donor own --region objects
   minicos swap --image shapes.png --prompt "mark the circle" --other "mark the square"
   minicos swap --probe 4 --model Wan2.2-I2V-A14B --preset cos --at 0,10,20,30,39 --during 0
-      # pictures of cats and bicycles, drawn for it
+      # pictures of cats and bicycles, drawn for this purpose
 writes last_frames.png, curves over layers and a map of layers x steps, results.json, and the first
 picture's videos
 """
@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace, asked: SwapOptions) -> "Wan":
-    """The model, with room for the first picture; words of the prompts that it does not know are
-    named.
+    """The model, with memory for the first picture; warns about words of the prompts that it does
+    not know.
     """
     from minicos.analysis.swap import pairs
 

@@ -1,8 +1,7 @@
-"""What options may hold: argparse types that turn text into numbers and refuse the rest in one
-sentence.
+"""The values of options: argparse types that turn text into numbers, with one-sentence errors.
 
-Every bound of an option stands here or in `config`. They are far above what anyone needs, and low
-enough that a slip of the finger (`--steps 1000000000`) is refused before any work begins.
+Every bound of an option is here or in `config`. Bounds are far above practical values, and low
+enough to refuse a typing error (`--steps 1000000000`) before any work begins.
 """
 
 import argparse
@@ -15,19 +14,19 @@ from typing import Literal, TypeVar
 from minicos.config import MOST_FRAMES, MOST_STEPS
 
 T = TypeVar("T")
-MOST_PUZZLES = 100_000  # also of seeds, rows and other things that are counted
+MOST_PUZZLES = 100_000  # also the bound of seeds, rows and other counts
 MOST_PIXELS = 16_384  # of one side of a frame
-MOST_SEED = 2**63 - 1  # what torch's generators take, less room for one seed per sample
-LARGEST = 1e6  # of guidance, shift and other factors that multiply a latent
+MOST_SEED = 2**63 - 1  # the limit of torch's generators, minus room for one seed per sample
+LARGEST = 1e6  # bound of guidance, shift and other factors
 
 
 def or_none(read: Callable[[str], int]) -> Callable[[str], int | None]:
-    """A type: what `read` takes, or the word none."""
+    """A type that accepts what `read` accepts, or the word none."""
     return lambda text: None if text.strip() == "none" else read(text)
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """A type: whole numbers from `low` to `high`."""
+    """A type for whole numbers from `low` to `high`."""
 
     def read(text: str) -> int:
         digits = text.strip()
@@ -49,8 +48,8 @@ seed = whole(0, MOST_SEED - MOST_PUZZLES)
 
 
 def indices(text: str) -> tuple[int, ...]:
-    """Numbers of steps, layers or heads such as 0,5,19: sorted, each once. The run says which it
-    has.
+    """Numbers of steps, layers or heads such as 0,5,19: sorted, without repetition. The run checks
+    whether they exist.
     """
     if not re.fullmatch(r"\s*-?[0-9]{1,9}\s*(,\s*-?[0-9]{1,9}\s*)*", text):
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a list of numbers such as 0,5,19")
@@ -68,12 +67,12 @@ def indices_or_all(text: str) -> tuple[int, ...] | Literal["all"]:
 
 
 def listed(read: Callable[[str], T], text: str) -> tuple[T, ...]:
-    """Values of a kind, separated by commas."""
+    """Values of one type, separated by commas."""
     return tuple(read(part.strip()) for part in text.split(","))
 
 
 def size(text: str) -> tuple[int, int]:
-    """Height and width of "1280x720", written as people write it: width first."""
+    """Height and width of "1280x720", which is written width first."""
     match = re.fullmatch(r"\s*([0-9]{1,5})x([0-9]{1,5})\s*", text)
     width, height = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 0 < width <= MOST_PIXELS or not 0 < height <= MOST_PIXELS:
@@ -84,13 +83,13 @@ def size(text: str) -> tuple[int, int]:
 
 
 def area(text: str) -> int:
-    """How many pixels "1280x720" are."""
+    """The number of pixels of "1280x720"."""
     height, width = size(text)
     return height * width
 
 
 def number(text: str) -> float:
-    """A finite number of no more than `LARGEST`."""
+    """A finite number of at most `LARGEST`."""
     try:
         value = float(text)
     except ValueError:
@@ -137,7 +136,7 @@ def part(text: str) -> tuple[str, str]:
 
 
 def lora(text: str) -> tuple[str, tuple[str, float]]:
-    """EXPERT=FILE, perhaps with :STRENGTH. What follows the last colon is a strength where it is
+    """EXPERT=FILE, optionally with :STRENGTH. The text after the last colon is a strength if it is
     a number.
     """
     expert, file = part(text)
@@ -145,7 +144,7 @@ def lora(text: str) -> tuple[str, tuple[str, float]]:
     try:
         strength = float(ending)
     except ValueError:
-        path = ""  # C:\a.safetensors has a colon, too
+        path = ""  # C:\a.safetensors has a colon too
     if not path:
         return expert, (file, 1.0)
     if not math.isfinite(strength):
@@ -154,12 +153,12 @@ def lora(text: str) -> tuple[str, tuple[str, float]]:
 
 
 def path(text: str) -> Path:
-    """A file or folder; an empty text, which an unset variable of a shell leaves, is none."""
+    """A file or folder; empty text, e.g. from an unset shell variable, is an error."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a path")
     return Path(text)
 
 
 def shown(text: str) -> str:
-    """What was given, quoted and short enough for one line."""
+    """The given text, quoted and short enough for one line."""
     return repr(text if len(text) <= 60 else f"{text[:40]}...{text[-10:]}")

@@ -1,5 +1,5 @@
-"""`minicos vbvr`: a model, or an intervention on it, over the samples of VBVR-Bench, and the
-tables of its scores.
+"""`minicos vbvr`: run a model, or an intervention on it, on the samples of VBVR-Bench, and tabulate
+the scores.
 """
 
 import argparse
@@ -27,15 +27,17 @@ if TYPE_CHECKING:
     from minicos.weights.layouts import Layout
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
-HELP = "Run a model over VBVR-Bench, or the embedded model over its own, and tabulate the scores."
+HELP = (
+    "Run a model on VBVR-Bench, or the embedded model on its own puzzles, and tabulate the scores."
+)
 EXAMPLES = """\
   # the embedded model's own benchmark, nothing to install
   minicos vbvr --puzzles 500 --condition plain ensemble
   minicos vbvr --data VBVR-Bench --model Video-Reason/VBVR-Wan2.2 --evalkit VBVR-EvalKit \\
     --condition plain ensemble noise:step=10
-  # eight cards share the work list; srun does, too
+  # eight cards share the work list; srun also works
   torchrun --nproc-per-node 8 -m minicos vbvr --data VBVR-Bench ...
-  # units, bytes and hours, before anything runs
+  # number of videos, bytes and hours, before anything runs
   minicos vbvr --data VBVR-Bench ... --dry-run
   # the score of every step's clean estimate, over sigma
   minicos vbvr --puzzles 100 --condition plain static truth --every all
@@ -64,10 +66,10 @@ def add(verbs) -> None:
         "--puzzles",
         type=values.positive,
         metavar="N",
-        help="or N held-out puzzles over all families, e.g. 500",
+        help="or N held-out puzzles of all families, e.g. 500",
     )
     data.add_argument(
-        "--limit", type=values.positive, metavar="N", help="the first N samples of each task alone"
+        "--limit", type=values.positive, metavar="N", help="only the first N samples of each task"
     )
     data.add_argument(
         "--condition",
@@ -77,7 +79,7 @@ def add(verbs) -> None:
         help="what to do, see below (default: plain)",
     )
     data.add_argument(
-        "--list-conditions", action="store_true", help="say what each condition is, and stop"
+        "--list-conditions", action="store_true", help="explain each condition, and stop"
     )
     data.add_argument(
         "--weights",
@@ -91,7 +93,7 @@ def add(verbs) -> None:
         "--seeds",
         type=values.seed,
         nargs="+",
-        help="of the noise (default: --seed); each but the first has its own trees",
+        help="seeds of the noise (default: --seed); each except the first has its own trees",
     )
     data.add_argument(
         "--every",
@@ -103,34 +105,33 @@ def add(verbs) -> None:
     work.add_argument(
         "--batch",
         type=values.positive,
-        help="samples in one pass (default: 1; the embedded model: 10)",
+        help="samples per pass (default: 1; the embedded model: 10)",
     )
     work.add_argument(
         "--area",
         type=values.area,
         metavar="WxH",
-        help="at most so many pixels in a frame, e.g. 832x480 (default: the preset's, or the "
-        "sample's own)",
+        help="most pixels in a frame, e.g. 832x480 (default: the preset's, or the sample's own)",
     )
     work.add_argument(
-        "--frames", type=values.frames, help="frames at most (default: as many as the true video)"
+        "--frames", type=values.frames, help="most frames (default: as many as the true video)"
     )
     work.add_argument(
         "--shard",
         metavar="I/N",
-        help="make this part of the list alone (default: what torchrun or srun say, or all)",
+        help="make only this part of the list (default: as torchrun or srun say, or all)",
     )
     work.add_argument(
         "--retries",
         type=values.whole(0, 10),
         default=1,
-        help="further attempts for a unit that failed (default: 1)",
+        help="further attempts for a video that failed (default: 1)",
     )
-    work.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
+    work.add_argument("--dry-run", action="store_true", help="print the cost, and stop")
     work.add_argument(
         "--tflops",
         type=values.positive_number,
-        help="of --dry-run: 10^12 operations a second (default: measured here)",
+        help="for --dry-run: 10^12 operations per second (default: measured here)",
     )
     scores = parser.add_argument_group("scores")
     scores.add_argument(
@@ -153,7 +154,7 @@ def add(verbs) -> None:
         help="score these trees of videos, too",
     )
     scores.add_argument(
-        "--base", help="the condition that others are held against (default: the first)"
+        "--base", help="the condition that others are compared with (default: the first)"
     )
     scores.add_argument(
         "--published", action="store_true", help="add published numbers of other models as rows"
@@ -202,7 +203,7 @@ def run(args: argparse.Namespace) -> int:
     del lock
     for unit, why in failed.items():
         print(f"minicos: failed: {unit}: {why}", file=sys.stderr)
-    if failed:  # then nobody is at work any more, and the tables show what there is
+    if failed:  # no other process is working, and the tables show what there is
         work.wait_for_others(args.out, part)
     elif left := maker.left(every):
         print(
@@ -215,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _choose_card(args: argparse.Namespace, part: "Shard") -> None:
-    """One card for each process of a machine, where the user names none."""
+    """Choose one card per process of a machine, unless the user names one."""
     import torch
 
     if args.device is None and torch.cuda.is_available():
@@ -233,7 +234,7 @@ def _arms(args: argparse.Namespace, files: "Layout") -> "list[Arm]":
 
 
 def _kit(args: argparse.Namespace) -> "Kit | None":
-    """The scorer, tried out before hours of work depend on it."""
+    """The scorer, tested before hours of work depend on it."""
     from minicos.vbvr import evalkit
 
     if args.evalkit is None or args.dry_run:
@@ -248,8 +249,8 @@ def _fits(kit: "Kit", found: "Found") -> None:
 
 
 def _samples(args: argparse.Namespace) -> "Found":
-    """The samples of the options; what cannot be used, and what the benchmark has and the folder
-    does not, is told.
+    """The samples of the options; prints which cannot be used, and which of the benchmark are
+    missing.
     """
     from minicos.vbvr import cases, puzzles
 
@@ -314,7 +315,7 @@ def _score(
     kit: "Kit | None",
     journal: "Journal | None",
 ) -> int:
-    """Score every tree, write and print the tables, and return how many videos have no score."""
+    """Score every tree, write and print the tables; returns the number of unscored videos."""
     from minicos.analysis import result
     from minicos.page import gather
     from minicos.runs import Run
@@ -361,7 +362,7 @@ def _score(
 
 
 def _tell(name: str, failed: Mapping[str, str]) -> None:
-    """Say which videos of a tree have no score, and why: one line for all that share a reason."""
+    """Print which videos of a tree have no score, and why: one line per reason."""
     for why, count in Counter(failed.values()).items():
         first = next(sample for sample, reason in failed.items() if reason == why)
         more = f" and {count - 1} more" if count > 1 else ""
@@ -369,7 +370,7 @@ def _tell(name: str, failed: Mapping[str, str]) -> None:
 
 
 def _trees(args: argparse.Namespace, arms: "Sequence[Arm]", maker: "Maker") -> dict[str, Path]:
-    """What is scored: a tree for each condition and seed, and those of --videos."""
+    """The trees to score: one for each condition and seed, and those of --videos."""
     trees = {}
     for arm in arms:
         for seed in (args.seeds or [args.seed])[: 1 if arm.baseline else None]:
@@ -393,7 +394,7 @@ def _estimates(
     maker: "Maker",
     plans: "Mapping[str, vbvr_work.Plan]",
 ) -> "Iterator[tuple[str, Estimates]]":
-    """The trees of clean estimates: of every condition and seed, the steps that are written."""
+    """The trees of clean estimates for every condition and seed, with their steps."""
     from minicos import schedule
     from minicos.vbvr.steps import Estimates
 

@@ -1,5 +1,5 @@
 """What `minicos vbvr` does before there is anything to score: the work list from the options, and
-the models that work through it.
+the models that process it.
 """
 
 import argparse
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from minicos.wan import Wan
     from minicos.weights.layouts import Layout
 
-VARIANTS = {"4step": "Wan2.2-I2V-A14B-4step", "vbvr-lora": "VBVR-Wan2.2"}  # --weights -> what it is
+VARIANTS = {"4step": "Wan2.2-I2V-A14B-4step", "vbvr-lora": "VBVR-Wan2.2"}  # --weights -> variant
 
 
 class Plan(NamedTuple):
-    """The weights that some conditions ask for: the options that open them, their files, and
-    what a pass costs.
+    """The weights that some conditions need: the options that open them, their files, and the cost
+    of a pass.
     """
 
     args: argparse.Namespace
@@ -35,8 +35,8 @@ class Plan(NamedTuple):
 
 
 def plan(args: argparse.Namespace, name: str, files: "Layout") -> Plan:
-    """The weights of a name: "" those of --model, else those of --weights under this name, if it
-    gives any.
+    """The weights with a name: "" for those of --model, else those of --weights with this name, if
+    there are any.
     """
     from minicos.vbvr.estimate import Model
 
@@ -47,7 +47,7 @@ def plan(args: argparse.Namespace, name: str, files: "Layout") -> Plan:
         own = {"variant": VARIANTS[name], "lora": given[name], "preset": None}
         args = argparse.Namespace(**{**vars(args), **own})
         files = opening.layout(args)
-    args = argparse.Namespace(**{**vars(args), "frames": None})  # here --frames is a limit
+    args = argparse.Namespace(**{**vars(args), "frames": None})  # --frames is a limit here
     dit, vae = files.experts["high"].config, files.vae.config
     if not isinstance(dit, DiTConfig) or not isinstance(vae, VAEConfig):
         raise MinicosError(f"{args.model} is not a video model.")
@@ -110,7 +110,7 @@ def listed(
 
 
 def _batch(args: argparse.Namespace) -> int:
-    """Samples in one pass: many where a pass is too small to fill the processor."""
+    """Samples per pass: many if a single pass is too small to use the whole processor."""
     return args.batch or (10 if args.model.partition(":")[0] == "tiny" else 1)
 
 
@@ -122,7 +122,7 @@ def make(
     part: "Shard",
     journal: "Journal | None",
 ) -> "dict[Unit, str]":
-    """Make this process's units, a model at a time. Returns what failed, and why."""
+    """Make the videos of this process, one model at a time; returns failures with reasons."""
     from minicos.vbvr import estimate, work
     from minicos.vbvr.conditions import check
 
@@ -169,10 +169,9 @@ def _record(
     maker: "Maker",
     part: "Shard",
 ) -> None:
-    """Write down what the videos are made with, and refuse a folder whose videos were made with
-    something else.
+    """Record how the videos are made, and refuse a folder whose videos were made differently.
 
-    Every shard has a record of its own, since a run folder belongs to one process; all must agree.
+    Every shard has its own record, since a run folder belongs to one process; all must agree.
     """
     from minicos.runs import read_json
 

@@ -1,4 +1,4 @@
-"""`minicos verify`: does this model compute here what diffusers and transformers compute?"""
+"""`minicos verify`: does this model compute what diffusers and transformers compute?"""
 
 import argparse
 import json
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   minicos verify  # the embedded model: seconds
-  minicos verify --model Wan2.2-I2V-A14B/ --all  # your weights, every layer on a line of its own
+  minicos verify --model Wan2.2-I2V-A14B/ --all  # your weights, one line for every layer
   minicos verify --model Wan2.2-I2V-A14B/ --dtype bfloat16 --json
   # a model that diffusers runs: our loop against the pipeline's own latents
   minicos verify --model CogVideoX1.5-5B-I2V/
-needs diffusers and transformers; the exit code is 0 where all agree within the tolerance, 1 where not
-diffusers builds its time sinusoid in float32, minicos and the official code in float64: unless --as-shipped is given, the
-exact one is put in its place, and what it makes of the velocity as shipped is a row of its own
+needs diffusers and transformers; the exit code is 0 if all agree within the tolerance, else 1
+diffusers computes its time sinusoid in float32, minicos and the official code in float64: unless
+--as-shipped is given, the exact one replaces it, and one more row shows the velocity as shipped
 """
-WIDTH = 38  # of the column of points
+WIDTH = 38  # of the first column
 
 
 def add(verbs) -> None:
@@ -41,7 +41,7 @@ def add(verbs) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="of the matrices (default: float32 on the CPU and for tiny)",
+        help="dtype of the matrices (default: float32 on the CPU and for tiny)",
     )
     parser.add_argument(
         "--grid",
@@ -58,7 +58,7 @@ def add(verbs) -> None:
     parser.add_argument(
         "--tolerance",
         type=values.positive_number,
-        help="of rel_l2 (default: 5e-6 in float32, 5e-2 in bfloat16; 2e-5 as shipped); rel_max may be ten times that",
+        help="largest rel_l2 (default: 5e-6 in float32, 5e-2 in bfloat16; 2e-5 as shipped); rel_max may be ten times that",
     )
     parser.add_argument(
         "--all", action="store_true", help="print every layer, not just the worst of its kind"
@@ -78,12 +78,12 @@ def grid(text: str) -> tuple[int, int, int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit code: 0 where all agree, 1 where not."""
+    """The exit code: 0 if all agree, else 1."""
     from minicos.verify import peers
 
     versions = {
         peer.__name__: peer.__version__ for peer in peers()
-    }  # asked for before a model is read
+    }  # requested before a model is read
 
     import torch
 
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def told(parts: Iterable["Part"], everything: bool) -> Iterator["Part"]:
-    """Print each part as soon as it is done."""
+    """Print each part when it is done."""
     print(f"  {'':{WIDTH}} rel_l2   allowed  rel_max  allowed")
     for part in parts:
         print(f"{part.name}: {part.skipped}" if part.skipped else part.name)
@@ -131,7 +131,7 @@ def told(parts: Iterable["Part"], everything: bool) -> Iterator["Part"]:
 
 
 def folded(rows: Iterable["Row"]) -> dict[str, "Row"]:
-    """The worst row of each kind: blocks.*.ffn and so on. NaN is worst of all."""
+    """The worst row of each kind, such as blocks.*.ffn; NaN is worst of all."""
     worst: dict[str, Row] = {}
     for row in rows:
         kind = re.sub(r"\.\d+(?=\.|$)", ".*", row.point)
@@ -141,7 +141,7 @@ def folded(rows: Iterable["Row"]) -> dict[str, "Row"]:
 
 
 def badness(row: "Row") -> float:
-    """How far a row is beyond what is allowed, as a factor."""
+    """The error of a row as a multiple of its tolerance."""
     worst = max(row.rel_l2 / row.tolerance, row.rel_max / row.tolerance_max)
     return math.inf if math.isnan(row.rel_l2 + row.rel_max) else worst
 
@@ -159,7 +159,7 @@ def verdict(model: str, peers: str, parts: list["Part"]) -> str:
 
 
 def to_json(parts: list["Part"]) -> dict:
-    """Numbers that JSON lacks (infinite, NaN) become null."""
+    """Numbers that JSON lacks (infinity, NaN) become null."""
 
     def number(x: float) -> float | None:
         return x if math.isfinite(x) else None

@@ -1,6 +1,4 @@
-"""`--puzzle KIND` on a verb that watches one run: a held-out puzzle brings the prompt and the
-picture.
-"""
+"""`--puzzle KIND` for verbs that watch one run: a puzzle provides prompt and picture."""
 
 import argparse
 import re
@@ -14,14 +12,14 @@ if TYPE_CHECKING:
     from minicos.puzzles import Puzzle
     from minicos.weights.layouts import Layout
 
-HELP = "instead: a held-out puzzle of this kind, e.g. maze, or the one after seven others, maze:7"
+HELP = "instead: a held-out puzzle of this kind, e.g. maze, or maze:7, which skips seven"
 
 
 def puzzle(args: argparse.Namespace) -> "Puzzle | None":
-    """The puzzle of --puzzle, which becomes what the run is about; None where there is a prompt.
+    """The puzzle of --puzzle, which becomes the input of the run; None if there is a prompt.
 
-    `args` then has its prompt, and its picture as the image. Raises MinicosError for kinds that
-    there are not.
+    `args` then has its prompt, and its picture as the image. Raises MinicosError for an unknown
+    kind.
     """
     spec = getattr(args, "puzzle", None)
     if args.prompt is not None or spec is None:
@@ -42,9 +40,7 @@ def puzzle(args: argparse.Namespace) -> "Puzzle | None":
 def draw(
     spec: str, *, size: int | None = None, split: str = "test", single: bool = False
 ) -> "Puzzle":
-    """The puzzle of "maze" or "maze:7": among those with several right answers, where the kind has
-    any.
-    """
+    """The puzzle of "maze" or "maze:7", with several right answers if the kind has such."""
     from minicos import puzzles
     from minicos.analysis.tools.cases import ambiguous
 
@@ -62,7 +58,7 @@ def draw(
 
 
 def check(files: "Layout | PeerFolder", puzzle: "Puzzle | None") -> None:
-    """Raise MinicosError for a puzzle on a model that was not trained on any."""
+    """Raise MinicosError for a puzzle on a model that was not trained on puzzles."""
     if puzzle is not None and files.variant != "tiny":
         raise MinicosError(
             f"puzzles are for the embedded model, not for {files.variant}: give --image and "
@@ -71,7 +67,7 @@ def check(files: "Layout | PeerFolder", puzzle: "Puzzle | None") -> None:
 
 
 def preview(args: argparse.Namespace, wan: Any) -> list[Any]:
-    """What --preview adds to a run; it keeps nothing, and so does not identify the run."""
+    """The recorder of --preview; it keeps nothing, so it does not identify the run."""
     if not args.preview:
         return []
     from minicos.analysis.tools.preview import FILE, Preview
@@ -81,7 +77,7 @@ def preview(args: argparse.Namespace, wan: Any) -> list[Any]:
 
 
 def recorders(wan: Any, puzzle: "Puzzle | None") -> list[Any]:
-    """What a puzzle with several right answers adds to a run: which of them are alive."""
+    """The recorder for a puzzle with several right answers: which of them are alive."""
     if puzzle is None or not 2 <= len(puzzle.candidates) <= 32:
         return []
     from minicos.analysis.answers import Answers

@@ -1,9 +1,9 @@
-"""What a page shows, and how it becomes one HTML file.
+"""The content of a page, and its conversion to one HTML file.
 
-Every string of a run (prompt, file names, notes) travels as JSON and enters the document as text,
-never as markup. Videos become sprites: one picture that holds all frames. Arrays become uint8 with
-their true ends beside them. A page stays below `LIMIT` bytes: where a run holds more, frames shrink
-and steps are thinned, and the page says so.
+Every string of a run (prompt, file names, notes) is stored as JSON and enters the document as text,
+never as markup. Videos become sprites: one picture with all frames. Arrays become uint8, with their
+true limits stored next to them. A page stays below `LIMIT` bytes: if a run holds more, frames are
+shrunk and steps are thinned, and the page says so.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ LIMIT = 20_000_000  # bytes of a page
 
 @dataclass(frozen=True)
 class Clip:
-    """A video: one step's clean estimate or, without a step, a result that stands beside others."""
+    """A video: one step's clean estimate or, without a step, one of several results to compare."""
 
     step: int | None
-    label: str  # shown under it
+    label: str  # shown below it
     video: np.ndarray  # uint8 (f, h, w, 3)
-    file: str = ""  # in the run folder, where it is one
+    file: str = ""  # in the run folder, if there is one
 
 
 @dataclass(frozen=True)
 class Map:
-    """A number for every token, at some steps and layers, laid over the frame.
+    """A number for every token, at some steps and layers, drawn over the frame.
 
-    kind    "tokens": values (steps, layers, f, h, w); "pairs": values (steps, layers, l, l) with
-            l = f h w, row = the token that attends, column = the token attended to
-    stride  video frames to a latent frame after the first
+    kind is "tokens" with values (steps, layers, f, h, w), or "pairs" with values (steps, layers, l,
+    l), l = f h w, a row for the token that attends and a column for the token attended to. stride
+    is the number of video frames per latent frame after the first.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Map:
     stride: int = 4
     unit: str = ""
     kind: str = "tokens"
-    latents: int = 0  # latent frames of the run, where the map holds fewer
+    latents: int = 0  # latent frames of the run, if the map holds fewer
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; NaN where there is no value. `low` and `high` draw a band."""
+    """One line of a chart; NaN for missing values. `low` and `high` draw a band."""
 
     name: str
     y: Sequence[float]
@@ -65,10 +65,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Curve:
-    """A chart, whose y axis starts at 0 where no value is below it.
+    """A chart; its y axis starts at 0 unless a value is below it.
 
-    follows  the slider that its x axis is linked to: "step", "layer" or ""
-    marks    names of upright lines, and where they stand;  levels: the same of level lines
+    follows is the slider that its x axis is linked to: "step", "layer" or "". marks are names and
+    positions of vertical lines, levels those of horizontal lines.
     """
 
     title: str
@@ -95,7 +95,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the run folder, shown as it is."""
+    """A figure of the run folder, shown unchanged."""
 
     name: str
     png: bytes
@@ -103,7 +103,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Mark:
-    """An intervention, and where it acts. Empty: everywhere."""
+    """An intervention, and where it acts; an empty axis means everywhere."""
 
     label: str
     steps: Sequence[int] = ()
@@ -113,13 +113,13 @@ class Mark:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything `index.html` shows."""
+    """Everything that `index.html` shows."""
 
     title: str
     command: str
     prompt: str = ""
     summary: str = ""
-    reading: str = ""  # how to read the page, for somebody who sees it for the first time
+    reading: str = ""  # how to read the page, for a first-time reader
     picture: np.ndarray | None = None  # uint8 (h, w, 3)
     sigmas: Sequence[float] = ()  # steps + 1
     fps: int = 16
@@ -138,8 +138,8 @@ def render(page: Page, limit: int = LIMIT) -> str:
     """The page as HTML of at most `limit` bytes.
 
     Until it fits, or two steps are left: frames are halved in size down to 128 pixels, figures are
-    left to their files, and every second step is dropped from clips and maps. The page states what
-    was done.
+    replaced by links to their files, and every second step is dropped from clips and maps. The page
+    states what was done.
     """
     width, thin, done = 512, 1, ""
     most = max(len(page.clips), *(len(m.steps) for m in page.maps), 1)
@@ -164,7 +164,7 @@ def _html(page: Page, width: int, thin: int, done: str) -> str:
         files.joinpath(name).read_text(encoding="utf-8") for name in ("template.html", "page.js")
     )
     text = json.dumps(_data(page, width, thin, done), ensure_ascii=False, allow_nan=False)
-    text = text.replace("<", "\\u003c")  # nothing in the data can end its script element
+    text = text.replace("<", "\\u003c")  # so that data cannot end the script element
     head, rest = template.split("DATA", 1)
     middle, tail = rest.split("SCRIPT", 1)
     return head + text + middle + script + tail
@@ -274,7 +274,7 @@ def _clip(clip: Clip, width: int) -> dict[str, Any]:
 
 
 def _image(picture: np.ndarray) -> str:
-    """A picture (h, w, 3) as a data address: PNG, or JPEG where PNG is large and JPEG smaller."""
+    """A picture (h, w, 3) as a data URL: PNG, or JPEG if PNG is large and JPEG smaller."""
     image, png, jpeg = Image.fromarray(picture), io.BytesIO(), io.BytesIO()
     image.save(png, "png")
     kind, data = "png", png.getvalue()
@@ -341,7 +341,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
 
 
 def _plain(value: object) -> Any:
-    """A value that JSON can hold: NaN and infinity become null, anything unknown its text."""
+    """A JSON value: NaN and infinity become null, unknown types their text."""
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Pages of folders that hold several runs: a row for each case, a section for each experiment."""
+"""Pages of folders with several runs: a row for each case, or a section for each experiment."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from minicos.runs import Run
 from . import gather, kept
 from .content import Page, Table
 
-SHOWN = 4  # numbers of a case
+SHOWN = 4  # numbers shown per case
 
 
 @dataclass(frozen=True)
 class Row:
     """One case of a folder."""
 
-    name: str  # its run folder's, below that of all
+    name: str  # name of its run folder
     prompt: str
-    failed: str = ""  # why, where it did
+    failed: str = ""  # the reason if it failed
 
 
 def write_cases(folder: Path, verb: str, command: str, rows: Sequence[Row]) -> Path:
@@ -62,11 +62,12 @@ def write_sections(
     verdicts: Mapping[str, Sequence[Mapping[str, object]]],
     sections: Mapping[str, Sequence[tuple[str, str, Result]]],
 ) -> Path:
-    """`index.html` of `reproduce`: the verdicts, then the numbers of every section, each of whose
-    studies has a page of its own.
+    """`index.html` of `reproduce`: the verdicts, then the numbers of every section. Each study has
+    its own page.
 
-    verdicts  title -> a line for each claim, all with the same columns
-    sections  title -> its studies: folder inside the run's, the command that makes it, result
+    Args:
+        verdicts: title -> a row for each claim, all with the same columns.
+        sections: title -> its studies: subfolder, the command that makes it, result.
     """
     tables = [
         Table(

@@ -1,9 +1,8 @@
-"""Read a finished run folder into a page: whatever of videos, energy, attention, curves and numbers
-it holds.
+"""Read a finished run folder into a page, with the videos, energy, attention, curves and numbers
+that it holds.
 
-Nothing is computed here; a page shows what the run's own files say. A file that is missing is a
-part of the page that is missing, and `index.html` can be made again at any time from the folder
-alone.
+Nothing is computed here: a page shows the run's files. If a file is missing, its part of the page
+is missing too, and `index.html` can be made again from the folder alone at any time.
 """
 
 from __future__ import annotations
@@ -55,9 +54,9 @@ def write_page(folder: Path, page: Page) -> Path:
 
 
 def gather(run: Run, record: Mapping[str, Any] | None = None) -> Page:
-    """The page of a run folder. Raises MinicosError for a file that is damaged.
+    """The page of a run folder. Raises MinicosError for a damaged file.
 
-    record  what its run.json holds, for a folder inside a run, which has none
+    `record` is the content of run.json, for a folder inside a run, which has none of its own.
     """
     record = read_json(run.path("run.json")) if record is None else record
     settings = record.get("settings", {}) if isinstance(record, Mapping) else None
@@ -90,7 +89,7 @@ def gather(run: Run, record: Mapping[str, Any] | None = None) -> Page:
 
 
 def _sigmas(run: Run) -> list[float]:
-    """Sigma of every step and after the last one; none where the run keeps no schedule."""
+    """Sigma of every step and after the last one; empty if the run stores no schedule."""
     if not run.has("schedule.json"):
         return []
     schedule = run.load_json("schedule.json")
@@ -122,8 +121,8 @@ def _summary(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 
 
 def _pictures(run: Run, first: Sequence[str]) -> list[Picture]:
-    """The figures of the folder, those of the result in front. Curves are drawn by the page itself,
-    and sheets of single steps are left to their files.
+    """The figures of the folder, those of the result first. Curves are drawn by the page itself,
+    and sheets of single steps are not included.
     """
     found = [
         path.name
@@ -142,7 +141,7 @@ def _pictures(run: Run, first: Sequence[str]) -> list[Picture]:
 
 
 def _clips(run: Run, sigmas: Sequence[float]) -> list[Clip]:
-    """The clean estimates that were decoded, in their order, and the result."""
+    """The decoded clean estimates, in order, and the result."""
     clips = []
     for path in sorted(run.folder.glob("x0/step_*.mp4")):
         found = re.fullmatch(r"step_(\d{1,6})", path.stem, re.ASCII)
@@ -177,7 +176,7 @@ def _video(path: Path) -> np.ndarray:
 
 
 def _stride(settings: Mapping[str, Any], frames: int) -> int:
-    """Video frames to a frame of tokens after the first, which no two models have alike."""
+    """Video frames per frame of tokens after the first; differs between models."""
     videos = settings.get("frames")
     if type(videos) is not int or not 0 < videos < kept.MOST or frames < 2:
         return Map.stride
@@ -191,7 +190,7 @@ def _energy(run: Run, settings: Mapping[str, Any]) -> list[Map]:
         return []
     saved = run.load_tensors("energy.safetensors")  # "cond.raw": step layer f h w
     maps = []
-    branches = {key.rpartition(".")[0] for key in saved}  # as the model that was watched names them
+    branches = {key.rpartition(".")[0] for key in saved}  # as named by the model that was watched
     for branch in sorted(branches):
         for form, name in FORMS.items():
             if f"{branch}.{form}" in saved:
@@ -205,7 +204,7 @@ def _energy(run: Run, settings: Mapping[str, Any]) -> list[Map]:
 
 
 def _attention(run: Run, settings: Mapping[str, Any]) -> list[Map]:
-    """Mass that every token receives, and between every pair of tokens where the run kept it."""
+    """Mass received by every token, and between every pair of tokens if the run stored it."""
     if not run.has("attention.safetensors"):
         return []
     saved = run.load_tensors("attention.safetensors")  # "step3.received.6": f h w
@@ -277,8 +276,8 @@ def _some(line: np.ndarray) -> bool:
 
 
 def _charts(run: Run, first: Sequence[str]) -> list[Curve]:
-    """The curves that lie beside their figures, as `figures.lines` writes them, those of the result
-    in front.
+    """The curves stored next to their figures, as `figures.lines` writes them, those of the result
+    first.
     """
     found = []
     order = {Path(name).stem: i for i, name in enumerate(first)}
@@ -355,7 +354,7 @@ def _marks(run: Run) -> list[Mark]:
 
 
 def _files(run: Run) -> list[str]:
-    """What else the folder holds for people to open."""
+    """The other files of the folder that people may want to open."""
     found = (p for p in run.folder.rglob("*") if p.suffix in {".png", ".mp4", ".json", ".md"})
     names = sorted(p.relative_to(run.folder).as_posix() for p in found)
     return [name for name in names if not name.startswith(("x0/", "steps/", "."))][:40]

@@ -1,4 +1,4 @@
-"""Six seeds, of which an early clean estimate chooses one: does it end at the answer one wants?"""
+"""Choose one of six seeds by an early clean estimate: does it end at the wanted answer?"""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def lean(x0: Tensor) -> Tensor:
 
 
 leans = [lean(step.x0) for step in wan.sample(condition, seed=100)]
-wanted = (leans[-1] > 0).float()  # it ends at the first route
+wanted = (leans[-1] > 0).float()  # whether it ends at the first route
 rates = [float(wanted.gather(1, x.argmax(1, keepdim=True)).mean()) for x in leans]
 curve = Curve("the seed that leans most at this step", range(10), rates, x_label="step")
 levels = {"any seed": float(wanted.mean()), "best seed": float(wanted.amax(1).mean())}

@@ -1,4 +1,4 @@
-"""From which latent frame does the answer come? Nothing flows from it to any other frame."""
+"""From which latent frame does the answer come? Attention from it to all other frames is cut."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ condition = wan.condition(batch[0].prompt, batch[0].image)
 
 
 def x0(layer: int) -> Tensor:
-    """As if the last block had left what `layer` has left."""
+    """The clean estimate if the stream after `layer` were the last block's output."""
     left = stream(wan, before.next, at, condition, layer + 1)
     hooks = minicos.Hooks().on(f"blocks.{wan.depth - 1}", lambda x, site: left)
     return next(wan.sample(condition, noise=before.next, start=at, hooks=hooks)).x0

@@ -16,7 +16,7 @@ for i, case in enumerate(cases.held_out("maze", 6)):
     kept: dict[str, torch.Tensor] = {}
     grids: list[tuple[int, int, int]] = []
     steps = wan.sample(cases.condition(wan, [case]), seed=i, hooks=wanted.hooks(kept, grids))
-    any(step.index == max(wanted.steps) for step in steps)  # no step beyond the last one wanted
+    any(step.index == max(wanted.steps) for step in steps)  # stop at the last step that is captured
     activations.write(folder, i, kept, {"sample": case.prompt, "grid": grids[0]})
 activations.index(folder, wanted, {"model": "tiny"})
 rows = {name: activations.Activations(folder).rows(name, step=10)[0] for name in wanted.points}
