@@ -285,6 +285,11 @@ class Preset:
         """Whether any expert needs a second pass with the negative prompt."""
         return any(g != 1 for g in self.guidance.values())
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The passes that a step may have, by name."""
+        return ("cond", "uncond") if self.guided else ("cond",)
+
     def check_inputs(
         self, variant: str, prompts: Sequence[str | None], image: bool, last: bool
     ) -> None:
@@ -420,6 +425,3 @@ def get_preset(variant: str, name: str | None = None) -> Preset:
     if name not in table:
         raise MinicosError(f"{variant} has no preset {name!r}: take one of {', '.join(table)}.")
     return table[name]
-
-
-preset = get_preset  # its former name, which scripts still import

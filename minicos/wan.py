@@ -7,7 +7,6 @@ for step in wan.sample(condition, seed=0):
 video = wan.decode(step.next)
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -37,15 +36,16 @@ from minicos.media import Picture, as_image, to_uint8
 from minicos.ops import REFERENCE, Ops
 from minicos.points import points
 from minicos.precision import tf32_convolutions, undisturbed
-from minicos.sample import VIDEO, Latents, Model, Moment, classifier_free, draw_noise
+from minicos.sample import VIDEO, Latents, Moment, classifier_free, draw_noise
 from minicos.stream import Residency
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.vae import VAE
+from minicos.video_model import VideoModel
 from minicos.weights.lora import Applied
 
 
 @dataclass(frozen=True, repr=False)
-class Wan(Model):
+class Wan(VideoModel):
     """The networks of a model and a way to sample from them. `with_preset` returns the same
     networks with another way of sampling.
     """
@@ -234,6 +234,9 @@ class Wan(Model):
     def words(self, condition: WanCondition, branch: str) -> int | None:
         return int(condition.branch(branch)[0].any(-1).sum())
 
+    def rows(self, condition: WanCondition, branch: str) -> int:
+        return condition.branch(branch).shape[1]
+
     def noise(self, condition: Condition, seed: int | Sequence[int]) -> Tensor:
         """Gaussian noise in the shape of the latents, drawn on the preset's `noise_device`; see
         `sample.draw_noise`.
@@ -385,24 +388,6 @@ class Wan(Model):
                 return
             yield part
 
-    def generate(
-        self,
-        prompt: str | None,
-        image: Picture | None = None,
-        *,
-        last: Picture | None = None,
-        seed: int = 0,
-        negative: str | None = None,
-        frames: int | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> np.ndarray:
-        """Make one video: uint8 (F H W 3). The arguments are those of `condition`."""
-        condition = self.condition(
-            prompt, image, last=last, negative=negative, frames=frames, size=size
-        )
-        (step,) = deque(self.sample(condition, seed=seed), maxlen=1)
-        return self.decode(step.next)[0]
-
 
 UNUSED_NEGATIVE = (
     "the negative prompt is not used: guidance is 1, so there is no second pass that it could steer"
@@ -413,6 +398,15 @@ _points = cache(points)  # shared by all presets of a model
 def residual_dtype(preset: Preset, dtype: torch.dtype) -> torch.dtype:
     """The dtype of the residual stream: the preset's if the matrices are narrower than float32."""
     return torch.float32 if dtype == torch.float32 else getattr(torch, preset.residual_dtype)
+
+
+def as_wan(model: VideoModel, what: str) -> Wan:
+    """The model, for `what` needs more of it than a `VideoModel` has. Raises MinicosError for one
+    that diffusers runs.
+    """
+    if not isinstance(model, Wan):
+        raise MinicosError(f"{what} is for Wan, and {model.variant} is run by diffusers")
+    return model
 
 
 def _batches(ends: list[Tensor], count: int) -> list[Tensor]:

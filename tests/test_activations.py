@@ -112,6 +112,13 @@ def test_reductions(how):
     assert size == 2 * 2 * found[0].numel()
 
 
+def test_a_pass_that_the_run_does_not_have(captured, tmp_path, capsys):
+    options = ["--branches", "cond", "uncond", "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main([*command(captured), *options]) == 2
+    assert "--branches uncond: this run has the passes cond." in capsys.readouterr().err
+    assert main([*command(captured), *options, "--guidance", "3"]) == 0
+
+
 def test_what_cannot_be_captured(tmp_path):
     with pytest.raises(MinicosError, match="b n l k"):
         Wanted(("blocks.0.self_attn.q",), (0,)).check(POINTS)

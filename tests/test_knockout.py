@@ -1,7 +1,6 @@
 """Attention knockout: what may not flow does not, and everything else is as it was."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,9 +16,8 @@ from minicos.cli.knockout import where as shown
 from minicos.dit import DiT
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
+from minicos.open import load
 from minicos.ops import Ops, attention
-from minicos.text import Tokenizer
-from minicos.tiny import tokenizer as tiny
 
 GRID = (3, 2, 3)
 LENGTH, ROWS = 18, 5
@@ -325,13 +323,8 @@ def test_words_are_read(words):
 
 def test_words_of_the_prompt_become_rows():
     """In the prompted branch alone: in the other one, rows are other words."""
-
-    @dataclass(frozen=True)
-    class Own:
-        tokenizer: Tokenizer
-
-    file = Path(tiny.__file__).parent / "weights/google/umt5-xxl/tokenizer.json"
-    wan, prompt = Own(Tokenizer.load(file, 6)), "mark the circle"
+    wan, prompt = load("tiny", device="cpu"), "mark the circle"
+    wan = replace(wan, tokenizer=replace(wan.tokenizer, text_len=6))
     for said, rows in (("word:Circle to all", (2,)), ("padding to frame:1 control:1", (4, 5))):
         parts = said.split()
         found = resolve(read(parts, 20, 12), parts, wan, prompt)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,7 @@ def test_all_terms_of_guidance():
     found, model = peers.tensors("ltx23"), peers.peer("ltx23", **terms)
     for step in golden_run("ltx23", model, group="full"):
         assert list(step.velocities) == ["cond", "uncond", "stg", "modality"]
+        assert model.preset.branches == tuple(step.velocities)
         assert rel_max(step.next, found[f"full.x.{step.index + 1}"]) < TOLERANCE
 
 
@@ -236,6 +238,13 @@ def test_decodes(name):
     shown = [f for frame in range(condition.shape[2]) for f in model.frames_behind(frame)]
     assert shown == list(range(video.shape[1]))
     assert video.shape[2:] == (*model.preset.size, 3) and video.dtype.name == "uint8"
+
+
+def test_generate_is_condition_sample_and_decode():
+    model, condition = peers.conditioned("cogvideox15")
+    *_, last = model.sample(condition, seed=3)
+    video = model.generate("solve the maze", peers.picture("cogvideox15"), seed=3)
+    assert np.array_equal(video, model.decode(last.next)[0])
 
 
 def test_whole_compiled_networks_are_refused_with_the_remedy():

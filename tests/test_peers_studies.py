@@ -22,7 +22,9 @@ from minicos.analysis.options import NoiseOptions, SwapOptions
 from minicos.analysis.steps import Steps
 from minicos.analysis.swap.states import Swap, flip, lockstep
 from minicos.analysis.swap.study import study as swap_study
+from minicos.analysis.tools.controls import untrained
 from minicos.analysis.tools.interventions import Interventions
+from minicos.analysis.tools.observer import Observer
 from minicos.analysis.tools.record import record, recorded
 from minicos.cli import main
 from minicos.errors import MinicosError
@@ -224,7 +226,10 @@ COMMANDS = {
     "noise": ["--at", "1", "--in", "1", "--others", "1"],
     "swap": ["--other", "go to the blue goal", "--layers", "2", "--during", "1"],
     "ensemble": ["--seeds", "2", "--modes", "lockstep", "--windows", "20-29"],
-    "run": ["--x0", "--noise", "step:1", "--swap", "1", "--other", "go to the goal"],
+    "run": [
+        *("--x0", "--noise", "step:1", "--swap", "1", "--other", "go to the goal"),
+        *("--knockout", "frame:0", "to", "frame:1", "layers:0"),
+    ],
     "generate": [],
 }
 
@@ -255,6 +260,7 @@ def test_verify(folder, small, capsys):
         (["--kernels"], "--kernels has no place"),
         (["--lora", "high=a.safetensors"], "--lora has no place"),
         (["--tile", "256"], "--tile has no place"),
+        (["--preview"], "--preview has no place"),
         (["--solver", "unipc"], "stepped by euler"),
         (["--steps", "30"], "divisor of 1000"),
         (["--residency", "swap"], "for cards"),
@@ -277,6 +283,27 @@ def test_without_diffusers_one_sentence_says_so(folder, monkeypatch, capsys):
 def test_commands_of_wan_refuse_it(folder, tmp_path, capsys):
     assert main(["selfcheck", "--model", str(folder)]) == 2
     assert "this command is for Wan" in capsys.readouterr().err
+
+
+def test_what_only_wan_has_is_refused_by_name(folder, small, tmp_path, capsys):
+    save_image(tmp_path / "first.png", np.zeros((64, 48, 3), np.uint8))
+    given = [
+        "run",
+        "--model",
+        str(folder),
+        "--prompt",
+        "go",
+        "--image",
+        str(tmp_path / "first.png"),
+    ]
+    cut = ["--knockout", "word:go", "to", "all", "--out", str(tmp_path / "out")]
+    assert main([*given, *cut]) == 2
+    assert "--knockout word is for Wan, and CogVideoX" in capsys.readouterr().err
+    model, _ = peers.conditioned("cogvideox15")
+    with pytest.raises(MinicosError, match="an ideal observer is for Wan"):
+        Observer.of(model)
+    with pytest.raises(MinicosError, match="the untrained control is for Wan"):
+        untrained(model)
 
 
 def test_a_command_that_is_killed_continues_bit_for_bit(folder, tmp_path):

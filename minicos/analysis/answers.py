@@ -19,7 +19,7 @@ from minicos.hooks import NO_HOOKS, Hooks
 from minicos.puzzles import Puzzle
 from minicos.runs import Run
 from minicos.sample import Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 MOST = 8  # answers that are drawn as separate curves
 
@@ -30,7 +30,7 @@ class Answers:
     observer's, at every step.
     """
 
-    wan: Wan
+    wan: VideoModel
     puzzle: Puzzle  # with two answers or more
     name: str = "answers"
     _made: dict[str, Tensor] = field(default_factory=dict)  # "z": the latents of the answers

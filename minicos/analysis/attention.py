@@ -35,6 +35,7 @@ from minicos.measures import stratified
 from minicos.ops import REFERENCE, Ops
 from minicos.runs import Progress, Run
 from minicos.sample import Step
+from minicos.video_model import VideoModel
 from minicos.wan import Wan
 
 PARTS = ("self_attn", "cross_attn")  # sub-layers with attention
@@ -305,7 +306,7 @@ class Attention:
 # -- the question, on puzzles ----------------------------------------------------------------------
 
 
-def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
+def measure(wan: VideoModel, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
     """Attention at the steps `at`, averaged over heads, and the values of uniform attention.
 
     Returns:
@@ -343,7 +344,7 @@ def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Ten
     }
 
 
-def study(wan: Wan, run: Run, options: AttentionOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: AttentionOptions) -> Result:
     """Attention on padding and on the given frame, compared with uniform attention and with an
     untrained network.
     """

@@ -37,7 +37,7 @@ from minicos.analysis.tools.observer import NETWORK
 from minicos.condition import Condition
 from minicos.runs import Run
 from minicos.sample import Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 OTHER = 10_000_000  # offset between the seeds of a case's two runs
 COLUMNS = {
@@ -78,7 +78,7 @@ def belief(x: Tensor, x0: Tensor, sigma: float, z: Tensor) -> Belief:
     return Belief(w, a, *((gap.square().sum() / unit).item() for gap in gaps))
 
 
-def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
+def beliefs(wan: VideoModel, batch: Sequence[Case]) -> dict[str, Tensor]:
     """Run a batch of puzzles and compare every step: each b N (N steps), float64; the first axis is
     the cases.
 
@@ -109,7 +109,7 @@ def beliefs(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     }
 
 
-def _answered(wan: Wan, condition: Condition, batch: Sequence[Case]) -> list[Tensor]:
+def _answered(wan: VideoModel, condition: Condition, batch: Sequence[Case]) -> list[Tensor]:
     """The latents of each case's answers (r c f h w), on the CPU; taken from an ideal observer's
     condition, which already holds them.
     """
@@ -140,7 +140,7 @@ def _course(course: Sequence[Belief], answer: int | None, other: int) -> dict[st
     }
 
 
-def first_departure(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
+def first_departure(wan: VideoModel, batch: Sequence[Case]) -> dict[str, Tensor]:
     """Departure of a network's first estimate from the ideal one: b. For the untrained control."""
     condition = cases.condition(wan, batch)
     answered = _answered(wan, condition, batch)
@@ -148,7 +148,7 @@ def first_departure(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
     return {"departure": torch.tensor([b.departure for b in _at(step, answered)])}
 
 
-def study(wan: Wan, run: Run, options: BeliefOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: BeliefOptions) -> Result:
     """Beliefs at every step of puzzles with several answers, compared with the ideal observer and
     with an untrained network.
     """
@@ -255,7 +255,7 @@ def numbers(
     ]
 
 
-def _sheet(wan: Wan, run: Run, chosen: Sequence[Case], alive: np.ndarray) -> str:
+def _sheet(wan: VideoModel, run: Run, chosen: Sequence[Case], alive: np.ndarray) -> str:
     """The last frame of network and ideal observer over the steps, for the first case and for the
     one with the most answers alive at step 0.
     """

@@ -36,7 +36,7 @@ from minicos.errors import MinicosError
 from minicos.puzzles import Score
 from minicos.runs import Run
 from minicos.sample import State, Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 NONE = -1  # no answer
 
@@ -53,7 +53,7 @@ def renoise(step: Step, seeds: Sequence[int]) -> Tensor:
 
 
 def complete(
-    wan: Wan, condition: Condition, x: Tensor, start: int, state: State | None = None
+    wan: VideoModel, condition: Condition, x: Tensor, start: int, state: State | None = None
 ) -> Tensor:
     """Continue sampling from latents x (b c f h w) that enter step `start` with `state`; returns
     the final latents.
@@ -64,7 +64,7 @@ def complete(
 
 
 def completions(
-    wan: Wan, batch: Sequence[Case], at: Sequence[int], count: int, seed: int = 10_000
+    wan: VideoModel, batch: Sequence[Case], at: Sequence[int], count: int, seed: int = 10_000
 ) -> dict[str, Tensor]:
     """The answers of the completions of each step, and of the run itself; int64: a valid answer
     from 0 on, NONE, or a foil below it.
@@ -91,7 +91,7 @@ def completions(
     return {"answers": answers, "ends": _answers(wan, step.next, batch)}
 
 
-def _answers(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> Tensor:
+def _answers(wan: VideoModel, latent: Tensor, batch: Sequence[Case]) -> Tensor:
     return torch.tensor([_shown(verdict) for verdict in cases.scores(wan, latent, batch)])
 
 
@@ -121,7 +121,9 @@ def corrected(answers: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return better.mean(2) - worse.mean(2)
 
 
-def spread_of(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 10_000) -> Tensor:
+def spread_of(
+    wan: VideoModel, case: Case, at: Sequence[int], count: int, seed: int = 10_000
+) -> Tensor:
     """The same for a case without a scorer: how far apart the completions of each step end, in
     units of the distance between seeds: steps.
 
@@ -142,7 +144,7 @@ def spread_of(wan: Wan, case: Case, at: Sequence[int], count: int, seed: int = 1
     return torch.stack([stats.distance(stats.yardstick(ends[s]), unit)[0] for s in at])
 
 
-def study(wan: Wan, run: Run, options: CommitmentOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: CommitmentOptions) -> Result:
     """Commitment at the steps `at`, from `count` completions each; for a case of the user's own,
     how far apart the completions end.
 
@@ -161,7 +163,7 @@ def study(wan: Wan, run: Run, options: CommitmentOptions) -> Result:
     return write(run, found)
 
 
-def _puzzles(wan: Wan, run: Run, at: Sequence[int], options: CommitmentOptions) -> Result:
+def _puzzles(wan: VideoModel, run: Run, at: Sequence[int], options: CommitmentOptions) -> Result:
     chosen, count = cases.chosen(options), options.count
     kept = {
         who: cases.collect(
@@ -232,7 +234,7 @@ def numbers(found: Mapping[str, Mapping[str, np.ndarray]], at: Sequence[int]) ->
     return out
 
 
-def _own(wan: Wan, run: Run, case: Case, at: Sequence[int], count: int) -> Result:
+def _own(wan: VideoModel, run: Run, case: Case, at: Sequence[int], count: int) -> Result:
     def compute(batch: Sequence[Case]) -> dict[str, Tensor]:
         return {"apart": spread_of(wan, batch[0], at, count)[None]}
 

@@ -25,12 +25,12 @@ from minicos.analysis.tools import cases, figures, observer, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.observer import NETWORK
 from minicos.runs import Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 SLOPE = "solved more at twice the steps"  # as a share of the puzzles
 
 
-def ladder(wan: Wan, batch: Sequence[Case], counts: Sequence[int]) -> dict[str, Tensor]:
+def ladder(wan: VideoModel, batch: Sequence[Case], counts: Sequence[int]) -> dict[str, Tensor]:
     """Each puzzle at each number of steps: whether it is solved (0 or 1), and its graded score,
     each b counts.
     """
@@ -65,7 +65,7 @@ def steepest(counts: Sequence[int]) -> float | None:
     return float(slopes(jumps, counts).max())
 
 
-def study(wan: Wan, run: Run, options: CountsOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: CountsOptions) -> Result:
     """The share solved at every count, compared with an ideal observer and with other families on
     request.
     """

@@ -42,7 +42,7 @@ from minicos.hooks import Hooks, Site
 from minicos.ops import REFERENCE, Ops
 from minicos.runs import Progress, Run
 from minicos.sample import Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 FORMS = ("raw", "centred", "update")
 CHANNELS = 8  # number of largest channels to keep
@@ -313,7 +313,7 @@ def changed(x0: Tensor, grid: tuple[int, int, int]) -> Tensor:
     return patches.sum((2, 4)).sqrt()
 
 
-def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
+def measure(wan: VideoModel, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Tensor]:
     """AUROC within frames (`within`) against the cells of the first answer, at the steps `at`.
 
     Returns:
@@ -351,7 +351,7 @@ def measure(wan: Wan, at: Sequence[int], batch: Sequence[Case]) -> dict[str, Ten
     }
 
 
-def study(wan: Wan, run: Run, options: EnergyOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: EnergyOptions) -> Result:
     """AUROC of the answer's cells in early and late layers, compared with the step's own estimate
     and with an untrained network.
     """

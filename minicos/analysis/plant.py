@@ -27,7 +27,7 @@ from minicos.analysis.tools import cases, figures, observer, posterior, stats
 from minicos.analysis.tools.cases import Case
 from minicos.puzzles import Puzzle
 from minicos.runs import Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 OUTCOMES = {
     "repaired": "a wrong answer becomes a valid one",
@@ -42,7 +42,7 @@ def has_foils(puzzle: Puzzle) -> bool:
     return bool(puzzle.foils)
 
 
-def outcomes(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Tensor]:
+def outcomes(wan: VideoModel, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Tensor]:
     """The outcome of an answer planted at each step, 0 or 1: each of OUTCOMES, b steps.
 
     The case's seed selects which wrong and which valid answer is planted. Passes per case: 2 *
@@ -74,7 +74,7 @@ def outcomes(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Te
     return {name: torch.tensor(values).T.contiguous() for name, values in found.items()}
 
 
-def study(wan: Wan, run: Run, options: PlantOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: PlantOptions) -> Result:
     """The outcomes of wrong and of valid answers planted at the steps `at`, for each model."""
     at = options.at or spread(6, wan.preset.steps)
     chosen = cases.chosen(options, keep=has_foils)

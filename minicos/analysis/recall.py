@@ -35,7 +35,7 @@ from minicos.puzzles import Puzzle, Score
 from minicos.puzzles.reveal import Reveal
 from minicos.puzzles.shell import Shell
 from minicos.runs import Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 RULE = {Reveal: "same", Shell: "ball"}  # the check in a score that decides whether it is consistent
 
@@ -67,7 +67,7 @@ def cuts(puzzle: Puzzle) -> dict[str, Hooks]:
     }
 
 
-def recalled(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
+def recalled(wan: VideoModel, batch: Sequence[Case]) -> dict[str, Tensor]:
     """Whether each puzzle is consistent, and whether it is solved, 0 or 1, in every arm: each b
     arms.
     """
@@ -91,7 +91,7 @@ def _consistent(puzzle: Puzzle, verdict: Score) -> float:
     return verdict.checks[RULE[type(puzzle)]]
 
 
-def study(wan: Wan, run: Run, options: RecallOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: RecallOptions) -> Result:
     """The loss under each cut, in the rates of consistent videos and of solved puzzles."""
     chosen = cases.chosen(options)
     arms = [*cuts(cases.known(chosen[0]))]

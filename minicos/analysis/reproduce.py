@@ -42,6 +42,7 @@ from minicos.analysis.result import Result
 from minicos.analysis.swap import study as swap
 from minicos.open import load
 from minicos.runs import Run
+from minicos.video_model import VideoModel
 from minicos.wan import Wan
 
 N = 100  # puzzles of an experiment
@@ -63,7 +64,7 @@ class Part:
 
     name: str  # its subfolder in the section's folder
     verb: str  # the verb that gives the same numbers
-    study: Callable[[Wan, Run, Any], Result]
+    study: Callable[[VideoModel, Run, Any], Result]
     options: Any
     preset: Mapping[str, Any] = field(default_factory=dict)
 
@@ -329,7 +330,7 @@ model ships.""",
 }
 
 
-def make(wan: Wan, run: Run, name: str, n: int, seed: int = 0) -> list[Result]:
+def make(wan: VideoModel, run: Run, name: str, n: int, seed: int = 0) -> list[Result]:
     """The results of a section's studies, each in its own folder inside `run`."""
     found = []
     for part in parts(n, seed)[name]:

@@ -19,7 +19,7 @@ from minicos.hooks import NO_HOOKS, Hooks
 from minicos.puzzles.maze import Maze, edges_of, grid_edges
 from minicos.runs import Run
 from minicos.sample import Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Routes:
     routes share, 0 to 1.
     """
 
-    wan: Wan
+    wan: VideoModel
     puzzle: Maze
     name: str = "routes"
 

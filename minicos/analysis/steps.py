@@ -29,7 +29,7 @@ from minicos.hooks import NO_HOOKS, Hooks
 from minicos.media import load_image, save_image, save_video
 from minicos.runs import Progress, Run
 from minicos.sample import Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 
 def spread(count: int, steps: int) -> tuple[int, ...]:
@@ -50,7 +50,7 @@ class Steps:
     distances are fractions of the first step's.
     """
 
-    wan: Wan
+    wan: VideoModel
     chosen: Sequence[int]
     columns: int = 7  # frames shown in the sheet
     name: str = "x0"
@@ -172,7 +172,7 @@ SETTLED = 0.1
 SEVERAL, ONE = "several", "one"  # number of right answers
 
 
-def moves(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
+def moves(wan: VideoModel, batch: Sequence[Case]) -> dict[str, Tensor]:
     """Squared distance of every step's estimate to the last one, per latent frame: b N f."""
     condition = cases.condition(wan, batch)
     steps = wan.sample(condition, noise=cases.noise(wan, condition, batch))
@@ -187,7 +187,7 @@ def settling(moved: np.ndarray, unit: np.ndarray) -> np.ndarray:
     return stats.settled(distance(moved[..., None], unit[:, None]) >= SETTLED)
 
 
-def study(wan: Wan, run: Run, options: StepsOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: StepsOptions) -> Result:
     """When do the frames settle: all together, and later if several answers are right?
 
     The given first frame is excluded. All puzzles share one unit, the mean distance of the first

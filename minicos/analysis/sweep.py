@@ -30,7 +30,8 @@ from minicos.analysis.result import Cell, Curve, Interval, Number, Result, write
 from minicos.analysis.tools import cases, figures, stats
 from minicos.errors import MinicosError
 from minicos.runs import Progress, Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
+from minicos.wan import as_wan
 
 SETTLED = 0.1  # D of an estimate to the last one below which it counts as settled
 LABELS = {"step": "step", "sigma": "1 - sigma on entering", "share": "share of the run"}
@@ -42,24 +43,24 @@ class Setting:
     the same steps.
     """
 
-    wan: Wan
+    wan: VideoModel
     options: NoiseOptions
 
 
-def check(wan: Wan, options: NoiseOptions) -> None:
+def check(wan: VideoModel, options: NoiseOptions) -> None:
     """Raise MinicosError for settings that the model cannot run, before anything runs."""
     for setting in settings(wan, options).values():
         noise_study.check(setting.wan, setting.options)
 
 
-def study(wan: Wan, run: Run, options: NoiseOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: NoiseOptions) -> Result:
     """Sweep the boundaries of `NoiseOptions`, or the counts of `FramesOptions` and
     `DistilledOptions`.
     """
     return compare(settings(wan, options), run, options)
 
 
-def settings(wan: Wan, options: NoiseOptions) -> dict[str, Setting]:
+def settings(wan: VideoModel, options: NoiseOptions) -> dict[str, Setting]:
     """The settings that the options ask for. Raises MinicosError for boundaries of a model with one
     expert.
     """
@@ -73,12 +74,12 @@ def settings(wan: Wan, options: NoiseOptions) -> dict[str, Setting]:
         return {
             f"{count} steps": few(wan.with_preset(steps=count), options) for count in options.counts
         }
-    if len(wan.experts) == 1:
+    if len(as_wan(wan, "--boundaries").experts) == 1:
         raise MinicosError(f"--boundaries lie between two experts, and {wan.variant} has one here.")
     return {f"{b:g}": Setting(wan.with_preset(boundary=b), options) for b in options.boundaries}
 
 
-def few(wan: Wan, options: SweepOptions) -> Setting:
+def few(wan: VideoModel, options: SweepOptions) -> Setting:
     """A setting with another number of steps."""
     return Setting(wan, replace(options, at=spread(options.points, wan.preset.steps)))
 

@@ -52,9 +52,8 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--branches",
         nargs="+",
-        choices=("cond", "uncond"),
         default=["cond"],
-        help="guidance passes (default: cond)",
+        help="passes of the model: cond and, under guidance, uncond (default: cond)",
     )
     parser.add_argument(
         "--reduce",
@@ -100,6 +99,9 @@ def run(args: argparse.Namespace) -> int:
     files = opening.layout(args)
     preset, dit, vae = opening.plan(args, files), files.experts["high"].config, files.vae.config
     opening.within(args.at, preset.steps)
+    for name in set(args.branches) - set(preset.branches):
+        there = " and ".join(preset.branches)
+        raise MinicosError(f"--branches {name}: this run has the passes {there}.")
     making = Making.of(files, preset, args.area)
     grids = [_grid(making, sample, vae.stride, dit.patch_size) for sample in samples]
     wanted.check(points(dit))
@@ -108,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0
     _room(args.out, size)
-    wan = opening.load(args, files).with_preset(area=None)
+    wan = opening.load_wan(args, files).with_preset(area=None)
     settings = {
         name: getattr(args, name)
         for name in ("points", "at", "branches", "reduce", "dtype", "area")

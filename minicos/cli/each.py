@@ -13,7 +13,7 @@ from minicos.errors import MinicosError
 if TYPE_CHECKING:
     from minicos.vbvr.cases import Sample
     from minicos.vbvr.generate import Making
-    from minicos.wan import Wan
+    from minicos.video_model import VideoModel
 
 Verb = Callable[[argparse.Namespace], Any]
 
@@ -47,7 +47,7 @@ def run(verb: Verb, args: argparse.Namespace) -> int:
     found = cases.read(args.cases)
     making = _making(args)
     failed = dict(found.problems)
-    opened: list[Wan] = []  # with room for the largest picture, which comes first
+    opened: list[VideoModel] = []  # with room for the largest picture, which comes first
     order = sorted(found.samples, key=lambda sample: -sample.size[0] * sample.size[1])
     for number, sample in enumerate(order):
         print(f"minicos: {number + 1}/{len(order)}  {sample.name}", file=sys.stderr)

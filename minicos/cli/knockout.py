@@ -17,7 +17,7 @@ from minicos.errors import MinicosError
 if TYPE_CHECKING:
     from minicos.analysis.knockout import Cut, Flow, Knockout, Text, Tokens
     from minicos.analysis.tools.shown import Where
-    from minicos.wan import Wan
+    from minicos.video_model import VideoModel
 
 HELP = (
     "cut attention from tokens to tokens: frame:0 to frame:2, with layers:0-5 steps:0-9"
@@ -75,19 +75,21 @@ def check_word(parts: Sequence[str], prompt: str | None) -> None:
 
 
 def resolve(
-    knockout: "Knockout", parts: Sequence[str], wan: "Wan", prompt: str | None
+    knockout: "Knockout", parts: Sequence[str], wan: "VideoModel", prompt: str | None
 ) -> "Knockout":
     """The knockout with the text rows of its word or padding."""
     from minicos.analysis.knockout import Flow, Scattered, Text
+    from minicos.wan import as_wan
     from minicos.words import rows
 
     name, value = _split(_sides(parts)[0])
     if name not in TEXTS[1:]:
         return knockout
+    tokenizer = as_wan(wan, f"--knockout {name}").tokenizer
     if name == "word":
-        found = rows(wan.tokenizer, prompt or "", value)
+        found = rows(tokenizer, prompt or "", value)
     else:
-        _, mask = wan.tokenizer([prompt or ""])
+        _, mask = tokenizer([prompt or ""])
         found = tuple((mask[0] == 0).nonzero().flatten().tolist())
     cut = knockout.cut
     flow = cut.cut if isinstance(cut, Scattered) else cut
@@ -97,7 +99,7 @@ def resolve(
 
 
 def check_grid(
-    knockout: "Knockout", parts: Sequence[str], grid: tuple[int, int, int], keys: int
+    knockout: "Knockout", parts: Sequence[str], grid: tuple[int, int, int], keys: int | None
 ) -> None:
     """Raise MinicosError if it names a token outside the video, or cuts nothing."""
     if not knockout.cuts(grid, keys if knockout.cut.attention == "cross_attn" else None):

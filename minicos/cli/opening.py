@@ -5,17 +5,18 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from minicos.errors import MinicosError, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minicos.condition import WanCondition
+    from minicos.condition import Condition
     from minicos.config import Preset
     from minicos.peers.folder import PeerFolder
     from minicos.peers.peer import Peer
+    from minicos.video_model import VideoModel
     from minicos.wan import Wan
     from minicos.weights.layouts import Layout
 
@@ -80,6 +81,7 @@ def _refuse_for_peers(args: argparse.Namespace, variant: str) -> None:
         "--lora": args.lora,
         "--kernels": args.kernels,
         "--decode-dtype": args.decode_dtype,
+        "--preview": getattr(args, "preview", False),
     }
     for option, value in given.items():
         if value:
@@ -157,16 +159,29 @@ def load(
     args: argparse.Namespace,
     files: "Layout | PeerFolder | None" = None,
     image: "Tensor | None" = None,
-) -> "Wan":
+) -> "VideoModel":
     """The model of the options, under their preset, with memory for a video from this first frame.
 
     Prints which LoRAs were merged, what else the files could be and, for a large model, the plan.
     """
+    from minicos.peers.folder import PeerFolder
+
+    opened: list[VideoModel] = getattr(args, "opened", [])  # by an earlier sample of --cases
+    if not opened:
+        files = files or layout_or_peer(args)
+        if isinstance(files, PeerFolder):
+            opened.append(_load_peer(args, files))
+        else:
+            opened.append(load_wan(args, files, image))
+    return _fitting(opened[0], image)
+
+
+def load_wan(args: argparse.Namespace, files: "Layout", image: "Tensor | None" = None) -> "Wan":
+    """`load` for commands that are for Wan alone."""
     import torch
 
     from minicos import cost, device
     from minicos import open as opening
-    from minicos.peers.folder import PeerFolder
     from minicos.plan import Plan, describe
 
     def tell(plan: Plan) -> None:
@@ -175,15 +190,7 @@ def load(
         if plan.weights >= LARGE or plan.device.type != "cpu":
             print(f"  operations: {device.describe(ops, plan.device)}", file=sys.stderr)
 
-    opened: list[Wan] = getattr(args, "opened", [])  # by an earlier sample of --cases
-    if opened:
-        return _fitting(opened[0], image)
-    files = files or layout_or_peer(args)
     chosen = plan(args, files)
-    if isinstance(files, PeerFolder):
-        # Studies are typed for Wan, but use only what `Model` and peers also have.
-        opened.append(cast("Wan", _load_peer(args, files, chosen)))
-        return _fitting(opened[0], image)
     ops = device.operations(opening.open_device(args.device), args.kernels)
     wan = opening.load(
         files,
@@ -200,16 +207,13 @@ def load(
         decode_tf32=None if args.decode_dtype is None else args.decode_dtype == "tf32",
         compile=args.compile,
     ).with_preset(**_changes(args))
-    for line in (
-        *wan.notes,
-        *(map(str, wan.loras) if args.lora else ()),
-    ):  # no need to mention one that belongs to the model
+    merged = map(str, wan.loras) if args.lora else ()  # not those that the model comes with
+    for line in (*wan.notes, *merged):
         print(f"minicos: {line}", file=sys.stderr)
-    opened.append(wan)
     return wan
 
 
-def _load_peer(args: argparse.Namespace, files: "PeerFolder", chosen: Any) -> "Peer":
+def _load_peer(args: argparse.Namespace, files: "PeerFolder") -> "Peer":
     """A peer under the options' preset."""
     from minicos.peers.opening import open_peer
     from minicos.plan import Plan, describe
@@ -219,17 +223,16 @@ def _load_peer(args: argparse.Namespace, files: "PeerFolder", chosen: Any) -> "P
             print(describe(plan), file=sys.stderr)
 
     how = {"device": args.device, "residency": args.residency, "compile": args.compile}
-    return open_peer(files, chosen, tell=tell, **how)
+    return open_peer(files, plan(args, files), tell=tell, **how)
 
 
-def _fitting(model: "Wan", image: "Tensor | None") -> "Wan":
+def _fitting(model: "VideoModel", image: "Tensor | None") -> "VideoModel":
     """A peer for videos with the aspect ratio of this first frame; Wan adapts by itself."""
     from minicos.peers.peer import Peer
 
     if image is None or not isinstance(model, Peer):
         return model
-    size = model.fitting((image.shape[-2], image.shape[-1]))
-    return cast("Wan", model.with_preset(size=size))
+    return model.with_preset(size=model.fitting((image.shape[-2], image.shape[-1])))
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
@@ -260,7 +263,10 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def condition(
-    args: argparse.Namespace, wan: "Wan", images: "dict[str, Tensor | None]", samples: int = 1
-) -> "WanCondition":
+    args: argparse.Namespace,
+    wan: "VideoModel",
+    images: "dict[str, Tensor | None]",
+    samples: int = 1,
+) -> "Condition":
     """The condition of the options, for one sample or several."""
     return wan.condition([args.prompt] * samples, images["image"], last=images["last"])

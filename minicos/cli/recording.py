@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minicos.analysis.tools.record import Recorder
-    from minicos.condition import WanCondition
+    from minicos.condition import Condition
     from minicos.runs import Progress, Run
-    from minicos.wan import Wan
+    from minicos.video_model import VideoModel
 
 VERBS = ("steps", "energy", "attention")
 
@@ -103,8 +103,8 @@ def record(name: str, args: argparse.Namespace) -> None:
 
 def made(
     names: set[str],
-    wan: "Wan",
-    condition: "WanCondition",
+    wan: "VideoModel",
+    condition: "Condition",
     chosen: tuple[int, ...],
     layers: tuple[int, ...],
     asked: RecordOptions,
@@ -135,7 +135,7 @@ def made(
     return [every[verb] for verb in VERBS if verb in names]
 
 
-def bar(args: argparse.Namespace, wan: "Wan", recorders: "list[Recorder]") -> "Progress":
+def bar(args: argparse.Namespace, wan: "VideoModel", recorders: "list[Recorder]") -> "Progress":
     """The progress bar of a whole command: steps, pictures of each recorder, video and page."""
     from minicos.runs import Progress
 
@@ -144,7 +144,7 @@ def bar(args: argparse.Namespace, wan: "Wan", recorders: "list[Recorder]") -> "P
 
 def finish(
     args: argparse.Namespace,
-    wan: "Wan",
+    wan: "VideoModel",
     folder: "Run",
     recorders: "list[Recorder]",
     latent: "Tensor",

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from minicos.analysis.noise.edit import Noise
     from minicos.analysis.tools.interventions import Interventions
     from minicos.analysis.tools.shown import Where
-    from minicos.condition import WanCondition
-    from minicos.wan import Wan
+    from minicos.condition import Condition
+    from minicos.video_model import VideoModel
 
 # depends on the model and on the condition of the donor run
-Make = Callable[["Wan", "WanCondition"], "Interventions"]
+Make = Callable[["VideoModel", "Condition"], "Interventions"]
 HELP = "Several interventions and analyses in one pass."
 EXAMPLES = """\
   minicos run --puzzle maze --noise step:3 --x0
@@ -123,7 +123,8 @@ def run(args: argparse.Namespace) -> None:
     pairs = zip(cuts, args.knockout, strict=True)
     cuts = [knockout.resolve(cut, parts, wan, args.prompt) for cut, parts in pairs]
     for cut, parts in zip(cuts, args.knockout, strict=True):
-        knockout.check_grid(cut, parts, wan.grid(condition.shape), condition.text.shape[1])
+        rows = wan.rows(condition, "cond")
+        knockout.check_grid(cut, parts, wan.grid(condition.shape), rows)
     give = condition
     if args.swap:
         give = wan.condition([args.other] * seeds, images["image"], last=images["last"])

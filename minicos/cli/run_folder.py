@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from minicos.analysis.tools.record import Recorder
     from minicos.journal import Journal
     from minicos.runs import Run
-    from minicos.wan import Wan
+    from minicos.video_model import VideoModel
 
 
 def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dict[str, str | None]:
@@ -26,14 +26,14 @@ def subject(args: argparse.Namespace, images: "dict[str, Tensor | None]") -> dic
     return {"prompt": args.prompt, "image": None, **hashes}
 
 
-def _decoding(wan: "Wan") -> dict[str, object]:
+def _decoding(wan: "VideoModel") -> dict[str, object]:
     """How latents become pixels, if not by default (whole frames, in float32)."""
     import torch
 
     found: dict[str, object] = {}
     if wan.decode_dtype != torch.float32:
         found["decode_dtype"] = str(wan.decode_dtype)
-    if getattr(wan, "decode_tf32", False):  # peers have none
+    if wan.decode_tf32:
         found["decode_tf32"] = True
     if wan.tile:
         found["tile"] = wan.tile
@@ -42,7 +42,7 @@ def _decoding(wan: "Wan") -> dict[str, object]:
 
 def open_run(
     args: argparse.Namespace,
-    wan: "Wan",
+    wan: "VideoModel",
     analyses: Sequence["Recorder"],
     *,
     latents: bool = False,

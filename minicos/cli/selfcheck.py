@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         for name, paths in parts.items()
         for path in paths
     }
-    report = {"command": args.command, **selfcheck(opening.load(args, layout), files)}
+    report = {"command": args.command, **selfcheck(opening.load_wan(args, layout), files)}
     text = as_text(report) + "\n"
     write_json(args.out / "report.json", report)
     replace_file(args.out / "report.txt", lambda temporary: temporary.write_text(text, "utf-8"))

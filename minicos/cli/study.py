@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from minicos.analysis.result import Result
     from minicos.analysis.tools.cases import Case
     from minicos.runs import Run
-    from minicos.wan import Wan
+    from minicos.video_model import VideoModel
 
 O = TypeVar("O")  # noqa: E741  the options of a study
 NO_PUZZLES = "is an option of held-out puzzles: leave it out, or the --prompt"
 NO_PROMPT = "is an option of a case of your own: give a --prompt"
-Study = Callable[["Wan", "Run", Any], "Result"]
+Study = Callable[["VideoModel", "Run", Any], "Result"]
 
 
 def add(
@@ -133,8 +133,8 @@ def run(
     cls: type,
     study: Study,
     *,
-    check: Callable[["Wan", Any], None] | None = None,
-    load: Callable[[argparse.Namespace, Any], "Wan"] | None = None,
+    check: Callable[["VideoModel", Any], None] | None = None,
+    load: Callable[[argparse.Namespace, Any], "VideoModel"] | None = None,
 ) -> "Run":
     """Run a study and print its results. `check` refuses what the run cannot do, before weights are
     read and a folder is created.
@@ -156,7 +156,7 @@ def run(
 
 def open_model(
     args: argparse.Namespace, asked: Any, made: "Sequence[Case] | None" = None, euler: bool = False
-) -> "Wan":
+) -> "VideoModel":
     """The model of a study: with memory for its picture, and for puzzles only one trained on them.
 
     Args:

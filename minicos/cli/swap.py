@@ -7,7 +7,7 @@ from minicos.analysis.options import SwapOptions
 from minicos.cli import study
 
 if TYPE_CHECKING:
-    from minicos.wan import Wan
+    from minicos.video_model import VideoModel
 
 HELP = "Put hidden states of one prompt's run into another's: at which layer does the answer turn?"
 EXAMPLES = """\
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     study.run(args, SwapOptions, swap.study, check=swap.check, load=load)
 
 
-def load(args: argparse.Namespace, asked: SwapOptions) -> "Wan":
+def load(args: argparse.Namespace, asked: SwapOptions) -> "VideoModel":
     """The model, with memory for the first picture; warns about words of the prompts that it does
     not know.
     """

@@ -138,7 +138,7 @@ def make(
         run = [unit for unit in left if not maker.arms[unit.condition].baseline]
         models: dict[str, Wan] = {}
         if run:
-            models[name] = opening.load(one.args, one.files)
+            models[name] = opening.load_wan(one.args, one.files)
             for unit in run:
                 check(models[name], maker.arms[unit.condition], unit.shape[0])
             _record(one.args, name, models[name], args, maker, part)

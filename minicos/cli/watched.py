@@ -10,6 +10,7 @@ from minicos.errors import MinicosError
 if TYPE_CHECKING:
     from minicos.peers.folder import PeerFolder
     from minicos.puzzles import Puzzle
+    from minicos.video_model import VideoModel
     from minicos.weights.layouts import Layout
 
 HELP = "instead: a held-out puzzle of this kind, e.g. maze, or maze:7, which skips seven"
@@ -66,17 +67,18 @@ def check(files: "Layout | PeerFolder", puzzle: "Puzzle | None") -> None:
         )
 
 
-def preview(args: argparse.Namespace, wan: Any) -> list[Any]:
+def preview(args: argparse.Namespace, wan: "VideoModel") -> list[Any]:
     """The recorder of --preview; it keeps nothing, so it does not identify the run."""
     if not args.preview:
         return []
     from minicos.analysis.tools.preview import FILE, Preview
+    from minicos.wan import as_wan
 
     print(f"minicos: {args.out / FILE} is rewritten after every step", file=sys.stderr)
-    return [Preview(wan)]
+    return [Preview(as_wan(wan, "--preview"))]
 
 
-def recorders(wan: Any, puzzle: "Puzzle | None") -> list[Any]:
+def recorders(wan: "VideoModel", puzzle: "Puzzle | None") -> list[Any]:
     """The recorder for a puzzle with several right answers: which of them are alive."""
     if puzzle is None or not 2 <= len(puzzle.candidates) <= 32:
         return []

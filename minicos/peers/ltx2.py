@@ -87,13 +87,9 @@ class LTX2(Peer):
     # -- guidance ----------------------------------------------------------------------------------
 
     def branches(self, expert: str, condition: PeerCondition) -> tuple[str, ...]:
-        p = self.preset
-        guided = any(g != 1 for g in self._strengths.values())
-        if guided:
-            condition.branch("uncond")
-        perturbed = p.stg != 0 and self.pipe.transformer.config.perturbed_attn  # else it is cond
-        wanted = {"uncond": guided, "stg": perturbed, "modality": p.modality != 1}
-        return ("cond", *(name for name, there in wanted.items() if there))
+        perturbed = self.pipe.transformer.config.perturbed_attn  # else "stg" is "cond"
+        names = super().branches(expert, condition)
+        return tuple(name for name in names if name != "stg" or perturbed)
 
     def called(self, condition: PeerCondition, branch: str) -> Call:
         if branch == "stg":

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from minicos.config import Preset
 from minicos.errors import MinicosError
 from minicos.open import check_compiler, open_device
 from minicos.peers.families import FAMILIES
 from minicos.peers.folder import PeerFolder
 from minicos.peers.peer import Peer
-from minicos.peers.presets import PeerPreset
 from minicos.plan import Part, Plan, available, choose
 
 EXTRA = "the models of diffusers need the extra: `pip install 'minicos[peers]'`"
@@ -32,7 +32,7 @@ def diffusers() -> ModuleType:
 
 def open_peer(
     folder: PeerFolder,
-    preset: PeerPreset,
+    preset: Preset,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -109,7 +109,7 @@ def _place(pipe: Any, plan: Plan) -> None:
 
 
 def _plan(
-    folder: PeerFolder, preset: PeerPreset, device: torch.device, dtype: torch.dtype, residency: str
+    folder: PeerFolder, preset: Preset, device: torch.device, dtype: torch.dtype, residency: str
 ) -> Plan:
     """Where the weights go. What the VAE needs while it decodes is not known, and not in it."""
     t, sh, sw = STRIDES[folder.variant]

@@ -29,8 +29,9 @@ from minicos.peers.foreign import Places, hooked
 from minicos.peers.prepare import Call, prepared
 from minicos.peers.presets import PRESETS, PeerPreset, get_preset
 from minicos.precision import undisturbed
-from minicos.sample import VIDEO, Latents, Model, Moment, classifier_free, draw_noise
+from minicos.sample import VIDEO, Latents, Moment, classifier_free, draw_noise
 from minicos.schedule import Schedule
+from minicos.video_model import VideoModel
 from minicos.wan import UNUSED_NEGATIVE
 
 # Prompts -> arguments of a pipeline that take the place of `prompt`, such as prompt_embeds.
@@ -66,7 +67,7 @@ class PeerCondition(Condition):
 
 
 @dataclass(frozen=True, repr=False)
-class Peer(Model):
+class Peer(VideoModel):
     """A family of pipelines overrides `places`, and what else differs in it from the usual kind:
     latents b c f h w, a picture beside them on the channel axis, flow matching by Euler's method.
 
@@ -85,8 +86,6 @@ class Peer(Model):
 
     # The arguments of the transformer that change from step to step.
     moving: ClassVar[frozenset[str]] = frozenset({"hidden_states", "timestep"})
-    loras: ClassVar[tuple[Any, ...]] = ()
-    tile: ClassVar[int | None] = None
 
     # -- what a family says, by default that of the usual kind -------------------------------------
 
@@ -167,10 +166,9 @@ class Peer(Model):
     # -- as a `Model` ------------------------------------------------------------------------------
 
     def branches(self, expert: str, condition: PeerCondition) -> tuple[str, ...]:
-        if self._strength == 1:
-            return ("cond",)
-        condition.branch("uncond")
-        return "cond", "uncond"
+        if "uncond" in self.preset.branches:
+            condition.branch("uncond")  # raises where there is no negative prompt
+        return self.preset.branches
 
     def velocity(
         self, latents: Latents, moment: Moment, branch: str, condition: PeerCondition, hooks: Hooks

@@ -64,6 +64,12 @@ class LTX2Preset(PeerPreset):
     image_crf: int = 0  # the first frame is compressed as H.264 and read back; 0: it is not
     fixed: ClassVar[Mapping[str, str]] = {"boundary": "it has one network"}
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        guided = self.guided or self.audio_guidance not in (None, 1)
+        more = {"uncond": guided, "stg": self.stg != 0, "modality": self.modality != 1}
+        return ("cond", *(name for name, there in more.items() if there))
+
     def changed(self, **changes: Any) -> Self:
         if "shift" in changes:
             changes.setdefault("by_size", False)

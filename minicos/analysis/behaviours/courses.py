@@ -26,12 +26,12 @@ from minicos.analysis.tools import cases, posterior, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.observer import NETWORK
 from minicos.puzzles import Puzzle
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 KINDS = {"goal": "how", "pick": "what"}  # family -> what is decided in addition to where
 
 
-def hypotheses(wan: Wan, puzzle: Puzzle) -> Tensor:
+def hypotheses(wan: VideoModel, puzzle: Puzzle) -> Tensor:
     """Latents of the valid answers, then of the answers to the picture's other prompts:
     r c f h w.
     """
@@ -43,7 +43,7 @@ def leading(x0: Tensor, z: Tensor) -> int:
     return int((z - x0).square().flatten(1).sum(1).argmin())
 
 
-def follow(wan: Wan, batch: Sequence[Case]) -> dict[str, Tensor]:
+def follow(wan: VideoModel, batch: Sequence[Case]) -> dict[str, Tensor]:
     """Run a batch and record its course; the first axis is the cases.
 
     Returns:

@@ -26,7 +26,8 @@ from minicos.analysis.tools.cases import Case
 from minicos.hooks import Hooks, Site
 from minicos.puzzles.draw import COLOURS, SHAPES
 from minicos.puzzles.memory import Memory
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
+from minicos.wan import as_wan
 
 EMBED = -1  # the layer before block 0: the patch embedding
 PLACES = ("start, given frame", "behind the wall", "stop, last frame")
@@ -69,7 +70,7 @@ def _places(grid: Tensor, batch: Sequence[Case]) -> Tensor:
     return torch.stack(rows)
 
 
-def memories(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Tensor]:
+def memories(wan: VideoModel, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Tensor]:
     """The states of the tokens at each place, for a batch of `memory` puzzles.
 
     Returns:
@@ -80,12 +81,11 @@ def memories(wan: Wan, batch: Sequence[Case], at: Sequence[int]) -> dict[str, Te
     condition, hidden = cases.condition(wan, batch), Hidden(batch)
     steps = wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=hidden.hooks(at))
     deque(islice(steps, max(at) + 1), maxlen=0)
-    cfg = wan.cfg
     states = [
         torch.stack([hidden.states[s, k] for k in range(EMBED, wan.depth)], dim=1) for s in at
     ]
     videos = torch.cat([posterior.answers(wan, _memory(case)) for case in batch])
-    pf, ph, pw = cfg.patch_size
+    pf, ph, pw = as_wan(wan, "this study").cfg.patch_size
     grid = rearrange(
         videos, "b c (f pf) (h ph) (w pw) -> b f h w (c pf ph pw)", pf=pf, ph=ph, pw=pw
     )

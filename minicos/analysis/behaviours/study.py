@@ -17,12 +17,12 @@ from minicos.analysis.tools import cases, figures, observer, stats
 from minicos.analysis.tools.readout import readout
 from minicos.puzzles.draw import COLOURS, SHAPES
 from minicos.runs import Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 LABELS = {"shape": len(SHAPES), "colour": len(COLOURS)}
 
 
-def study(wan: Wan, run: Run, options: BehavioursOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: BehavioursOptions) -> Result:
     """When the destination and the route are decided, on held-out puzzles; and, unless --rows is 0,
     what can be read out of the tokens that cover an object.
     """
@@ -52,7 +52,7 @@ def study(wan: Wan, run: Run, options: BehavioursOptions) -> Result:
     )
 
 
-def _courses(wan: Wan, run: Run, kind: str, options: BehavioursOptions) -> list[Number]:
+def _courses(wan: VideoModel, run: Run, kind: str, options: BehavioursOptions) -> list[Number]:
     """When where and how are decided, on the puzzles of one kind."""
     keep = cases.ambiguous if courses.KINDS[kind] == "how" else cases.anything
     chosen = cases.held_out(kind, options.n, size=options.size, seed=options.seed, keep=keep)
@@ -74,7 +74,7 @@ def _courses(wan: Wan, run: Run, kind: str, options: BehavioursOptions) -> list[
 
 
 def _memories(
-    wan: Wan, run: Run, split: str, n: int, at: tuple[int, ...], options: BehavioursOptions
+    wan: VideoModel, run: Run, split: str, n: int, at: tuple[int, ...], options: BehavioursOptions
 ) -> dict[str, Tensor]:
     chosen = cases.held_out("memory", n, size=options.size, split=split, seed=options.seed)
     compute = partial(memories, wan, at=at)

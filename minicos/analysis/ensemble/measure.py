@@ -9,14 +9,14 @@ from torch import Tensor
 from minicos.analysis.ensemble.share import Ensemble, Passes, run
 from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.cases import Case
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 # offset between the noise seeds of a case's T runs, since neighbouring cases have adjacent seeds
 APART = 1_000_000
 
 
 def compare(
-    wan: Wan, arms: Mapping[str, Ensemble], batch: Sequence[Case], select: int = 1
+    wan: VideoModel, arms: Mapping[str, Ensemble], batch: Sequence[Case], select: int = 1
 ) -> dict[str, Tensor]:
     """Make T plain runs of each case, and every arm from the same noise. First axis: cases.
 

@@ -47,7 +47,7 @@ from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.ops import REFERENCE, Ops
 from minicos.sample import Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 TWO_PASS = ("override", "input_override")
 ONE_PASS = ("lockstep", "update", "mix")
@@ -253,7 +253,7 @@ def edit(step: Step, e: Ensemble, ops: Ops = REFERENCE) -> Tensor:
 
 
 def run(
-    wan: Wan, condition: Condition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS
+    wan: VideoModel, condition: Condition, noise: Tensor, e: Ensemble, *, watch: Hooks = NO_HOOKS
 ) -> Tensor:
     """Denoise rows (case seed) c f h w; returns the final latents, one for each case, or all rows
     if there is no carrier.

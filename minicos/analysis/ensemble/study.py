@@ -24,13 +24,13 @@ from minicos.analysis.tools.shown import save_videos
 from minicos.errors import MinicosError
 from minicos.media import save_video
 from minicos.runs import Progress, Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 BATCH = 10  # puzzles that are computed, and stored, at a time
 COLUMNS = 7  # frames in the sheet
 
 
-def check(wan: Wan, options: EnsembleOptions) -> None:
+def check(wan: VideoModel, options: EnsembleOptions) -> None:
     """Raise MinicosError for what cannot be done, before anything runs."""
     plan(wan, options)
     if options.prompt is None and options.n < options.seeds:
@@ -39,7 +39,7 @@ def check(wan: Wan, options: EnsembleOptions) -> None:
         )
 
 
-def study(wan: Wan, run: Run, options: EnsembleOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: EnsembleOptions) -> Result:
     """Choose an arm on the dev split and report it on the test split; for a case of the user's own,
     videos and D of every arm.
     """
@@ -53,7 +53,7 @@ def study(wan: Wan, run: Run, options: EnsembleOptions) -> Result:
 
 
 def _puzzles(
-    wan: Wan, run: Run, arms: Sequence[Mapping[str, Ensemble]], options: EnsembleOptions
+    wan: VideoModel, run: Run, arms: Sequence[Mapping[str, Ensemble]], options: EnsembleOptions
 ) -> Result:
     tried = sum(map(len, arms))
     choose = options.choose if tried > 1 else 0
@@ -118,7 +118,7 @@ ROLES = {  # what a row is a control of
 
 
 def experiment(
-    wan: Wan,
+    wan: VideoModel,
     run: Run,
     arms: Sequence[Mapping[str, Ensemble]],
     dev: Sequence[Sequence[Case]],
@@ -209,7 +209,9 @@ def rows(
 # -- a case of the user's own ----------------------------------------------------------------------
 
 
-def _own(wan: Wan, run: Run, arms: Mapping[str, Ensemble], options: EnsembleOptions) -> Result:
+def _own(
+    wan: VideoModel, run: Run, arms: Mapping[str, Ensemble], options: EnsembleOptions
+) -> Result:
     """Every plain run and every arm as videos side by side, and D of each arm to its plain run."""
     first = next(iter(arms))
     *_, random = controls(first, arms[first]).items()
@@ -232,7 +234,7 @@ def _own(wan: Wan, run: Run, arms: Mapping[str, Ensemble], options: EnsembleOpti
 
 
 def _videos(
-    wan: Wan, run: Run, data: Mapping[str, np.ndarray], arms: Mapping[str, Ensemble]
+    wan: VideoModel, run: Run, data: Mapping[str, np.ndarray], arms: Mapping[str, Ensemble]
 ) -> list[str]:
     """A video of every run, all of them side by side, and a sheet."""
     videos = {}

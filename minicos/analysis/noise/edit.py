@@ -55,7 +55,7 @@ from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.sample import State, Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 MODES = ("replace", "renoise", "erase", "add", "null")
 
@@ -138,7 +138,7 @@ class Noise:
 
 
 def follow(
-    wan: Wan,
+    wan: VideoModel,
     condition: Condition,
     x: Tensor,
     edit: Noise,

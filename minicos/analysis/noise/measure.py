@@ -23,7 +23,7 @@ from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.puzzles import timeline
 from minicos.runs import Progress, Run
 from minicos.sample import Model, Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 TOKENS = 1024  # most rows of a hidden state for CKA
 
@@ -62,7 +62,7 @@ class Clean:
 
 
 def measure(
-    wan: Wan,
+    wan: VideoModel,
     condition: Condition,
     noise: Tensor,
     clean: Run,
@@ -123,7 +123,7 @@ def measure(
     return out | {"injected": injected, "final": step.next, "passes": torch.tensor(passes)}
 
 
-def _tokens(wan: Wan, x0: Tensor) -> Tensor:
+def _tokens(wan: VideoModel, x0: Tensor) -> Tensor:
     """A latent (c f h w) as the network's tokens (l, c * patch)."""
     f, h, w = wan.grid((1, *x0.shape))
     return rearrange(x0, "c (f pf) (h ph) (w pw) -> (f h w) (c pf ph pw)", f=f, h=h, w=w)
@@ -254,7 +254,7 @@ class Measured:
 
 
 def measure_all(
-    wan: Wan,
+    wan: VideoModel,
     chosen: Sequence[Case],
     run: Run,
     options: NoiseOptions,
@@ -313,7 +313,7 @@ def measure_all(
     )
 
 
-def ticks(wan: Wan, options: NoiseOptions) -> int:
+def ticks(wan: VideoModel, options: NoiseOptions) -> int:
     """How much a batch counts in the progress of a study: the steps of its clean run, its edits."""
     latents, steps = (wan.preset.frames - 1) // wan.stride[0] + 1, wan.preset.steps
     return steps + len(edits(options, steps, [False] * latents))
@@ -326,7 +326,12 @@ def _of(edit: Noise, batch: Sequence[Case]) -> Noise:
 
 
 def _clean(
-    wan: Wan, condition: Condition, noise: Tensor, clean: Run, layer: int | None, bar: Progress
+    wan: VideoModel,
+    condition: Condition,
+    noise: Tensor,
+    clean: Run,
+    layer: int | None,
+    bar: Progress,
 ) -> dict[str, Tensor]:
     """The undisturbed run, saved step by step in `clean`: final latent and network passes."""
     final = record(wan, condition, clean, [Clean(layer)], noise, bar=bar)
@@ -340,7 +345,7 @@ def _joined(parts: Sequence[Tensor]) -> np.ndarray:
     return (torch.cat if parts[0].ndim else torch.stack)(list(parts)).numpy()
 
 
-def _verdicts(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> dict[str, Tensor]:
+def _verdicts(wan: VideoModel, latent: Tensor, batch: Sequence[Case]) -> dict[str, Tensor]:
     """Of puzzles alone: solved (b), the index of the answer or -1 (b), and which video frames show
     a valid answer (b F).
     """

@@ -13,11 +13,11 @@ from minicos.analysis.result import Curve
 from minicos.analysis.tools import figures
 from minicos.analysis.tools.shown import save_videos
 from minicos.runs import Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 
 def draw(
-    measured: Measured, curves: Sequence[Curve], options: NoiseOptions, wan: Wan, run: Run
+    measured: Measured, curves: Sequence[Curve], options: NoiseOptions, wan: VideoModel, run: Run
 ) -> list[str]:
     """Write the pictures and arrays of a study; returns their names, the main one first."""
     names = [*_curves(measured, curves, run), *_matrices(measured, options, run)]
@@ -117,7 +117,7 @@ def _frames(measured: Measured, run: Run) -> str:
     return "frames.png"
 
 
-def _videos(measured: Measured, options: NoiseOptions, wan: Wan, run: Run) -> str:
+def _videos(measured: Measured, options: NoiseOptions, wan: VideoModel, run: Run) -> str:
     """The first case's videos: clean, another seed, noise at some steps, in some frames."""
     steps, frames = measured.names("step"), measured.names("frame")
     shown = [

@@ -20,12 +20,12 @@ from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.observer import IDEAL, NETWORK, Observer
 from minicos.errors import MinicosError
 from minicos.runs import Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 FRAMES = (("right frames", "all"), ("of those untouched", "untouched"), ("of the answer", "answer"))
 
 
-def check(wan: Wan, options: NoiseOptions) -> None:
+def check(wan: VideoModel, options: NoiseOptions) -> None:
     """Raise MinicosError for steps, frames and layers that the run does not have, before anything
     runs.
     """
@@ -35,7 +35,7 @@ def check(wan: Wan, options: NoiseOptions) -> None:
     edits(options, wan.preset.steps, [False] * ((wan.preset.frames - 1) // stride + 1))
 
 
-def study(wan: Wan, run: Run, options: NoiseOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: NoiseOptions) -> Result:
     """Noise at the steps and in the frames of `options`: numbers, the table of all edits,
     sensitivity over steps, pictures.
     """
@@ -49,7 +49,11 @@ def study(wan: Wan, run: Run, options: NoiseOptions) -> Result:
 
 
 def report(
-    wan: Wan, run: Run, options: NoiseOptions, measured: Measured, ideal: Measured | None = None
+    wan: VideoModel,
+    run: Run,
+    options: NoiseOptions,
+    measured: Measured,
+    ideal: Measured | None = None,
 ) -> Result:
     """Turn measurements into a result, saved in `run` with its pictures."""
     drawn = curves(measured, options.mode)

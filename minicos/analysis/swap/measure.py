@@ -16,10 +16,10 @@ from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.masks import on_grid
 from minicos.media import save_video
 from minicos.runs import Progress, Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 
-def undisturbed(wan: Wan, made: Sequence[Pair], starts: Sequence[int]) -> dict[str, Tensor]:
+def undisturbed(wan: VideoModel, made: Sequence[Pair], starts: Sequence[int]) -> dict[str, Tensor]:
     """Both undisturbed runs of each pair, first axis pairs: where they end, what that shows, and
     B's latent and velocity at `starts`.
     """
@@ -37,7 +37,7 @@ def undisturbed(wan: Wan, made: Sequence[Pair], starts: Sequence[int]) -> dict[s
 
 
 def measure(
-    wan: Wan,
+    wan: VideoModel,
     made: Sequence[Pair],
     given: Sequence[Case],
     plain: Mapping[str, Tensor],
@@ -76,7 +76,7 @@ def measure(
     return out, ends
 
 
-def read(wan: Wan, latent: Tensor, made: Sequence[Pair]) -> Tensor:
+def read(wan: VideoModel, latent: Tensor, made: Sequence[Pair]) -> Tensor:
     """What each pair's final latent shows, int64 (b,); decoded only if something can judge it."""
     if not any(pair.shows for pair in made):
         return torch.full((len(made),), UNREAD)
@@ -89,7 +89,7 @@ Results = Mapping[Arm | None, Mapping[str, np.ndarray]]
 
 
 def measure_all(
-    wan: Wan, run: Run, plan: Plan, made: Sequence[Pair], most: int = cases.MOST
+    wan: VideoModel, run: Run, plan: Plan, made: Sequence[Pair], most: int = cases.MOST
 ) -> Results:
     """Measure every arm of a plan: {"flip", "off_axis", "leverage", "changed", "answer"}, each
     (pairs layers). The `undisturbed` runs are stored under the key None. Batches in `run` are not
@@ -134,7 +134,7 @@ def measure_all(
     return results
 
 
-def _region(wan: Wan, name: str, made: Sequence[Pair]) -> Tensor | None:
+def _region(wan: VideoModel, name: str, made: Sequence[Pair]) -> Tensor | None:
     """The swapped tokens in each pair, bool (b, l); None for all."""
     if name == "all":
         return None
@@ -144,7 +144,7 @@ def _region(wan: Wan, name: str, made: Sequence[Pair]) -> Tensor | None:
     return inside if name == "objects" else ~inside
 
 
-def _keep(wan: Wan, run: Run, name: str, latents: Mapping[str, Tensor]) -> None:
+def _keep(wan: VideoModel, run: Run, name: str, latents: Mapping[str, Tensor]) -> None:
     """Save the first sample of each latent as a video, and all last frames for the picture of
     `draw`.
     """

@@ -9,7 +9,7 @@ from minicos.analysis.options import SwapOptions, spans
 from minicos.analysis.swap.pairs import CONTROLS, Pair, donors
 from minicos.analysis.swap.states import DONORS, EMBED, REGIONS, Swap
 from minicos.errors import MinicosError, suggest
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Arm:
         return self.name.replace(" ", "_")
 
 
-def plan(wan: Wan, options: SwapOptions) -> Plan:
+def plan(wan: VideoModel, options: SwapOptions) -> Plan:
     """The plan that the options ask for. Raises MinicosError for layers and steps that the run does
     not have.
     """

@@ -51,7 +51,7 @@ from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hook, Hooks, Site
 from minicos.sample import State, Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 DONORS = ("own", "same_x")  # A on its own trajectory, or prompt A at B's latent
 REGIONS = ("all", "objects", "background")  # which tokens, by the objects of the first frame
@@ -175,7 +175,7 @@ def _output(layer: int) -> str:
 
 
 def lockstep(
-    wan: Wan,
+    wan: VideoModel,
     give: Condition,
     take: Condition,
     noise: Tensor,

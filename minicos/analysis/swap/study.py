@@ -18,7 +18,7 @@ from minicos.analysis.swap.pairs import NEITHER, UNREAD, A, B
 from minicos.analysis.swap.plan import Arm, Plan, layer_name, plan
 from minicos.analysis.tools import stats
 from minicos.runs import Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 LEVELS = {"flip": 0.0, "A": 0.5}  # the value above which a run counts as turned
 NAMES = {"flip": "latents lie half-way to A (flip = 0)", "A": "half of the runs show A's answer"}
@@ -29,12 +29,12 @@ AGAINST = {
 }
 
 
-def check(wan: Wan, options: SwapOptions) -> None:
+def check(wan: VideoModel, options: SwapOptions) -> None:
     """Raise MinicosError for what cannot be done, before anything runs."""
     plan(wan, options).check(pairs.chosen(options))
 
 
-def study(wan: Wan, run: Run, options: SwapOptions) -> Result:
+def study(wan: VideoModel, run: Run, options: SwapOptions) -> Result:
     """Every arm of the options' plan: the layer where the answer turns, controls, the table over
     layers, pictures.
     """

@@ -25,7 +25,7 @@ from minicos.errors import MinicosError
 from minicos.journal import rows
 from minicos.media import load_image
 from minicos.runs import Progress, Run
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 Batch = TypeVar("Batch")
 MOST = 25  # most cases in a batch
@@ -138,13 +138,13 @@ def _shape(case: Case) -> tuple[int, ...]:
     return picture if case.puzzle is None else (*picture, case.puzzle.frames)
 
 
-def boundary(wan: Wan) -> int | None:
+def boundary(wan: VideoModel) -> int | None:
     """The first step that the low-noise expert serves; None if one expert serves all."""
     serves = [wan.expert_name(t) for t in wan.schedule().timesteps]
     return serves.index("low") if len(set(serves)) > 1 else None
 
 
-def condition(wan: Wan, batch: Sequence[Case]) -> Condition:
+def condition(wan: VideoModel, batch: Sequence[Case]) -> Condition:
     """The batch's condition; pictures have one size and videos one length (`batches`). An ideal
     observer receives the puzzles, which a network must infer from prompt and picture.
     """
@@ -156,7 +156,7 @@ def condition(wan: Wan, batch: Sequence[Case]) -> Condition:
     return wan.condition(prompts, torch.stack(images) if images else None, frames=length)
 
 
-def frames(wan: Wan, batch: Sequence[Case]) -> int:
+def frames(wan: VideoModel, batch: Sequence[Case]) -> int:
     """The length of a batch's videos: that of its puzzles, unless the preset deviates from the
     model's usual one.
     """
@@ -166,14 +166,14 @@ def frames(wan: Wan, batch: Sequence[Case]) -> int:
     return batch[0].puzzle.frames
 
 
-def noise(wan: Wan, condition: Condition, batch: Sequence[Case], offset: int = 0) -> Tensor:
+def noise(wan: VideoModel, condition: Condition, batch: Sequence[Case], offset: int = 0) -> Tensor:
     """The initial noise of each case: from the case's seed, plus `offset` for independent runs of
     the same case.
     """
     return wan.noise(condition, [case.seed + offset for case in batch])
 
 
-def scores(wan: Wan, latent: Tensor, batch: Sequence[Case]) -> list[puzzles.Score]:
+def scores(wan: VideoModel, latent: Tensor, batch: Sequence[Case]) -> list[puzzles.Score]:
     """The verdict on each case's final latent (b c f h w), from its decoded pixels."""
     return [known(case).score(v) for case, v in zip(batch, wan.decode(latent), strict=True)]
 

@@ -5,13 +5,15 @@ from dataclasses import replace
 import torch
 
 from minicos.dit import DiT
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
+from minicos.wan import Wan, as_wan
 
 
-def untrained(wan: Wan, seed: int = 0) -> Wan:
+def untrained(model: VideoModel, seed: int = 0) -> Wan:
     """The same architecture with random weights, as PyTorch draws them; the global random state is
     not changed.
     """
+    wan = as_wan(model, "the untrained control")
     like = wan.experts["high"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

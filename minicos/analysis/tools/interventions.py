@@ -25,7 +25,7 @@ from torch import Tensor
 from minicos.condition import Condition
 from minicos.hooks import NO_HOOKS, Hooks
 from minicos.sample import State, Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 
 class Edit(Protocol):
@@ -74,7 +74,7 @@ class Interventions:
 
     def with_donors(
         self,
-        wan: Wan,
+        wan: VideoModel,
         steps: Iterator[Step],
         condition: Condition,
         noise: Tensor,

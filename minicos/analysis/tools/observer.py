@@ -27,12 +27,13 @@ from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.puzzles import Puzzle
 from minicos.sample import VIDEO, Latents, Moment
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
+from minicos.wan import Wan, as_wan
 
 NETWORK, IDEAL = "network", "ideal observer"
 
 
-def models(wan: Wan, options: Ideal) -> dict[str, Wan]:
+def models(wan: VideoModel, options: Ideal) -> dict[str, VideoModel]:
     """The models of a study, by name: the network and, if requested, the ideal observer."""
     return {NETWORK: wan, **({IDEAL: Observer.of(wan)} if options.ideal else {})}
 
@@ -59,8 +60,9 @@ class Observer(Wan):
     foils: bool = False  # also consider plausible wrong answers possible
 
     @classmethod
-    def of(cls, wan: Wan, *, foils: bool = False) -> Self:
+    def of(cls, model: VideoModel, *, foils: bool = False) -> Self:
         """The observer that replaces a model's networks."""
+        wan = as_wan(model, "an ideal observer")
         return cls(**{f.name: getattr(wan, f.name) for f in fields(Wan)}, foils=foils)
 
     def known(self, puzzles: Sequence[Puzzle], frames: int) -> Known:

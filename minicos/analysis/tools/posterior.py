@@ -15,10 +15,13 @@ from torch import Tensor
 
 from minicos.media import to_float
 from minicos.puzzles import Puzzle, draw, timeline
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
+from minicos.wan import as_wan
 
 
-def answers(wan: Wan, puzzle: Puzzle, frames: int | None = None, *, foils: bool = False) -> Tensor:
+def answers(
+    wan: VideoModel, puzzle: Puzzle, frames: int | None = None, *, foils: bool = False
+) -> Tensor:
     """The latent of every valid answer's video, followed with `foils` by those of the plausible
     wrong ones: r c f h w. `frames` is 4n + 1, by default the puzzle's own.
 
@@ -28,7 +31,7 @@ def answers(wan: Wan, puzzle: Puzzle, frames: int | None = None, *, foils: bool 
     count = len(puzzle.candidates) + (len(puzzle.foils) if foils else 0)
     times = timeline(frames or puzzle.frames)
     videos = torch.stack([to_float(draw.to_uint8(puzzle.render(i, times))) for i in range(count)])
-    latents = wan.vae.encode(videos.to(wan.device))
+    latents = as_wan(wan, "a puzzle").vae.encode(videos.to(wan.device))
     if puzzle.hidden and times.size == puzzle.frames:
         same, valid = list(puzzle.hidden), latents[: len(puzzle.candidates)]
         latents[:, :, same] = valid[:, :, same].mean(0, keepdim=True)

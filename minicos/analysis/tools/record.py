@@ -21,7 +21,7 @@ from minicos.journal import brief
 from minicos.media import load_video
 from minicos.runs import Progress, Run
 from minicos.sample import State, Step
-from minicos.wan import Wan
+from minicos.video_model import VideoModel
 
 Saved = Sequence[Mapping[str, Tensor]]  # the results of `keep` for each step
 
@@ -50,7 +50,7 @@ class Recorder(Protocol):
 
 
 def record(
-    wan: Wan,
+    wan: VideoModel,
     condition: Condition,
     run: Run,
     recorders: Sequence[Recorder],
