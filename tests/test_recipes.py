@@ -16,7 +16,7 @@ NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "__init
 
 def test_the_list_names_every_recipe():
     assert recipes.__doc__ is not None
-    assert sorted(re.findall(r"^(\w+)  +\S", recipes.__doc__, flags=re.M)) == NAMES
+    assert sorted(re.findall(r"^ *(\w+)  +\S", recipes.__doc__, flags=re.M)) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
