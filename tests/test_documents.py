@@ -112,6 +112,34 @@ def test_modules_that_are_run_exist(page):
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
 
 
+def test_commands_of_training_and_measuring_have_these_options(monkeypatch, capsys):
+    text = " ".join(PAGES["weights.md"].split())
+    commands = re.findall(r"python -m ((?:minicos|tests)[.\w]+)(.*?)(?=`|#|python -m)", text)
+    assert len(commands) >= 7
+    for name, words in commands:
+        monkeypatch.setattr("sys.argv", [name, "--help"])
+        with pytest.raises(SystemExit):
+            import_module(name).main()
+        known = capsys.readouterr().out
+        for option in re.findall(r" (--[\w-]+)", words):
+            assert f"{option} " in known.replace("]", " ").replace(",", " "), (name, option)
+
+
+def test_commands_behind_a_scheduler_are_understood():
+    lines = "\n".join(blocks("weights.md", "bash")).splitlines()
+    started = [line.partition(" minicos ")[2] for line in lines if line.startswith("srun ")]
+    assert started
+    for words in started:
+        parser().parse_args(shlex.split(words))
+
+
+@pytest.mark.parametrize("line", ["points", "vbvr --list-conditions", "puzzles --list"])
+def test_commands_that_only_print_run(line, capsys):
+    assert any(f"minicos {line}" in " ".join(page.split()) for page in PAGES.values())
+    assert main(shlex.split(line)) == 0
+    assert capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     folder = (ROOT / page).parent
