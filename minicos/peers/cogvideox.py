@@ -1,11 +1,11 @@
-"""CogVideoX and CogVideoX1.5, image-to-video: joint attention with the text in front of the video.
+"""CogVideoX and CogVideoX1.5, image-to-video: joint attention, with the text before the video.
 
 The network predicts v = alpha noise - s x0 at x' = alpha x0 + s noise, with alpha^2 + s^2 = 1. With
 
     sigma = s / (alpha + s),   x = x' / (alpha + s),   velocity = (alpha + s) v + (s - alpha) x'
 
-it is a model of flow matching, exactly: x0 = x - sigma velocity = alpha x' - s v, and the
-scheduler's DDIM is Euler's step in sigma. Pure noise (alpha 0) is x = x'.
+this is exactly a flow-matching model: x0 = x - sigma velocity = alpha x' - s v, and the scheduler's
+DDIM step is an Euler step in sigma. For pure noise (alpha = 0), x = x'.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from minicos.schedule import Schedule
 
 @dataclass(frozen=True, repr=False)
 class CogVideoX(Peer):
-    """The picture's latent stands beside x on the channel axis, in frame 0."""
+    """The picture's latent is concatenated to x along the channels, in frame 0."""
 
     def shape(self, call: Call) -> tuple[int, int, int, int, int]:
         b, f, c, h, w = call["hidden_states"].shape
@@ -55,7 +55,7 @@ class CogVideoX(Peer):
 
     def schedule(self) -> Schedule:
         """Levels and timesteps of CogVideoXDDIMScheduler. Raises MinicosError for a number of steps
-        with which its steps would not end where the next ones begin.
+        whose ends would not be the next steps' beginnings.
         """
         scheduler, steps = self.pipe.scheduler, self.preset.steps
         config = scheduler.config
@@ -84,7 +84,7 @@ class CogVideoX(Peer):
 
     @property
     def lead(self) -> int:
-        """Padding in front, where a token is two latent frames."""
+        """Padding at the front, if a token covers two latent frames."""
         time = self.pipe.transformer.config.patch_size_t or 1
         return -((self.preset.frames - 1) // self.stride[0] + 1) % time
 

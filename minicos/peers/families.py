@@ -1,4 +1,4 @@
-"""The families of pipelines that have an adapter, and `minicos.from_diffusers`."""
+"""The supported pipeline families, and `minicos.from_diffusers`."""
 
 from typing import Any
 
@@ -20,15 +20,18 @@ FAMILIES: dict[str, type[Peer]] = {  # by the class of the pipeline
 def from_diffusers(
     pipe: Any, *, variant: str | None = None, preset: str | None = None, embed: Embed | None = None
 ) -> Wan | Peer:
-    """A pipeline of diffusers that is in memory, as a model of minicos; it is not changed.
+    """Wrap a diffusers pipeline in memory as a model of minicos. The pipeline is not changed.
 
-    pipe     of a class in `wan.PIPELINES` or `FAMILIES`
-    variant  of Wan, what shapes cannot tell, as for `minicos.load`: "VBVR-Wan2.2", ...
-    preset   of the others, a way of sampling (`presets.PRESETS`), by default the pipeline's own
-    embed    of the others, in the place of text encoders that are not there: prompts -> arguments
-             of the pipeline such as prompt_embeds
-    Raises MinicosError for a pipeline of another class, and where its weights cannot be used as
-    they lie there.
+    Args:
+        pipe: an object of a class in `wan.PIPELINES` or `FAMILIES`.
+        variant: for Wan, the variant if shapes cannot identify it, as in `minicos.load`:
+            "VBVR-Wan2.2", ...
+        preset: for other families, a way of sampling (`presets.PRESETS`); default: the pipeline's.
+        embed: for other families, a replacement for missing text encoders: prompts -> arguments of
+            the pipeline such as prompt_embeds.
+
+    Raises:
+        MinicosError: the pipeline has another class, or its weights cannot be used in place.
     """
     kind = type(pipe).__name__
     if kind in wan.PIPELINES:

@@ -1,15 +1,15 @@
-"""Hooks on networks that are not ours, with the rules of `minicos.hooks`.
+"""Hooks on the networks of other libraries, with the rules of `minicos.hooks`.
 
     with hooked(network, places, hooks): network(...)
 
-A place says where a hook point lies. Most are what a module returns, or a part of it (`Spot`): for
-the call, torch forward hooks are put on the modules that a rule names, and on no other. Queries,
-keys, values and what attention makes of them are no module's output (`Attends`): torch shows every
-`scaled_dot_product_attention` to a `TorchFunctionMode`, after norms and rotary embedding, and the
-module around it tells which one it is.
+A place defines where a hook point is. Most are the output of a module, or a part of it (`Spot`):
+for the duration of the call, torch forward hooks are registered on the modules that a rule needs,
+and on no others. Queries, keys, values and heads are not outputs of a module (`Attends`): a
+`TorchFunctionMode` intercepts every `scaled_dot_product_attention`, after norms and rotary
+embedding, and the enclosing module identifies it.
 
-When the call ends, also by an exception, all hooks are removed. Where hooks leave a tensor as it
-is, the network goes on with its own, so that watching changes no bit.
+When the call ends, also by an exception, all hooks are removed. If hooks leave a tensor unchanged,
+the network continues with its own, so observing does not change a single bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,8 +27,7 @@ from minicos.attend import attend
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 
-# the points inside an attention, and their shapes: t keys, which are j where text and video attend
-# jointly
+# the points inside an attention, and their shapes: t keys, or j if text and video attend jointly
 PARTS = dict.fromkeys(("q", "k", "v", "heads"), "b n l k") | {
     "allowed": "b n l t",
     "pattern": "b n l t",
@@ -38,11 +37,11 @@ PARTS = dict.fromkeys(("q", "k", "v", "heads"), "b n l k") | {
 
 @dataclass(frozen=True)
 class Spot:
-    """A hook point that is what a module returns, or a part of it."""
+    """A hook point that is the output of a module, or a part of it."""
 
     module: str  # its name in the network: "transformer_blocks.3.attn1"
     shape: str  # of the point, in letters
-    items: tuple[int, ...] = ()  # of a tuple that it returns; several are joined along the tokens
+    items: tuple[int, ...] = ()  # of a returned tuple; several are joined along the tokens
     rows: slice = field(default_factory=lambda: slice(None), hash=False)  # of the tokens
     video: slice = field(default_factory=lambda: slice(None), hash=False)  # see `Site.video`
 
@@ -52,7 +51,7 @@ class Spot:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[:, self.rows]
 
     def put(self, out: Any, x: Tensor) -> Any:
-        """What the module returned, with x in the place of the point's tensor."""
+        """The module's output with x in place of the point's tensor."""
         if not self.items:
             return self._within(out, x)
         parts = list(out)
@@ -81,9 +80,9 @@ class Attends:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the hook points of a network lie, by name."""
+    """The locations of a network's hook points, by name."""
 
-    spots: Mapping[str, Spot] = field(default_factory=dict)  # those of one module run in this order
+    spots: Mapping[str, Spot] = field(default_factory=dict)  # those of one module run in order
     attentions: Mapping[str, Attends] = field(default_factory=dict)
 
     @property
@@ -93,7 +92,7 @@ class Places:
         return {name: spot.shape for name, spot in self.spots.items()} | within
 
     def watched(self, hooks: Hooks) -> "Places":
-        """The places at which a rule can fire."""
+        """The places at which a rule can apply."""
         spots = {name: spot for name, spot in self.spots.items() if _any(hooks, [name])}
         within = {
             name: place
@@ -105,7 +104,7 @@ class Places:
 
 def joint(name: str, module: str, text: int) -> dict[str, Spot]:
     """The points of a module that returns video and text: NAME, NAME.text, and both as NAME.joint,
-    the video first. `text`: rows of the text.
+    the video first. `text` is the number of text rows.
     """
     return {
         name: Spot(module, "b l d", (0,)),
@@ -118,11 +117,15 @@ def joint(name: str, module: str, text: int) -> dict[str, Spot]:
 def hooked(
     network: nn.Module, places: Places, hooks: Hooks, *, attends: bool = True
 ) -> Iterator[None]:
-    """`hooks` on the points of one call of `network`.
+    """Apply `hooks` to the points of one call of `network` (a context).
 
-    attends   whether each watched attention is computed in this call; False where a pass skips some
-    Raises MinicosError for a network that is compiled whole, whose graph has no place for hooks,
-    and for attention that torch does not compute.
+    Args:
+        attends: whether each hooked attention is computed in this call; False for passes that skip
+            some.
+
+    Raises:
+        MinicosError: the network is compiled as a whole, so hooks would not run, or an attention is
+            not computed by torch.
     """
     watched = places.watched(hooks)
     if not watched.spots and not watched.attentions:
@@ -130,7 +133,7 @@ def hooked(
         return
     check_watchable(network)
     with ExitStack() as stack:
-        # Blocks that are compiled one by one run eagerly: a graph may have been made before.
+        # Blocks that are compiled one by one run eagerly: their graph may exist already.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, spot in watched.spots.items():
             module = network.get_submodule(spot.module)
@@ -149,7 +152,7 @@ def hooked(
 
 
 def check_watchable(network: nn.Module) -> None:
-    """Raise MinicosError where hooks inside a network would be ignored."""
+    """Raise MinicosError if hooks inside a network would be ignored."""
     whole = type(network).__name__ == "OptimizedModule" or network._compiled_call_impl is not None
     if whole:
         raise MinicosError(
@@ -168,14 +171,14 @@ def _any(hooks: Hooks, names: Iterable[str]) -> bool:
 
 
 def _shown(name: str, spot: Spot, hooks: Hooks, module: nn.Module, given: Any, out: Any) -> Any:
-    """A forward hook of torch. None: torch keeps what the module returned."""
+    """A torch forward hook; None keeps the module's output."""
     x = spot.take(out)
     y = hooks.at(video=spot.video)(name, x)
     return None if y is x else spot.put(out, y)
 
 
 class _Attentions(TorchFunctionMode):
-    """Shows the attentions of the modules that are being run to hooks."""
+    """Passes the attentions of the running modules to hooks."""
 
     def __init__(self, hooks: Hooks, attends: bool):
         super().__init__()
@@ -184,12 +187,12 @@ class _Attentions(TorchFunctionMode):
         self._seen = False
 
     def enter(self, name: str, place: Attends, module: nn.Module, given: Any) -> None:
-        """Before a module that attends."""
+        """Called before an attention module."""
         self._running.append((name, place))
         self._seen = False
 
     def leave(self, module: nn.Module, given: Any, out: Any) -> None:
-        """After it, also where it failed (then `out` is None)."""
+        """Called after it, also if it failed (then `out` is None)."""
         name, _ = self._running.pop()
         if self.attends and not self._seen and out is not None:
             raise MinicosError(
@@ -218,8 +221,8 @@ class _Attentions(TorchFunctionMode):
 
 
 def _allowed(mask: Tensor | None, name: str) -> Tensor | None:
-    """The keys that a mask allows: one of bools as it is, and one of numbers to be added to scores
-    where these are 0 or so low that nothing is left of the key.
+    """The keys that a mask allows: a bool mask as it is, and a mask of numbers added to scores
+    where they are 0 or so negative that nothing of the key is left.
     """
     if mask is None or mask.dtype == torch.bool:
         return mask

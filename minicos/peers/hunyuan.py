@@ -1,10 +1,10 @@
-"""HunyuanVideo, image-to-video: joint attention with the text behind the video.
+"""HunyuanVideo, image-to-video: joint attention, with the text after the video.
 
 Two networks share the pipeline. "token_replace": the first latent frame is the picture's at every
-step. "latent_concat": the picture's latent and a mask stand beside x on the channel axis, and the
-frames of the first latent are thrown away after decoding. 20 blocks keep video and text apart, 40
-more run them through one set of weights; `blocks.k` counts through both. Prompts also enter every
-block's modulation and the head, pooled by CLIP: no stream of the network is all that it knows.
+step. "latent_concat": the picture's latent and a mask are concatenated to x along the channels, and
+the frames of the first latent are discarded after decoding. 20 blocks process video and text
+separately, 40 more with shared weights; `blocks.k` counts both. Prompts also enter every block's
+modulation and the head, pooled by CLIP, so no stream carries all that the network knows.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ TEXT = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
 
 @dataclass(frozen=True, repr=False)
 class HunyuanVideo(Peer):
-    """Guidance is told to the network as a number (`HunyuanPreset.embedded`); a second pass is an
+    """The network receives guidance as a number (`HunyuanPreset.embedded`); a second pass is an
     option of the pipeline, off by default.
     """
 
     @property
     def concat(self) -> bool:
-        """Whether the picture stands beside x."""
+        """Whether the picture is concatenated to x."""
         return self.pipe.transformer.config.image_condition_type == "latent_concat"
 
     def given(self, guided: bool) -> dict[str, Any]:
@@ -41,14 +41,14 @@ class HunyuanVideo(Peer):
         return not self.concat
 
     def start(self, noise: Tensor, call: Call) -> Tensor:
-        """The pipeline mixes a thousandth of the picture into every frame of the noise."""
+        """Noise mixed with a thousandth of the picture in every frame, as in the pipeline."""
         x, c = call["hidden_states"], noise.shape[1]
         picture = (x[:, c : 2 * c, :1] if self.concat else x[:, :, :1]).to(noise)
         share = torch.tensor(0.999).to(noise)  # rounded as there
         return noise * share + picture.repeat(1, 1, noise.shape[2], 1, 1) * (1 - share)
 
     def unprompted(self, cond: Call, texts: list[str], pictures: Tensor) -> Call:
-        """The pipeline shows a black picture to the text encoder, and the given one to the rest."""
+        """Like the pipeline, show a black picture to the text encoder alone."""
         own = {} if self.embed is not None else {"image_embed_interleave": 2}
         black = self.prepared(texts, torch.zeros_like(pictures), **own)
         return {**cond, **{name: black[name] for name in TEXT}}
@@ -80,7 +80,7 @@ class HunyuanVideo(Peer):
             theirs = f"transformer_blocks.{k}" if k < double else single
             attention = f"{theirs}.attn"
             spots |= joint(ours, theirs, text) | joint(f"{ours}.self_attn", attention, text)
-            if k < double:  # a single block has attention and feed-forward in one projection
+            if k < double:  # a single block computes attention and feed-forward in one projection
                 spots[f"{ours}.ffn"] = Spot(f"{theirs}.ff", "b l d")
                 spots[f"{ours}.ffn.text"] = Spot(f"{theirs}.ff_context", "b t d")
             attentions[f"{ours}.self_attn"] = Attends(attention, video=slice(None, -text or None))

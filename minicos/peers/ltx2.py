@@ -1,9 +1,9 @@
 """LTX-2 and LTX-2.3, image-to-video with sound: 48 blocks with a video and an audio stream.
 
-Tokens are latent pixels. The first latent frame is the picture's at every step, and its tokens are
-told timestep 0. The sound is denoised along with the video and looks at it in every block, and the
-video at the sound: it travels beside the video latent, from its own noise, and stays when the
-latent is edited. Noise that is put into the video alone leaves it a way around.
+Tokens are latent pixels. The first latent frame is the picture's at every step, and its tokens have
+timestep 0. The sound is denoised along with the video; in every block, video and sound attend to
+each other. Its latent starts from its own noise, and an edit of the video latent leaves it
+unchanged: information can bypass noise that is put into the video alone.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ AUDIO_SIDE = {
 
 @dataclass(frozen=True, repr=False)
 class LTX2(Peer):
-    """Its preset is a `LTX2Preset`."""
+    """The LTX-2 family; its preset is a `LTX2Preset`."""
 
     moving: ClassVar[frozenset[str]] = frozenset(
         {"hidden_states", "audio_hidden_states", "timestep", "audio_timestep", "sigma"}
@@ -57,7 +57,7 @@ class LTX2(Peer):
         b, _, f, h, w = x.shape
         time = torch.full((b,), moment.timestep, device=x.device)
         each = time[:, None].repeat(1, f * h * w)
-        each[:, : h * w] = 0  # the picture's
+        each[:, : h * w] = 0  # the tokens of the picture
         return {
             **call,
             "hidden_states": rearrange(x, "b c f h w -> b (f h w) c").to(dtype),
@@ -80,7 +80,7 @@ class LTX2(Peer):
         tokens = ((p.frames - 1) // t + 1) * (height // sh) * (width // sw)
         least, most = config.base_image_seq_len, config.max_image_seq_len
         slope = (config.max_shift - config.base_shift) / (most - least)
-        by_size = tokens * slope + config.base_shift - slope * least  # not clamped, as there
+        by_size = tokens * slope + config.base_shift - slope * least  # not clamped, as in diffusers
         mu = by_size if p.by_size else float(np.log(p.shift))
         return self.flow(torch.linspace(1, 1 / p.steps, p.steps, dtype=torch.float64), mu=mu)
 
@@ -104,7 +104,7 @@ class LTX2(Peer):
 
     def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
         """cond + (g - 1) (cond - uncond) + stg (cond - stg) + (modality - 1) (cond - modality),
-        then the share of rescaling (pipeline_ltx2_image2video.py).
+        then partial rescaling (pipeline_ltx2_image2video.py).
         """
         p, found = self.preset, {}
         for name, cond in passes["cond"].items():
@@ -144,13 +144,13 @@ class LTX2(Peer):
         return True
 
     def beside(self, noise: Tensor, condition: PeerCondition) -> Latents:
-        """The sound's noise, which follows from the video's: one seed gives both."""
+        """The sound's noise, derived from the video's, so that one seed determines both."""
         _, *rest = condition.branch("cond")[AUDIO_HIDDEN].shape
         each = [torch.Generator().manual_seed(seed) for seed in numbers_of(noise)]
         return {AUDIO: torch.stack([torch.randn(rest, generator=g) for g in each]).to(noise)}
 
     def compressed(self, pictures: Tensor) -> Tensor:
-        """As H.264 frames of `image_crf` and back, which is what the model was trained on."""
+        """The frames after H.264 compression with `image_crf`, on which the model was trained."""
         if not self.preset.image_crf:
             return pictures
         from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
@@ -202,8 +202,8 @@ def _unpacked(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _rescaled(x: Tensor, v: Tensor, cond: Tensor, sigma: float, share: float) -> Tensor:
-    """A velocity whose clean estimate has, by a share, the standard deviation of the unguided one
-    (arXiv:2305.08891, 3.4).
+    """A velocity whose clean estimate has the standard deviation of the unguided one, to the degree
+    `share` (arXiv:2305.08891, 3.4).
     """
     if not share:
         return v

@@ -1,4 +1,4 @@
-"""Open a diffusers folder of a peer: decide where its weights live, let diffusers read them."""
+"""Open a diffusers folder of a peer: plan where its weights go, and let diffusers read them."""
 
 import math
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from minicos.peers.peer import Peer
 from minicos.plan import Part, Plan, available, choose
 
 EXTRA = "the models of diffusers need the extra: `pip install 'minicos[peers]'`"
-WORK = 10  # numbers of the network's width that a token takes while a block runs, about
+WORK = 10  # activations per token while a block runs, in units of the network's width, roughly
 
 
 def diffusers() -> ModuleType:
-    """The library. Raises MinicosError where it is not installed."""
+    """The library. Raises MinicosError if it is not installed."""
     try:
         import diffusers
         import transformers  # noqa: F401  (its text encoders)
@@ -40,15 +40,19 @@ def open_peer(
     compile: bool = False,
     tell: Callable[[Plan], object] = lambda plan: None,
 ) -> Peer:
-    """A peer, ready to run under a preset.
+    """Open a peer under a preset.
 
-    dtype      of all its networks: bfloat16 on a card, float32 on the CPU by default
-    residency  "resident"; "swap" and "stream" are diffusers' own model and sequential offloading,
-               which need accelerate; "auto" is the first that fits (see `plan`)
-    compile    compile the transformer's repeated blocks
-    tell       is called with the plan before any weight is read
-    Only safetensors are read, no code of the repository is run, nothing is downloaded. Raises
-    MinicosError where diffusers is missing or does not know the model, or memory does not suffice.
+    Only safetensors are read, no code of the repository is run, and nothing is downloaded.
+
+    Args:
+        dtype: dtype of all its networks; default: bfloat16 on a card, float32 on the CPU.
+        residency: "resident"; "swap" and "stream" are diffusers' model and sequential offloading,
+            which need accelerate; "auto" is the first that fits (see `plan`).
+        compile: compile the transformer's repeated blocks.
+        tell: called with the plan before weights are read.
+
+    Raises:
+        MinicosError: diffusers is missing or lacks the model, or memory does not suffice.
     """
     library = diffusers()
     kind = getattr(library, folder.pipeline, None)
@@ -78,7 +82,7 @@ def open_peer(
 
 
 def points(folder: PeerFolder) -> dict[str, str]:
-    """Every hook point of a peer and its shape in letters; no weight is read."""
+    """Every hook point of a peer and its shape in letters; no weights are read."""
     library = diffusers()
     kind = getattr(library, str(folder.transformer.get("_class_name")), None)
     if kind is None:
@@ -111,7 +115,7 @@ def _place(pipe: Any, plan: Plan) -> None:
 def _plan(
     folder: PeerFolder, preset: Preset, device: torch.device, dtype: torch.dtype, residency: str
 ) -> Plan:
-    """Where the weights go. What the VAE needs while it decodes is not known, and not in it."""
+    """The placement of the weights. The memory of the VAE's decoder is unknown and not included."""
     t, sh, sw = STRIDES[folder.variant]
     height, width = preset.size
     tokens = ((preset.frames - 1) // t + 1) * math.ceil(height / sh) * math.ceil(width / sw)
@@ -127,7 +131,7 @@ def _plan(
 
 
 def _sequential(plan: Plan) -> Plan:
-    """diffusers streams every network, also the text encoders."""
+    """The plan if diffusers streams every network, including the text encoders."""
     parts = [replace(part, placement="stream") for part in plan.parts]
     return replace(plan, parts=tuple(parts))
 

@@ -1,12 +1,13 @@
-"""`Peer`: a pipeline of diffusers as a `Model`, and what a family of pipelines has to say for it.
+"""`Peer`: a diffusers pipeline as a `Model`, and the interface of a family of pipelines.
 
 The pipeline prepares (prepare.py), our loop denoises: a step calls the pipeline's transformer, with
-hooks that live for the call (foreign.py). So prompts, pictures, masks and positions are diffusers'
-own, while the loop, resuming, several runs side by side and all studies are those of `minicos`.
+hooks that exist for the duration of the call (foreign.py). So prompts, pictures, masks and
+positions are those of diffusers, while the loop, resuming, lockstep runs and all studies are those
+of `minicos`.
 
-All is told in terms of flow matching, x = (1 - sigma) x0 + sigma noise and velocity = noise - x0,
-in latents b c f h w. A family translates: `received` and `arguments` between latents and a call of
-the transformer, `velocities` from its answer. It never repeats what its pipeline prepares.
+Everything is expressed as flow matching, x = (1 - sigma) x0 + sigma noise and velocity = noise -
+x0, in latents b c f h w. A family translates: `received` and `arguments` between latents and a call
+of the transformer, `velocities` from its output. It never repeats what its pipeline prepares.
 """
 
 from abc import abstractmethod
@@ -34,20 +35,20 @@ from minicos.schedule import Schedule
 from minicos.video_model import VideoModel
 from minicos.wan import UNUSED_NEGATIVE
 
-# Prompts -> arguments of a pipeline that take the place of `prompt`, such as prompt_embeds.
+# Prompts -> arguments of a pipeline that replace `prompt`, such as prompt_embeds.
 Embed = Callable[[list[str]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PeerCondition(Condition):
-    """What a peer is conditioned on: for each branch that differs in what it is given, what the
-    pipeline calls its transformer with.
+    """The condition of a peer: for each branch with inputs of its own, the arguments with which the
+    pipeline calls its transformer.
     """
 
-    calls: Mapping[str, Call]  # "cond", and "uncond" where there is guidance
+    calls: Mapping[str, Call]  # "cond", and "uncond" if there is guidance
 
     def branch(self, name: str) -> Call:
-        """The call of "cond" or "uncond". Raises MinicosError where there is no negative prompt."""
+        """The call of "cond" or "uncond". Raises MinicosError without a negative prompt."""
         if name not in self.calls:
             raise MinicosError(
                 "guidance needs a negative prompt, and this condition has none: make it again "
@@ -71,15 +72,15 @@ class Peer(VideoModel):
     """A family of pipelines overrides `places`, and what else differs in it from the usual kind:
     latents b c f h w, a picture beside them on the channel axis, flow matching by Euler's method.
 
-    Dimensions of `Call` are the transformer's; everything else is b c f h w.
+    Dimensions in a `Call` are the transformer's; everything else is b c f h w.
     """
 
     pipe: Any
     variant: str
-    preset: Any  # a PeerPreset, or the family's own kind of it
-    weights: str = ""  # fingerprint of the files, which runs remember
-    embed: Embed | None = None  # in the place of the pipeline's text encoders
-    # A random choice of the pipeline's is not the run's: CogVideoX samples the picture's latent.
+    preset: Any  # a PeerPreset, or a subclass for the family
+    weights: str = ""  # fingerprint of the files, which runs record
+    embed: Embed | None = None  # replaces the pipeline's text encoders
+    # Seed of random choices of the pipeline: CogVideoX samples the picture's latent.
     picture_seed: int = 0
     placement: str = "resident"  # where the weights are; diffusers moves them
     notes: tuple[str, ...] = ()
@@ -87,11 +88,11 @@ class Peer(VideoModel):
     # The arguments of the transformer that change from step to step.
     moving: ClassVar[frozenset[str]] = frozenset({"hidden_states", "timestep"})
 
-    # -- what a family says, by default that of the usual kind -------------------------------------
+    # -- what a family defines, with defaults for the usual case -----------------------------------
 
     @abstractmethod
     def places(self, text: int) -> Places:
-        """Where the hook points lie; `text`: how many rows of it attend together with the video."""
+        """The hook points; `text` is the number of text rows that attend jointly with the video."""
 
     def shape(self, call: Call) -> tuple[int, int, int, int, int]:
         """b c f h w of the video's latents in a call."""
@@ -103,8 +104,8 @@ class Peer(VideoModel):
         return {VIDEO: call["hidden_states"][:, : self.shape(call)[1]].float()}
 
     def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
-        """The call with these latents and the noise level of this moment in it: by default in front
-        of what else stands on the channel axis.
+        """The call with these latents and the noise level of this moment; by default they replace
+        the first channels of the input.
         """
         beside = call["hidden_states"]
         x = latents[VIDEO].to(beside.dtype)
@@ -113,11 +114,11 @@ class Peer(VideoModel):
         return {**call, "hidden_states": x, "timestep": timestep}
 
     def velocities(self, answer: tuple[Tensor, ...], latents: Latents, moment: Moment) -> Latents:
-        """The velocities in the answer of the transformer to such a call, float32."""
+        """The velocities in the transformer's output for such a call, float32."""
         return {VIDEO: answer[0].float()}
 
     def silence(self, call: Call) -> tuple[Tensor, ...]:
-        """Zeros of the shapes of the transformer's answer to a call."""
+        """Zeros in the shapes of the transformer's output for a call."""
         return (torch.zeros_like(call["hidden_states"][:, : self.shape(call)[1]]),)
 
     def schedule(self) -> Schedule:
@@ -141,17 +142,17 @@ class Peer(VideoModel):
         return {"guidance_scale": self._strength if guided else 1.0}
 
     def imposes(self) -> bool:
-        """Whether the first latent frame stands fixed."""
+        """Whether the first latent frame is fixed."""
         return False
 
     def unprompted(self, cond: Call, texts: list[str], pictures: Tensor) -> Call:
-        """What is called in the unprompted branch, from the call of the prompted one and the
-        negative prompts.
+        """The call of the unprompted branch, from that of the prompted one and the negative
+        prompts.
         """
         return self.prepared(texts, pictures)
 
     def start(self, noise: Tensor, call: Call) -> Tensor:
-        """The latents of a run that starts from Gaussian noise."""
+        """The initial latents of a run, from Gaussian noise."""
         return noise
 
     def attends(self, branch: str) -> bool:
@@ -160,7 +161,7 @@ class Peer(VideoModel):
 
     @property
     def lead(self) -> int:
-        """Latent frames in front that are not shown: padding, or thrown away after decoding."""
+        """Latent frames at the front that are not shown: padding, or discarded after decoding."""
         return 0
 
     # -- as a `Model` ------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ class Peer(VideoModel):
         drawn = draw_noise(condition.shape, seed, source).to(self.device)
         return self.start(drawn, condition.branch("cond"))  # type: ignore[attr-defined]
 
-    # -- what commands ask -------------------------------------------------------------------------
+    # -- called by commands ------------------------------------------------------------------------
 
     @property
     def presets(self) -> tuple[str, ...]:
@@ -325,34 +326,30 @@ class Peer(VideoModel):
         return PeerCondition(shape=self.shape(cond), first=first, calls=calls)
 
     def compressed(self, pictures: Tensor) -> Tensor:
-        """First frames (b 3 h w in [0, 1]) as given, before they are made to fit: as the model
-        wants them.
-        """
+        """First frames (b 3 h w in [0, 1]), prepared for the model before the resize."""
         return pictures
 
     def shown(self, pictures: Tensor) -> Any:
-        """First frames (b 3 H W in [0, 1]) in the form that the pipeline is given."""
+        """First frames (b 3 H W in [0, 1]) in the form that the pipeline takes."""
         return pictures
 
     def text_rows(self, call: Call) -> int:
-        """How many rows of text attend together with the video."""
+        """The number of text rows that attend jointly with the video."""
         return call["encoder_hidden_states"].shape[1]
 
     def words(self, condition: PeerCondition, branch: str) -> int | None:
-        """See `Model.words`; where text attends together with the video, nothing looks at rows
-        beyond these.
-        """
+        """See `Model.words`. With joint attention, no token attends to later rows."""
         return self.text_rows(condition.branch(branch))
 
     def prepared(self, texts: list[str], pictures: Tensor, **more: Any) -> Call:
-        """What the pipeline calls its transformer with for some prompts and pictures; `more`: its
-        own arguments.
+        """The arguments with which the pipeline calls its transformer for some prompts and
+        pictures; `more` are further arguments of the pipeline.
         """
         given = {**self._asked(texts, pictures), **self.given(guided=False), **more}
         return prepared(self.pipe, self.silence, self.moving, given)
 
     def arguments_of_a_run(self, texts: list[str], pictures: Tensor) -> Call:
-        """The arguments with which the pipeline itself makes what the preset asks for."""
+        """The arguments with which the pipeline itself makes a video under the preset."""
         given = {**self._asked(texts, pictures), **self.given(guided=True)}
         if self.preset.guided:
             negative = self._words([self.preset.negative_prompt] * len(texts))
@@ -394,7 +391,7 @@ class Peer(VideoModel):
         return batch.expand(count, -1, -1, -1)
 
     def fitting(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of a video in a picture's aspect ratio, of about the preset's area."""
+        """Height and width of a video with a picture's aspect ratio and about the preset's area."""
         size: tuple[int, int] = tuple(self.preset.size)
         if self.preset.area is None or image_hw == size:
             return size
@@ -417,9 +414,10 @@ class Peer(VideoModel):
     ) -> Schedule:
         """The schedule of a FlowMatchEulerDiscreteScheduler, whose step is Euler's.
 
-        sigmas  evenly spaced noise levels, float64
-        mu      log of the shift, for schedulers whose shift depends on the size
-        shift   for the others, in the place of its own
+        Args:
+            sigmas: evenly spaced noise levels, float64.
+            mu: log of the shift, for schedulers whose shift depends on the size.
+            shift: for other schedulers, instead of their own.
         """
         scheduler = deepcopy(self.pipe.scheduler)
         kind, config = type(scheduler).__name__, scheduler.config
@@ -438,8 +436,8 @@ class Peer(VideoModel):
 
 
 def numbers_of(x: Tensor) -> Iterator[int]:
-    """A seed for each sample of some noise, from its bytes: what is drawn with it belongs to the
-    sample, whatever its batch.
+    """A seed for each sample of some noise, derived from its bytes, so that what is drawn with it
+    belongs to the sample, whatever its batch.
     """
     for row in x.detach().float().cpu():
         yield int.from_bytes(sha256(row.numpy().tobytes()).digest()[:7], "little")

@@ -1,8 +1,8 @@
-"""The pipeline prepares, we denoise: what a pipeline would have called its transformer with.
+"""Obtain the arguments with which a pipeline would call its transformer.
 
-Prompts, pictures, masks and positions stay the pipeline's own affair. `prepared` runs it with the
-transformer unplugged, keeps the arguments of the calls of its first two steps and stops it there.
-What differs between the two is what moves with the latent; everything else is the condition.
+Prompts, pictures, masks and positions are prepared by the pipeline. `prepared` runs it with the
+transformer replaced by a stub, records the arguments of the calls of its first two steps, and stops
+it there. What differs between the two calls changes with the latent; the rest is the condition.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,18 +19,21 @@ Call = Mapping[str, Any]  # the keyword arguments of a transformer
 
 
 class _Enough(Exception):
-    """Two steps have been seen."""
+    """Raised when two steps have been recorded."""
 
 
 def prepared(
     pipe: Any, answer: Callable[[Call], tuple[Tensor, ...]], moving: frozenset[str], given: Call
 ) -> Call:
     """The arguments of the transformer's first call in `pipe(**given)`. Of the networks only the
-    encoders run; the pipeline is left as it was.
+    encoders run; the pipeline is restored afterwards.
 
-    answer  a call -> zeros of the shapes that the transformer answers with
-    moving  the arguments that may change from step to step
-    Raises MinicosError where others do, and where the pipeline makes no call, or refuses `given`.
+    Args:
+        answer: a call -> zeros in the shapes of the transformer's output.
+        moving: the arguments that may change from step to step.
+
+    Raises:
+        MinicosError: other arguments change, or the pipeline makes no call or refuses `given`.
     """
     calls: list[Call] = []
 
@@ -64,7 +67,7 @@ def prepared(
 
 
 def noted(pipe: Any, given: Call) -> list[Call]:
-    """The arguments of all calls of the transformer in `pipe(**given)`, which runs as it is."""
+    """The arguments of all calls of the transformer in a normal run of `pipe(**given)`."""
     calls: list[Call] = []
     forward = pipe.transformer.forward
 
@@ -79,8 +82,8 @@ def noted(pipe: Any, given: Call) -> list[Call]:
 
 @contextmanager
 def _unplugged(pipe: Any, stub: Callable[..., Any]) -> Iterator[None]:
-    """The pipeline with `stub` as its transformer's forward, a scheduler of its own and no progress
-    bar. Attributes are put back as they were: also an offloader's own forward.
+    """The pipeline with `stub` as its transformer's forward, a copy of its scheduler and no
+    progress bar. Attributes are restored, including the forward of an offloader.
     """
     before, own = dict(vars(pipe)), vars(pipe.transformer)
     kept = {name: own[name] for name in ("forward",) if name in own}

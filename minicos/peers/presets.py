@@ -1,10 +1,9 @@
-"""The peers as data: their names, and ways of sampling them. No torch and no diffusers here.
+"""The peers as data: their names, and ways of sampling them. Imports neither torch nor diffusers.
 
-A preset names whose way it is: "diffusers" is what the pipeline does when nothing is said,
-"official" what the authors' own code does, "harness" how the benchmark of the paper ran the model
-(weights.md says what that costs). The official code of LTX-2 takes one noise schedule for all
-sizes, and diffusers one for each: their steps of equal number differ in noise, so that curves over
-sigma can be compared, and curves over steps cannot.
+A preset names the code that it follows: "diffusers" the defaults of the pipeline, "official" the
+authors' own code, "harness" the benchmark runs of the paper (weights.md says what that costs). The
+official code of LTX-2 uses one noise schedule for all sizes, diffusers one for each size: with an
+equal number of steps they differ in noise, so compare curves over sigma, not over steps.
 """
 
 import math
@@ -15,16 +14,16 @@ from typing import Any, ClassVar, Self
 from minicos.config import Preset
 from minicos.errors import MinicosError
 
-_BOTH = ("high", "low")  # a peer has one network, which is called high
+_BOTH = ("high", "low")  # a peer has one network, called high
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeerPreset(Preset):
-    """A way of sampling a peer. A video has the preset's frames and size, or with an area so many
-    pixels in its picture's aspect ratio, so that nothing is squashed or padded.
+    """A way of sampling a peer. A video has the preset's frames and size, or with an area that many
+    pixels in its picture's aspect ratio, so that nothing is distorted or padded.
     """
 
-    fixed: ClassVar[Mapping[str, str]] = {  # fields that mean nothing here -> why
+    fixed: ClassVar[Mapping[str, str]] = {  # fields that do not apply -> the reason
         "boundary": "it has one network",
         "shift": "its scheduler has none",
     }
@@ -43,25 +42,25 @@ class PeerPreset(Preset):
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanPreset(PeerPreset):
-    """Guidance beside the embedded one is what diffusers calls true_cfg_scale."""
+    """The preset of HunyuanVideo. Guidance by a second pass is diffusers' true_cfg_scale."""
 
-    embedded: float = 6.0  # guidance told to the network as a number, where it takes one
+    embedded: float = 6.0  # guidance as a number that the network receives, if it takes one
     fixed: ClassVar[Mapping[str, str]] = {"boundary": "it has one network"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LTX2Preset(PeerPreset):
-    """LTX-2 has up to four passes in a step: cond, uncond, "stg" (some blocks attend to nothing but
-    the token itself) and "modality" (video and sound do not see each other).
+    """LTX-2 has up to four passes per step: cond, uncond, "stg" (in some blocks tokens attend only
+    to themselves) and "modality" (video and sound do not attend to each other).
     """
 
-    by_size: bool = True  # the shift follows the number of tokens, as in diffusers
-    audio_guidance: float | None = None  # of the sound; None: as the video's
+    by_size: bool = True  # the shift depends on the number of tokens, as in diffusers
+    audio_guidance: float | None = None  # for the sound; None: the video's
     stg: float = 0.0  # strength of spatio-temporal guidance
     stg_blocks: tuple[int, ...] = (28,)
     modality: float = 1.0  # 1: no such pass
-    rescale: float = 0.0  # share of guidance's rescaling (arXiv:2305.08891, 3.4)
-    image_crf: int = 0  # the first frame is compressed as H.264 and read back; 0: it is not
+    rescale: float = 0.0  # degree of guidance rescaling (arXiv:2305.08891, 3.4)
+    image_crf: int = 0  # H.264 compression of the first frame before encoding; 0: none
     fixed: ClassVar[Mapping[str, str]] = {"boundary": "it has one network"}
 
     @property

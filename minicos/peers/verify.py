@@ -1,7 +1,7 @@
-"""Does our loop make a pipeline's own latents? The same noise, picture and words in both.
+"""Check that our loop reproduces a pipeline's own latents, with the same noise, picture and words.
 
-The pipeline runs by itself, guidance included, while the calls of its transformer are noted. Our
-loop starts from the latents of the first; each later call shows what became of them in between.
+The pipeline runs by itself, with guidance, while the calls of its transformer are recorded. Our
+loop starts from the latents of the first call; each later call shows the latents between steps.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,19 @@ from minicos.sample import VIDEO, State
 from minicos.verify import TOLERANCE, Part, Row, distance
 
 STEPS = 5
-WHOLE = 32  # pixels, of which a pipeline may want multiples
+WHOLE = 32  # pixels; sizes are multiples of it, as some pipelines require
 PROMPT = "a ball rolls to the left"
 
 
 def verify(
     model: Peer, grid: tuple[int, int, int] = (3, 4, 6), *, tolerance: float | None = None
 ) -> Iterator[Part]:
-    """Compare the latents that enter each step of a short run: one `Part`.
+    """Compare the latents that enter each step of a short run; yields one `Part`.
 
-    grid       tokens along frames, height and width, at least; small, since errors of code show at
-               any size
-    tolerance  what rel_l2 may be, instead of `TOLERANCE` of the dtype
+    Args:
+        grid: smallest number of tokens along frames, height and width. A small grid suffices, since
+            errors in the code show at any size.
+        tolerance: largest allowed rel_l2, instead of `TOLERANCE` of the dtype.
     """
     (t, sh, sw), (pf, ph, pw), (f, h, w) = model.stride, model.patch, grid
     height, width = (-(-side // WHOLE) * WHOLE for side in (h * ph * sh, w * pw * sw))

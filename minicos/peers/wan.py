@@ -1,13 +1,13 @@
-"""A Wan pipeline of diffusers that is in memory, as a `Wan` on the same weights.
+"""A Wan pipeline of diffusers in memory, as a `Wan` on the same weights.
 
-Networks are built without weights and given the tensors of the pipeline's, so that no weight is
-held twice. Two kinds are copied, as their form is another here: parameters that minicos keeps in
-float32 and the pipeline in bfloat16 (`dit.FLOAT32`; 2 % of a 14B network), and the image encoder of
-Wan2.1, whose q, k and v are one matrix here.
+Networks are built without weights and receive the tensors of the pipeline's, so no weight is held
+twice. Two kinds are copied, since minicos stores them in another form: parameters that minicos
+keeps in float32 and the pipeline in bfloat16 (`dit.FLOAT32`; 2 % of a 14B network), and Wan2.1's
+image encoder, whose q, k and v are one matrix here.
 
-The noise levels are those of the pipeline's scheduler for as long as the preset keeps its solver
-and shift, so a run equals the pipeline's own. What remains is the time sinusoid, which diffusers
-builds in float32 and the official code, as minicos, in float64: up to 9e-6 of the velocity.
+Noise levels are those of the pipeline's scheduler as long as the preset keeps its solver and shift,
+so a run equals the pipeline's own. The only remaining difference is the time sinusoid, which
+diffusers computes in float32, the official code and minicos in float64: up to 9e-6 of the velocity.
 """
 
 import copy
@@ -39,7 +39,7 @@ from minicos.weights.names import renamer, weights
 N = TypeVar("N", bound=nn.Module)
 
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
-# Scheduler -> our solver of the same steps, and what its configuration has to say for that.
+# Scheduler -> our solver with the same steps, and the configuration that this requires.
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "FlowMatchEulerDiscreteScheduler": (
         "euler",
@@ -62,7 +62,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, repr=False)
 class FromPipeline(Wan):
-    """A `Wan` that steps as its pipeline does, until a preset names another solver or shift."""
+    """A `Wan` with its pipeline's steps, until a preset names another solver or shift."""
 
     scheduler: Any = None  # a copy of the pipeline's
 
@@ -80,7 +80,7 @@ class FromPipeline(Wan):
 def from_pipeline(pipe: Any, variant: str | None = None) -> FromPipeline:
     """See `minicos.from_diffusers`."""
     transformers = {"high": pipe.transformer}
-    if pipe.config.boundary_ratio is not None:  # else the pipeline never calls the second one
+    if pipe.config.boundary_ratio is not None:  # otherwise the pipeline never calls the second one
         transformers["low"] = pipe.transformer_2
     parts = {**transformers, "vae": pipe.vae, "text": pipe.text_encoder}
     if pipe.transformer is not None and pipe.transformer.config.image_dim is not None:
@@ -120,8 +120,8 @@ def from_pipeline(pipe: Any, variant: str | None = None) -> FromPipeline:
 
 
 def stated(scheduler: Any) -> tuple[str, float]:
-    """Solver and shift of a scheduler. Raises MinicosError where minicos has no solver that steps
-    as it does.
+    """Solver and shift of a scheduler. Raises MinicosError if no solver of minicos makes the same
+    steps.
     """
     kind, config = type(scheduler).__name__, scheduler.config
     solver, needed = SOLVERS.get(kind, ("", {}))
@@ -137,7 +137,7 @@ def stated(scheduler: Any) -> tuple[str, float]:
 
 
 def _preset(pipe: Any, variant: str) -> Preset:
-    """The variant's default, with what the pipeline's parts say about sampling."""
+    """The variant's default preset, with the sampling settings of the pipeline's parts."""
     solver, shift = stated(pipe.scheduler)
     image = "none"
     if type(pipe).__name__ == "WanImageToVideoPipeline":
@@ -150,7 +150,7 @@ def _preset(pipe: Any, variant: str) -> Preset:
 
 
 def _check(pipe: Any, parts: Mapping[str, Any]) -> torch.device:
-    """The device of all parts. Raises MinicosError where one cannot be shared as it is."""
+    """The device of all parts. Raises MinicosError if a part cannot be shared in place."""
     attributes = {
         "high": "transformer",
         "low": "transformer_2",
@@ -195,8 +195,8 @@ def _official(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _filled(network: N, tensors: Mapping[str, Tensor], dtype: Callable[[str], torch.dtype]) -> N:
-    """The network with these very tensors, but for those that it needs in another dtype."""
-    given = {name: x.to(dtype(name)) for name, x in tensors.items()}  # the same where it agrees
+    """The network with exactly these tensors, except for those that it needs in another dtype."""
+    given = {name: x.to(dtype(name)) for name, x in tensors.items()}  # same tensor if dtypes agree
     try:
         network.load_state_dict(given, assign=True)
     except RuntimeError as error:
@@ -238,7 +238,7 @@ def _text_config(pipe: Any, text_len: int) -> TextConfig:
 
 
 def _tokenizer(theirs: Any, text_len: int) -> Tokenizer:
-    """The vocabulary of a tokenizer of transformers, which pads and cuts by itself."""
+    """The vocabulary of a transformers tokenizer; padding and truncation are ours."""
     backend = getattr(theirs, "backend_tokenizer", None)
     if backend is None:
         raise MinicosError("pipe.tokenizer is a slow one: load AutoTokenizer(..., use_fast=True)")
@@ -273,7 +273,7 @@ def _clip(encoder: Any, tensors: Mapping[str, Tensor]) -> CLIP:
 
 
 def fingerprint(networks: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """Tells these weights from others: a hash of some numbers of every tensor."""
+    """A fingerprint of the weights: a hash of some numbers of every tensor."""
     digest = sha256()
     for part, name, x in _tensors(networks):
         some = x.detach().reshape(-1)[:: max(1, x.numel() // 64)]

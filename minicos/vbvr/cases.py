@@ -5,12 +5,11 @@ Three layouts are read:
     VBVR-Bench, VBVR-Pro-Bench   SPLIT/TASK/NNNNN/{first_frame.png, prompt.txt, ground_truth.mp4,
                                  final_frame.png}
     exported puzzles             TASK/NNNNN/ with the same files
-    any other folder             CASE/{one picture, prompt.txt}, at any depth; or NAME.png beside
+    any other folder             CASE/{one picture, prompt.txt}, at any depth; or NAME.png with
                                  NAME.txt
 
-Names and contents come from strangers: a link that leads out of the folder, a name that a terminal
-or a table could misread, and a file that is not what it should be are reported as problems and
-never followed or used.
+Names and contents are untrusted: a link that leaves the folder, a name that a terminal or a table
+could misread, and a file of another kind are reported as problems, and never followed or used.
 """
 
 import json
@@ -31,7 +30,7 @@ from minicos.errors import MinicosError
 from minicos.media import load_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-SPLITS = {"In-Domain_50": "In-Domain", "Out-of-Domain_50": "Out-of-Domain"}  # folder -> in words
+SPLITS = {"In-Domain_50": "In-Domain", "Out-of-Domain_50": "Out-of-Domain"}  # folder -> title
 LONGEST_PROMPT = 1 << 16  # bytes
 LARGEST_PICTURE = 1 << 26  # pixels
 
@@ -47,24 +46,24 @@ class Sample:
     prompt: str
     size: tuple[int, int]  # height and width of the first frame
     truth: Path | None = None  # the true video
-    frames: int | None = None  # of the true video
+    frames: int | None = None  # number of frames of the true video
     metadata: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     @property
     def split(self) -> str:
-        """The folder of its split; "" where there are none."""
+        """The folder of its split; "" if there are no splits."""
         parts = PurePosixPath(self.name).parts
         return parts[0] if parts[0] in SPLITS and len(parts) > 2 else ""
 
     @property
     def task(self) -> str:
-        """The folder that holds it; "" for a sample that lies at the top."""
+        """The folder that contains it; "" for a sample at the top."""
         return PurePosixPath(self.name).parent.name
 
     @property
     def scale(self) -> int:
-        """How often every pixel of the picture is repeated along a side, by the sample's own
-        metadata: 1 unless it says so.
+        """How often every pixel of the picture is repeated along a side, from the sample's
+        metadata; 1 by default.
         """
         given = self.metadata.get("scale", 1)
         whole = isinstance(given, int) and given > 0 and not any(side % given for side in self.size)
@@ -72,8 +71,8 @@ class Sample:
 
     @property
     def category(self) -> str:
-        """One of the benchmark's five, by its table of tasks or by the sample's own metadata; ""
-        where neither knows.
+        """One of the benchmark's five categories, from its table of tasks or the sample's metadata;
+        "" if unknown.
         """
         known = tasks().get(self.task)
         if known:
@@ -83,7 +82,7 @@ class Sample:
 
     @property
     def pro(self) -> bool:
-        """Whether it is of VBVR-Pro-Bench: the tasks of VBVR-Bench, but with a metadata.json."""
+        """Whether it belongs to VBVR-Pro-Bench: a task of VBVR-Bench with a metadata.json."""
         return self.task in tasks() and bool(self.metadata)
 
 
@@ -93,7 +92,7 @@ class Task:
 
     split: str  # folder of the split
     category: str
-    pro: str  # its category in VBVR-Pro-Bench, which sorts the same tasks anew
+    pro: str  # its category in VBVR-Pro-Bench, which differs from VBVR-Bench's
 
 
 @cache
@@ -106,11 +105,11 @@ def tasks() -> dict[str, Task]:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds."""
+    """The content of a folder."""
 
     root: Path
     samples: tuple[Sample, ...]
-    problems: dict[str, str]  # name of a sample that cannot be used -> why
+    problems: dict[str, str]  # name of a sample that cannot be used -> reason
 
     def __post_init__(self) -> None:
         names = [sample.name for sample in self.samples]
@@ -119,11 +118,14 @@ class Found:
 
 
 def read(folder: str | Path, truth: bool = True) -> Found:
-    """All samples of a folder in the order of their names; every picture is decoded once, so that a
-    broken one is found now.
+    """All samples of a folder, ordered by name. Every picture is decoded once, so that a damaged
+    one is found now.
 
-    truth  also read the true videos' headers (their frame counts)
-    Raises MinicosError where the folder is missing, or holds neither samples nor anything like one.
+    Args:
+        truth: also read the headers of the true videos (their frame counts).
+
+    Raises:
+        MinicosError: the folder is missing, or contains nothing like a sample.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -146,15 +148,15 @@ def read(folder: str | Path, truth: bool = True) -> Found:
 
 
 def missing(found: Found) -> list[str]:
-    """The samples that VBVR-Bench has (100 tasks, five of each) and this folder does not."""
+    """The samples of VBVR-Bench (100 tasks, five of each) that this folder lacks."""
     there = {sample.name for sample in found.samples}
     every = (f"{t.split}/{name}/{i:05d}" for name, t in tasks().items() for i in range(5))
     return [name for name in every if name not in there]
 
 
 def other(samples: Sequence[Sample], sample: Sample) -> str:
-    """The prompt of the next sample that has another one, round the end: what a swap takes. Its
-    own where all are equal.
+    """The prompt of the next sample with another prompt, cyclically, as a swap needs; its own if
+    all are equal.
     """
     place = samples.index(sample)
     turned = (*samples[place + 1 :], *samples[:place])
@@ -167,8 +169,8 @@ def load_picture(sample: Sample) -> np.ndarray:
 
 
 def printable(text: str) -> str:
-    """A stranger's text for a terminal or a table: control characters and what Markdown or HTML
-    would read are escaped.
+    """Untrusted text for a terminal or a table: control characters and Markdown or HTML markup are
+    escaped.
     """
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
     for mark in "|<>`":
@@ -178,11 +180,11 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the files of one sample lie."""
+    """The files of one sample."""
 
     picture: Path | None
     prompt: Path
-    folder: Path | None = None  # its own, where it has one
+    folder: Path | None = None  # its own folder, if it has one
 
 
 def _places(root: Path) -> Iterator[tuple[str, _Place]]:
@@ -232,9 +234,9 @@ def _sample(root: Path, name: str, place: _Place, truth: bool) -> Sample:
 
 
 def _inside(root: Path, path: Path) -> Path:
-    """The path, where it is a file that lies inside the root also after links are followed.
+    """The path, if it is a file inside the root, also after following links.
 
-    A snapshot in the Hub's cache is made of links to blobs two levels up; those belong to it.
+    A snapshot in the Hub's cache consists of links to blobs two levels up, which are accepted.
     """
     home = root.resolve()
     if home.parent.name == "snapshots":
@@ -261,7 +263,7 @@ def _text(path: Path) -> str:
 
 
 def _picture(path: Path) -> tuple[int, int]:
-    """Height and width of a picture that decodes to its end."""
+    """Height and width of a picture, which must decode completely."""
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -296,7 +298,7 @@ def _frames(path: Path) -> int:
 
 
 def _metadata(root: Path, path: Path) -> dict[str, Any]:
-    """metadata.json of VBVR-Pro-Bench, kept as it is; {} where there is none."""
+    """metadata.json of VBVR-Pro-Bench, unchanged; {} if there is none."""
     if not path.exists():
         return {}
     try:

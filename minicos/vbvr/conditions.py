@@ -1,9 +1,9 @@
 """The conditions of the paper by name: what is done to a run, or instead of one.
 
-`FORMS` says what each name means, `groups` which of them make up an experiment of the paper. What
-the paper leaves open (which state, whose prompt, where noise goes) is an option here, and the
-default is ours. An experiment's condition is not what a video is conditioned on,
-`minicos.condition.Condition`; here it is called an arm.
+`FORMS` explains each name, `groups` lists the conditions of each experiment of the paper. Where the
+paper does not specify a choice (which state, whose prompt, where noise goes), it is an option here,
+with a default that is ours. Such a condition is called an arm in the code, since
+`minicos.condition.Condition` is what a video is conditioned on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from minicos.config import Preset
 from minicos.errors import MinicosError
 from minicos.wan import Wan
 
-APART = 1_000_000  # between the noise seeds of the runs of an ensemble, as in `ensemble.study`
+APART = 1_000_000  # offset between the noise seeds of an ensemble's runs, as in `ensemble.study`
 See = Callable[[int, Tensor], None]  # the index of a step and its clean estimates (b c f h w)
 WINDOWS = ("0-9", "10-19", "20-29", "30-39", "0-39")
 FRAMES = (1, 5, 9, 17, 33, 65, 97)
@@ -96,13 +96,13 @@ OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {  # kind -> option -> how
 class Arm:
     """One condition of an experiment."""
 
-    name: str  # as it was given
+    name: str  # as given
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def folder(self) -> str:
-        """Its name as that of a folder on any system."""
+        """The name as a folder name that is valid on every system."""
         return self.name.replace(":", "_").replace(",", "_")
 
     @property
@@ -112,27 +112,25 @@ class Arm:
 
     @property
     def weights(self) -> str:
-        """Which weights it runs on: "" those of --model, else the name under which --weights
-        gives others.
-        """
+        """The weights that it runs on: "" for those of --model, else the name for --weights."""
         return self.kind if self.kind in ("4step", "vbvr-lora") else ""
 
     @property
     def frames(self) -> int | None:
-        """The video frames it asks for; None: those of the sample."""
+        """The requested number of video frames; None: the sample's."""
         return self.options.get("frames")
 
     def steps(self, preset: Preset) -> int:
-        """The steps of its runs under a preset."""
+        """The number of steps of its runs under a preset."""
         return self.options.get("steps", preset.steps)
 
     @property
     def seeds(self) -> int:
-        """Runs that each sample takes at once."""
+        """The number of runs for each sample at a time."""
         return self.options.get("seeds", 3) if self.kind == "ensemble" else 1
 
     def passes(self, steps: int, every_step: bool) -> int:
-        """Passes of each guidance branch that one sample takes in a run of `steps` steps."""
+        """Passes of each guidance branch for one sample in a run of `steps` steps."""
         steps = self.options.get("steps", steps)
         if self.kind == "ensemble":
             first, last = self.options.get("at", (0, 0))
@@ -141,8 +139,8 @@ class Arm:
             )
             shared = self.seeds * (steps if every_step else last + 1)
             carried = 0 if every_step else steps - last - 1
-            # the second pass of the last shared step is the carrier's own, where only its
-            # trajectory goes on
+            # the second pass of the last shared step belongs to the carrier alone, if only its
+            # trajectory continues
             return (
                 shared
                 + carried
@@ -155,7 +153,7 @@ class Arm:
 
 
 def arm(text: str) -> Arm:
-    """The condition of a name. Raises MinicosError saying which there are."""
+    """The condition with this name. Raises MinicosError with the known names."""
     kind, _, rest = text.partition(":")
     if kind.partition("=")[0] in ("frames", "steps"):
         kind, rest = kind.partition("=")[0], text
@@ -189,7 +187,7 @@ def arm(text: str) -> Arm:
 
 
 def expand(names: Sequence[str], steps: int) -> list[Arm]:
-    """The conditions of these names, each once; a name of `groups` stands for several."""
+    """The conditions of these names, without repetition; a name of `groups` means several."""
     known = groups(steps)
     flat = [one for name in names for one in known.get(name, (name,))]
     return [arm(name) for name in dict.fromkeys(flat)]
@@ -223,22 +221,24 @@ def described(steps: int) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one shape, as the model takes them."""
+    """Samples of one shape, as model input."""
 
     prompts: Sequence[str]
     images: Tensor | None  # b 3 h w in [0, 1], in the size that the model makes
     others: Sequence[str]  # for each, another sample's prompt, for swaps
-    seeds: Sequence[int]  # of each one's noise
+    seeds: Sequence[int]  # noise seed of each
     frames: int
 
 
 def final(wan: Wan, arm: Arm, batch: Batch, see: See | None = None) -> Tensor:
-    """The latents (b c f h w) at which a batch ends under a condition. `see` is called with every
-    step's clean estimates.
+    """The final latents (b c f h w) of a batch under a condition. `see` is called with every step's
+    clean estimates.
 
-    An ensemble that is watched finishes all of its trajectories, not the carrier's alone: the same
-    result but for rounding, at the price of as many runs. Raises MinicosError for what this model's
-    run does not have.
+    With `see`, an ensemble finishes all of its trajectories instead of the carrier's alone: the
+    same result except for rounding, at the cost of as many runs.
+
+    Raises:
+        MinicosError: the condition refers to something that this model's run does not have.
     """
     check(wan, arm, batch.frames)
     if arm.kind == "steps":
@@ -275,7 +275,7 @@ def final(wan: Wan, arm: Arm, batch: Batch, see: See | None = None) -> Tensor:
 
 
 def check(wan: Wan, arm: Arm, frames: int) -> None:
-    """Raise MinicosError where this model, under its preset, cannot be run under a condition."""
+    """Raise MinicosError if this model, under its preset, cannot run a condition."""
     steps, latents = wan.preset.steps, (frames - 1) // wan.vae.cfg.stride[0] + 1
     for name, count in (("step", steps), ("at", steps), ("during", steps), ("frame", latents)):
         if name in arm.options and arm.options[name][1] >= count:

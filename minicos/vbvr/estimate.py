@@ -1,5 +1,5 @@
-"""What a work list costs before anything runs: units, bytes on disk, operations, hours.
-Estimates, from shapes alone.
+"""The cost of a work list, before anything runs: videos, bytes on disk, operations and hours,
+estimated from shapes alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from minicos.vbvr.cases import Sample
 from minicos.vbvr.conditions import Arm
 from minicos.vbvr.work import Unit
 
-# of the videos written: .031 measured over 24 true videos of the benchmark, more for a model's
+# of the written videos: .031 measured on 24 true videos of the benchmark, more for a model's
 BITS_PER_PIXEL = 0.05
 
 
 @dataclass(frozen=True)
 class Model:
-    """What decides the price of a pass."""
+    """What determines the cost of a pass."""
 
     dit: DiTConfig
     vae: VAEConfig
@@ -27,8 +27,8 @@ class Model:
 
 
 def operations(model: Model, unit: Unit, arm: Arm, every_step: bool = False) -> float:
-    """Floating-point operations of a unit's passes through the transformer; the VAE and the text
-    encoder come on top.
+    """Floating-point operations of a unit's passes through the transformer, without VAE and text
+    encoder.
     """
     if arm.baseline:
         return 0.0
@@ -41,9 +41,7 @@ def operations(model: Model, unit: Unit, arm: Arm, every_step: bool = False) -> 
 
 
 def size(unit: Unit, samples: Mapping[str, Sample], trees: int = 1) -> float:
-    """Bytes of a unit's videos in `trees` trees (the final one, and one for each step that is
-    written).
-    """
+    """Bytes of a unit's videos in `trees` trees (the final one, and one for each written step)."""
     pixels = sum(
         s.size[0] * s.size[1] * (s.frames or unit.shape[0])
         for s in map(samples.get, unit.samples)
@@ -54,7 +52,7 @@ def size(unit: Unit, samples: Mapping[str, Sample], trees: int = 1) -> float:
 
 @dataclass(frozen=True)
 class Price:
-    """What one condition costs."""
+    """The cost of one condition."""
 
     condition: str
     units: int
@@ -70,8 +68,8 @@ def prices(
     samples: Mapping[str, Sample],
     every_step: int = 0,
 ) -> list[Price]:
-    """The price of each condition. `models` by the weights that conditions ask for;
-    `every_step`: trees of steps written, too.
+    """The cost of each condition. `models` are keyed by the weights of the conditions;
+    `every_step` is the number of trees of steps that are also written.
     """
     out = []
     for arm in arms:
@@ -84,7 +82,7 @@ def prices(
 
 
 def table(rows: Sequence[Price], throughput: float) -> str:
-    """Prices and their sum for a terminal; hours at `throughput` operations a second."""
+    """Costs and their sum for a terminal; hours at `throughput` operations per second."""
     total = Price(
         "all",
         sum(row.units for row in rows),

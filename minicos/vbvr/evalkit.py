@@ -1,18 +1,18 @@
-"""The benchmarks' own scorers, external checkouts that are run in a process of their own and never
+"""The benchmarks' own scorers, external checkouts that run in a separate process and are never
 imported: VBVR-EvalKit for VBVR-Bench, VBVR-Pro-Bench's repository for VBVR-Pro-Bench.
 
 Scores are those of `run_evaluation.py` (the task's own rules, 0 to 1), which the published numbers
-use; EvalKit's `evaluate.py` mixes other terms in and gives static pictures .69 where this gives
-.27. VBVR-Pro-Bench has `run_evaluation_video.py`, whose results have the same form; they were read,
-never run here. These traps are closed:
+use; EvalKit's `evaluate.py` adds other terms and gives static pictures .69 where this gives .27.
+VBVR-Pro-Bench has `run_evaluation_video.py`, whose results have the same form; it was read, but
+never run here. The following traps are handled:
 
-- OpenCV 5 returns detected lines in another shape; the scorer then fails inside and counts the
-  sample as 0. It is refused. So is numpy 2 for VBVR-Pro-Bench: others found that four tasks
-  (G-5, G-8, O-18, O-19) then score 0 for every video.
-- A sample that failed has score 0 and a field `error`. It is a failure here, not a score.
-- EvalKit's means are over the videos that were found, VBVR-Pro-Bench's over all. Here the samples
-  that were wanted and not scored are listed.
-- The benchmarks share the names of their tasks, and either scorer would score the other's videos.
+- OpenCV 5 returns detected lines in another shape; the scorer then fails internally and scores the
+  sample 0. It is refused. So is numpy 2 for VBVR-Pro-Bench: others found that four tasks (G-5, G-8,
+  O-18, O-19) then score 0 for every video.
+- A failed sample has score 0 and a field `error`. Here it is a failure, not a score.
+- EvalKit averages over the videos that were found, VBVR-Pro-Bench over all. Here the samples that
+  were wanted and not scored are listed.
+- The benchmarks share task names, and either scorer would score the other's videos.
 """
 
 import json
@@ -36,13 +36,13 @@ REMEDY = "Make it an environment: python -m venv {0}/.venv && {0}/.venv/bin/pip 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What is known about one of the scorers."""
+    """The properties of one of the scorers."""
 
     name: str
     script: str
-    imports: str  # what it needs besides OpenCV and numpy
+    imports: str  # its dependencies besides OpenCV and numpy
     install: str
-    numpy: int  # the highest major version that it works with
+    numpy: int  # the highest supported major version
 
 
 EVALKIT = Scorer(
@@ -71,18 +71,21 @@ class Kit:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the scorer says of one tree of videos."""
+    """The scorer's results for one tree of videos."""
 
     scores: dict[str, float]  # name of the sample -> 0 to 1
     failed: dict[str, str]  # name -> what went wrong
 
 
 def find(path: str | Path, python: str | Path | None = None) -> Kit:
-    """The checkout at `path`, tried out with the interpreter that will run it.
+    """The checkout at `path`, tested with the interpreter that will run it.
 
-    python  by default the one of an environment .venv (or venv) inside the checkout, else the one
-            that runs minicos
-    Raises MinicosError where the checkout, OpenCV or numpy is missing, and for OpenCV 5.
+    Args:
+        python: default: that of an environment .venv (or venv) inside the checkout, else the one
+            that runs minicos.
+
+    Raises:
+        MinicosError: the checkout, OpenCV or numpy is missing, or OpenCV has version 5.
     """
     path = Path(path).resolve()
     scorer = next((one for one in SCORERS if (path / one.script).is_file()), None)
@@ -120,7 +123,7 @@ def find(path: str | Path, python: str | Path | None = None) -> Kit:
 
 
 def check(kit: Kit, samples: Sequence[Sample]) -> None:
-    """Raise MinicosError where the scorer is that of the other benchmark."""
+    """Raise MinicosError if the scorer belongs to the other benchmark."""
     for sample in samples:
         wanted = PRO if sample.pro else EVALKIT
         if wanted is not kit.scorer:
@@ -133,9 +136,11 @@ def check(kit: Kit, samples: Sequence[Sample]) -> None:
 def score(kit: Kit, videos: Path, truth: Path, wanted: Sequence[str]) -> Scored:
     """Score the tree `videos` against the benchmark's folder `truth`.
 
-    wanted  the names of the samples that should have a score; one that the scorer left out has
-            failed
-    Raises MinicosError where the scorer itself fails or what it wrote cannot be read.
+    Args:
+        wanted: names of the samples that should have a score; a missing one counts as failed.
+
+    Raises:
+        MinicosError: the scorer itself fails, or its output cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="minicos-evalkit-") as out:
         given = {
@@ -158,9 +163,7 @@ def score(kit: Kit, videos: Path, truth: Path, wanted: Sequence[str]) -> Scored:
 
 
 def parse(result: object, wanted: Sequence[str]) -> Scored:
-    """Scores and failures from what a scorer writes. Raises MinicosError where that has
-    another form.
-    """
+    """Scores and failures from the scorer's output. Raises MinicosError if it has another form."""
     scores: dict[str, float] = {}
     failed: dict[str, str] = {}
     try:
@@ -190,7 +193,7 @@ def parse(result: object, wanted: Sequence[str]) -> Scored:
 def _run(
     command: list[str], folder: Path, timeout: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder, without what this process set for itself in the environment."""
+    """Run a command in a folder, without the environment that this process set for itself."""
     dropped = (
         "PYTHONPATH",
         "PYTHONHOME",

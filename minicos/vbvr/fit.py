@@ -1,12 +1,12 @@
-"""From a sample's size and length to what a model can make, and back. Nothing is squashed and
-nothing is letterboxed.
+"""From a sample's size and length to sizes that a model supports, and back, without distortion or
+letterboxing.
 
 A model makes sides that are multiples of its step (16 pixels for Wan) and 4n + 1 frames; samples
-have any size (594 x 397) and any length (58 frames). A picture is scaled by one factor until it
-covers the nearest size that the model can make, and the few rows or columns that overhang are cut
-off. The model's video is scaled back by the same factor and laid over the sample's first frame,
-which fills what was cut off. In time, 4n + 1 is reached by rounding up, as the benchmark's own
-inference does, and left again by taking the nearest frames, first and last kept.
+have any size (594 x 397) and length (58 frames). A picture is scaled by one factor until it covers
+the nearest supported size, and the few overhanging rows or columns are cropped. The model's video
+is scaled back by the same factor and drawn over the sample's first frame, which fills the cropped
+part. The number of frames is rounded up to 4n + 1, as in the benchmark's own inference, and reduced
+again by taking the nearest frames, including first and last.
 """
 
 import math
@@ -17,13 +17,15 @@ from PIL import Image
 
 from minicos.errors import MinicosError
 
-MOST_CUT = 0.2  # of a picture: .061 is the most of 4,000 random sizes of 100 to 1,100 pixels
-SMALLEST = 0.5  # of the wanted area: how small a size may be that fits the aspect ratio better
+MOST_CUT = 0.2  # of a picture; the most for 4,000 random sizes of 100 to 1,100 pixels is .061
+SMALLEST = 0.5  # of the wanted area: the smallest size that may be chosen for its aspect ratio
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The way from pictures of `given` to videos of `made` pixels, (height, width) each."""
+    """The conversion between pictures of size `given` and videos of size `made`, (height, width)
+    each.
+    """
 
     given: tuple[int, int]
     made: tuple[int, int]
@@ -35,7 +37,7 @@ class Fit:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The part of the given picture that the model sees: top, left, bottom, right in given
+        """The part of the given picture that the model sees: top, left, bottom, right in its
         pixels.
         """
         spans = []
@@ -58,8 +60,8 @@ class Fit:
         return resize(frames[..., top:bottom, left:right, :], self.made)
 
     def back(self, frames: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        """A model's frames uint8 (f *made 3) in the sample's size, laid over its first frame
-        uint8 (*given 3).
+        """A model's frames uint8 (f *made 3) in the sample's size, drawn over its first frame uint8
+        (*given 3).
         """
         top, left, bottom, right = self.box
         out = np.repeat(picture[None], len(frames), axis=0)
@@ -68,13 +70,17 @@ class Fit:
 
 
 def fit(given: tuple[int, int], step: int = 16, area: int | None = None) -> Fit:
-    """The size that a model makes for a picture of `given` (height, width).
+    """The size that a model makes for a picture of size `given` (height, width).
 
-    step  both sides are multiples of it
-    area  pixels at most; None: about the picture's own size
-    Of the sizes from half of that area on, the one is taken that loses least of the picture, with a
-    tenth of a point off for every
-    1 % that it is smaller (or larger). Raises MinicosError for a picture too long and thin for it.
+    Among the sizes from half of the area upwards, chooses the one that loses least of the picture,
+    with a penalty of a tenth of a point per 1 % that it is smaller (or larger).
+
+    Args:
+        step: both sides are multiples of it.
+        area: most pixels; None: about the picture's own size.
+
+    Raises:
+        MinicosError: the picture is too long and thin.
     """
     height, width = given
     most = area or math.ceil(1.05 * height * width)
@@ -100,26 +106,24 @@ def fit(given: tuple[int, int], step: int = 16, area: int | None = None) -> Fit:
 
 
 def made_frames(given: int, stride: int = 4, most: int | None = None) -> int:
-    """The frames that a model makes for a clip of `given`: the next stride * n + 1, or `most`
-    (which must be one) where that is more.
+    """The number of frames that a model makes for a clip of `given` frames: the next stride * n +
+    1, limited to `most` (which must have that form).
     """
     frames = math.ceil((given - 1) / stride) * stride + 1
     return frames if most is None else min(frames, most)
 
 
 def in_time(frames: np.ndarray, count: int) -> np.ndarray:
-    """A video (f h w 3) of `count` frames: the nearest ones, evenly, first and last kept."""
+    """`count` evenly spaced frames of a video (f h w 3), the nearest ones, with first and last."""
     if len(frames) == count:
         return frames
     return frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
 
 
 def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Frames uint8 (f h w 3), or one (h w 3), as (... *size 3): Lanczos where they shrink, bicubic
-    where they grow.
-
-    By a whole factor, pixels are repeated or averaged in blocks instead: one undoes the other
-    exactly.
+    """Frames uint8 (f h w 3), or one (h w 3), as (... *size 3): Lanczos to shrink, bicubic to
+    enlarge. For a whole factor, pixels are repeated, or averaged in blocks, which are exact
+    inverses.
     """
     if frames.ndim == 3:
         return resize(frames[None], size)[0]

@@ -18,21 +18,21 @@ from minicos.vbvr.work import Job, Unit
 from minicos.wan import Wan
 from minicos.weights.layouts import Layout
 
-# The embedded model knows pictures of at most 6 x 6 cells of 16 pixels and clips of at most 33
-# frames: what is no larger keeps its size and length, and anything else is brought to the preset's.
+# The embedded model was trained on pictures of at most 6 x 6 cells of 16 pixels and at most 33
+# frames: samples within these limits keep their size and length, others get the preset's.
 EMBEDDED_SIDE, EMBEDDED_FRAMES = 96, 33
 
 
 @dataclass(frozen=True)
 class Making:
-    """How large and how long a model's videos are for a sample."""
+    """The size and length of a model's videos for a sample."""
 
     variant: str
     preset: Preset
     step: int  # both sides are multiples of it
     stride: int  # and the frames are stride * n + 1
-    area: int | None = None  # pixels at most, where the user says so
-    longest: int | None = None  # frames at most, likewise
+    area: int | None = None  # most pixels, if the user limits them
+    longest: int | None = None  # most frames, likewise
 
     @classmethod
     def of(
@@ -46,7 +46,7 @@ class Making:
         return cls(files.variant, preset, step, vae.stride[0], area, longest)
 
     def fit(self, sample: Sample) -> Fit:
-        """The way from a sample's picture to what the model makes."""
+        """The conversion from a sample's picture to the model's size."""
         area = self.area or self.preset.area
         if self.variant == "tiny" and self.area is None:
             height, width = (side // sample.scale for side in sample.size)
@@ -60,7 +60,7 @@ class Making:
         return fit(sample.size, self.step, area)
 
     def frames(self, sample: Sample, arm: Arm) -> int:
-        """The frames that a model makes of a sample under a condition."""
+        """The number of frames that a model makes of a sample under a condition."""
         if arm.frames is not None:
             return arm.frames
         given = sample.frames or self.preset.frames
@@ -74,16 +74,16 @@ class Making:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes units: `left` says which are not finished, `make(unit)` writes the unit's videos."""
+    """Makes units: `left` lists the unfinished ones, `make(unit)` writes the unit's videos."""
 
     finished: Finished
     samples: Mapping[str, Sample]
     arms: Mapping[str, Arm]  # by name
-    models: Mapping[str, Wan] = field(default_factory=dict)  # by the weights that arms ask for
-    # Arm -> the steps of its runs whose clean estimates are written, too.
+    models: Mapping[str, Wan] = field(default_factory=dict)  # by the weights of the arms
+    # Arm -> the steps whose clean estimates are also written.
     every: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    main_seed: int = 1  # of the tree that has the condition's bare name
-    # Whether each sample has noise of its own: seed, seed + 1 ... in the order of names.
+    main_seed: int = 1  # its tree has the condition's name without a suffix
+    # Whether each sample has its own noise: seed, seed + 1 ... in the order of names.
     own_seeds: bool = False
 
     def tree(self, arm: Arm, seed: int) -> str:
@@ -107,13 +107,13 @@ class Maker:
         return [unit for unit in units if not all(holds(path, known) for path in self.videos(unit))]
 
     def damaged(self, units: Sequence[Unit]) -> list[Path]:
-        """The videos of units that are there and are not what was made."""
+        """The videos of units that exist but are damaged."""
         known, holds = self.finished.known(), self.finished.holds
         videos = (path for unit in units for path in self.videos(unit) if path.is_file())
         return [path for path in videos if not holds(path, known)]
 
     def make(self, unit: Unit) -> None:
-        """Make a unit's videos. Where steps are written, too, the final video comes last."""
+        """Make a unit's videos. If steps are also written, the final video comes last."""
         arm = self.arms[unit.condition]
         root = self.root(unit)
         if arm.baseline:

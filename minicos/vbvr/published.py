@@ -1,11 +1,11 @@
-"""What is published about VBVR-Bench and VBVR-Pro-Bench, as reference rows beside one's own.
+"""Published numbers for VBVR-Bench and VBVR-Pro-Bench, as reference rows.
 
-Only numbers that could be traced to a text are here; a cell that could not is empty, such as the
-categories of VBVR-Bench. None of them says which revision of the scorer it comes from, and the
-scorer has changed since (2026-03-27, 2026-04-14): they are for orientation, and only runs that were
-scored by the same checkout can be subtracted from each other. The peers' rows on VBVR-Bench were
-made with geometry that costs them points: LTX-2 got letterboxed pictures and a distilled model in a
-schedule for the other, CogVideoX got square pictures squashed to 1360x768.
+Only numbers that could be traced to a text are included; cells without one are empty, such as the
+categories of VBVR-Bench. None of the sources names its revision of the scorer, and the scorer has
+changed since (2026-03-27, 2026-04-14): use them for orientation only, and subtract only runs that
+were scored by the same checkout. The peers' rows on VBVR-Bench were made with geometry that costs
+them points: LTX-2 received letterboxed pictures and used a distilled model in the other model's
+schedule, CogVideoX received square pictures distorted to 1360x768.
 """
 
 import math
@@ -25,7 +25,7 @@ SOURCES = {
     "C": "CollabVR, arXiv 2605.08735",
     "D": "the README of Video-Reason/VBVR-Pro, its video models",
 }
-ROUNDED = 0.0011  # two numbers of three digits that should be equal differ by no more
+ROUNDED = 0.0011  # largest difference of two three-digit numbers that should be equal
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Published:
 
     @property
     def suspicions(self) -> tuple[str, ...]:
-        """Why the row should not be believed as it stands; () where nothing speaks against it."""
+        """Reasons to doubt the row; () if there are none."""
         outside = [name for name, value in self.scores.items() if not 0 <= value <= 1]
         why = [f"{name} is outside 0 to 1" for name in outside]
         overall, *domains = (self.scores.get(column, math.nan) for column in MAIN)

@@ -2,8 +2,8 @@
 their own scorers.
 
 Families that the model is trained on are in-domain, the others out-of-domain, and each family is a
-task of its category. The puzzles are written as files and read back like any other samples, and
-videos are scored from their files, too.
+task of its category. Puzzles are written as files and read back like any other samples, and videos
+are also scored from their files.
 """
 
 from collections import Counter
@@ -29,8 +29,8 @@ SPLIT_OF = {"in": "In-Domain_50", "out": "Out-of-Domain_50"}
 
 
 def write(folder: Path, count: int, split: str = "test") -> None:
-    """Write `count` distinct puzzles of a split, as evenly over the families as it goes (see
-    `_in_turns`); those that exist are kept.
+    """Write `count` distinct puzzles of a split, as evenly over the families as possible (see
+    `_in_turns`); existing ones are kept.
     """
     for name, puzzle, about in _planned(count, split):
         there = folder / name
@@ -41,7 +41,7 @@ def write(folder: Path, count: int, split: str = "test") -> None:
 
 
 def planned(folder: Path, count: int, split: str = "test") -> Found:
-    """What `write` would write and `cases.read` then read, without a file."""
+    """What `write` would write and `cases.read` would read, without files."""
     samples = []
     for name, puzzle, about in _planned(count, split):
         height, width = (side * SCALE for side in puzzle.first_frame().shape[:2])
@@ -68,7 +68,7 @@ def _planned(count: int, split: str) -> Iterator[tuple[str, Puzzle, dict[str, An
 
 
 def _in_turns() -> list[tuple[str, Family]]:
-    """The families, the first of every category and domain in front, so that few puzzles are of
+    """The families, the first of every category and domain first, so that even a few puzzles cover
     many kinds.
     """
     turns: Counter[tuple[str, str]] = Counter()
@@ -84,12 +84,12 @@ def _write(folder: Path, puzzle: Puzzle) -> None:
     try:
         puzzles.export(puzzle, 0, folder, SCALE)
     except OSError as error:
-        if not folder.exists():  # else another process was faster
+        if not folder.exists():  # otherwise another process was faster
             raise MinicosError(f"cannot write {folder}: {error}. Choose another --out.") from error
 
 
 def _distinct(family: Family, count: int, split: str) -> dict[int, Puzzle]:
-    """The first `count` puzzles of a family with different pictures or prompts, by their seeds."""
+    """The first `count` puzzles of a family with distinct pictures or prompts, by their seeds."""
     found: dict[int, Puzzle] = {}
     seen: set[tuple[str, str]] = set()
     for seed in range(100 * count):
@@ -107,14 +107,12 @@ def _distinct(family: Family, count: int, split: str) -> dict[int, Puzzle]:
 
 
 def known(sample: Sample) -> bool:
-    """Whether a sample says which puzzle it is."""
+    """Whether a sample's metadata identify its puzzle."""
     return {"family", "seed", "split"} <= sample.metadata.keys() and not sample.pro
 
 
 def puzzle(sample: Sample) -> Puzzle:
-    """The puzzle of a sample that `write` wrote. Raises MinicosError where its metadata names
-    none.
-    """
+    """The puzzle of a sample that `write` wrote. Raises MinicosError if its metadata name none."""
     try:
         name, seed, split = (sample.metadata[key] for key in ("family", "seed", "split"))
         return puzzles.family(str(name)).draw(int(seed), str(split))
@@ -133,8 +131,8 @@ class Verdicts:
 
 
 def score(videos: Path, samples: Mapping[str, Sample]) -> Verdicts:
-    """Score a tree of videos by the puzzles' own rules. A video that is missing or cannot be
-    read has failed.
+    """Score a tree of videos by the puzzles' own rules. A missing or unreadable video counts as
+    failed.
     """
     graded: dict[str, float] = {}
     solved: dict[str, float] = {}
@@ -143,7 +141,7 @@ def score(videos: Path, samples: Mapping[str, Sample]) -> Verdicts:
         try:
             asked, video = puzzle(sample), load_video(tree.path(videos, name))
             verdict = asked.score(resize(video, asked.first_frame().shape[:2]))
-        except ValueError as error:  # MinicosError is one
+        except ValueError as error:  # includes MinicosError
             failed[name] = str(error)
             continue
         graded[name], solved[name] = verdict.score, float(verdict.solved)

@@ -1,6 +1,4 @@
-"""Score trees of videos, and remember it: a tree whose files have not changed is not scored
-again.
-"""
+"""Score trees of videos, with a cache: a tree whose files have not changed is not scored again."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,11 +30,12 @@ def trees(
     """Scores of every tree: kind of score -> tree -> scores. Puzzles have a second kind, "solved",
     the strict verdict.
 
-    folders  name of the tree -> its folder
-    memory   the folder that keeps what was scored
-    truth    the benchmark's folder
-    kit      the scorer; None: the puzzles' own
-    seen     is called with each tree and its kinds of scores as soon as they are known
+    Args:
+        folders: name of the tree -> its folder.
+        memory: folder of the cache.
+        truth: the benchmark's folder.
+        kit: the scorer; None: the puzzles' own.
+        seen: called with each tree and its kinds of scores as soon as they are known.
     """
     out: dict[str, dict[str, Scored]] = {"score": {}} if kit else {"score": {}, "solved": {}}
     for name, folder in folders.items():
@@ -55,8 +54,8 @@ def _tree(
     truth: Path,
     kit: Kit | None,
 ) -> dict[str, Scored]:
-    """The scores of one tree, from memory where nothing changed. Where the scorer fails, no video
-    of the tree has a score, and the next run tries again.
+    """The scores of one tree, from the cache if nothing changed. If the scorer fails, no video of
+    the tree has a score, and the next run tries again.
     """
     kinds = ("score",) if kit else ("score", "solved")
     remembered, file, known = Run(memory, {}), f"{name}.json", _fingerprint(folder, samples, kit)
@@ -81,7 +80,7 @@ def _tree(
 
 
 def _fingerprint(folder: Path, samples: Mapping[str, Sample], kit: Kit | None) -> str:
-    """Of the videos that are there and of the scorer."""
+    """A fingerprint of the existing videos and of the scorer."""
     digest = sha256(f"{kit}".encode())
     for name in samples:
         video = tree.path(folder, name)
@@ -103,12 +102,13 @@ def report(
     references: Sequence[Row] = (),
     estimates: Mapping[str, Estimates] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Path, Result]]:
-    """Write the tables of every kind of score into the folder of `run`, and yield the kind, its
-    folder and the result.
+    """Write the tables of every kind of score into the folder of `run`; yields the kind, its folder
+    and the result.
 
-    base        the condition that others are held against
-    references  rows of others, of the first kind
-    estimates   which trees are of the clean estimates of steps, and of which
+    Args:
+        base: the condition that others are compared with.
+        references: rows of other systems, for the first kind.
+        estimates: the trees of clean estimates of steps, and the runs they belong to.
     """
     for kind, scored in found.items():
         whole = _scores(scored, samples)
@@ -154,7 +154,7 @@ def _scores(scored: Mapping[str, Scored], samples: Mapping[str, Sample]) -> tabl
 
 
 def _levels(scores: table.Scores) -> dict[str, float]:
-    """The mean scores of the baselines that were made, by names that hold them."""
+    """The mean scores of the baselines that exist, by descriptive names."""
     made = {name: scores.by_condition.get(name) for name in BASELINES}
     means = {name: fmean(values.values()) for name, values in made.items() if values}
     return {f"{name} ({mean:.2f})": mean for name, mean in means.items()}

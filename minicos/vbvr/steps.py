@@ -1,8 +1,8 @@
-"""Chain of Steps: how good the clean estimate of every denoising step is as an answer, against the
+"""Chain of Steps: how good the clean estimate of every denoising step is as an answer, over the
 noise level sigma at which the step begins.
 
-Steps whose estimates were written have a tree of videos each, and each tree is scored as the final
-one is. The curve of a condition ends at sigma 0, where its finished videos are.
+Each step whose estimates were written has a tree of videos, which is scored like the final one. The
+curve of a condition ends at sigma 0, with its finished videos.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from minicos.analysis.tools import figures
 from minicos.vbvr import table
 from minicos.vbvr.table import Scores
 
-END = "end"  # in place of a step: the finished videos
+END = "end"  # instead of a step: the finished videos
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """A tree of clean estimates: those of one step of the runs in the tree `of`."""
+    """A tree of clean estimates, for one step of the runs in the tree `of`."""
 
     of: str
     step: int
@@ -65,7 +65,7 @@ def curves(found: Sequence[Row]) -> list[Curve]:
 
 
 def numbers(found: Sequence[Row]) -> list[Number]:
-    """How far the first estimate that was scored is from the end, for each condition."""
+    """The difference of the first scored estimate to the end, for each condition."""
     out = []
     for of in dict.fromkeys(str(row["condition"]) for row in found):
         first = next(row for row in found if row["condition"] == of)

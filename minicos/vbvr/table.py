@@ -1,10 +1,10 @@
 """Scores as tables: by domain and category as in the paper, paired differences to one condition,
 and task by task.
 
-Samples of one task are alike (the same generator, often nearly the same score), so they are not
+Samples of one task are similar (the same generator, often nearly the same score) and so not
 independent: every interval here resamples tasks, not samples. A difference is between two
-conditions on the same samples. Absolute scores need the two baselines beside them: a video that
-does not move scores .27 on average and 1.0 on some tasks, and the true one not always 1.
+conditions on the same samples. Compare absolute scores with the two baselines: a static video
+scores .27 on average and 1.0 on some tasks, and the true one does not always score 1.
 """
 
 import csv
@@ -28,7 +28,7 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Scores:
-    """What was scored: for each condition, its samples' scores; and where every sample belongs."""
+    """All scores: for each condition those of its samples; and the tasks of the samples."""
 
     by_condition: Mapping[str, Mapping[str, float]]  # condition -> sample -> 0 to 1
     samples: Mapping[str, Sample]  # by name, all that should have a score
@@ -37,7 +37,7 @@ class Scores:
     @property
     def columns(self) -> dict[str, list[str]]:
         """Column -> its samples: Overall, then each domain with its categories. Columns without
-        samples are left out.
+        samples are omitted.
         """
         out = {"Overall": list(self.samples)}
         for split in SPLITS:
@@ -55,11 +55,9 @@ class Scores:
 def clustered(
     values: Sequence[float], clusters: Sequence[str], seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """The mean of `values` with the percentile interval of means over resampled clusters (tasks):
-    whole tasks come and go.
+    """The mean of `values` with the percentile interval of means over resampled clusters (tasks).
 
-    With one cluster there is nothing to resample, and the interval is as unknown as it then is:
-    NaN.
+    With a single cluster there is nothing to resample, and the interval is NaN.
     """
     array = np.asarray(values, dtype=np.float64)
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
@@ -93,7 +91,7 @@ def overview(scores: Scores) -> list[Row]:
 
 
 def reference(pro: bool) -> list[Row]:
-    """The published rows of a benchmark, each marked, and the suspicious ones flagged."""
+    """The published rows of a benchmark, all marked, with doubts about suspicious ones."""
     rows: list[Row] = []
     for one in PRO if pro else BENCH:
         doubts = f"; suspicious: {', '.join(one.suspicions)}" if one.suspicions else ""
@@ -104,13 +102,13 @@ def reference(pro: bool) -> list[Row]:
 
 
 def brief(rows: Sequence[Row]) -> list[Row]:
-    """The columns that fit a terminal: not those of categories."""
+    """The columns that fit on a terminal, without categories."""
     return [{k: v for k, v in row.items() if not k.startswith(("ID ", "OOD "))} for row in rows]
 
 
 def differences(scores: Scores, base: str) -> list[Row]:
-    """Each condition minus `base` on the samples that both have: means with intervals over
-    tasks, in every column.
+    """Each condition minus `base` on the samples that both have: means with intervals over tasks,
+    in every column.
     """
     rows: list[Row] = []
     for condition in scores.by_condition:
@@ -124,7 +122,7 @@ def differences(scores: Scores, base: str) -> list[Row]:
 
 
 def apart(scores: Scores, condition: str, base: str, names: Sequence[str]) -> Interval:
-    """One condition minus another on those of some samples that both have."""
+    """One condition minus another on those of the named samples that both have."""
     found, other = scores.by_condition[condition], scores.by_condition[base]
     both = [name for name in names if name in found and name in other]
     tasks = [scores.samples[name].task for name in both]
@@ -158,8 +156,8 @@ def tasks(scores: Scores, base: str) -> list[Row]:
 
 
 def numbers(scores: Scores, base: str) -> list[Number]:
-    """The findings: each condition's overall score, and its difference to `base` with the
-    smallest difference that could be found.
+    """The findings: each condition's overall score, and its difference to `base` with the smallest
+    resolvable difference.
     """
     out = []
     columns = scores.columns["Overall"]
@@ -183,7 +181,7 @@ def numbers(scores: Scores, base: str) -> list[Number]:
 def result(
     scores: Scores, base: str, settings: Mapping[str, object], references: Sequence[Row] = ()
 ) -> Result:
-    """All of it in the project's form of a result. `references` are further rows of the scores."""
+    """Everything in the project's form of a result. `references` are further rows of the scores."""
     tables = {
         "scores": [*overview(scores), *references],
         "differences": differences(scores, base),
@@ -193,7 +191,7 @@ def result(
 
 
 def write(folder: Path, scores: Scores, base: str, found: Result) -> Result:
-    """table.md, a CSV for each table, and table.png, each in one step. Returns the result with
+    """Write table.md, a CSV for each table, and table.png, each atomically. Returns the result with
     the names of the files.
     """
     names = []
@@ -245,7 +243,7 @@ def text(scores: Scores, base: str, found: Result) -> str:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Rows for a spreadsheet: an interval becomes three columns; text that a spreadsheet would
-    compute is quoted.
+    evaluate is quoted.
     """
     flat = []
     for row in rows:
@@ -277,7 +275,7 @@ def _literal(value: object) -> object:
 
 
 def _resolvable(scores: Scores, condition: str, base: str) -> float:
-    """The smallest difference that as many tasks find with 80 % power."""
+    """The smallest difference that this number of tasks finds with 80 % power."""
     apart: dict[str, list[float]] = {}
     for name, value in scores.by_condition[condition].items():
         if name in scores.by_condition[base]:
@@ -289,5 +287,5 @@ def _resolvable(scores: Scores, condition: str, base: str) -> float:
 
 
 def save(path: Path, text: str) -> None:
-    """Write a text in one step."""
+    """Write a text atomically."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

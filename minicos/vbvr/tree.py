@@ -1,11 +1,12 @@
 """The tree of videos that the benchmark's scorer takes: OUT/<condition>/<split>/<task>/NNNNN.mp4.
 
 A video is H.264, yuv420p, with a short GOP (the scorer seeks every frame), in the size of its
-sample's first frame, and its first frame is that picture, since many of the scorer's rules compare
-with it. Where every denoising step is asked for, each has a tree of its own:
+sample's first frame. Its first frame is that picture, since many of the scorer's rules compare with
+it. With clean estimates of denoising steps, each step has a tree of its own:
 OUT/<condition>/steps/step_007/<split>/...
 
-What writes a video takes `save`, by which it appears in one step (see `runs.replace_file`).
+The functions that write a video take `save`, which makes files appear atomically (see
+`runs.replace_file`).
 """
 
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,7 @@ from minicos.runs import replace_file
 from minicos.vbvr.cases import Sample, load_picture
 from minicos.vbvr.fit import Fit, fit, in_time, made_frames, resize
 
-FPS = 16  # the scorer does not read it
+FPS = 16  # not read by the scorer
 STEP, STRIDE = 16, 4  # Wan's: sides are multiples of 16 pixels, frames are 4 n + 1
 
 
@@ -29,8 +30,8 @@ def folder(out: Path, condition: str, step: int | None = None) -> Path:
 
 
 def path(root: Path, name: str) -> Path:
-    """Where the video of the sample `name` is or will be. Raises ValueError for a name that
-    leaves the tree.
+    """The path of the video of the sample `name`, which need not exist. Raises ValueError for a
+    name that leaves the tree.
     """
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
@@ -46,8 +47,8 @@ def write(
     frames: int | None,
     save: Save = replace_file,
 ) -> None:
-    """Write a model's video uint8 (f *fit.made 3) as the sample's, in its size and of `frames`
-    frames (None: as it is).
+    """Write a model's video uint8 (f *fit.made 3) as the sample's, in its size and with `frames`
+    frames (None: all).
     """
     picture = load_picture(sample)
     video = fit.back(video if frames is None else in_time(video, frames), picture)
@@ -56,17 +57,15 @@ def write(
 
 
 def write_static(root: Path, sample: Sample, save: Save = replace_file) -> None:
-    """The baseline that does nothing: the first frame, as long as the truth."""
+    """The static baseline: the first frame, as long as the truth."""
     picture = load_picture(sample)
     frames = (picture for _ in range(sample.frames or 33))
     save_video(path(root, sample.name), frames, FPS, save=save)
 
 
 def write_truth(root: Path, sample: Sample, save: Save = replace_file) -> None:
-    """The baseline that is right: the true video on the way of a model's, to a size and length that
-    Wan makes (`STEP`, `STRIDE`) and back.
-
-    Raises MinicosError for a sample without one.
+    """The baseline of right answers: the true video, converted like a model's to a size and length
+    that Wan makes (`STEP`, `STRIDE`) and back. Raises MinicosError for a sample without one.
     """
     if sample.truth is None:
         raise MinicosError(

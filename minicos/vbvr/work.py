@@ -1,9 +1,9 @@
-"""The work list: what is to be made, which process makes it, and what is left.
+"""The work list: what to make, which process makes it, and what is left.
 
-The list is fixed by its inputs alone: samples, conditions, seeds and the batch size, in order. A
-unit is one condition, one seed and a batch of samples of one shape, and its batch never depends on
-what is finished already, so that any number of processes make the same files to the last byte.
-Process i of n takes every n-th unit from i on; nothing is exchanged between them.
+The list is determined by its inputs alone: samples, conditions, seeds and the batch size, in order.
+A unit is one condition, one seed and a batch of samples of one shape. Batches never depend on what
+is finished, so any number of processes make the same files to the last byte. Process i of n takes
+every n-th unit from i on; processes do not communicate.
 """
 
 import re
@@ -19,16 +19,14 @@ from minicos.errors import MinicosError
 from minicos.folder_lock import FolderLock
 from minicos.runs import sweep
 
-# Failures in a row after which a process gives up: its device, disk or model is broken.
+# Consecutive failures after which a process gives up: its device, disk or model is broken.
 CONSECUTIVE = 3
-TELL = 10.0  # seconds between two lines of progress
+TELL = 10.0  # seconds between two progress lines
 
 
 @dataclass(frozen=True)
 class Job:
-    """One sample with what is needed to batch it: jobs of one `shape` can go through the model
-    together.
-    """
+    """One sample with what is needed to batch it: jobs of one `shape` can run together."""
 
     sample: str  # its name
     shape: tuple[int, int, int]  # frames, height and width that the model makes
@@ -36,7 +34,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest piece of work: made whole, or made again."""
+    """The smallest piece of work: made completely, or made again."""
 
     condition: str
     seed: int
@@ -51,8 +49,9 @@ class Unit:
 def units(jobs: Mapping[str, Sequence[Job]], seeds: Sequence[int], batch: int) -> list[Unit]:
     """The work list.
 
-    jobs   for each condition, by name, what it is to make of each sample
-    batch  samples in one forward pass, at most; only samples of one shape go together
+    Args:
+        jobs: for each condition, by name, its job for each sample.
+        batch: most samples in one forward pass; only samples of one shape are batched.
     """
     out = []
     for condition, all_jobs in jobs.items():
@@ -67,11 +66,11 @@ def units(jobs: Mapping[str, Sequence[Job]], seeds: Sequence[int], batch: int) -
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of the list is this process's: i of n, counted from 0."""
+    """The part of the list that belongs to this process: i of n, counted from 0."""
 
     index: int = 0
     count: int = 1
-    local: int = 0  # its place among the processes of this machine, which chooses the card
+    local: int = 0  # its index among the processes of this machine, which selects the card
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
@@ -84,7 +83,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """For files of its own."""
+        """A suffix for its own files."""
         return f"shard-{self.index}-of-{self.count}"
 
     def __str__(self) -> str:
@@ -92,9 +91,7 @@ class Shard:
 
 
 def shard(text: str | None, environment: Mapping[str, str]) -> Shard:
-    """From --shard "i/n", or else from what torchrun and srun set; the whole list where nothing
-    is set.
-    """
+    """The shard of --shard "i/n", or else of torchrun or srun; the whole list by default."""
     if text is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if not found:
@@ -111,14 +108,15 @@ def shard(text: str | None, environment: Mapping[str, str]) -> Shard:
     return Shard()
 
 
-SCORES = "scores"  # what `hold` takes for them
+SCORES = "scores"  # the argument of `hold` for them
 
 
 def hold(out: Path, what: Shard | str) -> FolderLock | None:
-    """Make a shard of a folder, or its scores, this process's, as long as what is returned is
-    referred to, and remove what killed processes left half written in the folder.
+    """Lock a shard of a folder, or its scores, as long as the returned lock is referenced, and
+    remove unfinished files of killed processes.
 
-    Raises MinicosError where another process is at it.
+    Raises:
+        MinicosError: another process holds the lock.
     """
     place = _place(out, what)
     try:
@@ -133,8 +131,8 @@ def hold(out: Path, what: Shard | str) -> FolderLock | None:
 
 
 def wait_for_others(out: Path, part: Shard, seconds: float = 2.0) -> None:
-    """Return when no other shard of the list is held. A process with failures leaves last:
-    torchrun ends all others when one ends with another code than 0.
+    """Return when no other shard is locked. A process with failures exits last: torchrun ends all
+    others when one ends with a code other than 0.
     """
     for index in range(part.count):
         place = _place(out, Shard(index, part.count))
@@ -151,7 +149,7 @@ def _held(place: Path) -> bool:
 
 
 def _place(out: Path, what: Shard | str) -> Path:
-    """The folder whose lock stands for a shard or the scores."""
+    """The folder whose lock represents a shard or the scores."""
     return out / ".locks" / (what.name if isinstance(what, Shard) else what)
 
 
@@ -163,13 +161,14 @@ def attempt(
     retries: int = 1,
     tell: Callable[[int, int, Unit | None], object] = lambda done, total, unit: None,
 ) -> dict[Unit, str]:
-    """Make what is left, one unit after the other; a unit that fails is tried again at the end.
-    Returns what failed, and why.
+    """Make what is left, one unit after the other; failed units are tried again at the end. Returns
+    the failures and their reasons. Stops after three consecutive failures; all remaining units then
+    count as failed.
 
-    done     units that were finished before
-    retries  further attempts for a unit that failed
-    tell     is called with the count of finished units, of all units, and the unit that comes next
-    Stops early after three failures in a row: what is left then counts as failed, too.
+    Args:
+        done: number of units that were finished before.
+        retries: further attempts for a failed unit.
+        tell: called with the number of finished units, of all units, and the next unit.
     """
     total, failed = done + len(left), dict[Unit, str]()
     for _ in range(1 + retries):
@@ -191,8 +190,8 @@ def attempt(
 
 
 class Progress:
-    """Tells how far the whole list is and how long it will take, weighing units by their price;
-    a line every ten seconds.
+    """Prints the progress of the whole list and the time left, weighing units by their cost; a line
+    every ten seconds.
     """
 
     def __init__(self, prices: Mapping[Unit, float], finished: Sequence[Unit], part: Shard):
@@ -222,6 +221,6 @@ def clock(seconds: float) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error for a list: its kind where its words alone do not say it."""
+    """An error for a list, with its type if the message alone is unclear."""
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, MinicosError) else f"{type(error).__name__}: {text}"
