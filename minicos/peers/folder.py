@@ -1,6 +1,4 @@
-"""A diffusers folder of a peer: what it is and what it weighs, from JSON and headers alone. Neither
-torch nor diffusers is imported.
-"""
+"""A diffusers folder of a peer, read from JSON and headers alone, without torch or diffusers."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -33,7 +31,7 @@ BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 
 @dataclass(frozen=True)
 class PeerFolder:
-    """What `minicos.weights.layouts.Layout` is for Wan."""
+    """The counterpart of `minicos.weights.layouts.Layout` for peers."""
 
     path: Path
     pipeline: str  # class of diffusers
@@ -47,27 +45,27 @@ class PeerFolder:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """It has one network."""
+        """The name of its one network."""
         return ("high",)
 
     @property
     def depth(self) -> int:
-        """Of the network, in blocks."""
+        """The number of blocks of the network."""
         return self._number("num_layers") + int(self.transformer.get("num_single_layers", 0))
 
     @property
     def heads(self) -> int:
-        """Of an attention of the video."""
+        """The number of heads of the video's attention."""
         return self._number("num_attention_heads")
 
     @property
     def width(self) -> int:
-        """Of the network."""
+        """The width of the network."""
         return self.heads * self._number("attention_head_dim")
 
     def check(self, frames: int, tile: int | None) -> None:
-        """Raise MinicosError for what the model cannot do with these options. The number of frames
-        is checked with the picture, since the VAE's stride is its own affair.
+        """Raise MinicosError for options that the model does not support. The number of frames is
+        checked together with the picture, since it depends on the VAE's stride.
         """
         if tile is not None:
             raise MinicosError(
@@ -76,8 +74,8 @@ class PeerFolder:
 
     @cached_property
     def headers(self) -> Mapping[str, tuple[Header, ...]]:
-        """The headers of each component that has weights. Raises MinicosError naming a file that is
-        missing or damaged; of a folder with weights of two precisions the plain ones count.
+        """The headers of each component with weights. Raises MinicosError naming a missing or
+        damaged file. In a folder with weights of two precisions, the plain ones are used.
         """
         found = {}
         for name in PARTS:
@@ -89,7 +87,7 @@ class PeerFolder:
         return found
 
     def fingerprint(self) -> str:
-        """Tells these weights from others: a hash of samples of every file."""
+        """A fingerprint of the weights: a hash of samples of every file."""
         digest = sha256()
         for headers in self.headers.values():
             for header in headers:
@@ -97,7 +95,7 @@ class PeerFolder:
         return digest.hexdigest()[:16]
 
     def checkpoint(self) -> Checkpoint:
-        """What `minicos inspect` says."""
+        """The description that `minicos inspect` prints."""
         infos = [info for headers in self.headers.values() for info in _infos(headers)]
         files = {
             name: tuple(str(header.path) for header in headers)
@@ -121,7 +119,7 @@ class PeerFolder:
         )
 
     def elements(self) -> dict[str, dict[str, int]]:
-        """Parameters by part ("high", "text", "vae") and block; "" is what lies outside blocks."""
+        """Parameters by part ("high", "text", "vae") and block; "" for those outside blocks."""
         found: dict[str, dict[str, int]] = {}
         for name, headers in self.headers.items():
             counts = found.setdefault(PARTS[name], {})
@@ -147,7 +145,7 @@ def _infos(headers: tuple[Header, ...]) -> list[TensorInfo]:
 
 
 def find(path: Path) -> PeerFolder | None:
-    """The peer in a folder; None where it is no diffusers folder of one."""
+    """The peer in a folder; None if the folder is not a diffusers folder of one."""
     index = path / "model_index.json"
     if not index.is_file():
         return None

@@ -1,2 +1,2 @@
-"""Checkpoints: saying what one is (`inspect`), finding its parts (`layouts`, `hub`), naming it
-(`variants`), renaming keys (`names`), reading into a network (`load`), LoRA files (`lora`)."""
+"""Checkpoints: identifying them (`inspect`), finding their parts (`layouts`, `hub`), naming them
+(`variants`), renaming keys (`names`), reading them into a network (`load`), LoRA files (`lora`)."""

@@ -1,10 +1,10 @@
-"""What a PyTorch file (.pth, .pt) holds, read without PyTorch and without executing anything.
+"""The header of a PyTorch file (.pth, .pt), read without PyTorch and without executing anything.
 
-Such a file is a zip: raw tensors, and a pickle with their names and shapes. The pickle is run
-through an interpreter that knows the words of `WORDS` and refuses all others; tables may have
-strings and numbers as keys, nothing else. So a file that holds anything but tensors and plain
-values is an error, and `torch.load(weights_only=True)` is called only for files that have passed
-here. What comes out is a `Header`, as from a safetensors file.
+Such a file is a zip with raw tensors and a pickle of their names and shapes. The pickle is run by
+an interpreter that knows the words of `WORDS` and refuses all others; tables may have strings and
+numbers as keys, nothing else. A file that holds anything except tensors and plain values is
+therefore an error, and `torch.load(weights_only=True)` is called only for files that pass this
+check. The result is a `Header`, as for a safetensors file.
 """
 
 import io
@@ -21,7 +21,7 @@ from minicos.weights.files import about, reading
 from minicos.weights.header import BITS, Header, TensorInfo
 
 T = TypeVar("T")
-MAX_PICKLE = 1 << 24  # bytes, also of the list of entries: 300 thousand in the largest official one
+MAX_PICKLE = 1 << 24  # bytes, also for the list of entries; the largest official one has 300,000
 STORAGES = {
     "DoubleStorage": "F64",
     "FloatStorage": "F32",
@@ -36,8 +36,8 @@ STORAGES = {
     "UntypedStorage": "U8",
 }
 NEWER = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-# Tables in which programs keep the tensors of a network, and the one to take of several: averaged
-# weights come first.
+# Tables in which programs store the tensors of a network. If there are several, the first in this
+# order is used: averaged weights come first.
 WRAPPERS = (
     *("generator_ema", "ema_model", "ema", "params_ema", "state_dict_ema"),
     *("generator", "model_state", "state_dict", "model_state_dict", "model", "module", "params"),
@@ -65,7 +65,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
 
 
 def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorInfo:
-    """A tensor of a dtype that has no storage of its own: fp8, of a byte an element."""
+    """A tensor of a dtype without its own storage class, such as fp8, with one byte per element."""
     _, _, dtype, *_ = rest
     if dtype not in NEWER.values():
         raise ValueError(f"a tensor of the unknown dtype {str(dtype)[:60]!r}")
@@ -92,8 +92,8 @@ WORDS: dict[tuple[str, str], Any] = {
     ("torch.storage", "UntypedStorage"): "UntypedStorage",
     **{("torch", name): dtype for name, dtype in NEWER.items()},
 }
-# Whatever hashes, joins or builds something other than tables, lists and tuples of plain values is
-# refused.
+# Anything that hashes, joins or builds something other than tables, lists and tuples of plain
+# values is refused.
 FORBIDDEN = {
     code[0]
     for code in (
@@ -105,7 +105,7 @@ FORBIDDEN = {
 
 
 class _Reader(pickle._Unpickler):
-    """The unpickler written in Python: the one in C reserves memory as a file asks."""
+    """The unpickler written in Python; the one in C allocates whatever a file asks for."""
 
     stack: list[Any]
     pop_mark: Any
@@ -145,8 +145,8 @@ class _Reader(pickle._Unpickler):
 
 
 def _put(table: Any, items: list[Any]) -> None:
-    """Fill a table. Only strings and numbers are hashed: a hash of nested tuples may take for
-    ever.
+    """Fill a table. Only strings and numbers are hashed, since hashing nested tuples can take
+    forever.
     """
     if type(table) is not dict or not all(type(key) in (str, int) for key in items[::2]):
         raise ValueError("a table with a key that is neither a string nor a number")
@@ -154,7 +154,7 @@ def _put(table: Any, items: list[Any]) -> None:
 
 
 class _InPieces(io.BufferedReader):
-    """A file of which nothing large is read at once, as a list of millions of entries would be."""
+    """A file of which nothing large is read at once, such as a list of millions of entries."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > MAX_PICKLE:
@@ -163,7 +163,7 @@ class _InPieces(io.BufferedReader):
 
 
 def read_archive(path: Path, size: int) -> Header:
-    """The header of a PyTorch file. Raises MinicosError if it is damaged or holds anything but
+    """The header of a PyTorch file. Raises MinicosError if it is damaged or holds anything except
     named tensors.
     """
     with (
@@ -186,9 +186,10 @@ def read_archive(path: Path, size: int) -> Header:
 
 def table(path: Path, content: Any, kind: type[T]) -> dict[str, T]:
     """The tensors of an archive's content, which may be wrapped in tables (`WRAPPERS`). Raises
-    MinicosError if it has none.
+    MinicosError if there are none.
 
-    kind  what a tensor is: TensorInfo here, torch.Tensor when the file is read
+    Args:
+        kind: the class of a tensor: TensorInfo here, torch.Tensor when the file is read.
     """
     for _ in range(4):
         if not isinstance(content, Mapping) or not content:

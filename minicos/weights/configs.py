@@ -1,9 +1,9 @@
-"""The configurations of networks, from the shapes of their tensors and what a config.json or a
-file's metadata adds.
+"""The configurations of networks, from the shapes of their tensors and from a config.json or a
+file's metadata.
 
-Whatever comes from a file is typed and bounded here before it is used: a number of layers is
-counted from names that are there, never taken from a number in a name, and what metadata says has
-to agree with the shapes.
+Every value from a file is typed and bounded here before it is used. The number of layers is counted
+from the names that exist, never taken from a number in a name, and metadata must agree with the
+shapes.
 """
 
 import math
@@ -18,13 +18,13 @@ from minicos.weights.header import Header, tensors
 from minicos.weights.names import renamer, weights
 
 Shapes = Mapping[str, tuple[int, ...]]
-HEAD = 128  # width of a head in all published transformers; of a CLIP's, see `clip_config`
-WIDEST = 1 << 20  # of any axis that becomes a field of a configuration
+HEAD = 128  # width of a head in all published transformers; for CLIP see `clip_config`
+WIDEST = 1 << 20  # largest axis that becomes a field of a configuration
 
 
 def official(headers: Iterable[Header]) -> dict[str, tuple[int, ...]]:
-    """Official name -> shape of a network's tensors. Raises MinicosError where a key belongs to
-    no known network.
+    """Official name -> shape of a network's tensors. Raises MinicosError for a key of no known
+    network.
     """
     headers = tuple(headers)
     found = tensors(headers)
@@ -34,7 +34,7 @@ def official(headers: Iterable[Header]) -> dict[str, tuple[int, ...]]:
 
 
 def count(names: Iterable[str], prefix: str) -> int:
-    """How many of prefix0., prefix1., prefix2., ... there are, without a gap."""
+    """The number of prefix0., prefix1., prefix2., ... that exist without a gap."""
     there = {name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)}
     number = 0
     while str(number) in there:
@@ -43,8 +43,8 @@ def count(names: Iterable[str], prefix: str) -> int:
 
 
 def architecture(shapes: Shapes) -> dict[str, Any]:
-    """The fields of DiTConfig that the shapes of official names tell: all but heads, text length
-    and eps. {} if this is no DiT.
+    """The fields of DiTConfig that follow from the shapes of official names: all except heads, text
+    length and eps. {} if this is not a DiT.
     """
     modules = (
         "patch_embedding",
@@ -79,11 +79,14 @@ def architecture(shapes: Shapes) -> dict[str, Any]:
 
 
 def dit_config(shapes: Mapping[str, Any], given: Mapping[str, Any], where: str) -> DiTConfig:
-    """The configuration of a transformer that is none of the published ones.
+    """The configuration of a transformer that is not a published one.
 
-    shapes  its `architecture`
-    given   its config.json, in official or diffusers spelling: heads, eps and text length
-    Raises MinicosError where the number of heads is not told, or does not divide the width.
+    Args:
+        shapes: its `architecture`.
+        given: its config.json, in official or diffusers spelling: heads, eps and text length.
+
+    Raises:
+        MinicosError: the number of heads is missing, or does not divide the width.
     """
     dim = shapes["dim"]
     heads = given.get("num_heads", given.get("num_attention_heads"))
@@ -112,8 +115,9 @@ def vae_config(headers: Sequence[Header], given: Mapping[str, Any] = {}) -> VAEC
     """The configuration of a VAE: from shapes, with the statistics of its metadata or of a
     config.json.
 
-    Raises MinicosError where it is no VAE of Wan, where metadata and shapes disagree, and where
-    statistics are not one finite number for each channel, or a standard deviation is not positive.
+    Raises:
+        MinicosError: it is not a VAE of Wan, metadata and shapes disagree, or the statistics are
+            not one finite number per channel with positive deviations.
     """
     path, shapes = headers[0].path, official(headers)
     with reading(path, "is not a VAE of Wan", "`minicos inspect` says what it is."):
@@ -165,8 +169,8 @@ def text_config(headers: Sequence[Header], text_len: int) -> TextConfig:
 
 
 def clip_config(headers: Sequence[Header], given: Mapping[str, Any] = {}) -> CLIPConfig:
-    """The configuration of an image encoder, from its shapes; heads from its metadata, a
-    config.json or as published.
+    """The configuration of an image encoder, from its shapes. The number of heads is from its
+    metadata, a config.json, or the published model.
     """
     shapes = official(headers)
     with reading(
@@ -179,7 +183,7 @@ def clip_config(headers: Sequence[Header], given: Mapping[str, Any] = {}) -> CLI
         if not 0 < dim <= WIDEST or side * side + 1 != tokens or not blocks:
             raise ValueError(f"its sizes are {told} and {blocks} layers")
         published, about = CLIPConfig(), _metadata(headers, told, free=("num_heads", "num_layers"))
-        # The last layer is not used, and some files leave it out.
+        # The last layer is not used, and some files omit it.
         whole = published.num_layers if blocks == published.num_layers - 1 else blocks
         layers = about.get("num_layers", given.get("num_hidden_layers", whole))
         heads = about.get("num_heads", given.get("num_attention_heads"))
@@ -196,8 +200,8 @@ def _number(value: Any) -> bool:
 def _metadata(
     headers: Sequence[Header], told: Mapping[str, Any], free: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The `free` fields of the configuration in a file's metadata; the others have to agree with
-    what shapes tell.
+    """The `free` fields of the configuration in a file's metadata; all other fields must agree with
+    the shapes.
     """
     text = headers[0].metadata.get("config")
     if text is None:
@@ -217,8 +221,8 @@ def _metadata(
 
 
 def _vae21(shapes: Shapes) -> dict[str, Any]:
-    """The fields of VAEConfig that shapes tell. Wan2.1: the encoder is a flat list of residual
-    blocks, a resampler ending each stage.
+    """The fields of VAEConfig that follow from shapes, for Wan2.1: the encoder is a flat list of
+    residual blocks, with a resampler at the end of each stage.
     """
     name = "encoder.downsamples"
     depth = count(shapes, f"{name}.")
@@ -240,7 +244,7 @@ def _vae21(shapes: Shapes) -> dict[str, Any]:
 
 
 def _vae22(shapes: Shapes) -> dict[str, Any]:
-    """The same of Wan2.2: a list of stages, each of residual blocks and, but for the last, a
+    """The same for Wan2.2: a list of stages, each with residual blocks and, except in the last, a
     resampler.
     """
     name = "encoder.downsamples"
@@ -267,7 +271,7 @@ def _vae22(shapes: Shapes) -> dict[str, Any]:
 
 
 def _checked_vae(told: dict[str, Any]) -> dict[str, Any]:
-    """The fields, if they are of sensible sizes. Raises ValueError."""
+    """The fields, if their sizes are sensible. Raises ValueError otherwise."""
     numbers = told["dim"], told["z_dim"], told["num_res_blocks"], *told["dim_mult"]
     numbers += told.get("dec_dim", 1), told.get("patch_size", 1)
     if not told["dim_mult"] or not all(0 < n <= WIDEST for n in numbers):

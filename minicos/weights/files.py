@@ -1,8 +1,7 @@
-"""Reading files that may be damaged or hostile: only regular ones, none larger than it should be,
-every error named.
+"""Reading files that may be damaged or malicious: only regular files with a bounded size, and every
+error names its file.
 
-All foreign exceptions of reading a file are turned into MinicosError here, in `reading`. No torch
-is imported.
+`reading` turns all exceptions of other libraries into MinicosError. Does not import torch.
 """
 
 import json
@@ -15,18 +14,14 @@ from typing import Any
 from minicos.errors import MinicosError
 
 TABLE = 1 << 25  # bytes of a config.json or an index; published ones have at most a megabyte
-PANIC = (
-    "PanicException"  # what a panic in Rust becomes in Python: no Exception, and of no public type
-)
+PANIC = "PanicException"  # a panic in Rust; not an Exception, and not of a public type
 
 
 @contextmanager
 def reading(
     path: object, wrong: str = "cannot be read", remedy: str = "Download it again."
 ) -> Iterator[None]:
-    """Turn whatever a library raises while it reads `path` into "<path> <wrong>: <cause>.
-    <remedy>".
-    """
+    """Turn exceptions of a library that reads `path` into "<path> <wrong>: <cause>. <remedy>"."""
     try:
         yield
     except MinicosError:
@@ -41,7 +36,7 @@ def reading(
 
 @contextmanager
 def about(path: object) -> Iterator[None]:
-    """Put the path before messages that cannot know it."""
+    """Prefix the path to error messages that do not contain it."""
     try:
         yield
     except MinicosError as error:
@@ -49,7 +44,7 @@ def about(path: object) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """The first line of what an error says, without a full stop; its kind if it says nothing."""
+    """The first line of an error's message without a full stop, or its type if it has none."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
@@ -64,8 +59,8 @@ def cause(error: BaseException) -> str:
 
 
 def regular(path: str | Path) -> Path:
-    """The path, if it is a regular file (or a link to one). Raises MinicosError: a pipe or a
-    device would never end.
+    """The path, if it is a regular file (or a link to one). Raises MinicosError otherwise: a pipe
+    or a device would never end.
     """
     path = Path(path)
     with reading(path):
@@ -78,7 +73,7 @@ def regular(path: str | Path) -> Path:
 
 
 def read_bytes(path: str | Path, limit: int) -> bytes:
-    """What is in a regular file. Raises MinicosError if that is more than `limit` bytes."""
+    """The content of a regular file. Raises MinicosError if it has more than `limit` bytes."""
     path = regular(path)
     with reading(path), path.open("rb") as file:
         text = file.read(limit + 1)
@@ -96,8 +91,8 @@ def read_table(path: str | Path) -> dict[str, Any]:
 
 
 def table(text: str | bytes) -> dict[str, Any]:
-    """The object in a JSON text, without NaN and infinities. Raises ValueError, or
-    RecursionError where it is too deep.
+    """The object in a JSON text, without NaN and infinities. Raises ValueError, or RecursionError
+    if it is nested too deeply.
     """
     found = json.loads(text, parse_constant=_refuse)
     if not isinstance(found, dict):

@@ -1,9 +1,9 @@
-"""GGUF files, the quantised layout of llama.cpp and ComfyUI-GGUF, through the `gguf` package (the
+"""GGUF files, the quantised layout of llama.cpp and ComfyUI-GGUF, read by the `gguf` package (the
 extra `minicos[gguf]`).
 
-Tensors are dequantised one at a time, while a network is filled, and rounded to bfloat16; what is
-stored in float keeps its dtype. Their names are the official ones, and what the format lost of a
-shape (it knows four axes) ComfyUI-GGUF writes into the metadata. No torch here, but in `opened`.
+Tensors are dequantised one at a time, while a network is filled, and rounded to bfloat16; tensors
+stored in float keep their dtype. Names are the official ones. ComfyUI-GGUF stores shapes that the
+format cannot express (more than four axes) in the metadata. Only `opened` imports torch.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from minicos.weights.header import Header, TensorInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # what is not quantised, as safetensors has it
+PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # not quantised -> name in safetensors
 SHAPE = "comfy.gguf.orig_shape."
 
 
 def read_gguf(path: Path, size: int) -> Header:
-    """The header of a GGUF file; quantised tensors count as the BF16 that they become. Raises
-    MinicosError where the package is missing or the file damaged.
+    """The header of a GGUF file; quantised tensors are listed as BF16, which they become. Raises
+    MinicosError if the package is missing or the file damaged.
     """
     with _reading(path):
         reader = _open(path)
@@ -32,7 +32,7 @@ def read_gguf(path: Path, size: int) -> Header:
 
 
 def opened(header: Header) -> Callable[[str], "Tensor"]:
-    """The function that reads a tensor of a file by its key."""
+    """The function that reads a tensor of the file by its key."""
     import torch
     from gguf.quants import dequantize
 
@@ -73,7 +73,7 @@ def _dtype(tensor: Any) -> str:
 
 
 def _shape(reader: Any, tensor: Any) -> tuple[int, ...]:
-    """Row-major, as torch has it."""
+    """The shape in torch's order."""
     kept = reader.fields.get(SHAPE + tensor.name)
     sizes = reversed(tensor.shape.tolist()) if kept is None else kept.contents()
     return tuple(int(size) for size in sizes)

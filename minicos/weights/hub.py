@@ -1,9 +1,9 @@
-"""Models on the Hugging Face Hub: in the local cache, or fetched into it when, and only when, the
-user says so.
+"""Models on the Hugging Face Hub: in the local cache, or downloaded into it only at the user's
+request.
 
 `--model Wan-AI/Wan2.2-I2V-A14B` reads the cache and opens no connection. `--download` prints what
-it is about to fetch and how large that is, and fetches only what a model needs; stopped halfway and
-started again, it continues.
+it will fetch and its size, and fetches only what a model needs. An interrupted download can be
+resumed.
 """
 
 import re
@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from minicos.errors import MinicosError
 
-# Repositories of models that no file tells from another one (config.FINETUNES): here the id is what
-# names them.
+# Repositories of models that their files do not distinguish from another (config.FINETUNES): the id
+# identifies them.
 KNOWN: Mapping[str, str] = {
     "Video-Reason/VBVR-Wan2.2": "VBVR-Wan2.2",
     "nvidia/ChronoEdit-14B-Diffusers": "ChronoEdit-14B",
@@ -47,8 +47,8 @@ class RemoteFile:
 
 
 def is_id(name: str) -> bool:
-    """Is this the id of a repository, owner/name? Nothing that could lead out of the cache is
-    one.
+    """Whether this is the id of a repository, owner/name. Anything that could leave the cache is
+    not an id.
     """
     return (
         ID.fullmatch(name) is not None and ".." not in name and "--" not in name and len(name) <= 96
@@ -56,8 +56,8 @@ def is_id(name: str) -> bool:
 
 
 def cached(repo: str) -> Path:
-    """The folder of a repository in the local cache. Opens no connection. Raises MinicosError
-    saying how to fetch it.
+    """The folder of a repository in the local cache, without a connection. Raises MinicosError with
+    the command to fetch it.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -74,9 +74,11 @@ def cached(repo: str) -> Path:
 def fetch(repo: str) -> Path:
     """Fetch what a model needs of a repository into the cache and return its folder there.
 
-    Prints repository, revision, files and bytes to stderr first. Raises MinicosError where the
-    repository does not exist or is gated, where there is no network or not enough disk, and where
-    it is not one whole model.
+    Prints repository, revision, files and bytes to stderr first.
+
+    Raises:
+        MinicosError: the repository does not exist, is gated, or is not one complete model; or
+            there is no network or not enough disk space.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -115,7 +117,7 @@ def fetch(repo: str) -> Path:
         raise MinicosError(
             f"{repo} cannot be fetched: HF_HUB_OFFLINE is set. Unset it, or leave --download out."
         ) from error
-    # whatever the network or the disk raises; the library's HTTP client differs by version
+    # any exception of network or disk; the library's HTTP client differs between versions
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MinicosError(
@@ -125,11 +127,11 @@ def fetch(repo: str) -> Path:
 
 
 def needed(repo: str, files: Mapping[str, int]) -> list[RemoteFile]:
-    """What of a repository's files (name -> bytes) makes up the model; the rest (pictures, copies
-    in half precision) stays away.
+    """The files of a repository (name -> bytes) that make up the model, without pictures, copies in
+    half precision and the like.
 
-    Raises MinicosError where a name leads out of the repository, and where the repository is not
-    one whole model.
+    Raises:
+        MinicosError: a name leaves the repository, or the repository is not one complete model.
     """
     for name in files:
         if (
@@ -168,8 +170,8 @@ def needed(repo: str, files: Mapping[str, int]) -> list[RemoteFile]:
 
 
 def _once(names: Sequence[str]) -> list[str]:
-    """The files of a folder without those that say the same again: .pth beside .safetensors,
-    fp16 beside the plain ones.
+    """The files of a folder without duplicates: .pth next to .safetensors, fp16 next to the plain
+    ones.
     """
     stems = {name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors")}
     kept = [
@@ -182,7 +184,7 @@ def _once(names: Sequence[str]) -> list[str]:
 
 
 def _room(cache: Path, repo: str, total: int) -> None:
-    """Raise MinicosError where the disk has no room for what is not there yet."""
+    """Raise MinicosError if the disk has no room for the missing bytes."""
     there = next(folder for folder in (cache, *cache.parents) if folder.exists())
     blobs = cache / f"models--{repo.replace('/', '--')}" / "blobs"
     have = sum(file.stat().st_size for file in blobs.iterdir()) if blobs.is_dir() else 0

@@ -1,11 +1,10 @@
-"""What is this file? Told from headers in a fraction of a second, without torch and without reading
-a weight.
+"""Identify a file of weights from its headers, in a fraction of a second, without torch and without
+reading tensors.
 
-`inspect(path)` takes whatever people have on disk: an official folder with its two experts, a
-diffusers folder, a folder of shards, a single file from ComfyUI, a LoRA, a VAE. The names of the
-tensors tell the kind and the layout, their shapes tell the architecture, and `variants` names what
-that can be: all of it, where nothing tells two apart. Names of folders and files are used for one
-thing only: which expert, the high-noise one or the low-noise one, this is.
+`inspect(path)` accepts an official folder with its two experts, a diffusers folder, a folder of
+shards, a single file from ComfyUI, a LoRA, or a VAE. Names of tensors identify the kind and the
+layout, their shapes the architecture, and `variants` lists all models that this can be. Names of
+folders and files are used only to tell the high-noise expert from the low-noise one.
 """
 
 from collections import Counter
@@ -37,11 +36,11 @@ from minicos.weights.names import (
 
 
 class Other(NamedTuple):
-    """A network that is no diffusion transformer, told by official names of its tensors."""
+    """A network that is not a diffusion transformer, recognised by official tensor names."""
 
     kind: str
     marker: str  # a tensor that no other kind has
-    published: str = ""  # the one that models come with
+    published: str = ""  # name of the published one
     proof: tuple[str, int] = ("", 0)  # a tensor of that one, and the length of its first axis
 
 
@@ -70,20 +69,18 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `inspect` found. Counts are over all files; `parts` says which files make up which
-    network.
-    """
+    """The result of `inspect`. Counts cover all files; `parts` lists those of each network."""
 
     path: str
     variant: str  # "Wan2.2-I2V-A14B", "Wan2.1_VAE", "LoRA", ... or "unknown"
     # "official", "comfy", "comfy_fp8_scaled", "diffusers", "transformers", "pytorch",
     # "lora:<dialect>"
     layout: str
-    expert: str | None  # "high", "low", "high and low"; None where nothing says so
+    expert: str | None  # "high", "low", "high and low"; None if unknown
     tensors: int
     parameters: int
     bytes: int
-    dtypes: dict[str, int]  # dtype -> tensors
+    dtypes: dict[str, int]  # dtype -> number of tensors
     architecture: dict[str, int]  # fields of DiTConfig, read from shapes; for a LoRA its rank
     parts: dict[str, tuple[str, ...]]  # "high", "low" or "model" -> files
     notes: tuple[str, ...] = field(default=())
@@ -94,7 +91,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Part:
-    """One network: what its files say together."""
+    """One network, described by all of its files."""
 
     variant: str
     layout: str
@@ -105,8 +102,8 @@ class _Part:
 
 
 def inspect(path: str | Path) -> Checkpoint:
-    """Say what a file or folder of weights is. Raises MinicosError where it is missing, damaged
-    or not weights.
+    """Identify a file or folder of weights. Raises MinicosError if it is missing, damaged or not
+    weights.
     """
     path = Path(path)
     kind, places = layouts.places(path)
@@ -160,9 +157,7 @@ def inspect(path: str | Path) -> Checkpoint:
 
 
 def _named(evidence: variants.Evidence) -> tuple[str, list[str]]:
-    """The variants that a transformer can be of, and notes on what else it could be or what is
-    missing.
-    """
+    """The variants that a transformer can be, with notes on alternatives and on what is missing."""
     possible = variants.likely(evidence)
     if len(possible) > 1:
         return " or ".join(possible), []
@@ -192,7 +187,7 @@ def describe(checkpoint: Checkpoint) -> str:
 
 
 def _network(path: Path, expert: str | None) -> _Part:
-    """What the files of one network say."""
+    """The description of one network's files."""
     headers = read_part(path, "high")
     found = tensors(headers)
     if kind := lora_dialect(found):
@@ -224,9 +219,7 @@ def _network(path: Path, expert: str | None) -> _Part:
 
 
 def _renamed(found: Mapping[str, TensorInfo]) -> tuple[Mapping[str, TensorInfo], list[str]]:
-    """The weights by their official names; as they are, and a note why, where a name has no
-    official one.
-    """
+    """The weights under their official names; unchanged, with a note, if a name has none."""
     try:
         rename = renamer(found)
         return {rename(name): found[key] for key, name in weights(found).items()}, []
@@ -235,8 +228,8 @@ def _renamed(found: Mapping[str, TensorInfo]) -> tuple[Mapping[str, TensorInfo],
 
 
 def _layout(found: Mapping[str, TensorInfo], known: bool) -> str:
-    """Whose way of naming and storing tensors this is; official names of a network that is not
-    known are no layout.
+    """The naming and storage format of the tensors; official names of an unknown network are not a
+    layout.
     """
     if any(key.endswith(tuple(VALUES)) for key in found):
         return "quanto"
@@ -251,7 +244,7 @@ def _layout(found: Mapping[str, TensorInfo], known: bool) -> str:
 
 
 def _other(official: Mapping[str, TensorInfo]) -> str:
-    """What this is that is no diffusion transformer."""
+    """The name of a network that is not a diffusion transformer."""
     for other in OTHERS:
         if other.marker in official:
             tensor, size = other.proof
@@ -261,7 +254,7 @@ def _other(official: Mapping[str, TensorInfo]) -> str:
 
 
 def _incomplete(official: Mapping[str, TensorInfo], layers: int) -> list[str]:
-    """A note where a transformer lacks tensors, or has more: 15 outside the blocks, 27 in each;
+    """A note if a transformer lacks tensors or has too many: 15 outside the blocks and 27 in each;
     with CLIP 8 (9) and 5 more.
     """
     clip = "img_emb.proj.0.weight" in official
@@ -275,8 +268,8 @@ def _incomplete(official: Mapping[str, TensorInfo], layers: int) -> list[str]:
 
 
 def _lora_kind(found: Mapping[str, TensorInfo]) -> tuple[str, tuple[str, ...]]:
-    """ "LoRA", or what else the file is, and notes: on experts, and on keys that are of no known
-    network.
+    """ "LoRA" or the actual kind of the file, with notes on experts and on keys of unknown
+    networks.
     """
     keys = [lora_key(key) for key in found]
     pieces = {key.piece for key in keys if key is not None}
@@ -300,7 +293,7 @@ def _lora_kind(found: Mapping[str, TensorInfo]) -> tuple[str, tuple[str, ...]]:
 
 
 def _lora(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Rank, and width and depth of the network that a LoRA is for."""
+    """Rank of a LoRA, and width and depth of the network that it is for."""
     found = {"rank": 0, "dim": 0}
     modules = set()
     for key, info in tensors.items():

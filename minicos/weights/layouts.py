@@ -1,15 +1,14 @@
-"""Where the parts of a model lie, in every layout that people have on disk.
+"""The locations of a model's parts, in all common layouts on disk.
 
-official     high_noise_model/, low_noise_model/ (Wan2.1 and TI2V-5B: one network beside the rest),
-             Wan2.x_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/tokenizer.json,
-             models_clip_*.pth (Wan2.1 image-to-video)
-diffusers    model_index.json, transformer/ (the high-noise expert!), transformer_2/, vae/,
-             text_encoder/, image_encoder/, tokenizer/
-single file  one network (ComfyUI, DiffSynth); its other parts are named one by one, see `PARTS`
+    official     high_noise_model/, low_noise_model/ (Wan2.1 and TI2V-5B: one network in the folder
+                 itself), Wan2.x_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth,
+                 google/umt5-xxl/tokenizer.json, models_clip_*.pth (Wan2.1 image-to-video)
+    diffusers    model_index.json, transformer/ (the high-noise expert!), transformer_2/, vae/,
+                 text_encoder/, image_encoder/, tokenizer/
+    single file  one network (ComfyUI, DiffSynth); other parts are named individually, see `PARTS`
 
 An expert may be a LoRA on the other one, as in the model that comes with minicos. `find` reads
-headers alone and imports no torch, so that whatever can be refused is refused before anything is
-loaded.
+headers alone and does not import torch, so that problems are reported before anything is loaded.
 """
 
 import math
@@ -32,8 +31,8 @@ from minicos.weights.names import lora_dialect, relative, sections
 from minicos.weights.stated import FOLLOW, departures, stated
 
 EMBEDDED = Path(__file__).parents[1] / "tiny" / "weights"
-EMBEDDED_VARIANTS = EMBEDDED.with_name("variants")  # of the embedded model: a folder each
-PARTS = {  # what can be named one by one
+EMBEDDED_VARIANTS = EMBEDDED.with_name("variants")  # of the embedded model, one folder each
+PARTS = {  # parts that can be named individually
     "high": "the network for high noise, or the only one",
     "low": "the network for low noise, or a LoRA that makes it of the other",
     "vae": "the VAE",
@@ -64,7 +63,7 @@ DIFFUSERS: dict[str, tuple[str, ...]] = {
     "clip": ("image_encoder",),
     "tokenizer": ("tokenizer/tokenizer.json",),
 }
-TOKENIZER = "MINICOS_UMT5_TOKENIZER"  # names a tokenizer.json, for layouts that come without one
+TOKENIZER = "MINICOS_UMT5_TOKENIZER"  # names a tokenizer.json, for layouts without one
 
 LoraFiles = Mapping[str, Sequence[str | Path | tuple[str | Path, float]]]
 C = TypeVar("C", DiTConfig, VAEConfig, TextConfig, CLIPConfig)
@@ -72,8 +71,8 @@ C = TypeVar("C", DiTConfig, VAEConfig, TextConfig, CLIPConfig)
 
 @dataclass(frozen=True)
 class Part(Generic[C]):
-    """The files of one network, its configuration, and the LoRAs to merge into it, each with its
-    strength.
+    """The files of one network, its configuration, and the LoRAs to merge into it with their
+    strengths.
     """
 
     files: tuple[Path, ...]
@@ -83,23 +82,24 @@ class Part(Generic[C]):
 
 @dataclass(frozen=True)
 class Layout:
-    """Every file that a model needs, and what the model is."""
+    """Every file that a model needs, and the identity of the model."""
 
     kind: str  # "official", "diffusers", "single file"
     variant: str
-    experts: dict[str, Part[DiTConfig]]  # "high", and "low" where there are two
+    experts: dict[str, Part[DiTConfig]]  # "high", and "low" if there are two
     vae: Part[VAEConfig]
     text: Part[TextConfig]
     tokenizer: Path
-    clip: Part[CLIPConfig] | None = None  # where the variant has one
+    clip: Part[CLIPConfig] | None = None  # if the variant has one
     notes: tuple[str, ...] = ()
-    stated: dict[str, float] = field(default_factory=dict)  # by a diffusers folder: shift, boundary
+    stated: dict[str, float] = field(default_factory=dict)  # in a diffusers folder: shift, boundary
 
     def preset(self, name: str | None = None) -> Preset:
-        """A preset of the variant, the first by default; "diffusers" is the first with what the
-        folder states.
+        """A preset of the variant, by default the first; "diffusers" is the first with the values
+        of the folder.
 
-        Raises MinicosError for a name that there is not, and where the folder states nothing.
+        Raises:
+            MinicosError: there is no such preset, or the folder contains no such values.
         """
         if name != FOLLOW:
             return get_preset(self.variant, name)
@@ -113,16 +113,16 @@ class Layout:
 
     @property
     def depth(self) -> int:
-        """Of the network, in blocks."""
+        """The number of blocks of the network."""
         return self.experts["high"].config.num_layers
 
     @property
     def heads(self) -> int:
-        """Of an attention."""
+        """The number of heads of an attention."""
         return self.experts["high"].config.num_heads
 
     def check(self, frames: int, tile: int | None) -> None:
-        """Raise MinicosError for a number of frames or tiles that the VAE does not know."""
+        """Raise MinicosError for a number of frames or tiles that the VAE does not support."""
         from minicos.condition import check_frames
         from minicos.tiles import check_side
 
@@ -131,8 +131,8 @@ class Layout:
         check_side(tile, side)
 
     def fingerprint(self) -> str:
-        """Tells these weights from others: a hash of samples of every file and of the strengths
-        of LoRAs.
+        """A fingerprint of the weights: a hash of samples of every file and of the strengths of
+        LoRAs.
         """
         digest = sha256()
         networks: list[Part] = [*self.experts.values(), self.vae, self.text]
@@ -152,18 +152,20 @@ def find(
     lora: LoraFiles | None = None,
     download: bool = False,
 ) -> Layout:
-    """The files of a model, told from their headers.
+    """Find the files of a model from their headers.
 
-    model     "tiny" (the one inside the package), "tiny:NAME" (a variant of it; its VAE is that of
-              "tiny"), a folder, a file,
-              an index of shards, or the id of a repository on the Hub
-    variant   what shapes cannot tell, see `variants.resolve`
-    parts     name (see `PARTS`) -> file or folder; takes the place of what the model has there
-    lora      expert -> files, or pairs of file and strength; a model of one network is its own
-              "high" expert
-    download  fetch a repository of the Hub that is not in the cache
-    Raises MinicosError naming the file or part that is missing, damaged, of another model, or
-    ambiguous.
+    Args:
+        model: "tiny" (the model inside the package), "tiny:NAME" (a variant of it, with the VAE of
+            "tiny"), a folder, a file, an index of shards, or the id of a repository on the Hub.
+        variant: the variant if shapes cannot identify it, see `variants.resolve`.
+        parts: name (see `PARTS`) -> file or folder, replacing that part of the model.
+        lora: expert -> files, or pairs of file and strength; a model with one network has only
+            "high".
+        download: fetch a repository of the Hub that is not in the cache.
+
+    Raises:
+        MinicosError: a file or part, which the message names, is missing, damaged, of another
+            model, or ambiguous.
     """
     path = locate(model, download)
     seen = _survey(
@@ -191,15 +193,15 @@ def find(
 
 
 def locate(model: str | Path, download: bool = False) -> Path:
-    """Where a model lies: the embedded one, a file or folder, or a repository in the Hub's cache
-    (or, if so wanted, fetched).
+    """The path of a model: the embedded one, a file or folder, or a repository in the Hub's cache
+    (downloaded on request).
     """
     if model == "tiny":
         return EMBEDDED
     if isinstance(model, str) and model.startswith("tiny:"):
         return _embedded_variant(model)
     with reading(model, "is no path", "Give a folder, a file, or the id of a repository."):
-        if model == "":  # as an unset variable of a shell leaves it; Path makes "." of it
+        if model == "":  # e.g. from an unset shell variable; Path turns it into "."
             raise MinicosError(
                 "--model is empty. Give a folder, a file, or the id of a repository."
             )
@@ -215,7 +217,7 @@ def locate(model: str | Path, download: bool = False) -> Path:
 
 
 def embedded_variants() -> tuple[str, ...]:
-    """What "tiny:NAME" can open: the variants of the embedded model that come with the package."""
+    """The values of NAME in "tiny:NAME": the variants of the embedded model in the package."""
     folders = sorted(EMBEDDED_VARIANTS.iterdir()) if EMBEDDED_VARIANTS.is_dir() else []
     return tuple(path.name for path in folders if (path / "high_noise_model").is_dir())
 
@@ -231,25 +233,25 @@ def _embedded_variant(model: str) -> Path:
 
 
 def _shared() -> dict[str, Path]:
-    """The parts that variants of the embedded model have from it."""
+    """The parts that variants of the embedded model share with it."""
     there = _there(EMBEDDED, OFFICIAL)
     return {name: there[name] for name in ("vae", "tokenizer")}
 
 
 def dit_config(model: str | Path) -> DiTConfig:
-    """The shapes of a model's transformer. Reads its headers only; the rest of the model need
-    not be there.
+    """The shapes of a model's transformer, from its headers; other parts of the model may be
+    missing.
     """
     seen = _survey(locate(model), {})
     evidence = seen.evidence
     possible = variants.likely(evidence)
-    name = possible[0] if possible else variants.resolve(evidence)[0]  # which says what is wrong
+    name = possible[0] if possible else variants.resolve(evidence)[0]  # raises if none is possible
     place = next(iter(seen.places[expert] for expert in evidence.experts))
     return variants.configure(name, evidence.shapes, _json(place), str(place))
 
 
 def places(model: Path) -> tuple[str, dict[str, Path]]:
-    """The kind of a layout, and where it has its parts. A network that is not there is left out."""
+    """The kind of a layout, and the paths of its parts. Missing networks are omitted."""
     with reading(model):
         if not model.is_dir():
             return "single file", {claim(model) or "high": model, **_rest(model.parent)}
@@ -266,7 +268,7 @@ def places(model: Path) -> tuple[str, dict[str, Path]]:
 
 
 def claim(path: Path) -> str | None:
-    """Which expert the name of a file, or of its folder, claims to be: high_noise, HighNoise,
+    """The expert that the name of a file, or of its folder, indicates: high_noise, HighNoise,
     -HIGH_, _high_, H-, HN and so on.
     """
     there = path.parent.name
@@ -284,9 +286,9 @@ def claim(path: Path) -> str | None:
 
 SIDES = ("high", "low")
 SHORT = {"H": "high", "HN": "high", "L": "low", "LN": "low"}
-# H100 is one word, and HighNoise are two
+# H100 is one word, and HighNoise is two
 WORD = re.compile(r"(?<![A-Za-z])[HL]\d+(?![A-Za-z\d])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", re.ASCII)
-# What follows "high" or "low" where the word is not about noise: low_vram, high-res ...
+# Words after "high" or "low" that show that noise is not meant: low_vram, high-res ...
 OTHERWISE = (
     *("vram", "ram", "mem", "memory", "res", "resolution", "rank", "quality", "detail", "fps"),
     *("poly", "contrast", "light", "angle", "speed", "end", "step", "steps", "key"),
@@ -296,7 +298,7 @@ OTHERWISE = (
 def evidence(
     model: Path, kind: str, at: Mapping[str, Path], shapes: variants.Architecture
 ) -> variants.Evidence:
-    """What the places of a layout say about the model, beside the shapes of its network."""
+    """What the files of a layout tell about the model, in addition to the network's shapes."""
     there = tuple(name for name in ("high", "low") if name in at)
     index = _json(model, "model_index.json") if kind == "diffusers" else {}
     second = index.get("transformer_2")
@@ -310,8 +312,8 @@ def evidence(
 
 
 def _large_frames(model: Path, at: Mapping[str, Path], shapes: variants.Architecture) -> str | None:
-    """Wan2.1-I2V-14B-720P where the name of its folder or file says 720p: nothing in the file
-    does.
+    """Wan2.1-I2V-14B-720P if the name of its folder or file contains 720p: the content does not
+    tell.
     """
     names = [path.name for path in (model, *(at[name] for name in ("high", "low") if name in at))]
     fits = "Wan2.1-I2V-14B" in variants.fitting(shapes)
@@ -325,7 +327,7 @@ def _large_frames(model: Path, at: Mapping[str, Path], shapes: variants.Architec
 
 @dataclass(frozen=True)
 class _Survey:
-    """A model's parts before it is known what they make."""
+    """A model's parts before the model is identified."""
 
     model: Path
     kind: str
@@ -336,7 +338,7 @@ class _Survey:
 
 def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
     kind, own = places(model)
-    if kind == "single file":  # which may hold several networks
+    if kind == "single file":  # it may contain several networks
         merged = sections(tensors(read_headers(model)))
         own |= {name: model for name in ("vae", "text", "clip") if name in merged}
     found = dict(own)
@@ -380,8 +382,8 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
 
 
 def _architecture(path: Path, headers: Sequence[Header]) -> dict[str, Any]:
-    """The architecture of a transformer. Raises MinicosError where it is none, or one with parts
-    that are not known here.
+    """The architecture of a transformer. Raises MinicosError if it is not one, or has unknown
+    parts.
     """
     known = relative(tensors(headers))
     if known is not None:
@@ -399,7 +401,7 @@ def _architecture(path: Path, headers: Sequence[Header]) -> dict[str, Any]:
 
 
 def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part[DiTConfig]]:
-    """The networks of a model that is known, each with its LoRAs; an only one is called "high"."""
+    """The networks of an identified model, each with its LoRAs; a single one is called "high"."""
     names = ("high", "low")[: len(seen.networks)]
     for name in set(lora) - set(names):
         advice = (
@@ -426,7 +428,7 @@ def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part[DiT
 
 
 def _sampled_large(name: str, asked: str | None) -> tuple[str, ...]:
-    """A note on settings that were taken because of a name."""
+    """A note on settings that were chosen because of a name."""
     if asked is not None or name != "Wan2.1-I2V-14B-720P":
         return ()
     return (
@@ -436,7 +438,7 @@ def _sampled_large(name: str, asked: str | None) -> tuple[str, ...]:
 
 
 def _mismatches(seen: _Survey, lora: LoraFiles) -> tuple[str, ...]:
-    """A note for each file whose name claims the expert that it is not used for."""
+    """A note for each file whose name indicates the other expert."""
     used = [(name, seen.places[name]) for name in seen.networks]
     used += [(name, _with_strength(one)[0]) for name, many in lora.items() for one in many]
     return tuple(
@@ -448,7 +450,7 @@ def _mismatches(seen: _Survey, lora: LoraFiles) -> tuple[str, ...]:
 
 
 def _fit(layout: Layout) -> None:
-    """Raise MinicosError where parts of two models were put together."""
+    """Raise MinicosError if parts of different models are combined."""
     cfg, vae, text = layout.experts["high"].config, layout.vae, layout.text
     if vae.config.z_dim != cfg.out_dim:
         need = {16: "Wan2.1_VAE", 48: "Wan2.2_VAE"}.get(cfg.out_dim, "its own VAE")
@@ -530,7 +532,7 @@ def _there(model: Path, names: Mapping[str, tuple[str, ...]]) -> dict[str, Path]
 
 
 def _rest(folder: Path) -> dict[str, Path]:
-    """The parts other than networks that lie beside a file under their official names."""
+    """The parts other than networks that are next to a file, with their official names."""
     return {
         part: path for part, path in _there(folder, OFFICIAL).items() if part not in ("high", "low")
     }
@@ -561,8 +563,8 @@ def _samples(part: Part) -> bytes:
 
 
 def sampled(path: Path, pieces: int = 16, length: int = 1 << 16) -> bytes:
-    """A hash of a file's size and of pieces from its first to its last byte: a megabyte at most,
-    however large it is.
+    """A hash of a file's size and of pieces from its first to its last byte, at most one megabyte
+    in total.
     """
     digest = sha256()
     with reading(path), path.open("rb") as file:
@@ -575,6 +577,6 @@ def sampled(path: Path, pieces: int = 16, length: int = 1 << 16) -> bytes:
 
 
 def _json(place: Path, name: str = "config.json") -> dict[str, Any]:
-    """A table beside a network's files; empty where there is none."""
+    """A JSON table next to a network's files; empty if there is none."""
     path = (place if place.is_dir() else place.parent) / name
     return read_table(path) if path.exists() else {}

@@ -1,11 +1,11 @@
-"""Reading a checkpoint into a network: strictly, one tensor at a time.
+"""Read a checkpoint into a network: strictly, and one tensor at a time.
 
 The network is built without memory (`with torch.device("meta")`). First the headers of all files
-are compared with its parameters, so that a wrong file fails before anything is read. Then every
-tensor is mapped into memory from its file and cast into its final place; quantised ones are
-multiplied by their factors, and those that a LoRA changes are made in float32, merged, and then
-cast. So memory beyond the finished weights is a piece of a tensor or, with a LoRA, one matrix in
-float32. On a CPU, tensors that need no change stay views of the file, which cost no memory at all.
+are compared with its parameters, so a wrong file fails before any tensor is read. Then every tensor
+is mapped into memory from its file and cast into its final place. Quantised tensors are multiplied
+by their factors; tensors that a LoRA changes are computed in float32, merged, and then cast. Peak
+memory is thus the finished weights plus a piece of a tensor or, with a LoRA, one float32 matrix. On
+a CPU, tensors that need no change remain views of the file and use no memory.
 """
 
 import json
@@ -44,11 +44,11 @@ DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-NARROW = ("F8_E4M3", "F8_E5M2", "I8")  # what a factor can belong to
-FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")  # of ComfyUI's records
+NARROW = ("F8_E4M3", "F8_E5M2", "I8")  # dtypes that can have a factor
+FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")  # in ComfyUI's records
 PIECE = 2**22  # elements of a quantised tensor that are unpacked at a time
-PINNED = 2**26  # bytes of each of the two buffers through which a card is filled
-LONG = 2**30  # bytes from which a progress bar is shown
+PINNED = 2**26  # bytes of each of the two buffers for copies to a card
+LONG = 2**30  # bytes above which a progress bar is shown
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Stored:
 
     header: Header
     key: str
-    read: Callable[[str], Tensor]  # key -> the tensor, mapped: no memory of its own
+    read: Callable[[str], Tensor]  # key -> the tensor, mapped, without memory of its own
 
     @property
     def info(self) -> TensorInfo:
@@ -81,9 +81,12 @@ def check(
 ) -> tuple[dict[str, Stored], dict[str, Stored]]:
     """Compare the headers of `source` with what `module` needs, as `load_into` does first.
 
-    Returns the stored tensors and the factors of quantised ones, by their names in the module.
-    Raises MinicosError where a key is missing, unknown, twice there, of another shape or stored in
-    a way that is not read.
+    Returns:
+        The stored tensors, and the factors of quantised ones, by their names in the module.
+
+    Raises:
+        MinicosError: a key is missing, unknown, duplicated, of another shape, or stored in an
+            unsupported format.
     """
     headers = read_part(source, part)
     stored, factors = _plan(headers, rename, unused)
@@ -105,25 +108,27 @@ def load_into(
     place: Place | None = None,
     label: str = "",
 ) -> None:
-    """Give every parameter and buffer of `module` (usually on the meta device) its tensor from
-    `source`.
+    """Fill every parameter and buffer of `module` (usually on the meta device) from `source`. The
+    module ends in eval mode, without gradients.
 
-    source   a file (.safetensors, .pth), a folder of shards, an index of shards, or a list of files
-    part     of a file that holds several networks, the one to read: "high", "low", "vae", "text",
-             "clip"
-    rename   key -> the module's name for it; by default the naming is recognised (official,
-             ComfyUI, diffusers, transformers)
-    dtype    one dtype, a function of the official name, or None to keep what is stored
-    lora     merged in float32 before the cast
-    unused   beginnings of the names of tensors that the source holds and the module does without
-    place    where finished tensors go: by default to new memory on `device`, or to a view of the
-             file
-    label    of a progress bar, shown from 1 GiB on
-    The module ends in eval mode, without gradients.
+    Args:
+        source: a file (.safetensors, .pth), a folder of shards, an index of shards, or a list of
+            files.
+        part: the network to read from a file with several: "high", "low", "vae", "text", "clip".
+        rename: key -> the module's name for it; default: the naming is recognised (official,
+            ComfyUI, diffusers, transformers).
+        dtype: one dtype, a function of the official name, or None to keep the stored dtypes.
+        lora: merged in float32 before the cast.
+        unused: prefixes of tensors in the source that the module does not need.
+        place: the destination of finished tensors; default: new memory on `device`, or a view of
+            the file.
+        label: label of a progress bar, shown from 1 GiB upwards.
+        check_finite: refuse NaN and infinity.
 
-    Raises MinicosError where a key is missing, unknown, twice there or of another shape, where a
-    file is damaged or stored in a way that is not read, where a LoRA does not fit, and, with
-    `check_finite`, where a tensor holds NaN or infinity. The module is then unusable.
+    Raises:
+        MinicosError: a key is missing, unknown, duplicated or of another shape; a file is damaged
+            or in an unsupported format; a LoRA does not fit; or a value is not finite. The module
+            is then unusable.
     """
     loras = (lora,) if isinstance(lora, Lora) else tuple(lora)
     expected = dict(module.state_dict())
@@ -183,7 +188,7 @@ def open_tensors(header: Header) -> Callable[[str], Tensor]:
         return gguf.opened(header)
     if header.archive:
         with reading(path, "cannot be opened as tensors only", "Download or convert it."):
-            if path.suffix == ".safetensors":  # torch goes by the name of a path
+            if path.suffix == ".safetensors":  # torch looks at the suffix of a path
                 with path.open("rb") as file:
                     content = torch.load(file, map_location="cpu", weights_only=True)
             else:
@@ -195,7 +200,7 @@ def open_tensors(header: Header) -> Callable[[str], Tensor]:
 
     def read(key: str) -> Tensor:
         with reading(path):
-            if path.stat().st_size != header.size:  # memory beyond the end of a file cannot be read
+            if path.stat().st_size != header.size:  # reading beyond the end would crash
                 raise MinicosError(
                     f"{path} has become shorter or longer while it was read. Download it again."
                 )
@@ -206,7 +211,7 @@ def open_tensors(header: Header) -> Callable[[str], Tensor]:
 
 
 class PinnedCopies:
-    """Brings pieces of host memory to a card through two pinned buffers: one is filled while the
+    """Copies pieces of host memory to a card through two pinned buffers: one is filled while the
     other is copied.
     """
 
@@ -228,7 +233,7 @@ class PinnedCopies:
 
 @torch.no_grad()
 def _fill(target: Tensor, one: Stored, factor: Stored | None, bring: PinnedCopies | None) -> Tensor:
-    """`target` with the tensor of a file in it, unpacked and cast on the target's device."""
+    """`target`, filled with a tensor of a file, unpacked and cast on the target's device."""
     source = one.tensor()
     if factor is None and bring is None:
         return target.copy_(source)
@@ -249,10 +254,10 @@ def _fill(target: Tensor, one: Stored, factor: Stored | None, bring: PinnedCopie
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity. A sum tells at the speed of memory; elements are
-    looked at only if it fails.
+    """Whether there is neither NaN nor infinity. A sum shows this at the speed of memory; elements
+    are checked only if the sum is not finite.
 
-    It has the tensor's own dtype: in another one torch would copy the tensor first.
+    The sum has the tensor's own dtype, since torch would copy the tensor for another one.
     """
     if not tensor.is_floating_point():
         return True
@@ -265,7 +270,7 @@ def _finite(tensor: Tensor) -> bool:
 def _plan(
     headers: Sequence[Header], rename: Callable[[str], str] | None, unused: tuple[str, ...]
 ) -> tuple[dict[str, Stored], dict[str, Stored]]:
-    """Name in the module -> its tensor, and -> the factor of its numbers."""
+    """Name in the module -> its tensor, and -> its factor."""
     rename = rename or renamer(tensors(headers))
     found: dict[str, dict[str, Stored]] = {WEIGHT: {}, FACTOR: {}}
     for header in headers:
@@ -298,7 +303,7 @@ def _check(
     factors: Mapping[str, Stored],
     headers: Sequence[Header],
 ) -> None:
-    """Compare what the files promise with what the module needs."""
+    """Compare the content of the files with what the module needs."""
     network = type(module).__name__
     for name, one in stored.items():
         path, shape, needed = one.header.path, one.info.shape, expected.get(name)
@@ -334,7 +339,7 @@ def _check(
 
 
 def _check_numbers(one: Stored, factor: Stored | None, floating: bool, others: bool) -> None:
-    """Are the stored numbers weights, by themselves or with their factor?"""
+    """Check that the stored numbers are weights, alone or with their factor."""
     where, kind = f"{one.header.path}: {one.key}", one.info.dtype
     if factor is None:
         if floating and not DTYPES[kind].is_floating_point:
@@ -367,9 +372,7 @@ def _check_numbers(one: Stored, factor: Stored | None, floating: bool, others: b
 
 
 def _check_record(one: Stored) -> None:
-    """ComfyUI writes next to each quantised matrix how it is stored, as JSON in a tensor of
-    bytes.
-    """
+    """Check ComfyUI's record of how a quantised matrix is stored: JSON in a tensor of bytes."""
     where = f"{one.header.path}: {one.key}"
     if one.info.dtype != "U8" or one.info.elements > 10_000:
         raise MinicosError(f"{where} is not a record in JSON. Download it again.")
@@ -385,7 +388,7 @@ def _check_record(one: Stored) -> None:
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of a parameter or buffer."""
+    """Assign a tensor to a parameter or buffer."""
     owner, _, leaf = name.rpartition(".")
     parent = module.get_submodule(owner)
     if leaf in parent._parameters:

@@ -1,19 +1,17 @@
-"""LoRA files: small changes to a network's weights, in the spellings found in the wild, merged
-while loading.
+"""LoRA files: small changes to a network's weights, in all common spellings, merged while loading.
 
-A LoRA holds, for a weight W (out in), two thin matrices: W += strength * alpha / rank * up @ down,
-with up (out rank) and down (rank in); convolutions likewise, over flattened kernels. Producers
-differ in prefix, in the names of the two, in the network's naming, and in whether an alpha is
-stored (if not, alpha = rank). Some also store whole differences of parameters, or products of other
-forms (LoHa, LoKr). Each file is read into one form, a table from official parameter names to
-changes. A key that is not understood is an error, and so is a kind of LoRA that is not read (DoRA,
-control LoRA, ...).
+A LoRA stores two thin matrices for a weight W (out in): W += strength * alpha / rank * up @ down,
+with up (out rank) and down (rank in), for convolutions over flattened kernels. Producers differ in
+prefix, in the names of the two matrices, in the network's naming, and in whether alpha is stored
+(if not, alpha = rank). Some also store whole differences of parameters, or other products (LoHa,
+LoKr). Each file is read into one form, a table from official parameter names to changes. A key that
+is not understood is an error, and so is an unsupported kind of LoRA (DoRA, control LoRA, ...).
 
     DiffSynth        blocks.0.self_attn.q.lora_A.default.weight
     PEFT, diffusers  transformer.blocks.0.attn1.to_q.lora_A.weight, .lora_B.bias; transformer_2. for
                      the low-noise expert
     ComfyUI          diffusion_model.blocks.0.self_attn.q.lora_down.weight, .alpha
-    lightx2v         as ComfyUI without alpha, with .diff (weight), .diff_b (bias), .diff_m
+    lightx2v         like ComfyUI without alpha, with .diff (weight), .diff_b (bias), .diff_m
                      (modulation)
     musubi           lora_unet_blocks_0_self_attn_q.lora_down.weight, .alpha
     LyCORIS          lycoris_blocks_0_self_attn_q.lokr_w1, .hada_w1_a, ...
@@ -46,8 +44,8 @@ IMAGE_BRANCH = ("img_emb.", "cross_attn.k_img.", "cross_attn.v_img.", "cross_att
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change scale * up @ down: up (out rank), down (rank in), or with the axes of a
-    convolution's kernel behind these.
+    """The change scale * up @ down: up (out rank), down (rank in), followed by the axes of a
+    kernel for a convolution.
     """
 
     up: Tensor
@@ -59,7 +57,7 @@ class LowRank:
         return self.up.shape[0], *self.down.shape[1:]
 
     def add(self, tensor: Tensor, strength: float) -> Tensor:
-        """tensor + strength * change, float32, with no matrix in between."""
+        """tensor + strength * change, float32, without an intermediate matrix."""
         up, down = (factor.to(tensor.device).float().flatten(1) for factor in (self.up, self.down))
         flat = torch.addmm(tensor.flatten(1), up, down, alpha=strength * self.scale)
         return flat.view(tensor.shape)
@@ -67,7 +65,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Whole:
-    """A change stored as it is, of a parameter's own shape."""
+    """A change stored directly, in the parameter's shape."""
 
     value: Tensor
     scale: float = 1.0
@@ -100,9 +98,7 @@ class Hadamard:
 
 @dataclass(frozen=True)
 class Kronecker:
-    """LoKr: scale times the Kronecker product of two matrices, each whole or a product itself
-    (its factors in a row).
-    """
+    """LoKr: scale times the Kronecker product of two matrices, each whole or a product."""
 
     a: tuple[Tensor, ...]
     b: tuple[Tensor, ...]
@@ -131,19 +127,20 @@ Delta = LowRank | Whole | Hadamard | Kronecker
 
 @dataclass(frozen=True)
 class Lora:
-    """Changes of official parameters, and how strongly they are applied."""
+    """Changes of official parameters, and the strength with which they are applied."""
 
     path: Path
     dialect: str  # "diffsynth", "lightx2v", "comfy", "peft", "musubi", "lycoris"
     deltas: Mapping[str, Delta]  # official parameter name -> change
     strength: float = 1.0
-    notes: tuple[str, ...] = ()  # what of the file is not applied
+    notes: tuple[str, ...] = ()  # parts of the file that are not applied
 
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> "Lora":
-        """Without the changes of an image branch that the network of these shapes lacks, with a
-        note that counts them.
+        """The LoRA without changes of an image branch that the network with these shapes lacks, and
+        with a note that counts them. Files for Wan2.2 made by tools of Wan2.1 contain such changes.
 
-        Files for Wan2.2 made by tools of Wan2.1 carry them. Raises MinicosError as `check` does.
+        Raises:
+            MinicosError: as for `check`.
         """
         lacking = [
             name
@@ -184,8 +181,8 @@ class Lora:
                 )
 
     def merge(self, name: str, tensor: Tensor) -> Tensor:
-        """`tensor` (float32, the official parameter `name`) with its change added; the same
-        tensor if there is none.
+        """`tensor` (float32, the official parameter `name`) with its change added; the same tensor
+        if there is no change.
         """
         delta = self.deltas.get(name)
         return tensor if delta is None else delta.add(tensor, self.strength)
@@ -193,14 +190,14 @@ class Lora:
 
 @dataclass(frozen=True)
 class Applied:
-    """The record of a LoRA that was merged."""
+    """The record of a merged LoRA."""
 
     expert: str
     file: str
     dialect: str
     ranks: tuple[
         int, ...
-    ]  # of its thin matrices, each once; empty if there are only whole differences
+    ]  # of its thin matrices, without repetition; empty if there are only whole differences
     strength: float
     tensors: int  # parameters changed
     notes: tuple[str, ...] = ()
@@ -228,13 +225,14 @@ class Applied:
 
 
 def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
-    """Read a LoRA file, .safetensors or tensors in .pt. Of a file for both experts, those changes
-    that are for `expert`.
+    """Read a LoRA file (.safetensors, or tensors in .pt). From a file for both experts, reads the
+    changes for `expert`.
 
-    Raises MinicosError naming the file and the key that does not fit, or the kind of LoRA that is
-    not read.
+    Raises:
+        MinicosError: a key does not fit, or the kind of LoRA is unsupported; the message names
+            file and key.
     """
-    from minicos.weights.load import open_tensors  # which merges what is read here
+    from minicos.weights.load import open_tensors  # load imports this module
 
     header = read_header(path)
     dialect = lora_dialect(header.tensors)
@@ -309,10 +307,11 @@ def _for_expert(header: Header, expert: str) -> tuple[dict[str, tuple[str, str]]
 
 
 def save(path: str | Path, deltas: Mapping[str, Delta], dtype: torch.dtype = torch.float32) -> None:
-    """Write changes in the dialect of DiffSynth (whole differences as lightx2v spells them), in one
-    step.
+    """Write changes atomically in the dialect of DiffSynth (whole differences as in lightx2v).
 
-    `deltas`: official parameter name -> LowRank or Whole. A scale other than 1 goes into `up`.
+    Args:
+        deltas: official parameter name -> LowRank or Whole. A scale other than 1 is multiplied
+            into `up`.
     """
     tensors = {}
     for name, delta in deltas.items():
@@ -393,11 +392,13 @@ def _deltas(
 
 def _adapter_scale(header: Header, spelled: Mapping[str, str]) -> Scale:
     """alpha / rank as PEFT and diffusers write it into a file's metadata or next to it; 1 if they
-    do not.
+    do not. `rank_pattern` is not needed, since the rank follows from the shapes.
 
-    spelled  official module -> as the file spells it, and as the patterns of PEFT do
-    `rank_pattern` is not needed, since the rank is in the shapes. Raises MinicosError on what is
-    not understood.
+    Args:
+        spelled: official module -> its spelling in the file and in PEFT's patterns.
+
+    Raises:
+        MinicosError: the metadata are not understood.
     """
     about, where = _adapter_config(header)
     with reading(header.path, f"has {where} that cannot be understood", "Save it again."):
@@ -433,7 +434,7 @@ def _alpha(value: Any) -> float:
 
 
 def _adapter_config(header: Header) -> tuple[dict[str, Any], str]:
-    """What is written about a LoRA in its metadata or, by PEFT, in adapter_config.json next to
+    """The adapter configuration in a LoRA's metadata or, by PEFT, in adapter_config.json next to
     it.
     """
     text = header.metadata.get("lora_adapter_metadata")

@@ -1,9 +1,9 @@
-"""Names of parameters: the official ones, which minicos itself uses, and foreign ones, each a table
+"""Names of parameters: the official ones, which minicos uses, and foreign ones, each as a table
 with a layer slot.
 
 A table maps official module paths to foreign ones; `{}` stands for the number of the layer.
 `translate` looks up a key with or without its last word (`weight`, `bias`, `gamma`). A key that is
-in no table is an error, never a guess. No torch here: `minicos inspect` uses these tables too.
+in no table is an error, never a guess. Does not import torch, for `minicos inspect`.
 """
 
 import re
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from minicos.errors import MinicosError
 
-# Put before the names of a network by ComfyUI, DiffSynth's trainer, DataParallel, torch.compile and
-# (CLIP) transformers.
+# Prefixes that ComfyUI, DiffSynth's trainer, DataParallel, torch.compile and (CLIP) transformers
+# add to the names of a network.
 PREFIXES = (
     *("model.diffusion_model.", "diffusion_model.", "model.", "vision_model.", "pipe.dit."),
     *("module.", "_orig_mod."),
@@ -25,7 +25,7 @@ WRAPPED = (
 )  # anywhere in a name
 LEAVES = ("weight", "bias", "gamma")
 
-# One file may hold several networks (ComfyUI's merges): what the names of each begin with.
+# Prefixes of the networks in a file with several of them (ComfyUI's merged files).
 _DIT = ("model.diffusion_model.",)
 SECTIONS = {
     "high": _DIT,
@@ -85,8 +85,8 @@ def _under(official: str, foreign: str, leaves: dict[str, str]) -> dict[str, str
 
 
 def decoder_layers(res_blocks: int) -> dict[str, str]:
-    """The table of the decoder of a VAE of Wan2.1: official, one flat list; diffusers, groups
-    with an upsampler at their end.
+    """The table for the decoder of a Wan2.1 VAE: officially one flat list; in diffusers, groups
+    that end with an upsampler.
     """
     group = res_blocks + 2  # one residual block more than in the encoder, and the upsampler
     table: dict[str, str] = {}
@@ -100,7 +100,7 @@ def decoder_layers(res_blocks: int) -> dict[str, str]:
     return table
 
 
-# The VAEs: official WanVAE_ -> diffusers AutoencoderKLWan. What both generations share:
+# The VAEs: official WanVAE_ -> diffusers AutoencoderKLWan. Common to both generations:
 _VAE = {
     "conv1": "quant_conv",
     "conv2": "post_quant_conv",
@@ -120,11 +120,12 @@ _VAE = {
 
 
 def vae_table(res_blocks: int, stages: bool) -> dict[str, str]:
-    """The table of a VAE with so many residual blocks in each stage of its encoder.
+    """The table for a VAE with this number of residual blocks in each stage of its encoder.
 
-    stages  False: Wan2.1 and Wan2.2-A14B. The encoder's flat list keeps its numbers; the decoder's
-            becomes four groups. True: Wan2.2-TI2V-5B. Stages of residual blocks and a downsampler,
-            and of one block more and an upsampler
+    Args:
+        stages: False for Wan2.1 and Wan2.2-A14B: the encoder's flat list keeps its numbers, the
+            decoder's becomes four groups. True for Wan2.2-TI2V-5B: stages of residual blocks and a
+            downsampler, and of one block more and an upsampler.
     """
     if not stages:
         encoder = _under("encoder.downsamples.{}", "encoder.down_blocks.{}", _RESIDUAL | _RESAMPLE)
@@ -159,9 +160,9 @@ UMT5_TRANSFORMERS = {
     "blocks.{}.ffn.fc2": f"{_BLOCK}.1.DenseReluDense.wo",
 }
 
-# The image encoder: official XLMRobertaCLIP (its tower) -> transformers CLIPVisionModel. There q, k
-# and v are matrices of their own; the official to_qkv holds their rows one after the other
-# (`minicos.clip` puts them together).
+# The image encoder: official XLMRobertaCLIP (its tower) -> transformers CLIPVisionModel, which has
+# separate matrices q, k and v; the official to_qkv holds their rows one after the other
+# (`minicos.clip` joins them).
 _LAYER = "encoder.layers.{}"
 CLIP_TRANSFORMERS = {
     "visual.cls_embedding": "embeddings.class_embedding",
@@ -191,11 +192,11 @@ FOREIGN = {
     "transformers": ("encoder.final_layer_norm.weight", UMT5_TRANSFORMERS),
     "transformers CLIP": ("pre_layrnorm.weight", CLIP_TRANSFORMERS),
 }
-# What a key is. Beside weights stand factors of quantised matrices, records of how they are stored,
-# and things of no use here: factors of activations, a marker of ComfyUI and its copy of the
-# tokenizer, a second name of `shared.weight`, what CLIP has beyond its image tower.
+# Kinds of keys. Apart from weights there are factors of quantised matrices, records of how they are
+# stored, and keys that are not needed: factors of activations, a marker of ComfyUI and its copy of
+# the tokenizer, a second name of `shared.weight`, and the parts of CLIP beyond its image tower.
 WEIGHT, FACTOR, RECORD, ASIDE = "weight", "factor", "record", "aside"
-FACTORS = {  # ending of a factor -> of its matrix
+FACTORS = {  # suffix of a factor -> suffix of its matrix
     ".scale_weight": ".weight",
     ".weight_scale": ".weight",
     ".weight._scale": ".weight",
@@ -207,7 +208,7 @@ ALONE = (
     *("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight", "visual_projection.weight"),
     *("text_projection.weight", "logit_scale", "embeddings.position_ids"),
 )
-QUANTISED = {  # an ending that tells a way of storing weights that is not read
+QUANTISED = {  # suffixes that identify an unsupported storage format
     ".quant_state.bitsandbytes__nf4": "4-bit nf4 of bitsandbytes",
     ".quant_state.bitsandbytes__fp4": "4-bit fp4 of bitsandbytes",
     ".absmax": "4-bit numbers of bitsandbytes",
@@ -223,8 +224,7 @@ QUANTISED = {  # an ending that tells a way of storing weights that is not read
     ".wscales": "4-bit numbers of SVDQuant (Nunchaku)",
     ".smooth_factor": "4-bit numbers of SVDQuant (Nunchaku)",
 }
-# Networks that are built on Wan and have parts which minicos does not build: a beginning of names
-# that only they have.
+# Networks that extend Wan with parts that minicos does not support: prefixes that only they have.
 RELATIVES = {
     "vace_blocks.": "Wan-VACE",
     "vace_patch_embedding.": "Wan-VACE",
@@ -250,8 +250,8 @@ def inverse(table: dict[str, str]) -> dict[str, str]:
 
 
 def translate(key: str, table: dict[str, str]) -> str:
-    """`key` by `table`, e.g. blocks.3.attn1.to_q.weight -> blocks.3.self_attn.q.weight;
-    MinicosError if it is not there.
+    """`key` translated by `table`, e.g. blocks.3.attn1.to_q.weight ->
+    blocks.3.self_attn.q.weight. Raises MinicosError if it is not there.
     """
     module, _, leaf = key.rpartition(".")
     for stem, tail in ((key, ""), (module, f".{leaf}" if leaf in LEAVES else None)):
@@ -266,9 +266,7 @@ def translate(key: str, table: dict[str, str]) -> str:
 
 
 def strip(key: str) -> str:
-    """`key` without what ComfyUI, trainers and wrappers put before and into the names of a
-    network.
-    """
+    """`key` without what ComfyUI, trainers and wrappers add to the names of a network."""
     for wrapped in WRAPPED:
         key = key.replace(wrapped, "")
     while prefix := next((prefix for prefix in PREFIXES if key.startswith(prefix)), None):
@@ -277,15 +275,16 @@ def strip(key: str) -> str:
 
 
 def quantised(key: str) -> str | None:
-    """The way of storing weights that a key tells, if it is one that is not read."""
+    """The unsupported storage format that a key indicates, or None."""
     found = (how for end, how in QUANTISED.items() if key.endswith(end) or f"{end}." in key)
     return next(found, None)
 
 
 def role(key: str) -> tuple[str, str]:
-    """What a key is (WEIGHT, FACTOR, RECORD, ASIDE), and the weight that it is or belongs to.
+    """The kind of a key (WEIGHT, FACTOR, RECORD, ASIDE), and the weight that it is or belongs to.
 
-    Raises MinicosError for a way of storing weights that is not read, naming it.
+    Raises:
+        MinicosError: the key indicates an unsupported storage format.
     """
     if how := quantised(key):
         raise MinicosError(
@@ -304,17 +303,13 @@ def role(key: str) -> tuple[str, str]:
 
 
 def weights(keys: Iterable[str]) -> dict[str, str]:
-    """Key -> the name of the weight that it is, for those that are weights. Raises MinicosError
-    as `role` does.
-    """
+    """Key -> name of the weight, for keys of weights. Raises MinicosError as `role` does."""
     roles = {key: role(key) for key in keys}
     return {key: name for key, (kind, name) in roles.items() if kind == WEIGHT}
 
 
 def relative(keys: Iterable[str]) -> str | None:
-    """The name of a network built on Wan with parts that minicos does not have; None for all
-    others.
-    """
+    """The name of a network that extends Wan with unsupported parts; None for others."""
     names = [strip(key) for key in keys]
     wan = any(name.startswith("patch_embedding.") for name in names)
     for start, known in RELATIVES.items():
@@ -325,9 +320,7 @@ def relative(keys: Iterable[str]) -> str | None:
 
 
 def sections(keys: Iterable[str]) -> dict[str, str]:
-    """Of a file of several networks: part -> what the names of its tensors begin with. {} for a
-    file of one network.
-    """
+    """Part -> prefix of its tensors, in a file with several networks. {} for a file with one."""
     keys = list(keys)
     found = {
         part: next((start for start in starts if any(k.startswith(start) for k in keys)), None)
@@ -338,10 +331,10 @@ def sections(keys: Iterable[str]) -> dict[str, str]:
 
 
 def section(keys: Iterable[str], part: str) -> str:
-    """What the names of a part begin with in a file of several networks; "" for a file of one
-    network.
+    """The prefix of a part's tensors in a file with several networks; "" for a file with one.
 
-    Raises MinicosError where a file of several networks lacks this one.
+    Raises:
+        MinicosError: a file with several networks lacks this one.
     """
     found = sections(keys)
     if not found or part not in SECTIONS:
@@ -356,14 +349,14 @@ def section(keys: Iterable[str], part: str) -> str:
 
 
 def layout(keys: Iterable[str]) -> str:
-    """How the keys of a network are named: "official" or one of FOREIGN."""
+    """The naming of a network's keys: "official" or one of FOREIGN."""
     stripped = {strip(key) for key in keys}
     return next((name for name, (marker, _) in FOREIGN.items() if marker in stripped), "official")
 
 
 def renamer(keys: Iterable[str]) -> Callable[[str], str]:
-    """The function from these keys' naming to the official one. It raises MinicosError on a key
-    that it does not know.
+    """The function from these keys' naming to the official one. It raises MinicosError for an
+    unknown key.
     """
     keys = [strip(key) for key in keys]
     found = layout(keys)
@@ -378,7 +371,7 @@ def renamer(keys: Iterable[str]) -> Callable[[str], str]:
     return lambda key: translate(strip(key), table)
 
 
-# LoRA files: how their keys are put together (what becomes of the tensors: lora.py).
+# LoRA files: the structure of their keys (for the tensors see lora.py).
 LORA_PREFIXES = (
     *("base_model.model.", "base_model.", "model.diffusion_model.", "diffusion_model.", "model."),
     *("transformer.", "transformer_2.", "pipe.dit.", "pipe.dit2.", "dit.", "module.", "unet."),
@@ -386,7 +379,7 @@ LORA_PREFIXES = (
 )
 FLAT = re.compile(r"(?:lora_unet|lora_transformer|lycoris|lora_dit)_+(.+)")  # with _ for every dot
 LOW = ("transformer_2.", "low_noise_model.", "pipe.dit2.", "base_model.model.transformer_2.")
-LORA_PIECES = {  # ending of a key -> what its tensor is
+LORA_PIECES = {  # suffix of a key -> role of its tensor
     **dict.fromkeys(("lora_A", "lora_down", "lora.down", "lora_linear_layer.down"), "down"),
     **dict.fromkeys(("lora_B", "lora_up", "lora.up", "lora_linear_layer.up"), "up"),
     "lora_mid": "mid",
@@ -403,14 +396,14 @@ LORA_PIECES = {  # ending of a key -> what its tensor is
     **dict.fromkeys(("a1", "a2", "b1", "b2"), "GLoRA"),
     "set_weight": "set of whole weights",
 }
-UNREAD = {  # kind of LoRA that is not read -> how a message calls it
+UNREAD = {  # unsupported kind of LoRA -> its name in messages
     **{kind: kind for kind in ("DoRA", "control LoRA", "OFT", "VeRA", "IA3", "GLoRA")},
     "set of whole weights": "set of whole weights",
     "mid": "LoRA in Tucker form",
 }
 _PIECES = "|".join(map(re.escape, LORA_PIECES))
 LORA_KEY = re.compile(rf"(.+)\.({_PIECES})(?:\.[\w-]+)??(?:\.(weight|bias))?")
-WHOLE_PARAMETERS = ("modulation", "emb_pos")  # last words of parameters that are no module's weight
+WHOLE_PARAMETERS = ("modulation", "emb_pos")  # last words of parameters without a module
 _FLAT = {
     name.replace(".", "_"): official
     for official, foreign in DIT_DIFFUSERS.items()
@@ -420,13 +413,13 @@ _FLAT = {
 
 class LoraKey(NamedTuple):
     module: str  # by its official name
-    piece: str  # "down", "up", "alpha", "diff", ..., or the name of a kind that is not read
-    bias: bool  # is it the bias of this piece?
-    low: bool  # is it for the second expert, in a file of both?
+    piece: str  # "down", "up", "alpha", "diff", ..., or the name of an unsupported kind
+    bias: bool  # whether it is the bias of this piece
+    low: bool  # whether it is for the second expert, in a file for both
 
 
 def lora_key(key: str) -> LoraKey | None:
-    """What a key of a LoRA file says; None where it is not one, or of no known network."""
+    """The meaning of a key in a LoRA file; None if it has none, or its network is unknown."""
     match = LORA_KEY.fullmatch(key)
     module = match and lora_module(match[1])
     if not match or not module:
@@ -436,7 +429,7 @@ def lora_key(key: str) -> LoraKey | None:
 
 
 def lora_dialect(keys: Iterable[str]) -> str | None:
-    """Which producer's spelling these keys have; None: this is no LoRA."""
+    """The producer's spelling of these keys; None if this is not a LoRA."""
     keys = list(keys)
     pieces = {match[2] for key in keys if (match := LORA_KEY.fullmatch(key))} - {"alpha"}
     if not pieces - {"a1", "a2", "b1", "b2", "magnitude", "on_input"}:
@@ -453,8 +446,8 @@ def lora_dialect(keys: Iterable[str]) -> str | None:
 
 
 def lora_module(module: str) -> str | None:
-    """The official name of a module as any LoRA dialect spells it; None where it belongs to no
-    known network.
+    """The official name of a module in the spelling of any LoRA dialect; None if its network is
+    unknown.
     """
     for wrapped in WRAPPED:
         module = module.replace(wrapped, "")

@@ -1,10 +1,10 @@
-"""How a diffusers folder says that its model is sampled, and where that differs from the preset.
+"""Sampling settings in a diffusers folder, and where they differ from the preset.
 
-Such a folder carries `scheduler/scheduler_config.json` with a `flow_shift` and, for two experts, a
-`boundary_ratio` in `model_index.json`. Conversion scripts wrote 3 for the shift of Wan2.2's A14B
-models, whose own code uses 5 and 12: so the preset wins where nothing is said, and the preset
-"diffusers" follows the folder. Noise levels are then still spaced as the official solver spaces
-them; diffusers' own table differs from it by up to 4e-3.
+Such a folder has `scheduler/scheduler_config.json` with a `flow_shift` and, for two experts,
+`model_index.json` with a `boundary_ratio`. Conversion scripts wrote shift 3 for Wan2.2's A14B
+models, whose own code uses 5 and 12. Therefore the preset takes precedence by default, and the
+preset "diffusers" follows the folder. Noise levels are then still spaced as by the official solver;
+diffusers' own table differs by up to 4e-3.
 """
 
 import math
@@ -18,9 +18,10 @@ FOLLOW = "diffusers"  # the preset that follows the folder
 
 
 def stated(folder: Path, experts: int) -> dict[str, float]:
-    """Fields of a preset that the folder states: shift and boundary, where they are there.
+    """Fields of a preset that the folder contains: shift and boundary, if they exist.
 
-    Raises MinicosError naming file, key and value where one is no number in range.
+    Raises:
+        MinicosError: a value is not a number in range; the message names file, key and value.
     """
     places = {"shift": (folder / "scheduler/scheduler_config.json", "flow_shift", math.inf)}
     if experts == 2:
@@ -37,7 +38,7 @@ def stated(folder: Path, experts: int) -> dict[str, float]:
 
 
 def departures(variant: str, fields: dict[str, float]) -> tuple[str, ...]:
-    """A note where the folder states something else than the variant's default preset."""
+    """A note if the folder's values differ from the variant's default preset."""
     preset = get_preset(variant)
     other = [
         f"{name} {value:g} (the preset has {getattr(preset, name)})"

@@ -1,9 +1,9 @@
-"""A tokenizer.json, read so that the file can neither hang nor crash whoever encodes a prompt with
-it.
+"""Read a tokenizer.json safely, so that the file can neither hang nor crash the process that
+encodes a prompt with it.
 
-The library runs what the file describes: regular expressions, replacements that may grow a text,
-templates of any length. So the description is checked against what tokenizers of this family (UMT5,
-T5, the embedded model) are made of, and the result is tried out before it is used.
+The library runs what the file describes: regular expressions, replacements that may lengthen text,
+templates of any length. So the description is compared with the parts of tokenizers of this family
+(UMT5, T5, the embedded model), and the result is tested before it is used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ import tokenizers
 
 from minicos.weights.files import read_bytes, reading, table
 
-LIMIT = 1 << 26  # bytes; that of umt5-xxl has 17 million
+LIMIT = 1 << 26  # bytes; umt5-xxl's has 17 million
 MODELS = ("Unigram", "WordLevel", "BPE")
 NORMALISERS = (
     *("Precompiled", "Replace", "Strip", "StripAccents", "Lowercase", "Prepend", "Nmt"),
@@ -24,14 +24,14 @@ PRE_TOKENIZERS = (
     *("Metaspace", "Whitespace", "WhitespaceSplit"),
     *("Punctuation", "Digits", "ByteLevel"),
 )
-SPACES = " {2,}"  # the one regular expression that is published
+SPACES = " {2,}"  # the only regular expression in a published tokenizer
 REMEDY = "Take the tokenizer.json of umt5-xxl."
 PROBES = ("", "a", "The quick brown fox, 123.", "é 中文 \u2603 \U0001f600 \x00", "</s> <pad>")
 
 
 def read_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a file. Raises MinicosError if it is missing, damaged, or made of other
-    parts than UMT5's.
+    """The tokenizer in a file. Raises MinicosError if the file is missing, damaged, or contains
+    other parts than UMT5's.
     """
     text = read_bytes(path, LIMIT)
     with reading(path, "is not a tokenizer.json", REMEDY):
@@ -45,7 +45,7 @@ def read_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    """Raise ValueError where a tokenizer is not made of parts that are known to be harmless."""
+    """Raise ValueError if a tokenizer contains parts that are not known to be harmless."""
     model = given.get("model")
     if not isinstance(model, dict) or (kind := model.get("type")) not in MODELS:
         kind = model.get("type") if isinstance(model, dict) else None
@@ -81,7 +81,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _check_numbers(vocabulary: Any, added: Any) -> None:
-    """Tokens are numbered 0, 1, 2, ... without a gap: each number is a row of the text encoder."""
+    """Check that tokens are numbered 0, 1, 2, ...: each number is a row of the text encoder."""
     if not isinstance(vocabulary, list | dict) or not isinstance(added, list):
         raise ValueError("its vocabulary is neither a list nor a table")
     ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
@@ -95,8 +95,8 @@ def _check_numbers(vocabulary: Any, added: Any) -> None:
 
 
 def _parts(given: Any, name: str, depth: int) -> Iterator[Mapping[str, Any]]:
-    """The parts of a normaliser or pre-tokenizer, which may be sequences of such. Raises
-    ValueError where there are many.
+    """The parts of a normaliser or pre-tokenizer, which may be nested sequences. Raises ValueError
+    if there are too many.
     """
     if given is None:
         return
@@ -105,7 +105,7 @@ def _parts(given: Any, name: str, depth: int) -> Iterator[Mapping[str, Any]]:
     if given.get("type") != "Sequence":
         yield given
         return
-    # the library calls the parts of a sequence by these names
+    # the library's names for the parts of a sequence
     inside = given.get({"normalizers": "normalizers", "pre_tokenizers": "pretokenizers"}[name])
     if not isinstance(inside, list) or len(inside) > 8:
         raise ValueError(f"its {name} are a sequence of too many parts")
@@ -114,8 +114,8 @@ def _parts(given: Any, name: str, depth: int) -> Iterator[Mapping[str, Any]]:
 
 
 def _check_replacement(given: Mapping[str, Any]) -> None:
-    """A replacement may not grow the text, nor search for a regular expression but the published
-    one.
+    """A replacement may not lengthen the text, nor use a regular expression other than the
+    published one.
     """
     pattern, content = given.get("pattern"), given.get("content")
     if not isinstance(pattern, dict) or not isinstance(content, str):

@@ -1,13 +1,13 @@
-"""Which model is this? The one place where shapes, folders and the user's word are turned into the
-name of a variant.
+"""Identify a model: the only place where shapes, folders and the user's options become the name of
+a variant.
 
-Shapes give the architecture. Whether there are two experts, and whether a lone network stands in a
-whole folder or was handed over as a file, tells apart what shares an architecture. What no file can
-tell (`config.FINETUNES`) is never guessed: the plain variant is taken with a note, unless
-`--variant` or a config.json names another.
+Shapes give the architecture. The number of experts, and whether a single network is in a complete
+folder or was given as a file, distinguish models with equal architectures. What no file shows
+(`config.FINETUNES`) is never guessed: the plain variant is chosen, with a note, unless `--variant`
+or a config.json names another.
 
-A network of Wan's form in any other size is "like" a variant: that of its inputs, which says how it
-is sampled.
+A network of Wan's form in any other size is "like" the variant with the same inputs, which decides
+how it is sampled.
 """
 
 from collections.abc import Mapping
@@ -18,26 +18,26 @@ from minicos.config import EXPERTS, FINETUNES, LIKE, VARIANTS, CLIPConfig, DiTCo
 from minicos.errors import MinicosError
 from minicos.weights.configs import dit_config
 
-Architecture = Mapping[str, Any]  # those fields of DiTConfig that shapes tell
+Architecture = Mapping[str, Any]  # the fields of DiTConfig that follow from shapes
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What files and folders say about a model."""
+    """What files and folders tell about a model."""
 
     where: str  # for messages
     shapes: Architecture
-    experts: tuple[str, ...]  # of "high" and "low", those that are there
-    named: bool = False  # does a folder or file name say which expert a lone network is?
+    experts: tuple[str, ...]  # those of "high" and "low" that exist
+    named: bool = False  # whether a folder or file name says which expert a single network is
     whole: bool = (
-        False  # is it the folder of a complete model, so that what is not there does not exist?
+        False  # whether it is the folder of a complete model, so that missing parts do not exist
     )
-    family: str | None = None  # a model that a config.json names
+    family: str | None = None  # the model that a config.json names
 
 
 def fitting(shapes: Architecture, count: int | None = None) -> list[str]:
-    """The variants of this architecture; of those only the ones with `count` networks, where
-    there are such.
+    """The variants with this architecture; restricted to those with `count` networks, if there are
+    any.
     """
     same = [
         name
@@ -48,24 +48,24 @@ def fitting(shapes: Architecture, count: int | None = None) -> list[str]:
 
 
 def likely(evidence: Evidence) -> list[str]:
-    """The variants that the evidence leaves open, finetunes aside. Several where a lone file
-    does not say.
+    """The variants that the evidence leaves open, without finetunes. There can be several for a
+    single file.
     """
     pair = evidence.named or len(evidence.experts) > 1
     return fitting(evidence.shapes, 2 if pair else 1 if evidence.whole else None)
 
 
 def finetunes(variant: str) -> list[str]:
-    """The models that differ from a variant in nothing that a file shows."""
+    """The models that no file distinguishes from a variant."""
     return [name for name, base in FINETUNES.items() if base == variant]
 
 
 def resolve(evidence: Evidence, asked: str | None = None) -> tuple[str, tuple[str, ...]]:
-    """The name of the model, and notes on what else it could be.
+    """The name of the model, and notes on alternatives. `asked` is the user's `--variant`.
 
-    `asked` is the user's `--variant`. Raises MinicosError where the architecture is of no variant,
-    where `asked` is unknown or has other shapes, where an answer is missing, and where an expert is
-    missing or one too many.
+    Raises:
+        MinicosError: the architecture belongs to no variant, `asked` is unknown or has other
+            shapes, the answer is ambiguous, or there are too few or too many experts.
     """
     where, shapes = evidence.where, evidence.shapes
     open_ = likely(evidence)
@@ -100,7 +100,7 @@ def resolve(evidence: Evidence, asked: str | None = None) -> tuple[str, tuple[st
 
 
 def _like(evidence: Evidence, asked: str | None) -> tuple[str, tuple[str, ...]]:
-    """The name of a network in a size of its own. Raises MinicosError where its inputs are of no
+    """The name of a network with a size of its own. Raises MinicosError if its inputs match no
     variant.
     """
     where, shapes = evidence.where, evidence.shapes
@@ -133,8 +133,8 @@ def _like(evidence: Evidence, asked: str | None) -> tuple[str, tuple[str, ...]]:
 def configure(
     variant: str, shapes: Architecture, given: Mapping[str, Any], where: str
 ) -> DiTConfig:
-    """The variant's configuration, if config.json (`given`, in either spelling) agrees; of a
-    network like it, its own.
+    """The variant's configuration, if config.json (`given`, in either spelling) agrees; for a
+    network like it, its own configuration.
     """
     if variant.startswith(LIKE):
         return dit_config(shapes, given, where)
@@ -155,7 +155,7 @@ def configure(
 
 
 def _choices(names: list[str]) -> str:
-    """Each possible variant with what makes it that one."""
+    """Each possible variant with how to select it."""
     return " or ".join(
         f"one expert of {name} (then name the other, e.g. --part low=FILE)"
         if 1 not in EXPERTS.get(name, (1,))
