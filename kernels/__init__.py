@@ -1,10 +1,8 @@
-"""Triton twins of functions in `minicos.ops` and `minicos.measures`: same names, same signatures,
-tested against them.
+"""Triton kernels for functions in `minicos.ops` and `minicos.measures`, with the same names and
+signatures, tested against them. Their common parts are in `rows`.
 
-What several of them share is in `rows`.
-
-Imported as `minicos.kernels` (pyproject.toml maps this folder), and by nobody but
-`Ops.with_kernels`. This file imports nothing: with the repository's root on `sys.path` it also
-answers to `kernels`, the name of the Hub's package, and must then do no harm. The submodules import
-torch, triton and one another, and nothing else of minicos.
+Imported as `minicos.kernels` (pyproject.toml maps this folder), and only by `Ops.with_kernels`.
+This file imports nothing: with the repository's root on `sys.path` it can also be found as
+`kernels`, the name of the Hub's package, and must then do no harm. The submodules import torch,
+triton and one another, and nothing else of minicos.
 """

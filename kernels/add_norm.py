@@ -1,13 +1,13 @@
-"""A residual addition and the norm of the sum: the Triton twins of `gated_add_norm` and
+"""A residual addition and the norm of the sum: Triton kernels for `gated_add_norm` and
 `add_modulated_norm` in `minicos.ops`.
 
-One program per token: the sum is normed in registers, so the residual stream is read once and
-written once. The norm is affine (ahead of cross-attention), or modulated by the rows of the token's
-timestep (ahead of the feed-forward).
+One program per token. The norm is computed on the sum in registers, so the residual stream is read
+once and written once. The norm is affine (before cross-attention), or modulated by the rows of the
+token's timestep (before the feed-forward).
 
-Rounding, where the reference has it: the sum, computed in float32, to `residual_dtype`, and it is
-the rounded sum that is normed; a norm to be modulated to `residual_dtype` before it is, an affine
-one after weight and bias; the result to `dtype`.
+Rounding follows the reference: the sum, computed in float32, to `residual_dtype`; the norm is that
+of the rounded sum. A norm that is modulated is rounded to `residual_dtype` first, an affine one
+after weight and bias; the result to `dtype`.
 """
 
 import torch
@@ -30,10 +30,10 @@ def gated_add_norm(
     residual_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """x + gate y, rounded to `residual_dtype`, and the affine norm of that, rounded to `dtype`: b l
-    d each. There is no gradient.
+    """x + gate y, rounded to `residual_dtype`, and its affine norm, rounded to `dtype`: b l d each.
+    No gradient.
 
-    x and y b l d; gate b g d, weight and bias d, all three float32.
+    x and y are b l d; gate is b g d, weight and bias are d, all three float32.
     """
     op = "gated_add_norm"
     check(op, x=x, y=y, gate=gate, weight=weight, bias=bias)
@@ -54,10 +54,10 @@ def add_modulated_norm(
     residual_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """x + y, rounded to `residual_dtype`, and the modulated norm of that, rounded to `dtype`: b l d
-    each. There is no gradient.
+    """x + y, rounded to `residual_dtype`, and its modulated norm, rounded to `dtype`: b l d each.
+    No gradient.
 
-    x and y b l d; scale and shift b g d float32.
+    x and y are b l d; scale and shift are b g d float32.
     """
     op = "add_modulated_norm"
     check(op, x=x, y=y, scale=scale, shift=shift)
@@ -94,7 +94,7 @@ def _run(
     residual_dtype: torch.dtype,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """With a gate the norm is affine, of weight `scale` and bias `shift`; else it is modulated."""
+    """With a gate the norm is affine, with weight `scale` and bias `shift`; else modulated."""
     out, norm = _empty(x, y, gate, scale, shift, each, eps, residual_dtype, dtype)
     rows = (*at(x), *at(y), *at(gate), *at(scale), *at(shift))
     launch(_add_norm, x, *rows, out, norm, x.shape[1], each, eps, affine=gate is not None)

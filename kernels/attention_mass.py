@@ -1,24 +1,26 @@
-"""Where attention goes, p = softmax(q k^T / sqrt(k)) summed over queries: the Triton twins of
+"""Where attention goes, p = softmax(q k^T / sqrt(k)) summed over queries: Triton kernels for
 `minicos.measures.attention_mass` and `attention_mass_sampled`, without the l x l matrix.
 
-Two kernels. `_log_sum_exp` walks along keys for a block of queries, with a running maximum; it is
-skipped where the forward's own logarithms are given. `_mass` then holds a block of keys and walks
-along queries, frame by frame: p is known at once, its sums over queries are kept in registers, and
-at the end of each query frame the block's part of the frame-by-frame matrix is stored. Blocks of
-keys do not straddle frames (the last of a frame is masked: 1,560 = 12 x 128 + 24), so that the
-matrix is a small sum over blocks in their order. No atomics: equal bits on every run.
+There are two kernels. `_log_sum_exp` iterates over keys for a block of queries, with a running
+maximum; it is skipped if the forward pass provides its logarithms. `_mass` then holds a block of
+keys and iterates over queries, frame by frame: p is known immediately, its sums over queries are
+kept in registers, and at the end of each query frame the block's part of the frame-by-frame matrix
+is stored. Blocks of keys do not cross frames (the last of a frame is masked: 1,560 = 12 x 128 +
+24), so the matrix is a small sum over blocks in order. There are no atomics, so every run gives
+equal bits.
 
 Rounding: products of 16-bit inputs are exact and accumulated in float32 on the tensor cores;
-float32 inputs are multiplied as such, not in TF32. Everything else is float32, with exp2 for exp.
+float32 inputs are multiplied in float32, not in TF32. Everything else is float32, with exp2 for
+exp.
 
-Tiles, for an H200 and heads of 128 in 16 bits: 128 keys against 64 queries. Each program reads all
-queries of its head from the L2 cache, and 128 keys do 128 operations to the byte, as many as
-FlashAttention's 128 queries; 64 would be bound by that cache, 256 would mask an eighth of each
-1,560-token frame. The tile is transposed (keys are rows) because sums along a row stay within four
-threads. The keys and three stages of 64 queries take 80 KB of shared memory, so two programs share
-a multiprocessor: one multiplies while the other takes exponentials, which cost as many cycles.
-Counted, not measured. In float32, where Triton unrolls the product, tiles are 32 by 32: larger ones
-spill registers.
+Tiles, for an H200 and heads of 128 in 16 bits: 128 keys by 64 queries. Each program reads all
+queries of its head from the L2 cache, and 128 keys perform 128 operations per byte, as many as
+FlashAttention's 128 queries; 64 would be limited by that cache, and 256 would mask an eighth of
+each 1,560-token frame. The tile is transposed (keys are rows), since sums along a row then stay
+within four threads. The keys and three stages of 64 queries take 80 KB of shared memory, so two
+programs share a multiprocessor: one multiplies while the other computes exponentials, which take as
+many cycles. This is calculated, not measured. In float32, where Triton unrolls the product, tiles
+are 32 by 32, since larger ones spill registers.
 """
 
 import math
@@ -30,7 +32,7 @@ from torch import Tensor
 
 from .rows import check, expect
 
-# rows that a program holds, and those that it walks along at a time
+# rows that a program holds, and rows per iteration
 TILES_16 = {"held": 128, "walked": 64, "num_warps": 8, "num_stages": 3}
 TILES_32 = {"held": 32, "walked": 32, "num_warps": 8, "num_stages": 1}
 LOG2E = tl.constexpr(math.log2(math.e))
@@ -41,12 +43,12 @@ def attention_mass(
     q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mass received by every key and from frame to frame: q b n l k, k b n t k -> (b n t, b n f
-    f'), float32.
+    f'), float32. No gradient.
 
-    As the reference: keys are cut into frames if there are as many as queries, else (a text) they
-    are one frame; lse, where given, is log sum exp(q k^T / sqrt(k)), natural, b n l float32. q and
-    k are read by their strides, and copied first only if the numbers of a head are not adjacent in
-    memory. There is no gradient. Compiled once for each shape of video.
+    As in the reference, keys are divided into frames if there are as many as queries, otherwise
+    (text) they are one frame; lse, if given, is log sum exp(q k^T / sqrt(k)), natural, b n l
+    float32. q and k are read by their strides, and copied only if the numbers of a head are not
+    adjacent in memory. Compiled once for each shape of video.
     """
     _check("attention_mass", q, k, frames, lse)
     key_frames = frames if k.shape[2] == q.shape[2] else 1
@@ -59,10 +61,10 @@ def attention_mass_sampled(
     q: Tensor, k: Tensor, frames: int, rows: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Estimates of `attention_mass` from the queries `rows` (b n f r) of every frame, and their
-    standard errors; as the reference.
+    standard errors, as in the reference.
 
-    The variance of a key's mass comes from sums and sums of squares: an error below a thousandth of
-    the mass is not resolved.
+    The variance of a key's mass is computed from sums and sums of squares, so an error below a
+    thousandth of the mass is not resolved.
     """
     _check("attention_mass_sampled", q, k, frames, None)
     key_frames = frames if k.shape[2] == q.shape[2] else 1
@@ -87,8 +89,8 @@ def attention_mass_sampled(
 def _launch(
     q: Tensor, k: Tensor, lse: Tensor | None, frames: int, key_frames: int, sampled: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass of keys (b n t), of blocks of keys (b n f' block f, or query by query), variance of a
-    key's mass over a frame's queries, summed over frames (b n t; only where sampled)."""
+    """Mass of keys (b n t), of blocks of keys (b n f' block f, or per query), and the variance of a
+    key's mass over a frame's queries, summed over frames (b n t; only if sampled)."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     (b, n, length, width), keys = q.shape, k.shape[2]
     strides = (*q.stride()[:3], *k.stride()[:3])

@@ -1,11 +1,11 @@
-"""Residual addition, x + gate y: the Triton twin of `minicos.ops.gated_add`, with the energy of the
-sum on the way.
+"""Residual addition, x + gate y: the Triton kernel for `minicos.ops.gated_add`, optionally with the
+energy of the sum.
 
-One program per token: reads its rows of x and y and, of gate, the row of its timestep; writes the
-sum in the dtype of the residual stream, and its norm, if wanted, without reading it again.
+One program per token. It reads its rows of x and y and, of gate, the row of its timestep; it writes
+the sum in the dtype of the residual stream, and on request its norm, without reading it again.
 
-Rounding, where the reference has it: product and sum each to float32, then to `dtype`: the same
-bits. The energy is that of the rounded sum, which the next block sees, by the arithmetic of
+Rounding follows the reference: product and sum each to float32, then to `dtype`, so the bits are
+equal. The energy is that of the rounded sum, which the next block sees, computed as in
 `token_energy`.
 """
 
@@ -37,11 +37,10 @@ def gated_add(
     dtype: torch.dtype = torch.float32,
     energy: Tensor | None = None,
 ) -> Tensor:
-    """x + gate y, rounded to `dtype`: x and y b l d, gate b g d float32 -> b l d. There is no
-    gradient.
+    """x + gate y, rounded to `dtype`: x and y b l d, gate b g d float32 -> b l d. No gradient.
 
-    `energy`, where given, receives the token energy of the result: b l float32, maybe a row of a
-    larger buffer.
+    `energy`, if given, receives the token energy of the result: b l float32, which may be a row of
+    a larger buffer.
     """
     check("gated_add", x=x, y=y, gate=gate)
     writable("gated_add", dtype)
@@ -110,7 +109,7 @@ def _gated_add(
 
 @triton.jit
 def added(x, y, gate, like, width: tl.constexpr, chunk: tl.constexpr):
-    """x + gate y, or x + y where gate is None, rounded as `like` is."""
+    """x + gate y, or x + y if gate is None, rounded like `like`."""
     x, y = load(x, width, chunk), load(y, width, chunk)
     if gate is not None:
         gate = load(gate, width, chunk)

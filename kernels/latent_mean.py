@@ -1,15 +1,15 @@
-"""The mean over seeds, h <- (1 - alpha) h + alpha mean(h): the Triton twin of
+"""The mean over seeds, h <- (1 - alpha) h + alpha mean(h): the Triton kernel for
 `minicos.measures.latent_mean`.
 
-One program per case and BLOCK elements: it loads that block of every seed, all loads in flight
-together, holds the seeds in registers and writes each back, so x is read once and the result
-written once, also where both are one tensor. More than about 16 seeds do not fit the registers and
-spill: right, but slower.
+One program per case and BLOCK elements: it loads that block of every seed, with all loads in flight
+together, holds the seeds in registers and writes each back. So x is read once and the result
+written once, also if both are the same tensor. More than about 16 seeds do not fit into registers
+and spill: correct, but slower.
 
-Rounding: x is widened to float32, which is exact; the seeds are added in their order, divided, and
-blended, every operation rounded to float32 (no fused multiply-add); one rounding, to x's dtype, on
-the store. In float32 that is the reference on a CPU bit for bit. On a GPU the reference multiplies
-by 1 / seeds where it says to divide, and may differ in the last bit.
+Rounding: x is widened to float32, which is exact. Seeds are added in order, divided and blended,
+with every operation rounded to float32 (no fused multiply-add), and rounded once to x's dtype when
+they are stored. In float32 this equals the reference on a CPU bit for bit. On a GPU the reference
+multiplies by 1 / seeds instead of dividing, and may differ in the last bit.
 """
 
 import torch
@@ -19,18 +19,18 @@ from torch import Tensor
 
 from .rows import check, expect
 
-BLOCK = 1024  # elements of a seed: 16 bytes a thread in bfloat16, the widest load there is
+BLOCK = 1024  # elements of a seed: 16 bytes per thread in bfloat16, the widest load
 
 
 @torch.compiler.disable
 def latent_mean(x: Tensor, seeds: int, alpha: float = 1.0, out: Tensor | None = None) -> Tensor:
     """(1 - alpha) h + alpha mean(h) over the seeds of each case: (case seed) ... -> the same shape
-    and dtype, in `out` where given.
+    and dtype, in `out` if given. No gradient.
 
-    alpha = 0 and seeds = 1 launch nothing and give x, bit for bit. x may be a slice of a larger
-    tensor: it is copied first only if its last axis is not adjacent in memory, or if the axes
-    before it, but for the first, cannot be viewed as one. `out` may be x itself, and must not
-    overlap it otherwise. There is no gradient.
+    With alpha = 0 or seeds = 1 nothing is launched, and the result is x, bit for bit. x may be a
+    slice of a larger tensor: it is copied only if its last axis is not adjacent in memory, or if
+    the axes before it, except the first, cannot be viewed as one. `out` may be x itself, and must
+    not overlap it otherwise.
     """
     check("latent_mean", x=x)
     if seeds < 1 or len(x) % seeds:

@@ -1,11 +1,11 @@
 """Layer norm and modulation, y = (x - mean) / sqrt(variance + eps) (1 + scale) + shift: the Triton
-twin of `minicos.ops.modulated_norm`.
+kernel for `minicos.ops.modulated_norm`.
 
-One program per token: reads its row of x and, of scale and shift, the rows of its timestep; writes
-y in the dtype of the matrix product that follows, so that nobody has to cast it.
+One program per token. It reads its row of x and, of scale and shift, the rows of its timestep; it
+writes y in the dtype of the following matrix product, so that no cast is needed.
 
-Rounding, where the reference has it: the norm, computed in float32, to x's dtype; modulated in
-float32, and then to `dtype`.
+Rounding follows the reference: the norm, computed in float32, to x's dtype; modulated in float32,
+and then to `dtype`.
 """
 
 import torch
@@ -19,8 +19,8 @@ from .rows import at, check, launch, load, normed, place, rounded, served, store
 def modulated_norm(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """layer_norm(x) (1 + scale) + shift, rounded to `dtype`: x b l d, scale and shift b g d
-    float32 -> b l d. There is no gradient.
+    """layer_norm(x) (1 + scale) + shift, rounded to `dtype`: x b l d, scale and shift b g d float32
+    -> b l d. No gradient.
     """
     check("modulated_norm", x=x, scale=scale, shift=shift)
     writable("modulated_norm", dtype)
@@ -77,9 +77,7 @@ def _modulated_norm(
 def modulated(
     row, like, scale, shift, affine: tl.constexpr, width: tl.constexpr, chunk: tl.constexpr
 ):
-    """A row that has been normed, rounded as `like` is and modulated; or with weight and bias,
-    and then rounded.
-    """
+    """A normed row: rounded like `like` and modulated, or affine and then rounded."""
     scale, shift = load(scale, width, chunk), load(shift, width, chunk)
     y = ()
     for i in tl.static_range(len(row)):

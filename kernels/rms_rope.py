@@ -1,15 +1,15 @@
 """RMS norm over the full width and the rotation of each head, for q and k in one launch, and the
-norm of one tensor alone, for cross-attention: the Triton twins of `minicos.ops.rms_rope` and
+norm of a single tensor, for cross-attention: Triton kernels for `minicos.ops.rms_rope` and
 `rms_norm`.
 
-One program per token: reads its rows of q and k and the cosines and sines of its position, which
-all heads share, and writes heads apart, b n l k, contiguous, as attention reads them. Channels are
-loaded as they lie and pairs (x[2j], x[2j+1]) are told apart in registers, so that loads and stores
-stay as wide as they can be.
+One program per token. It reads its rows of q and k and the cosines and sines of its position, which
+all heads share, and writes separate heads, b n l k, contiguous, as attention reads them. Channels
+are loaded in order and pairs (x[2j], x[2j+1]) are separated in registers, so loads and stores stay
+as wide as possible.
 
-Rounding, where the reference has it: x / rms(x), computed in float32, to x's dtype; times the
-weight, rounded to x's dtype if that is also the weight's, else to float32; rotated in float32, each
-product and sum rounded; then to x's dtype.
+Rounding follows the reference: x / rms(x), computed in float32, to x's dtype; times the weight,
+rounded to x's dtype if that is also the weight's, else to float32; rotated in float32, each product
+and sum rounded; then to x's dtype.
 """
 
 import torch
@@ -41,8 +41,8 @@ def rms_rope(
     heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """q and k, normed and turned: b l d -> b n l k each. Weights d, angles (cosines, sines) l
-    k/2 float32. There is no gradient.
+    """q and k, normed and rotated: b l d -> b n l k each. Weights d, angles (cosines, sines) l k/2
+    float32. No gradient.
     """
     check("rms_rope", q=q, k=k, q_weight=q_weight, k_weight=k_weight)
     if q.ndim != 3 or q.shape[2] % (2 * heads):
@@ -94,7 +94,7 @@ def _run(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     """x / rms(x) * weight, rounded to `dtype` (None: that of the product): b l d -> b l d, weight
-    d. There is no gradient.
+    d. No gradient.
     """
     check("rms_norm", x=x, weight=weight)
     if x.ndim != 3:
@@ -167,7 +167,7 @@ def _rms_rope(
     start = batch * tokens * width + token * head  # b n l k
     apart = (
         tl.cast(tokens, tl.int64) * head
-    )  # from head to head; to Triton, a single token is a constant without `.to`
+    )  # stride between heads; for Triton, a single token is a constant without `.to`
     turned(q, q_weight, cos, sin, q_out + start, apart, eps, head, width, chunk)
     turned(k, k_weight, cos, sin, k_out + start, apart, eps, head, width, chunk)
 
@@ -185,7 +185,7 @@ def turned(
     width: tl.constexpr,
     chunk: tl.constexpr,
 ):
-    """The row at x, normed and turned, to out, whose heads lie `apart`."""
+    """Write the row at x, normed and rotated, to out, whose heads are `apart` elements apart."""
     row = weighted(x, weight, eps, width, chunk)
     for i in tl.static_range(len(row)):
         pair = i * (chunk // 2) + tl.arange(0, chunk // 2)

@@ -1,13 +1,13 @@
-"""What the element-wise kernels share: one program a row, read once and kept in registers; and what
-no kernel can do.
+"""The common parts of the element-wise kernels, with one program per row, which is read once and
+kept in registers; and the checks of their arguments.
 
-A row of d channels is cut into equal power-of-two chunks (5120 = 5 x 1024, 1536 = 3 x 512, and a
-masked tail where no such cut exists), and is a tuple of them, so that all loads are in flight
-together and a norm's second pass reads no memory. Channels are widened to float32 on load, which is
-exact. Sums run over the chunks in each lane and over the lanes at the end; there are no atomics, so
-equal rows get equal bits, on every run. The functions are compiled without fused multiply-add,
-whose default changes between Triton's versions: each product and sum is rounded as the reference
-rounds it.
+A row of d channels is divided into equal power-of-two chunks (5120 = 5 x 1024, 1536 = 3 x 512, or a
+masked tail if there is no such division), and represented as a tuple of them, so all loads are in
+flight together and a norm's second pass reads no memory. Channels are widened to float32 on load,
+which is exact. Sums run over the chunks in each lane and over the lanes at the end. There are no
+atomics, so equal rows get equal bits, on every run. The functions are compiled without fused
+multiply-add, whose default differs between versions of Triton: each product and sum is rounded as
+in the reference.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 1024  # channels loaded at a time, at most
-# channels per warp and chunk: 8 a thread, which for bfloat16 is one 16-byte load, the widest there
-# is
+CHUNK = 1024  # most channels loaded at a time
+# channels per warp and chunk: 8 per thread, which in bfloat16 is one 16-byte load, the widest
 WARP = 256
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -31,7 +30,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 @triton.jit
 def place(tokens):
-    """Batch and token of this program, in 64 bits: offsets pass 2^31 elements."""
+    """Batch and token of this program, in 64 bits, since offsets exceed 2^31 elements."""
     row = tl.program_id(0)
     return (row // tokens).to(tl.int64), (row % tokens).to(tl.int64)
 
@@ -48,7 +47,7 @@ def load(x, width: tl.constexpr, chunk: tl.constexpr):
 
 @triton.jit
 def store(out, row, width: tl.constexpr, chunk: tl.constexpr):
-    """The row to out, rounded to its dtype."""
+    """Write the row to out, rounded to its dtype."""
     for i in tl.static_range(len(row)):
         channel = i * chunk + tl.arange(0, chunk)
         tl.store(out + channel, row[i].to(out.dtype.element_ty), mask=channel < width)
@@ -56,14 +55,14 @@ def store(out, row, width: tl.constexpr, chunk: tl.constexpr):
 
 @triton.jit
 def rounded(x, like):
-    """x in float32, as it is after a visit to the dtype that the pointer `like` points to."""
+    """x in float32, after rounding to the dtype that the pointer `like` points to."""
     return x.to(like.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit
 def lane_sum(x):
-    """The sum of a chunk. Eight neighbours are added first: a thread holds four channels or eight,
-    as the dtypes of its kernel have it, and the order of additions, hence the last bit, must not
+    """The sum of a chunk. Eight neighbours are added first: a thread holds four or eight channels,
+    depending on the dtypes of its kernel, and the order of additions, hence the last bit, must not
     depend on that."""
     for _ in tl.static_range(3):
         if x.shape[0] > 1:
@@ -82,8 +81,8 @@ def square_sum(row):
 
 @triton.jit
 def normed(row, eps, width: tl.constexpr, chunk: tl.constexpr):
-    """(row - mean) / sqrt(variance + eps): the variance from the centred row, so that a common
-    offset costs no digits.
+    """(row - mean) / sqrt(variance + eps), with the variance of the centred row, so that a common
+    offset does not reduce precision.
     """
     total = row[0]
     for i in tl.static_range(1, len(row)):
@@ -104,10 +103,11 @@ def normed(row, eps, width: tl.constexpr, chunk: tl.constexpr):
 
 
 def traced(name: str, like: Callable[..., Any]) -> Callable[[Callable], Callable]:
-    """Make a function one operation of the graph under `torch.compile`; elsewhere it is called as
-    it is.
+    """Make a function a single operation of the graph under `torch.compile`; without it, the
+    function is called normally.
 
-    like  from the same arguments, empty tensors for the results: all that a compiler has to know
+    Args:
+        like: returns empty tensors for the results, from the same arguments, for the compiler.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -124,7 +124,7 @@ def traced(name: str, like: Callable[..., Any]) -> Callable[[Callable], Callable
 
 
 def launch(kernel: triton.JITFunction, x: Tensor, *arguments: object, **constants: object) -> None:
-    """One program for each row of x; there are none if x is empty."""
+    """Launch one program for each row of x; none if x is empty."""
     if x.numel():
         with torch.cuda.device_of(
             x
@@ -133,8 +133,9 @@ def launch(kernel: triton.JITFunction, x: Tensor, *arguments: object, **constant
 
 
 def options(width: int) -> dict[str, int]:
-    """How a kernel is launched over rows of this width. A chunk is the largest power of two up to
-    CHUNK that divides the width, if it fills a warp; otherwise the first that covers it, or CHUNK.
+    """The launch options of a kernel for rows of this width. A chunk is the largest power of two up
+    to CHUNK that divides the width, if it fills a warp; otherwise the first that covers it, or
+    CHUNK.
     """
     divisor = min(width & -width, CHUNK)
     chunk = divisor if divisor >= WARP else min(triton.next_power_of_2(width), CHUNK)
@@ -147,11 +148,11 @@ def options(width: int) -> dict[str, int]:
 
 
 def at(x: Tensor | None) -> tuple[Tensor | None, int, int]:
-    """A tensor as a kernel takes it: where it begins, and the strides of its rows over the batch
-    and over tokens or timesteps.
+    """A tensor in the form that a kernel takes: its start, and the strides of its rows over the
+    batch and over tokens or timesteps.
 
-    Both are 0 for one row that serves all (d), and where there is no tensor. Copied only if its
-    channels are not adjacent.
+    Both strides are 0 for a single row shared by all (d), and for None. The tensor is copied only
+    if its channels are not adjacent.
     """
     if x is None:
         return None, 0, 0
@@ -160,7 +161,7 @@ def at(x: Tensor | None) -> tuple[Tensor | None, int, int]:
 
 
 def check(op: str, **tensors: Tensor | None) -> None:
-    """Refuse what no kernel can compute with."""
+    """Refuse tensors that no kernel can compute with."""
     given = {name: x for name, x in tensors.items() if x is not None}
     first, device = next((name, x.device) for name, x in given.items())
     for name, x in given.items():
@@ -197,15 +198,15 @@ def expect(
 
 
 def writable(op: str, *dtypes: torch.dtype) -> None:
-    """Refuse dtypes of results that no kernel writes."""
+    """Refuse result dtypes that no kernel writes."""
     for dtype in dtypes:
         if dtype not in FLOATS:
             raise TypeError(f"{op}: the kernel writes float32, bfloat16 and float16, not {dtype}")
 
 
 def served(op: str, x: Tensor, **modulations: Tensor | None) -> int:
-    """How many consecutive tokens of x (b l d) each timestep serves; refuses an x or modulations
-    (b g d, float32) of other shapes.
+    """The number of consecutive tokens of x (b l d) per timestep; refuses an x or modulations (b g
+    d, float32) of other shapes.
     """
     if x.ndim != 3:
         raise ValueError(f"{op}: x must be b l d, not {tuple(x.shape)}")

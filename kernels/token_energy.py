@@ -1,12 +1,12 @@
 """Token energy, y[b, l] = sqrt(sum over d of x[b, l, d]^2), and the three energies of a residual
-stream: the Triton twins of `minicos.measures.token_energy` and `stream_energy`.
+stream: Triton kernels for `minicos.measures.token_energy` and `stream_energy`.
 
-One program per token, which reads its row once: three energies cost two reads, of the stream after
+One program per token, which reads its row once. The three energies cost two reads: the stream after
 a block and before it.
 
-Rounding: square, sum and root are each rounded to float32. Nothing is rescaled, so squares must fit
-float32: a channel beyond 1.8e19 gives inf and one below 2.6e-23 counts as nothing. So in the
-reference, but for d = 1: it takes |x|.
+Rounding: square, sum and root are each rounded to float32. Values are not rescaled, so squares must
+fit into float32: a channel beyond 1.8e19 gives inf, and one below 2.6e-23 counts as zero. The
+reference behaves in the same way, except for d = 1, where it uses |x|.
 """
 
 import torch
@@ -20,11 +20,10 @@ from .rows import at, check, expect, launch, load, place, square_sum
 @torch.compiler.disable
 def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
     """The L2 norm of every token over its channels, accumulated in float32: (... l d) -> (... l)
-    float32, in `out` where given.
+    float32, in `out` if given. No gradient.
 
-    x may be a slice of a larger tensor. It is copied first only if its channels are not adjacent in
-    memory, or if the axes before l cannot be viewed as one; such an `out` is an error. There is no
-    gradient.
+    x may be a slice of a larger tensor. It is copied only if its channels are not adjacent in
+    memory, or if the axes before l cannot be viewed as one; such an `out` is an error.
     """
     check("token_energy", x=x)
     if x.ndim == 0:
@@ -53,7 +52,7 @@ def _token_energy(
 @torch.compiler.disable
 def stream_energy(x: Tensor, before: Tensor, mean: Tensor, kept: Tensor) -> Tensor:
     """||x||, ||(x - mean) kept|| and ||x - before|| of every token: x and before l d, mean and kept
-    d float32 -> 3 l float32. There is no gradient.
+    d float32 -> 3 l float32. No gradient.
     """
     op = "stream_energy"
     check(op, x=x, before=before, mean=mean, kept=kept)

@@ -1,10 +1,10 @@
-"""What watching costs, as `minicos energy`, `attention` and `steps` watch, beside an unwatched pass
-and the way of the published tools.
+"""The cost of watching as `minicos energy`, `attention` and `steps` do, compared with a pass
+without hooks and with the method of the published tools.
 
-The published way is a forward hook on each block that does `out.detach().cpu().float()`; numbers
-are taken from that later. All run in turns. On a CPU that way copies nothing, and costs no more
-than keeping what is there anyway; there whole runs of the embedded model are measured as well, with
-all that a verb keeps and decodes, but without the pictures that it draws at the end.
+The published method is a forward hook on each block that does `out.detach().cpu().float()`; numbers
+are computed from that later. All run in turns. On a CPU that method copies nothing, so it costs no
+more than keeping existing tensors. There, whole runs of the embedded model are measured as well,
+with everything that a verb keeps and decodes, but without its pictures.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
 
 
 def recorders(s: Subject) -> dict[str, Callable[[], Recorder]]:
-    """Those of the verbs, at a step of which numbers are kept and at one that is drawn."""
+    """The recorders of the verbs, for a step that is only recorded and for one that is drawn."""
     ops, layers = s.dit.ops, tuple(evenly(s.dit.cfg.num_layers, 8))
     own = ops.self_attention is REFERENCE.self_attention
     return {
@@ -62,16 +62,14 @@ def recorders(s: Subject) -> dict[str, Callable[[], Recorder]]:
 
 
 def watched(s: Subject, make: Callable[[], Recorder]) -> dict[str, Tensor]:
-    """A prompted pass under a recorder, and what it keeps, on the host."""
-    recorder, nothing = make(), Any  # what is kept does not depend on the step or the run
+    """A prompted pass under a recorder; returns what it keeps, on the host."""
+    recorder, nothing = make(), Any  # its data do not depend on the step or the run
     s.run(recorder.hooks().at(step=0, branch="cond"))
     return dict(recorder.keep(nothing, nothing))  # type: ignore[arg-type]
 
 
 def hidden_states(s: Subject) -> list[Tensor]:
-    """A pass watched as the published tools watch: every hidden state (b l d) as float32 on the
-    host.
-    """
+    """A pass with the published method: every hidden state (b l d) as float32 on the host."""
     kept: list[Tensor] = []
     handles = [
         block.register_forward_hook(
@@ -88,7 +86,7 @@ def hidden_states(s: Subject) -> list[Tensor]:
 
 
 def runs(quick: bool) -> Iterator[Line]:
-    """Whole runs of the embedded model on a CPU, at the verbs' defaults, beside generation."""
+    """Whole runs of the embedded model on a CPU, at the verbs' defaults, against generation."""
     wan = load("tiny", device="cpu")
     wan = wan.with_preset(steps=3) if quick else wan
     steps, batch = wan.preset.steps, cases.held_out("maze", 1)
@@ -123,7 +121,7 @@ def _cost(watched: float, plain: float) -> str:
 
 
 def _peak(s: Subject, make: Callable[[], Recorder]) -> str:
-    """How much more of a card's memory is taken at the worst moment of a watched pass."""
+    """The additional peak memory of a watched pass on a card."""
     if s.x.device.type != "cuda":
         return ""
     peaks = []

@@ -1,10 +1,10 @@
-"""Three seeds that share states at one step of a run, beside a plain run; the cost in passes is in
-`analysis.ensemble`.
+"""Three seeds that share states at one step of a run, against a plain run; `analysis.ensemble`
+defines the cost in passes.
 
-On a CPU both runs are made, of the embedded model, 50 steps. On a card a run of A14B is 100 passes
-of seconds each, so the passes are measured and the run is composed of them: under `override` with
-guidance, one prompted pass of three seeds that share the states of ten layers, and then the 100
-passes of the plain run, the carrier's.
+On a CPU both runs are made with the embedded model, at 50 steps. On a card a run of A14B is 100
+passes of several seconds, so passes are measured and the run is composed of them: under `override`
+with guidance, one prompted pass of three seeds that share the states of ten layers, and then the
+100 passes of the carrier's plain run.
 """
 
 from collections import deque

@@ -1,9 +1,8 @@
-"""A pass of the network beside diffusers' with the very same weights, as it is and with compiled
-blocks.
+"""A pass of the network against diffusers' with the same weights, eager and with compiled blocks.
 
-On a card ours has the kernels and the attention that suits the card (`attention`). diffusers takes
-PyTorch's own order of attention backends, which is what its users get; it runs once more with ours,
-so that all the rest can be compared.
+On a card minicos uses its kernels and the best attention for the card (`attention`). diffusers uses
+PyTorch's own order of attention backends, which is what its users get; it runs once more with our
+order, so that everything else can be compared.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
     ways = {"diffusers": plain}
     if card:
         ways["diffusers, cuDNN first"] = one_attention
-    if card or not quick:  # on a CPU compiling takes a minute
+    if card or not quick:  # compiling takes a minute on a CPU
         ways["diffusers, compiled"] = both_compiled
     repeats = 2 if quick else 5 if card else 30
     for batch in (1,) if card else (1, 8):
@@ -48,7 +47,7 @@ def _measured(
 
 
 def plain(s: Subject) -> Sides:
-    """Ours and theirs as they are."""
+    """Ours and theirs, unchanged."""
     theirs = diffusers_dit(s.dit, exact_time=False)
     return s.run, lambda: their_velocity(theirs, *s.given)
 
@@ -65,7 +64,7 @@ def one_attention(s: Subject) -> Sides:
 
 
 def both_compiled(s: Subject) -> Sides:
-    """The blocks of either compiled, one by one."""
+    """The blocks of both compiled, one by one."""
     theirs: Any
     ours, theirs = compiled(s), diffusers_dit(s.dit, exact_time=False)
     for block in theirs.blocks:

@@ -1,13 +1,12 @@
-"""Each Triton kernel beside its reference in `ops`, as it is and compiled, on what a pass of A14B
-at 832x480x81 hands it.
+"""Each Triton kernel against its reference in `ops`, eager and compiled, with the arguments of a
+pass of A14B at 832x480x81.
 
-Most are bound by memory. Their floor is every argument read once and every result written once,
-bytes = the sum of their sizes, and "ceiling" is the share of a copy's bandwidth that this makes.
-Masses of attention are bound by products, 2 b n l t k operations where the forward's log-sum-exp is
-given and twice as many where it is not; they are also held against the forward attention of their
-layer. Of a sample l is the number of queries drawn. Types are those of the official policy:
-residual stream, modulation and weights of norms in float32, what comes out of a matrix product in
-bfloat16.
+Most kernels are limited by memory. Their minimum is every argument read once and every result
+written once, bytes = the sum of their sizes, and "ceiling" is the resulting share of a copy's
+bandwidth. Attention masses are limited by products, 2 b n l t k operations if the forward's
+log-sum-exp is given and twice as many if not; they are also compared with the forward attention of
+their layer. For a sample, l is the number of drawn queries. Dtypes follow the official policy:
+residual stream, modulation and weights of norms in float32, results of matrix products in bfloat16.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,9 +28,9 @@ from minicos.measures import attention_with_lse, stratified
 from minicos.open import check_compiler
 from minicos.ops import REFERENCE, rope
 
-Given = dict[str, Any]  # arguments by name; a function takes those that it knows
+Given = dict[str, Any]  # arguments by name; a function receives those that it takes
 COMPILED = "reference, compiled"
-DRAWN = 64  # queries of a frame, where a sample of them stands for all
+DRAWN = 64  # queries per frame in a sample
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
@@ -51,9 +50,7 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
 
 
 def twins(name: str, device: torch.device) -> tuple[Callable, Callable]:
-    """Kernel and reference of a case. Raises MinicosError where there is no kernel, or none can
-    run.
-    """
+    """Kernel and reference of a case. Raises MinicosError if no kernel can run."""
     kernel, reference = (
         getattr(ops, operation(name)) for ops in (operations(device, kernels=True), REFERENCE)
     )
@@ -63,7 +60,7 @@ def twins(name: str, device: torch.device) -> tuple[Callable, Callable]:
 
 
 def operation(name: str) -> str:
-    """The operation that a case is of: its name up to a comma."""
+    """The operation of a case: its name up to a comma."""
     return name.partition(",")[0]
 
 
@@ -96,14 +93,14 @@ def _measured(
 def products(
     q: Tensor, k: Tensor, frames: int, lse: Tensor | None = None, rows: Tensor | None = None
 ) -> int:
-    """Floating-point operations of q k^T, once or, where the logarithms have to be found first,
+    """Floating-point operations of q k^T, computed once or, if the logarithms are needed first,
     twice.
     """
     queries = q.shape[2] if rows is None else frames * rows.shape[-1]
     return 2 * q[:, :, 0].numel() * queries * k.shape[2] * (2 if lse is None else 1)
 
 
-# -- what each is given ----------------------------------------------------------------------------
+# -- the arguments of each kernel ------------------------------------------------------------------
 
 
 class Shapes:
@@ -123,7 +120,7 @@ class Shapes:
         return self.randn(batch, self.l, self.cfg.dim)
 
     def product(self) -> Tensor:
-        """What a sub-layer adds to it: 1 l d, bfloat16."""
+        """The output of a sub-layer: 1 l d, bfloat16."""
         return self.randn(1, self.l, self.cfg.dim, dtype=torch.bfloat16)
 
     def modulation(self) -> Tensor:
@@ -205,7 +202,7 @@ def _attention_mass_sampled(s: Shapes) -> Given:
     return given | {"rows": stratified(given["q"], s.grid[0], min(DRAWN, s.l // s.grid[0]), draw)}
 
 
-CASES: dict[str, Callable[[Shapes], Given]] = {  # operation, and what sets a case apart
+CASES: dict[str, Callable[[Shapes], Given]] = {  # operation, and a suffix for the case
     "token_energy": _token_energy,
     "stream_energy": _stream_energy,
     "latent_mean": _latent_mean,

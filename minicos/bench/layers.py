@@ -1,8 +1,8 @@
 """One layer of the large networks at its real width, in float32 and in bfloat16: the text encoder
-beside transformers' and a block of A14B beside diffusers', with the same random weights.
+against transformers' and a block of A14B against diffusers', with the same random weights.
 
-A layer fits a laptop, which the networks do not. Both sides run whole networks of one layer: what
-is around it, embeddings and head, counts for both.
+A layer fits on a laptop, unlike the networks. Both sides run whole networks with one layer, so
+embeddings and head count for both.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ def _text(name: str, device: torch.device, dtype: torch.dtype, quick: bool) -> L
 
 
 def random_text(cfg: TextConfig, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-    """Random weights of a size that keeps activations near 1."""
+    """A text encoder with random weights, scaled so that activations stay near 1."""
     with torch.device("meta"):
         network = TextEncoder(cfg).requires_grad_(False)
     draw = torch.Generator(device).manual_seed(0)

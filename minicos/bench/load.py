@@ -1,14 +1,13 @@
-"""Reading a checkpoint of float32 shards: `load_into` beside safetensors' `load_file` and torch's
+"""Reading a checkpoint of float32 shards: `load_into` against safetensors' `load_file` and torch's
 `load_state_dict`.
 
-The shards are written to a temporary folder and read from the page cache, so that the disk does not
-decide. "ceiling" is the time of reading their bytes once, over ours. Both sides hold names and
-shapes against the network. "ours checked" is how `minicos.load` does it: ours looks at every value
-for NaN and infinity, the peer at none. As stored, on a CPU, files are mapped: without the check
-neither side reads a value, and the time is that of headers and modules. "peak" is that of anonymous
-host memory over what was there before, ours | the peer's, where the system is Linux: the weights
-where they are on the host, and what loading takes besides. What is mapped from a file is not
-anonymous.
+The shards are written to a temporary folder and read from the page cache, so the disk has no
+influence. "ceiling" is the time to read their bytes once, divided by ours. Both sides compare names
+and shapes with the network. "ours checked" is what `minicos.load` does: every value is checked for
+NaN and infinity, which the peer does not do. Without a cast, on a CPU, files are mapped: without
+the check neither side reads a value, and the time is spent on headers and modules. "peak" is the
+growth of anonymous host memory, ours | the peer's, on Linux: the weights if they are on the host,
+and temporary memory. Memory mapped from files is not anonymous.
 """
 
 import ctypes
@@ -35,12 +34,11 @@ from minicos.weights.load import load_into
 
 STATUS = Path("/proc/self/status")
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-SHARD = 10**10  # bytes, about as published
+SHARD = 10**10  # bytes, about as in published checkpoints
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
-    # each load touches new memory, as in a new process, where glibc would hand out again what was
-    # freed
+    # each load touches new memory, as in a new process; glibc would otherwise reuse freed memory
     if not quick:
         with suppress(AttributeError):
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
@@ -59,8 +57,8 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
 
 
 def subject(device: torch.device, quick: bool, free: int) -> DiT:
-    """On meta. On a card as many blocks of A14B as a third of the free disk holds, on a CPU one
-    of Wan2.1-T2V-1.3B.
+    """A network on the meta device: on a card as many blocks of A14B as a third of the free disk
+    holds, on a CPU one of Wan2.1-T2V-1.3B.
     """
     cfg = (
         QUICK
@@ -114,7 +112,7 @@ def ours(
 
 
 def theirs(network: DiT, folder: Path, dtype: torch.dtype, device: torch.device) -> DiT:
-    """The whole state dict, then cast."""
+    """Load the whole state dict, then cast."""
     with torch.device("meta"):
         twin = _twin(network)
     state = {
@@ -131,7 +129,7 @@ def _twin(network: DiT) -> DiT:
 
 
 def _read(folder: Path) -> None:
-    """Every byte once, into one buffer."""
+    """Read every byte once, into one buffer."""
     buffer = memoryview(bytearray(2**21))
     for path in folder.glob("*.safetensors"):
         with path.open("rb", buffering=0) as file:
@@ -140,8 +138,8 @@ def _read(folder: Path) -> None:
 
 
 def write(folder: Path, shapes: Mapping[str, torch.Size], shard: int) -> None:
-    """Shards of at most `shard` bytes or so with an index, as published; the numbers are one
-    million random ones, again and again.
+    """Write shards of about `shard` bytes at most, with an index, as published; one million random
+    numbers are repeated.
     """
     numbers = torch.randn(2**20 - 1, generator=torch.Generator().manual_seed(0)).numpy().tobytes()
     shards: list[list[str]] = [[]]
@@ -177,7 +175,7 @@ def write(folder: Path, shapes: Mapping[str, torch.Size], shard: int) -> None:
 
 
 def anonymous() -> int:
-    """Bytes of this process's memory that belong to no file."""
+    """Bytes of this process's memory that do not belong to a file."""
     lines = STATUS.read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 

@@ -1,13 +1,14 @@
-"""How a benchmark measures: ours and its peer in turns (A B A B) in one process, medians, beside
-ceilings of the same machine.
+"""How a benchmark measures: minicos and its peer in turns (A B A B) in one process, medians, and
+the ceilings of the same machine.
 
-    ours_ms, peer_ms = alternate(ours, peer, device=device) yield Line("velocity", ours_ms,
-    "diffusers", peer_ms, ceilings(device).of_matmul(flops, ours_ms))
+    ours_ms, peer_ms = alternate(ours, peer, device=device)
+    share = ceilings(device).of_matmul(flops, ours_ms)
+    yield Line("velocity", ours_ms, "diffusers", peer_ms, share)
 
-Inputs are random: a card multiplies zeros faster. On a card time is that between two device events,
-so that launches queue up as they do in a run, and before each measurement the L2 cache is filled
-with something else. On a CPU with one thread it is the time that the processor spent on this
-process, which other work on the machine hardly touches; with several it is that of a wall clock.
+Inputs are random, since a card multiplies zeros faster. On a card, time is measured between two
+device events, so launches queue up as in a real run, and the L2 cache is overwritten before each
+measurement. On a CPU with one thread it is the processor time of this process, which other work on
+the machine hardly affects; with several threads it is wall-clock time.
 """
 
 import math
@@ -35,7 +36,7 @@ from minicos.runs import progress
 
 @dataclass(frozen=True)
 class Line:
-    """One figure beside that of its peer, or the reason why there is none. Times are medians, in
+    """One figure and its peer's, or the reason why there is none. Times are medians in
     milliseconds.
     """
 
@@ -46,7 +47,7 @@ class Line:
     ceiling_share: float | None = (
         None  # of what this machine reaches at best in matrix products or copies (`ceilings`)
     )
-    note: str = ""  # for people: what the figures leave out, e.g. TFLOP/s or memory
+    note: str = ""  # further information for people, e.g. TFLOP/s or memory
     not_measured: str = ""
 
     @property
@@ -61,7 +62,7 @@ class Line:
         return {name: getattr(self, name) for name in names}
 
     def cells(self) -> list[str]:
-        """Of a row in Markdown, below `MARKDOWN`."""
+        """The cells of a Markdown row, below `MARKDOWN`."""
         if self.not_measured:
             return [self.name, "not measured", "", "", "", "", self.not_measured]
         share = None if self.ceiling_share is None else 100 * self.ceiling_share
@@ -102,14 +103,14 @@ def _figure(value: float | None, unit: str) -> str:
 
 
 def rate(flops: float, ms: float) -> str:
-    """Operations a second in words: "612 TFLOP/s"."""
+    """Operations per second in words: "612 TFLOP/s"."""
     giga = flops / ms / 1e6
     return f"{giga / 1e3:.4g} TFLOP/s" if giga >= 1e3 else f"{giga:.4g} GFLOP/s"
 
 
 def attempt(name: str, measured: Callable[[], Line]) -> Line:
-    """A line, or why there is none: a MinicosError says so (no diffusers, no GPU ...), and so
-    does a lack of memory.
+    """A line, or the reason why there is none: the message of a MinicosError (no diffusers, no GPU
+    ...), or a lack of memory.
     """
     try:
         return measured()
@@ -123,21 +124,21 @@ def attempt(name: str, measured: Callable[[], Line]) -> Line:
 
 
 class Clock(Protocol):
-    """Marks moments of a computation."""
+    """Takes time stamps during a computation."""
 
     def ready(self) -> None:
-        """Bring the device into the state that each measurement starts from."""
+        """Bring the device into the initial state of a measurement."""
         ...
 
     def mark(self) -> Any: ...
 
     def ms(self, begin: Any, end: Any) -> float:
-        """Milliseconds between two marks."""
+        """Milliseconds between two time stamps."""
         ...
 
 
 class HostClock:
-    """Where a call returns when it is done: the CPU."""
+    """For the CPU, where a call returns when it is done."""
 
     def __init__(self) -> None:
         self.mark = process_time if torch.get_num_threads() == 1 else perf_counter
@@ -150,15 +151,15 @@ class HostClock:
 
 
 class DeviceClock:
-    """Events on the current CUDA stream. Filling the L2 cache also keeps the card busy while the
-    next launch is prepared.
+    """Events on the current CUDA stream. Overwriting the L2 cache also keeps the card busy while
+    the next launch is prepared.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.filler = torch.empty(
             2**29, dtype=torch.uint8, device=device
-        )  # larger than any card's L2; some 0.1 ms
+        )  # larger than any card's L2 cache; takes about 0.1 ms
 
     def ready(self) -> None:
         self.filler.zero_()
@@ -182,11 +183,11 @@ def alternate(
     label: str = "",
     clock: Clock | None = None,
 ) -> tuple[float, ...]:
-    """The median time of each call in milliseconds, taken in turns: A B A B, so that a machine that
-    slows down slows both.
+    """The median time of each call in milliseconds, measured in turns: A B A B, so that a slowdown
+    of the machine affects both.
 
-    What the calls return is dropped at once. Where it takes seconds give a `label`: the progress is
-    told under it. `clock` is by default that of the device.
+    Results of the calls are discarded immediately. If a call takes seconds, give a `label` for a
+    progress bar. `clock` is by default that of the device.
     """
     usual: Clock = DeviceClock(device) if device.type == "cuda" else HostClock()
     clock = clock or usual
@@ -212,14 +213,14 @@ def alternate(
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this machine reaches at best, measured."""
+    """The best measured performance of this machine."""
 
-    # floating-point operations a second of matrix products, a product and a sum counting two
+    # floating-point operations per second of matrix products; a product and a sum count as two
     matmul: float
-    copy: float  # bytes a second, read and written, of a copy within the device's memory
+    copy: float  # bytes per second, read and written, of a copy within the device's memory
 
     def of_matmul(self, flops: float, ms: float) -> float:
-        """The share of the ceiling that `flops` in `ms` come to."""
+        """The share of the ceiling that `flops` in `ms` reach."""
         return flops / (self.matmul * ms / 1e3)
 
     def of_copy(self, count: float, ms: float) -> float:
@@ -229,8 +230,8 @@ class Ceilings:
 
 @cache
 def ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> Ceilings:
-    """Of matrix products of this dtype, and of copies far larger than any cache. Measured once
-    in a run.
+    """The ceilings of matrix products of this dtype, and of copies far larger than any cache.
+    Measured once per process.
     """
     source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
@@ -240,11 +241,11 @@ def ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> Ceilin
     )
 
 
-# -- what it was measured on -----------------------------------------------------------------------
+# -- the machine -----------------------------------------------------------------------------------
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Date, device, versions and command: what a table of results cannot do without."""
+    """Date, device, versions and command, for the head of a table."""
     return {
         "date": date.today().isoformat(),
         "device": _device_name(device),
@@ -278,12 +279,12 @@ def _processor() -> str:
 
 
 def header(device: torch.device) -> str:
-    """`machine`, as the lines above a table."""
+    """`machine` as lines above a table."""
     return "\n".join(f"{key:9} {value}" for key, value in machine(device).items())
 
 
 def markdown(results: Mapping[str, Sequence[Line]], about: str) -> str:
-    """All results as one table, below what they were measured on."""
+    """All results as one table, below the description of the machine."""
     rows = [["", *MARKDOWN], ["---"] * (len(MARKDOWN) + 1)]
     for name, lines in results.items():
         rows += [[f"`{name}`", *line.cells()] for line in lines]

@@ -23,7 +23,7 @@ QUICK = replace(VARIANTS["tiny"], num_layers=2, dim=64, ffn_dim=96, num_heads=2)
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, and what a pass is given: the arguments of `DiT.forward`."""
+    """A network and the arguments of a pass, those of `DiT.forward`."""
 
     name: str
     dit: DiT
@@ -41,7 +41,7 @@ class Subject:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrices."""
+        """The dtype of the matrices."""
         return self.dit.dtype
 
     @property
@@ -50,11 +50,11 @@ class Subject:
 
 
 def subject(device: torch.device, quick: bool = False, batch: int = 1) -> Subject:
-    """What a benchmark runs on a device: A14B at 832x480x81 on a card, the embedded model at
-    64x64x13 on a CPU.
+    """The network to measure on a device: A14B at 832x480x81 on a card, the embedded model at
+    64x64x13 on a CPU. It is created once and used for every batch size.
 
-    The network is made once and serves every batch size. Raises MinicosError where its kernels
-    cannot be had.
+    Raises:
+        MinicosError: its kernels are not available.
     """
     name, dit, latent = _network(device, quick)
     cfg, draw = dit.cfg, torch.Generator(device).manual_seed(batch)
@@ -63,7 +63,7 @@ def subject(device: torch.device, quick: bool = False, batch: int = 1) -> Subjec
         return torch.randn(batch, *shape, generator=draw, device=device)
 
     text = randn(cfg.text_len, cfg.text_dim)
-    text[:, cfg.text_len // 4 :] = 0  # padding, which takes part
+    text[:, cfg.text_len // 4 :] = 0  # padding, which takes part in attention
     y = randn(cfg.in_dim - cfg.out_dim, *latent)
     return Subject(
         name if batch == 1 else f"{name}, batch {batch}",
@@ -105,16 +105,15 @@ def random_dit(
 
 
 def _weight(name: str, like: Tensor, draw: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Of a size that keeps activations near 1 through any number of layers."""
+    """A random weight, scaled so that activations stay near 1 through any number of layers."""
     size = 0.1 if like.ndim == 1 or "modulation" in name else like[0].numel() ** -0.5
     noise = torch.randn(like.shape, generator=draw, device=draw.device, dtype=dtype) * size
     return noise + 1 if "norm" in name and name.endswith("weight") else noise
 
 
 def compiled(s: Subject) -> Callable[[], Tensor]:
-    """A pass of the same network with compiled blocks; the network itself stays as it is.
-
-    Raises MinicosError where nothing can be compiled.
+    """A pass of the same network with compiled blocks; the network itself is not changed. Raises
+    MinicosError if nothing can be compiled.
     """
     check_compiler(s.x.device)
     with torch.device("meta"):

@@ -1,10 +1,10 @@
-"""Noise at every step of a run, resumed from the saved clean run as `minicos noise` does it, beside
-as many runs from their start.
+"""Noise at every step of a run, resumed from the saved clean run as in `minicos noise`, against as
+many full runs.
 
-Both sides are whole: the clean run, written to disk step by step, then the edited runs, and what is
-measured on each from its edit on. In passes of N steps: N + N (N + 1) / 2 against N + N^2. The
-embedded model, since its ratio is that of any model whose passes are slow. Each side runs once: it
-is a sum of thousands of passes.
+Both sides are complete: the clean run, written to disk step by step, then the edited runs and their
+measurements from the edit on. In passes, for N steps: N + N (N + 1) / 2 against N + N^2. Uses the
+embedded model, since the ratio is that of any model with slow passes. Each side runs once, as a sum
+of thousands of passes.
 """
 
 from collections.abc import Iterator

@@ -1,11 +1,10 @@
-"""The VAE beside diffusers' AutoencoderKLWan with the same weights: encoding in float32, decoding
+"""The VAE against diffusers' AutoencoderKLWan with the same weights: encoding in float32, decoding
 in float32 and in bfloat16.
 
-On a card that of A14B at 832x480x81 with random weights, on a CPU the embedded one at 64x64x13, and
-both published ones with random weights at 64x64x5.
-TF32 is off for both sides, as in every run. "dB" is the PSNR of pixels decoded by ours in bfloat16
-to those in float32: of a drawn puzzle on a CPU; on a card the network is untrained, and the figure
-says little about the real one.
+On a card, A14B's VAE at 832x480x81 with random weights; on a CPU, the embedded one at 64x64x13, and
+both published ones with random weights at 64x64x5. TF32 is off for both sides, as in every run.
+"dB" is the PSNR of pixels decoded by ours in bfloat16, relative to float32: of a drawn puzzle on a
+CPU; on a card the network is untrained, and the figure says little about the real one.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from minicos.verify import diffusers_vae
 
 @dataclass(frozen=True)
 class Subject:
-    """A VAE, and what it is given."""
+    """A VAE and its inputs."""
 
     name: str
     vae: VAE
@@ -83,7 +82,7 @@ def encoders(s: Subject) -> Sides:
 
 
 def decoders(s: Subject, dtype: torch.dtype) -> Sides:
-    """Theirs is given what ours makes of the latents before its decoder."""
+    """Theirs receives the result of our operations before the decoder."""
     ours = deepcopy(s.vae)
     theirs: Any = nn.Module.to(diffusers_vae(s.vae), dtype)  # its own `to` warns about nothing
     ours.decoder.to(dtype)
@@ -95,12 +94,12 @@ def decoders(s: Subject, dtype: torch.dtype) -> Sides:
 
 
 def psnr(found: Tensor, expected: Tensor) -> float:
-    """In dB, of pixels in [-1, 1]."""
+    """PSNR in dB of pixels in [-1, 1]."""
     return (10 * torch.log10(4 / (found - expected).square().mean())).item()
 
 
 def flops(s: Subject, what: str) -> int:
-    """What torch counts on the meta device: a product and a sum are two."""
+    """The operations that torch counts on the meta device; a product and a sum count as two."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         twin = VAE(s.vae.cfg).requires_grad_(False)
         twin.encode(s.video.to("meta")) if what == "encode" else twin.decode(s.latent.to("meta"))
@@ -129,7 +128,7 @@ def random_subject(
 
 
 def random_vae(cfg: VAEConfig, device: torch.device) -> VAE:
-    """Random weights of a size that keeps activations near 1."""
+    """A VAE with random weights, scaled so that activations stay near 1."""
     with torch.device(device):
         vae = VAE(cfg).requires_grad_(False)
     draw = torch.Generator(device).manual_seed(0)

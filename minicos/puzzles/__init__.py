@@ -1,13 +1,13 @@
-"""Procedurally drawn puzzles: what the embedded model is trained and judged on.
+"""Procedurally drawn puzzles, on which the embedded model is trained and evaluated.
 
     p = puzzles.make("maze", seed=0, size=4, split="test")
-    p.prompt, p.candidates, p.foils   # what is asked, the valid answers, plausible wrong ones
+    p.prompt, p.candidates, p.foils   # the question, the valid answers, plausible wrong ones
     p.draw(0)                         # the video of an answer: uint8 (13, h, w, 3), 16 px per cell
     p.score(video)                    # solved? which answer? how far? why not?
     puzzles.FAMILIES["maze-one"].draw(seed=0, split="test")
 
-A kind is a class of puzzles; a family is a kind with its size and knobs, trained on or not
-(`families.py`). Pure numpy; `export` alone needs `av`.
+A kind is a class of puzzles; a family is a kind with a size and knobs, in training or not
+(`families.py`). Pure numpy; only `export` needs `av`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .draw import CELL
 from .export import export
 from .families import FAMILIES, PROMPTS, PUZZLES, SPLITS, WORDS, Family, split_of
 
-KINDS = ("maze", "mark", "goal", "memory", "turn")  # those that come in several sizes
+KINDS = ("maze", "mark", "goal", "memory", "turn")  # kinds with several sizes
 
 __all__ = [
     "CATEGORIES",
@@ -56,8 +56,8 @@ def family(name: str) -> Family:
 
 
 def of_kind(kind: str, size: int = 4, knobs: Knobs = FREE) -> Family:
-    """A family outside the table: a kind at any size it has, with any
-    knobs. Raises MinicosError for others.
+    """A family outside the table: a kind at any of its sizes, with any knobs. Raises MinicosError
+    for others.
     """
     if kind not in PUZZLES:
         raise MinicosError(f"unknown kind {kind!r}: one of {', '.join(PUZZLES)}")

@@ -19,12 +19,12 @@ from .draw import CELL, COLOURS
 from .maze import TRAIL
 from .motion import ANGLES, HIGH, LOW, RADIUS, SPEED, Ball, move
 
-MARK = 13, 2  # length and half width of the stroke on the floor that says where a ball goes, px
+MARK = 13, 2  # length and half width, px, of the stroke on the floor that shows a ball's direction
 FRAMES = {1: 13, 2: 13, 3: 17, 4: 17}  # by the number of balls
 NAMES = ("red", "green", "blue", "pink", "black")  # of balls; the strokes have the sixth colour
-NEAR = 4  # px that a ball may be off
+NEAR = 4  # px by which a ball may be off
 INK = 50  # distance from a ball's colour (RGB, 0..441) up to which a pixel counts as its own
-# What makes a puzzle fair. Times are in frames, distances in px.
+# Conditions for a fair puzzle. Times are in frames, distances in px.
 HIT = 0.6  # least share of the relative speed along the line of centres: no glancing hits
 EARLY, LATE = 2, 3  # no first hit before, no last hit in the last so many
 FAR = 8  # least distance between start and end of a ball, and between ends of answer and foils
@@ -130,7 +130,7 @@ class Balls(Puzzle):
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """What happens where balls meet, see `move`."""
+        """The rules for meeting balls, see `move`."""
         return ("bounce",)
 
     @property

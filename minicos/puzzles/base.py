@@ -1,4 +1,4 @@
-"""What all puzzles share: the timeline, drawing, masks, and the frame of scoring."""
+"""The base class of all puzzles: timeline, drawing, masks, and the frame of scoring."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from minicos.errors import MinicosError
 from . import draw
 
 FRAMES = 13
-LIMIT = 80.0  # largest deviation (RGB, 0..441, see draw.deviation) from the frame that it should be
-LEAN = 0.3  # largest share of the way from its answer to any other picture at which a frame may lie
+LIMIT = 80.0  # largest deviation (RGB, 0..441, see draw.deviation) from the expected frame
+LEAN = 0.3  # largest share of the way from its answer to any other picture for a frame
 WEIGHTS = {"start": 0.1, "kept": 0.1, "way": 0.1}  # the rules of the last frame share the rest
 CATEGORIES = (
     "abstraction",
@@ -30,11 +30,12 @@ CATEGORIES = (
 
 @dataclass(frozen=True)
 class Knobs:
-    """How hard a puzzle is to be; None leaves a knob to the family's own distribution.
+    """The difficulty of a puzzle; None leaves a knob to the family's own distribution.
 
-    k  valid answers wanted (1: exactly one, the twin; what more means, each kind says)
-    s  serial depth: length of the chain of steps that depend on each other
-    d  distractors
+    Attributes:
+        k: number of valid answers (1: exactly one; each kind defines larger values).
+        s: serial depth: length of the chain of steps that depend on each other.
+        d: number of distractors.
     """
 
     k: int | None = None
@@ -42,7 +43,7 @@ class Knobs:
     d: int | None = None
 
     def check(self, kind: str, *known: str) -> None:
-        """Raise MinicosError where a knob is turned that `kind` does not have."""
+        """Raise MinicosError if a knob is set that `kind` does not have."""
         for name, value in vars(self).items():
             if value is not None and name not in known:
                 has = f"it has {', '.join(known)}" if known else "it has none"
@@ -54,14 +55,16 @@ FREE = Knobs()  # every knob left to the family
 
 @dataclass(frozen=True)
 class Score:
-    """Verdict on one video.
+    """The verdict on one video.
 
-    solved  the strict verdict: first frame, last frame and the way there are all right
-    answer  index of the candidate that the last frame shows, None if it shows none of the list
-    detail  why the video is not solved; empty when it is
-    foil    index of the foil that the last frame shows, None if it shows none
-    score   graded, 0..1: the weighted mean of `checks`
-    checks  each rule, 0..1: start, kept, way (.1 each), and the rules of the last frame (.7 in all)
+    Attributes:
+        solved: the strict verdict: first frame, last frame and the way there are all right.
+        answer: index of the candidate that the last frame shows, None if it shows none of the list.
+        detail: why the video is not solved; empty if it is.
+        foil: index of the foil that the last frame shows, None if it shows none.
+        score: graded, 0..1: the weighted mean of `checks`.
+        checks: each rule, 0..1: start, kept, way (.1 each), and the rules of the last frame (.7 in
+            total).
     """
 
     solved: bool
@@ -81,8 +84,8 @@ def timeline(frames: int = FRAMES) -> np.ndarray:
 class Puzzle:
     """A picture, a prompt, and the videos that answer it.
 
-    Subclasses say what the picture holds (fields), which answers are right (`candidates`) and which
-    are plausible but wrong (`foils`), and how a given answer looks at a given progress (`animate`).
+    Subclasses define the content of the picture (fields), the valid answers (`candidates`) and
+    plausible wrong ones (`foils`), and the appearance of an answer at a given progress (`animate`).
     Drawing, masks and scoring follow. An answer is any hashable value: a route, a cell, a board.
     """
 
@@ -91,23 +94,21 @@ class Puzzle:
     kind: ClassVar[str]
     category: ClassVar[str]  # one of CATEGORIES
     sizes: ClassVar[tuple[int, ...]]
-    prompts: ClassVar[tuple[str, ...]]  # every prompt that a puzzle of this kind may have
+    prompts: ClassVar[tuple[str, ...]]  # every possible prompt of this kind
     frames: ClassVar[int] = FRAMES
     limit: ClassVar[float] = LIMIT
-    held_out: ClassVar[frozenset[str]] = frozenset()  # compositions that training never shows
+    held_out: ClassVar[frozenset[str]] = frozenset()  # compositions that never occur in training
 
-    # -- what subclasses say --
+    # -- defined by subclasses --
 
     @classmethod
     def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
-        """A random puzzle of this kind. Raises MinicosError for knobs that the kind does not
-        have.
-        """
+        """A random puzzle of this kind. Raises MinicosError for knobs that the kind lacks."""
         raise NotImplementedError
 
     @property
     def prompt(self) -> str:
-        """What is asked."""
+        """The question."""
         raise NotImplementedError
 
     @property
@@ -117,9 +118,7 @@ class Puzzle:
 
     @property
     def candidates(self) -> tuple[Any, ...]:
-        """The valid answers; where there are very many, some of them (`ambiguity` is their
-        number).
-        """
+        """The valid answers, or some of very many (`ambiguity` is their number)."""
         raise NotImplementedError
 
     @property
@@ -136,12 +135,12 @@ class Puzzle:
         raise NotImplementedError
 
     def variants(self) -> tuple[Self, ...]:
-        """The same picture with every other prompt it admits."""
+        """The same picture with every other possible prompt."""
         return ()
 
     @property
     def composition(self) -> str | None:
-        """What this puzzle puts together, where some compositions are held out."""
+        """What this puzzle combines, if some combinations are held out."""
         return None
 
     @property
@@ -161,8 +160,8 @@ class Puzzle:
 
     @property
     def hidden(self) -> tuple[int, ...]:
-        """Latent frames after the first in which every answer looks the
-        same: they need not carry the answer.
+        """Latent frames after the first in which all answers look the same, so they need not
+        distinguish them.
         """
         return ()
 
@@ -195,10 +194,10 @@ class Puzzle:
     def score(self, video: np.ndarray) -> Score:
         """Judge a video uint8 (f, h, w, 3), f >= 5.
 
-        The verdict looks at three frames. The first must be this picture. The last must be the last
-        frame of one valid answer, everywhere and not just on average, and clearly of no other. The
-        middle one (f // 2) must be on the way there, so a video that jumps to its answer, or turns
-        back, is not solved. The graded score looks at two more.
+        The verdict considers three frames. The first must be this picture. The last must be the
+        last frame of one valid answer, everywhere and not just on average, and clearly of no other.
+        The middle one (f // 2) must be on the way there, so a video that jumps to its answer, or
+        turns back, is not solved. The graded score considers two more frames.
         """
         self._check_video(video)
         last = video[-1]
@@ -219,22 +218,22 @@ class Puzzle:
         return self._verdict(answer, detail, checks)
 
     def matches(self, video: np.ndarray) -> np.ndarray:
-        """Which candidates every frame of a video uint8 (f, h, w, 3) could come from: bool (f,
+        """The candidates that every frame of a video uint8 (f, h, w, 3) could come from: bool (f,
         candidates).
 
-        A frame matches where it looks, up to blur and noise, like the candidate's video at the same
-        time. Stricter than `score`, which leaves the pace of some answers open, and looser: frames
-        need not agree with each other.
+        A frame matches if it looks, up to blur and noise, like the candidate's video at the same
+        time. This is stricter than `score`, which leaves the pace of some answers open, and looser:
+        frames need not agree with each other.
         """
         times = timeline(len(video))
         truth = [draw.to_uint8(self.render(i, times)) for i in range(len(self.candidates))]
         return np.stack([draw.deviation(video, t).max(axis=(1, 2)) < LIMIT for t in truth], axis=1)
 
-    # -- what subclasses may sharpen --
+    # -- refined by some subclasses --
 
     def read(self, frame: np.ndarray) -> tuple[Any | None, str]:
-        """The answer that `frame` shows as a last frame, valid or not, or None;
-        and why it is none or not solved.
+        """The answer that `frame` shows as a last frame, valid or not, or None; and the reason if
+        it is None or not valid.
         """
         answers = (*self.candidates, *self.foils)
         ends = [self._still(answer, 1.0) for answer in answers]
@@ -244,7 +243,7 @@ class Puzzle:
         return answers[shown], ""
 
     def wrong(self, answer: Any) -> str:
-        """Why an answer is not valid; empty when it is."""
+        """Why an answer is not valid; empty if it is."""
         return "" if answer in self.candidates else "shows a wrong answer"
 
     def rules(self, last: np.ndarray) -> dict[str, float]:
@@ -258,7 +257,7 @@ class Puzzle:
         return {"end": max(_share(last, first, end) for end in ends)}
 
     def halfway(self, frame: np.ndarray, answer: Any, progress: float) -> str:
-        """Why `frame` is not on the way to `answer`; empty when it is."""
+        """Why `frame` is not on the way to `answer`; empty if it is."""
         answers = {*self.candidates, answer}
         way = _error(frame, self._still(answer, progress))
         others = [_error(frame, self._still(a, progress)) for a in answers if a != answer]
@@ -305,14 +304,14 @@ class Puzzle:
         return detail and f"frame {frame}: {detail}"
 
     def _kept(self, last: np.ndarray, answer: Any) -> float:
-        """The share of what `answer` leaves alone that is as before."""
+        """The unchanged share of everything that `answer` leaves unchanged."""
         end = self._still(answer, 1.0)
         alone = ~draw.differs(end, self.first_frame())
         return float((draw.deviation(last, end) < LIMIT)[alone].mean())
 
     @classmethod
     def _mismatch(cls, frame: np.ndarray, expected: np.ndarray) -> str:
-        """Where two frames disagree, in words; empty when they agree up to blur and noise."""
+        """Where two frames disagree, in words; empty if they agree up to blur and noise."""
         apart = draw.deviation(frame, expected)
         if apart.max() < cls.limit:
             return ""
@@ -322,8 +321,8 @@ class Puzzle:
 
 
 def clearest(frame: np.ndarray, pictures: Sequence[np.ndarray]) -> int | None:
-    """Which of several pictures, no two the same, a frame shows. None where it
-    leans to another by more than LEAN.
+    """Which of several distinct pictures a frame shows. None if it leans to another by more than
+    LEAN.
     """
     best = int(np.argmin([_error(frame, picture) for picture in pictures]))
     seen, *coarse = (_coarse(picture) for picture in (frame, *pictures))
@@ -332,9 +331,7 @@ def clearest(frame: np.ndarray, pictures: Sequence[np.ndarray]) -> int | None:
 
 
 def _between(frames: int) -> tuple[int, int, int]:
-    """The frames at a quarter, at half and at three quarters of a video, before the answer is
-    done.
-    """
+    """The frames at a quarter, half and three quarters of a video, before the answer ends."""
     return frames // 4, frames // 2, min(3 * (frames - 1) // 4, frames - 3)
 
 
@@ -358,7 +355,7 @@ def _weighted(checks: Mapping[str, float]) -> float:
 
 
 def _share(frame: np.ndarray, first: np.ndarray, end: np.ndarray) -> float:
-    """How much of the change from `first` to `end` is there in `frame`, 0..1, by squared error."""
+    """The share of the change from `first` to `end` in `frame`, 0..1, by squared error."""
     return max(0.0, 1 - _error(frame, end) / _error(first, end))
 
 

@@ -1,9 +1,8 @@
-"""`count`: fill as many free cells as there are dots, any of them.
+"""`count`: fill as many free cells as there are dots, in any choice of cells.
 
-The dots stand in one to three cells (knob `s`) and are to be added up; figures beside them do not
-count (knob `d`). Which cells are filled is open, so the answers are many: with `k` 1 the prompt
-asks for them in order, from the top left. Totals of 5 and 8 never occur in training: `count-new`
-draws those.
+The dots are in one to three cells (knob `s`) and must be added; other figures do not count (knob
+`d`). There are many answers, since the choice of cells is free; with `k` 1 the prompt asks for them
+in order, from the top left. Totals of 5 and 8 never occur in training: `count-new` draws those.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pixel primitives: flat colours, signed distances, and the two comparisons that scoring rests on.
+"""Pixel primitives: flat colours, signed distances, and the two comparisons used for scoring.
 
 Lengths are pixels, x to the right and y down, measured from the top left corner of the picture;
 pixel (r, c) has its centre at (r + 0.5, c + 0.5). A signed distance is negative inside a shape.
@@ -36,7 +36,7 @@ LEAN = 0.2  # limit for `likeness`: mixes of 60 : 40 lean by .27 and more, a blu
 
 
 class Item(NamedTuple):
-    """A coloured shape standing in a cell."""
+    """A coloured shape in a cell."""
 
     shape: str
     colour: str
@@ -197,16 +197,16 @@ def box_blur(picture: np.ndarray, width: int) -> np.ndarray:
 def deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Distance in RGB, 0..441, between two pictures after a 5x5 mean: (..., h, w).
 
-    The mean forgives blur, noise and outlines that are a fraction of a pixel off, and keeps
-    everything that has a meaning: a wall (2 px) that came or went still counts 140, a stub of trail
-    (4 px) 120, a moved object 200.
+    The mean tolerates blur, noise and outlines that are off by a fraction of a pixel, and keeps
+    everything with a meaning: a wall (2 px) that appeared or vanished still counts 140, a stub of
+    trail (4 px) 120, a moved object 200.
     """
     return np.linalg.norm(box_blur(a.astype(np.float32) - b, 5), axis=-1)
 
 
 def lean(frame: np.ndarray, here: np.ndarray, there: np.ndarray) -> float:
-    """Where `frame` lies on the line from one picture (0) to another (1). Noise
-    and blur hardly move it; a mix does.
+    """The position of `frame` on the line from one picture (0) to another (1). Noise and blur
+    hardly move it; a mixture does.
     """
     line = there.astype(np.float32) - here
     return float(((frame - here.astype(np.float32)) * line).sum() / np.square(line).sum())
@@ -215,14 +215,14 @@ def lean(frame: np.ndarray, here: np.ndarray, there: np.ndarray) -> float:
 def likeness(
     frame: np.ndarray, cell: Cell, background: np.ndarray
 ) -> tuple[tuple[str, str], float]:
-    """The (shape, colour) that best explains what stands in a cell of `frame` (h, w, 3), and its
+    """The (shape, colour) that best explains the content of a cell of `frame` (h, w, 3), and its
     lean.
 
-    `background` (h, w, 3) is the same picture without the object. The lean tells blends: it says
-    how far the cell lies on the way from this look, as blurred as fits best, to another one, and is
-    about .5 for an even blend of two. Sharp and blurred renderings both compete: against sharp ones
-    alone, a blurred square would pass for a circle. The outer 3 px are left out: walls bleed into
-    them.
+    `background` (h, w, 3) is the same picture without the object. The lean detects blends: it is
+    the position of the cell between this look, with the best-fitting blur, and another one, about
+    .5 for an even blend of two. Sharp and blurred renderings are both compared: against sharp ones
+    alone, a blurred square would pass for a circle. The outer 3 px are ignored, since walls bleed
+    into them.
     """
     inner = (slice(3, -3), slice(3, -3))
     seen, empty = (
@@ -241,5 +241,5 @@ def likeness(
 
 
 def identify(frame: np.ndarray, cell: Cell, background: np.ndarray) -> tuple[str, str]:
-    """The (shape, colour) that best explains what stands in a cell of `frame`, see `likeness`."""
+    """The (shape, colour) that best explains the content of a cell of `frame`, see `likeness`."""
     return likeness(frame, cell, background)[0]

@@ -1,5 +1,5 @@
-"""Every family of puzzles: a kind with its size and knobs, and whether
-the embedded model is trained on it.
+"""Every family of puzzles: a kind with its size and knobs, and whether the embedded model is
+trained on it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Family:
-    """A distribution of puzzles. `domain` "in": trained on; "out": never.
+    """A distribution of puzzles. `domain` is "in" if the model is trained on it, else "out".
 
     A family draws puzzles of the compositions that its kind does not hold out, or with `held_out`
-    of those alone.
+    only those that it does.
     """
 
     name: str
@@ -86,15 +86,15 @@ class Family:
 
 
 def split_of(key: str) -> str:
-    """Which split a picture belongs to: 90 % train, 5 % dev, 5 % test, by its
-    canonical key and never by a seed.
+    """The split of a picture: 90 % train, 5 % dev, 5 % test, by its canonical key and never by a
+    seed.
     """
     percent = int.from_bytes(sha256(key.encode()).digest()[:8], "big") % 100
     return "train" if percent < 90 else "dev" if percent < 95 else "test"
 
 
-# One line for each family; a kind's first line is the family that has its name. `-one` marks the
-# twin with one answer, `-short` that with a short chain.
+# One line per family; the first of a kind has the kind's name. `-one` marks the variant with one
+# answer, `-short` that with a short chain.
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (

@@ -1,8 +1,8 @@
 """`latin`: colour the empty cells of a square so that no row and no column repeats a colour.
 
-A mean of two solutions is no solution: here the steps of sampling have something to decide. Knob
-`k`: 1 (one solution), 2 (a few: 2 to 24) or 100 (many: 100 and more). Empty cells fill in reading
-order, so each colour depends on those before.
+A mean of two solutions is not a solution, so sampling steps have something to decide. Knob `k`: 1
+(one solution), 2 (a few: 2 to 24) or 100 (many: 100 and more). Empty cells fill in reading order,
+so each colour depends on those before.
 """
 
 from __future__ import annotations

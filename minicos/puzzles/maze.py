@@ -1,9 +1,9 @@
-"""Mazes: `maze` has one goal, `goal` has a red and a blue one and a prompt that names which.
+"""Mazes: `maze` has one goal, `goal` has a red and a blue one and a prompt that names one.
 
 A maze is a uniform spanning tree of the grid plus up to two more doors. Every simple route no
-longer than the shortest plus two is a valid answer: about half of the mazes have more than one,
-which is what several routes drawn at once in an early step can be about. Knobs: `k` 1 (one valid
-route) or more (at least so many), `s` steps of the shortest route at least, `d` decoys at least:
+longer than the shortest plus two is a valid answer. About half of the mazes have more than one,
+which is why several routes can appear at once in an early step. Knobs: `k` 1 (one valid route) or
+more (at least that many), `s` smallest length of the shortest route, `d` smallest number of decoys:
 corridors that leave the routes, lead toward the goal and end there.
 """
 

@@ -1,9 +1,9 @@
 """`pick`: compare the things in the picture and mark one: the largest, the one with the fewest
 dots, the odd one.
 
-Nothing names what to mark, as `mark` does: it follows from comparing. Knob `d`: the number of other
-things. The second largest never occurs in training, although the second smallest and the second
-most dots do: `pick-second` asks for it.
+Unlike in `mark`, the prompt does not name what to mark: it follows from the comparison. Knob `d`:
+the number of other things. The second largest never occurs in training, although the second
+smallest and the second most dots do: `pick-second` asks for it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`reveal`: an object that nobody has seen comes out on one side of a block, then on the other."""
+"""`reveal`: an object not in the picture comes out on one side of a block, then on the other."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Reveal(Puzzle):
     """Let an object out on one side of the block, and the same object on the other side.
 
     The picture does not show the object: a model has to invent one of 24 (k = 24), one of a named
-    colour (k = 4), or draw the one that is named (k = 1). What it invents must be the same both
-    times, though it is hidden in between. One or two bystanders (d) stand in other lanes. Both
-    reveals last equally long, or the prompt says which is longer.
+    colour (k = 4), or draw the one that is named (k = 1). It must be the same both times, although
+    it is hidden in between. One or two bystanders (d) are in other lanes. Both reveals last equally
+    long, or the prompt says which is longer.
 
-    Distinct pictures: 306,432 (8 lanes, one or two bystanders in 12 cells), four or more prompts
-    each.
+    Distinct pictures: 306,432 (8 lanes, one or two bystanders in 12 cells), with four or more
+    prompts each.
     """
 
     side: str  # where the object comes out first: one of SIDES

@@ -34,10 +34,10 @@ class Answer(NamedTuple):
 class Shell(Puzzle):
     """Cover the ball, swap neighbouring cups s times, and lift the cup with the ball.
 
-    The cups look alike and the picture shows only where the ball is at first, so that where it ends
-    follows from the swaps that are drawn. A model chooses them (k = 2 ** s) or the prompt names
-    them (k = 1). Covering the ball, each swap and the lift at the end take four frames, a latent
-    frame, each. One or two bystanders (d) stand in the free row.
+    The cups look the same and the picture shows only where the ball is at first, so its final place
+    follows from the drawn swaps. A model chooses them (k = 2 ** s) or the prompt names them (k =
+    1). Covering the ball, each swap and the final lift take four frames each, that is, one latent
+    frame. One or two bystanders (d) are in the free row.
 
     Distinct pictures: 426,240 (10 pairs of colours, 4 places for the cups, 3 for the ball,
     bystanders in 4 cells).

@@ -1,7 +1,7 @@
-"""`tictactoe`: draw the circle, or the cross, that makes three in a row. A family that training
-never shows.
+"""`tictactoe`: draw the circle or the cross that makes three in a row. A family that never occurs
+in training.
 
-Its pictures and its rule are new, its words and its figures are not. Knob `k`: 1 (one winning move)
+Its pictures and its rule are new, but its words and figures are not. Knob `k`: 1 (one winning move)
 or 2 (two or more).
 """
 

@@ -1,1 +1,1 @@
-"""The embedded model: its training, its evaluation, its weights. Nothing in minicos imports it."""
+"""The embedded model: its training, its evaluation, its weights. Not imported by minicos itself."""

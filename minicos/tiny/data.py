@@ -1,10 +1,10 @@
-"""Training data of the embedded DiT: puzzles, encoded once by the embedded VAE, kept in shards.
+"""Training data of the embedded DiT: puzzles, encoded once by the embedded VAE, stored in shards.
 
 A shard holds pictures of one source (see `mixture`), so of one grid size and length: `y`, the
-latent of [picture, grey frames] that the network is conditioned on, and for some answers (or
-prompts) of each picture `x0`, the latent of the video, `of`, which picture it answers, and
-`prompt`, which of the prompts in the shard's metadata. Answers are drawn at random among all valid
-ones: that is what makes several of them likely at high noise.
+latent of [picture, grey frames] on which the network is conditioned; and for some answers (or
+prompts) of each picture `x0`, the latent of the video, `of`, the picture that it answers, and
+`prompt`, an index into the prompts in the shard's metadata. Answers are drawn at random from all
+valid ones, which makes several of them likely at high noise.
 """
 
 import json

@@ -1,9 +1,8 @@
-"""What the embedded model is trained on: every source of puzzles, with its share of the training
+"""The training data of the embedded model: every source of puzzles, with its share of the training
 compute.
 
-A source is a family of `puzzles.FAMILIES` in its own length, or the same puzzles at another grid
-size or in another number of frames. Families that are out of domain, and compositions that are held
-out, are never in this table.
+A source is a family of `puzzles.FAMILIES` in its own length, or the same puzzles with another grid
+size or number of frames. Out-of-domain families and held-out compositions are never in this table.
 """
 
 from collections.abc import Iterable

@@ -1,5 +1,5 @@
-"""What every training run of the embedded model shares: optimiser, learning-rate curve, averaging,
-checkpoints, the loop."""
+"""Common parts of the embedded model's training runs: optimiser, learning-rate curve, averaging,
+checkpoints, and the loop."""
 
 import json
 import math

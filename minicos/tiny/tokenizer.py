@@ -1,9 +1,9 @@
-"""The tokenizer of the embedded model: one word, one token, in the file format of the real one.
+"""The tokenizer of the embedded model: one token per word, in the file format of the real one.
 
     python -m minicos.tiny.tokenizer minicos/tiny/weights/google/umt5-xxl/tokenizer.json
 
-writes the file that lies beside the model's weights, in the official layout. A word keeps its id
-for ever: new words of the puzzles are appended, so that older weights keep the rows they have.
+writes the file next to the model's weights, in the official layout. A word keeps its id forever:
+new words of the puzzles are appended, so older weights keep their rows.
 """
 
 import sys

@@ -1,19 +1,23 @@
-"""Train the embedded model, stage by stage; each resumes where it was killed.
+"""Train the embedded model in stages; each stage resumes where it was killed.
 
-python -m minicos.tiny.train vae      --out FOLDER     the causal VAE
-python -m minicos.tiny.train latents  --out FOLDER     draw puzzles and encode them (several at
-once: --part 0/2, --part 1/2) python -m minicos.tiny.train decoder  --out FOLDER     more of the
-decoder alone, while the DiT already learns python -m minicos.tiny.train dit      --out FOLDER
-text encoder and DiT, from the shards that `latents` has written so far python -m minicos.tiny.train
-low      --out FOLDER     the low-noise expert, a LoRA on the DiT python -m minicos.tiny.train
-one-answer --out FOLDER   a variant: the DiT trained on, with one answer (first: latents
---one-answer) python -m minicos.tiny.train export   --out FOLDER     write it all in the official
-layout to minicos/tiny/weights
+    python -m minicos.tiny.train vae        --out FOLDER   the causal VAE
+    python -m minicos.tiny.train latents    --out FOLDER   draw puzzles and encode them (several
+                                                           processes: --part 0/2, --part 1/2)
+    python -m minicos.tiny.train decoder    --out FOLDER   train the decoder further, also while
+                                                           `dit` runs
+    python -m minicos.tiny.train dit        --out FOLDER   text encoder and DiT, from the shards
+                                                           that `latents` has written so far
+    python -m minicos.tiny.train low        --out FOLDER   the low-noise expert, a LoRA on the DiT
+    python -m minicos.tiny.train one-answer --out FOLDER   a variant: the DiT trained further with
+                                                           one answer per prompt (first: latents
+                                                           --one-answer)
+    python -m minicos.tiny.train export     --out FOLDER   write everything in the official layout
+                                                           to minicos/tiny/weights
 
 With `--resume-from MODEL` a new FOLDER begins with the VAE, text encoder and high-noise expert of
 MODEL ("tiny" or a folder) and with fresh optimisers; the stage `vae` is then not needed. FOLDER
-should lie outside the work tree. To end early, run `dit` again with `--steps` a few hundred above
-the step reached: the rate then falls to zero over these.
+should be outside the work tree. To end early, run `dit` again with `--steps` a few hundred above
+the current step: the rate then falls to zero over these.
 """
 
 import argparse
