@@ -99,7 +99,7 @@ def _launch(
         "depth": max(16, triton.next_power_of_2(width)),
         "widen": not isinstance(
             _mass, triton.JITFunction
-        ),  # the interpreter's bfloat16 is no number
+        ),  # the interpreter's bfloat16 is not a number
         **(TILES_32 if q.dtype == torch.float32 else TILES_16),
         "enable_fp_fusion": True,
     }

@@ -208,7 +208,7 @@ class Activations:
         kept = read_json(self.folder / "index.json")
         if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
             raise MinicosError(
-                f"{self.folder / 'index.json'} is no index of this version. Capture again."
+                f"{self.folder / 'index.json'} is not an index of this version. Capture again."
             )
         try:
             self.settings: dict[str, Any] = kept["settings"]

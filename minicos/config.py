@@ -317,7 +317,7 @@ class Preset:
 
 IMAGE = {
     "none": "text alone",
-    "channels": "mask and latent of [image, grey frames] beside x (required)",
+    "channels": "mask and latent of [image, grey frames], concatenated to x (required)",
     "first and last": "the same with an image at either end (both required)",
     "imposed": "the first latent frame is the image's at every step (optional)",
 }

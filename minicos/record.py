@@ -85,7 +85,7 @@ class Record:
             raise MinicosError(
                 f"{len(self.entries)} entries of {len(shapes)} shapes are no table of"
                 f" {' x '.join(f'{len(v)} {k}' for k, v in zip(SITES, labels, strict=True))}:"
-                " read `entries`, or record points that are alike"
+                " read `entries`, or record points with one shape"
             )
         (shape,) = shapes
         names = self.axes or tuple(f"axis{i}" for i in range(len(shape)))

@@ -260,8 +260,8 @@ class Step:
             f"Step {self.index}: sigma {self.sigma:.4g} -> {self.sigma_next:.4g},"
             f" timestep {self.timestep:g}, expert {self.expert}\n"
             f"  x, velocity, x0, next: {tuple(x.shape)} {x.dtype} on {x.device}; passes {passes}\n"
-            f"  state: history of {', '.join(self.state.history) or 'nothing'}, beside the video "
-            f"{beside or 'nothing'}"
+            f"  state: history of {', '.join(self.state.history) or 'nothing'}; other latents: "
+            f"{beside or 'none'}"
         )
 
     @property

@@ -156,7 +156,7 @@ class Wan(VideoModel):
     def branches(self, expert: str, condition: WanCondition) -> tuple[str, ...]:
         if self._strength(expert) == 1:
             return ("cond",)
-        condition.branch("uncond")  # raises where there is no negative prompt
+        condition.branch("uncond")  # raises if there is no negative prompt
         return "cond", "uncond"
 
     def velocity(

@@ -43,7 +43,7 @@ def test_a_line_as_json():
 @given(st.floats(1e-2, 1e5), st.floats(1e-2, 1e5))
 def test_a_line_as_a_row(ours, peer):
     row = str(Line("forward", ours, "diffusers", peer, 0.5, note="so"))
-    assert row.index("diffusers") == TITLES.index("beside")
+    assert row.index("diffusers") == TITLES.index("peer")
     assert row.index("50.00 %") + len("50.00 %") == len(TITLES)
     assert row.endswith("  so")
     assert float(row.split()[1]) == pytest.approx(ours, rel=1e-3)

@@ -17,7 +17,7 @@ SHOWN = 4  # most pictures of a study
 FIGURE, LIMIT = "verdicts.png", 10
 WIDTH = 60  # characters of a line in it
 CAVEAT = (
-    "A miniature illustrates what the experiments measure. It is no evidence about a model of 14 "
+    "A miniature illustrates what the experiments measure. It is not evidence about a model of 14 "
     "billion parameters: to learn "
     "something about one, run the same commands with `--model`."
 )

@@ -223,20 +223,20 @@ SECTIONS: dict[str, Section] = {  # in the order of the report
     "belief": Section(
         "Several candidates early, one late",
         """\
-Puzzles with several right answers. *Answers alive* is the exponential of the entropy of the
-weights that an estimate gives to the valid answers. An ideal observer holds all alike in pure noise
-and one at the end, by Bayes' rule; it runs here as a model, from the same noise. The question is
-where the network departs from it. In pure noise nothing can be known: if the answer shown most is
-the one this run ends at, more often than the one another seed of the picture ends at, the network
-leans with its noise before anything is decided.""",
+Puzzles with several right answers. *Answers alive* is the exponential of the entropy of the weights
+that an estimate gives to the valid answers. By Bayes' rule an ideal observer gives equal weights in
+pure noise, and one answer all the weight at the end; it runs here as a model, from the same noise.
+The question is where the network deviates from it. In pure noise nothing can be known: if the
+answer shown most is the one this run ends at, more often than the one another seed of the picture
+ends at, the network leans with its noise before anything is decided.""",
         1.4,
     ),
     "steps": Section(
         "Along the steps, not along the frames",
         """\
-The step from which on the clean estimate stays near the last one, for each latent frame. Were the
-answer found along the frames, later frames would settle later. An answer that is one choice settles
-in all frames together in any model, so the ideal observer is the one to compare with.""",
+The step from which on the clean estimate stays near the last one, for each latent frame. If the
+answer were found along the frames, later frames would settle later. An answer that is a single
+choice settles in all frames together in any model, so the ideal observer is the comparison.""",
         0.5,
     ),
     "counts": Section(
@@ -251,29 +251,29 @@ and the question is whether longer chains of dependent facts gain more than thei
     "commitment": Section(
         "When the answer is decided",
         """\
-The clean estimate of a step is thrown back to its noise level with fresh noise and completed:
-commitment is 0 where two completions agree as often as draws at random, 1 where always. At step 0
-completions are other seeds. An ideal observer commits as well.""",
+The clean estimate of a step is set back to its noise level with fresh noise and completed:
+commitment is 0 if two completions agree as often as random draws, and 1 if they always agree. At
+step 0 completions are other seeds. An ideal observer commits as well.""",
         0.9,
     ),
     "correction": Section(
         "Are wrong answers put right?",
         """\
-*Completions*: those that show a plausible wrong answer where the run ends at a valid one, less the
-opposite; errors that come and go independently give as many of either. *Planted*: a wrong answer is
-put into the latent on the schedule, and left or not; the control plants a valid one. An ideal
-observer repairs all, since it knows what is valid.""",
+*Completions*: those that show a plausible wrong answer where the run ends at a valid one, minus the
+opposite; errors that come and go independently give equal numbers of both. *Planted*: a wrong
+answer is put into the latent on the schedule, and is corrected or not; the control plants a valid
+one. An ideal observer corrects all, since it knows what is valid.""",
         1.8,
     ),
     "memory": Section(
         "What comes back, and who reads whom",
         """\
-A block hides an object that the model has made up itself: nothing in the first frame says which.
-It must come back the same on the other side. Attention between the two reveals is cut in one
-direction or the other, in all layers and steps, beside as many keys drawn at random. Handed on
-along the frames, the second reveal would have to read the first. *Causal*: every frame reads itself
-and earlier ones alone. In the shell game the swaps are made up, and the ball must be where they
-bring it.""",
+A block hides an object that the model has made up itself: nothing in the first frame says which. It
+must come back the same on the other side. Attention between the two reveals is cut in one direction
+or the other, in all layers and steps; the control cuts as many keys at random. A memory handed on
+along the frames needs the second reveal to read the first. *Causal*: every frame reads itself and
+earlier ones alone. In the shell game the swaps are made up, and the ball must be where they bring
+it.""",
         1.4,
     ),
     "perception": Section(
@@ -290,17 +290,17 @@ is the final one.""",
 *paper*: all frames replaced by noise at one step, for each step, or one frame at all steps, for
 each frame. The two differ in dose, and a late replacement leaves noise that no model can remove.
 *matched*: equal doses, on the schedule (`renoise` keeps the estimate and draws its noise again). D
-is 0 for the same video, 1 for another seed's. Frame 0 is given beside the latent and dilutes what
-noise in a frame does, so it is also left out. The map shows the damage of each noised step at each
-later one (Fig. 3c).""",
+is 0 for the same video, 1 for another seed's. Frame 0 is an input at every step and dilutes the
+effect of noise in a frame, so results without it are shown as well. The map shows the damage of
+each noised step at each later one (Fig. 3c).""",
         2.2,
     ),
     "energy": Section(
-        "Which tokens layers work on",
+        "Which tokens the layers work on",
         """\
 "Mark the circle" and its like: the cells to be filled are known, and the AUROC says how well a
 layer's token energy tells them from the others of the same frame (.5: blind), at the middle step.
-The step's own clean estimate shows the answer as well, without any layer: it is the baseline.""",
+The step's own clean estimate also shows the answer, without any layer: it is the baseline.""",
         0.3,
     ),
     "swap": Section(
@@ -315,9 +315,9 @@ run) or at all steps. The control gives another picture's states.""",
         "Seeds that share states",
         """\
 States of the middle blocks are averaged over three seeds, early, and one trajectory is finished, on
-puzzles of five categories. D says how far that moved the video: what moves nothing gains nothing.
-Beside it what the same passes buy otherwise: a vote among three runs, an oracle's best of three,
-and three seeds for two steps, of which the best-scored is finished.""",
+puzzles of five categories. D says how far that moved the video: an arm that moves nothing cannot
+gain anything. The alternatives at the same cost: a vote among three runs, an oracle's best of
+three, and three seeds for two steps, of which the best-scored is finished.""",
         1.9,
     ),
     "frames": Section(

@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
             reports[file] = [x for x in lines if x["headline"] or "--all" in argv]
             rows = table(reports[file])
         except (MinicosError, KeyError, TypeError) as error:
-            print(f"{file} is no claims.json of a report: {error}", file=sys.stderr)
+            print(f"{file} is not the claims.json of a report: {error}", file=sys.stderr)
             return 2
     if len(reports) > 1:
         rows = compared(reports)

@@ -86,11 +86,11 @@ class Line:
         return "  ".join(cells).rstrip()
 
 
-MARKDOWN = ("what", "ours", "beside", "peer", "ratio", "ceiling", "")
+MARKDOWN = ("what", "ours", "peer", "its time", "ratio", "ceiling", "")
 NAME, PEER, FIGURE = 40, 34, 10  # widths of columns
 TITLES = (
-    f"{'':{NAME}}  {'ours':>{FIGURE}}  {'beside':{PEER}}  "
-    f"{'peer':>{FIGURE}}  {'ratio':>{FIGURE}}  {'ceiling':>{FIGURE}}"
+    f"{'':{NAME}}  {'ours':>{FIGURE}}  {'peer':{PEER}}  "
+    f"{'its time':>{FIGURE}}  {'ratio':>{FIGURE}}  {'ceiling':>{FIGURE}}"
 )
 
 

@@ -155,7 +155,7 @@ def render(page: Page, limit: int = LIMIT) -> str:
             thin *= 2
         every = "every step" if thin == 1 else f"one step in {thin}"
         done = f"To keep the page small it shows frames at most {width} pixels wide, {every}"
-        done += "." if page.pictures else ", and figures are in files beside it."
+        done += "." if page.pictures else ", and figures are in separate files."
 
 
 def _html(page: Page, width: int, thin: int, done: str) -> str:

@@ -287,7 +287,7 @@ def _charts(run: Run, first: Sequence[str]) -> list[Curve]:
             try:
                 found.append(_chart(json.loads(path.read_text(encoding="utf-8"))))
             except NOT_A_CHART:
-                continue  # a file of another kind beside a picture of its name
+                continue  # a file of another kind with the picture's name
     return found
 
 

@@ -40,7 +40,7 @@ def from_diffusers(
         return wan.from_pipeline(pipe, variant)
     if kind not in FAMILIES:
         known = ", ".join((*wan.PIPELINES, *FAMILIES))
-        raise MinicosError(f"{kind} is no pipeline that minicos knows: take one of {known}")
+        raise MinicosError(f"{kind} is not a pipeline that minicos supports: take one of {known}")
     if variant is not None:
         raise MinicosError(f"{kind} says itself which variant it is: leave it out")
     found = presets.variant(kind, pipe.transformer.config)

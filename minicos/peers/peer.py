@@ -69,8 +69,8 @@ class PeerCondition(Condition):
 
 @dataclass(frozen=True, repr=False)
 class Peer(VideoModel):
-    """A family of pipelines overrides `places`, and what else differs in it from the usual kind:
-    latents b c f h w, a picture beside them on the channel axis, flow matching by Euler's method.
+    """A family of pipelines overrides `places`, and whatever differs from the usual case: latents
+    b c f h w, a picture concatenated to them along the channels, flow matching by Euler's method.
 
     Dimensions in a `Call` are the transformer's; everything else is b c f h w.
     """
@@ -168,7 +168,7 @@ class Peer(VideoModel):
 
     def branches(self, expert: str, condition: PeerCondition) -> tuple[str, ...]:
         if "uncond" in self.preset.branches:
-            condition.branch("uncond")  # raises where there is no negative prompt
+            condition.branch("uncond")  # raises if there is no negative prompt
         return self.preset.branches
 
     def velocity(

@@ -165,7 +165,7 @@ def _check(pipe: Any, parts: Mapping[str, Any]) -> torch.device:
             raise MinicosError(f"{where} is None, and minicos needs it: load it with the pipeline")
         if getattr(network, "peft_config", None):
             raise MinicosError(
-                f"{where} has a LoRA beside its weights: call pipe.fuse_lora() and "
+                f"{where} has a LoRA in addition to its weights: call pipe.fuse_lora() and "
                 "pipe.unload_lora_weights() first"
             )
         kinds = {x.dtype for x in network.parameters()}

@@ -18,7 +18,7 @@ class Memory(Puzzle):
     """Move the object that faces the block straight on, behind the block, to the first cell past
     it.
 
-    The block fills the cells between start and stop, and any number of lanes beside the object's
+    The block fills the cells between start and stop, and any number of lanes next to the object's
     own. Up to two other objects stand still in lanes the block leaves free, so that what comes out
     cannot be guessed from what is in sight.
 
@@ -123,17 +123,17 @@ class Memory(Puzzle):
             shape, colour = draw.identify(frame, item.cell, empty)
             if (shape, colour) != (item.shape, item.colour):
                 it = f"a {item.colour} {item.shape}"
-                return None, f"at {item.cell} stands a {colour} {shape}, not {it}"
+                return None, f"at {item.cell} there is a {colour} {shape}, not {it}"
         look, lean = draw.likeness(frame, self.stop, empty)
         if lean > draw.LEAN:
-            return None, f"at {self.stop} stands no object clearly"
+            return None, f"at {self.stop} no object is clearly visible"
         return Item(*look, self.stop), ""
 
     def wrong(self, answer: Item) -> str:
         it = f"a {self.mover.colour} {self.mover.shape}"
         if answer in self.candidates:
             return ""
-        return f"at {answer.cell} stands a {answer.colour} {answer.shape}, not {it}"
+        return f"at {answer.cell} there is a {answer.colour} {answer.shape}, not {it}"
 
     def halfway(self, frame: np.ndarray, answer: Item, progress: float) -> str:
         # Out of sight means the whole frame looks like the block and the bystanders alone.

@@ -58,7 +58,7 @@ class Partner(Marking):
         others = rng.randint(3, 6) if knobs.d is None else knobs.d
         named = rng.choice(tuple(PARTNERS))
         right = PARTNERS[named]
-        # The rest are drawn evenly: were they like the right one, it could be told by that.
+        # The rest are drawn evenly: were they like the right one, that would give it away.
         rest = rng.sample([name for name in PARTNERS if name not in (named, right)], others)
         itself = [named] if rng.random() < 0.5 else []
         names = [right, *itself, *rest][: others + 1]

@@ -134,7 +134,7 @@ class Reveal(Puzzle):
         return draw.border(draw.floor(self.size))
 
     def animate(self, answer: Answer | None, progress: np.ndarray) -> np.ndarray:
-        """See `Puzzle.animate`; None is no object at all."""
+        """See `Puzzle.animate`; None means no object at all."""
         still = draw.items(self.backdrop(), self.others)
         canvas = np.repeat(still[None], len(progress), axis=0)
         lane = slice(self.lane * CELL, (self.lane + 1) * CELL)
@@ -192,7 +192,7 @@ class Reveal(Puzzle):
         return self._verdict((first, second), detail, checks)
 
     def _look(self, frame: np.ndarray, blank: np.ndarray, side: str) -> Look | None:
-        """What stands at the end of the lane on one side; None for nothing, or nothing clear."""
+        """The object at the end of the lane on one side; None if there is none, or none clearly."""
         cell = _oriented(side, self.lane, 0 if side in ("left", "top") else self.size - 1)
         look, lean = draw.likeness(frame, cell, blank)
         return look if lean < LEAN else None

@@ -192,7 +192,7 @@ class Shell(Puzzle):
         return self._verdict((swaps, ball), detail, checks)
 
     def _complaint(self, swaps: tuple[int, ...], ball: int | None) -> str:
-        """Why what was read is no answer; empty when it is one."""
+        """Why the readings are not an answer; empty if they are."""
         if UNCLEAR in swaps:
             return f"swap {swaps.index(UNCLEAR) + 1}: it is not clear which cups change places"
         if self.named is not None and self.named != swaps:

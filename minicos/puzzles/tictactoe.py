@@ -119,5 +119,8 @@ class TicTacToe(Puzzle):
         if answer is not None and figures.read(frame, answer.cell, self.backdrop()) != self._figure(
             answer.side
         ):
-            return None, f"the new mark at {answer.cell} is no {answer.side} of its colour and size"
+            return (
+                None,
+                f"the new mark at {answer.cell} is not a {answer.side} of its colour and size",
+            )
         return answer, detail

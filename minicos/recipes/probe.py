@@ -1,5 +1,5 @@
 """Where in the network can the answer be read, before anything is denoised? A linear probe for each
-layer, cross-validated, beside one whose labels are shuffled."""
+layer, cross-validated, and one with shuffled labels."""
 
 from pathlib import Path
 

@@ -70,8 +70,8 @@ def shared_frames(videos: np.ndarray) -> np.ndarray:
     videos   uint8 (n f h w 3), all answers
     returns  bool (latent frames,)
 
-    Four pixel frames make a latent frame. Where answers look alike the encoder may still tell them
-    apart, by what it remembers; training on the mean over all answers takes this leak away.
+    Four pixel frames make a latent frame. If answers look the same, the encoder may still
+    distinguish them through its memory; training on the mean over all answers removes this leak.
     """
     same = (videos == videos[:1]).all(axis=(0, 2, 3, 4))
     return np.array([False, *same[1:].reshape(-1, 4).all(axis=1)])

@@ -75,7 +75,7 @@ LENGTHS: dict[tuple[str, int], float] = {
     ("maze-4x4", 17): 0.010,
     ("maze-3x3", 33): 0.010,
 }
-# Families that another one's clips train, too: `data.told` words their prompts.
+# Families that are also trained by another one's clips: `data.told` writes their prompts.
 WITHIN = {"reveal-colour": "reveal", "reveal-one": "reveal"}
 
 

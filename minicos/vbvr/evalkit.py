@@ -167,7 +167,7 @@ def parse(result: object, wanted: Sequence[str]) -> Scored:
     scores: dict[str, float] = {}
     failed: dict[str, str] = {}
     try:
-        for one in result["samples"]:  # type: ignore[index]  # errors are told below
+        for one in result["samples"]:  # type: ignore[index]  # errors are reported below
             name = f"{one['folder']}/{one['task_name']}/{one['video_file'].removesuffix('.mp4')}"
             value = float(one["score"])
             if one["error"] is not None:

@@ -216,7 +216,7 @@ def text(scores: Scores, base: str, found: Result) -> str:
     parts = [
         "# Scores\n",
         markdown(found.tables["scores"]),
-        "\nMeans; 95 % intervals resample tasks. Read them beside `static` (the first frame held) "
+        "\nMeans; 95 % intervals resample tasks. Compare them with `static` (the first frame held) "
         "and `truth`.\n",
     ]
     if any(MARK in str(row["scored"]) for row in found.tables["scores"]):

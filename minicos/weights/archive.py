@@ -129,7 +129,7 @@ class _Reader(pickle._Unpickler):
     def load_build(self) -> None:
         self.stack.pop()  # the `_metadata` of a state_dict, of no use here
         if type(self.stack[-1]) is not dict:
-            raise ValueError("a change of something that is no table")
+            raise ValueError("a change of something that is not a table")
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()

@@ -200,7 +200,7 @@ def locate(model: str | Path, download: bool = False) -> Path:
         return EMBEDDED
     if isinstance(model, str) and model.startswith("tiny:"):
         return _embedded_variant(model)
-    with reading(model, "is no path", "Give a folder, a file, or the id of a repository."):
+    with reading(model, "is not a path", "Give a folder, a file, or the id of a repository."):
         if model == "":  # e.g. from an unset shell variable; Path turns it into "."
             raise MinicosError(
                 "--model is empty. Give a folder, a file, or the id of a repository."
@@ -347,7 +347,7 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
             raise MinicosError(
                 f"--part {name}={given}: there is no part {name!r}. Take one of {', '.join(PARTS)}."
             )
-        with reading(given, "is no path", f"Give a file or folder: --part {name}=FILE."):
+        with reading(given, "is not a path", f"Give a file or folder: --part {name}=FILE."):
             found[name] = Path(given)
             if not found[name].exists():
                 raise MinicosError(
@@ -548,7 +548,7 @@ def _is_lora(headers: Sequence[Header]) -> bool:
 
 def _with_strength(given: str | Path | tuple[str | Path, float]) -> tuple[Path, float]:
     path, strength = given if isinstance(given, tuple) else (given, 1.0)
-    with reading(path, "is no path of a LoRA", "Give a file, or a pair of file and strength."):
+    with reading(path, "is not the path of a LoRA", "Give a file, or a pair of file and strength."):
         if not Path(path).is_file():
             raise MinicosError(f"the LoRA {path} does not exist or is not a file. Check the path.")
     if not isinstance(strength, int | float) or not math.isfinite(strength):

@@ -323,7 +323,9 @@ def save(path: str | Path, deltas: Mapping[str, Delta], dtype: torch.dtype = tor
             ending = next(ending for ending, parameter in WHOLE.items() if parameter == leaf)
             tensors[f"{module}.{ending}"] = delta.scale * delta.value.float()
         else:
-            raise MinicosError(f"the change of {name} is no product of two: it cannot be saved.")
+            raise MinicosError(
+                f"the change of {name} is not a product of two matrices: it cannot be saved."
+            )
     tensors = {k: t.detach().to("cpu", dtype, copy=True).contiguous() for k, t in tensors.items()}
     replace_file(Path(path), lambda temporary: save_file(tensors, temporary))
 

@@ -84,7 +84,7 @@ def effects(measured: Measured) -> dict[str, tuple[np.ndarray, str, str]]:
         if later and later != frames:
             c = np.mean([per_case(e) for e in later], axis=0)
             title = f"{name}: step noise minus noise in a frame after the first"
-            found[title] = (a - c, "the first one is given beside the latent", unit)
+            found[title] = (a - c, "the first frame is an input at every step", unit)
 
     if steps and frames:
         against("D of the video", measured.final, "D")

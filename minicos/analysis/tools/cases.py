@@ -181,7 +181,7 @@ def scores(wan: VideoModel, latent: Tensor, batch: Sequence[Case]) -> list[puzzl
 def known(case: Case) -> puzzles.Puzzle:
     """The puzzle of a case that has one. Raises ValueError for a case of the user's own."""
     if case.puzzle is None:
-        raise ValueError(f"{case.prompt!r} is no puzzle: nobody knows its answers")
+        raise ValueError(f"{case.prompt!r} is not a puzzle: its answers are unknown")
     return case.puzzle
 
 
