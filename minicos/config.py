@@ -10,6 +10,7 @@ fraction of a second.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from minicos.errors import MinicosError, suggest
@@ -254,8 +255,9 @@ class Preset:
         """The preset with some fields changed. A number as guidance applies to both experts.
 
         Raises:
-            MinicosError: there is no such field, a number is not finite, or the loop's dtype is
-                unknown or not supported by the solver (bfloat16 needs Euler).
+            MinicosError: there is no such field, a value is of another type, a number is not
+                finite, or the loop's dtype is unknown or not supported by the solver (bfloat16
+                needs Euler).
         """
         names = [f.name for f in fields(self)]
         for name in changes:
@@ -266,13 +268,23 @@ class Preset:
         elif not isinstance(guidance, Mapping | None):
             raise MinicosError(f"guidance is a number, or one for each expert, not {guidance!r}")
         new = replace(self, **changes)
-        numbers = {"shift": new.shift, "boundary": new.boundary}
-        for name, value in {
-            **numbers,
-            **{f"guidance {k}": g for k, g in new.guidance.items()},
-        }.items():
-            if value is not None and not math.isfinite(value):
-                raise MinicosError(f"{name} is {value}: it must be a finite number")
+        guided = {f"guidance {k}": g for k, g in new.guidance.items()}
+        for name, value in {"shift": new.shift, "boundary": new.boundary, **guided}.items():
+            if value is None and name == "boundary":
+                continue
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise MinicosError(f"{name} is {value!r:.40}: it must be a finite number")
+        for name, count in {"area": new.area, "fps": new.fps}.items():
+            if count is not None and (not isinstance(count, Integral) or count < 1):
+                raise MinicosError(f"{name} is {count!r:.40}: it must be a whole number above 0")
+        if not isinstance(new.negative_prompt, str):
+            raise MinicosError(
+                f'a negative prompt is text ("" for none), not {new.negative_prompt}'
+            )
+        if new.image not in IMAGE:
+            raise MinicosError(
+                f"no way to take an image is called {new.image!r}: {', '.join(IMAGE)}"
+            )
         if (new.solver, new.loop_dtype) != ("euler", "bfloat16") and new.loop_dtype != "float32":
             raise MinicosError(
                 f"a loop in {new.loop_dtype} under {new.solver}: take loop_dtype float32, or "

@@ -7,6 +7,7 @@ decoder can stream to disk.
 """
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -23,6 +24,7 @@ from minicos.errors import MinicosError, warn
 from minicos.runs import replace_file
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others may start programs
+HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # in tiles
 MOST_PIXELS = 1 << 27  # of a picture or frame: 134 megapixels; a small file can hold far more
 MOST_OF_A_VIDEO = 1 << 30  # of all frames: 3 GB, e.g. 2,688 frames of 832x480
 TOO_MANY = f"more than {MOST_PIXELS // 10**6} megapixels. Make it smaller first."
@@ -74,8 +76,7 @@ def load_image(path: str | Path) -> Tensor:
         MinicosError: the file is missing, damaged, not an image, or has more than `MOST_PIXELS`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MinicosError(f"{path} does not exist or is not a file. Give the path of an image.")
+    _check_there(path, "an image")
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is lower
@@ -137,7 +138,7 @@ def _from_pillow(picture: Image.Image, name: str) -> Tensor:
     """A PIL image, perhaps not decoded yet -> float32 (3 h w) in [0, 1]."""
     _check_size(picture.width, picture.height, name)
     if (count := getattr(picture, "n_frames", 1)) > 1:
-        warn(f"{name} is an animation of {count} frames: the first is taken")
+        warn(f"{name} holds {count} pictures: the first is taken")
         picture.seek(0)
     if picture.mode == "F":
         raise MinicosError(f"{name} holds floating-point numbers. Save it with 8 bits per colour.")
@@ -146,6 +147,14 @@ def _from_pillow(picture: Image.Image, name: str) -> Tensor:
         grey = np.asarray(upright).astype(np.float32) / 257
         upright = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
     return _from_array(np.asarray(upright.convert("RGB")))
+
+
+def _check_there(path: Path, what: str) -> None:
+    if not path.is_file():
+        remedy = f"Give the path of {what}."
+        if re.match(r"\w+:/", str(path)):  # Path leaves one stroke of two
+            remedy = f"Addresses are not fetched: download it, and give the path of {what}."
+        raise MinicosError(f"{path} does not exist or is not a file. {remedy}")
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -262,15 +271,23 @@ def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
     """Frames of a file, uint8 (h w 3). FFmpeg receives the open file and may open no other, so a
     name is never taken for a URL, a pattern or a playlist.
     """
-    if not path.is_file():
-        raise MinicosError(f"{path} does not exist or is not a file. Give the path of {what}.")
+    _check_there(path, what)
     count = 0
     try:
+        with path.open("rb") as file:
+            kind = file.read(12)
+        if kind[4:8] == b"ftyp" and kind[8:] in HEIF:
+            raise MinicosError(
+                f"{path} is a HEIF picture (.heic), which minicos does not read. Save it as png or "
+                "jpg."
+            )
         with (
             path.open("rb") as file,
             av.open(file, "r", options={"protocol_whitelist": "data"}) as container,
         ):
             codec = container.streams.video[0].codec_context if container.streams.video else None
+            if len(container.streams.video) > 1 and what == "an image":
+                warn(f"{path} holds {len(container.streams.video)} pictures: the first is taken")
             if codec is None:  # no video stream, or one of an unknown kind
                 raise MinicosError(f"{path} holds no pictures. Give the path of {what}.")
             _check_size(codec.width, codec.height, str(path))

@@ -355,7 +355,9 @@ def _narrow_decoder(name: str) -> torch.dtype:
 def open_device(name: str | torch.device | None) -> torch.device:
     """The device, after a trial: torch accepts names of devices that are not there."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if name is None:
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise MinicosError(

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from minicos import Hooks, MinicosError, load
-from minicos.cli import main
+from minicos.cli import main, values
 from minicos.errors import MinicosWarning
+from minicos.open import open_device
+from minicos.weights import layouts, lora
 
 PICTURE = np.full((32, 32, 3), 255, np.uint8)
 PROMPT = "solve the maze"
@@ -248,3 +251,56 @@ def test_the_720p_model_is_sampled_at_720p():
     assert (large.shift, large.area) == (5.0, 1280 * 720)
     assert variants.finetunes("Wan2.1-I2V-14B") == ["ChronoEdit-14B", "Wan2.1-I2V-14B-720P"]
     assert PRESETS["Wan2.1-I2V-14B"]["official"].shift == 3.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"shift": "3"}, "shift is '3': it must be a finite number"),
+        ({"boundary": "x"}, "boundary is 'x': it must be a finite number"),
+        ({"guidance": {"high": None, "low": 1}}, "guidance high is None"),
+        ({"area": -1}, "area is -1: it must be a whole number above 0"),
+        ({"area": "832x480"}, "area is '832x480'"),
+        ({"fps": 0}, "fps is 0: it must be a whole number above 0"),
+        ({"negative_prompt": None}, "a negative prompt is text"),
+        ({"image": "x"}, "no way to take an image is called 'x': none, channels"),
+    ],
+)
+def test_a_preset_holds_values_of_its_types(wan, changes, says):
+    with pytest.raises(MinicosError, match=re.escape(says)):
+        wan.with_preset(**changes)
+
+
+def test_device_0_is_a_card_and_not_the_default(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MinicosError, match="has no device '0'"):
+        open_device(0)
+    assert open_device(None) == torch.device("cpu")
+
+
+def test_loras_in_every_form_of_python_and_of_a_shell(tmp_path, monkeypatch):
+    file = tmp_path / "a.safetensors"
+    pieces = {"lora_down": torch.zeros(4, 128), "lora_up": torch.zeros(128, 4)}
+    save_file({f"blocks.0.self_attn.q.{k}.weight": v for k, v in pieces.items()}, file)
+    for given in (str(file), file, (file, 1.0), [file], [(file, 1.0)]):
+        assert layouts.find("tiny", lora={"high": given}).experts["high"].loras == ((file, 1.0),)
+    with pytest.raises(MinicosError, match="lora is a dictionary"):
+        layouts.find("tiny", lora=[file])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert values.lora("high=~/a.safetensors:0.5") == ("high", (str(file), 0.5))
+
+
+def test_a_lora_of_integers_is_refused(tmp_path):
+    """They lack a factor: applied as they are, they would be off by about 127."""
+    pieces = {"lora_down": torch.zeros(4, 128, dtype=torch.int8), "lora_up": torch.zeros(128, 4)}
+    file = tmp_path / "a.safetensors"
+    save_file({f"blocks.0.self_attn.q.{k}.weight": v for k, v in pieces.items()}, file)
+    with pytest.raises(MinicosError, match=r"q\.lora_down\.weight holds integers \(I8\)"):
+        lora.read(file)
+
+
+def test_addresses_are_told_from_paths(wan):
+    with pytest.raises(MinicosError, match="Addresses are not fetched"):
+        wan.condition(PROMPT, "https://example.com/maze.png")
+    with pytest.raises(MinicosError, match=r"by its id: Wan-AI/Wan2\.2-I2V-A14B"):
+        load("https://huggingface.co/Wan-AI/Wan2.2-I2V-A14B/tree/main")

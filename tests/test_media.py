@@ -236,7 +236,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_said(tmp_path, ending):
     frames = [Image.fromarray(np.full((8, 8, 3), level, np.uint8)) for level in (0, 255, 128)]
     path = tmp_path / f"a.{ending}"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
-    with pytest.warns(UserWarning, match=rf"a\.{ending} is an animation of 3 frames"):
+    with pytest.warns(UserWarning, match=rf"a\.{ending} holds 3 pictures"):
         assert levels(image(path), 0) == 0
 
 
@@ -332,3 +332,18 @@ def test_damaged_pictures_open_or_are_refused(tmp_path, form, harm):
         assert "harmed" in str(error)
     else:
         assert picture.shape[0] == 3
+
+
+def test_pictures_of_a_phone(tmp_path):
+    """An iPhone's HEIF holds tiles, the first of which is not the picture; its JPEG, a second
+    picture that is no animation.
+    """
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    with pytest.raises(MinicosError, match=r"a\.heic is a HEIF picture.* Save it as png"):
+        load_image(tmp_path / "a.heic")
+    picture = Image.new("RGB", (32, 24), (200, 10, 10))
+    picture.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[picture])
+    picture.save(tmp_path / "a.ico")
+    for name, count in (("a.jpg", 2), ("a.ico", 2)):
+        with pytest.warns(UserWarning, match=f"{name} holds {count} pictures: the first is taken"):
+            load_image(tmp_path / name)

@@ -48,6 +48,8 @@ def test_where_the_shard_comes_from():
         5, 6, 2
     )
     assert shard(None, {}) == Shard()
+    with pytest.raises(MinicosError, match="WORLD_SIZE=two in the environment is no number"):
+        shard(None, {"RANK": "0", "WORLD_SIZE": "two"})
     for text in ("4/4", "1", "-1/2", "0/0", "a/b"):
         with pytest.raises(MinicosError, match="shard"):
             shard(text, {})

@@ -6,6 +6,7 @@ enough to refuse a typing error (`--steps 1000000000`) before any work begins.
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -126,13 +127,13 @@ def guidance(text: str) -> dict[str, float]:
 
 
 def part(text: str) -> tuple[str, str]:
-    """NAME=FILE."""
+    """NAME=FILE. A shell leaves a ~ after the = as it is."""
     name, _, file = text.partition("=")
     if not name or not file:
         raise argparse.ArgumentTypeError(
             f"{shown(text)} is not NAME=FILE, e.g. vae=Wan2.1_VAE.safetensors"
         )
-    return name, file
+    return name, os.path.expanduser(file)
 
 
 def lora(text: str) -> tuple[str, tuple[str, float]]:

@@ -102,9 +102,11 @@ def shard(text: str | None, environment: Mapping[str, str]) -> Shard:
         ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     ):
         if rank in environment and size in environment:
-            return Shard(
-                int(environment[rank]), int(environment[size]), int(environment.get(local, 0))
-            )
+            told = {name: environment.get(name, "0") for name in (rank, size, local)}
+            for name, value in told.items():
+                if not value.isdecimal():
+                    raise MinicosError(f"{name}={value} in the environment is no number: unset it.")
+            return Shard(*map(int, told.values()))
     return Shard()
 
 

@@ -65,7 +65,9 @@ DIFFUSERS: dict[str, tuple[str, ...]] = {
 }
 TOKENIZER = "MINICOS_UMT5_TOKENIZER"  # names a tokenizer.json, for layouts without one
 
-LoraFiles = Mapping[str, Sequence[str | Path | tuple[str | Path, float]]]
+LoraFile = str | Path | tuple[str | Path, float]  # with its strength
+LoraFiles = Mapping[str, LoraFile | Sequence[LoraFile]]
+ListedLoras = Mapping[str, Sequence[LoraFile]]
 C = TypeVar("C", DiTConfig, VAEConfig, TextConfig, CLIPConfig)
 
 
@@ -159,20 +161,23 @@ def find(
             "tiny"), a folder, a file, an index of shards, or the id of a repository on the Hub.
         variant: the variant if shapes cannot identify it, see `variants.resolve`.
         parts: name (see `PARTS`) -> file or folder, replacing that part of the model.
-        lora: expert -> files, or pairs of file and strength; a model with one network has only
-            "high".
+        lora: expert -> a file, a pair of file and strength, or a list of these; a model with one
+            network has only "high".
         download: fetch a repository of the Hub that is not in the cache.
 
     Raises:
         MinicosError: a file or part, which the message names, is missing, damaged, of another
             model, or ambiguous.
     """
+    if not isinstance(lora, Mapping | None):
+        raise MinicosError(f'lora is a dictionary, such as {{"high": [file]}}, not {lora!r:.80}')
+    loras = {name: _several(given) for name, given in (lora or {}).items()}
     path = locate(model, download)
     seen = _survey(
         path, {**(_shared() if path.parent == EMBEDDED_VARIANTS else {}), **(parts or {})}
     )
     name, notes = variants.resolve(seen.evidence, variant or hub.KNOWN.get(str(model)))
-    networks = _experts(seen, name, lora or {})
+    networks = _experts(seen, name, loras)
     cfg = networks["high"].config
     vae, text = _part(seen, "vae"), _part(seen, "text")
     says = stated(path, len(networks)) if seen.kind == "diffusers" else {}
@@ -185,7 +190,7 @@ def find(
         text=Part(_files(text), text_config(text, cfg.text_len)),
         tokenizer=_tokenizer(seen.places.get("tokenizer"), path),
         clip=_clip(seen) if cfg.images else None,
-        notes=(*notes, *_mismatches(seen, lora or {})),
+        notes=(*notes, *_mismatches(seen, loras)),
         stated=says,
     )
     _fit(layout)
@@ -208,6 +213,10 @@ def locate(model: str | Path, download: bool = False) -> Path:
         path = Path(model)
         if path.exists():
             return path
+    if address := re.match(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)", str(model)):
+        raise MinicosError(
+            f"{model} is an address. A repository of the Hub goes by its id: {address[1]}"
+        )
     if not isinstance(model, str) or not hub.is_id(model):
         raise MinicosError(
             f"{model} is not a folder with a model. `--model tiny` is the one that comes with "
@@ -400,7 +409,7 @@ def _architecture(path: Path, headers: Sequence[Header]) -> dict[str, Any]:
     return told
 
 
-def _experts(seen: _Survey, variant: str, lora: LoraFiles) -> dict[str, Part[DiTConfig]]:
+def _experts(seen: _Survey, variant: str, lora: ListedLoras) -> dict[str, Part[DiTConfig]]:
     """The networks of an identified model, each with its LoRAs; a single one is called "high"."""
     names = ("high", "low")[: len(seen.networks)]
     for name in set(lora) - set(names):
@@ -437,7 +446,7 @@ def _sampled_large(name: str, asked: str | None) -> tuple[str, ...]:
     )
 
 
-def _mismatches(seen: _Survey, lora: LoraFiles) -> tuple[str, ...]:
+def _mismatches(seen: _Survey, lora: ListedLoras) -> tuple[str, ...]:
     """A note for each file whose name indicates the other expert."""
     used = [(name, seen.places[name]) for name in seen.networks]
     used += [(name, _with_strength(one)[0]) for name, many in lora.items() for one in many]
@@ -546,7 +555,13 @@ def _is_lora(headers: Sequence[Header]) -> bool:
     return lora_dialect(tensors(headers)) is not None
 
 
-def _with_strength(given: str | Path | tuple[str | Path, float]) -> tuple[Path, float]:
+def _several(given: Any) -> Sequence[LoraFile]:
+    """The LoRAs of an expert as a list."""
+    pair = isinstance(given, tuple) and len(given) == 2 and not isinstance(given[1], str | Path)
+    return [given] if isinstance(given, str | Path) or pair else list(given)
+
+
+def _with_strength(given: LoraFile) -> tuple[Path, float]:
     path, strength = given if isinstance(given, tuple) else (given, 1.0)
     with reading(path, "is not the path of a LoRA", "Give a file, or a pair of file and strength."):
         if not Path(path).is_file():

@@ -250,7 +250,12 @@ def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
                 f"{path}: the key {key!r} stands for a change that is already there. Remove one of "
                 "them."
             )
-        parts[module][piece] = tensor(key)
+        parts[module][piece] = value = tensor(key)
+        if piece != "alpha" and not value.is_floating_point():
+            raise MinicosError(
+                f"{path}: {key} holds integers ({header.tensors[key].dtype}), and minicos reads "
+                "changes in floating point alone. Get the LoRA in bf16 or fp16."
+            )
     deltas: dict[str, Delta] = {}
     spelled = {module: key.rpartition(".lora_")[0] for key, (module, _) in chosen.items()}
     scale = _adapter_scale(header, spelled)
