@@ -1,7 +1,7 @@
-"""`VideoModel`: a `Model` with the way from a prompt to its condition, and from latents to a video.
+"""`VideoModel`: a `Model` that makes a condition from a prompt, and a video from latents.
 
-All that commands and studies ask for beyond `Model`. `Wan` is one, and so is every pipeline of
-diffusers (`peers.Peer`): whatever is written for a `VideoModel` runs on both.
+It declares everything that commands and studies need beyond `Model`. `Wan` and every diffusers
+pipeline (`peers.Peer`) implement it, so code written for a `VideoModel` runs on both.
 """
 
 from abc import abstractmethod
@@ -22,47 +22,47 @@ from minicos.weights.lora import Applied
 
 
 class VideoModel(Model):
-    """Networks and a preset: the way they are run."""
+    """Networks, and a preset that says how to sample from them."""
 
     variant: str
     preset: Preset
-    weights: str  # fingerprint of the files, LoRAs included, which runs remember
-    notes: tuple[str, ...]  # what else the files could be
+    weights: str  # fingerprint of the files and LoRAs, which runs record
+    notes: tuple[str, ...]  # other models that the files could be
 
     @property
     @abstractmethod
     def presets(self) -> tuple[str, ...]:
-        """The ways of sampling it by name, the default first."""
+        """The names of the presets, the default first."""
 
     @abstractmethod
     def with_preset(self, name: str | None = None, **changes: Any) -> Self:
         """The same networks under another preset, or with some of its fields changed:
-        `with_preset(steps=10)`. Raises MinicosError for what they cannot serve.
+        `with_preset(steps=10)`. Raises MinicosError for changes that they do not support.
         """
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device on which it computes."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of the matrices."""
+        """The dtype of the matrices."""
 
     @property
     @abstractmethod
     def placement(self) -> str:
-        """Where the weights are: the name of the plan's residency."""
+        """The residency of the plan: where the weights are."""
 
     @property
     @abstractmethod
     def ops(self) -> Ops:
-        """What studies compute with."""
+        """The operations that studies use."""
 
     @property
     def loras(self) -> tuple[Applied, ...]:
-        """What was merged into its networks."""
+        """The LoRAs merged into its networks."""
         return ()
 
     # -- from prompt and picture to a video --------------------------------------------------------
@@ -78,33 +78,33 @@ class VideoModel(Model):
         frames: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> Condition:
-        """What to make: a `Condition` of its own kind; see `Wan.condition`."""
+        """The condition of a video, in the model's subclass of `Condition`; see `Wan.condition`."""
 
     def rows(self, condition: Any, branch: str) -> int | None:
-        """How many rows of text a pass looks at, padding included; None where there is no text."""
+        """The number of text rows that a pass attends to, padding included; None without text."""
         return self.words(condition, branch)
 
     @abstractmethod
     def decode(self, latent: Tensor) -> np.ndarray:
-        """Latents (b c f h w) -> uint8 (b F H W 3)."""
+        """Decode latents (b c f h w) to uint8 videos (b F H W 3)."""
 
     @abstractmethod
     def frames(self, latent: Tensor) -> Iterator[np.ndarray]:
-        """Decode one latent (c f h w), perhaps piece by piece: uint8 (frames H W 3)."""
+        """Decode one latent (c f h w), possibly piece by piece: uint8 (frames H W 3)."""
 
     @property
     @abstractmethod
     def decode_dtype(self) -> torch.dtype:
-        """In which latents are decoded."""
+        """The dtype in which latents are decoded."""
 
     @property
     def decode_tf32(self) -> bool:
-        """Whether convolutions of the decoder are in TF32 (10 bits of mantissa)."""
+        """Whether the decoder uses TF32 convolutions (10 bits of mantissa)."""
         return False
 
     @property
     def tile(self) -> int | None:
-        """Pixels a side of the tiles in which frames are decoded; None: whole."""
+        """Side in pixels of the tiles for decoding; None: whole frames."""
         return None
 
     def generate(

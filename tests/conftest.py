@@ -145,7 +145,7 @@ def _write(folder: Path, dit: DiT, clip: CLIPConfig | None = None, expert: str =
             {"config": json.dumps(asdict(config))} if config else None,
         )
     (folder / expert / "config.json").write_text('{"num_heads": 4, "text_len": 16}')
-    if expert == ".":  # beside the other networks an index tells which file is the transformer's
+    if expert == ".":  # next to the other networks, an index identifies the transformer's file
         index = {
             "weight_map": dict.fromkeys(dit.state_dict(), "diffusion_pytorch_model.safetensors")
         }

@@ -139,7 +139,7 @@ def _child(jobs: list[tuple[str, int]], writing: int) -> None:
         pages = int(file.read().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # panics of Rust are told there
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # panics of Rust are printed there
     with tempfile.TemporaryDirectory() as name:
         for target_name, seed in jobs:
             folder = Path(name) / "input"

@@ -109,7 +109,7 @@ def damaged_picture(draw: random.Random, folder: Path) -> Opened:
 
 
 def resized(draw: random.Random, content: bytes) -> bytes:
-    """A PNG that says that it is larger or smaller, with a sound checksum; others as they are."""
+    """A PNG that claims another size, with a valid checksum; other files unchanged."""
     if not content.startswith(b"\x89PNG"):
         return content
     sides = (0, 1, 23, 10_000, 65_535, 2**31 - 1, 2**32 - 1)

@@ -71,7 +71,7 @@ def absurd_options(draw: random.Random, folder: Path) -> Opened:
 
 
 def called(argv: list[str]) -> None:
-    """Run a command as far as its work. Raises MinicosError with what it says."""
+    """Run a command up to its work. Raises MinicosError with its message."""
     out, err = io.StringIO(), io.StringIO()
     with ExitStack() as stack:
         for place in WORK:

@@ -105,7 +105,7 @@ def damage(draw: random.Random, place: Path) -> None:
 
 
 def agree(place: Path) -> None:
-    """Write down checksums that agree with what is there, damaged or not."""
+    """Write checksums that match the existing files, damaged or not."""
     if (place / CHECKSUMS).is_file():
         run = Run(place, SETTINGS)
         for name in files():

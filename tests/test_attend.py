@@ -1,4 +1,4 @@
-"""Attention with hooks on its keys and its pattern: exact, and untouched where nobody intervenes."""
+"""Attention with hooks on its keys and its pattern: exact, and unchanged without interventions."""
 
 import pytest
 import torch

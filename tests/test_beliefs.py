@@ -97,7 +97,7 @@ def test_answers_alive():
     assert posterior.effective(torch.tensor([1.0, 0.0])) == 1
     assert (
         posterior.effective(torch.tensor([1.5, -0.5])) == 1
-    )  # of coefficients, what is negative is not alive
+    )  # negative coefficients do not count as alive
 
 
 def test_beliefs_of_a_run(wan):

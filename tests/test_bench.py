@@ -70,7 +70,7 @@ def test_other_errors_are_not_swallowed():
 
 
 class Watch:
-    """A clock that runs as far as each call says, and knows what happened in which order."""
+    """A clock that each call advances, and that records the order of events."""
 
     def __init__(self):
         self.now, self.events = 0.0, []
@@ -281,7 +281,7 @@ def test_masses_are_held_against_the_attention_of_their_layer(stand_ins):
 
 
 def test_capture_beside_the_published_way():
-    """What the verbs keep of a pass is what is in the hidden states that the published way keeps."""
+    """The verbs keep of a pass the same numbers as the published method's hidden states."""
     s = networks.subject(CPU, quick=True)
     kept, ways = capture.hidden_states(s), capture.recorders(s)
     assert len(kept) == s.dit.cfg.num_layers

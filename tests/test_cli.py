@@ -419,7 +419,9 @@ def assert_one_sentence(result: tuple[int, str, str], says: str) -> None:
     code, out, err = result
     assert code == 2
     assert out == ""
-    assert re.fullmatch(f"minicos: .*{says}.*\n", err), err  # `.` is no newline: it is one line
+    assert re.fullmatch(f"minicos: .*{says}.*\n", err), (
+        err
+    )  # `.` does not match a newline: it is one line
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -478,7 +480,7 @@ def test_the_demo_is_for_the_embedded_model(minicos, monkeypatch, work):
     monkeypatch.setattr(
         layouts, "find", lambda *args, **kw: replace(find(*args, **kw), variant="Wan2.2-I2V-A14B")
     )
-    monkeypatch.setattr("minicos.open.load", None)  # told before anything is loaded
+    monkeypatch.setattr("minicos.open.load", None)  # reported before anything is loaded
     assert_one_sentence(
         minicos("demo", "--model", "toy", "--out", "run"), "embedded model, not Wan2.2-I2V-A14B"
     )

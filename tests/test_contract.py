@@ -1,5 +1,5 @@
 """What `sample.Model` promises to the authors of new models, settled by two of them: an exact
-posterior, and a latent beside the video.
+posterior, and a further latent next to the video.
 """
 
 from collections.abc import Mapping
@@ -88,7 +88,7 @@ def test_a_hook_needs_a_point(observer, noise):
         sample(observer, noise, Condition(shape=SHAPE), hooks=Hooks().on("blocks.0", print))
 
 
-# -- a latent beside the video ---------------------------------------------------------------------
+# -- a further latent next to the video -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ CONDITION = Condition(shape=SHAPE)
 
 @every_solver
 def test_both_latents_move_by_the_same_solver_each_with_its_own_velocity(solver, noise):
-    """By hand: the loop, written out for two latents."""
+    """The loop, written out for two latents."""
     model = WithSound(solver)
     schedule, move = model.schedule(), SOLVERS[solver]
     latents = {VIDEO: noise, **model.beside(noise, CONDITION)}

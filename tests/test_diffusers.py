@@ -1,4 +1,4 @@
-"""diffusers' networks with the same random weights, handed over as `minicos verify` does it."""
+"""diffusers' networks with the same random weights, as `minicos verify` builds them."""
 
 from dataclasses import replace
 
@@ -83,7 +83,7 @@ def test_velocity_at_real_width(exact_time, tolerance, wide):
 
 
 def test_velocity_where_frames_have_their_own_timestep(small_dit):
-    """They are told one timestep per token, we one per frame."""
+    """They take one timestep per token, we take one per frame."""
     ours = small_dit(seed=7)
     theirs = diffusers_dit(ours)
     draw = torch.Generator().manual_seed(8)

@@ -377,7 +377,7 @@ def test_a_network_can_be_copied_and_pickled(duplicate, small_dit, batch):
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("image_tokens", [0, 257, 514])
 def test_points_are_what_a_forward_pass_calls(layers, image_tokens, per_frame, small_dit, batch):
-    """The same names in the same order, and every letter stands for one size throughout."""
+    """The same names in the same order, and every letter means one size throughout."""
     network, (x, t, text) = (
         small_dit(num_layers=layers, image_tokens=image_tokens, image_dim=6),
         batch,

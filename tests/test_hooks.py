@@ -134,7 +134,7 @@ def test_record_keeps_what_is_reduced_and_no_graph(network, inputs):
 
 @dataclass(frozen=True)
 class Said:
-    """What a rule says, and the plainest way to find out whether it speaks of a moment."""
+    """A rule's limits, and the simplest way to test whether a moment satisfies them."""
 
     pattern: str
     step: int | Container | None = field(hash=False)

@@ -1,4 +1,4 @@
-"""What a checkpoint is, told from headers: every variant and layout at its true size, in files
+"""What a checkpoint is, from headers: every variant and layout at its true size, in files
 that are mostly holes.
 """
 
@@ -59,7 +59,7 @@ SINGLE = [
     ("lora.lightx2v_4step.Wan2.2-I2V-A14B.rank64.derived", "LoRA", "lora:lightx2v"),
     ("lora.peft_diffusers.Wan2.2-I2V-A14B.rank32.derived", "LoRA", "lora:peft"),
 ]
-NOTED = {  # what a lone file may be beside what it is called, or what it lacks
+NOTED = {  # notes: what else a single file may be, or what it lacks
     "Wan2.2-I2V-A14B": ("has two experts", "--part low=FILE"),
     "Wan2.1-I2V-14B": ("have the same shapes",),
 }
@@ -304,7 +304,7 @@ def test_a_network_of_another_family_is_unknown(tmp_path):
 
 @sparse
 def test_whole_folders_of_one_network(tmp_path):
-    """As Wan-AI publishes Wan2.1 and TI2V-5B: the network's shards beside VAE and text encoder;
+    """As Wan-AI publishes Wan2.1 and TI2V-5B: the network's shards next to VAE and text encoder;
     and as diffusers has it.
     """
     for published, variant in (

@@ -72,7 +72,7 @@ def angles(head: int, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     ("width", "one"), [(5120, {}), (3072, {}), (1536, {}), (1536, {"tokens": 1})]
 )
 def test_it_compiles_for_hopper_without_a_card(width, one, tmp_path, monkeypatch):
-    """Every load and store has 16 bytes, and pairs are told apart in registers: shared memory
+    """Every load and store has 16 bytes, and pairs are separated in registers: shared memory
     sees the two sums only.
     """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

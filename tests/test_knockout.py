@@ -236,7 +236,7 @@ def test_it_acts_where_and_when_it_is_meant_to(network, inputs):
 
 
 def test_samples_and_heads_may_differ(network, inputs):
-    """A hook of one's own forbids in one head of one sample; the knockout then forbids in all."""
+    """A user's hook forbids keys in one head of one sample; the knockout then forbids in all."""
     cut = Flow(Tokens((0,)), Tokens((1,)))
 
     def one(allowed: Tensor, site: Site) -> Tensor:

@@ -140,7 +140,7 @@ def comfy(folder, networks, tokenizer):
 
 
 def diffsynth(folder, networks, tokenizer):
-    """Files under their official names, one beside the other; the VAE with a prefix, inside a
+    """Files with their official names, next to each other; the VAE with a prefix, inside a
     table.
     """
     save(folder, networks["high"], stem="a_high_noise")
@@ -190,7 +190,7 @@ def test_every_layout_gives_the_same_numbers(layout, networks, toy, expected, tm
 
 
 def test_fp8_scaled_files_are_the_numbers_they_stand_for(networks, toy, tmp_path):
-    """As ComfyUI writes them: fp8 matrices with a factor each, beside a mark. The same files
+    """As ComfyUI writes them: fp8 matrices with a factor each, and a marker. The same files
     with factor * fp8 are equal.
     """
     given, plain = comfy(tmp_path, networks, toy / TOKENIZER), tmp_path / "plain"
@@ -609,7 +609,7 @@ def test_a_variant_of_the_embedded_model_has_its_vae_and_tokenizer(tmp_path, mon
             layouts.find(name)
 
 
-# -- how a diffusers folder says that it is sampled ------------------------------------------------
+# -- sampling settings in a diffusers folder -------------------------------------------------------
 
 
 def says(folder, shift=None, boundary=None):

@@ -216,7 +216,7 @@ def test_to_float_and_back_loses_one_level_at_most():
     assert levels(to_uint8(video), frames) <= 1
 
 
-# -- pictures as cameras, browsers and notebooks hand them over ------------------------------------
+# -- pictures from cameras, browsers and notebooks -------------------------------------------------
 
 
 def test_photos_are_turned_upright(tmp_path):

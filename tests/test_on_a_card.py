@@ -41,7 +41,7 @@ def heads(length: int, n: int = 2, dtype: torch.dtype = torch.bfloat16) -> tuple
 
 
 def subject(layers: int, grid: tuple[int, int, int], cfg=A14B, kernels: bool | None = None):
-    """A14B's width, bfloat16, with so many blocks and latents of this size."""
+    """A14B's width, bfloat16, with this number of blocks and latents of this size."""
     cfg = replace(cfg, num_layers=layers)
     dit = random_dit(cfg, CARD, torch.bfloat16, device.operations(CARD, kernels))
     draw = torch.Generator(CARD).manual_seed(0)
@@ -52,7 +52,7 @@ def subject(layers: int, grid: tuple[int, int, int], cfg=A14B, kernels: bool | N
 
 
 def peak(run) -> int:
-    """Bytes that a call takes beside what is there."""
+    """Bytes that a call allocates in addition to existing ones."""
     run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -63,7 +63,7 @@ def peak(run) -> int:
 
 @pytest.mark.parametrize("backend", SDPA, ids=lambda b: b.name)
 def test_a_backend_and_its_logarithms_are_right(backend):
-    """Against float64, for a length that is no multiple of 128 and for one that is."""
+    """Against float64, for a length that is not a multiple of 128 and for one that is."""
     for length in (1000, 1024):
         q, k, v = heads(length)
         scores = (q.double() @ k.double().mT) * 128**-0.5
@@ -189,7 +189,7 @@ def strict(hook):
 
 @torch.no_grad()
 def test_watching_energy_never_waits_for_the_card():
-    """Torch refuses whatever would: what is kept comes to the host when the step has ended."""
+    """Torch refuses any synchronisation: results come to the host when the step has ended."""
     s = subject(2, (3, 16, 16))
     energy = Energy((0,), ops=s.dit.ops)
     hooks = energy.hooks().at(step=0, branch="cond")

@@ -143,7 +143,7 @@ def test_in_a_browser(tmp_path: Path, width: int):
         reading = "return document.querySelector('#curves b').textContent"
         assert window.run(reading) == ""  # no value at step 1
         video = "document.querySelector('#videos button').click();"
-        assert window.run(video + grey) == 7  # a result beside the steps takes the stage
+        assert window.run(video + grey) == 7  # a result next to the steps is shown first
         window.run("document.querySelectorAll('#wall button')[3].click()")
         assert window.run(reading).strip() == "1"
         click = (
@@ -167,7 +167,7 @@ def test_in_a_browser(tmp_path: Path, width: int):
 
 
 def test_a_study_s_folder_becomes_a_page(tmp_path: Path):
-    """Numbers, tables, the curves beside figures, listed videos and interventions; text stays
+    """Numbers, tables, the curves stored with figures, listed videos and interventions; text stays
     text.
     """
     run = Run.open(tmp_path / HOSTILE.replace("/", "_"), {"n": 2}, {"command": "minicos noise"})

@@ -149,7 +149,7 @@ def test_every_point_fires_with_its_shape_and_can_be_replaced(name):
 
 @each
 def test_a_replaced_point_is_exactly_its_part(name):
-    """Zeros at a point are seen as zeros by the point behind it, and elsewhere nothing changes."""
+    """Zeros at a point are seen as zeros by the next point, and elsewhere nothing changes."""
     model, condition = peers.conditioned(name, peers.peer(name, guidance=1.0))
     if "blocks.0.joint" not in model.points:
         pytest.skip("video and text do not share blocks")

@@ -74,7 +74,7 @@ def test_recorders_and_resuming_after_a_kill(name, tmp_path):
     text = recorded(run, "attention", peers.STEPS)[1].get("text.0")
     joint = "joint" in model.streams
     whole = between.sum(1) + (text.sum() if joint else 0)
-    if joint:  # rows are what is left by the text, on the mean over frames
+    if joint:  # rows sum to what the text leaves, on average over frames
         assert float(whole.mean()) == pytest.approx(1, abs=1e-5)
     else:
         assert torch.allclose(whole, torch.ones_like(whole), atol=1e-5)
@@ -91,7 +91,7 @@ def test_recorders_and_resuming_after_a_kill(name, tmp_path):
 def test_what_travels_beside_starts_alike_in_an_edited_run(name, tmp_path):
     model, condition = peers.conditioned(name)
     if not model.beside(model.noise(condition, 0), condition):
-        pytest.skip("nothing travels beside the video")
+        pytest.skip("there is no latent besides the video")
     kept = []
     for edits in ((), (Noise("replace", (0,)),)):
         seen = []

@@ -123,7 +123,7 @@ def test_biases_and_whole_differences(network, tmp_path):
 
 
 def test_alpha_for_each_layer(network, tmp_path):
-    """alpha / rank from an alpha beside the matrices, from metadata with patterns, and from
+    """alpha / rank from an alpha next to the matrices, from metadata with patterns, and from
     PEFT's adapter_config.json.
     """
     q, k = "transformer.blocks.0.attn1.to_q", "transformer.blocks.0.attn1.to_k"
@@ -429,7 +429,7 @@ NAMES = {  # how people call the files of the two experts
 )
 def test_names_that_claim_an_expert(name, expert, tmp_path):
     assert layouts.claim(tmp_path / "models" / f"{name}.safetensors") == expert
-    for folder in ("high_noise_model", "HighNoise", "HIGH"):  # where the name itself says nothing
+    for folder in ("high_noise_model", "HighNoise", "HIGH"):  # if the name itself does not tell
         there = layouts.claim(tmp_path / folder / f"{name}.safetensors")
         assert there == expert or (expert is None and there in ("high", None))
     assert layouts.claim(Path(name)) == expert  # a folder, or a name without an ending

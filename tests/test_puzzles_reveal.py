@@ -1,4 +1,4 @@
-"""`reveal`: the hidden stays hidden, dwell is what the prompt says, pairs are held out."""
+"""`reveal`: the hidden stays hidden, dwell follows the prompt, pairs are held out."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""`tour`: legs keep clear of other points, orders are told apart, and some are held out."""
+"""`tour`: legs avoid other points, orders are distinguished, and some are held out."""
 
 from itertools import combinations, permutations
 

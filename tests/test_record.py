@@ -44,7 +44,7 @@ def run(tmp_path):
 
 @pytest.fixture(scope="module")
 def truth(wan, condition):
-    """The steps of a run that nobody watches."""
+    """The steps of a run without hooks."""
     return list(wan.sample(condition, seed=0))
 
 

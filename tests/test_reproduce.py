@@ -187,7 +187,7 @@ def test_the_untrained_network_has_the_same_shape_and_other_weights(toy):
     torch.manual_seed(7)
     random, state = controls.untrained(wan), torch.get_rng_state()
     again = controls.untrained(wan)
-    assert torch.equal(state, torch.get_rng_state())  # nobody's random numbers are touched
+    assert torch.equal(state, torch.get_rng_state())  # the global random state is unchanged
     ours, theirs, same = (w.experts["high"].state_dict() for w in (wan, random, again))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     assert all(torch.equal(theirs[k], same[k]) for k in theirs)

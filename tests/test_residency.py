@@ -408,7 +408,7 @@ def test_the_plan_comes_before_the_weights(toy, monkeypatch):
         MinicosError, match=r"not enough memory for the plan: .*No smaller video fits either"
     ):
         load(toy, device="cpu", tell=told.append)
-    assert told.pop().residency == "resident"  # what was refused is shown as well
+    assert told.pop().residency == "resident"  # a refused plan is shown as well
     monkeypatch.undo()
     wan = load(toy, device="cpu", frames=9, size=(96, 32), tell=told.append)
     assert told == [wan.residency.plan]
@@ -466,7 +466,7 @@ def test_the_command_prints_the_plan_and_writes_it_down(toy, tmp_path, capsys, m
     assert facts["operations"].endswith("attention by scaled_dot_product_attention")
     assert "they need a CUDA card" in facts["operations"]
     assert facts["compiled"] is False
-    assert main(command) == 0  # where the weights are is no part of what a run is
+    assert main(command) == 0  # where the weights are does not identify a run
 
     monkeypatch.setattr("minicos.cli.opening.LARGE", 0)
     assert main([*command[:-1], str(tmp_path / "other"), "--noise-device", "cuda"]) == 2

@@ -173,7 +173,7 @@ def test_guidance_moves_from_uncond_through_cond_as_each_expert_is_told(loop):
         assert not torch.equal(step.velocity_cond, step.velocity_uncond)
 
 
-# -- what hooks are told ---------------------------------------------------------------------------
+# -- the sites that hooks receive ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("guidance", [(1, 1), (1, 2.0), (3.0, 1.0), (3.0, 2.0)])
@@ -337,7 +337,7 @@ def test_an_edited_run_can_be_resumed_from_its_steps(solver, loop, noise):
         assert torch.equal(last.next, edited[-1].next)
 
 
-# -- a generator that disturbs nobody --------------------------------------------------------------
+# -- a generator that leaves global settings alone -------------------------------------------------
 
 
 def test_nothing_runs_before_the_first_step_and_no_step_runs_ahead(loop):

@@ -65,7 +65,7 @@ def test_fading_weighs_every_place_and_only_where_tiles_meet(length, side, facto
         assert weight.max() <= 1
         total[factor * start : factor * end] += weight
     assert total.min() > 0.5
-    assert total[0] == total[-1] == 1  # the border of the frame is no seam
+    assert total[0] == total[-1] == 1  # the border of the frame is not a seam
     assert len(found) > 1 or torch.equal(total, torch.ones_like(total))
 
 

@@ -476,7 +476,7 @@ def test_a_new_folder_begins_with_the_weights_of_a_model(tmp_path):
         torch.equal(a, b) for a, b in zip(vae.parameters(), wan.vae.parameters(), strict=True)
     )
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    train.prepare(tmp_path, "tiny")  # begun: what is there stays
+    train.prepare(tmp_path, "tiny")  # begun: existing files stay
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 

@@ -242,7 +242,7 @@ plans = st.lists(st.integers(1, 4), min_size=1, max_size=4)  # latent frames of 
 @settings(max_examples=15)
 @given(plans, st.sampled_from(["shallow", "narrowing"]))
 def test_any_plan_of_chunks_encodes_alike(plan, architecture):
-    """The first chunk has one frame more, as the first latent frame stands for one picture."""
+    """The first chunk has one frame more, as the first latent frame covers one picture."""
     network = vae(architecture, torch.float64)
     clip, stream = video(network, sum(plan), height=1, width=2), {}
     sizes = [4 * n - 3 * (i == 0) for i, n in enumerate(plan)]

@@ -266,7 +266,7 @@ def test_what_was_not_wanted_is_no_failure():
 
 
 def test_the_chain_of_steps(tmp_path, found):
-    """Each step beside the end, paired, over the sigma at which it begins."""
+    """Each step against the end, paired, over the sigma at which it begins."""
     made = scores(
         found,
         plain=[0.5, 0.5, 1.0, 1.0],

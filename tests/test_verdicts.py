@@ -130,7 +130,7 @@ def test_reports_are_compared_claim_by_claim(tmp_path, capsys):
     files = [str(tmp_path / f"{name}.json") for name in made]
     for file, lines in zip(files, made.values(), strict=True):
         write_json(Path(file), lines)
-    assert main(files[:2]) == 0  # the line that differs is no headline
+    assert main(files[:2]) == 0  # the line that differs is not a headline
     assert "| it does |" in capsys.readouterr().out
     assert main([*files[:2], "--all"]) == 1
     assert f"{SUPPORTED} \\| {OPEN} | NO |" in capsys.readouterr().out

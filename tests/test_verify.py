@@ -80,7 +80,7 @@ def test_only_what_a_peer_keeps_in_another_dtype_is_copied(small_dit):
     assert all(any(part in name for part in theirs._keep_in_fp32_modules) for name in copies)
 
 
-# -- every point is compared, and each fault is told by its layer ----------------------------------
+# -- every point is compared, and each fault is reported with its layer ----------------------------
 
 
 def test_every_hook_point_has_a_counterpart(small_dit, given):

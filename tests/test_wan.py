@@ -592,7 +592,7 @@ def test_a_video_from_pictures(looking):
 
 
 def test_prompts_and_pictures_of_a_batch(looking):
-    """One picture may serve all prompts, beside one for each."""
+    """One picture may serve all prompts, together with one for each."""
     wan, pictures = looking
     many = torch.stack([image(0, 40, 56), image(7, 40, 56)])
     both = wan.condition(["turn the l", "solve the maze"], **pictures | {"image": many})
