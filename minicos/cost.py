@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minicos.config import DiTConfig, VAEConfig
+from minicos.vae import at_once
 
 
 def tokens(cfg: DiTConfig, shape: Sequence[int]) -> int:
@@ -86,13 +87,13 @@ def vae_memory(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> int:
-    """Bytes that decoding a clip needs in addition to the weights, one latent frame at a time:
+    """Bytes that decoding a clip needs in addition to the weights, in the chunks of `vae.at_once`:
     `DECODING` times the widest activation.
 
     The decoder's last stage has its base width of channels at full size (divided by the patch size
     in version 2.2).
     """
-    frames, *_ = cfg.stride
+    frames = cfg.stride[0] * at_once(height, width)
     area = (height // cfg.patch_size) * (width // cfg.patch_size)
     widest = frames * area * (cfg.dec_dim or cfg.dim) * dtype.itemsize
     direct, unfolded = DECODING["2.2" if cfg.stage_shortcuts else "2.1"]

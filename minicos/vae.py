@@ -5,8 +5,8 @@ A video of 4n + 1 frames becomes n + 1 latent frames: one for the first frame, t
 four. Every convolution looks only back in time, so a latent frame never depends on a later picture.
 The network can therefore *stream*: it processes clips in chunks, and each layer keeps the last few
 frames of its input. This memory is a `Stream`, a dict keyed by module that is passed to every call.
-The result does not depend on the chunks (tested). Module and attribute names are those of the
-official checkpoint.
+The result does not depend on the chunks (tested); small frames pass in longer chunks (`at_once`).
+Module and attribute names are those of the official checkpoint.
 
 The second generation extends the first in three ways, all of which are data in `VAEConfig`: pixels
 are folded two by two into channels before the encoder and unfolded after the decoder
@@ -41,6 +41,8 @@ from minicos.errors import MinicosError
 from minicos.tiles import Tiles
 
 Stream = dict[nn.Module, Tensor]  # module -> the last input frames that its next chunk needs
+AT_ONCE = 2**15  # pixels: smaller frames are grouped up to this number (`at_once`)
+NARROW = 96  # channels up to which channels-last convolutions are the faster ones on a CPU
 
 
 class CausalConv3d(nn.Conv3d):
@@ -63,13 +65,16 @@ class CausalConv3d(nn.Conv3d):
         """b c f h w -> b c f h w. Prepends the last frames of the previous chunk, from `stream`,
         and stores those of this one.
         """
+        cpu = x.device.type == "cpu"
+        if cpu and self.in_channels <= NARROW:  # wider ones lose by it
+            x = x.contiguous(memory_format=torch.channels_last_3d)
         if self.history and self in stream:
             x = torch.cat([stream[self], x], dim=2)
         elif self.history:
             x = F.pad(x, (0, 0, 0, 0, self.history, 0))
         if self.history:  # a copy, since a view would keep the whole chunk in memory
             stream[self] = x[:, :, -self.history :].clone()
-        wide = x.device.type == "cpu" and x.dtype == torch.float32
+        wide = cpu and x.dtype == torch.float32
         if wide and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
             # The default of torch, except for one clip of few channels, where torch uses a loop
             # that is five times as slow.
@@ -372,13 +377,13 @@ class VAE(nn.Module):
         mean, log_variance = wide(moments).chunk(2, dim=1)
         return mean, log_variance
 
-    def encode(self, video: Tensor, chunk: int = 4, tile: int | None = None) -> Tensor:
+    def encode(self, video: Tensor, chunk: int | None = None, tile: int | None = None) -> Tensor:
         """Encode a video to the normalised mean of the posterior.
 
         Args:
             video: pixels in [-1, 1], b 3 F H W with F = 4n + 1.
             chunk: frames per chunk after the first frame, a multiple of 4. It affects memory, not
-                the result.
+                the result. By default 4, and more where frames are small (`at_once`).
             tile: side in pixels of the tiles that frames are cut into (see tiles.py), a multiple of
                 the stride; None: whole frames.
 
@@ -391,6 +396,7 @@ class VAE(nn.Module):
         """
         check_video(video.shape, self.cfg)
         time, space, _ = self.cfg.stride
+        chunk = time * at_once(*video.shape[-2:]) if chunk is None else chunk
         if chunk % time or chunk < 1:
             raise MinicosError(f"chunk must be a positive multiple of {time}, not {chunk}")
         if len(video) > 1 and video.device.type == "cpu":
@@ -409,25 +415,30 @@ class VAE(nn.Module):
         mean, scale = self._statistics(mu)
         return ((mu - mean) * scale).contiguous()
 
-    def decode(self, latent: Tensor, chunk: int = 1, tile: int | None = None) -> Tensor:
+    def decode(self, latent: Tensor, chunk: int | None = None, tile: int | None = None) -> Tensor:
         """Decode normalised latents (b c f h w) to a video in [-1, 1] (b 3 4f-3 8h 8w, or 16h
-        16w).
+        16w). `chunk` and `tile` are those of `stream`.
         """
         return torch.cat(list(self.stream(latent, chunk, tile)), dim=2)
 
-    def stream(self, latent: Tensor, chunk: int = 1, tile: int | None = None) -> Iterator[Tensor]:
+    def stream(
+        self, latent: Tensor, chunk: int | None = None, tile: int | None = None
+    ) -> Iterator[Tensor]:
         """Decode `chunk` latent frames at a time, and yield the pieces of the video (first
         1 + 4(chunk-1) frames, then 4 chunk).
 
-        `tile` is as in `encode`. Raises MinicosError at the call, not at the first piece, if the
-        size is not divisible.
+        By default `chunk` is 1, and more where frames are small (`at_once`). `tile` is as in
+        `encode`. Raises MinicosError at the call, not at the first piece, if the size is not
+        divisible.
         """
+        _, space, _ = self.cfg.stride
+        height, width = (space * side for side in latent.shape[-2:])
+        chunk = at_once(height, width) if chunk is None else chunk
         if chunk < 1:
             raise MinicosError(f"chunk must be 1 or more latent frames, not {chunk}")
         if len(latent) > 1 and latent.device.type == "cpu":
             clips = [self.stream(clip, chunk, tile) for clip in latent.split(1)]
             return (torch.cat(parts) for parts in zip(*clips, strict=True))
-        space = self.cfg.stride[1]
         tiles = Tiles((latent.shape[-2], latent.shape[-1]), tile, space)
         latent = wide(latent)
         mean, scale = self._statistics(latent)
@@ -446,6 +457,14 @@ class VAE(nn.Module):
             self.cfg.std, dtype=like.dtype, device=like.device
         )  # this form is bitwise equal to the official one
         return mean.view(1, -1, 1, 1, 1), scale.view(1, -1, 1, 1, 1)
+
+
+def at_once(height: int, width: int) -> int:
+    """Latent frames per chunk for frames of this size in pixels: 1, or as many as make up `AT_ONCE`
+    pixels. Short clips of small frames pass in one piece, where calls would cost more than
+    arithmetic.
+    """
+    return max(1, AT_ONCE // (height * width))
 
 
 def check_video(shape: torch.Size | tuple[int, ...], cfg: VAEConfig) -> None:

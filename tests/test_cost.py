@@ -91,6 +91,8 @@ def test_memory_of_decoding(cfg, height, width, where, monkeypatch):
     planned for as if it had none.
     """
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: where != "unfolded")
+    monkeypatch.setattr("minicos.vae.AT_ONCE", 1)
+    monkeypatch.setattr("minicos.vae.NARROW", 0)  # in the layout of a card
     narrow = where == "bfloat16"
     if narrow and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no convolutions in bfloat16")
@@ -106,6 +108,22 @@ def test_memory_of_decoding(cfg, height, width, where, monkeypatch):
     device = torch.device("cuda" if narrow else "cpu")
     ratio = peak(run) / cost.vae_memory(vae.cfg, height, width, device, dtype)
     assert 0.97 < ratio < 1.03  # measured 0.980 to 1.012
+
+
+@pytest.mark.parametrize("cfg", [VAEConfig(dim=8), replace(VAE22, dim=4, dec_dim=8)])
+def test_a_plan_suffices_for_chunks_of_small_frames(cfg, monkeypatch):
+    monkeypatch.setattr("minicos.vae.AT_ONCE", 2 * 32 * 32)
+    vae = VAE(cfg).requires_grad_(False)
+    latent = torch.randn(1, cfg.z_dim, 6, 32 // cfg.stride[1], 32 // cfg.stride[1])
+
+    def run():
+        for piece in vae.stream(latent):
+            del piece
+
+    device = torch.device("cpu")
+    one = cost.vae_memory(cfg, 32, 64, device)  # as much for one frame of twice the size
+    assert one == cost.vae_memory(cfg, 32, 32, device)
+    assert 0.4 < peak(run) / one < 1  # measured MEASURED
 
 
 def test_throughput():

@@ -113,7 +113,7 @@ def test_tiles_stream_through_time(case):
     """
     network, stride = copy.deepcopy(vae(case)).double(), CONFIGS[case].stride[1]
     z = smooth(network, 3, 2, 5).double()
-    pieces = list(network.stream(z, tile=4 * stride))
+    pieces = list(network.stream(z, chunk=1, tile=4 * stride))
     assert [tuple(piece.shape) for piece in pieces] == [
         (1, 3, n, 2 * stride, 5 * stride) for n in (1, 4, 4)
     ]

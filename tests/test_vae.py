@@ -18,7 +18,7 @@ from minicos.analysis.tools import cases
 from minicos.config import TINY_VAE, VAE22, VAEConfig
 from minicos.media import to_float
 from minicos.open import load
-from minicos.vae import VAE, DownStage, UpStage
+from minicos.vae import VAE, CausalConv3d, DownStage, UpStage, at_once
 from tests import golden
 from tests.checkpoints import manifest
 from tests.golden import rel_l2, rel_max
@@ -258,6 +258,39 @@ def test_any_plan_of_chunks_decodes_alike(plan, architecture):
     z, stream = latent(network, sum(plan), height=1, width=2), {}
     parts = [network.decoder(part, stream) for part in z.split(plan, dim=2)]
     assert rel_max(torch.cat(parts, dim=2), network.decoder(z, {})) < 3e-13  # measured 6.4e-14
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "count"), [(480, 832, 1), (256, 256, 1), (128, 128, 2), (64, 64, 8)]
+)
+def test_small_frames_pass_in_longer_chunks(height, width, count):
+    assert at_once(height, width) == count
+
+
+def test_a_short_clip_of_small_frames_is_one_chunk_by_default():
+    network = vae()
+    z, clip = latent(network, 3), video(network, 3)
+    (whole,) = network.stream(z)
+    assert torch.equal(whole, network.decode(z, 3))
+    assert torch.equal(network.encode(clip), network.encode(clip, 8))
+
+
+def test_narrow_layers_stay_channels_last_on_a_cpu(monkeypatch):
+    """The layout that makes them fast, and the same numbers in torch's usual layout."""
+    network, z, layouts = vae(), latent(vae(), 3), set()
+    for layer in network.decoder.modules():
+        if isinstance(layer, CausalConv3d):
+            layer.register_forward_hook(
+                lambda layer, given, out: layouts.add(
+                    out.is_contiguous(memory_format=torch.channels_last_3d)
+                )
+            )
+    quick = network.decode(z)
+    assert layouts == {True}
+    monkeypatch.setattr("minicos.vae.NARROW", 0)
+    layouts.clear()
+    assert rel_max(network.decode(z), quick) < 3e-5
+    assert False in layouts
 
 
 def test_nothing_is_left_behind_and_streams_do_not_meet():
