@@ -93,11 +93,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = wide(x)
-        y = (
-            y / y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
-        )  # equals F.normalize, but is 10 times as fast on a CPU
-        y = y * (self.scale * self.gamma)
-        return y.to(x.dtype)
+        # equals F.normalize, but is 10 times as fast on a CPU
+        y = y / y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
+        return y.mul_(self.scale * self.gamma).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -105,10 +103,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.residual = nn.Sequential(
             RMSNorm(in_dim),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             CausalConv3d(in_dim, out_dim, 3, padding=1),
             RMSNorm(out_dim),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Identity(),
             CausalConv3d(out_dim, out_dim, 3, padding=1),
         )
@@ -116,7 +114,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         skip = x if self.shortcut is None else self.shortcut(x, stream)
-        return run(self.residual, x, stream) + skip
+        return run(self.residual, x, stream).add_(skip)
 
 
 class Attention(nn.Module):
@@ -297,7 +295,7 @@ class Encoder3d(nn.Module):
             ResidualBlock(there, there), Attention(there), ResidualBlock(there, there)
         )
         self.head = nn.Sequential(
-            RMSNorm(there), nn.SiLU(), CausalConv3d(there, 2 * cfg.z_dim, 3, padding=1)
+            RMSNorm(there), nn.SiLU(inplace=True), CausalConv3d(there, 2 * cfg.z_dim, 3, padding=1)
         )
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
@@ -343,7 +341,9 @@ class Decoder3d(nn.Module):
             stages += layers
         self.upsamples = nn.Sequential(*stages)
         self.head = nn.Sequential(
-            RMSNorm(there), nn.SiLU(), CausalConv3d(there, 3 * cfg.patch_size**2, 3, padding=1)
+            RMSNorm(there),
+            nn.SiLU(inplace=True),
+            CausalConv3d(there, 3 * cfg.patch_size**2, 3, padding=1),
         )
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
