@@ -1,6 +1,6 @@
 """Open a model: find its files, plan where its weights go, and read them.
 
-wan = minicos.load("tiny")
+`minicos.load` opens a whole model, `load_dit` a diffusion transformer alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

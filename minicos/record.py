@@ -1,9 +1,11 @@
 """Record what hooks observe, reduced immediately, and stack it into one tensor with named axes.
 
+```python
 norms = Record(lambda x: x.norm(dim=-1), axes="b l")
 for step in wan.sample(condition, hooks=Hooks().on("blocks.*", norms)): ...
 found = norms.stack()                       # step branch point b l
 found.at(step=3, branch="cond")             # point b l
+```
 """
 
 from collections.abc import Callable, Sequence

@@ -1,10 +1,12 @@
 """`Wan`: a model that is ready to run: experts, VAE, text encoder and a preset.
 
+```python
 wan = minicos.load("tiny")
 condition = wan.condition("solve the maze", image)
 for step in wan.sample(condition, seed=0):
     watch(step.x0)
 video = wan.decode(step.next)
+```
 """
 
 from collections.abc import Iterator, Mapping, Sequence

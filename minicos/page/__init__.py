@@ -1,4 +1,4 @@
-"""A page for a run: `index.html`, a single file that needs no network and no server.
+"""A page for a run: `index.html`, a single file that needs no network and no server. Its files:
 
 content.py     what a page can show, as plain dataclasses; arrays are quantised here
 template.html  its markup and style;  page.js  its behaviour

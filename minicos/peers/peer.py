@@ -294,12 +294,18 @@ class Peer(VideoModel):
         frames: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> PeerCondition:
-        """What to make: one prompt or several, and a first frame for all or one for each.
+        """The condition of a video: one prompt or several, and a first frame for all or one for
+        each.
 
-        prompt, image, negative  as for `Wan.condition`
-        frames, size             those of the preset, on which noise levels may depend: others are
-                                 asked for by `with_preset`
-        Raises MinicosError for what the model does not take, and for a picture of another shape.
+        Args:
+            prompt: as in `Wan.condition`.
+            image: as in `Wan.condition`.
+            negative: as in `Wan.condition`.
+            frames: the preset's, since noise levels may depend on it; change it by `with_preset`.
+            size: likewise.
+
+        Raises:
+            MinicosError: the model does not take one of these, or a picture has another shape.
         """
         several = isinstance(prompt, Sequence) and not isinstance(prompt, str)
         prompts: list[str | None] = [*prompt] if several else [prompt]  # type: ignore[list-item, misc]

@@ -65,10 +65,8 @@ def told(puzzle: Reveal, i: int, rng: np.random.Generator) -> str:
 
 
 def shared_frames(videos: np.ndarray) -> np.ndarray:
-    """Which latent frames show the same in all answers of a picture (never the first).
-
-    videos   uint8 (n f h w 3), all answers
-    returns  bool (latent frames,)
+    """Which latent frames look the same in all answers of a picture (never the first): bool (latent
+    frames,), from the videos of all answers, uint8 (n f h w 3).
 
     Four pixel frames make a latent frame. If answers look the same, the encoder may still
     distinguish them through its memory; training on the mean over all answers removes this leak.

@@ -123,8 +123,9 @@ def evaluate(
 ) -> Report:
     """The report without its variants: every family of `puzzles.FAMILIES`, or those named.
 
-    `means`  what `judge` finds for a family
-    `each`   `map`, or that of a pool of processes
+    Args:
+        means: the results of `judge` for a family.
+        each: `map`, or that of a pool of processes.
     """
     table = [puzzles.family(name) for name in families or puzzles.FAMILIES]
     judged = zip(table, each(means, table), strict=True)

@@ -17,10 +17,12 @@ from minicos.weights import lora
 
 
 def export(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str = "dit/averaged") -> None:
-    """From the checkpoints of `folder` to `weights`, the tokenizer's file included; without `low`
-    the model has one expert.
+    """Write the checkpoints of `folder` and the tokenizer to `weights`; without `low` the model has
+    one expert.
 
-    `stage`  the checkpoint of the network: "dit/averaged", or an earlier one, "dit/averaged-4000"
+    Args:
+        stage: the checkpoint of the network: "dit/averaged", or an earlier one such as
+            "dit/averaged-4000".
     """
     words = (folder / "tokenizer.json").read_bytes()
     replace_file(weights / "google/umt5-xxl/tokenizer.json", lambda path: path.write_bytes(words))
