@@ -274,7 +274,7 @@ def test_memory_must_come_out_unchanged_and_hide_meanwhile():
     others = [Item(shape, colour, (1, 0)) for shape in draw.SHAPES for colour in COLOURS]
     for item in set(others) - {p.mover}:
         changed = Memory(4, item, p.stop, p.lanes, p.others).draw(0)
-        assert "stands a" in p.score(np.concatenate([video[:7], changed[7:]])).detail
+        assert "there is a" in p.score(np.concatenate([video[:7], changed[7:]])).detail
     seen = video.copy()
     seen[6] = draw.to_uint8(
         draw.items(seen[6].astype(np.float32), (p.mover._replace(cell=(1, 1)),))
