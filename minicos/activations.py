@@ -109,6 +109,7 @@ class Wanted:
 
 
 def key(step: int, branch: str, point: str) -> str:
+    """The key of a tensor in a shard: "003/cond/blocks.6"."""
     return f"{step:03d}/{branch}/{point}"
 
 
@@ -224,10 +225,12 @@ class Activations:
 
     @property
     def samples(self) -> list[str]:
+        """The names of the samples, in order."""
         return list(dict.fromkeys(entry.sample for entry in self.entries))
 
     @property
     def points(self) -> list[str]:
+        """The hook points that were captured."""
         return list(dict.fromkeys(entry.point for entry in self.entries))
 
     def select(

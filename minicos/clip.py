@@ -35,6 +35,8 @@ EPS = 1e-5  # of the layer norms
 
 
 class Attention(nn.Module):
+    """Attention between all rows of an image."""
+
     def __init__(self, cfg: CLIPConfig):
         super().__init__()
         self.num_heads = cfg.num_heads
@@ -47,6 +49,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and a feed-forward, each on a normed input with a residual connection."""
+
     def __init__(self, cfg: CLIPConfig):
         super().__init__()
         self.norm1, self.norm2 = LayerNorm(cfg.dim, EPS), LayerNorm(cfg.dim, EPS)
@@ -61,6 +65,8 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
+    """The image tower up to the input of its last block."""
+
     def __init__(self, cfg: CLIPConfig):
         super().__init__()
         self.patch_embedding = nn.Conv2d(
@@ -72,6 +78,7 @@ class VisionTransformer(nn.Module):
         self.transformer = nn.Sequential(*(Block(cfg) for _ in range(cfg.num_layers - 1)))
 
     def forward(self, pixels: Tensor) -> Tensor:  # b 3 h w -> b m d
+        """Normalised pixels (b 3 h w) -> features (b m d)."""
         patches = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")
         x = (
             torch.cat([self.cls_embedding.expand(len(patches), -1, -1), patches], dim=1)

@@ -47,6 +47,7 @@ class DiTConfig:
 
     @property
     def head_dim(self) -> int:
+        """k, the width of a head."""
         return self.dim // self.num_heads
 
     @property

@@ -44,6 +44,7 @@ class Linear(nn.Linear):
     """A linear layer that casts its input to the dtype of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (... in) -> (... out), in the dtype of the weights."""
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
@@ -65,6 +66,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (... d) -> (... d), rounded to the dtype of x."""
         return layer_norm(x, self.eps, self.weight.float(), self.bias.float())
 
 

@@ -69,6 +69,7 @@ class Rule:
         return f"it is limited to {' and '.join(words)}"
 
     def matches(self, name: tuple[str, ...]) -> bool:
+        """Whether the pattern matches a name, split at its dots."""
         return len(name) == len(self.pattern) and self.inside(name)
 
     def inside(self, prefix: tuple[str, ...]) -> bool:

@@ -243,6 +243,7 @@ class Run:
         return self._parsed(name, load)
 
     def save_json(self, name: str, value: Any) -> None:
+        """Save a JSON value, atomically."""
         text = as_json(value)
         self.save(name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

@@ -131,6 +131,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and a gated feed-forward, each on a normed input with a residual connection."""
+
     def __init__(self, cfg: TextConfig):
         super().__init__()
         self.norm1 = RMSNorm(cfg.dim)

@@ -92,6 +92,7 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * spatial))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (b c ...) -> (b c ...)."""
         y = wide(x)
         # equals F.normalize, but is 10 times as fast on a CPU
         y = y / y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
@@ -99,6 +100,8 @@ class RMSNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
+    """Two causal convolutions, each after a norm and SiLU, with a residual connection."""
+
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
         self.residual = nn.Sequential(
@@ -113,6 +116,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else None
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """b c f h w -> b c' f h w."""
         skip = x if self.shortcut is None else self.shortcut(x, stream)
         return run(self.residual, x, stream).add_(skip)
 
@@ -127,6 +131,7 @@ class Attention(nn.Module):
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """b c f h w -> b c f h w."""
         b, _, _, h, _ = x.shape
         frames = rearrange(x, "b c f h w -> (b f) c h w")
         q, k, v = rearrange(self.to_qkv(self.norm(frames)), "bf (s c) h w -> s bf 1 (h w) c", s=3)
@@ -147,6 +152,7 @@ class Downsample(nn.Module):
         self.temporal = temporal
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """b c f h w -> b c f' h/2 w/2."""
         x = per_frame(self.resample, x)
         if not self.temporal:
             return x
@@ -177,6 +183,7 @@ class Upsample(nn.Module):
         self.temporal = temporal
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """b c f h w -> b c' f' 2h 2w."""
         if self.temporal:
             first = x[:, :, :0]
             if (
@@ -201,6 +208,7 @@ class DownStage(nn.Module):
         self.out_dim, self.time, self.space = out_dim, time, space
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """The blocks' output plus the averaged input."""
         out = run(self.downsamples, x, stream)
         return out + self.average(x, out.shape[2])
 
@@ -226,6 +234,7 @@ class UpStage(nn.Module):
         self.out_dim, self.time, self.space = out_dim, time, space
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """The blocks' output plus the repeated input."""
         out = run(self.upsamples, x, stream)
         return (
             out if self.space == 1 else out + self.repeat(x, out.shape[2])
@@ -265,6 +274,7 @@ def run(layers: nn.Sequential, x: Tensor, stream: Stream) -> Tensor:
 
 
 def residual_blocks(count: int, here: int, there: int) -> list[nn.Module]:
+    """`count` residual blocks from `here` to `there` channels; the first changes the width."""
     return [ResidualBlock(there if i else here, there) for i in range(count)]
 
 
@@ -299,6 +309,7 @@ class Encoder3d(nn.Module):
         )
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """b 3 f H W -> b 2c f' h w, one chunk."""
         x = rearrange(
             x, "b c f (h q) (w r) -> b (c r q) f h w", q=self.patch_size, r=self.patch_size
         )
@@ -347,6 +358,7 @@ class Decoder3d(nn.Module):
         )
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """b c f h w -> b 3 F H W, one chunk."""
         x = self.conv1(x, stream)
         for layers in (self.middle, self.upsamples, self.head):
             x = run(layers, x, stream)

@@ -73,6 +73,7 @@ class Wan(VideoModel):
 
     @property
     def device(self) -> torch.device:
+        """The device of the networks."""
         return self.residency.plan.device
 
     @property
