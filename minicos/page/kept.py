@@ -1,5 +1,5 @@
-"""What a run's own files hold, bounded and typed before a page shows it: a folder may be damaged,
-or come from somebody else.
+"""The content of a run's own files, bounded and typed before a page shows it: a folder may be
+damaged, or come from someone else.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from minicos.errors import MinicosError
 from minicos.media import load_image
 from minicos.runs import Run
 
-MOST = 1_000_000  # steps, layers, frames or frames a second: no run has so many
+MOST = 1_000_000  # steps, layers, frames or frames per second; far beyond any run
 
 
 def wrong(path: Path, what: str) -> MinicosError:
-    """The error for a file that is whole and holds something else than a run writes."""
+    """The error for an intact file with content that a run does not write."""
     return MinicosError(
         f"{path} is not what a run writes: {what}. Delete it and run the command again."
     )
 
 
 def number(path: Path, values: Mapping[str, Any], name: str, default: float) -> float:
-    """A positive number of a record; the default where it is missing or null."""
+    """A positive number of a record; the default if it is missing or null."""
     value = values.get(name)
     if value is None:
         return default
@@ -36,7 +36,7 @@ def number(path: Path, values: Mapping[str, Any], name: str, default: float) -> 
 
 
 def objects(run: Run, file: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The objects of a list in JSON, each of which has these names; none where it was not made."""
+    """The objects of a JSON list, each of which has these names; none if the file is missing."""
     found = run.load_json(file) if run.has(file) else []
     if not isinstance(found, list) or not all(
         isinstance(one, dict) and one.keys() >= {*names} for one in found
@@ -55,7 +55,7 @@ def indices(path: Path, values: object) -> list[int]:
 
 
 def inside(run: Run, file: str, name: object) -> Path:
-    """A file of the run that another of its files names."""
+    """A file of the run that is named in another of its files."""
     path = run.path(str(name))
     if "\0" in str(name) or not path.resolve().is_relative_to(run.folder.resolve()):
         raise wrong(run.path(file), f"it names {str(name)[:80]!r}, which is not in the folder")
@@ -63,7 +63,7 @@ def inside(run: Run, file: str, name: object) -> Path:
 
 
 def table(run: Run, file: str, tensors: Mapping[str, Tensor], name: str, dims: int) -> np.ndarray:
-    """A tensor of the run as floats, with so many axes, none of them empty."""
+    """A tensor of the run as floats, with this number of axes, none of them empty."""
     found = tensors.get(name)
     if found is None or found.ndim != dims or not found.numel() or found.is_complex():
         has = "is missing" if found is None else f"is {found.dtype} {list(found.shape)}"
@@ -72,7 +72,7 @@ def table(run: Run, file: str, tensors: Mapping[str, Tensor], name: str, dims: i
 
 
 def picture(path: Path) -> np.ndarray | None:
-    """A picture of a run folder, uint8 (h w 3); None where there is none."""
+    """A picture of a run folder, uint8 (h w 3); None if it is missing."""
     if not path.exists():
         return None
     pixels = load_image(path).mul(255).round().byte()

@@ -70,7 +70,7 @@ class Family:
         self, n: int, split: str = "test", keep: Callable[[Puzzle], bool] = lambda puzzle: True
     ) -> list[Puzzle]:
         """The first n distinct (picture, prompt) pairs of a split that `keep` accepts. Raises
-        MinicosError where there are not so many.
+        MinicosError if there are fewer.
         """
         found: dict[str, Puzzle] = {}
         for seed in range(100 * n):

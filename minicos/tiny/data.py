@@ -28,8 +28,8 @@ from minicos.tiny.mixture import Source, shapes
 from minicos.tiny.train_vae import COMPILED, EAGER, film, to_tensor
 from minicos.vae import VAE
 
-CLIPS = 256  # a shard has at least so many
-TOKENS = 4096  # of a training batch, about
+CLIPS = 256  # fewest clips of a shard
+TOKENS = 4096  # tokens of a training batch, approximately
 
 
 def answers(
@@ -54,9 +54,8 @@ def answers(
 
 
 def told(puzzle: Reveal, i: int, rng: np.random.Generator) -> str:
-    """A prompt that answer i obeys.
-
-    Half of the time the puzzle's own; else one that names its colour, or its look if not held out.
+    """A prompt that answer i obeys: half of the time the puzzle's own, else one that names its
+    colour, or its look if that is not held out.
     """
     shape, colour = puzzle.candidates[i][0]
     named = (puzzle.named, puzzle.named, f"{colour} object", f"{colour} {shape}")[rng.integers(4)]
@@ -79,7 +78,7 @@ def shared_frames(videos: np.ndarray) -> np.ndarray:
 def shard(
     vae: VAE, source: Source, seed: int, index: int, compiled: bool = False, one: bool = False
 ) -> dict[str, Any]:
-    """The tensors of shard `index`, and its "prompts": a pure function of the arguments."""
+    """The tensors of shard `index`, and its "prompts"; depends only on the arguments."""
     rng = np.random.default_rng((seed, index, *source.name.encode()))
     firsts: list[np.ndarray] = []
     videos: list[np.ndarray] = []
@@ -113,11 +112,11 @@ def shard(
 def encode(
     vae: VAE, videos: Sequence[np.ndarray], compiled: bool = False, batch: int = 8
 ) -> Tensor:
-    """Videos in 0..255 -> normalised latents in float16 (n 16 f h w), encoded in bfloat16, whole
-    clips at once.
+    """Encode videos in 0..255 to normalised float16 latents (n 16 f h w), in bfloat16, whole clips
+    at a time.
 
-    Batches are filled up to one size, for which the encoder may be compiled: twice as fast on a
-    CPU, and the same network.
+    Batches are padded to one size, for which the encoder may be compiled: twice as fast on a CPU,
+    and the same network.
     """
     device = next(vae.parameters()).device
     encoder = (COMPILED if compiled else EAGER)[0]
@@ -168,10 +167,10 @@ def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> N
 
 
 class Pool:
-    """The shards of a folder in memory, by source. `refresh` takes in those written since.
+    """The shards of a folder in memory, by source. `refresh` adds those written since.
 
-    At which step a shard was first used is kept in `record`, and a run that resumes uses it from
-    the same step on: so it continues the same run, whatever was written in between.
+    `record` stores the step at which each shard was first used, and a resumed run uses it from the
+    same step on. So the run is the same, whatever was written in between.
     """
 
     def __init__(self, folder: Path, sources: Iterable[Source], record: Path):
@@ -182,7 +181,7 @@ class Pool:
         self.samples: dict[str, list[tuple[Tensor, Tensor, str]]] = {}  # x0, y, prompt
 
     def refresh(self, step: int) -> None:
-        """Take in what is due at `step`; shards that no step has used are due now."""
+        """Add the shards due at `step`; shards that no step has used are due now."""
         there = {
             f"{source.name}/{path.name}": path
             for source in self.sources
@@ -215,9 +214,7 @@ class Pool:
         self, rng: np.random.Generator, tokens: int = TOKENS
     ) -> tuple[Tensor, Tensor, list[str]]:
         """Samples of one shape, about `tokens` tokens: x0 (n 16 f h w), y (n 20 f h w), prompts
-        (n).
-
-        y holds the mask channels and the latent that the network is conditioned on.
+        (n). y holds the mask channels and the latent on which the network is conditioned.
         """
         there = [source for source in self.sources if source.name in self.samples]
         odds = shapes(there)

@@ -1,20 +1,20 @@
-"""Judge the embedded model on held-out puzzles of every family.
+"""Evaluate the embedded model on held-out puzzles of every family.
 
     python -m minicos.tiny.evaluate [--json FILE]
     python -m minicos.tiny.evaluate --card scores.json     the table of the model card, from a FILE
 
-Puzzles come from the test split, which no training stage has drawn from (a hash of the picture
-decides). Every video is sampled with the tiny preset, 20 Euler steps at guidance 1, and scored from
-its pixels alone. The report has for each family:
+Puzzles come from the test split, which no training stage has used (a hash of the picture decides).
+Every video is sampled with the tiny preset, 20 Euler steps at guidance 1, and scored from its
+pixels alone. For each family the report has:
 
-    category, domain      what it asks for; whether it is among what is trained on: "in" or "out"
+    category, domain      its category; "in" if the model is trained on it, else "out"
     score, solved         mean graded score of its videos; share of them with the strict verdict
-    truth, static, noise  mean score of drawn answers, of the first frame held still, of noise
-    oracle                share of drawn answers with the verdict once encoded and decoded
-    n                     puzzles
+    truth, static, noise  mean score of drawn answers, of the static first frame, of noise
+    oracle                share of drawn answers with the verdict after encoding and decoding
+    n                     number of puzzles
 
 and `vae_psnr_db`, `in_domain` and `out_of_domain` (mean scores over families), and `variants`, the
-same for every variant that ships.
+same for every variant in the package.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def reconstruct(wan: Wan, puzzles_: Sequence[Puzzle], videos: np.ndarray) -> dic
 
 
 def baselines(puzzle: Puzzle, truth: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-    """Scores of the drawn answer, of the first frame held still, and of noise."""
+    """Scores of the drawn answer, of the static first frame, and of noise."""
     still = np.repeat(puzzle.first_frame()[None], len(truth), axis=0)
     noise = rng.integers(0, 256, truth.shape, dtype=np.uint8)
     videos = {"truth": truth, "static": still, "noise": noise}
@@ -111,7 +111,7 @@ def judge(
 
 
 def judge_model(model: str, family: Family, n: int, **options: Any) -> dict[str, float]:
-    """`judge`, for a process of its own: it opens the model once."""
+    """`judge` in a separate process, which opens the model once."""
     return judge(opened(model), family, n, **options)
 
 
@@ -143,7 +143,7 @@ def evaluate(
 
 
 def mean(found: Mapping[str, Mapping[str, Any]], domain: str, what: str = "score") -> float | None:
-    """The mean over families of one domain; None where there are none."""
+    """The mean over the families of one domain; None if there are none."""
     values = [row[what] for row in found.values() if row["domain"] == domain]
     return round(float(np.mean(values)), 4) if values else None
 
@@ -164,8 +164,8 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def card(report: Report) -> Iterator[str]:
-    """The report as the table of the model card, in Markdown: families by how much of them is
-    solved, those in domain first."""
+    """The report as the Markdown table of the model card: families in domain first, ordered by the
+    share solved."""
     columns = ("score", "solved", "static", "noise", "oracle")
     yield "| family | category | domain | n | " + " | ".join(columns) + " |"
     yield "|---" * (4 + len(columns)) + "|"
@@ -200,8 +200,8 @@ def complete(
 
 @cache
 def opened(model: str) -> Wan:
-    """A model that decodes in bfloat16, five times as fast on a CPU: 56 dB PSNR from float32, far
-    below what a scorer sees."""
+    """A model with a bfloat16 decoder, five times as fast on a CPU, at 56 dB PSNR from float32, a
+    difference far below what a scorer notices."""
     return load(model, decode_dtype=torch.bfloat16)
 
 

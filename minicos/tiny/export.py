@@ -1,4 +1,4 @@
-"""Write the trained networks as a folder in the official layout, float16: what
+"""Write the trained networks as a folder in the official layout, in float16, which
 `minicos.load("tiny")` opens."""
 
 import json

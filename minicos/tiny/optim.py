@@ -16,8 +16,8 @@ from minicos.runs import replace_file
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix updates are made orthogonal (Jordan et al. 2024): every direction of a
-    kernel learns equally fast.
+    """Momentum with orthogonalised matrix updates (Jordan et al. 2024): all directions of a kernel
+    learn equally fast.
 
     Takes parameters of two or more dimensions; a convolution kernel counts as the matrix (out, in *
     kernel).
@@ -29,7 +29,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            # matrices of one shape go through the iteration together
+            # matrices of one shape are processed together
             alike: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
                 if p.grad is not None:
@@ -66,8 +66,8 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 def optimisers(
     model: nn.Module, muon: Callable[[str, nn.Parameter], bool], muon_lr: float, adam_lr: float
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the parameters that `muon(name, parameter)` picks, AdamW for the rest; frozen
-    parameters are left out."""
+    """Muon for the parameters that `muon(name, parameter)` selects, AdamW for the others; frozen
+    parameters are excluded."""
     chosen: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, p in model.named_parameters():
@@ -100,13 +100,13 @@ def train(
     keep_every: int | None = None,
     log: Callable[[int, float], str] = lambda step, loss: "",
 ) -> None:
-    """Run the loop to `steps`, resuming from `folder`. Data must depend on the step alone: a
-    resumed run then continues the same one.
+    """Run the loop to `steps`, resuming from `folder`. Data must depend on the step alone, so that
+    a resumed run continues the same one.
 
     A checkpoint is written every `save_every` steps and every `save_seconds`. Leaves
     `folder/averaged.safetensors`, the exponential average of the parameters, and
-    `folder/log.jsonl`; every `keep_every` steps the average is kept as averaged-STEP.safetensors,
-    too.
+    `folder/log.jsonl`; every `keep_every` steps the average is also kept as
+    averaged-STEP.safetensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -183,8 +183,8 @@ def _save(
 def _resume(
     folder: Path, model: nn.Module, average: dict[str, Tensor], opts: list[torch.optim.Optimizer]
 ) -> int:
-    """Restore everything from the last checkpoint, if there is one; returns the step to go on
-    from."""
+    """Restore everything from the last checkpoint, if there is one; returns the step at which to
+    continue."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0

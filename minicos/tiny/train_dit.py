@@ -2,9 +2,9 @@
 
 Flow matching: x = (1 - sigma) x0 + sigma noise, target velocity noise - x0, mean squared error.
 Noise levels are stratified over the batch and shifted towards noise (sigma = 3u / (1 + 2u)), where
-routes are decided; a tenth of the prompts is dropped, so that guidance works. The first stage sees
-every noise level and ships as the high-noise expert; the second trains rank-16 updates of its block
-matrices on sigma < 0.9 alone, the share of the low-noise expert.
+routes are decided; a tenth of the prompts is dropped, so that guidance works. The first stage
+trains on every noise level and becomes the high-noise expert. The second trains rank-16 updates of
+its block matrices on sigma < 0.9 only, the range of the low-noise expert.
 """
 
 from dataclasses import replace
@@ -33,8 +33,8 @@ BOUNDARY, RANK = 0.9, 16  # of the low-noise expert
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention written out: its backward pass is faster than the fused one on a CPU for a hundred
-    tokens."""
+    """Unfused attention: on a CPU, for a hundred tokens, its backward pass is faster than the fused
+    one."""
     return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
 
 
@@ -42,7 +42,7 @@ TRAINING: Ops = replace(REFERENCE, attention=plain_attention, self_attention=pla
 
 
 class Student(nn.Module):
-    """Text encoder and network, trained as one."""
+    """Text encoder and network, trained together."""
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
@@ -75,7 +75,7 @@ def initialise(student: Student) -> None:
 
 
 def noise_levels(n: int, rng: np.random.Generator, below: float = 1.0) -> Tensor:
-    """n stratified sigmas in (0, below): sigma = 3u / (1 + 2u) for u evenly spread, cut at
+    """n stratified sigmas in (0, below): sigma = 3u / (1 + 2u) for evenly spread u, cut at
     `below`."""
     top = below / (SHIFT - (SHIFT - 1) * below)  # the u that gives sigma = below
     u = (rng.permutation(n) + rng.random(n)) / n * top
@@ -107,10 +107,8 @@ def train(
     device: str = "cpu",
     compiled: bool = False,
 ) -> None:
-    """First stage: all noise levels, into `folder`/dit, resuming; takes in shards of
-    `folder`/latents as they are written.
-
-    Starts from `folder`/start.safetensors if that is there (see `adopt`).
+    """First stage: all noise levels, into `folder`/dit, resuming; uses shards of `folder`/latents
+    as they are written. Starts from `folder`/start.safetensors if that exists (see `adopt`).
     """
     torch.manual_seed(seed)
     student = Student(tokenizer)
@@ -167,8 +165,8 @@ def fit(
 
 
 def adopt(folder: Path, wan: Wan, tokenizer: Tokenizer) -> None:
-    """Begin from a model's weights: its high-noise expert and text encoder, with fresh rows for
-    words that it did not know."""
+    """Start from a model's weights: its high-noise expert and text encoder, with new rows for words
+    that it did not know."""
     torch.manual_seed(0)
     student = Student(tokenizer)
     known, rows = wan.text.state_dict(), student.text.token_embedding.weight.detach()
@@ -191,10 +189,10 @@ def train_one_answer(
     device: str = "cpu",
     compiled: bool = False,
 ) -> None:
-    """A variant: the finished first stage trained on, where each prompt has one answer, into
+    """A variant: the finished first stage, trained further with one answer for each prompt, into
     `folder`/one-answer.
 
-    It must not show several candidates in its early steps: the positive control for analyses that
+    Its early steps must not show several candidates: it is the positive control for analyses that
     count them.
     """
     student = finished(folder, tokenizer).requires_grad_(True).to(device)
@@ -214,7 +212,7 @@ def train_one_answer(
 
 
 class LowRankUpdate(nn.Module):
-    """W -> W + up down: how a LoRA is trained. `up` starts at zero."""
+    """W -> W + up down, the trainable form of a LoRA. `up` starts at zero."""
 
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()

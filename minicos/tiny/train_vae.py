@@ -24,7 +24,7 @@ from minicos.vae import VAE, Attention, ResidualBlock
 CROP = 32  # pixels
 USUAL = (4, FRAMES)  # shape of most clips: the one that is compiled
 # Kinds with small figures or fast objects, which the decoder learns last (oracle .38 to .84 after
-# 3,500 steps, where all others had .94 or more): it sees them so many times as often as the DiT.
+# 3,500 steps, where all others had .94 or more): it sees them this many times as often as the DiT.
 FINE, OFTEN = ("sequence", "pick", "reveal", "balls", "memory"), 3.0
 
 
@@ -51,13 +51,13 @@ def clip(rng: np.random.Generator, alike: Sequence[Source]) -> np.ndarray:
 
 
 def pick(rng: np.random.Generator, table: Sequence[Source]) -> Source:
-    """A random source, as often as the DiT is trained on it."""
+    """A random source, with the DiT's training frequencies."""
     shares = np.array([source.share for source in table])
     return table[int(rng.choice(len(table), p=shares / shares.sum()))]
 
 
 def film(puzzle: Puzzle, i: int, frames: int) -> np.ndarray:
-    """Answer i in so many frames: uint8 (frames, h, w, 3)."""
+    """Answer i in this number of frames: uint8 (frames, h, w, 3)."""
     if frames == puzzle.frames:
         return puzzle.draw(i)
     if frames == 1:
@@ -88,7 +88,7 @@ def batch(seed: int, step: int, steps: int) -> Tensor:
 
 
 def full_clips(rng: np.random.Generator, tokens: int = 192) -> Tensor:
-    """Whole clips of one shape, as many as have about so many tokens, in [-1, 1]  (n 3 f h w)."""
+    """Whole clips of one shape, with about this number of tokens, in [-1, 1]  (n 3 f h w)."""
     table = [
         replace(one, share=one.share * OFTEN) if one.family.puzzle.kind in FINE else one
         for one in sources()
@@ -134,7 +134,7 @@ def statistics(vae: VAE, seed: int = 1, clips: int = 96) -> dict[str, list[float
 def train(
     folder: Path, *, steps: int, seed: int, device: str = "cpu", compiled: bool = False
 ) -> None:
-    """First stage, into `folder`/vae, resuming what is there."""
+    """First stage, into `folder`/vae, resuming."""
     torch.manual_seed(seed)
     vae = VAE(TINY_VAE)
     initialise(vae)
@@ -154,11 +154,11 @@ def train(
 def train_decoder(
     folder: Path, *, steps: int, seed: int, device: str = "cpu", compiled: bool = False
 ) -> None:
-    """Second stage: the decoder alone, so that latents which others already use stay valid; full
-    clips, in `folder`/decoder.
+    """Second stage: the decoder alone, so that latents already in use stay valid; full clips, into
+    `folder`/decoder.
 
-    Latents are blurred by a little noise (0.02 of their deviation), since the DiT that will make
-    them is not exact either.
+    A little noise (0.02 of their deviation) is added to the latents, since the DiT that will
+    produce them is not exact either.
     """
     vae = finished(folder).to(device)
     vae.decoder.requires_grad_(True)
@@ -184,8 +184,8 @@ def train_decoder(
 
 
 def adopt(folder: Path, vae: VAE) -> None:
-    """Take a trained VAE for the first stage of `folder`, with the statistics by which its latents
-    are normalised."""
+    """Use a trained VAE as the first stage of `folder`, with the statistics that normalise its
+    latents."""
     (folder / "vae").mkdir(parents=True, exist_ok=True)
     statistics = {"mean": list(vae.cfg.mean), "std": list(vae.cfg.std)}
     write_json(folder / "vae" / "statistics.json", statistics)

@@ -1,9 +1,9 @@
-"""Which videos are finished: those whose checksum a process wrote down when it made them.
+"""Which videos are finished: those whose checksum was recorded when they were made.
 
-Each process has a file of its own, OUT/checksums/shard-0-of-2.sha256, because several machines
-cannot safely add to one; all of them are read. A video that a full disk or a power cut left empty
-or damaged matches none, and is made again. In OUT, `cat checksums/* | sha256sum --check` tests the
-videos, too.
+Each process has its own file, OUT/checksums/shard-0-of-2.sha256, since several machines cannot
+safely append to one; all of them are read. A video that a full disk or a power cut left empty or
+damaged matches no checksum, and is made again. In OUT, `cat checksums/* | sha256sum --check` also
+tests the videos.
 """
 
 from collections.abc import Callable
@@ -21,23 +21,22 @@ class Finished:
     """The finished videos in the folder `out`."""
 
     out: Path
-    name: str  # of the file that this process writes
+    name: str  # of this process's checksum file
 
     def save(self, path: Path, write: Callable[[Path], object]) -> None:
-        """Let `write(temporary)` make the video `path` in one step, and write its checksum down.
-
-        Raises MinicosError where the disk refuses.
+        """Let `write(temporary)` make the video `path` atomically, and record its checksum. Raises
+        MinicosError if the disk refuses.
         """
         (self.out / FOLDER).mkdir(parents=True, exist_ok=True)
         self._run(f"{self.name}.sha256").save(self._named(path), write)
 
     def known(self) -> Known:
-        """What all processes wrote down."""
+        """The checksums that all processes recorded."""
         files = (self.out / FOLDER).glob("*.sha256")
         return frozenset(pair for file in files for pair in self._run(file.name).recorded().items())
 
     def holds(self, path: Path, known: Known) -> bool:
-        """Is the video there, and as it was made, to the last byte?"""
+        """Whether the video exists and is unchanged, to the last byte."""
         try:
             return (self._named(path), checksum(path)) in known
         except OSError:
