@@ -1,5 +1,5 @@
-"""Write puzzles as files, one folder each, in the layout of
-VBVR-Bench; and show several in one picture.
+"""Write puzzles as files, one folder each, in the layout of VBVR-Bench; and show several in one
+picture.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 from .base import Puzzle
 
 FPS = 16
-OTHERS = 3  # further answers of a puzzle, and foils, that are exported and shown
+OTHERS = 3  # further answers of a puzzle, and foils, to export and show
 GAP = 4  # px between the pictures of a sheet
 
 
 def export(puzzle: Puzzle, i: int, folder: str | os.PathLike[str], scale: int = 1) -> Path:
-    """Write answer i as `first_frame.png`, `final_frame.png`, `ground_truth.mp4`, `prompt.txt` in a
-    new `folder`.
+    """Write answer i as `first_frame.png`, `final_frame.png`, `ground_truth.mp4` and `prompt.txt`
+    to a new `folder`.
 
-    Some other valid answers and some foils lie in `answers/` and `foils/`. The files are written
-    next to the folder, which is renamed into place, so that a folder that exists is complete.
-    `scale` repeats pixels (6 makes a 4x4 puzzle 384 px wide). Raises FileExistsError.
+    Some other valid answers and some foils are in `answers/` and `foils/`. The files are written
+    next to the folder and renamed into place, so an existing folder is complete. `scale` repeats
+    pixels (6 makes a 4x4 puzzle 384 px wide). Raises FileExistsError.
     """
-    # here, so that puzzles can be drawn without torch
+    # imported here, so that puzzles can be drawn without torch
     from minicos.media import save_image, save_video
     from minicos.runs import temporary
 
@@ -53,8 +53,8 @@ def export(puzzle: Puzzle, i: int, folder: str | os.PathLike[str], scale: int = 
 
 
 def sheet(puzzles: Sequence[Puzzle], scale: int = 2) -> np.ndarray:
-    """Puzzles of one size and length, a row each: an answer over time, how
-    others end, how foils end. uint8 (h, w, 3)
+    """Puzzles of one size and length, one per row: an answer over time, the ends of others, the
+    ends of foils. uint8 (h, w, 3)
     """
     rows = []
     for puzzle in puzzles:

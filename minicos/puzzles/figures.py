@@ -1,7 +1,6 @@
-"""Figures: shapes in four sizes and four directions, the reading of one from a cell, and dots to
-count.
+"""Figures: shapes in four sizes and four directions, reading one from a cell, and dots to count.
 
-Sizes and directions are as coarse as the embedded VAE needs them.
+Sizes and directions are as coarse as the embedded VAE requires.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from .draw import CELL, COLOURS, Cell
 RADII = (3.6, 4.8, 6.0, 7.2)  # px, of the circle around a figure of each level
 TURNS = {"circle": 1, "square": 1, "cross": 1, "triangle": 4, "half": 4}  # directions it can show
 NAMES = tuple(TURNS)
-INNER = (slice(1, -1), slice(1, -1))  # what is read of a cell: walls and lines are left out
-LEAN = 0.25  # limit for `read`: no mix of 60 : 40 passes; 94 % of figures do after H.264 (4:2:0)
+INNER = (slice(1, -1), slice(1, -1))  # the part of a cell that is read, without walls and lines
+LEAN = 0.25  # limit for `read`: no 60 : 40 mix passes; 94 % of figures do after H.264 (4:2:0)
 
 SPOTS = {  # px from the middle of a cell (y, x)
     1: ((0, 0),),
@@ -68,8 +67,8 @@ def cover(shape: str, level: int, turn: int) -> np.ndarray:
 
 
 def put(canvas: np.ndarray, figure: Figure, cell: Cell, shown: np.ndarray | None = None) -> None:
-    """Paint a figure into a cell of `canvas` (n, h, w, 3), in place; `shown` (n,)
-    in 0..1 reveals it from the bottom up.
+    """Paint a figure into a cell of `canvas` (n, h, w, 3), in place; `shown` (n,) in 0..1 reveals
+    it from the bottom up.
     """
     here = (slice(None), *draw.window(cell))
     mask = cover(figure.shape, figure.level, figure.turn)
@@ -84,14 +83,14 @@ def put(canvas: np.ndarray, figure: Figure, cell: Cell, shown: np.ndarray | None
 
 
 def put_dots(canvas: np.ndarray, count: int, colour: str, cell: Cell) -> None:
-    """Paint so many dots (see SPOTS) into a cell of `canvas` (n, h, w, 3), in place."""
+    """Paint `count` dots (see SPOTS) into a cell of `canvas` (n, h, w, 3), in place."""
     here = (slice(None), *draw.window(cell))
     canvas[here] = draw.paint(canvas[here], _dots(count), COLOURS[colour])
 
 
 @cache
 def _dots(count: int) -> np.ndarray:
-    """Coverage of so many dots in one cell (CELL, CELL)."""
+    """Coverage of `count` dots in one cell (CELL, CELL)."""
     y, x = draw.pixels(CELL)
     spots = [draw.disc(y - CELL / 2 - dy, x - CELL / 2 - dx, 2.2) for dy, dx in SPOTS[count]]
     return draw.coverage(np.minimum.reduce(spots))
@@ -117,12 +116,11 @@ def _bank() -> tuple[tuple[Figure, ...], np.ndarray, np.ndarray]:
 def read(
     frame: np.ndarray, cell: Cell, background: np.ndarray, limit: float = LEAN
 ) -> Figure | None:
-    """The figure in a cell of `frame` (h, w, 3), None where the cell is empty or shows none
-    clearly.
+    """The figure in a cell of `frame` (h, w, 3); None if the cell is empty or shows none clearly.
 
     `background` (h, w, 3) is the picture without it. Clear means that the cell leans to no other
-    figure by more than `limit`, all as blurred as fits best (see `draw.lean`). A look is background
-    + coverage x tint, and so what is needed of the 264 looks, inner products with pictures, are
+    figure by more than `limit`, each with the best-fitting blur (see `draw.lean`). A look is
+    background + coverage x tint, so the required inner products of the 264 looks with pictures are
     products of their 44 coverages with tints.
     """
     kinds, sharp, blurred = _bank()

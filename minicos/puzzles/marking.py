@@ -1,4 +1,4 @@
-"""Puzzles whose answer is a cell: it fills with yellow, and everything in the picture stays."""
+"""Puzzles whose answer is a cell: it fills with yellow, and everything else stays unchanged."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .draw import YELLOW, Cell, Item
 
 @dataclass(frozen=True)
 class Marking(Puzzle):
-    """Mark one of the cells that hold something; the others are foils.
-    Subclasses say which, and paint the things.
+    """Mark one of the cells that hold something; the others are foils. Subclasses choose the cell
+    and paint the things.
     """
 
     @property
@@ -28,7 +28,7 @@ class Marking(Puzzle):
         raise NotImplementedError
 
     def put_things(self, canvas: np.ndarray) -> np.ndarray:
-        """`canvas` (n, h, w, 3) with all that the picture holds."""
+        """`canvas` (n, h, w, 3) with everything that the picture holds."""
         raise NotImplementedError
 
     @property
@@ -68,8 +68,8 @@ class Marking(Puzzle):
         return (None, detail) if detail else (answer, "")
 
     def altered(self, frame: np.ndarray, background: np.ndarray) -> str:
-        """Which thing has become another, in words; empty when none has.
-        `background` is the picture without things.
+        """Which thing has turned into another, in words; empty if none has. `background` is the
+        picture without things.
         """
         raise NotImplementedError
 

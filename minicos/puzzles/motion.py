@@ -1,6 +1,6 @@
-"""How hard balls of equal mass move in a box: exactly, from one event to the next.
+"""The motion of hard balls of equal mass in a box: exact, from one event to the next.
 
-Places and speeds are complex numbers, x + iy with y down, in px and px a frame; times are in
+Places and speeds are complex numbers, x + iy with y downwards, in px and px per frame; times are in
 frames.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 RADIUS = 5
 SPEED = 3.5
 ANGLES = 24  # directions
-LOW, HIGH = 7, 57  # between these a centre stays
+LOW, HIGH = 7, 57  # limits of a centre
 UPRIGHT, LEVEL = -1, -2  # walls
 
 
@@ -53,11 +53,11 @@ class Event(NamedTuple):
 
 
 class Motion(NamedTuple):
-    """What balls do, as stretches of straight motion."""
+    """The motion of balls, as straight stretches."""
 
     times: list[float]  # frames at which a stretch begins or ends
     places: list[list[complex]]  # at each of these, of each ball: x + iy, px
-    events: list[Event]  # what ends each stretch, with the time from the start for `wait`
+    events: list[Event]  # the event at the end of each stretch; `wait` counts from the start
 
     def at(self, frame: np.ndarray) -> np.ndarray:
         """Places at `frame` (n,): complex (n, balls)."""
@@ -67,10 +67,10 @@ class Motion(NamedTuple):
 
 @lru_cache(32)
 def move(balls: tuple[Ball, ...], rule: str, until: float) -> Motion:
-    """How balls of equal mass move, exactly, up to a time in frames.
+    """The motion of balls of equal mass, exact, up to a time in frames.
 
-    Where two meet, by `rule`, they "bounce", "pass" through each other or "stop"; a ball that is
-    alone and is to "stop" does so at a wall.
+    When two meet, by `rule`, they "bounce", "pass" through each other or "stop"; with "stop", a
+    single ball stops at a wall.
     """
     places, speeds = [b.place for b in balls], [SPEED * b.heading for b in balls]
     times, track = [0.0], [places]

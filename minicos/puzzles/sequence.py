@@ -1,7 +1,7 @@
 """`sequence`: three figures change by a rule; draw the next.
 
-Size, direction or colour change, one of them or two at a time (knob `s`), along a row or a column.
-Other figures stand around (knob `d`). Some pairs of rules never occur in training: `sequence-pairs`
+Size, direction or colour change, one or two of them at a time (knob `s`), along a row or a column.
+Knob `d`: number of other figures. Some pairs of rules never occur in training: `sequence-pairs`
 draws those.
 """
 

@@ -22,7 +22,7 @@ TILE, OUTLINE = 5.0, (5.0, 7.0)  # half the side of a tile, and of an outline in
 REACH = 2  # cells that a tile may slide along either axis
 ROOM = 12  # px between the middles of tiles that do not touch
 FOILS = 6  # colliding orders at most
-MIDDLE = 0.5  # when in a turn one looks which tile moves
+MIDDLE = 0.5  # the time in a turn at which the moving tile is determined
 Order = tuple[str, ...]  # colours; shorter where the last tiles stay
 
 
@@ -41,8 +41,8 @@ class Tile(NamedTuple):
 class Slide(Puzzle):
     """Slide every tile straight to the outline of its colour, so that none runs into another.
 
-    s tiles; k of the s! orders are free of collisions. A tile may have to wait until another has
-    left its outline.
+    There are s tiles, and k of the s! orders are free of collisions. A tile may have to wait until
+    another has left its outline.
     """
 
     tiles: tuple[Tile, ...]
@@ -84,7 +84,7 @@ class Slide(Puzzle):
 
     @property
     def foils(self) -> tuple[Order, ...]:
-        """Orders with a collision, and one without that leaves out the last tile."""
+        """Orders with a collision, and one without a collision that omits the last tile."""
         wrong = [order for order in self._orders if order not in self.candidates]
         return (*wrong[:FOILS], self.candidates[0][:-1])
 
@@ -165,7 +165,7 @@ class Slide(Puzzle):
         return self._verdict(order, detail or (shown and f"last frame: {shown}"), checks)
 
     def _order(self, video: np.ndarray) -> Order | None:
-        """The tiles as they move, up to a turn without motion; None if that is not clear."""
+        """The tiles in the order of their motion, up to a turn without motion; None if unclear."""
         order: Order = ()
         times = timeline(len(video))
         for turn in range(len(self.tiles)):

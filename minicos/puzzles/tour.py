@@ -22,7 +22,7 @@ from .maze import AGENT, TRAIL
 NAMES = ("red", "blue", "pink", "black")  # of way-points; agent and trail have the other colours
 FRAMES = {2: 13, 3: 17, 4: 21}  # by the number of way-points
 FOILS = 5  # of each sort, at most
-CLEAR = 12  # px that a leg keeps from every point that it does not join
+CLEAR = 12  # px; distance of a leg from every point that it does not join
 HELD_OUT = frozenset({"red blue black", "black pink red", "blue red pink", "pink black blue"})
 Order = tuple[str, ...]
 
@@ -31,11 +31,11 @@ Order = tuple[str, ...]
 class Tour(Puzzle):
     """Walk straight to each way-point, in the order named (k = 1) or in any (k = s!).
 
-    s way-points stand in a field without walls, so placed that no order runs over a point before
-    its turn.
+    s way-points are placed in a field without walls such that no order crosses a point before its
+    turn.
 
     Distinct pictures: on 4x4, 11,088 (s = 2) and 16,416 (s = 3), with s! named orders each. Four
-    points hardly fit into 4x4 (480): take 5x5.
+    points hardly fit into 4x4 (480): use 5x5.
     """
 
     start: Cell
@@ -91,7 +91,7 @@ class Tour(Puzzle):
 
     @property
     def foils(self) -> tuple[Order, ...]:
-        """Orders that are not asked for, and tours that leave out the last point."""
+        """Orders that are not asked for, and tours that omit the last point."""
         others = [order for order in permutations(self.colours) if order not in self.candidates]
         return (*others[:FOILS], *(order[:-1] for order in self.candidates[:FOILS]))
 

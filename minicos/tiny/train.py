@@ -138,7 +138,7 @@ def prepare(folder: Path, model: str | None = None) -> Tokenizer:
     """The tokenizer of `folder`, which a first call may begin with the weights of a model. Words
     are only ever added to it.
 
-    Raises MinicosError where the folder began otherwise.
+    Raises MinicosError if the folder began otherwise.
     """
     path, record = folder / "tokenizer.json", folder / "begin.json"
     begun = path.exists()

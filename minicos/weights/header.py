@@ -1,8 +1,8 @@
-"""What weight files say about themselves, read in milliseconds and without torch: names, dtypes,
-shapes, metadata.
+"""The headers of weight files, read in milliseconds and without torch: names, dtypes, shapes and
+metadata.
 
 safetensors files are read and validated by their library, PyTorch files by `archive`, GGUF files by
-`gguf`. Which of them a file is, its first bytes tell, not its name. Also here: the files of one
+`gguf`. The first bytes of a file decide which it is, not its name. Also here: the files of one
 network, which may be shards listed in an index.
 """
 
@@ -26,7 +26,7 @@ BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
-ARCHIVES = ("pth", "pt", "bin", "ckpt")  # endings of PyTorch's own files, to find them in a folder
+ARCHIVES = ("pth", "pt", "bin", "ckpt")  # suffixes of PyTorch files, to find them in a folder
 USUAL = ("diffusion_pytorch_model", "model")  # names that official and diffusers folders use
 ZIP = b"PK\x03\x04"
 GGUF = b"GGUF"
@@ -39,14 +39,13 @@ FOREIGN = {
     b"7z\xbc\xaf": "a 7z archive, not weights. Unpack it",
     b"\x1f\x8b": "a gzip archive, not weights. Unpack it",
 }
-# Far beyond any published file; what is read of a header is kept in memory, so there must be some
-# limit.
+# Far beyond any published file. Headers are kept in memory, so there must be a limit.
 MAX_TENSORS, MAX_AXES, MAX_NAME = 100_000, 16, 1000
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    dtype: str  # as safetensors spells it: "F32", "BF16", ...
+    dtype: str  # in the spelling of safetensors: "F32", "BF16", ...
     shape: tuple[int, ...]
 
     @property
@@ -60,22 +59,20 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What one file says about itself; `section` is what was cut from the front of its keys
-    (`select`).
-    """
+    """The header of one file. `section` is the prefix that was removed from its keys (`select`)."""
 
     path: Path
     size: int  # bytes of the file
     tensors: dict[str, TensorInfo]  # in the order of the file
     metadata: dict[str, str]
-    archive: bool = False  # is it one of PyTorch's own files?
+    archive: bool = False  # whether it is a PyTorch file
     gguf: bool = False
     section: str = ""
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a file of weights. Raises MinicosError saying what is wrong with it, or what
-    it is instead.
+    """The header of a weight file. Raises MinicosError with what is wrong with it, or with what it
+    is instead.
     """
     from minicos.weights.archive import read_archive  # which makes a Header, too
     from minicos.weights.gguf import read_gguf  # likewise
@@ -102,9 +99,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def check_header(header: Header) -> Header:
-    """The header, if its names and shapes are of a sensible length. Raises MinicosError
-    otherwise.
-    """
+    """The header, if its names and shapes have a sensible length. Raises MinicosError otherwise."""
     for key, info in header.tensors.items():
         if len(info.shape) > MAX_AXES or len(key) > MAX_NAME:
             raise MinicosError(
@@ -118,8 +113,9 @@ def check_header(header: Header) -> Header:
 def read_headers(path: str | Path) -> tuple[Header, ...]:
     """The headers of one network's files, compared with the index of its shards if there is one.
 
-    Raises MinicosError as `weight_files` and `read_header` do, where a tensor is in two shards, and
-    where the index and the shards disagree.
+    Raises:
+        MinicosError: as for `weight_files` and `read_header`; or a tensor is in two shards, or the
+            index and the shards disagree.
     """
     shards = weight_files(Path(path))
     headers = tuple(read_header(file) for file in shards)
@@ -147,7 +143,7 @@ def tensors(headers: Iterable[Header]) -> dict[str, TensorInfo]:
 
 
 def select(headers: Iterable[Header], section: str) -> tuple[Header, ...]:
-    """The headers with only the keys that begin with `section`, and without that beginning."""
+    """The headers with only the keys that begin with `section`, without that prefix."""
     return tuple(
         replace(
             header,
@@ -163,9 +159,7 @@ def select(headers: Iterable[Header], section: str) -> tuple[Header, ...]:
 
 
 def read_part(source: str | Path | Sequence[str | Path], part: str) -> tuple[Header, ...]:
-    """The headers of one network, also where its file holds several: those of a file, a folder,
-    or a list of files.
-    """
+    """The headers of one network in a file, a folder, or a list of files with several networks."""
     paths = source if not isinstance(source, str | Path) else ()
     headers = tuple(map(read_header, paths)) if paths else read_headers(Path(str(source)))
     found = tensors(headers)
@@ -175,11 +169,12 @@ def read_part(source: str | Path | Sequence[str | Path], part: str) -> tuple[Hea
 
 
 def weight_files(path: Path) -> dict[Path, set[str] | None]:
-    """The files of one network, each with the keys that an index promises in it: the file itself,
-    or a folder's shards (by its index) or its only file of weights.
+    """The files of one network, each with the keys that an index lists for it: the file itself, or
+    a folder's shards (by its index) or its only weight file.
 
-    Raises MinicosError where nothing or more than one candidate is there, a shard is missing, or an
-    index names a file outside its folder.
+    Raises:
+        MinicosError: there is no candidate or more than one, a shard is missing, or an index names
+            a file outside its folder.
     """
     with reading(path):
         folder = path.is_dir()
@@ -199,8 +194,8 @@ def weight_files(path: Path) -> dict[Path, set[str] | None]:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """The files of a folder that can be its network: the plain ones before variants such as
-    fp16, PyTorch's own last.
+    """The files of a folder that can be its network: plain ones before variants such as fp16,
+    PyTorch files last.
     """
     index, variant, weights = (
         "*.safetensors.index.json",
@@ -222,7 +217,7 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _plain(name: str) -> bool:
-    """Is this the usual name of a network's file or index, with no variant in it?"""
+    """Whether this is the usual name of a network's file or index, without a variant."""
     stem, _, ending = name.partition(".")
     return stem in USUAL and (ending.removesuffix(".index.json") in ("safetensors", *ARCHIVES))
 
@@ -241,10 +236,10 @@ def _indexed(index: Path) -> dict[Path, set[str] | None]:
 
 
 def _shard(index: Path, name: str) -> Path:
-    """The file that an index names, if it is there and inside the index's folder.
+    """The file that an index names, if it exists and is inside the index's folder.
 
-    Links are followed within the folder and, since the Hugging Face cache is made of them, into
-    that cache's `blobs`.
+    Links may point inside the folder and, since the Hugging Face cache consists of them, into that
+    cache's `blobs`.
     """
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive
@@ -267,5 +262,5 @@ def _shard(index: Path, name: str) -> Path:
 
 
 def is_shard(path: Path) -> bool:
-    """Does the name say that this is one of several shards?"""
+    """Whether the name belongs to one of several shards."""
     return re.search(r"-\d{5}-of-\d{5}", path.name) is not None
