@@ -97,9 +97,7 @@ class WanCondition(Condition):
     text: Tensor  # b t d'  rows of the prompt, zero beyond its length
     text_null: Tensor | None = None  # b t d'  rows of the negative prompt, for guidance
     y: Tensor | None = None  # b 20 f h w  mask (4) and image latent (16), concatenated behind x
-    clip: Tensor | None = (
-        None  # b m d'  CLIP features of the image, or of first and last; the same in both branches
-    )
+    clip: Tensor | None = None  # b m d'  CLIP features of the image, or of first and last
 
     def branch(self, name: str) -> Tensor:
         """The text rows of "cond" or "uncond". Raises MinicosError without a negative prompt."""
@@ -115,17 +113,14 @@ class WanCondition(Condition):
     def same_but_text(self, other: Condition) -> bool:
         if not isinstance(other, WanCondition):
             return False
-        pairs = (
-            (getattr(self, f.name), getattr(other, f.name))
-            for f in fields(self)
-            if f.name != "text"
-        )
-        return all(
-            torch.equal(x, y)
-            if isinstance(x, Tensor) and isinstance(y, Tensor)
-            else x is y or x == y
-            for x, y in pairs
-        )
+        rest = (f.name for f in fields(self) if f.name != "text")
+        return all(_equal(getattr(self, name), getattr(other, name)) for name in rest)
+
+
+def _equal(x: object, y: object) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return torch.equal(x, y)
+    return x is y or x == y
 
 
 def frame_size(

@@ -29,9 +29,7 @@ class DiTConfig:
     num_heads: int  # n; head width k = d / n
     num_layers: int
     text_dim: int = 4096  # width of the text encoder
-    text_len: int = (
-        512  # t; shorter prompts are padded with zero rows, which take part in attention
-    )
+    text_len: int = 512  # t; zero rows after a shorter prompt take part in attention
     freq_dim: int = 256  # width of the time sinusoid
     eps: float = 1e-6
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -196,9 +194,7 @@ FINETUNES: dict[str, str] = {
 # Prefix to the name of a variant: a network of that form in another size, sampled like it.
 LIKE = "like "
 
-TINY_VAE = VAEConfig(
-    dim=16, dim_mult=(1, 1, 2, 4), num_res_blocks=1
-)  # mean and std come with its weights
+TINY_VAE = VAEConfig(dim=16, dim_mult=(1, 1, 2, 4), num_res_blocks=1)  # statistics: in its file
 TINY_TEXT = TextConfig(
     vocab_size=96, dim=64, dim_attn=64, dim_ffn=128, num_heads=4, num_layers=2, text_len=16
 )
@@ -230,15 +226,12 @@ class Preset:
     negative_prompt: str = NEGATIVE_PROMPT
     image: str = "none"  # how the network receives a first frame, see `IMAGE`
     resize: str = "bicubic"  # how that frame is resized, see `RESIZE`
-    area: int | None = (
-        832 * 480
-    )  # pixels of a frame, in the image's aspect ratio; None keeps the image's size
+    area: int | None = 832 * 480  # pixels of a frame, in the image's aspect ratio; None: its size
     size: tuple[int, int] = (480, 832)  # height and width if there is no image
     frames: int = 81  # 4n + 1
     fps: int = 16
-    time_skip: int | None = (
-        None  # ChronoEdit: position of the second of two latent frames on the time axis of RoPE
-    )
+    # ChronoEdit: position of the second of two latent frames on the time axis of RoPE
+    time_skip: int | None = None
     # where noise is drawn: "cpu", equal on every machine, or "cuda", as in the official code
     noise_device: str = "cpu"
 
@@ -367,11 +360,13 @@ _TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "i
 
 # Variant -> name -> preset; the first is the default. "official" follows the defaults of Wan's own
 # code. "cos" follows the paper's tools as they are called: DiffSynth's pipeline with the official
-# negative prompt. It differs from them in two ways, whose size was measured in a small model:
-#   latents, guidance and timesteps are float32, where the tools use bfloat16: 4.8e-2 of the final
-#   latents (mazes, embedded model in bfloat16). loop_dtype="bfloat16" follows the tools;
-#   the picture is encoded whole, where the tools use tiles of 30x52 latents with stride 15x26:
-#   1.1e-2 of its latents. There is no option to follow the tools.
+# negative prompt. It differs from them in three ways. Their size was measured on mazes with the
+# embedded model (relative L2):
+#   latents, guidance and timesteps are float32, where the tools use bfloat16: 4e-2 to 5e-2 of the
+#   final latents (network in bfloat16). loop_dtype="bfloat16" follows the tools;
+#   the picture is encoded whole, where the tools use tiles of 30x52 latents with stride 15x26: 1e-2
+#   to 2e-2 of its latents at 480x832. There is no option to follow the tools;
+#   it is encoded in float32, where the tools use bfloat16: 7e-3 of its latents. Likewise.
 PRESETS: dict[str, dict[str, Preset]] = {
     "Wan2.2-I2V-A14B": {"official": _OFFICIAL.changed(image="channels"), "cos": _COS_IMAGE},
     "Wan2.2-T2V-A14B": {

@@ -97,9 +97,8 @@ def vae_memory(
     area = (height // cfg.patch_size) * (width // cfg.patch_size)
     widest = frames * area * (cfg.dec_dim or cfg.dim) * dtype.itemsize
     direct, unfolded = DECODING["2.2" if cfg.stage_shortcuts else "2.1"]
-    onednn = (
-        dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    )  # in bfloat16 only some processors need it
+    # oneDNN does not unfold convolutions; in bfloat16 it serves only some processors
+    onednn = dtype == torch.float32 and torch.backends.mkldnn.is_available()
     return int((unfolded if device.type == "cpu" and not onednn else direct) * widest)
 
 

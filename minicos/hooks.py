@@ -73,10 +73,10 @@ class Rule:
         return len(name) == len(self.pattern) and self.inside(name)
 
     def inside(self, prefix: tuple[str, ...]) -> bool:
-        """Whether the pattern begins with `prefix`; `*` matches exactly one dotted segment."""
-        return all(p in ("*", n) for p, n in zip(self.pattern, prefix, strict=False)) and len(
-            prefix
-        ) <= len(self.pattern)
+        """Whether the pattern, if it is as long, begins with `prefix`; `*` matches exactly one
+        dotted segment.
+        """
+        return all(p in ("*", n) for p, n in zip(self.pattern, prefix, strict=False))
 
 
 @dataclass(frozen=True)

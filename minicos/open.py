@@ -20,7 +20,7 @@ from minicos.device import operations, warn_of_slow_convolutions
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.ops import Ops
-from minicos.plan import DoesNotFit, Plan, available, choose, measure
+from minicos.plan import DoesNotFit, Dtype, Plan, available, choose, measure
 from minicos.precision import undisturbed
 from minicos.stream import Residency
 from minicos.text import TextEncoder, Tokenizer
@@ -201,7 +201,7 @@ class _Network(Generic[N]):
     name: str  # "high" | "low" | "vae" | "text" | "clip"
     network: N
     files: tuple[Path, ...]
-    dtype: Callable[[str], torch.dtype]  # of each parameter
+    dtype: Dtype  # of each parameter
     loras: tuple[Lora, ...] = ()
 
 
@@ -232,9 +232,6 @@ def _on_meta(
     def policy(name: str) -> torch.dtype:
         return torch.float32 if any(part in name for part in FLOAT32) else dtype
 
-    def vae_policy(name: str) -> torch.dtype:
-        return decode_dtype if name.startswith("decoder.") else torch.float32
-
     # The official code runs CLIP in float16.
     narrow = torch.float32 if dtype == torch.float32 else torch.float16
     stream, skip = residual_dtype(preset, dtype), preset.time_skip
@@ -243,7 +240,7 @@ def _on_meta(
             _Network(name, DiT(part.config, ops, stream, skip), part.files, policy)
             for name, part in layout.experts.items()
         ]
-        vae = _Network("vae", VAE(layout.vae.config), layout.vae.files, vae_policy)
+        vae = _Network("vae", VAE(layout.vae.config), layout.vae.files, _decoder_in(decode_dtype))
         text = _Network(
             "text", TextEncoder(layout.text.config), layout.text.files, lambda name: dtype
         )
@@ -326,7 +323,7 @@ class _Wish:
 
     def changed(self) -> Iterator[tuple[str, "_Wish"]]:
         """Alternative wishes, the least costly to the user first."""
-        narrow = replace(self.vae, dtype=_narrow_decoder)
+        narrow = replace(self.vae, dtype=_decoder_in(torch.bfloat16))
         decoding = {
             "--tile 256": replace(self, tile=256),
             "--decode-dtype bfloat16": replace(self, parts=replace(self.parts, vae=narrow)),
@@ -348,8 +345,9 @@ class _Wish:
             yield f"{words}, {options}", replace(small, video=(frames, h, w))
 
 
-def _narrow_decoder(name: str) -> torch.dtype:
-    return torch.bfloat16 if name.startswith("decoder.") else torch.float32
+def _decoder_in(dtype: torch.dtype) -> Dtype:
+    """The dtypes of a VAE with its decoder in this one; what conditions a model stays float32."""
+    return lambda name: dtype if name.startswith("decoder.") else torch.float32
 
 
 def open_device(name: str | torch.device | None) -> torch.device:

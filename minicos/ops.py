@@ -93,9 +93,8 @@ def rms_rope(
     for x, weight in ((q, q_weight), (k, k_weight)):
         y = rms_norm(x, weight, eps).float().unflatten(-1, (heads, -1, 2))  # b l n k/2 2
         even, odd = y.unbind(-1)
-        pairs = torch.empty_like(
-            y
-        )  # filled in two strides: on a CPU torch.stack takes longer than the rotation
+        # filled in two strides: on a CPU torch.stack takes longer than the rotation
+        pairs = torch.empty_like(y)
         pairs[..., 0] = even * cos - odd * sin
         pairs[..., 1] = even * sin + odd * cos
         turned.append(pairs.to(x.dtype).flatten(-2).transpose(1, 2))  # b n l k

@@ -231,9 +231,8 @@ def _predict(x: Tensor, x0: Tensor, i: int, sigma: Tensor, history: History | No
     if history is None or i == len(sigma) - 2:
         return _advance(x, x0, 0.0, sigma[i], sigma[i + 1])
     before, here, there = _log_snr(sigma[i - 1 : i + 2])
-    slope = (history.x0[-1] - x0) / (
-        (before - here) / (there - here)
-    )  # change of x0 per step of this length
+    r = (before - here) / (there - here)  # < 0: the last step, in units of this one
+    slope = (history.x0[-1] - x0) / r  # change of x0 per step of this length
     return _advance(x, x0, 0.5 * slope, sigma[i], sigma[i + 1])
 
 

@@ -101,9 +101,8 @@ def buckets(distance: Tensor, num_buckets: int, max_distance: int = 128) -> Tens
     side = num_buckets // 2
     exact = side // 2
     far = distance.abs()
-    scale = torch.log(far.float() / exact) / math.log(
-        max_distance / exact
-    )  # 0 at `exact`, 1 at `max_distance`
+    # 0 at `exact`, 1 at `max_distance`
+    scale = torch.log(far.float() / exact) / math.log(max_distance / exact)
     coarse = (exact + (scale * (side - exact)).long()).clamp(max=side - 1)
     return (distance > 0) * side + torch.where(far < exact, far, coarse)
 

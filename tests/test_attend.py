@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -123,6 +124,20 @@ def test_a_pattern_can_be_replaced_also_in_place():
         with torch.inference_mode(change is silently):
             found = attend(q, k, v, attention, Hooks().on("pattern", change))
         assert (found - uniform).abs().max() < 1e-6
+
+
+def test_a_pattern_keeps_to_the_models_own_mask():
+    q, k, v = drawn(2, 3, 5, 9)
+    mask = (torch.arange(9) < 6).expand(2, 1, 1, 9)
+    seen = []
+    watched = Hooks().on("pattern", lambda p, site: seen.append(p))
+    heads = attend(q, k, v, F.scaled_dot_product_attention, watched, mask=mask)
+    assert torch.equal(seen[0], pattern(q, k, mask.expand(2, 3, 5, 9)))
+    assert not seen[0][..., 6:].any()
+    same = attend(
+        q, k, v, F.scaled_dot_product_attention, limited(mask.expand(2, 3, 5, 9)), mask=mask
+    )
+    assert (same - heads).abs().max() < 5e-6  # measured 0
 
 
 def test_hooks_on_keys_compose():

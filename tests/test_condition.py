@@ -207,6 +207,7 @@ def test_the_pil_rule_is_that_of_diffsynth():
     rounded up.
     """
     assert frame_size((30, 45), None, rule="pil") == (32, 48)
+    assert frame_size((33, 47), None, rule="pil") == (48, 48)
     assert frame_size((30, 45), None, 16, rule="pil") == (32, 64)
     assert frame_size((32, 48), None, rule="pil") == (32, 48)
     levels = DATA["flf2v.first_u8"]
@@ -357,5 +358,7 @@ def test_samples_are_taken_and_repeated():
         assert torch.equal(found.text, text[rows]) and torch.equal(found.y, y[rows])
         assert found.shape == (len(rows), 16, 1, 2, 2) and found.text_null is None
     assert [one.shape[0] for one in condition] == [1, 1, 1]
+    alike = replace(condition, clip=torch.randn(1, 4, 8)).take([2, 0])  # one for all samples
+    assert len(alike.clip) == 1 and torch.equal(alike.text, text[[2, 0]])
     with pytest.raises(IndexError):
         condition[3]

@@ -224,6 +224,12 @@ def test_a_run_that_overflows_stops_and_says_where(wan, condition):
         final(wan, condition, hooks=hooks)
 
 
+def test_guidance_that_overflows_is_named(wan):
+    strong = wan.with_preset(guidance=1e39)  # finite, and no float32
+    with pytest.raises(MinicosError, match=r"step 0, .*overflowed in guidance or solver"):
+        final(strong, strong.condition(PROMPT, PICTURE))
+
+
 def test_the_command_says_them_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(PICTURE).save("a.png")

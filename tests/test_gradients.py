@@ -101,10 +101,18 @@ def test_blocks_are_computed_again_but_hooks_run_once(made):
     wan, condition, noise = made
     record, inside = Record(lambda x: x), Record(lambda x: x)
     hooks = Hooks().on("blocks.*", record).on("blocks.1.ffn", inside)
-    x = noise.clone().requires_grad_()
+    x, calls = noise.clone().requires_grad_(), []
+    watched = [
+        block.ffn[0].register_forward_pre_hook(lambda layer, given: calls.append(layer))
+        for block in wan.experts["high"].blocks
+    ]
     step = next(wan.sample(condition, noise=x, hooks=hooks, grad=True))
     score(step.x0).backward()
+    for handle in watched:
+        handle.remove()
     assert (len(record.entries), len(inside.entries)) == (4, 2)
+    counts = [calls.count(block.ffn[0]) for block in wan.experts["high"].blocks]
+    assert counts == [4, 2]  # two passes; block 0 again in the backward pass, the watched one not
     assert not any(kept.requires_grad for _, kept in record.entries)
 
 

@@ -21,13 +21,11 @@ from minicos.record import Record
 from minicos.sample import sample
 from tests.golden import rel_max
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit:DeprecationWarning"
-)  # of inductor's own making
+# of inductor's own making
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
-NAMES = tuple(
-    points(replace(VARIANTS["tiny"], num_layers=2))
-)  # of the network below, which has two blocks as well
+# of the network below, which has two blocks as well
+NAMES = tuple(points(replace(VARIANTS["tiny"], num_layers=2)))
 
 
 def everywhere(hook) -> Hooks:
@@ -307,7 +305,10 @@ def test_text_can_be_exchanged_for_that_of_another_prompt(network, inputs, run):
     )
 
 
-@pytest.mark.parametrize("point", ["embed", "blocks.0", "blocks.1", "velocity"])
+STREAM = ("embed", "blocks.0.self_attn.stream", "blocks.0.cross_attn.stream", "blocks.0")
+
+
+@pytest.mark.parametrize("point", [*STREAM, "blocks.1.cross_attn.stream", "blocks.1", "velocity"])
 def test_the_residual_stream_of_another_run_carries_that_run(point, network, inputs, run):
     x, t, text = inputs
     other, kept = x.flip(1), {}

@@ -2,6 +2,8 @@
 config.py.
 """
 
+import math
+
 import pytest
 
 from minicos import config
@@ -97,6 +99,20 @@ def test_a_change_names_a_field_that_there_is():
     assert preset.changed(steps=10, shift=3.0).steps == 10
     with pytest.raises(MinicosError, match="a preset has no 'guidence'; did you mean guidance"):
         preset.changed(guidence=3.0)
+
+
+@pytest.mark.parametrize(("high", "low"), [(3.0, 1.0), (1.0, 3.0), (1.0, 1.0)])
+def test_a_preset_is_guided_where_any_expert_is(high, low):
+    changed = config.get_preset("Wan2.2-I2V-A14B").changed(guidance={"high": high, "low": low})
+    assert changed.guided == (high != low)
+    assert changed.branches == (("cond", "uncond") if changed.guided else ("cond",))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["shift", "boundary", "guidance"])
+def test_numbers_are_finite(name, value):
+    with pytest.raises(MinicosError, match=f"^{name}.* is {value}: it must be a finite number"):
+        config.get_preset("Wan2.2-I2V-A14B").changed(**{name: value})
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,8 @@ def test_tiny_tokens():
     assert mask.sum(dim=1).tolist() == [4, 4, 8]
     assert tokenizer.unknown_words("Mark the Elephant and the cat") == ["Elephant", "cat"]
     assert tokenizer.unknown_words("l " * 20 + "dog") == ["dog"]
+    assert tokenizer.unknown_words("mark the caf&amp;eacute;") == ["café"]  # as it is read
+    assert tokenizer.cut_off("l " * 6 + "the &amp;lt;  maze") == "< maze"
 
 
 @given(st.text(max_size=60))

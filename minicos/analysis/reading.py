@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 Next = tuple[str, str]  # why, and the command
 
-ONE = "Every small video is the clean estimate: the model's prediction of the finished video at "
-ONE += "that denoising step."
+ONE = (
+    "Every small video is the clean estimate: the model's prediction of the finished video at "
+    "that denoising step."
+)
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,11 @@ class Reading:
     next: tuple[Next, ...] = ()
 
 
-NOISE = ("Put noise into one step, and see whether the answer changes",
-         "minicos run --puzzle maze --noise step:3 --x0 --out runs/noised")  # fmt: skip
-ATTEND = ("Click a token to see where it attends",
-          "minicos attention --puzzle mark --also steps")  # fmt: skip
+NOISE = (
+    "Put noise into one step, and see whether the answer changes",
+    "minicos run --puzzle maze --noise step:3 --x0 --out runs/noised",
+)
+ATTEND = ("Click a token to see where it attends", "minicos attention --puzzle mark --also steps")
 SWAP = ("Find the layer at which a prompt becomes an answer", "minicos swap --puzzle mark --n 4")
 BELIEF = ("Compare with an ideal observer, on many mazes", "minicos belief --n 25")
 COMMIT = ("Find the step at which the answer is decided", "minicos commitment --n 6")
@@ -33,8 +36,24 @@ SHARE = (
 )
 WATCH = ("Watch another kind of puzzle", "minicos steps --puzzle turn --also energy")
 KINDS = ("See all kinds of puzzles", "minicos puzzles --list")
-MINE = ("Watch a picture of your own",
-        'minicos steps --image PICTURE.png --prompt "what should happen"')  # fmt: skip
+MINE = (
+    "Watch a picture of your own",
+    'minicos steps --image PICTURE.png --prompt "what should happen"',
+)
+CUT = (
+    "Cut attention in one run, and watch it",
+    "minicos run --puzzle reveal --knockout frame:0 to frame:1-3 --x0",
+)
+CUPS = ("Cups whose swaps the model chooses", "minicos recall --puzzle shell --n 10")
+RENOISE = ("The same with the noise level kept", "minicos noise --mode renoise --n 10")
+BY_HAND = (
+    "Swap two puzzles' prompts by hand",
+    'minicos run --puzzle mark --swap 6 --other "mark the square" --x0 --energy',
+)
+SHARED = (
+    "One picture, with the videos side by side",
+    "minicos run --puzzle maze --ensemble 20-29 --x0",
+)
 
 READINGS: dict[str, Reading] = {
     "demo": Reading(
@@ -97,9 +116,7 @@ READINGS: dict[str, Reading] = {
         "the second; both; random: as many keys anywhere; causal: no frame sees a later one. If "
         "it is "
         "handed on in time, only forward and both lose it.",
-        (("Cut attention in one run, and watch it",
-          "minicos run --puzzle reveal --knockout frame:0 to frame:1-3 --x0"),
-         ("Cups whose swaps the model chooses", "minicos recall --puzzle shell --n 10"), ATTEND),
+        (CUT, CUPS, ATTEND),
     ),
     "plant": Reading(
         "Whether a run corrects a wrong answer that was put into it.",
@@ -117,8 +134,7 @@ READINGS: dict[str, Reading] = {
         "What noise at one step, or in one frame, does to the video.",
         "D is 0 where the video stays the same and 1 where it becomes another seed's. Compare the "
         "videos side by side: noise at a late step, at an early one, in one frame.",
-        (NOISE, ("The same with the noise level kept", "minicos noise --mode renoise --n 10"),
-         COMMIT),
+        (NOISE, RENOISE, COMMIT),
     ),
     "frames": Reading(
         "Convergence and sensitivity to noise over video lengths.",
@@ -134,16 +150,13 @@ READINGS: dict[str, Reading] = {
         "At which layer a prompt becomes an answer: states of run A are put into run B.",
         "The last layer turns every run into A's by construction. The finding is where the curve "
         "crosses the middle: the state is still the prompt before it, and the answer after it.",
-        (("Swap two puzzles' prompts by hand",
-          'minicos run --puzzle mark --swap 6 --other "mark the square" --x0 --energy'),
-         ATTEND, SHARE),
+        (BY_HAND, ATTEND, SHARE),
     ),
     "ensemble": Reading(
         "Whether seeds that share middle-layer states solve more.",
         "Each bar is a gain over one plain run, with its 95 % interval. Compare it with the "
         "controls, and with a vote among plain runs at equal cost.",
-        (("One picture, with the videos side by side",
-          "minicos run --puzzle maze --ensemble 20-29 --x0"), NOISE, SWAP),
+        (SHARED, NOISE, SWAP),
     ),
     "run": Reading(
         "One run with the interventions you chose, and what it did.",
@@ -166,4 +179,4 @@ READINGS: dict[str, Reading] = {
         "Compare conditions by their paired differences; the tables are also files.",
         (("Score every denoising step", "minicos vbvr --puzzles 4 --every all"), BELIEF, SHARE),
     ),
-}  # fmt: skip
+}

@@ -34,11 +34,7 @@ from minicos.weights.files import read_table, reading, table
 from minicos.weights.header import Header, read_header
 from minicos.weights.names import UNREAD, WHOLE_PARAMETERS, lora_dialect, lora_key
 
-WHOLE = {
-    "diff": "weight",
-    "diff_b": "bias",
-    "diff_m": "modulation",
-}  # piece -> the parameter it changes
+WHOLE = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}  # piece -> what it changes
 IMAGE_BRANCH = ("img_emb.", "cross_attn.k_img.", "cross_attn.v_img.", "cross_attn.norm_k_img.")
 
 
@@ -195,9 +191,7 @@ class Applied:
     expert: str
     file: str
     dialect: str
-    ranks: tuple[
-        int, ...
-    ]  # of its thin matrices, without repetition; empty if there are only whole differences
+    ranks: tuple[int, ...]  # of its thin matrices, without repetition; may be none
     strength: float
     tensors: int  # parameters changed
     notes: tuple[str, ...] = ()

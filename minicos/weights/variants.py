@@ -29,9 +29,8 @@ class Evidence:
     shapes: Architecture
     experts: tuple[str, ...]  # those of "high" and "low" that exist
     named: bool = False  # whether a folder or file name says which expert a single network is
-    whole: bool = (
-        False  # whether it is the folder of a complete model, so that missing parts do not exist
-    )
+    # whether it is the folder of a complete model, so that missing parts do not exist
+    whole: bool = False
     family: str | None = None  # the model that a config.json names
 
 
