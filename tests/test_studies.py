@@ -20,18 +20,22 @@ from minicos.open import load
 from minicos.runs import Run
 
 PARTS = {f"{name}/{p.name}": p for name, some in parts(FULL).items() for p in some}
-SMALL = {  # of each question: options and steps that take a second
-    "belief": ({"n": 2, "size": 3}, 2),
-    "steps": ({"n": 2, "size": 3}, 2),
-    "counts": ({"puzzle": "maze", "against": "mark", "n": 2, "size": 3, "counts": (1, 2)}, 2),
-    "commitment": ({"n": 2, "size": 3, "at": (0, 1), "count": 2}, 2),
-    "correction": ({"puzzle": "mark", "n": 2, "size": 3, "at": (0, 1), "count": 1}, 2),
-    "memory": ({"n": 2}, 2),
-    "perception": ({"n": 2, "size": 3, "rows": 4, "at": (0, 1)}, 2),
-    "noise": ({"n": 1, "size": 3, "at": (0, 1), "frames": (1,)}, 2),
-    "energy": ({"n": 2, "size": 3, "at": (0, 1)}, 2),
-    "swap": ({"n": 2, "size": 3, "layers": "3,9", "controls": ("wrong",)}, 2),
-    "ensemble": (
+SMALL = {  # a part of each section, and of each verb: options and steps that take a second
+    "belief/mazes": ({"n": 2, "size": 3}, 2),
+    "steps/mazes": ({"n": 2, "size": 3}, 2),
+    "counts/chains": (
+        {"puzzle": "maze", "against": "mark", "n": 2, "size": 3, "counts": (1, 2)},
+        2,
+    ),
+    "commitment/mazes": ({"n": 2, "size": 3, "at": (0, 1), "count": 2}, 2),
+    "correction/completions": ({"puzzle": "mark", "n": 2, "size": 3, "at": (0, 1), "count": 1}, 2),
+    "correction/planted": ({"n": 2, "size": 3, "at": (0, 1)}, 2),
+    "memory/reveal": ({"n": 2}, 2),
+    "perception/goals": ({"n": 2, "size": 3, "rows": 4, "at": (0, 1)}, 2),
+    "noise/paper": ({"n": 1, "size": 3, "at": (0, 1), "frames": (1,)}, 2),
+    "energy/mark": ({"n": 2, "size": 3, "at": (0, 1)}, 2),
+    "swap/when": ({"n": 2, "size": 3, "layers": "3,9", "controls": ("wrong",)}, 2),
+    "ensemble/mixed": (
         {
             "puzzle": "mark",
             "n": 3,
@@ -41,17 +45,24 @@ SMALL = {  # of each question: options and steps that take a second
         },
         2,
     ),
-    "frames": ({"puzzle": "maze", "n": 2, "size": 3, "counts": (1, 2), "lengths": (5,)}, 2),
+    "frames/lengths": ({"puzzle": "maze", "n": 2, "size": 3, "counts": (1, 2), "lengths": (5,)}, 2),
 }
 
 
 def small(name: str) -> Part:
-    """The first part of a section with options that take a second."""
-    part, (changes, steps) = parts(5)[name][0], SMALL[name]
+    """A part of the report with options that take a second."""
+    (changes, steps), (section, own) = SMALL[name], name.split("/")
+    part = next(part for part in parts(5)[section] if part.name == own)
     return replace(part, options=replace(part.options, **changes), preset={"steps": steps})
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+def test_every_section_and_every_study_of_the_report_is_compared():
+    assert {name.partition("/")[0] for name in SMALL} == SECTIONS.keys()
+    assert {PARTS[name].study for name in SMALL} == {part.study for part in PARTS.values()}
+    assert {PARTS[name].verb for name in SMALL} == {part.verb for part in PARTS.values()}
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_the_verb_gives_the_numbers_of_the_report(name, tmp_path, capsys):
     part = small(name)
     wan = load("tiny", device="cpu", decode_dtype=torch.bfloat16).with_preset(**part.preset)
