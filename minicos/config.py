@@ -262,23 +262,9 @@ class Preset:
         elif not isinstance(guidance, Mapping | None):
             raise MinicosError(f"guidance is a number, or one for each expert, not {guidance!r}")
         new = replace(self, **changes)
-        guided = {f"guidance {k}": g for k, g in new.guidance.items()}
-        for name, value in {"shift": new.shift, "boundary": new.boundary, **guided}.items():
-            if value is None and name == "boundary":
-                continue
-            if not isinstance(value, Real) or not math.isfinite(value):
-                raise MinicosError(f"{name} is {value!r:.40}: it must be a finite number")
-        for name, count in {"area": new.area, "fps": new.fps}.items():
-            if count is not None and (not isinstance(count, Integral) or count < 1):
-                raise MinicosError(f"{name} is {count!r:.40}: it must be a whole number above 0")
-        if not isinstance(new.negative_prompt, str):
-            raise MinicosError(
-                f'a negative prompt is text ("" for none), not {new.negative_prompt}'
-            )
-        if new.image not in IMAGE:
-            raise MinicosError(
-                f"no way to take an image is called {new.image!r}: {', '.join(IMAGE)}"
-            )
+        for name, (value, fits, must) in _needs(new).items():
+            if not fits:
+                raise MinicosError(f"{name} is {value!r:.40}: it must be {must}")
         if (new.solver, new.loop_dtype) != ("euler", "bfloat16") and new.loop_dtype != "float32":
             raise MinicosError(
                 f"a loop in {new.loop_dtype} under {new.solver}: take loop_dtype float32, or "
@@ -319,6 +305,28 @@ class Preset:
         if last != (self.image == "first and last"):
             what = "takes no last frame" if last else "needs a last frame, too: give one"
             raise MinicosError(f"{variant} {what}")
+
+
+def _needs(p: Preset) -> dict[str, tuple[object, bool, str]]:
+    """Each field of a preset that anybody may change: its value, whether it can be used, and what
+    it must be.
+    """
+
+    def number(value: object) -> tuple[object, bool, str]:
+        return value, isinstance(value, Real) and math.isfinite(value), "a finite number"
+
+    def count(value: object) -> tuple[object, bool, str]:
+        return value, isinstance(value, Integral) and int(value) > 0, "a whole number above 0"
+
+    return {
+        "shift": number(p.shift),
+        **{f"guidance {expert}": number(g) for expert, g in p.guidance.items()},
+        **({} if p.boundary is None else {"boundary": number(p.boundary)}),
+        **({} if p.area is None else {"area": count(p.area)}),
+        "fps": count(p.fps),
+        "negative_prompt": (p.negative_prompt, isinstance(p.negative_prompt, str), 'text, or ""'),
+        "image": (p.image, p.image in IMAGE, f"one of {', '.join(IMAGE)}"),
+    }
 
 
 IMAGE = {

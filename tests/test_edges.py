@@ -268,8 +268,8 @@ def test_the_720p_model_is_sampled_at_720p():
         ({"area": -1}, "area is -1: it must be a whole number above 0"),
         ({"area": "832x480"}, "area is '832x480'"),
         ({"fps": 0}, "fps is 0: it must be a whole number above 0"),
-        ({"negative_prompt": None}, "a negative prompt is text"),
-        ({"image": "x"}, "no way to take an image is called 'x': none, channels"),
+        ({"negative_prompt": None}, "negative_prompt is None: it must be text"),
+        ({"image": "x"}, "image is 'x': it must be one of none, channels"),
     ],
 )
 def test_a_preset_holds_values_of_its_types(wan, changes, says):
