@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, warn
 from minicos.runs import progress
 from minicos.weights import gguf
 from minicos.weights.archive import table
@@ -217,7 +217,7 @@ class PinnedCopies:
 
     def __init__(self, device: torch.device):
         self.device, self._turn = device, 0
-        self._buffers = [torch.empty(PINNED, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        self._buffers = [_pinned(PINNED) for _ in range(2)]
         self._copied = [torch.cuda.Event() for _ in range(2)]
 
     def __call__(self, piece: Tensor) -> Tensor:
@@ -229,6 +229,16 @@ class PinnedCopies:
         there = buffer.to(self.device, non_blocking=True).view(piece.dtype).view(piece.shape)
         self._copied[turn].record(torch.cuda.current_stream(self.device))
         return there
+
+
+def _pinned(size: int) -> Tensor:
+    """`size` bytes of pinned memory, or ordinary memory and a warning if the system refuses."""
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        warn(f"host memory cannot be pinned ({reason}), so loading takes longer")
+        return torch.empty(size, dtype=torch.uint8)
 
 
 @torch.no_grad()
