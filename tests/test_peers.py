@@ -301,5 +301,5 @@ def test_arguments_that_move_unexpectedly_are_an_error(monkeypatch):
 def test_other_pipelines_are_refused():
     import diffusers
 
-    with pytest.raises(MinicosError, match="no pipeline that minicos knows"):
+    with pytest.raises(MinicosError, match="not a pipeline that minicos supports"):
         minicos.from_diffusers(diffusers.DDIMScheduler())

@@ -218,5 +218,5 @@ def test_what_cannot_be_shared_is_refused_with_the_remedy(spoil, message):
 
 
 def test_other_objects_are_refused():
-    with pytest.raises(MinicosError, match="DDIMScheduler is no pipeline"):
+    with pytest.raises(MinicosError, match="DDIMScheduler is not a pipeline"):
         minicos.from_diffusers(diffusers.DDIMScheduler())

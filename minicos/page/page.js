@@ -87,7 +87,7 @@ function drawOverlay() {
   if (!clip) { canvas.width = w * 16; canvas.height = h * 16; }
   const alpha = Number(at("opacity").value) / 100, context = canvas.getContext("2d");
   if (!shown) {
-    at("overlay-caption").textContent = "Click a token on this picture to see where it attends; click it again to see who attends to it.";
+    at("overlay-caption").textContent = "Click a token on this picture to see where it attends; click it again to see which tokens attend to it.";
     at("low").textContent = at("high").textContent = at("under").textContent = "";
     return;
   }
@@ -379,7 +379,7 @@ function start() {
   for (const item of data.next) { element("p", item.why, at("next")); element("pre", item.command, at("next")); }
   for (const picture of data.pictures) figure(picture);
   table(at("settings"), data.settings);
-  at("files").textContent = data.files.length ? `Files beside this page: ${data.files.join(", ")}` : "";
+  at("files").textContent = data.files.length ? `Files in this folder: ${data.files.join(", ")}` : "";
   sections();
   listen();
   drawBar();
