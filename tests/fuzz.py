@@ -1,4 +1,4 @@
-"""Damaged and hostile inputs, made from good ones by chance: each has to open, or to be refused in
+"""Damaged and malicious inputs, made from good ones at random: each must open, or be refused in
 a sentence.
 
     python -m tests.fuzz --n 10000                  every target in turn; ends with the numbers of
@@ -30,8 +30,8 @@ from minicos.errors import MinicosError
 Opened = Callable[[], object]
 Make = Callable[[random.Random, Path], Opened]
 Names = Callable[[str, Path], bool]
-SECONDS = 10  # of processor time, for one input
-MEMORY = 3 << 30  # bytes of address space beyond what the process has when it begins
+SECONDS = 10  # processor time for one input
+MEMORY = 3 << 30  # bytes of address space in addition to the initial process
 
 
 def _names_file(message: str, folder: Path) -> bool:
@@ -145,7 +145,7 @@ def _child(jobs: list[tuple[str, int]], writing: int) -> None:
             folder = Path(name) / "input"
             folder.mkdir()
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
-            signal.alarm(30 * SECONDS)  # where it waits for something that never comes
+            signal.alarm(30 * SECONDS)  # in case it waits forever
             verdict = attempt(target_name, seed, folder)
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)

@@ -106,7 +106,7 @@ def flipped(draw: random.Random, content: bytes, begin: int = 0, end: int | None
 
 
 def changed(draw: random.Random, value: Any, depth: int = 0) -> Any:
-    """A value of JSON with one of its parts exchanged, left out, repeated or renamed."""
+    """A JSON value with one of its parts exchanged, omitted, repeated or renamed."""
     if not isinstance(value, dict | list) or not value or (depth and draw.random() < 0.15):
         deep: Any = 1
         for _ in range(draw.choice((2, 50, 200))):
@@ -128,7 +128,7 @@ def changed(draw: random.Random, value: Any, depth: int = 0) -> Any:
 
 
 def dumped(draw: random.Random, value: Any) -> bytes:
-    """As JSON; now and then also damaged as text, or nested so deeply that parsers give up."""
+    """As JSON; sometimes also damaged as text, or nested too deeply for parsers."""
     import sys
 
     sys.set_int_max_str_digits(0)
@@ -162,7 +162,7 @@ def damaged_bytes(draw: random.Random, folder: Path) -> Opened:
 
 @target("header")
 def damaged_header(draw: random.Random, folder: Path) -> Opened:
-    """Names, shapes and dtypes that are sound JSON and lie, with their bytes at the end."""
+    """Names, shapes and dtypes that are valid JSON but wrong, with their bytes at the end."""
 
     def change(header: dict[str, Any]) -> dict[str, Any]:
         names = [name for name in header if name != "__metadata__"]
@@ -309,7 +309,7 @@ def damaged_pickle(draw: random.Random, folder: Path) -> Opened:
 def _with_pickle(draw: random.Random, archive: io.BytesIO) -> bytes:
     """The archive with its pickle damaged or exchanged."""
     values = ({"a": 1}, frozenset([1]), {1, 2}, [[]] * 9, 2**3000, b"x" * 99, {"a": 1j}, range(9))
-    knot = b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s."  # a key whose hash would take for ever
+    knot = b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s."  # a key whose hash would take forever
     odd = draw.choice((knot, *(pickle.dumps(v, protocol=draw.choice((2, 4))) for v in values)))
     out = io.BytesIO()
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(out, "w") as target_file:

@@ -59,9 +59,9 @@ def picture(kind: str, mode: str, frames: int) -> bytes:
     else:
         made = [Image.fromarray(c).convert(mode) for c in colours]
     file, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6  # held sideways
+    exif[0x0112] = 6  # rotated
     more = {"save_all": True, "append_images": made[1:]} if frames > 1 else {}
-    # Pillow's encoder dies of an AVIF animation that is held sideways
+    # Pillow's encoder crashes on a rotated AVIF animation
     if kind in ("PNG", "JPEG", "WEBP", "TIFF") or (kind == "AVIF" and frames == 1):
         more["exif"] = exif
     made[0].save(file, kind, **more)

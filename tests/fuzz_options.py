@@ -1,4 +1,4 @@
-"""A target of `tests.fuzz`: command lines. What is asked for is refused before any work begins."""
+"""A target of `tests.fuzz`: command lines, which must be refused before any work begins."""
 
 import argparse
 import io
@@ -22,7 +22,7 @@ VALUES = (
     *("steps=nan", "noise:step=-1", "swap:layer=99", "ensemble:window=9-1", "frames=0", "no-such"),
 )
 PICTURE = "cases/00000/first_frame.png"
-NEEDED = {  # what a verb does not begin without
+NEEDED = {  # what a verb requires
     "generate": ("--prompt", "solve the maze", "--image", PICTURE),
     "run": ("--prompt", "solve the maze", "--image", PICTURE),
     "vbvr": ("--puzzles", "2"),
@@ -97,7 +97,7 @@ def called(argv: list[str]) -> None:
     ]
     if "--puzzle=" in argv:
         given.append("unknown family ''")
-    if "--image" not in argv:  # what the model does not begin without
+    if "--image" not in argv:  # what the model requires
         given.append("give an image with --image")
     assert any(printable(part)[:40] in said for part in given), f"{argv}: {said[:200]}"
     raise MinicosError(said)

@@ -34,7 +34,7 @@ FRAMES = np.zeros((5, 16, 16, 3), np.uint8)
 
 @cache
 def files() -> dict[str, bytes]:
-    """The files of a run that was made whole."""
+    """The files of a complete run."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run.open(folder, SETTINGS, {"command": "minicos steps --out run"})
         run.save_json("schedule.json", {"sigmas": [1.0, 0.5], "steps": 2})

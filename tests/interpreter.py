@@ -32,14 +32,14 @@ def start() -> None:
 
 
 def finish() -> tuple[int, str]:
-    """Wait until they are through: pytest's exit code, and what it said."""
+    """Wait until they are done: pytest's exit code and output."""
     start()  # where several processes share the tests, only now
     process, output = _running[0]
     return process.wait(), output.read_text()
 
 
 def stop() -> None:
-    """End what still runs, and leave no file behind."""
+    """End running processes, and leave no file behind."""
     for process, output in _running:
         process.kill()
         process.wait()

@@ -32,7 +32,7 @@ from minicos.runs import CHECKSUMS, RECORD
 
 OWN = ("--prompt", "solve the maze", "--image", "../maze.png", "--steps", "4", "--frames", "5")
 PUZZLE = ("--size", "3", "--n", "1", "--steps", "2")
-COMMANDS = {  # every verb that writes, each way of it
+COMMANDS = {  # every verb that writes, in each of its forms
     "generate": ("generate", *OWN),
     "generate-cases": ("generate", "--cases", "../cases", "--steps", "2", "--frames", "5"),
     "steps": ("steps", *OWN, "--at", "0,2", "--also", "energy"),
@@ -82,7 +82,7 @@ def start(name: str, work: Path, fresh: bool) -> int:
     os.chdir(work)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell's background job ignores
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored by a shell's background jobs
     if fresh:
         environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         given = [sys.executable, "-m", "minicos", *command(name)]
@@ -101,20 +101,20 @@ def wait(process: int) -> int:
 
 
 def finish(name: str, work: Path) -> str | None:
-    """Run a command to its end in this folder; what went wrong, if anything did."""
+    """Run a command to its end in this folder; returns what went wrong, if anything."""
     code = wait(start(name, work, fresh=False))
     return None if code == 0 else f"exit {code}: {(work / 'log').read_text()[-500:]}"
 
 
 def kill(name: str, work: Path, chance: random.Random, whole: "Undisturbed") -> str | None:
-    """Start a command and end it at a random moment; what went wrong, if anything did."""
+    """Start a command and end it at a random moment; returns what went wrong, if anything."""
     number, fresh = chance.choice(SIGNALS), chance.random() < FRESH
     process = start(name, work, fresh)
     time.sleep(chance.uniform(0, 1.1 * (whole.seconds + fresh * whole.imports)))
     os.kill(process, number)
     code = wait(process)
     lines = (work / "log").read_text().replace("\r", "\n").splitlines()
-    if code in (0, -signal.SIGKILL, -number):  # the last: before the first line of ours
+    if code in (0, -signal.SIGKILL, -number):  # the last: before our first line
         return None
     if code != 128 + number or not lines or not lines[-1].startswith("minicos: st"):
         return f"{number.name}: exit {code}, last line {lines[-1:]}"
@@ -124,7 +124,7 @@ def kill(name: str, work: Path, chance: random.Random, whole: "Undisturbed") -> 
 
 
 def contents(work: Path) -> dict[str, bytes]:
-    """Every file that a command wrote, but for what names its process and its time."""
+    """Every file that a command wrote, except those that name its process and time."""
     folder = work / OUT
     return {
         str(path.relative_to(folder)): _timeless(path)
@@ -164,7 +164,7 @@ class Undisturbed:
 
 
 def trial(name: str, work: Path, whole: Undisturbed, seed: int) -> str | None:
-    """One command, killed once or twice and continued; what went wrong, if anything did."""
+    """One command, killed once or twice and continued; returns what went wrong, if anything."""
     chance = random.Random(seed)
     for _ in range(chance.choice((1, 1, 2))):
         if wrong := kill(name, work, chance, whole):

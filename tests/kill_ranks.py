@@ -59,7 +59,7 @@ def wait(process: int) -> int:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The digest of every file but those that name a process or its time."""
+    """The digest of every file except those that name a process or its time."""
     return {
         path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
@@ -79,7 +79,7 @@ def videos(folder: Path) -> dict[Path, int]:
 
 
 def lost(out: Path, whole: dict[str, str], seconds: float, seed: int) -> str | None:
-    """One trial; what went wrong, if anything did."""
+    """One trial; returns what went wrong, if anything."""
     chance = random.Random(seed)
     for _ in range(chance.choice((1, 1, 2))):
         ranks = chance.choice((1, 2, 2, 3))

@@ -28,7 +28,7 @@ if (
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# the interpreter cuts bfloat16 off instead
+# the interpreter truncates bfloat16 instead
 ROUNDED = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
 compiled = pytest.mark.skipif(INTERPRETED, reason="about the compiled kernel")
 
@@ -81,7 +81,7 @@ def modulations(*shape: int, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 def poisoned(op, *args, **options):
-    """op(...), where an element of its result that is left unwritten is NaN."""
+    """op(...), with NaN in elements of its result that are not written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             torch,

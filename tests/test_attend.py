@@ -22,7 +22,7 @@ def drawn(b: int, n: int, queries: int, keys: int, width: int = 8, seed: int = 0
 
 
 def by_definition(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """In float64, one query after the other, over the keys that it may see and nothing else."""
+    """In float64, one query at a time, over its allowed keys only."""
     q, k, v, out = q.double(), k.double(), v.double(), torch.zeros_like(q, dtype=torch.double)
     for b, n, i in torch.cartesian_prod(*map(torch.arange, q.shape[:3])).tolist():
         seen = allowed[b, n, i]
@@ -33,7 +33,7 @@ def by_definition(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
 
 
 def limited(allowed: Tensor) -> Hooks:
-    """A hook that leaves these keys, whichever queries it is asked for."""
+    """A hook that leaves these keys, for any queries."""
     return Hooks().on("allowed", lambda x, site: x & allowed[:, :, site.tokens])
 
 
@@ -59,7 +59,7 @@ def test_the_softmax_runs_over_what_is_left(size, seed, density):
 
 
 def test_scores_that_underflow_do_not_matter():
-    """Keys that are left have a softmax of their own, however little of the whole one was theirs."""
+    """The remaining keys have a softmax of their own, however small their share was."""
     q, k, v = drawn(1, 1, 3, 4)
     k[:, :, 0] = q[:, :, :1].mean(2) * 1e4  # takes the whole softmax of query 0
     allowed = torch.ones(1, 1, 3, 4, dtype=torch.bool)
@@ -141,7 +141,7 @@ def test_a_pattern_keeps_to_the_models_own_mask():
 
 
 def test_hooks_on_keys_compose():
-    """Each forbids on top of what the one before it has left."""
+    """Each forbids keys in addition to the one before it."""
     q, k, v = drawn(1, 2, 6, 6)
     first, second = (
         torch.rand(1, 2, 6, 6, generator=torch.Generator().manual_seed(i)) < 0.7 for i in range(2)
@@ -177,7 +177,7 @@ def seen_lse(hooks: Hooks, attention=attention, mask=None) -> tuple[Tensor, Tens
 
 
 def test_logarithms_are_those_of_all_keys_and_change_nothing():
-    """By the pass itself, and apart where another attention computes it or somebody intervenes."""
+    """By the pass itself, and separately with another attention or an intervention."""
     q, k, v = drawn(2, 3, 5, 9)
     expected = (q.double() @ k.double().mT / 8**0.5).logsumexp(-1)
     allowed = torch.ones(2, 3, 5, 9, dtype=torch.bool)

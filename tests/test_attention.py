@@ -22,7 +22,7 @@ CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def card(monkeypatch):
-    """A card of this compute capability, as torch tells it."""
+    """A card of this compute capability, as torch reports it."""
 
     def make(
         capability: tuple[int, int],

@@ -1,4 +1,4 @@
-"""What the ideal observer believes, when an answer is decided, and the three behaviours:
+"""The beliefs of the ideal observer, when an answer is decided, and the three behaviours:
 identities, and what readouts can find.
 """
 
@@ -123,7 +123,7 @@ def test_commitment_is_unbiased_and_one_where_completions_agree(several, count):
     assert mean == pytest.approx(0, abs=0.03)  # measured .012 at most
     one = torch.full((4,), several - 1)
     assert commitment.commitment(one, several).item() == pytest.approx(1)
-    invalid = torch.cat([one, torch.tensor([-1, -2])])  # these count beside
+    invalid = torch.cat([one, torch.tensor([-1, -2])])  # these also count
     assert commitment.commitment(invalid, several).item() == pytest.approx(1)
 
 

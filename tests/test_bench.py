@@ -1,4 +1,4 @@
-"""What a benchmark prints and in which order it measures; never how long anything takes."""
+"""The output of a benchmark and its order of measurements; never the time of anything."""
 
 import json
 import sys
@@ -343,7 +343,7 @@ def test_both_sides_of_a_vae_compute_the_same():
 
 
 def test_operations_of_a_vae():
-    """Of all, the convolution at the pixels' end is a part that can be counted by hand."""
+    """Of all parts, the convolution next to the pixels can be counted by hand."""
     s = vae.subject(CPU, quick=True)
     pixels = s.video[0, 0].numel()
     assert vae.flops(s, "decode") > 2 * 27 * 4 * 3 * pixels

@@ -54,7 +54,7 @@ PICTURE = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
 
 @pytest.fixture
 def work(tmp_path, monkeypatch, toy):
-    """A folder to stand in, with a picture and a model that is quick."""
+    """A working folder, with a picture and a fast model."""
     monkeypatch.chdir(tmp_path)
     save_image("maze.png", PICTURE)
     os.symlink(toy, "toy")
@@ -106,7 +106,7 @@ def start(*argv: str) -> subprocess.Popen:
 
 
 def wait_for(path, process, seconds: float = 120) -> None:
-    """Until the file is there. A process that ends before is a mistake in the test."""
+    """Wait until the file exists. If the process ends before, the test is wrong."""
     end = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.communicate()
@@ -144,9 +144,7 @@ def test_help_teaches_by_example_and_is_told_without_torch(work):
     assert err == ""
     assert out.splitlines()[-1] == "[]"
     top, *each = re.split(r"^usage: minicos (?=\w)", out, flags=re.M)
-    assert (
-        top.count("usage: minicos [-h] [--version] VERB") == 2
-    )  # no arguments at all is a question, too
+    assert top.count("usage: minicos [-h] [--version] VERB") == 2  # no arguments also print help
     assert all(verb in top for verb in VERBS)
     for verb, text in zip(VERBS, each, strict=True):
         assert text.startswith(verb)
@@ -655,7 +653,7 @@ def undisturbed(toy, tmp_path_factory):
 
 @posix
 def test_a_killed_run_continues_bit_for_bit(minicos, undisturbed, passes, work):
-    """kill -9 at a moment that nothing fixes; UniPC, whose memory has to survive; guidance, so
+    """kill -9 at an arbitrary moment; UniPC, whose memory has to survive; guidance, so
     two passes a step.
     """
     chance = np.random.default_rng()
@@ -780,7 +778,7 @@ def test_the_record_of_a_run(minicos, work):
 
 
 def test_a_preset_can_be_changed_in_part(minicos, monkeypatch, work):
-    """What is given replaces the preset's, reaches the loop, and is written down."""
+    """Options replace the preset's values, reach the loop, and are recorded."""
     from minicos import sample as loop
     from minicos import schedule
 

@@ -178,7 +178,7 @@ def test_size_rule_of_the_crop(row):
             frame_size((height, width), row["max_area"], 16, rule="crop")
 
 
-# -- how an image is made to fit -------------------------------------------------------------------
+# -- how an image is resized -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", RESIZE)

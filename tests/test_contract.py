@@ -1,4 +1,4 @@
-"""What `sample.Model` promises to the authors of new models, settled by two of them: an exact
+"""The contract of `sample.Model` for the authors of new models, tested with two of them: an exact
 posterior, and a further latent next to the video.
 """
 
@@ -26,7 +26,7 @@ with_history = pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
 
 @dataclass(frozen=True)
 class Observer(Model):
-    """Knows the few videos z (r c f h w) that there are, all equally likely: its clean estimate is
+    """Knows the few possible videos z (r c f h w), all equally likely: its clean estimate is
     the posterior mean.
 
     p(r | x) is proportional to exp(-||x - (1 - sigma) z_r||^2 / (2 sigma^2)), and velocity = (x -
@@ -183,7 +183,7 @@ def test_it_cannot_be_resumed_without_its_state(noise):
 @pytest.mark.parametrize("in_place", [False, True])
 @with_history
 def test_an_edit_of_the_video_keeps_the_sound_and_its_history(solver, in_place, noise):
-    """What is dropped is the solver's history of the video, which would undo the edit."""
+    """The solver's history of the video is dropped, since it would undo the edit."""
     steps = WithSound(solver).sample(CONDITION, noise=noise)
     for step in steps:
         if step.index == 3:

@@ -25,13 +25,13 @@ def test_flops_are_those_that_torch_counts(batch, times):
     with (
         FlopCounterMode(display=False) as counter,
         sdpa_kernel(SDPBackend.MATH),
-    ):  # it does not know the CPU's fused one
+    ):  # it does not count the CPU's fused one
         network(x, torch.full((batch, times), 500.0), text)
     assert cost.flops(CFG, x.shape, times) == counter.get_total_flops()
 
 
 def test_flops_of_the_large_models():
-    """The numbers that are published or counted elsewhere: 1,678 and 6,523 TFLOP with all
+    """Numbers published or counted elsewhere: 1,678 and 6,523 TFLOP with all
     element-wise work.
     """
     cfg = VARIANTS["Wan2.2-T2V-A14B"]

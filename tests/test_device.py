@@ -1,4 +1,4 @@
-"""What suits a device, with cards that are only pretended to be there."""
+"""Choices for a device, with simulated cards."""
 
 import sys
 import warnings
@@ -16,7 +16,7 @@ CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def card(monkeypatch):
-    """A card as torch tells it, and what a trial of `token_energy` does there."""
+    """A card as torch reports it, and the outcome of a trial of `token_energy` there."""
 
     def make(capability=(9, 0), cuda="12.8", energy=lambda x: torch.tensor(2.0)) -> None:
         device.obstacle.cache_clear()

@@ -326,7 +326,7 @@ def test_first_and_last_image_are_told_apart(golden_dit, given):
     *inputs, clip = given("dit_flf2v", 0)
     network = golden_dit("dit_flf2v")
     assert rel_max(network(*inputs, clip.roll(257, dims=1)), network(*inputs, clip)) > 1e-2
-    network = golden_dit("dit_i2v21")  # attention itself does not mind the order of rows
+    network = golden_dit("dit_i2v21")  # attention does not depend on the order of rows
     *inputs, clip = given("dit_i2v21", 0)
     assert (
         rel_max(network(*inputs, clip.flip(1)), network(*inputs, clip)) < 1.5e-6

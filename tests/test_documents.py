@@ -1,4 +1,4 @@
-"""What README, weights.md and the notebooks show works as it is printed there."""
+"""Everything in README, weights.md and the notebooks works as printed."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_next_three_commands_run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_understood(page):
-    """Verbs and options are those that exist; what needs weights or a card is not run here."""
+    """Verbs and options exist; commands that need weights or a card are not run here."""
     verbs = {verb.__name__.rpartition(".")[2] for verb in VERBS}
     found = commands(page)
     assert found or page == ".github/CONTRIBUTING.md"

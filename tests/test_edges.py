@@ -1,4 +1,4 @@
-"""Nothing is silently something else, and Python may be used as people use it."""
+"""Nothing is silently replaced, and Python can be used as people use it."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def plain(wan, condition):
     return final(wan, condition, seed=1)
 
 
-# -- what others have set for the whole process ----------------------------------------------------
+# -- process-wide settings of the caller -----------------------------------------------------------
 
 
 def default_device():
@@ -128,7 +128,7 @@ def test_gradients_through_a_run_are_refused(wan, condition):
         wan.condition(PROMPT, torch.ones(3, 32, 32, requires_grad=True))
 
 
-# -- forms in which people have things -------------------------------------------------------------
+# -- common forms of inputs ------------------------------------------------------------------------
 
 
 def test_a_picture_in_any_form_makes_the_same_condition(wan, condition, tmp_path):

@@ -138,9 +138,7 @@ def test_wrong_donors_are_of_other_cases():
     digits = (3 * y.flatten()).round().int().tolist()
     own = (10 ** marked.flatten()).int().tolist()
     assert all(sorted(str(d).zfill(4)) == list("0111") for d in digits)  # three cases, each once
-    assert all(
-        d // o % 10 == 1 for d, o in zip(digits, own, strict=True)
-    )  # and one's own among them
+    assert all(d // o % 10 == 1 for d, o in zip(digits, own, strict=True))  # including its own
     with pytest.raises(
         MinicosError, match="3 seeds of different cases need a batch of 3 cases or more, not 2"
     ):
@@ -210,7 +208,7 @@ def test_which_layers_count(wan, start, plain):
     def of(mode: str, *layers: int) -> Tensor:
         return run(wan, *start, everything(mode, layers))
 
-    # the same numbers on other ways: 0 or a few last bits; another layer moves much more
+    # equal numbers by other means: 0 or a few last bits; another layer moves much more
     assert relative(of("override", *WINDOW), of("override", 8)) == 0
     assert relative(of("input_override", *WINDOW), of("input_override", 8)) == 0
     assert relative(of("lockstep", *WINDOW), of("lockstep", 6)) < 1e-6
@@ -246,7 +244,7 @@ def test_update_adds_the_mean_of_what_blocks_add(wan, start):
 
 
 def velocities(wan, start, e: Ensemble) -> Tensor:
-    """What the network says at step 0, for the last pass there  (case seed c f h w)."""
+    """The network's output at step 0, for the last pass there  (case seed c f h w)."""
     seen = []
     watch = Hooks().on("velocity", lambda x, site: seen.append(x), step=(0,), branch="cond")
     run(wan, *start, e, watch=watch)
@@ -296,7 +294,7 @@ def test_averaged_latents_and_estimates(wan, start):
 
 @pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
 def test_a_multistep_run_goes_on_with_its_memory(wan, start, solver):
-    """Sharing inside the passes is no edit of the latent, so the solver's history is kept, for
+    """Sharing inside the passes is not an edit of the latent, so the solver's history is kept, for
     carriers too.
     """
     multistep = wan.with_preset(solver=solver, steps=4)
@@ -400,7 +398,7 @@ def kept(arms, solved: dict[str, list[int]]) -> dict[str, Tensor]:
 
 
 def test_chosen_on_dev_tested_on_test(tmp_path):
-    """From kept batches, so that no network is asked."""
+    """From stored batches, without a network."""
     folder = Run.open(tmp_path / "run", {})
     first, second = (
         plan.ablation(12, [(20, 29), (0, 9)], ["lockstep"], Ensemble((0,), "lockstep", steps=steps))
@@ -499,7 +497,7 @@ def test_puzzles_chosen_on_dev_reported_on_test(toy, tmp_path, capsys):
     chosen = result.read(out).number("puzzles solved: lockstep 20-29 @0, minus plain")
     assert "chosen on 3 dev puzzles" in chosen.note and chosen.note in text
     assert (out / "ensemble.png").exists()
-    (out / "test/000.safetensors").unlink()  # as if it had been killed there
+    (out / "test/000.safetensors").unlink()  # as after a kill there
     assert main(command) == 0
     assert result.read(out).tables["arms"] == table
 

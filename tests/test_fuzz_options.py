@@ -32,7 +32,7 @@ def test_absurd_values_are_refused_in_one_sentence(tmp_path, capsys, option, val
 
 @pytest.mark.parametrize("option", ["--image", "--out"])
 def test_an_empty_path_is_refused(capsys, option):
-    """An unset variable of a shell: not the folder in which the command runs."""
+    """An unset shell variable must not mean the folder in which the command runs."""
     with pytest.raises(SystemExit):
         main(["generate", "--prompt", "solve the maze", f"{option}="])
     said = capsys.readouterr().err

@@ -21,7 +21,7 @@ def stored(small_dit, tmp_path):
     writer = gguf.GGUFWriter(path, "wan")
     for name, tensor in network.state_dict().items():
         values = tensor.numpy()
-        if values.ndim > 4:  # what the format cannot say
+        if values.ndim > 4:  # which the format cannot express
             writer.add_array(f"comfy.gguf.orig_shape.{name}", list(values.shape))
             values = values.reshape(values.shape[0], -1)
         wide = values.ndim == 2 and values.shape[1] % 32 == 0

@@ -1,4 +1,4 @@
-"""Gradients of a run: right, through everything that a step does, or refused."""
+"""Gradients of a run: correct, through everything that a step does, or refused."""
 
 from dataclasses import replace
 from itertools import islice
@@ -93,7 +93,7 @@ def test_some_steps_alone(made):
     step = next(wan.sample(condition, noise=x, start=2, state=before.state, grad=True))
     (found,) = torch.autograd.grad(score(step.x0), x)
     assert found.any() and torch.isfinite(found).all()
-    with torch.no_grad():  # the caller's setting decides nothing
+    with torch.no_grad():  # the caller's setting has no effect
         assert next(wan.sample(condition, noise=x, start=2, grad=True)).next.requires_grad
 
 
@@ -116,7 +116,7 @@ def test_blocks_are_computed_again_but_hooks_run_once(made):
     assert not any(kept.requires_grad for _, kept in record.entries)
 
 
-# -- refused, never taken for constants ------------------------------------------------------------
+# -- refused, never treated as constants -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["noise", "text", "next"])

@@ -1,4 +1,4 @@
-"""Help and its examples, completion, --version: what a person meets before the first run."""
+"""Help and its examples, completion, --version: what a person sees before the first run."""
 
 from __future__ import annotations
 

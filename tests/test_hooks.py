@@ -1,4 +1,4 @@
-"""Hooks: where they fire, what they may change, and that nothing of them stays behind."""
+"""Hooks: where they run, what they may change, and that nothing of them remains."""
 
 import re
 from collections.abc import Container
@@ -34,7 +34,7 @@ def everywhere(hook) -> Hooks:
 
 
 def ignore(x: Tensor, site: Site) -> None:
-    """Look, and change nothing."""
+    """Observe without changing anything."""
 
 
 def zero(x: Tensor, site: Site) -> Tensor:
@@ -42,7 +42,7 @@ def zero(x: Tensor, site: Site) -> Tensor:
 
 
 class Log:
-    """A hook that notes every site, under a mark of its own."""
+    """A hook that records every site, under its own label."""
 
     def __init__(self, mark: object, entries: list):
         self.mark, self.entries = mark, entries
@@ -84,7 +84,7 @@ def loop(pair, small_dit):
     return lambda hooks=NO_HOOKS: sample(model, noise, condition, hooks=hooks)
 
 
-# -- what a hook sees ------------------------------------------------------------------------------
+# -- what a hook receives --------------------------------------------------------------------------
 
 
 def test_looking_changes_no_bit(run):
@@ -152,7 +152,7 @@ class Said:
 
 
 def rules(entries: list, sayings: list[Said]) -> Hooks:
-    """Rules as said, each with a log of its own number."""
+    """These rules, each logged under its own number."""
     hooks = Hooks()
     for i, s in enumerate(sayings):
         hooks = hooks.on(s.pattern, Log(i, entries), step=s.step, expert=s.expert, branch=s.branch)
@@ -319,7 +319,7 @@ def test_the_residual_stream_of_another_run_carries_that_run(point, network, inp
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(".lse")])
 def test_every_point_can_be_changed(name, run):
-    """What a hook returns is what the network goes on with. (Norms and softmax would hide a
+    """The network continues with what a hook returns. (Norms and softmax would hide a
     scale or a shift.)
     """
     change = Hooks().on(name, lambda x, site: ~x if x.dtype == torch.bool else x.square())
@@ -498,7 +498,7 @@ def test_a_tensor_of_another_shape_dtype_or_device_is_refused(change, what, run)
         run(Hooks().on("blocks.1", lambda x, site: change(x)))
 
 
-# -- nothing stays behind --------------------------------------------------------------------------
+# -- nothing remains -------------------------------------------------------------------------------
 
 
 def fail(x: Tensor, site: Site) -> None:

@@ -79,7 +79,7 @@ def test_a_model_in_the_cache_is_opened_without_a_connection(cache, toy, monkeyp
     assert layouts.dit_config("some-one/toy").dim == 128
     monkeypatch.setitem(
         hub.KNOWN, "some-one/toy", "VBVR-Wan2.2"
-    )  # an id that names what no file tells
+    )  # an id that identifies what no file shows
     with pytest.raises(MinicosError, match=r"has not the shapes of VBVR-Wan2\.2"):
         layouts.find("some-one/toy")
 
@@ -218,7 +218,7 @@ def test_fetching_tells_first_what_and_how_much(cache, listed, monkeypatch, caps
 
 
 def failure(kind: type[Exception], text: str) -> Exception:
-    """The library's errors want the answer of a server; these have none."""
+    """The library's errors need a server's response; these have none."""
     error = kind.__new__(kind)
     Exception.__init__(error, text)
     return error

@@ -1,4 +1,4 @@
-"""Intervals cover the truth as often as they promise, and never have width zero."""
+"""Intervals have their nominal coverage, and never width zero."""
 
 from math import comb
 
@@ -21,7 +21,7 @@ def test_clopper_pearson_against_tables(k, n, low, high):
 @pytest.mark.parametrize("n", [6, 25, 100])
 @pytest.mark.parametrize("p", [0.01, 0.05, 0.3, 0.5, 0.9])
 def test_a_proportion_covers_in_95_of_100_samples(n, p):
-    """Not simulated: the sum over all that can happen."""
+    """Not simulated: the sum over all outcomes."""
     covered = 0.0
     for k in range(n + 1):
         low, high = intervals.proportion(k, n)

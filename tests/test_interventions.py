@@ -58,14 +58,14 @@ def made(wan):
 def watched(
     wan, condition, noise, folder, changes=NO_INTERVENTIONS
 ) -> list[dict[str, torch.Tensor]]:
-    """All that is saved of a run's steps."""
+    """Everything saved of a run's steps."""
     run = Run.open(folder, {})
     record(wan, condition, run, [Steps(wan, ()), Energy((0,), sheets=("raw",))], noise, changes)
     return [run.load_tensors(f"steps/{i:03d}.safetensors") for i in range(len(wan.schedule()))]
 
 
 def same(ours, theirs) -> bool:
-    """Equal to the last bit; what is kept of donors aside."""
+    """Equal to the last bit, except for the data of donors."""
     seen = [
         [{k: v for k, v in step.items() if not k.startswith("donor")} for step in run]
         for run in (ours, theirs)

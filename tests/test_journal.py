@@ -99,7 +99,7 @@ def test_a_study_that_is_killed_leaves_no_gap_and_no_double(tmp_path):
         run()
     before = lines(tmp_path / "n.jsonl")
     assert [line["case"] for line in before] == [0, 1, 2, 3]
-    # the disk was written, and the process died before its lines were
+    # results were written, and the process died before their lines were
     (tmp_path / "n.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before[:3]))
     (tmp_path / "fixed").touch()
     run()

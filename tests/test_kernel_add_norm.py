@@ -1,4 +1,4 @@
-"""The residual addition with the next norm: the Triton twin against its reference, see
+"""The residual addition with the next norm: the Triton kernel against its reference, see
 `tests/on_device.py`.
 """
 

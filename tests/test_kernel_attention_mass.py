@@ -1,4 +1,4 @@
-"""The mass of attention: the Triton twins against their references, see `tests/on_device.py`."""
+"""The mass of attention: the Triton kernels against their references, see `tests/on_device.py`."""
 
 import inspect
 import re
@@ -35,7 +35,7 @@ STRIDES = ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row")
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """Memory that the kernels are given is NaN: what they leave unwritten shows."""
+    """Memory of the kernels is NaN, so elements that they do not write show."""
     monkeypatch.setattr(
         module.torch,
         "empty",
@@ -45,7 +45,7 @@ def poisoned(monkeypatch):
 
 
 def exact(q: Tensor, k: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Both masses in float64, by stock parts: attention to values that say which frame a key is
+    """Both masses in float64, from standard parts: attention to values that say which frame a key is
     in, and the gradient of any values.
     """
     q, k = q.double(), k.double()
@@ -274,7 +274,7 @@ SLICES = {
 @on_device
 @pytest.mark.parametrize("name", SLICES)
 def test_slices_are_read_by_their_strides(name, dtype=torch.bfloat16):
-    """Among NaN, which a masked row or column must not let in."""
+    """Surrounded by NaN, which a masked row or column must not admit."""
     q, k = heads(2, 2, 70, 24, dtype=dtype)
     sliced = SLICES[name](q), SLICES[name](k)
     if name == "one head":
@@ -330,7 +330,7 @@ def test_masses_are_conserved_and_follow_their_keys(seed, frames, size, width, h
     )  # measured 2.4e-7
     inside = received.unflatten(2, (frames, size)).sum(
         -1
-    )  # the same mass of a key frame, whoever asks
+    )  # the same mass of a key frame for every query
     assert torch.allclose(between.sum(2) * size, inside, rtol=EXACT)
     order = torch.randperm(frames, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
     moved = (
@@ -355,9 +355,7 @@ def test_a_sample_is_the_references(b, n, length, width, keys, frames, dtype):
         expected, expected_errors = ops.attention_mass_sampled(q, k, frames, rows)
         assert error(masses, expected) < EXACT  # measured 5.8e-7
         for actual, reference, mass in zip(errors, expected_errors, expected, strict=True):
-            assert (
-                (actual - reference).abs() <= 1e-3 * (reference + mass)
-            ).all()  # as its docstring says
+            assert ((actual - reference).abs() <= 1e-3 * (reference + mass)).all()  # as documented
         assert queries < length // frames or not any(e.any() for e in errors)
 
 

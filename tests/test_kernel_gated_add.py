@@ -1,4 +1,4 @@
-"""The gated residual addition: the Triton twin against its reference, see `tests/on_device.py`."""
+"""The gated residual addition: the Triton kernel against its reference, see `tests/on_device.py`."""
 
 import inspect
 

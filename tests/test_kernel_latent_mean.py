@@ -1,4 +1,4 @@
-"""The mean over seeds: the Triton twin against its reference, see `tests/on_device.py`."""
+"""The mean over seeds: the Triton kernel against its reference, see `tests/on_device.py`."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""Layer norm and modulation: the Triton twin against its reference, see `tests/on_device.py`."""
+"""Layer norm and modulation: the Triton kernel against its reference, see `tests/on_device.py`."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""RMS norm and rotation of q and k: the Triton twin against its reference, see
+"""RMS norm and rotation of q and k: the Triton kernel against its reference, see
 `tests/on_device.py`.
 """
 

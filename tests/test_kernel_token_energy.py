@@ -1,4 +1,4 @@
-"""The energy of tokens: the Triton twin against its reference, see `tests/on_device.py`."""
+"""The energy of tokens: the Triton kernel against its reference, see `tests/on_device.py`."""
 
 import inspect
 import math

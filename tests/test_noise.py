@@ -132,7 +132,7 @@ def test_mistakes_are_named():
 
 @given(st.integers(1, 40), st.integers(1, 21), st.booleans())
 def test_matched_cells(steps, frames, imposed):
-    """Step noise and frame noise touch equally many cells, where there are steps enough."""
+    """Step noise and frame noise change equally many cells, if there are enough steps."""
     planned = edits(NoiseOptions(), steps, [imposed, *[False] * frames])
     free = frames + (not imposed)
     assert sum(name.startswith("frame") for name in planned) == free
@@ -206,7 +206,7 @@ def test_a_multistep_solver_is_held_against_the_same_restarts(wan, clean):
     tiny = measure(model, condition, start, run, Noise("add", (3,), dose=1e-8))
     assert (
         restart["squared"][:, -1].sum() > 100 * tiny["squared"][:, -1].sum() > 0
-    )  # the control forgot as well
+    )  # the control lost its history as well
     assert tiny["passes"] == 2 * restart["passes"]
 
 

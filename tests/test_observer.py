@@ -48,7 +48,7 @@ def test_its_estimate_is_the_posterior_mean_and_it_ends_at_an_answer(observer):
 
 
 def test_a_run_of_few_answers_is_the_same_beside_one_of_many(observer):
-    """What fills up the batch is never believed in."""
+    """Padding of the batch never gets any weight."""
     few = cases.held_out("maze", 1, size=3, keep=lambda p: p.ambiguity == 2)
     many = cases.held_out("maze", 1, size=3, keep=lambda p: p.ambiguity > 2)
     together, alone = (cases.condition(observer, some) for some in (few + many, few))

@@ -1,4 +1,4 @@
-"""What runs on a CUDA card alone and belongs to no kernel: attention's backends, weights on the
+"""Things that run only on a CUDA card and belong to no kernel: attention's backends, weights on the
 move, loading, memory as it was planned, and watching that never waits. Skipped where there is none.
 """
 
@@ -87,7 +87,7 @@ def test_the_attention_of_this_card_is_right_for_every_length(length):
 
 
 class Late(CudaCopyQueue):
-    """Copies that begin late, into buffers that hold nonsense until then: a missing wait shows."""
+    """Copies that begin late, into buffers with garbage until then: a missing wait shows."""
 
     def copy(self, target, source, after):
         with torch.cuda.stream(self.stream):

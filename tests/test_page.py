@@ -1,4 +1,4 @@
-"""The page of a run: what goes into the file, and what a real browser makes of it."""
+"""The page of a run: the content of the file, and its behaviour in a real browser."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_blocks_and_sublayers(name):
         if "cog" in name and point.endswith("ffn"):  # theirs is text and video in one tensor
             theirs = theirs[:, -seen[point].shape[1] :]
         assert rel_max(seen[point], theirs) < 5e-6, point  # measured 2.1e-6 or less
-    if "cog" not in name:  # whose velocity is another one
+    if "cog" not in name:  # whose velocity differs
         velocity = model.velocities((found["out.velocity"],) * 2, {"video": x}, None)["video"]
         assert rel_max(step.velocity_cond, velocity) < TOLERANCE
 

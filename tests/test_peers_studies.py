@@ -245,7 +245,7 @@ def test_commands(verb, folder, small, tmp_path, capsys):
     settings = json.loads((out / "run.json").read_text())
     assert "CogVideoX1.5-5B-I2V" in json.dumps(settings)
     capsys.readouterr()
-    main(options)  # again: everything is there
+    main(options)  # again: everything exists
     assert str(out) in capsys.readouterr().out
 
 

@@ -123,7 +123,7 @@ def ours(pipe, guidance: float = 4.0):
 
 @pytest.mark.parametrize("make", PIPELINES.values(), ids=PIPELINES)
 def test_the_pipelines_own_latents(make):
-    """What is left is float32 rounding, their sinusoid's included (`minicos.verify`)."""
+    """The rest is float32 rounding, including their sinusoid's (`minicos.verify`)."""
     pipe = make()
     model, condition = ours(pipe)
     noise = model.noise(condition, 3)

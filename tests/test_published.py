@@ -1,4 +1,4 @@
-"""Files as people publish them: LoRAs, quantised and merged checkpoints, relatives of Wan, and
+"""Files as published: LoRAs, quantised and merged checkpoints, relatives of Wan, and
 networks of any size.
 """
 
@@ -189,7 +189,7 @@ def test_a_file_for_both_experts(network, tmp_path):
 
 @pytest.mark.parametrize("ending", ["pt", "pth", "bin", "safetensors"])
 def test_tensors_in_a_pickle(network, ending, tmp_path):
-    """By content, whatever the name; wrapped in the tables that programs use."""
+    """By content, not by name; wrapped in the tables that programs use."""
     tensors = pair(f"diffusion_model.{Q}")
     for content in (tensors, {"state_dict": tensors, "step": 3}, {"generator": pair("x"), "generator_ema": tensors}):  # fmt: skip
         torch.save(content, path := tmp_path / f"lora.{ending}")
@@ -403,7 +403,7 @@ def test_indices_of_variants_and_the_index_given_as_the_model(network, names, tm
         assert [*weight_files(tmp_path)] == [tmp_path / "diffusion_pytorch_model.safetensors"]
 
 
-NAMES = {  # how people call the files of the two experts
+NAMES = {  # common names of the files of the two experts
     "high": (
         *("wan2.2_i2v_high_noise_14B_fp16", "Wan2_2-I2V-A14B-HIGH_fp8_e4m3fn_scaled_KJ", "lora_high"),
         *("Wan22-I2V-HighNoise-Q8", "Wan2.2-Highnoise", "wan22_HIGHNOISE", "high_noise_model", "H-wan"),

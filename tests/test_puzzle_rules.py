@@ -1,4 +1,4 @@
-"""What each family must get right beyond what all share: its rules, its foils, its reading."""
+"""What is specific to each family: its rules, its foils, its reading."""
 
 from itertools import permutations, product
 from math import comb

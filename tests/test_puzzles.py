@@ -155,7 +155,7 @@ def test_other_lengths_are_scored_too(kind, frames):
     assert p.score(draw.to_uint8(p.render(0, puzzles.timeline(frames)))).solved
 
 
-# -- scoring: what each kind must not let through --------------------------------------------------
+# -- scoring: what each kind must reject -----------------------------------------------------------
 
 RING = frozenset(maze.grid_edges(3)) - {
     ((0, 1), (1, 1)),

@@ -1,4 +1,4 @@
-"""The recipes run as they are, are short, and leave a picture."""
+"""The recipes run unchanged, are short, and draw a picture."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""What analyses keep of a run, how runs resume, and what the pictures show."""
+"""What analyses keep of a run, how runs resume, and the content of pictures."""
 
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -167,8 +167,8 @@ def test_the_step_axis_of_energy_stays_whole(run):
 
 
 def test_energy_of_experts_with_and_without_guidance(wan, condition, run):
-    """Where the low-noise expert is not guided, nothing of an earlier pass stands in for the
-    pass that is not made.
+    """If the low-noise expert is not guided, nothing of an earlier pass replaces the pass
+    that is not made.
     """
     one = wan.experts["high"]
     two = replace(wan, experts={"high": one, "low": one}).with_preset(
@@ -217,7 +217,7 @@ def test_an_interrupted_run_continues_bit_for_bit(solver, wan, condition, run, m
         )
         assert {name.split(".")[0] for name in energy} == {"cond", "uncond"}
 
-    monkeypatch.setattr(DiT, "forward", None)  # all is there: no pass is needed
+    monkeypatch.setattr(DiT, "forward", None)  # everything exists: no pass is needed
     assert torch.equal(record(wan, condition, run, [Energy(())], noise), final)
 
 

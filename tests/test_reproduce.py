@@ -22,7 +22,7 @@ from minicos.cli import main, reproduce
 from minicos.open import load
 from tests.test_cli import posix, start, wait_for
 
-ONLY = "energy,perception"  # two that take little
+ONLY = "energy,perception"  # two fast ones
 
 
 def arguments(toy, out, workers: int) -> list[str]:

@@ -36,9 +36,7 @@ CPU = torch.device("cpu")
 
 
 class RoughQueue(ThreadCopyQueue):
-    """Takes any time it likes, and leaves NaN in a buffer for as long as it is allowed to write
-    there.
-    """
+    """Takes an arbitrary time, and leaves NaN in a buffer as long as it may write there."""
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -115,7 +113,7 @@ def test_streamed_equals_resident(small_dit, layers):
     ids=["not ready", "freed too early"],
 )
 def test_a_broken_streamer_is_found_out(deep, broken):
-    """The test above can fail: these two mistakes do not get past it."""
+    """The test above can fail: it catches these two mistakes."""
     network = streamed(deep(), **broken)
     assert not all(
         torch.equal(velocity(network, seed), velocity(deep(), seed)) for seed in range(5)
@@ -181,7 +179,7 @@ def test_a_pass_that_breaks_off_harms_no_other(deep, keep):
 
 
 def test_threads_get_what_is_right_or_an_error(deep):
-    """Of passes at once the last one wins, and the others say so: none returns a wrong velocity."""
+    """Of simultaneous passes the last one wins, and the others raise: none returns a wrong velocity."""
     network, expected = streamed(deep()), [velocity(deep(), seed) for seed in range(4)]
 
     def attempt(seed: int) -> torch.Tensor | None:
@@ -420,7 +418,7 @@ def test_the_plan_comes_before_the_weights(toy, monkeypatch):
 
 @pytest.mark.parametrize("asked", ["auto", "resident"])
 def test_what_is_refused_says_the_smallest_thing_that_fits(asked, toy, monkeypatch):
-    """Taken at its word, it fits, and the offers before it do not."""
+    """The suggested change fits, and the ones before it do not."""
     seen, words = [], []
 
     def changed(wish):
@@ -478,12 +476,12 @@ def test_the_command_prints_the_plan_and_writes_it_down(toy, tmp_path, capsys, m
     assert "minicos: the official CUDA noise needs a CUDA card, and this model is on cpu\n" in told
 
 
-# -- offloaded networks that stay ------------------------------------------------------------------
+# -- offloaded networks that stay on the device ----------------------------------------------------
 
 
 class Home:
-    """Offloaded networks of so many float32 each, with as much work again. On a CPU, whose memory
-    holds both sides: `room` numbers beside those on the host.
+    """Offloaded networks with this many float32 each, and as much work memory. On a CPU, whose memory
+    holds both sides: `room` numbers in addition to those on the host.
     """
 
     def __init__(self, room: int | None, **sizes: int):
@@ -497,13 +495,13 @@ class Home:
         self.host = {name: network.weight.data_ptr() for name, network in self.networks.items()}
 
     def use(self, name: str) -> list[str]:
-        """Take a network to the device; which are there now."""
+        """Move a network to the device; returns those that are there now."""
         self.made.to_device(self.networks[name])
         return [k for k, x in self.networks.items() if x.weight.data_ptr() != self.host[k]]
 
 
 def test_an_expert_stays_while_the_vae_decodes_if_both_fit():
-    """Room for 270 numbers: weights of all that is there, and the work of what runs."""
+    """Room for 270 numbers: the weights on the device, and the work of what runs."""
     home = Home(270, high=100, low=100, vae=20)
     assert [home.use(name) for name in ("vae", "high", "vae", "low", "vae", "high")] == [
         ["vae"],

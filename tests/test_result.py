@@ -1,4 +1,4 @@
-"""What studies leave on disk: `results.json` gives back what was written, and refuses what it
+"""What studies leave on disk: `results.json` returns what was written, and refuses what it
 does not know.
 """
 

@@ -326,7 +326,7 @@ def test_runs_of_other_versions_are_refused_by_name(tmp_path):
 
 
 def test_one_progress_for_all_parts_of_a_command(monkeypatch):
-    """What was done before counts neither as done nor in the time that is left."""
+    """Earlier work counts neither as done nor in the remaining time."""
     now = [0.0]
     monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())

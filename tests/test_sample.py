@@ -261,8 +261,8 @@ def test_a_run_can_start_at_its_end_and_not_beyond(solver, loop, noise):
 
 @pytest.mark.parametrize("how", ["in place", "another tensor", "an equal tensor"])
 def test_an_edit_drops_the_history(how, loop, noise):
-    """UniPC's history belongs to the latent that is gone. An equal tensor, too, asks for a fresh
-    start: controls need one.
+    """UniPC's history belongs to the latent before the edit. An equal tensor also restarts
+    it: controls need that.
     """
     steps = loop("unipc")
     next(steps)
@@ -283,7 +283,7 @@ def test_an_edit_drops_the_history(how, loop, noise):
 
 @solvers
 def test_an_edited_latent_starts_afresh(solver, loop, noise):
-    """From there on the loop is one that was started at the edit, without a history."""
+    """From there on the loop equals one started at the edit, without a history."""
     edit = noise.flip(1)
     edited = []
     for step in loop(solver):
@@ -297,7 +297,7 @@ def test_an_edited_latent_starts_afresh(solver, loop, noise):
 
 @pytest.mark.parametrize("solver", ["unipc", "dpmpp"])
 def test_an_edit_is_not_pulled_back(solver, i2v_pair, i2v):
-    """UniPC corrects each step when it sees where that led; with a history kept, it would correct
+    """UniPC corrects each step afterwards; with a history kept, it would correct
     an edit away. DPM++ would take the difference of the two clean estimates for a slope, and go on
     along it."""
     model, start = i2v_pair(solver=solver), LOOPS["i2v.noise"][None]
@@ -312,7 +312,7 @@ def test_an_edit_is_not_pulled_back(solver, i2v_pair, i2v):
     assert (step.next - edit).norm() / edit_size < 0.1  # measured 0.02: one small step further
     assert (step.next - clean[7].next).norm() / edit_size > 0.9  # measured 1.00
 
-    # what would have been
+    # the run without an edit
     kept = next(sample(model, edit, i2v, start=7, state=clean[6].state)).next
     if solver == "unipc":
         assert (kept - edit).norm() / edit_size > 0.9  # measured 0.96
@@ -325,7 +325,7 @@ def test_an_edit_is_not_pulled_back(solver, i2v_pair, i2v):
 
 @solvers
 def test_an_edited_run_can_be_resumed_from_its_steps(solver, loop, noise):
-    """The history of an edited step is gone from the step, too."""
+    """The history of an edited step is also dropped from the step."""
     edited = []
     for step in loop(solver):
         if step.index == 2:

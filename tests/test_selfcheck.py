@@ -1,4 +1,4 @@
-"""One report on a model: right where all is well, and wrong where something is."""
+"""One report on a model: it passes if everything is correct, and fails if something is wrong."""
 
 import json
 

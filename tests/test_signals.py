@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, from the first line of ours on: one line, 130 or 143, and files are whole."""
+"""Ctrl-C and SIGTERM, from our first line on: one line, 130 or 143, and complete files."""
 
 import signal
 import subprocess
@@ -27,7 +27,7 @@ def test_a_signal_while_modules_are_imported_is_one_line():
         time.sleep(delay)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
-        if process.returncode != 2:  # it got to its end before, to say that an image is needed
+        if process.returncode != 2:  # it ended before, with the error that an image is needed
             assert process.returncode == 128 + number
             assert err.startswith("minicos: stopped")
         assert err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What is recorded, as one tensor with named axes."""
+"""Recorded values as one tensor with named axes."""
 
 import pytest
 import torch

@@ -72,7 +72,7 @@ def test_the_verb_gives_the_numbers_of_the_report(name, tmp_path, capsys):
     there = result.read(tmp_path / "verb")
     text = capsys.readouterr().out
     assert here.numbers and there.what == here.what
-    again = result.read(tmp_path / "here")  # what has no value is NaN in both
+    again = result.read(tmp_path / "here")  # missing values are NaN in both
     assert list(map(str, there.numbers)) == list(map(str, again.numbers))
     assert repr((there.numbers, there.tables, there.curves)) == repr(
         (again.numbers, again.tables, again.curves)
@@ -120,7 +120,7 @@ def test_nothing_is_ignored(words, says, tmp_path, capsys):
 
 
 def test_tools_know_no_question():
-    """What records, changes and measures a run imports nothing of the questions that use it."""
+    """The tools that record, change and measure a run do not import the studies that use them."""
     base = ("minicos.analysis.tools", "minicos.analysis.result", "minicos.analysis.options")
     for path in (Path(analysis.__file__).parent / "tools").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -107,7 +107,7 @@ def test_the_last_blocks_stream_is_the_others_velocity(scene, donor):
 
 
 def test_the_last_blocks_stream_under_guidance(guided):
-    """Both branches hand over A's velocity; cond alone does too, since uncond does not know the
+    """Both branches transfer A's velocity; cond alone does too, since uncond does not know the
     prompt, at A's latents.
     """
     ys = guided.swapped(Swap((LAYERS - 1,), ALL, branch=None), Swap((LAYERS - 1,), ALL))
@@ -118,7 +118,7 @@ def test_the_last_blocks_stream_under_guidance(guided):
 
 @pytest.mark.parametrize("name", ["scene", "guided"])
 def test_from_the_same_latent_it_is_the_prompt_of_the_early_blocks(name, request):
-    """`same_x` by its definition, A's pass at B's latent, against what `lockstep` makes of it:
+    """`same_x` by its definition, A's pass at B's latent, against the result of `lockstep`:
     A's text in blocks 0..k.
     """
     s, branch = request.getfixturevalue(name), None if name == "guided" else "cond"
@@ -359,7 +359,7 @@ def test_swaps_that_do_not_fit_the_run(scene):
 
 
 def circled(probe: Drawing, kinds: tuple[str, ...]) -> np.ndarray:
-    """A video in which rings appear around the things of some classes."""
+    """A video in which rings appear around things of some classes."""
     first = probe.image()
     y, x = np.mgrid[: probe.height, : probe.width] + 0.5
     last = first.copy()

@@ -1,4 +1,4 @@
-"""Tiles: they cover a frame, one of them is none, and where they meet nothing is seen."""
+"""Tiles: they cover a frame, a single one changes nothing, and seams are invisible."""
 
 import copy
 from dataclasses import replace

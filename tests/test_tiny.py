@@ -108,7 +108,7 @@ def test_the_mixture_covers_every_family_in_domain_and_no_other():
 @pytest.mark.parametrize(("step", "whole"), [(0, False), (98, True), (99, True)])
 def test_a_batch_of_the_vae_depends_on_seed_and_step_alone(step, whole):
     batch = train_vae.batch(0, step, 100)
-    np.random.default_rng(0).random()  # no state that others share
+    np.random.default_rng(0).random()  # no shared state
     assert torch.equal(batch, train_vae.batch(0, step, 100))
     if whole:
         assert (batch.shape[3] // 16, batch.shape[2]) in mixture.shapes(mixture.sources())
@@ -149,7 +149,7 @@ def test_shards_and_the_pool(quick_shards, wan, tmp_path):
         for i in (0, 1)
     ]
     pool.refresh(50)
-    pool.refresh(100)  # nothing is taken in twice
+    pool.refresh(100)  # nothing is added twice
     assert 0 < halfway < len(pool) == sum(len(load_file(path)["x0"]) for path in files)
     assert sorted(pool.since.values()) == [0] * 3 + [50] * 3
 
@@ -285,7 +285,7 @@ def test_sources_and_dropped_prompts_have_their_shares(pool):
 def test_noise_levels_are_stratified(n, seed, below):
     sigma = train_dit.noise_levels(n, np.random.default_rng(seed), below).double()
     assert ((sigma > 0) & (sigma < below + 1e-6)).all()
-    u = sigma / (train_dit.SHIFT - (train_dit.SHIFT - 1) * sigma)  # undo the shift
+    u = sigma / (train_dit.SHIFT - (train_dit.SHIFT - 1) * sigma)  # invert the shift
     strata = (u / u.new_tensor(below / (3 - 2 * below)) * n).clamp(max=n - 1e-4)
     assert torch.equal((strata + 1e-5).floor().sort().values, torch.arange(n).double()) or n > 20
 
@@ -424,7 +424,7 @@ def test_training_resumes_bit_for_bit(tmp_path):
         assert all(torch.equal(a[k], b[k]) for k in a)
     average = load_file(tmp_path / "whole/averaged.safetensors")
     assert not torch.equal(average["0.weight"], whole[0].weight)
-    again = toy_training(tmp_path / "whole", stop=0)  # finished: not a step more
+    again = toy_training(tmp_path / "whole", stop=0)  # finished: no further step
     assert torch.equal(again[0].weight, whole[0].weight)
 
 
@@ -530,7 +530,7 @@ def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_pa
     folder, averaged, low = trained
     monkeypatch.setattr(
         train_vae, "statistics", lambda vae: {"mean": TINY_VAE.mean, "std": TINY_VAE.std}
-    )  # a hundred clips otherwise
+    )  # instead of a hundred clips
     export.export(folder, tmp_path, words)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 14e6
     wan = load(tmp_path, device="cpu")

@@ -305,7 +305,7 @@ def test_nothing_is_left_behind_and_streams_do_not_meet():
 
 @pytest.mark.parametrize("architecture", DATA)
 def test_a_stream_holds_what_it_needs_and_no_more(architecture):
-    """Views would keep whole chunks alive: three times as much, where memory is dear."""
+    """Views would keep whole chunks alive: three times as much memory."""
     network, stream = vae(architecture), {}
     for _ in range(3):
         network.decoder(torch.zeros(1, network.cfg.z_dim, 1, 2, 2), stream)
@@ -323,7 +323,7 @@ def test_a_stream_holds_what_it_needs_and_no_more(architecture):
 def test_a_later_picture_never_changes_an_earlier_latent(network, latents, chunk):
     ft = network.cfg.stride[0]
     clip = video(network, 4)
-    seen = 1 + ft * (latents - 1)  # the frames that the first `latents` latent frames stand for
+    seen = 1 + ft * (latents - 1)  # the frames in the first `latents` latent frames
     edited = clip.clone()
     edited[:, :, seen] *= -1  # the first frame that they do not
     before, after = network.encode(clip, chunk * ft), network.encode(edited, chunk * ft)
@@ -402,8 +402,8 @@ def test_puzzles_decode_alike_in_bfloat16(kind):
 
 @each_case
 def test_weights_may_be_bfloat16(case):
-    """What is returned is float32, and the rounding of activations is what an untrained network
-    makes of it.
+    """The result is float32; the effect of rounded activations is that of an untrained
+    network.
     """
     network, data = vae(case, torch.bfloat16), DATA[case]
     mu, pixels = network.encode(data["in.video"]), network.decode(data["in.latent"])

@@ -1,4 +1,4 @@
-"""Reading samples: three layouts, and what strangers may put into them."""
+"""Reading samples: three layouts, and untrusted content."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`minicos vbvr` from end to end, with the embedded model, on samples that are made here."""
+"""`minicos vbvr` end to end, with the embedded model, on samples made here."""
 
 import json
 import sys
@@ -116,7 +116,7 @@ def test_a_broken_sample_fails_alone_and_is_named(kit, tmp_path, capsys):
 
 
 def test_a_unit_that_fails_leaves_the_rest_and_a_list(tmp_path, capsys):
-    """What cannot be written (here: a folder lies in its place) is named, and so is what has no
+    """What cannot be written (here: a folder has its name) is reported, and so is what has no
     true video; the rest is made.
     """
     data, task = bench(tmp_path / "data", 2), TASKS["Out-of-Domain_50"]

@@ -138,7 +138,7 @@ def test_conditions_do_something(wan, batch):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("watched", [False, True])
 def test_prices(wan, batch, name, watched, monkeypatch):
-    """`passes` counts what goes through the network."""
+    """`passes` counts passes through the network."""
     counted = Passes()
     sample = type(wan).sample
 

@@ -142,7 +142,7 @@ def test_a_tree_is_scored_once_until_it_changes(tmp_path, found, videos):
     script.write_text("raise SystemExit(1)")
     assert run() == first  # not scored again
     tree.path(videos, found.samples[0].name).write_bytes(b"another")
-    broken = run()  # a scorer that fails takes nothing with it, and is tried again
+    broken = run()  # a failing scorer affects nothing else, and is tried again
     assert not broken.scores and all("exit code 1" in why for why in broken.failed.values())
     script.write_text(works)
     assert run() == first
@@ -226,7 +226,7 @@ def test_published_rows_fit_the_columns_and_are_named_once(rows):
 
 
 def test_the_scorer_of_pro_bench(tmp_path, found):
-    """Its script, its demands, and results that count what is missing."""
+    """Its script, its requirements, and results that count missing videos."""
     folder = checkout(tmp_path / "pro", script="run_evaluation_video.py")
     for name in ("scipy", "skimage", "norfair", "easyocr"):
         (folder / f"{name}.py").write_text("")

@@ -1,4 +1,4 @@
-"""The work list: shards, retries, kills, and who may work where."""
+"""The work list: shards, retries, kills, and locks."""
 
 import os
 import random
@@ -127,7 +127,7 @@ def test_a_process_with_failures_leaves_last(tmp_path):
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
-    """But not what a process that lives is writing now."""
+    """But not what a live process is writing."""
     child = subprocess.Popen(["true"])
     child.wait()
     host = runs._host()

@@ -50,7 +50,7 @@ def number(value: float, low: float, high: float, p: float = nan, n: int = N) ->
         (number(0.3, 0.2, 0.4, 0.001), SUPPORTED),
         (number(0.3, 0.2, 0.4, 0.06), OPEN),  # not after the correction
         (number(0.3, -0.1, 0.7, 0.03), OPEN),
-        (number(0.02, 0.01, 0.03, 0.001), NOT),  # there, and too small to matter
+        (number(0.02, 0.01, 0.03, 0.001), NOT),  # present, but too small to matter
         (number(-0.3, -0.4, -0.2, 0.001), NOT),
         (number(0.0, -0.02, 0.02, 1.0), NOT),
         (number(0.05, -0.1, 0.2, 0.4), OPEN),
@@ -245,7 +245,7 @@ def _where(rng, effect, n):
 
 
 class _Noised:
-    """What `noise.numbers` asks of a measurement."""
+    """What `noise.numbers` needs of a measurement."""
 
     noised, boundary, puzzles = np.array([0, 7]), None, False
     runs: ClassVar[dict[str, None]] = {"clean": None}
@@ -298,7 +298,7 @@ def _ensemble(rng, effect, n):
     best = np.where(better[:, 0] > plain[:, 0], plain.argmax(1), 0)
     data = {"plain.solved": plain, "plain.vote": best, "plain.early": best}
     data |= dict.fromkeys(("plain.passes", "plain.early.passes", "plain.apart"), np.ones(n))
-    if effect > 0.2:  # choosing among three can gain no more than one of them solves
+    if effect > 0.2:  # choosing among three can gain at most what one of them solves
         data["plain.solved"] = np.hstack([plain[:, :1], np.ones((n, 1)), plain[:, 1:2]])
         data["plain.vote"] = data["plain.early"] = np.ones(n, int)
     for name in arms:
@@ -352,7 +352,7 @@ def test_a_claim_that_is_false_is_not(part):
 
 @pytest.mark.parametrize("part", DRAWS)
 def test_a_handful_of_puzzles_decides_nothing(part):
-    """Where the truth is just what would matter."""
+    """If the truth is exactly the smallest effect that matters."""
     least = min(claim.least for claim in HEADLINES if claim.part == part)
     found = [_judged(part, least, 6, seed) for seed in range(8)]
     open_ = [verdict == OPEN for some in found for verdict in some.values()]

@@ -1,4 +1,4 @@
-"""`minicos verify`: it is silent where two networks agree, and names the layer where they do
+"""`minicos verify`: it is silent if two networks agree, and names the layer where they do
 not.
 """
 
@@ -43,7 +43,7 @@ def given() -> tuple[Tensor, ...]:
 
 
 def first(pairs: list, tolerance: float = 5e-6) -> str | None:
-    """Where two networks part first."""
+    """Where two networks first differ."""
     row = Part("", verify._rows(pairs, tolerance)).parted
     return row and row.point
 
@@ -87,7 +87,7 @@ def test_every_hook_point_has_a_counterpart(small_dit, given):
     ours = small_dit()
     compared = [point for point, _, _ in compare_dit(ours, verify.diffusers_dit(ours), *given)]
     points = minicos.points.points(ours.cfg)
-    # what no module of diffusers returns
+    # not the output of any module of diffusers
     inside = (".allowed", ".pattern", ".lse", ".gate", ".stream")
     expected = [name for name in points if not name.endswith(inside)]
     assert sorted(compared) == sorted(expected)
@@ -177,7 +177,7 @@ def test_faults_of_the_vae(wan):
         (
             lambda net: scaled(net.encoder.down_blocks[3].time_conv),
             "encoder.downsamples.4.shortcut",
-        ),  # seen behind it
+        ),  # seen after it
         (
             lambda net: scaled(net.decoder.up_blocks[0].upsamplers[0].time_conv),
             "decoder.upsamples.2.time_conv",
@@ -223,7 +223,7 @@ def test_a_row_without_a_number_is_not_fine():
 
 
 def test_the_embedded_model_agrees_with_its_peers():
-    """With room to spare: its worst layer of all, of the VAE's decoder, is 5.4e-7 apart."""
+    """With a margin: the worst layer, in the VAE's decoder, differs by 5.4e-7."""
     parts = list(verify.verify(minicos.load("tiny"), (2, 2, 3), tolerance=2e-6))
     assert [part.name for part in parts] == ["text", "high", "low", "vae"]
     assert not any(part.parted for part in parts)
@@ -410,7 +410,7 @@ def test_q_and_k_of_self_attention_are_compared_after_norm_and_rotation(monkeypa
 
 
 def test_the_verdict_uses_both_columns():
-    """One wrong number in a million is lost in rel_l2."""
+    """One wrong number in a million does not show in rel_l2."""
     a = torch.ones(1000, 1000)
     b = a.clone()
     b[0, 0] += 1e-3

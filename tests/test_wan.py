@@ -1,4 +1,4 @@
-"""A model as one object: what loading gives, what it refuses, and what of a run depends on what."""
+"""A model as one object: what loading returns and refuses, and what a run depends on."""
 
 import json
 import os
@@ -587,7 +587,7 @@ def test_a_video_from_pictures(looking):
     condition = wan.condition("turn the l", **pictures)
     other = replace(
         condition, clip=wan.condition("turn the l", **others).clip
-    )  # what CLIP sees counts by itself
+    )  # CLIP's input counts separately
     assert rel_max(last(wan, other), last(wan, condition)) > 1e-4
 
 

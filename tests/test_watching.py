@@ -1,4 +1,4 @@
-"""What energy and attention are: their numbers against plain definitions, on random networks."""
+"""Energy and attention: their numbers against plain definitions, on random networks."""
 
 from dataclasses import replace
 
@@ -85,7 +85,7 @@ def test_centred_energy_ignores_what_all_tokens_share_and_massive_channels():
     assert rel_max(plain, centred(h)) < 1e-6
     assert (
         rel_max(forms(7 * h + torch.randn(40), before)[1], plain) < 1e-5
-    )  # neither scale nor the mean token counts
+    )  # neither scale nor the mean token matters
     massive = torch.cat([h, 1e4 * torch.randn(50, 1)], dim=1)
     assert rel_max(forms(massive, massive)[1], plain) < 1e-6
     assert not forms(massive, massive)[2].any()

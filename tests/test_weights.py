@@ -1,4 +1,4 @@
-"""Checkpoints: recognised by their headers alone, whatever their layout; renamed by tables;
+"""Checkpoints: recognised by their headers alone, in any layout; renamed by tables;
 refused where damaged.
 """
 
@@ -173,7 +173,7 @@ def test_damaged_files_raise_nothing_else(tmp_path, small_file, data):
         checkpoint = inspect(path)
     except MinicosError:
         return
-    load_file(path)  # what is accepted here, the library accepts too
+    load_file(path)  # the library accepts what is accepted here
     assert describe(checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""Which row of the text is which word: against the rows that the encoder is given."""
+"""The text rows of each word, against the rows that the encoder receives."""
 
 from pathlib import Path
 
