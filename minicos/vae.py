@@ -42,7 +42,7 @@ from minicos.tiles import Tiles
 
 Stream = dict[nn.Module, Tensor]  # module -> the last input frames that its next chunk needs
 AT_ONCE = 2**15  # pixels: smaller frames are grouped up to this number (`at_once`)
-NARROW = 96  # channels up to which channels-last convolutions are the faster ones on a CPU
+NARROW = 96  # most channels for which channels-last convolutions are faster on a CPU
 
 
 class CausalConv3d(nn.Conv3d):
@@ -66,7 +66,7 @@ class CausalConv3d(nn.Conv3d):
         and stores those of this one.
         """
         cpu = x.device.type == "cpu"
-        if cpu and self.in_channels <= NARROW:  # wider ones lose by it
+        if cpu and self.in_channels <= NARROW:  # wider ones become slower
             x = x.contiguous(memory_format=torch.channels_last_3d)
         if self.history and self in stream:
             x = torch.cat([stream[self], x], dim=2)

@@ -68,7 +68,7 @@ READINGS: dict[str, Reading] = {
         (WATCH, ATTEND, MINE),
     ),
     "steps": Reading(
-        "The clean estimate at every denoising step: the model's prediction as it decides.",
+        "The clean estimate at every denoising step, from noise to the final video.",
         f"{ONE} Drag Step. Look for several answers drawn at once early and a single one late, and "
         "for the step from which on nothing changes.",
         (ATTEND, NOISE, COMMIT, KINDS),

@@ -6,7 +6,7 @@ from typing import Any
 from minicos.analysis.options import AttentionOptions
 from minicos.cli import recording
 
-HELP = "Where attention goes: to which tokens, from frame to frame, and to padding."
+HELP = "Watch attention: what tokens receive, what frames exchange, and what padding gets."
 EXAMPLES = """\
   minicos attention --puzzle mark --also steps
   minicos attention --puzzle mark --layers 0,6,11 --at 0,10 --heads 0

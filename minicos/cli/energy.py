@@ -6,7 +6,7 @@ from typing import Any
 from minicos.analysis.options import EnergyOptions
 from minicos.cli import recording
 
-HELP = "Token energy of every layer: which tokens the network works on."
+HELP = "Token energy of every layer: the tokens that the network works on."
 EXAMPLES = """\
   minicos energy --puzzle mark
   minicos energy --puzzle maze --also steps --at 0,5,19

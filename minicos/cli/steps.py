@@ -6,7 +6,7 @@ from typing import Any
 from minicos.analysis.options import StepsOptions
 from minicos.cli import recording
 
-HELP = "Decode the clean estimate at every step: the model's prediction as it decides."
+HELP = "Decode the clean estimate at every step, and watch the model decide."
 EXAMPLES = """\
   minicos steps --puzzle maze  # the first held-out maze with several routes
   minicos steps --puzzle maze:7 --also energy attention  # another one, and more in the same pass

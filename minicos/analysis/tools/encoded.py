@@ -1,7 +1,7 @@
-"""A VAE that encodes every clip once.
+"""A VAE that caches what it encodes.
 
-Studies of the same puzzles give it the same clips again: a first frame for every arm of an
-experiment, and the answers of a puzzle for the network and for the ideal observer.
+Studies encode the same clips repeatedly: a first frame for every arm of an experiment, and the
+answers of a puzzle for the network and for the ideal observer.
 """
 
 from hashlib import blake2b
@@ -13,12 +13,12 @@ from torch import Tensor
 from minicos.config import VAEConfig
 from minicos.vae import VAE
 
-MOST = 5000  # clips that are kept: 100 MB of the embedded model's
+MOST = 5000  # clips in the cache: 100 MB for the embedded model
 
 
 class EncodesOnce(VAE):
-    """The same latents as those of the `VAE`, bit for bit on a CPU, where clips are encoded one by
-    one. The `MOST` last ones are kept.
+    """Returns the same latents as `VAE`, bit for bit on a CPU, where clips are encoded one by one.
+    The last `MOST` latents are cached.
     """
 
     def __init__(self, cfg: VAEConfig):
@@ -27,7 +27,7 @@ class EncodesOnce(VAE):
 
     @classmethod
     def of(cls, vae: VAE) -> Self:
-        """With the weights of another VAE."""
+        """A caching VAE with the weights of another VAE."""
         with torch.device("meta"):
             twin = cls(vae.cfg)
         twin.load_state_dict(vae.state_dict(), assign=True)
