@@ -5,7 +5,7 @@ Letters: l tokens, d width, t text rows, m image rows, g distinct timesteps of a
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -102,19 +102,21 @@ def vae_memory(
     return int((unfolded if device.type == "cpu" and not onednn else direct) * widest)
 
 
-def throughput(device: torch.device, dtype: torch.dtype) -> float:
+def throughput(
+    device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Floating-point operations per second of matrix products on random numbers, measured here in a
-    fraction of a second.
+    fraction of a second. `clock` gives seconds.
     """
     size = 512 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def seconds(repeats: int) -> float:
-        begin = time.perf_counter()
+        begin = clock()
         for _ in range(repeats):
             c = a @ b
         _wait_for(c)
-        return time.perf_counter() - begin
+        return clock() - begin
 
     seconds(1)  # the first call selects and loads kernels
     return 5 * 2 * size**3 / min(seconds(5) for _ in range(3))

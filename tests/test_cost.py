@@ -129,3 +129,10 @@ def test_a_plan_suffices_for_chunks_of_small_frames(cfg, monkeypatch):
 def test_throughput():
     """A number that a processor can have."""
     assert 1e8 < cost.throughput(torch.device("cpu"), torch.float32) < 1e14
+
+
+def test_throughput_by_a_given_clock():
+    """Here every product takes a second; the best of three times counts."""
+    seconds = iter(range(1000))
+    found = cost.throughput(torch.device("cpu"), torch.float32, lambda: float(next(seconds)))
+    assert found == 5 * 2 * 512**3
