@@ -5,8 +5,8 @@ set of tokens to another? The queries of a target do not see the keys of a sourc
     Knockout(cut, layers=range(6), steps=range(5), branch="cond").intervention()
 
 The softmax runs over the remaining keys exactly; a query without any gets zeros (`attend`). Only
-the direct path in these layers is cut: the source can still reach the target through a third token, or
-in another layer. To cut those paths too, also cut the flow to all other tokens
+the direct path in these layers is cut: the source can still reach the target through a third token,
+or in another layer. To cut those paths too, also cut the flow to all other tokens
 (`Tokens(...).others`), in all layers.
 
 A knockout is an intervention made of hooks, so it can be combined with noise, swaps and ensembles.

@@ -13,9 +13,10 @@ EXAMPLES = """\
   minicos belief --puzzle goal --size 5
 The latent at a step is a noisy answer. Bayes' rule gives the probability of each answer, and the
 mean of the answers under these weights is the clean estimate of a perfect network. Several routes
-at once are thus not a property of the network. Printed per step: answers alive for the ideal observer
-and in the estimate, the estimate's distance to the ideal one (1: as far as another answer), the
-part of it that is not a mixture of answers, and the distance of an observer that does not see x.
+at once are thus not a property of the network. Printed per step: answers alive for the ideal
+observer and in the estimate, the estimate's distance to the ideal one (1: as far as another
+answer), the part of it that is not a mixture of answers, and the distance of an observer that does
+not see x.
 """
 
 

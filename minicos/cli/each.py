@@ -26,7 +26,8 @@ def add(parser: argparse.ArgumentParser, group: "argparse._ActionsContainer | No
         "--cases",
         type=values.path,
         metavar="FOLDER",
-        help="instead: every sample of a folder (picture and prompt.txt, VBVR-Bench ...), each in OUT/NAME",
+        help="instead: every sample of a folder (picture and prompt.txt, VBVR-Bench ...), each in "
+        "OUT/NAME",
     )
     parser.set_defaults(run=partial(run, parser.get_default("run")))
 

@@ -72,7 +72,8 @@ def add_jsonl(parser: argparse.ArgumentParser) -> None:
         "--jsonl",
         type=values.path,
         metavar="FILE",
-        help="append every number to this file as it is found, one JSON object per line (pandas, W&B)",
+        help="append every number to this file as it is found, one JSON object per line (pandas, "
+        "W&B)",
     )
 
 
@@ -144,7 +145,8 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
     )
     parser.add_argument(
         "--preset",
-        help="way of sampling, e.g. official (the authors' code), cos (the paper's tools) or diffusers (as the folder's configuration says)",
+        help="way of sampling, e.g. official (the authors' code), cos (the paper's tools) or "
+        "diffusers (as the folder's configuration says)",
     )
     sampling = parser.add_argument_group("sampling (default: the preset's)")
     sampling.add_argument("--steps", type=values.steps, help="denoising steps")
@@ -172,7 +174,8 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
     sampling.add_argument(
         "--loop-dtype",
         choices=("float32", "bfloat16"),
-        help="dtype of latent, guidance and timestep; bfloat16, with Euler, as in the paper's tools",
+        help="dtype of latent, guidance and timestep; bfloat16, with Euler, as in the paper's "
+        "tools",
     )
     parser.add_argument(
         "--seed",
@@ -200,7 +203,8 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
         "--residency",
         choices=("auto", "resident", "swap", "stream"),
         default="auto",
-        help="keep weights all on the device, one network at a time, or block by block (default: the first that fits)",
+        help="keep weights all on the device, one network at a time, or block by block (default: "
+        "the first that fits)",
     )
     parser.add_argument(
         "--kernels",
@@ -210,17 +214,20 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the blocks; for long runs, since the first step takes minutes; needs a C++ compiler",
+        help="compile the blocks; for long runs, since the first step takes minutes; needs a C++ "
+        "compiler",
     )
     parser.add_argument(
         "--tile",
         type=values.side,
-        help="decode large frames in tiles with this side in pixels, e.g. 256, to save memory (default: whole)",
+        help="decode large frames in tiles with this side in pixels, e.g. 256, to save memory "
+        "(default: whole)",
     )
     parser.add_argument(
         "--decode-dtype",
         choices=("float32", "tf32", "bfloat16"),
-        help="tf32: convolutions with 10 bits of mantissa on a card; bfloat16: half the memory, and "
+        help="tf32: convolutions with 10 bits of mantissa on a card; bfloat16: half the memory, "
+        "and "
         "pixels differ by about one level (default: tf32 on a card, float32 on a CPU)",
     )
     parser.add_argument(
@@ -247,7 +254,8 @@ def add_condition_options(parser: argparse.ArgumentParser, required: bool = True
     parser.add_argument(
         "--preview",
         action="store_true",
-        help="during the run, rewrite OUT/preview.png after every step: an approximate clean estimate",
+        help="during the run, rewrite OUT/preview.png after every step: an approximate clean "
+        "estimate",
     )
     parser.add_argument(
         "--image", type=values.path, help="first frame (png, jpg), for image-to-video models"
@@ -263,5 +271,6 @@ def add_condition_options(parser: argparse.ArgumentParser, required: bool = True
         "--area",
         type=values.size,
         metavar="WxH",
-        help="size of a frame, e.g. 1280x720; with an image, the same area in its aspect ratio (default: the preset's)",
+        help="size of a frame, e.g. 1280x720; with an image, the same area in its aspect ratio "
+        "(default: the preset's)",
     )

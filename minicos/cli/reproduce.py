@@ -52,7 +52,8 @@ def add(verbs) -> None:
     size.add_argument(
         "--n",
         type=values.positive,
-        help="puzzles of a headline (default: 100); the most expensive studies use half or a quarter",
+        help="puzzles of a headline (default: 100); the most expensive studies use half or a "
+        "quarter",
     )
     size.add_argument("--full", action="store_true", help="1,000 puzzles: hours")
     parser.add_argument(

@@ -66,7 +66,8 @@ def add(verbs: Any) -> None:
         action="append",
         default=[],
         metavar="step:10",
-        help="noise at steps, in latent frames, or both: step:10 or frame:1 or step:2,3 frame:1; can be repeated",
+        help="noise at steps, in latent frames, or both: step:10 or frame:1 or step:2,3 frame:1; "
+        "can be repeated",
     )
     done.add_argument(
         "--knockout",

@@ -207,7 +207,8 @@ def run(args: argparse.Namespace) -> int:
         work.wait_for_others(args.out, part)
     elif left := maker.left(every):
         print(
-            f"{len(left)} of {len(every)} units are not finished; when all are, run the same command "
+            f"{len(left)} of {len(every)} units are not finished; when all are, run the same "
+            "command "
             "once more for the tables."
         )
         return 0

@@ -58,7 +58,8 @@ def add(verbs) -> None:
     parser.add_argument(
         "--tolerance",
         type=values.positive_number,
-        help="largest rel_l2 (default: 5e-6 in float32, 5e-2 in bfloat16; 2e-5 as shipped); rel_max may be ten times that",
+        help="largest rel_l2 (default: 5e-6 in float32, 5e-2 in bfloat16; 2e-5 as shipped); "
+        "rel_max may be ten times that",
     )
     parser.add_argument(
         "--all", action="store_true", help="print every layer, not just the worst of its kind"
