@@ -95,6 +95,9 @@ class Model(ABC):
     The schedule is fixed before a run. At each step the loop calls `velocity` once for each of
     `branches`, `guide` combines the results, and the solver of the schedule moves every latent. A
     model may define its own subclass of `Condition`.
+
+    A model that makes videos of prompts and pictures, as commands need it, is a
+    `video_model.VideoModel`.
     """
 
     # -- called by the loop ------------------------------------------------------------------------

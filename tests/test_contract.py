@@ -197,8 +197,14 @@ def test_an_edit_of_the_video_keeps_the_sound_and_its_history(solver, in_place, 
     assert step.state.beside["sound"] is sound
     assert step.state.history == {"sound": history}
     fresh = next(
-        sample(WithSound(solver), step.next, CONDITION, start=4, state=State({"sound": history}, {"sound": sound}))
-    )  # fmt: skip
+        sample(
+            WithSound(solver),
+            step.next,
+            CONDITION,
+            start=4,
+            state=State({"sound": history}, {"sound": sound}),
+        )
+    )
     assert torch.equal(following.next, fresh.next)
     assert torch.equal(following.state.beside["sound"], fresh.state.beside["sound"])
     assert following.state.history["sound"].step == following.state.history[VIDEO].step == 4

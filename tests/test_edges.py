@@ -171,7 +171,10 @@ def test_numbers_of_numpy(wan, condition, plain):
         (lambda wan, c: wan.with_preset(guidance=float("inf")), "guidance high is inf"),
         (lambda wan, c: Hooks().on("blocks.0", print, step=1.5), "step is a whole number"),
         (lambda wan, c: Hooks().on("blocks.0", 3), "a hook is a function"),
-        (lambda wan, c: final(wan, c, hooks=Hooks().on("blocks.0", lambda x, site: "a")), "a str, not"),
+        (
+            lambda wan, c: final(wan, c, hooks=Hooks().on("blocks.0", lambda x, site: "a")),
+            "a str, not",
+        ),
         (lambda wan, c: wan.with_preset(guidance="5"), "guidance is a number"),
         (lambda wan, c: next(wan.with_preset(steps=10**9).sample(c)), "from 1 to 10000"),
         (lambda wan, c: wan.condition(PROMPT, PICTURE, frames=10**9 + 1), "at most 10001"),
@@ -181,7 +184,7 @@ def test_numbers_of_numpy(wan, condition, plain):
         (lambda wan, c: wan.decode(torch.zeros(3)), r"latents are b c f h w, not Tensor \(3,\)"),
         (lambda wan, c: wan.decode(torch.full(c.shape, torch.nan)), "would be black"),
     ],
-)  # fmt: skip
+)
 def test_wrong_types_are_said_in_our_words(wan, condition, call, says):
     with pytest.raises(MinicosError, match=says):
         call(wan, condition)

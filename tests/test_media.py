@@ -296,10 +296,12 @@ def test_a_picture_in_any_form(tmp_path):
 
 
 HARM = st.lists(
-    st.tuples(st.sampled_from(("flip", "cut", "drop", "insert")), st.floats(0, 1), st.integers(0, 255)),
+    st.tuples(
+        st.sampled_from(("flip", "cut", "drop", "insert")), st.floats(0, 1), st.integers(0, 255)
+    ),
     min_size=1,
     max_size=6,
-)  # fmt: skip
+)
 FORMATS = ("png", "jpg", "webp", "gif", "bmp", "tiff")
 
 

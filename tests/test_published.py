@@ -101,10 +101,14 @@ def test_an_image_branch_that_the_network_lacks_is_left_out_and_counted(network,
 def test_biases_and_whole_differences(network, tmp_path):
     biased = pair("transformer.blocks.0.attn1.to_q", "lora_A", "lora_B")
     biased["transformer.blocks.0.attn1.to_q.lora_B.bias"] = rand(24)
-    whole = {"blocks.0.modulation.diff": rand(1, 6, 24), "head.diff_m": rand(1, 2, 24),
-             "blocks.1.norm3.diff": rand(24), "blocks.1.norm3.w_norm": rand(24),
-             "transformer.blocks.1.scale_shift_table.diff": rand(1, 6, 24),
-             "patch_embedding.diff_b": rand(24)}  # fmt: skip
+    whole = {
+        "blocks.0.modulation.diff": rand(1, 6, 24),
+        "head.diff_m": rand(1, 2, 24),
+        "blocks.1.norm3.diff": rand(24),
+        "blocks.1.norm3.w_norm": rand(24),
+        "transformer.blocks.1.scale_shift_table.diff": rand(1, 6, 24),
+        "patch_embedding.diff_b": rand(24),
+    }
     del whole["blocks.1.norm3.w_norm"]
     save_file(biased | whole, path := tmp_path / "lora.safetensors")
     added = merged(network, path, strength=0.5)
@@ -150,22 +154,39 @@ def test_alpha_for_each_layer(network, tmp_path):
 
 
 def test_convolutions_and_products_of_other_forms(network, tmp_path):
-    patch = {"patch_embedding.lora_down.weight": rand(2, 36, 1, 2, 2), "patch_embedding.lora_up.weight": rand(24, 2, 1, 1, 1)}  # fmt: skip
-    loha = {f"{Q}.hada_w1_a": rand(24, 2), f"{Q}.hada_w1_b": rand(2, 24), f"{Q}.hada_w2_a": rand(24, 3),
-            f"{Q}.hada_w2_b": rand(3, 24), f"{Q}.alpha": torch.tensor(4.0)}  # fmt: skip
+    patch = {
+        "patch_embedding.lora_down.weight": rand(2, 36, 1, 2, 2),
+        "patch_embedding.lora_up.weight": rand(24, 2, 1, 1, 1),
+    }
+    loha = {
+        f"{Q}.hada_w1_a": rand(24, 2),
+        f"{Q}.hada_w1_b": rand(2, 24),
+        f"{Q}.hada_w2_a": rand(24, 3),
+        f"{Q}.hada_w2_b": rand(3, 24),
+        f"{Q}.alpha": torch.tensor(4.0),
+    }
     k, v = "lycoris_blocks_0_self_attn_k", "lora_unet_blocks_0_self_attn_v"
-    lokr = {f"{k}.lokr_w1": rand(4, 4), f"{k}.lokr_w2_a": rand(6, 2), f"{k}.lokr_w2_b": rand(2, 6),
-            f"{k}.alpha": torch.tensor(1.0), f"{v}.lokr_w1": rand(3, 3), f"{v}.lokr_w2": rand(8, 8)}  # fmt: skip
+    lokr = {
+        f"{k}.lokr_w1": rand(4, 4),
+        f"{k}.lokr_w2_a": rand(6, 2),
+        f"{k}.lokr_w2_b": rand(2, 6),
+        f"{k}.alpha": torch.tensor(1.0),
+        f"{v}.lokr_w1": rand(3, 3),
+        f"{v}.lokr_w2": rand(8, 8),
+    }
     save_file(patch | loha | lokr, path := tmp_path / "lora.safetensors")
     added = merged(network, path)
     down, up = patch.values()
     a, b, c, d, _ = loha.values()
     expected = {
-        "patch_embedding.weight": torch.einsum("or...,r...->o...", up[:, :, 0, 0, 0], down.flatten(1)).view(24, 36, 1, 2, 2),
+        "patch_embedding.weight": torch.einsum(
+            "or...,r...->o...", up[:, :, 0, 0, 0], down.flatten(1)
+        ).view(24, 36, 1, 2, 2),
         f"{Q}.weight": 2 * (a @ b) * (c @ d),
-        "blocks.0.self_attn.k.weight": 0.5 * torch.kron(lokr[f"{k}.lokr_w1"], lokr[f"{k}.lokr_w2_a"] @ lokr[f"{k}.lokr_w2_b"]),
+        "blocks.0.self_attn.k.weight": 0.5
+        * torch.kron(lokr[f"{k}.lokr_w1"], lokr[f"{k}.lokr_w2_a"] @ lokr[f"{k}.lokr_w2_b"]),
         "blocks.0.self_attn.v.weight": torch.kron(lokr[f"{v}.lokr_w1"], lokr[f"{v}.lokr_w2"]),
-    }  # fmt: skip
+    }
     assert set(added) == set(expected)
     for name, change in expected.items():
         assert torch.allclose(added[name], change, atol=1e-6), name
@@ -191,7 +212,11 @@ def test_a_file_for_both_experts(network, tmp_path):
 def test_tensors_in_a_pickle(network, ending, tmp_path):
     """By content, not by name; wrapped in the tables that programs use."""
     tensors = pair(f"diffusion_model.{Q}")
-    for content in (tensors, {"state_dict": tensors, "step": 3}, {"generator": pair("x"), "generator_ema": tensors}):  # fmt: skip
+    for content in (
+        tensors,
+        {"state_dict": tensors, "step": 3},
+        {"generator": pair("x"), "generator_ema": tensors},
+    ):
         torch.save(content, path := tmp_path / f"lora.{ending}")
         assert set(merged(network, path)) == {f"{Q}.weight"}
         assert inspect(path).variant == "LoRA"
@@ -218,7 +243,10 @@ def test_kinds_that_are_not_read_are_named(piece, named, tmp_path):
 
 
 def test_a_control_lora_is_named_by_its_width(network, tmp_path):
-    wide = {"patch_embedding.lora_down.weight": rand(2, 52, 1, 2, 2), "patch_embedding.lora_up.weight": rand(24, 2, 1, 1, 1)}  # fmt: skip
+    wide = {
+        "patch_embedding.lora_down.weight": rand(2, 52, 1, 2, 2),
+        "patch_embedding.lora_up.weight": rand(24, 2, 1, 1, 1),
+    }
     save_file(wide, path := tmp_path / "a.safetensors")
     with pytest.raises(MinicosError, match=r"is a control LoRA: it widens .* to 52 channels"):
         merged(network, path)
@@ -255,8 +283,9 @@ def loaded(*files) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8], ids=str)
 @pytest.mark.parametrize("axis", [None, 1], ids=["a matrix", "a row"])
 @pytest.mark.parametrize(
-    "names", [("weight_scale", "weight"), ("scale_weight", "weight"), ("weight._scale", "weight._data")]
-)  # fmt: skip
+    "names",
+    [("weight_scale", "weight"), ("scale_weight", "weight"), ("weight._scale", "weight._data")],
+)
 def test_factors_of_a_matrix_or_a_row(network, dtype, axis, names, tmp_path):
     stored, meant = quantised(network, dtype, axis, *names)
     save_file(stored, path := tmp_path / "a.safetensors")
@@ -266,8 +295,14 @@ def test_factors_of_a_matrix_or_a_row(network, dtype, axis, names, tmp_path):
 def test_factors_in_another_shard_and_records(network, tmp_path):
     stored, meant = quantised(network, torch.float8_e4m3fn, 1)
     record = torch.frombuffer(bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
-    stored |= {name.replace("weight_scale", "comfy_quant"): record.clone() for name in stored if name.endswith("_scale")}  # fmt: skip
-    halves = [{n: t for n, t in stored.items() if n.endswith("scale") == half} for half in (True, False)]  # fmt: skip
+    stored |= {
+        name.replace("weight_scale", "comfy_quant"): record.clone()
+        for name in stored
+        if name.endswith("_scale")
+    }
+    halves = [
+        {n: t for n, t in stored.items() if n.endswith("scale") == half} for half in (True, False)
+    ]
     for i, half in enumerate(halves):
         save_file(half, tmp_path / f"{i}.safetensors")
     found = loaded(tmp_path / "0.safetensors", tmp_path / "1.safetensors")
@@ -282,14 +317,23 @@ def test_factors_in_another_shard_and_records(network, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda s: {n: t for n, t in s.items() if not n.endswith("_scale")}, r"integers \(I8\) and no factor"),
-        (lambda s: s | {f"{Q}.weight_scale": torch.ones(24, 3)}, "one for each of its 24 rows, not one for a block"),
+        (
+            lambda s: {n: t for n, t in s.items() if not n.endswith("_scale")},
+            r"integers \(I8\) and no factor",
+        ),
+        (
+            lambda s: s | {f"{Q}.weight_scale": torch.ones(24, 3)},
+            "one for each of its 24 rows, not one for a block",
+        ),
         (lambda s: s | {f"{Q}.weight.absmax": torch.ones(3)}, "4-bit numbers of bitsandbytes"),
-        (lambda s: s | {f"{Q}.weight.quant_state.bitsandbytes__nf4": torch.ones(3)}, "4-bit nf4 of bitsandbytes"),
+        (
+            lambda s: s | {f"{Q}.weight.quant_state.bitsandbytes__nf4": torch.ones(3)},
+            "4-bit nf4 of bitsandbytes",
+        ),
         (lambda s: s | {f"{Q}.weight_scale_2": torch.ones(1)}, "4-bit nvfp4"),
         (lambda s: s | {f"{Q}.weight_scale": torch.ones(24, 1).to(torch.uint8)}, "factors in U8"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_read_is_named(network, change, says, tmp_path):
     stored, _ = quantised(network, torch.int8, 1)
     save_file(change(stored), path := tmp_path / "a.safetensors")
@@ -384,11 +428,20 @@ def test_a_control_network_is_told_by_its_inputs(network, tmp_path):
 @pytest.mark.parametrize(
     "names",
     [
-        ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model-{}.safetensors"),
-        ("diffusion_pytorch_model.safetensors.index.fp16.json", "diffusion_pytorch_model.fp16-{}.safetensors"),
-        ("diffusion_pytorch_model.fp16.safetensors.index.json", "diffusion_pytorch_model.fp16-{}.safetensors"),
+        (
+            "diffusion_pytorch_model.safetensors.index.json",
+            "diffusion_pytorch_model-{}.safetensors",
+        ),
+        (
+            "diffusion_pytorch_model.safetensors.index.fp16.json",
+            "diffusion_pytorch_model.fp16-{}.safetensors",
+        ),
+        (
+            "diffusion_pytorch_model.fp16.safetensors.index.json",
+            "diffusion_pytorch_model.fp16-{}.safetensors",
+        ),
     ],
-)  # fmt: skip
+)
 def test_indices_of_variants_and_the_index_given_as_the_model(network, names, tmp_path):
     index, shard = names
     files = {name: shard.format(f"{1 + i % 2:05}-of-00002") for i, name in enumerate(network)}
@@ -405,23 +458,53 @@ def test_indices_of_variants_and_the_index_given_as_the_model(network, names, tm
 
 NAMES = {  # common names of the files of the two experts
     "high": (
-        *("wan2.2_i2v_high_noise_14B_fp16", "Wan2_2-I2V-A14B-HIGH_fp8_e4m3fn_scaled_KJ", "lora_high"),
-        *("Wan22-I2V-HighNoise-Q8", "Wan2.2-Highnoise", "wan22_HIGHNOISE", "high_noise_model", "H-wan"),
-        *("wan2.2 high noise", "wan2.2_i2v_A14b_high_noise_lora_rank64_lightx2v_4step", "WAN22-HN_v1"),
+        *(
+            "wan2.2_i2v_high_noise_14B_fp16",
+            "Wan2_2-I2V-A14B-HIGH_fp8_e4m3fn_scaled_KJ",
+            "lora_high",
+        ),
+        *(
+            "Wan22-I2V-HighNoise-Q8",
+            "Wan2.2-Highnoise",
+            "wan22_HIGHNOISE",
+            "high_noise_model",
+            "H-wan",
+        ),
+        *(
+            "wan2.2 high noise",
+            "wan2.2_i2v_A14b_high_noise_lora_rank64_lightx2v_4step",
+            "WAN22-HN_v1",
+        ),
         *("wan_14B_H", "wan22High", "HIGH-720p", "Wan2.2-Lightning_I2V-A14B-4steps-lora_HIGH_fp16"),
     ),
     "low": (
         *("wan2.2_i2v_low_noise_14B_fp16", "Wan2_2-I2V-A14B-LOW_fp8_e4m3fn_scaled_KJ", "lora_low"),
         *("wan22I2VLowNoise", "Wan2.2-Lownoise", "wan22_LOWNOISE", "low_noise_model", "L-wan"),
-        *("wan2.2 low noise", "wan2.2_i2v_A14b_low_noise_lora_rank64_lightx2v_4step", "WAN22-LN_v1"),
-        *("wan22_L-e4m3fn", "wan22Low", "LOW-720p", "Wan2.2-Lightning_I2V-A14B-4steps-lora_LOW_fp16"),
+        *(
+            "wan2.2 low noise",
+            "wan2.2_i2v_A14b_low_noise_lora_rank64_lightx2v_4step",
+            "WAN22-LN_v1",
+        ),
+        *(
+            "wan22_L-e4m3fn",
+            "wan22Low",
+            "LOW-720p",
+            "Wan2.2-Lightning_I2V-A14B-4steps-lora_LOW_fp16",
+        ),
     ),
     None: (
-        *("low_vram_wan", "wan_low_rank", "wan_high_low", "highlights", "clip_vision_h", "wan_H100"),
+        *(
+            "low_vram_wan",
+            "wan_low_rank",
+            "wan_high_low",
+            "highlights",
+            "clip_vision_h",
+            "wan_H100",
+        ),
         *("below", "wan_L40_fp8", "High-res", "Wan2.1-I2V-14B", "low_fps", "wanHD", "slow-motion"),
         *("模型", "._-"),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -515,25 +598,41 @@ def test_a_tiny_random_model_saved_by_diffusers(image, tmp_path):
     torch.manual_seed(0)
     clip = {"image_dim": 32, "added_kv_proj_dim": 24} if image else {}
     network = diffusers.WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=36 if image else 16, out_channels=16,
-        text_dim=32, freq_dim=32, ffn_dim=40, num_layers=2, **clip,
-    )  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=36 if image else 16,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=40,
+        num_layers=2,
+        **clip,
+    )
     torch.nn.init.normal_(network.scale_shift_table)
     vae = diffusers.AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 2, 2], num_res_blocks=1)
     text = transformers.UMT5EncoderModel(
         transformers.UMT5Config(
-            vocab_size=TINY_TEXT.vocab_size, d_model=32, d_kv=8, d_ff=40, num_layers=2, num_heads=4,
+            vocab_size=TINY_TEXT.vocab_size,
+            d_model=32,
+            d_kv=8,
+            d_ff=40,
+            num_layers=2,
+            num_heads=4,
             feed_forward_proj="gated-gelu",
         )
-    )  # fmt: skip
+    )
     network.save_pretrained(tmp_path / "transformer")
     vae.save_pretrained(tmp_path / "vae")
     text.save_pretrained(tmp_path / "text_encoder")
     if image:
         tower = transformers.CLIPVisionConfig(
-            hidden_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2,
-            image_size=224, patch_size=14,
-        )  # fmt: skip
+            hidden_size=32,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=224,
+            patch_size=14,
+        )
         transformers.CLIPVisionModel(tower).save_pretrained(tmp_path / "image_encoder")
     (tmp_path / "tokenizer").mkdir()
     tokenizer.build().save(str(tmp_path / "tokenizer/tokenizer.json"))

@@ -109,8 +109,10 @@ def test_each_figure_and_table_of_the_paper_has_a_line():
 
 
 def test_the_table_of_a_report(tmp_path, capsys):
-    lines = [dict.fromkeys(FIELDS, 0) | {"claim": "it | does", "headline": head, "effect": 0.25}
-             for head in (True, False)]  # fmt: skip
+    lines = [
+        dict.fromkeys(FIELDS, 0) | {"claim": "it | does", "headline": head, "effect": 0.25}
+        for head in (True, False)
+    ]
     write_json(tmp_path / "claims.json", lines)
     assert main([str(tmp_path / "claims.json")]) == 0
     assert capsys.readouterr().out.count("it \\| does") == 1

@@ -48,8 +48,12 @@ DIT_DIFFUSERS = {
         f"blocks.{{}}.{attention}.{official}": f"blocks.{{}}.{foreign}.{leaf}"
         for attention, foreign in (("self_attn", "attn1"), ("cross_attn", "attn2"))
         for official, leaf in (
-            ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"),
-            ("norm_q", "norm_q"), ("norm_k", "norm_k"),
+            ("q", "to_q"),
+            ("k", "to_k"),
+            ("v", "to_v"),
+            ("o", "to_out.0"),
+            ("norm_q", "norm_q"),
+            ("norm_k", "norm_k"),
         )
     },
     # the affine norm before cross-attention; the other two have no parameters
@@ -67,7 +71,7 @@ DIT_DIFFUSERS = {
     "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
     "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
     "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
-}  # fmt: skip
+}
 
 _RESIDUAL = {
     "residual.0": "norm1",
