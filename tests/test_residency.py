@@ -430,7 +430,7 @@ def test_what_is_refused_says_the_smallest_thing_that_fits(asked, toy, monkeypat
     offers = opening._Wish.changed
     monkeypatch.setattr(opening._Wish, "changed", changed)
     monkeypatch.setattr(opening, "load_into", lambda *a, **o: pytest.fail("a weight was read"))
-    need = 24 * 10**6
+    need = 48 * 10**6  # decoding takes 2^15 pixels at once, however small a frame is
     monkeypatch.setattr(opening, "available", lambda device: need)
     with pytest.raises(MinicosError) as refused:
         load(toy, device="cpu", frames=81, size=(256, 256), residency=asked)
