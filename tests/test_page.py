@@ -274,3 +274,11 @@ def test_a_convergence_without_its_table_is_refused_by_name(tmp_path: Path, tens
     run.save_tensors("convergence.safetensors", tensors)
     with pytest.raises(MinicosError, match=r"convergence\.safetensors .*moved"):
         gather.gather(run)
+
+
+def test_files_are_listed_by_depth_and_without_records_of_processes(tmp_path):
+    run = Run.open(tmp_path / "run", {})
+    for name in ("a/b.png", "z.md", "made_with/model/shard-0-of-2/run.json", ".locks/x.json"):
+        run.path(name).parent.mkdir(parents=True, exist_ok=True)
+        run.path(name).write_bytes(b"")
+    assert gather._files(run) == ["run.json", "z.md", "a/b.png"]

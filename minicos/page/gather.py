@@ -32,6 +32,7 @@ NOT_A_CHART = (
     *(LookupError, TypeError, AttributeError),
 )  # what a file of another kind raises
 MOST_PICTURES, MOST_VIDEOS = 24, 24  # on one page
+UNLISTED = ("x0/", "steps/", "made_with/", ".")  # many of a kind, or records of processes
 LARGEST_SIGMA = 1e6
 FORMS = {
     "centred": "Token energy, centred",
@@ -354,7 +355,8 @@ def _marks(run: Run) -> list[Mark]:
 
 
 def _files(run: Run) -> list[str]:
-    """The other files of the folder that people may want to open."""
+    """What else the folder holds for people to open: its own files before those of its folders."""
     found = (p for p in run.folder.rglob("*") if p.suffix in {".png", ".mp4", ".json", ".md"})
-    names = sorted(p.relative_to(run.folder).as_posix() for p in found)
-    return [name for name in names if not name.startswith(("x0/", "steps/", "."))][:40]
+    names = (p.relative_to(run.folder).as_posix() for p in found)
+    listed = (name for name in names if not name.startswith(UNLISTED))
+    return sorted(listed, key=lambda name: (name.count("/"), name))[:40]
