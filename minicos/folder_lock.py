@@ -26,6 +26,9 @@ class FolderLock:
         self.file = file
         self.process = os.getpid()
 
+    def __del__(self) -> None:
+        self.file.close()
+
     def __reduce__(self) -> tuple:
         """A copy sent to another process holds no lock: the sender's lock covers its workers."""
         return (type(None), ())

@@ -29,9 +29,7 @@ from minicos.folder_lock import LOCK
 from minicos.runs import CHECKSUMS, PART
 from minicos.vbvr import finished
 
-COMMAND = (
-    "vbvr --puzzles 3 --condition plain noise:frame=1 static --solver euler --steps 2 --batch 1"
-)
+COMMAND = "vbvr --puzzles 3 --condition plain static --solver euler --steps 2 --batch 1"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 
 
@@ -46,7 +44,8 @@ def start(out: Path, rank: int = 0, ranks: int = 1) -> int:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
     code = 1
     try:
-        code = cli.main([*COMMAND.split(), "--every", "0", "--out", str(out)])
+        os.chdir(out.parent)  # pages name the command, which is the same in every folder
+        code = cli.main([*COMMAND.split(), "--every", "0", "--out", out.name])
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
@@ -110,16 +109,21 @@ def main() -> int:
     wrong = 0
     with tempfile.TemporaryDirectory() as name:
         work, begin = Path(name), time.monotonic()
-        if code := wait(start(work / "whole")):
-            sys.exit(f"exit {code} undisturbed: {(work / 'whole-0.log').read_text()[-500:]}")
-        seconds, whole = time.monotonic() - begin, contents(work / "whole")
+        if code := wait(start(_out(work / "whole"))):
+            sys.exit(f"exit {code} undisturbed: {(work / 'whole/out-0.log').read_text()[-500:]}")
+        seconds, whole = time.monotonic() - begin, contents(work / "whole/out")
         print(f"{len(whole)} files in {seconds:.0f} s, undisturbed", flush=True)
         for i in range(args.n):
-            failed = lost(work / f"trial-{i}", whole, seconds, args.seed + i)
+            failed = lost(_out(work / f"trial-{i}"), whole, seconds, args.seed + i)
             wrong += failed is not None
             print(f"{i + 1:4} {failed or 'same'}", flush=True)
     print(f"{wrong} of {args.n} lost something or differ")
     return int(bool(wrong))
+
+
+def _out(folder: Path) -> Path:
+    folder.mkdir()
+    return folder / "out"
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ TEXT = Path("models_t5_umt5-xxl-enc-bf16.safetensors")  # in the embedded model'
 # load
 
 
+def test_a_text_encoder_under_the_names_of_llama_cpp_is_named(tmp_path):
+    file = tmp_path / "umt5.safetensors"
+    save_file({"token_embd.weight": torch.zeros(9, 8)}, file)
+    with pytest.raises(MinicosError, match=r"umt5\.safetensors is .*llama\.cpp's names"):
+        layouts.find("tiny", parts={"text": file})
+
+
 def test_a_tensor_too_many_in_the_last_file_is_named_before_any_is_read(tmp_path, monkeypatch):
     """Also where the vocabulary does not fit either, which follows from it."""
     tensors = load_file(layouts.EMBEDDED / TEXT)

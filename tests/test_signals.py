@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM, from our first line on: one line, 130 or 143, and complete files."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -64,3 +65,12 @@ def test_arguments_that_are_not_text_are_refused(argument):
     assert done.returncode == 2
     assert done.stderr.startswith("minicos: the argument b'")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shells of POSIX close streams so")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_the_caller_closed(closed):
+    given = f'exec "$0" -m minicos generate --prompt x --image "no such file" {closed}'
+    ended = subprocess.run(["sh", "-c", given, sys.executable], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == ("2>&-" not in closed)

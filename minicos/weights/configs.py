@@ -147,6 +147,11 @@ def vae_config(headers: Sequence[Header], given: Mapping[str, Any] = {}) -> VAEC
 def text_config(headers: Sequence[Header], text_len: int) -> TextConfig:
     """The configuration of a text encoder, from its shapes; `text_len` is the transformer's."""
     shapes = official(headers)
+    if "token_embd.weight" in shapes:
+        raise MinicosError(
+            f"{headers[0].path} is a text encoder under llama.cpp's names, which minicos does not "
+            "read. Take umt5_xxl in safetensors or .pth."
+        )
     with reading(headers[0].path, "is not a UMT5 encoder", "`minicos inspect` says what it is."):
         vocab_size, dim = shapes["token_embedding.weight"]
         num_buckets, num_heads = shapes["blocks.0.pos_embedding.embedding.weight"]
