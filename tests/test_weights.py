@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from minicos.errors import MinicosError
-from minicos.weights.header import read_header, weight_files
+from minicos.weights.header import read_header, read_headers, weight_files
 from minicos.weights.inspect import describe, inspect
 from minicos.weights.names import (
     DIT_DIFFUSERS,
@@ -267,6 +267,18 @@ def test_a_tensor_in_two_shards_is_an_error(tmp_path):
     )
     with pytest.raises(MinicosError, match="another shard"):
         inspect(tmp_path)
+
+
+def test_an_index_and_its_shards_list_the_same_keys(tmp_path):
+    save_file({"a": torch.zeros(1), "c": torch.zeros(1)}, tmp_path / "x.safetensors")
+    for index, says in (
+        ({"a": "x.safetensors"}, "only the file has c"),
+        (dict.fromkeys("abc", "x.safetensors"), "only the index has b"),
+    ):
+        text = json.dumps({"weight_map": index})
+        (tmp_path / "m.safetensors.index.json").write_text(text)
+        with pytest.raises(MinicosError, match=f"disagree: {says}"):
+            read_headers(tmp_path)
 
 
 def test_networks_are_no_loras():
