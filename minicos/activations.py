@@ -31,9 +31,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
 from minicos.runs import read_json, replace_file, write_json
+from minicos.sample import Model
 
 REDUCE = ("whole", "frames", "mean", "norm")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -131,6 +133,29 @@ def write(
     values = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"about": json.dumps(dict(about))}
     replace_file(shard(folder, number), lambda temporary: save_file(values, temporary, metadata))
+
+
+def capture(
+    model: Model,
+    condition: Condition,
+    wanted: Wanted,
+    folder: Path,
+    number: int,
+    *,
+    seed: int,
+    about: Mapping[str, Any],
+) -> None:
+    """Run the first sample of a condition up to the last wanted step, and write its shard.
+
+    `about` (JSON values) says what the sample is: its "sample" is its name in a `Row`.
+    """
+    kept: dict[str, Tensor] = {}
+    grids: list[tuple[int, int, int]] = []
+    noise = model.noise(condition, seed)
+    for step in model.sample(condition, noise=noise, hooks=wanted.hooks(kept, grids)):
+        if step.index == max(wanted.steps):
+            break
+    write(folder, number, kept, {**about, "seed": seed, "grid": grids[0]})
 
 
 def shard(folder: Path, number: int) -> Path:

@@ -70,6 +70,13 @@ class Record:
             kept = kept.cpu()
         self.entries.append((site, kept))
 
+    def __repr__(self) -> str:
+        sites = [site for site, _ in self.entries]
+        points = [*dict.fromkeys(site.name for site in sites)]
+        shown = ", ".join(points[:3]) + (f" and {len(points) - 3} more" if len(points) > 3 else "")
+        steps = len({site.step for site in sites})
+        return f"Record: {len(sites)} entries" + (f" of {shown}, {steps} steps" if sites else "")
+
     def stack(self) -> Stacked:
         """All entries in one tensor: step branch point, then the axes of a recorded value.
 
@@ -83,7 +90,11 @@ class Record:
         labels = [[*dict.fromkeys(key[axis] for key in found)] for axis in range(len(SITES))]
         shapes = {tuple(x.shape) for x in found.values()}
         count = len(labels[0]) * len(labels[1]) * len(labels[2])
-        if not len(self.entries) == len(found) == count or len(shapes) > 1:
+        if len(found) < len(self.entries):
+            raise MinicosError(
+                "it holds some points twice: make a new Record for each run, or read `entries`"
+            )
+        if len(found) != count or len(shapes) > 1:
             raise MinicosError(
                 f"{len(self.entries)} entries of {len(shapes)} shapes are no table of"
                 f" {' x '.join(f'{len(v)} {k}' for k, v in zip(SITES, labels, strict=True))}:"

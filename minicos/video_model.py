@@ -84,6 +84,10 @@ class VideoModel(Model):
         """The number of text rows that a pass attends to, padding included; None without text."""
         return self.words(condition, branch)
 
+    def latent_frames(self, frames: int) -> int:
+        """How many latent frames a video of so many frames has."""
+        return (frames - 1) // self.stride[0] + 1
+
     @abstractmethod
     def decode(self, latent: Tensor) -> np.ndarray:
         """Decode latents (b c f h w) to uint8 videos (b F H W 3)."""

@@ -29,6 +29,7 @@ from minicos.folder_lock import LOCK
 from minicos.media import save_image
 from minicos.puzzles import export, make
 from minicos.runs import CHECKSUMS, RECORD
+from tests import peers
 
 OWN = ("--prompt", "solve the maze", "--image", "../maze.png", "--steps", "4", "--frames", "5")
 PUZZLE = ("--size", "3", "--n", "1", "--steps", "2")
@@ -59,6 +60,7 @@ COMMANDS = {  # every verb that writes, in each of its forms
     "puzzles": ("puzzles", "--kind", "maze", "--kind", "goal", "--n", "2", "--size", "3"),
     "selfcheck": ("selfcheck",),
     "demo": ("demo", "--steps", "4"),
+    "peer": ("steps", *OWN, "--model", "../peer", "--frames", "9", "--area", "48x48", "--at", "0"),
 }  # fmt: skip
 UNTESTED = {"bench": "it writes times"}
 OUT = "out"  # in a folder of its own for each trial
@@ -195,6 +197,8 @@ def main() -> int:
         place, maze = Path(folder), make("maze", 0, size=3, split="test")
         save_image(place / "maze.png", maze.first_frame())
         export(maze, 0, place / "cases" / "00000")
+        if "peer" in args.only:  # needs diffusers
+            peers.saved(place / "peer")
         begin = time.monotonic()
         wait(start("puzzles", _folder(place, "imports"), fresh=True))
         imports = time.monotonic() - begin

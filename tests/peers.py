@@ -7,9 +7,11 @@ pipeline's coordinates as b c f h w, and what blocks return in a prompted pass a
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import minicos
@@ -94,6 +96,84 @@ def embed(name: str) -> Any:
         return {k: v.repeat(len(texts), *[1] * (v.ndim - 1)) for k, v in found.items()}
 
     return rows
+
+
+def saved(where: Path) -> Path:
+    """The tiny CogVideoX1.5 with a T5 of its own, as a folder of diffusers."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    transformers = pytest.importorskip("transformers")
+    words = ["<pad>", "</s>", "<unk>", "solve", "the", "maze", "go", "to", "blue", "goal", "bad"]
+    vocabulary = models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+    tokenizer = Tokenizer(vocabulary)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=226,
+    )  # fmt: skip
+    config = transformers.T5Config(
+        vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    torch.manual_seed(3)
+    pipe = pipeline("cogvideox15")
+    text = transformers.T5EncoderModel(config).eval()
+    pipe.register_modules(text_encoder=text, tokenizer=fast)
+    pipe.save_pretrained(where)
+    return where
+
+
+def with_text_encoders(pipe: Any) -> Any:
+    """HunyuanVideo's pipeline with a tiny LLaVA and CLIP of random weights: words one by one, and
+    as many rows of the picture as the real ones have.
+    """
+    transformers = pytest.importorskip("transformers")
+    config = pipe.transformer.config
+    rows = transformers.CLIPVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        image_size=48, patch_size=2, projection_dim=8,
+    )  # fmt: skip
+    words = transformers.LlamaConfig(
+        hidden_size=config.text_embed_dim, intermediate_size=16, num_hidden_layers=4,
+        num_attention_heads=2, vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    both = transformers.LlavaConfig(
+        vision_config=rows, text_config=words, image_token_index=3, pad_token_id=0
+    )
+    pooled = transformers.CLIPTextConfig(
+        hidden_size=config.pooled_projection_dim, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, vocab_size=200, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    tokenizer = _tokenizer(transformers)
+    pipe.register_modules(
+        text_encoder=transformers.LlavaForConditionalGeneration(both).eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=transformers.CLIPTextModel(pooled).eval(),
+        tokenizer_2=tokenizer,
+        image_processor=transformers.CLIPImageProcessor(size=48, crop_size=48),
+    )
+    return pipe
+
+
+def _tokenizer(transformers: Any) -> Any:
+    """Words and signs of HunyuanVideo's template, and some of a prompt."""
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import (
+        DEFAULT_PROMPT_TEMPLATE,
+    )
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    special = ["<pad>", "<s>", "</s>", "<image>", "<|start_header_id|>", "<|end_header_id|>"]
+    special += ["<|eot_id|>", "<unk>"]
+    split = pre_tokenizers.Split(Regex(r"\w+|\W"), "isolated")
+    text = DEFAULT_PROMPT_TEMPLATE["template"] + "a ball rolls to the left bad solve maze"
+    found = [word for word, _ in split.pre_tokenize_str(text)]
+    known = {word: i for i, word in enumerate(dict.fromkeys([*special, *found]))}
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>", additional_special_tokens=special[3:7], model_max_length=77,
+    )  # fmt: skip
 
 
 def peer(name: str, **changes: Any) -> Peer:

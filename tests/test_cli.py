@@ -834,7 +834,7 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
     code, out, _ = minicos(*argv)
     assert code == 0
     assert len(passes) == 4 * 2  # one pass over the steps, two branches
-    assert out.splitlines() == [
+    assert out.splitlines()[-4:] == [
         "run/video.mp4",
         "run/x0_sheet.png  (and 5 more)",
         "run/energy/centred_cond_step_00.png  (and 22 more)",
@@ -845,7 +845,7 @@ def test_steps_and_energy_leave_what_they_promise(minicos, passes, work):
     }
     both, shown = ("cond", "uncond"), ("00", "03")
     assert made == {
-        *(".lock", "checksums.sha256", "run.json", "index.html"),
+        *(".lock", "checksums.sha256", "run.json", "results.json", "index.html"),
         *("schedule.json", "x0_sheet.png", "x0_cond_sheet.png", "x0_uncond_sheet.png"),
         *("video.mp4", "first_frame.png"),
         *("convergence.png", "convergence.safetensors", "energy.safetensors"),

@@ -1,5 +1,7 @@
 """`--cases FOLDER`: every verb that takes a prompt and a picture takes a folder of them."""
 
+import json
+
 import pytest
 
 from minicos.cli import main
@@ -8,9 +10,9 @@ from tests.vbvr_samples import sample
 VERBS = {
     "generate": ("video.mp4",),
     "steps --at 0": ("x0_sheet.png",),
-    "energy --at 0": ("energy.safetensors",),
-    "attention --at 0 --layers 0": ("attention.safetensors",),
-    "run --x0 --at 0": ("x0_sheet.png",),
+    "energy --at 0": ("energy.safetensors", "results.json"),
+    "attention --at 0 --layers 0": ("attention.safetensors", "results.json"),
+    "run --x0 --at 0": ("x0_sheet.png", "results.json"),
     "noise --at 0 --in 1 --others 1": ("results.json",),
     "swap --at 0 --during 0 --one-way": ("results.json",),
     "ensemble --seeds 2": ("results.json",),
@@ -33,6 +35,15 @@ def test_every_sample_has_a_run_of_its_own(cases, tmp_path, verb, capsys):
     for name in ("a", "b"):
         for file in VERBS[verb]:
             assert (tmp_path / "task" / name / file).is_file(), file
+
+
+def test_the_page_of_all_samples_has_their_numbers(cases, tmp_path, capsys):
+    given = ["energy", "--cases", str(cases), "--steps", "2", "--frames", "5", "--out"]
+    assert main([*given, str(tmp_path), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    names = [number["name"] for number in lines[0]["numbers"]]
+    assert len(lines) == 2 and "token energy in latent frame 0" in names
+    assert "token energy in latent frame 0" in (tmp_path / "index.html").read_text()
 
 
 def test_a_broken_sample_is_named_and_the_others_are_made(cases, tmp_path, capsys):

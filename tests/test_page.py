@@ -121,6 +121,57 @@ def test_a_page_over_the_limit_is_thinned_and_says_so():
 
 
 @needs_browser
+def test_many_curves_show_one_band_at_a_time_and_sigma_falls(tmp_path: Path):
+    series = [Series(f"s{k}", [k, k + 1], [k, k], [k + 1, k + 2]) for k in range(9)]
+    curves = [
+        Curve("many", "layer", [0, 1], series, follows="layer"),
+        Curve("few", "sigma", [0.25, 1.0], [Series("t", [0, 1])], falling=True),
+    ]
+    page = tmp_path / "index.html"
+    page.write_text(render(Page("t", "c", curves=curves)), encoding="utf-8")
+    visible = (
+        "return [...document.querySelectorAll('svg polygon')]"
+        ".filter((p) => getComputedStyle(p).display !== 'none').length"
+    )
+    with browser(tmp_path / "profile") as window:
+        window.open(page)
+        assert window.run(visible) == 0
+        point = "document.querySelectorAll('.legend span')[3].dispatchEvent(new Event('%s'));"
+        assert window.run(point % "pointerenter" + visible) == 1
+        assert window.run(point % "pointerleave" + visible) == 0
+        dashes = "return [...document.querySelectorAll('svg')[0].querySelectorAll('polyline')].map((l) => l.getAttribute('stroke-dasharray'))"
+        assert window.run(dashes) == ["none"] * 8 + ["5 3"]
+        labels = (
+            "return [...document.querySelectorAll('svg')[1].querySelectorAll('text')]"
+            ".filter((t) => ['1', '0.25'].includes(t.textContent))"
+            ".sort((a, b) => a.getAttribute('x') - b.getAttribute('x')).map((t) => t.textContent)"
+        )
+        assert window.run(labels)[-2:] == ["1", "0.25"]  # those of the x axis: 1 is at the left
+        assert window.errors() == []
+
+
+@needs_browser
+def test_rows_of_a_table_are_cards_on_a_phone(tmp_path: Path):
+    rows = [("a finding with a long name", 0.5, "0.4, 0.6", ""), ("another", 1, "", "note")]
+    table = Table("Numbers", ["finding", "value", "95 % interval", "compared with"], rows)
+    page = tmp_path / "index.html"
+    page.write_text(render(Page("t", "minicos t", tables=[table])), encoding="utf-8")
+    sizes = (
+        "return [...document.querySelectorAll('.rows td')].filter((d) => d.offsetHeight)"
+        ".map((d) => [d.textContent, getComputedStyle(d, '::before').content, d.scrollWidth <= d.clientWidth])"
+    )
+    with browser(tmp_path / "profile", 500) as window:
+        window.open(page)
+        shown = window.run(sizes)
+    assert [text for text, _, _ in shown] == [
+        *("a finding with a long name", "0.5", "0.4, 0.6"),
+        *("another", "1", "note"),
+    ]
+    assert [name.strip('"') for _, name, _ in shown[1:3]] == ["value", "95 % interval"]
+    assert all(fits for _, _, fits in shown)
+
+
+@needs_browser
 @pytest.mark.parametrize("width", [1200, 400])
 def test_in_a_browser(tmp_path: Path, width: int):
     page = tmp_path / "index.html"

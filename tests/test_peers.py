@@ -1,6 +1,7 @@
 """The peers: what diffusers' pipelines compute, hooks that leave nothing behind, resuming."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from minicos.analysis.knockout import Flow, Knockout, Tokens
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.peers.cogvideox import rotation
+from minicos.peers.decoding import peak
 from minicos.peers.ltx2 import AUDIO
 from minicos.record import Record
 from minicos.sample import State
@@ -47,14 +49,43 @@ def test_every_latent_of_the_pipelines_own_run(name):
             assert rel_max(step.state.beside[AUDIO], audio) < TOLERANCE
 
 
-def test_all_terms_of_guidance():
-    """Four passes a step and rescaling, as diffusers guides LTX-2.3 by default."""
-    terms = {"stg": 1.0, "stg_blocks": (1,), "modality": 3.0, "rescale": 0.7, "audio_guidance": 7.0}
-    found, model = peers.tensors("ltx23"), peers.peer("ltx23", **terms)
-    for step in golden_run("ltx23", model, group="full"):
-        assert list(step.velocities) == ["cond", "uncond", "stg", "modality"]
+TERMS = {"stg": 1.0, "stg_blocks": (1,), "modality": 3.0, "rescale": 0.7, "audio_guidance": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "passes"),
+    [
+        ("ltx23", TERMS, ["cond", "uncond", "stg", "modality"]),
+        ("hunyuan_replace", {"guidance": 3.0}, ["cond", "uncond"]),
+    ],
+)
+def test_all_terms_of_guidance(name, changes, passes):
+    """As diffusers guides LTX-2.3 by default, with rescaling, and HunyuanVideo with
+    true_cfg_scale.
+    """
+    found, model = peers.tensors(name), peers.peer(name, **changes)
+    for step in golden_run(name, model, group="full"):
+        assert list(step.velocities) == passes
         assert model.preset.branches == tuple(step.velocities)
         assert rel_max(step.next, found[f"full.x.{step.index + 1}"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["hunyuan_concat", "hunyuan_replace"])
+def test_a_negative_prompt_comes_with_a_black_picture(name):
+    """Words and pictures through text encoders: those of the pipeline's own guided run."""
+    from minicos.peers.verify import verify
+
+    model = minicos.from_diffusers(peers.with_text_encoders(peers.pipeline(name)))
+    model = model.with_preset(guidance=3.0, negative_prompt="bad")
+    (part,) = verify(model, (2, 2, 3))
+    assert part.parted is None and max(row.rel_max for row in part.rows) < 4e-6
+    model = model.with_preset(size=(64, 48), frames=9, area=None)
+    _, condition = peers.conditioned(name, model)
+    same = model.condition("bad", peers.picture(name))
+    rows = [
+        c.branch(b)["encoder_hidden_states"] for c, b in ((condition, "uncond"), (same, "cond"))
+    ]
+    assert rows[0].shape != rows[1].shape or not torch.equal(*rows)  # another picture
 
 
 @each
@@ -288,6 +319,51 @@ def test_a_picture_of_another_shape_is_not_squashed():
     with pytest.raises(MinicosError, match=r"size=\(48, 48\)"):
         model.condition("go", torch.rand(3, 60, 60))
     assert model.fitting((60, 60)) == (48, 48)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        ({}, {"size": (96, 64)}, "at most 64x64 pixels, not 64x96"),
+        ({}, {"frames": 8}, "frames"),
+        ({"use_learned_positional_embeddings": True}, {}, "64x64 pixels and 9 frames alone"),
+    ],
+)
+def test_sizes_that_the_positions_of_cogvideox_do_not_fit(config, changes, message, monkeypatch):
+    model = peers.peer("cogvideox15", **changes)
+    known = model.pipe.transformer._internal_dict
+    monkeypatch.setattr(model.pipe.transformer, "_internal_dict", type(known)(known | config))
+    with pytest.raises(MinicosError, match=message):
+        model.condition("go", torch.rand(3, *model.preset.size))
+
+
+@each
+def test_decodes_in_tiles(name):
+    """Large frames are as those of whole ones, nearly; a frame within one tile is exactly."""
+    model, condition = peers.conditioned(name)
+    latent, side = model.noise(condition, 0), model.stride[1]
+    large = torch.nn.functional.interpolate(latent, scale_factor=(1, 2, 2), mode="trilinear")
+    whole = model.decode(large)
+    largest = max(large.shape[-2:]) * side
+    assert (replace(model, tile=largest).decode(large) == whole).all()
+    tiles = replace(model, tile=largest // 2).decode(large)
+    assert tiles.shape == whole.shape and not (tiles == whole).all()
+    with pytest.raises(MinicosError, match=f"a multiple of {side}"):
+        peers.conditioned(name, replace(model, tile=side + 1))
+
+
+def test_what_a_decoder_holds_is_counted_on_meta():
+    """Twelve numbers at a time: the input is not its own, and what it drops is given back."""
+
+    class Decoder(torch.nn.Module):
+        config: ClassVar = {}
+
+        def decode(self, x):
+            x = x + 1
+            x = torch.cat([x, x])  # 4 and 8
+            return x[:1] * 2
+
+    assert peak(Decoder(), torch.empty(1, 4, device="meta")) == 12 * 4
 
 
 def test_arguments_that_move_unexpectedly_are_an_error(monkeypatch):

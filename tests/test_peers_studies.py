@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minicos.activations import Activations
 from minicos.analysis.attention import PARTS, Attention
 from minicos.analysis.energy import Energy
 from minicos.analysis.ensemble import share
@@ -30,6 +32,7 @@ from minicos.cli import main
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.media import save_image
+from minicos.peers import folder as peer_folder
 from minicos.peers import opening, presets
 from minicos.runs import Run
 from tests import peers
@@ -171,29 +174,7 @@ def test_ensembles(name, image, tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The tiny CogVideoX1.5 with a T5 of its own, saved by diffusers."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = ["<pad>", "</s>", "<unk>", "solve", "the", "maze", "go", "to", "blue", "goal", "bad"]
-    vocabulary = models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
-    tokenizer = Tokenizer(vocabulary)
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=226,
-    )
-    config = transformers.T5Config(
-        vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
-    )
-    torch.manual_seed(3)
-    pipe = peers.pipeline("cogvideox15")
-    text = transformers.T5EncoderModel(config).eval()
-    pipe.register_modules(text_encoder=text, tokenizer=fast)
-    where = tmp_path_factory.mktemp("peer") / "cog"
-    pipe.save_pretrained(where)
-    return where
+    return peers.saved(tmp_path_factory.mktemp("peer") / "cog")
 
 
 @pytest.fixture
@@ -223,7 +204,7 @@ def test_points_without_reading_a_weight(folder, capsys):
 
 COMMANDS = {
     "steps": ["--also", "energy", "attention", "--at", "0,3"],
-    "noise": ["--at", "1", "--in", "1", "--others", "1"],
+    "noise": ["--at", "1", "--in", "3", "--others", "1"],  # the last one, of four with padding
     "swap": ["--other", "go to the blue goal", "--layers", "2", "--during", "1"],
     "ensemble": ["--seeds", "2", "--modes", "lockstep", "--windows", "20-29"],
     "run": [
@@ -259,8 +240,8 @@ def test_verify(folder, small, capsys):
     [
         (["--kernels"], "--kernels has no place"),
         (["--lora", "high=a.safetensors"], "--lora has no place"),
-        (["--tile", "256"], "--tile has no place"),
         (["--preview"], "--preview has no place"),
+        (["--tile", "20"], "tiles of 20 pixels: take a multiple of 8"),
         (["--solver", "unipc"], "stepped by euler"),
         (["--steps", "30"], "divisor of 1000"),
         (["--residency", "swap"], "for cards"),
@@ -336,18 +317,61 @@ def test_a_command_that_is_killed_continues_bit_for_bit(folder, tmp_path):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def test_every_sample_of_a_folder(folder, small, tmp_path):
-    """Two pictures of one size: a run folder and a row each, from one open model."""
-    for i in range(2):
-        place = tmp_path / "cases" / f"{i:05d}"
+@pytest.fixture
+def samples(tmp_path):
+    """A folder of cases of two sizes."""
+    for name, size in (("tall", (64, 48)), ("wide", (48, 64))):
+        place = tmp_path / "cases" / name
         place.mkdir(parents=True)
-        save_image(place / "first_frame.png", np.full((64, 48, 3), 100 + i, np.uint8))
+        save_image(place / "first_frame.png", np.full((*size, 3), 100, np.uint8))
         (place / "prompt.txt").write_text("solve the maze")
+    return tmp_path / "cases"
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_sample_of_a_folder(verb, folder, small, samples, tmp_path):
+    """A run folder and a row each, from one open model."""
+    options = [verb, "--model", str(folder), "--cases", str(samples), *COMMANDS[verb]]
+    assert main([*options, "--height", "64", "--width", "48", "--out", str(tmp_path / "out")]) == 0
+    for name in ("tall", "wide"):
+        assert (tmp_path / "out" / name / "index.html").is_file()
+    assert (tmp_path / "out" / "index.html").read_text().count("solve the maze") >= 2
+
+
+def test_capture(folder, small, samples, tmp_path, capsys):
     out = tmp_path / "out"
-    options = ["generate", "--model", str(folder), "--cases", str(tmp_path / "cases")]
-    assert main([*options, "--area", "48x64", "--out", str(out)]) in (0, None)
-    assert all((out / f"{i:05d}" / "video.mp4").exists() for i in range(2))
-    assert (out / "index.html").read_text().count("solve the maze") >= 2
+    options = ["capture", "--model", str(folder), "--cases", str(samples), "--area", "48x64"]
+    options += ["--points", "blocks.1", "--out", str(out)]
+    main([*options, "--dry-run"])
+    told = float(re.search(r"2 samples, ([0-9.]+) MB", capsys.readouterr().err)[1])
+    assert main([*options, "--branches", "cond", "uncond"]) == 0
+    a = Activations(out)
+    x, _ = a.rows("blocks.1", step=0, branch="uncond")
+    assert x.shape == (2 * 2 * 4 * 3, 32)  # samples, frames of tokens, rows, columns
+    assert told == pytest.approx(2 * x.numel() / 1e6, abs=0.05)
+    assert main([*options[:-1], str(tmp_path / "other"), "--branches", "stg"]) == 2
+    assert "--branches stg" in capsys.readouterr().err
+
+
+def test_a_latent_frame_that_there_is_not(folder, small, tmp_path, capsys):
+    save_image(tmp_path / "first.png", np.zeros((64, 48, 3), np.uint8))
+    options = ["noise", "--model", str(folder), "--prompt", "go", "--at", "1", "--in", "4"]
+    options += ["--image", str(tmp_path / "first.png"), "--out", str(tmp_path / "out")]
+    assert main(options) == 2
+    assert "take some of 0, 1, 2, 3" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_counts_decoding(folder, small):
+    """More in all for a longer video, and less of it in tiles."""
+    found = peer_folder.find(folder)
+    preset = found.preset()
+
+    def work(frames, tile=None):
+        return opening._decoding(found, preset.changed(frames=frames), tile)
+
+    assert work(17) > work(9) > 3 * 9 * 64 * 48
+    assert work(9, 32) < work(9)
 
 
 @pytest.mark.parametrize("residency", ["resident", "swap", "stream"])

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicos import puzzles
+from minicos.analysis.attention import Attention
 from minicos.analysis.energy import FORMS, Energy
 from minicos.analysis.routes import Routes, evidence
-from minicos.analysis.steps import Steps, convergence, spread
+from minicos.analysis.steps import SETTLED, Steps, convergence, spread
 from minicos.analysis.tools import figures
 from minicos.analysis.tools.record import record, recorded
 from minicos.dit import DiT
@@ -351,3 +352,30 @@ def test_the_sheet_of_estimates_fits_a_screen(size, tmp_path):
     _, height, width = load_image(tmp_path / "a.png").shape
     assert 400 < height < 1080
     assert 400 < width < 1500
+
+
+def test_the_numbers_of_a_run(wan, truth):
+    """Each follows from what was kept, and a run that is settled at once says step 0."""
+    x0 = [step.x0 for step in truth]
+    (settled,) = Steps(wan, (0,)).numbers([{"guided": x} for x in x0])
+    moved = convergence(torch.stack(x0)).numpy().T  # frames steps
+    far = [frame >= SETTLED for frame in moved if np.isfinite(frame).all()]
+    expected = [max((i + 1 for i in range(STEPS) if frame[i]), default=0) for frame in far]
+    assert settled.value == pytest.approx(np.mean(expected))
+    same = [{"guided": x0[-1] + (10 if i == 0 else 0)} for i in range(STEPS)]
+    assert Steps(wan, (0,)).numbers(same)[0].value == 1
+    raw = torch.ones(STEPS, 3, 4, 2, 2)
+    raw[:, 1] = 2
+    raw[:, :, 0] *= 3
+    layer, share = Energy((0,)).numbers([{"cond.raw": step} for step in raw])
+    assert layer.value == 1 and share.value == pytest.approx(3 / 6)
+    assert Energy((0,)).numbers([{"uncond.raw": raw[0]}]) == []
+
+
+def test_shares_of_attention():
+    between = torch.full((4, 4), 0.1)
+    between[1:, 0] = 0.7
+    saved = [{"between.2": between, "text.2": torch.tensor([0.5, 0.2, 0.2, 0.1])}]
+    first, padded = Attention((2,), (0,), words=2).numbers(saved)
+    assert first.value == pytest.approx(0.7) and padded.value == pytest.approx(0.3)
+    assert "0.25" in first.note and "0.5" in padded.note

@@ -104,6 +104,9 @@ def test_a_finished_run_only_writes_the_report(undisturbed, toy, capsys):
     assert main(arguments(toy, undisturbed, workers=1)) == 0
     assert (undisturbed / "report.md").read_bytes() == before
     assert "Late layers are busy with the answer" in capsys.readouterr().out
+    main([*arguments(toy, undisturbed, workers=1), "--json"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == json.loads((undisturbed / "claims.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def test_what_is_no_table_is_refused():
     missing.entries.pop()
     twice.entries.append(twice.entries[0])
     unlike.entries[0] = (unlike.entries[0][0], torch.zeros(3))
-    for record in (missing, twice, unlike):
+    with pytest.raises(MinicosError, match="some points twice"):
+        twice.stack()
+    for record in (missing, unlike):
         with pytest.raises(MinicosError, match="no table of 2 step x 2 branch x 3 point"):
             record.stack()
     with pytest.raises(MinicosError, match="axes 'b l d' for tensors of shape"):
@@ -57,3 +59,12 @@ def test_what_is_kept_is_not_written_into_later():
     hooks = Hooks().on("x", record) + Hooks().on("x", lambda x, site: x.zero_())
     hooks("x", x)
     assert record.entries[0][1].tolist() == [[1, 1]]
+
+
+def test_a_record_says_what_it_holds():
+    record = Record(lambda x: x)
+    assert repr(record) == "Record: 0 entries"
+    for step in range(2):
+        for layer in range(5):
+            record(torch.zeros(1), Site(f"blocks.{layer}", step=step))
+    assert repr(record) == "Record: 10 entries of blocks.0, blocks.1, blocks.2 and 2 more, 2 steps"

@@ -158,6 +158,22 @@ def test_puzzles_have_their_own_scorers(tmp_path, capsys):
     solved = json.loads((tmp_path / "solved" / "results.json").read_text())["numbers"]
     assert scores["score: truth"] > 0.98 and scores["score: static"] < 0.3
     assert [n["value"] for n in solved[:2]] == [0, 1]
+    capsys.readouterr()
+    main(
+        [
+            "vbvr",
+            "--puzzles",
+            "4",
+            "--condition",
+            "static",
+            "truth",
+            "--json",
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["solved"]["numbers"] == solved
 
 
 def test_a_dry_run_makes_nothing(data, tmp_path, capsys):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.belief import belief
-from minicos.analysis.result import Curve
+from minicos.analysis.result import Curve, Number
 from minicos.analysis.tools import figures, posterior
 from minicos.analysis.tools.record import Saved
 from minicos.hooks import NO_HOOKS, Hooks
@@ -73,3 +73,12 @@ class Answers:
             sigmas=sigmas,
         )
         return ["answers.png", "evidence.png"]
+
+    def numbers(self, saved: Saved) -> list[Number]:
+        """Answers alive in the first and in the last clean estimate."""
+        found = []
+        for where, step in (("first", saved[0]), ("last", saved[-1])):
+            alive, ideal = (posterior.effective(step[k]) for k in ("shown", "ideal"))
+            name = f"answers alive in the {where} clean estimate"
+            found.append(Number(name, alive, unit="answers", note=f"ideal observer: {ideal:.3g}"))
+        return found

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.options import AttentionOptions
-from minicos.analysis.result import Curve, Result, write
+from minicos.analysis.result import Curve, Number, Result, write
 from minicos.analysis.tools import cases, controls, figures, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.record import Saved, seen, to_host
@@ -294,6 +294,24 @@ class Attention:
             "attention.safetensors", {f"step{i}.{k}": v for i in shown for k, v in saved[i].items()}
         )
         return [*names, "attention.safetensors"]
+
+    def numbers(self, saved: Saved) -> list[Number]:
+        """Shares of attention, mean over the chosen steps, layers and heads."""
+        shown = [saved[i] for i in self.chosen if i < len(saved)]
+        between = [step[f"between.{k}"] for step in shown for k in self.layers]
+        if not between or len(between[0]) < 2:
+            return []
+        first = torch.stack([flow[1:, 0].mean() for flow in between]).mean()
+        even = f"{1 / len(between[0]):.3g} if all frames were alike"
+        name = "attention of later frames to latent frame 0"
+        found = [Number(name, float(first), unit="share", note=even)]
+        if "cross_attn" in self.parts and (words := self.words) is not None:
+            text = [step[f"text.{k}"] for step in shown for k in self.layers]
+            padded = torch.stack([row[words:].sum() for row in text]).mean()
+            even = f"{1 - words / len(text[0]):.3g} if all rows were alike"
+            name = "cross-attention on padded rows of the text"
+            found.append(Number(name, float(padded), unit="share", note=even))
+        return found
 
     def _accuracy(self, saved: Saved, steps: Sequence[int], what: str) -> str:
         """The part of a title that describes a sample of queries; "" if all were used."""

@@ -35,7 +35,7 @@ from minicos.analysis.tools import cases, controls, figures, observer, posterior
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.observer import NETWORK
 from minicos.condition import Condition
-from minicos.runs import Run
+from minicos.runs import Progress, Run
 from minicos.sample import Step
 from minicos.video_model import VideoModel
 
@@ -154,13 +154,12 @@ def study(wan: VideoModel, run: Run, options: BeliefOptions) -> Result:
     """
     chosen = cases.chosen(options)
     work = cases.batches(chosen)
-    arms = {
-        who: cases.collect(run, observer.folder("beliefs", who), work, partial(beliefs, model))
-        for who, model in observer.models(wan, options).items()
-    }
+    models = observer.models(wan, options)
+    with Progress(len(models) * len(work) + 1, "belief") as bar:
+        arms = cases.collect_each(run, "beliefs", models, work, beliefs, bar)
+        compute = partial(first_departure, controls.untrained(wan))  # one batch suffices
+        random = cases.collect(run, "untrained", work[:1], compute, bar)["departure"]
     seen = arms[NETWORK]
-    compute = partial(first_departure, controls.untrained(wan))
-    random = cases.collect(run, "untrained", work[:1], compute)["departure"]  # one batch suffices
     steps = seen["ideal"].shape[1]
     rows: list[Row] = [
         {

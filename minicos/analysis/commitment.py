@@ -165,15 +165,9 @@ def study(wan: VideoModel, run: Run, options: CommitmentOptions) -> Result:
 
 def _puzzles(wan: VideoModel, run: Run, at: Sequence[int], options: CommitmentOptions) -> Result:
     chosen, count = cases.chosen(options), options.count
-    kept = {
-        who: cases.collect(
-            run,
-            observer.folder("completions", who),
-            cases.batches(chosen),
-            partial(completions, model, at=at, count=count),
-        )
-        for who, model in observer.models(wan, options).items()
-    }
+    compute = partial(completions, at=at, count=count)
+    models, work = observer.models(wan, options), cases.batches(chosen)
+    kept = cases.collect_each(run, "completions", models, work, compute)
     candidates = [cases.known(case).ambiguity for case in chosen]
     found = {who: measures(**values, candidates=candidates) for who, values in kept.items()}
     label = "step that is completed from"

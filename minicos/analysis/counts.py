@@ -24,7 +24,7 @@ from minicos.analysis.result import Number, Result, Row, write
 from minicos.analysis.tools import cases, figures, observer, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.observer import NETWORK
-from minicos.runs import Run
+from minicos.runs import Progress, Run
 from minicos.video_model import VideoModel
 
 SLOPE = "solved more at twice the steps"  # as a share of the puzzles
@@ -74,27 +74,28 @@ def study(wan: VideoModel, run: Run, options: CountsOptions) -> Result:
     if options.against is not None:
         chosen[options.against] = cases.chosen(replace(options, puzzle=options.against))
     models = observer.models(wan, options)
-    found = {
-        (who, name): cases.collect(
-            run,
-            observer.folder("against" if name else "steps", who),
-            cases.batches(some),
-            partial(ladder, model, counts=counts),
-        )
-        for who, model in models.items()
-        for name, some in chosen.items()
-    }
+    work = {name: cases.batches(some) for name, some in chosen.items()}
+    lengths = {f"{f} frames": wan.with_preset(frames=f) for f in options.lengths}
+    batches = len(models) * sum(map(len, work.values())) + len(lengths) * len(work[""])
+    with Progress(batches, "counts") as bar:
+        compute = partial(ladder, counts=counts)
+        kept = {
+            name: cases.collect_each(run, folder, models, work[name], compute, bar)
+            for name, folder in zip(work, ("steps", "against"), strict=False)
+        }
+        other = {
+            name: cases.collect(
+                run,
+                name.replace(" ", "_"),
+                work[""],
+                partial(ladder, model, counts=counts[-1:]),
+                bar,
+            )["solved"][:, 0]
+            for name, model in lengths.items()
+        }
+    found = {(who, name): kept[name][who] for who in models for name in work}
     solved = {who: found[who, ""]["solved"] for who in models}
     most = f"{counts[-1]} steps"
-    other = {
-        f"{f} frames": cases.collect(
-            run,
-            f"{f}_frames",
-            cases.batches(chosen[""]),
-            partial(ladder, wan.with_preset(frames=f), counts=counts[-1:]),
-        )["solved"][:, 0]
-        for f in options.lengths
-    }
     made = numbers(solved, counts, other)
     if options.against is not None:
         ours, theirs = (found[NETWORK, name]["solved"] for name in chosen)

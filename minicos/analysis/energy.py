@@ -138,6 +138,28 @@ class Energy:
         ]
         return [*(name for names in sheets for name in names), *drawn, "energy.safetensors"]
 
+    def numbers(self, saved: Saved) -> list[Number]:
+        """Where the prompted pass is busiest: the layer, and the given frame's share."""
+        if not any("cond.raw" in step for step in saved):
+            return []
+        raw = _whole(saved, "cond.raw").nan_to_num().mean((0, 3, 4))  # layer f
+        depth, latents = raw.shape
+        share = float(raw[:, 0].sum() / raw.sum())
+        return [
+            Number(
+                "layer with the largest tokens",
+                int(raw.mean(1).argmax()),
+                unit="layer",
+                note=f"mean of all steps; layers 0 to {depth - 1}",
+            ),
+            Number(
+                "token energy in latent frame 0",
+                share,
+                unit="share",
+                note=f"{1 / latents:.3g} if all frames were alike",
+            ),
+        ]
+
     def _curves(self, raw: Tensor, branch: str, chosen: Sequence[int], run: Run) -> None:
         """Curves of mean energy (step layer f h w) over layers, steps and frames."""
         depth, latents = raw.shape[1:3]

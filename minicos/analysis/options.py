@@ -132,7 +132,9 @@ class RecordOptions:
     heads: tuple[int, ...] | None = option(
         None, "heads for attention (default: mean of all)", group=OWN
     )
-    branch: Literal["cond", "uncond"] = option("cond", "guidance pass for attention", group=OWN)
+    branch: str = option(
+        "cond", "guidance pass for attention: cond, uncond or another of the model", group=OWN
+    )
     queries: int | None = option(
         None,
         "random queries per latent frame, for attention (default: all, exact)",

@@ -78,15 +78,8 @@ def study(wan: VideoModel, run: Run, options: PlantOptions) -> Result:
     """The outcomes of wrong and of valid answers planted at the steps `at`, for each model."""
     at = options.at or spread(6, wan.preset.steps)
     chosen = cases.chosen(options, keep=has_foils)
-    found = {
-        who: cases.collect(
-            run,
-            observer.folder("planted", who),
-            cases.batches(chosen),
-            partial(outcomes, model, at=at),
-        )
-        for who, model in observer.models(wan, options).items()
-    }
+    models, work = observer.models(wan, options), cases.batches(chosen)
+    found = cases.collect_each(run, "planted", models, work, partial(outcomes, at=at))
     sigmas = wan.schedule().sigmas
     levels = [sigmas[s] for s in at]
     curves = [

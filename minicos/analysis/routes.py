@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos.analysis.result import Curve
+from minicos.analysis.result import Curve, Number
 from minicos.analysis.tools import figures
 from minicos.analysis.tools.record import Saved
 from minicos.hooks import NO_HOOKS, Hooks
@@ -61,6 +61,10 @@ class Routes:
             sigmas=self.wan.schedule().sigmas,
         )
         return ["routes.png"]
+
+    def numbers(self, saved: Saved) -> list[Number]:
+        """None."""
+        return []
 
 
 def evidence(puzzle: Maze, trail: np.ndarray) -> np.ndarray:

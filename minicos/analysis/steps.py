@@ -12,7 +12,6 @@ frames settle together; along the frames, later frames settle later.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -87,6 +86,17 @@ class Steps:
         )
         shown = [i for i in self.chosen if i < len(saved)]
         return [*sheets, "convergence.png", *(self._file("guided", i, "mp4") for i in shown)]
+
+    def numbers(self, saved: Saved) -> list[Number]:
+        """The step from which on the clean estimate stays near the final one, over its frames."""
+        moved = convergence(torch.stack([step["guided"] for step in saved])).numpy()  # steps f
+        moved = moved[:, np.isfinite(moved).all(0)]
+        if not moved.size:
+            return []
+        steps = stats.settled(moved[None] >= SETTLED)[0]
+        name = "step from which the clean estimate stays near the final one"
+        note = f"mean over latent frames; the first one {steps.min()}, the last one {steps.max()}"
+        return [Number(name, float(steps.mean()), unit="step", note=note)]
 
     def _estimates(self, step: Step) -> dict[str, Tensor]:
         """The guided estimate and, with several passes, that of each pass: b c f h w."""
@@ -201,13 +211,8 @@ def study(wan: VideoModel, run: Run, options: StepsOptions) -> Result:
     models = observer.models(wan, options)
     work = {name: cases.batches(made) for name, made in chosen.items()}
     with Progress(len(models) * sum(map(len, work.values())), "steps") as bar:
-        moved = {
-            (who, name): cases.collect(
-                run, observer.folder(name, who), some, partial(moves, model), bar
-            )["moved"][..., 1:]
-            for who, model in models.items()
-            for name, some in work.items()
-        }
+        kept = {n: cases.collect_each(run, n, models, some, moves, bar) for n, some in work.items()}
+    moved = {(who, n): kept[n][who]["moved"][..., 1:] for who in models for n in work}
     units = {who: values[:, 0].mean(0) for (who, name), values in moved.items() if name == SEVERAL}
     settled = {
         (who, name): settling(values, units[who]).astype(float)

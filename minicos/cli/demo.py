@@ -4,7 +4,7 @@ import argparse
 import time
 from typing import Any
 
-from minicos.cli import opening, options, run_folder, values
+from minicos.cli import opening, options, recording, run_folder, study, values
 
 EXAMPLES = """\
   minicos demo
@@ -18,12 +18,13 @@ def add(verbs) -> None:
     parser = options.add_parser(
         verbs, "demo", "Solve a maze and show how, on the embedded model.", EXAMPLES, run
     )
-    parser.add_argument(
+    parser.group("the maze").add_argument(
         "--puzzle",
         type=values.whole(0, 10_000),
         default=4,
         help="which of the held-out mazes with several routes, from 0 (default: 4)",
     )
+    study.add_json(parser)
     # seed 6: both routes are clearly visible at first
     options.add_model_options(parser, out="demo", seed=6)
     options.add_jsonl(parser)
@@ -36,9 +37,8 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.energy import Energy
     from minicos.analysis.routes import Routes
     from minicos.analysis.steps import Steps, spread
-    from minicos.analysis.tools.record import record, recorded
+    from minicos.analysis.tools.record import record
     from minicos.errors import MinicosError
-    from minicos.media import save_image, save_video
 
     puzzle = ambiguous_maze(args.puzzle)
     files = opening.layout(args)
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> None:
             "steps`."
         )
     wan = opening.load(args, files)
-    picture = puzzle.first_frame()  # uint8 h w 3
-    condition = wan.condition(puzzle.prompt, torch.from_numpy(picture).permute(2, 0, 1) / 255)
+    picture = torch.from_numpy(puzzle.first_frame()).permute(2, 0, 1) / 255
+    condition = wan.condition(puzzle.prompt, picture)
     noise = wan.noise(condition, args.seed)
     chosen = spread(8, wan.preset.steps)
     analyses: list[Any] = [
@@ -59,17 +59,16 @@ def run(args: argparse.Namespace) -> None:
         Answers(wan, puzzle),
     ]
     folder = run_folder.open_run(args, wan, analyses, puzzle=puzzle.key, prompt=puzzle.prompt)
-    save_image(folder.path("first_frame.png"), picture)
-    latent = record(wan, condition, folder, analyses, noise)
-    video = wan.decode(latent)[0]
-    save_video(folder.path("video.mp4"), video, fps=wan.preset.fps)
-    for analysis in analyses:
-        analysis.draw(recorded(folder, analysis.name, wan.preset.steps), folder)
-    score = puzzle.score(video)
+    with recording.bar(args, wan, analyses) as bar:
+        latent = record(wan, condition, folder, analyses, noise, bar=bar)
+        found, _ = recording.draw(args, wan, folder, analyses, latent, picture, bar)
+    if study.printed(args, folder, found):
+        run_folder.close(args, folder)
+        return
+    score = puzzle.score(wan.decode(latent)[0])
     verdict = f"solved, by route {score.answer}" if score.solved else f"not solved: {score.detail}"
-    print(
-        f'"{puzzle.prompt}" on a held-out {SIZE}x{SIZE} maze with {len(puzzle.candidates)} valid routes: {verdict}'
-    )
+    about = f"a held-out {SIZE}x{SIZE} maze with {len(puzzle.candidates)} valid routes"
+    print(f'\n"{puzzle.prompt}" on {about}: {verdict}')
     run_folder.close(args, folder, quiet=True)
     print(f"{time.monotonic() - args.begin:.0f} s in all. Look at these, in this order:")
     for name, what in (

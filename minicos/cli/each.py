@@ -11,9 +11,12 @@ from minicos.cli import opening, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
+    from minicos.config import Preset
+    from minicos.peers.folder import PeerFolder
     from minicos.vbvr.cases import Sample
     from minicos.vbvr.generate import Making
     from minicos.video_model import VideoModel
+    from minicos.weights.layouts import Layout
 
 Verb = Callable[[argparse.Namespace], Any]
 
@@ -46,14 +49,15 @@ def run(verb: Verb, args: argparse.Namespace) -> int:
     from minicos.vbvr import cases
 
     found = cases.read(args.cases)
-    making = _making(args)
+    files = opening.layout_or_peer(args)
+    sizes = making(files, opening.plan(args, files))
     failed = dict(found.problems)
     opened: list[VideoModel] = []  # with room for the largest picture, which comes first
     order = sorted(found.samples, key=lambda sample: -sample.size[0] * sample.size[1])
     for number, sample in enumerate(order):
         print(f"minicos: {number + 1}/{len(order)}  {sample.name}", file=sys.stderr)
         try:
-            own = _own(args, making, sample, cases.other(found.samples, sample))
+            own = _own(args, sizes, sample, cases.other(found.samples, sample))
             if code := verb(argparse.Namespace(**{**vars(args), **own, "opened": opened})):
                 failed[sample.name] = f"exit code {code}"
         except MinicosError as error:
@@ -68,22 +72,19 @@ def run(verb: Verb, args: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
-def _making(args: argparse.Namespace) -> "Making":
-    """The sizes of the options' model, which may be one that diffusers runs."""
+def making(files: "Layout | PeerFolder", preset: "Preset", area: int | None = None) -> "Making":
+    """The sizes that a model makes of a folder's pictures, also one that diffusers runs."""
     from minicos.peers.folder import PeerFolder
-    from minicos.peers.opening import STRIDES
     from minicos.vbvr.generate import Making
 
-    files = opening.layout_or_peer(args)
-    preset = opening.plan(args, files)
     if isinstance(files, PeerFolder):
-        frames, side, _ = STRIDES[files.variant]
-        return Making(files.variant, preset, side, frames)
-    return Making.of(files, preset)
+        frames, side, _ = files.token
+        return Making(files.variant, preset, side, frames, area)
+    return Making.of(files, preset, area)
 
 
 def _own(
-    args: argparse.Namespace, making: "Making", sample: "Sample", other: str
+    args: argparse.Namespace, sizes: "Making", sample: "Sample", other: str
 ) -> dict[str, object]:
     """The options of one sample: its prompt, its picture in a size that the model supports, and its
     folder.
@@ -94,9 +95,9 @@ def _own(
     out = args.out / sample.name
     own: dict[str, object] = {"cases": None, "prompt": sample.prompt, "out": out}
     own["begin"] = time.monotonic()
-    if making.preset.takes_image:
+    if sizes.preset.takes_image:
         image = out.with_name(f"{out.name}.png")
-        save_image(image, making.fit(sample).forward(load_picture(sample)))
+        save_image(image, sizes.fit(sample).forward(load_picture(sample)))
         own["image"] = image
     if getattr(args, "other", "") is None and (args.verb == "swap" or getattr(args, "swap", None)):
         own["other"] = other

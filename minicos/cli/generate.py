@@ -2,7 +2,7 @@
 
 import argparse
 
-from minicos.cli import opening, options, recording, run_folder, watched
+from minicos.cli import opening, options, recording, run_folder, study, watched
 
 EXAMPLES = """\
   minicos generate --puzzle maze
@@ -14,6 +14,7 @@ EXAMPLES = """\
 
 def add(verbs) -> None:
     parser = options.add_parser(verbs, "generate", "Make a video.", EXAMPLES, run)
+    study.add_json(parser)
     options.add_condition_options(parser)
     options.add_model_options(parser, out="runs/generate")
     options.add_jsonl(parser)

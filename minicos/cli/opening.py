@@ -54,7 +54,7 @@ def layout(args: argparse.Namespace) -> "Layout":
     if peer := peer_folder(args.model, args.download):
         raise MinicosError(
             f"this command is for Wan, and {args.model} is {peer.variant}: steps, energy, "
-            "attention, generate, noise, swap, ensemble, run, points, inspect and verify take it"
+            "attention, generate, noise, swap, ensemble, run, capture, points, inspect and verify do"
         )
     files: dict[str, list[tuple[str, float]]] = {}
     for expert, one in args.lora:
@@ -133,6 +133,9 @@ class Outline:
 
     def with_preset(self, **changes: Any) -> "Outline":
         return replace(self, preset=self.preset.changed(**changes))
+
+    def latent_frames(self, frames: int) -> int:
+        return (frames - 1) // self.stride[0] + 1
 
 
 def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> Outline | None:
@@ -223,7 +226,7 @@ def _load_peer(args: argparse.Namespace, files: "PeerFolder") -> "Peer":
             print(describe(plan), file=sys.stderr)
 
     how = {"device": args.device, "residency": args.residency, "compile": args.compile}
-    return open_peer(files, plan(args, files), tell=tell, **how)
+    return open_peer(files, plan(args, files), tell=tell, tile=args.tile, **how)
 
 
 def _fitting(model: "VideoModel", image: "Tensor | None") -> "VideoModel":

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from minicos.analysis.reading import READINGS
 from minicos.cli import each, values, watched
 
+VIDEO, GENERAL = "the video", "general options"  # headings of --help
 SOLVERS = ("euler", "unipc", "dpmpp")  # as in `minicos.schedule`, which imports torch
 
 
@@ -20,12 +21,17 @@ class Parser(argparse.ArgumentParser):
     folded: tuple[argparse.Action, ...] = ()  # omitted by --help
     more = ""  # text that --help-all appends
 
+    def group(self, title: str) -> "argparse._ArgumentGroup":
+        """The group of options with this heading, added if there is none."""
+        found = (group for group in self._action_groups if group.title == title)
+        return next(found, None) or self.add_argument_group(title)
+
     def format_help(self) -> str:
         helps = [action.help for action in self.folded]
         for action in self.folded:
             action.help = argparse.SUPPRESS
         try:
-            return super().format_help()
+            return self._formatted()
         finally:
             for action, help in zip(self.folded, helps, strict=True):
                 action.help = help
@@ -34,12 +40,34 @@ class Parser(argparse.ArgumentParser):
         """The help with every option."""
         epilog, self.epilog = self.epilog, f"{self.epilog}\n{self.more}"
         try:
-            return super().format_help()
+            return self._formatted()
         finally:
             self.epilog = epilog
 
+    def _formatted(self) -> str:
+        """The help, with the options of a verb before those of all verbs."""
+        groups, shared, usage = self._action_groups, self._optionals, self.usage
+        self._action_groups = [*(group for group in groups if group is not shared), shared]
+        own = any(group._group_actions for group in groups if group is not shared)
+        shared.title = GENERAL if own else "options"
+        self.usage = " ".join(["%(prog)s", "[options]", *map(_word, self._needed())])
+        try:
+            return super().format_help()
+        finally:
+            self._action_groups, self.usage = groups, usage
+
+    def _needed(self) -> list[argparse.Action]:
+        """What a command must have; not one of several that exclude each other."""
+        return [action for action in self._actions if action.required]
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"minicos: {message}. Try `{self.prog} --help`.\n")
+
+
+def _word(action: argparse.Action) -> str:
+    """An argument that must be given, in a usage line."""
+    name = action.metavar or action.dest.upper()
+    return " ".join([*action.option_strings[:1], str(name)])
 
 
 class HelpAll(argparse.Action):
@@ -53,12 +81,11 @@ class HelpAll(argparse.Action):
 def add_parser(verbs, name: str, help: str, examples: str, run: Callable) -> Parser:
     """Add a verb: what it shows and how to read it, with examples below its options."""
     reading = READINGS.get(name)
-    about = help if reading is None else f"{help}\n\n{reading.shows} {reading.read}"
-    paragraphs = (textwrap.fill(part, 100) for part in about.split("\n\n"))
+    about = help if reading is None else f"{reading.shows} {reading.read}"
     parser = verbs.add_parser(
         name,
         help=help,
-        description="\n\n".join(paragraphs),
+        description=textwrap.fill(about, 100),
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -237,9 +264,10 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
     )
 
 
-def add_condition_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Options that say what to make a video of."""
-    prompt = parser.add_mutually_exclusive_group(required=required)
+def add_condition_options(parser: Parser, required: bool = True, heading: str = VIDEO) -> None:
+    """Options that say what to make a video of, under a heading."""
+    group = parser.group(heading)
+    prompt = group.add_mutually_exclusive_group(required=required)
     prompt.add_argument("--prompt", help="what should happen")
     if required:  # otherwise, no --prompt means puzzles
         prompt.add_argument(
@@ -251,26 +279,32 @@ def add_condition_options(parser: argparse.ArgumentParser, required: bool = True
         )
         prompt.add_argument("--puzzle", metavar="KIND", help=watched.HELP)
     each.add(parser, prompt)
-    parser.add_argument(
-        "--preview",
-        action="store_true",
-        help="during the run, rewrite OUT/preview.png after every step: an approximate clean "
-        "estimate",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--image", type=values.path, help="first frame (png, jpg), for image-to-video models"
     )
-    parser.add_argument("--last", type=values.path, help="last frame, for models that take one")
-    parser.add_argument(
-        "--negative", dest="negative_prompt", help="negative prompt (ignored at guidance 1)"
-    )
-    parser.add_argument(
-        "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
-    )
-    parser.add_argument(
+    group.add_argument("--last", type=values.path, help="last frame, for models that take one")
+    add_sampling_of_own(group)
+    group.add_argument(
         "--area",
         type=values.size,
         metavar="WxH",
         help="size of a frame, e.g. 1280x720; with an image, the same area in its aspect ratio "
         "(default: the preset's)",
     )
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="during the run, rewrite OUT/preview.png after every step: an approximate clean "
+        "estimate",
+    )
+
+
+def add_sampling_of_own(group: "argparse._ActionsContainer", frames: bool = True) -> None:
+    """Options that any video of the user's own may need."""
+    group.add_argument(
+        "--negative", dest="negative_prompt", help="negative prompt (ignored at guidance 1)"
+    )
+    if frames:
+        group.add_argument(
+            "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
+        )

@@ -3,16 +3,17 @@ on held-out puzzles.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minicos.analysis.options import OWN, PUZZLES, Puzzles, RecordOptions
-from minicos.cli import opening, options, run_folder, study, watched
+from minicos.cli import opening, options, run_folder, study, values, watched
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from minicos.analysis.result import Result
     from minicos.analysis.tools.record import Recorder
     from minicos.condition import Condition
     from minicos.runs import Progress, Run
@@ -32,12 +33,14 @@ def add(
     """Add a verb that records one run with --prompt, and runs the study of `cls` with --n."""
     parser = options.add_parser(verbs, name, help, examples, run)
     study.add_json(parser)
-    study.add_options(parser, cls, without=("at",))
-    parser.set_defaults(n=None)  # with --n it is a study; without, one puzzle is watched
-    options.add_condition_options(parser, required=False)
+    study.add_options(parser, cls, without=("at", "n"))
+    parser.group(PUZZLES).add_argument(
+        "--n", type=values.positive, help="the study: measure so many puzzles (default: watch one)"
+    )
+    options.add_condition_options(parser, required=False, heading=OWN)
     study.add_options(parser, RecordOptions)
     others = [verb for verb in VERBS if verb != name]
-    parser.add_argument(
+    parser.group(study.MEASURED).add_argument(
         "--also", nargs="+", choices=others, default=[], help="do these in the same pass"
     )
     options.add_model_options(parser, out=f"runs/{name}")
@@ -135,8 +138,8 @@ def made(
     return [every[verb] for verb in VERBS if verb in names]
 
 
-def bar(args: argparse.Namespace, wan: "VideoModel", recorders: "list[Recorder]") -> "Progress":
-    """The progress bar of a whole command: steps, pictures of each recorder, video and page."""
+def bar(args: argparse.Namespace, wan: "VideoModel", recorders: "Sequence[Recorder]") -> "Progress":
+    """The progress bar of a whole command: steps, pictures of each recorder, and video."""
     from minicos.runs import Progress
 
     return Progress(len(wan.schedule()) + len(recorders) + 1, args.verb)
@@ -146,31 +149,52 @@ def finish(
     args: argparse.Namespace,
     wan: "VideoModel",
     folder: "Run",
-    recorders: "list[Recorder]",
+    recorders: "Sequence[Recorder]",
     latent: "Tensor",
     images: "dict[str, Tensor | None]",
     shown: "Progress",
 ) -> None:
-    """Save the video of the first sample and its picture, draw what was kept, make the page, and
-    print where everything is.
+    """Draw and count what was kept, make the page, and print the numbers and where everything is;
+    with --json, print the numbers alone.
     """
+    found, drawn = draw(args, wan, folder, recorders, latent, images["image"], shown)
+    if not study.printed(args, folder, found):
+        print(folder.path("video.mp4"))
+        for first, *rest in drawn:
+            print(f"{folder.path(first)}  (and {len(rest)} more)")
+    run_folder.close(args, folder)
+
+
+def draw(
+    args: argparse.Namespace,
+    wan: "VideoModel",
+    folder: "Run",
+    recorders: "Sequence[Recorder]",
+    latent: "Tensor",
+    picture: "Tensor | None",
+    shown: "Progress",
+) -> "tuple[Result, list[list[str]]]":
+    """Save the video of the first sample and its picture, and draw and count what was kept: the
+    result, and the files of each recorder.
+    """
+    from minicos.analysis.result import Number, Result, write
     from minicos.analysis.tools.figures import pixels
     from minicos.analysis.tools.record import recorded
     from minicos.media import save_image, save_video
 
     save_video(folder.path("video.mp4"), wan.decode(latent[:1])[0], fps=wan.preset.fps)
-    if (picture := images["image"]) is not None:
+    if picture is not None:
         save_image(folder.path("first_frame.png"), pixels(picture))
     schedule = wan.schedule()
     about = {"sigmas": schedule.sigmas, "timesteps": schedule.timesteps}
     folder.save_json("schedule.json", about)
-    made = [str(folder.path("video.mp4"))]
+    shown.tick()
+    drawn, numbers = list[list[str]](), list[Number]()
     for recorder in recorders:
         saved = recorded(folder, recorder.name, len(schedule))
-        first, *rest = recorder.draw(saved, folder)
-        made.append(f"{folder.path(first)}  (and {len(rest)} more)")
+        drawn.append(recorder.draw(saved, folder))
+        numbers += recorder.numbers(saved)
         shown.tick()
-    shown.tick()
     shown.close()
-    print("\n".join(made))
-    run_folder.close(args, folder)
+    files = ["video.mp4", *(name for names in drawn for name in names)]
+    return write(folder, Result(args.verb, folder.settings, numbers, files=files)), drawn

@@ -1,6 +1,7 @@
 """`minicos reproduce`: every claim of the paper on the embedded model, and one report."""
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicos.cli import options, run_folder, values
+from minicos.cli import options, run_folder, study, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def add(verbs) -> None:
         default=Path("runs/reproduce"),
         help="run folder; run again to continue (default: runs/reproduce)",
     )
+    study.add_json(parser)
     options.add_jsonl(parser)
 
 
@@ -102,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.verdicts import table as verdicts
     from minicos.open import load
     from minicos.page.folders import write_sections
-    from minicos.runs import Run
+    from minicos.runs import Run, read_json
 
     n = FULL if args.full else args.n or N
     if n < AT_LEAST:
@@ -145,12 +147,15 @@ def run(args: argparse.Namespace) -> None:
         for title, head in (("Verdicts on headlines", True), ("Verdicts on other claims", False))
     }
     page = write_sections(folder, args.command, about, rows, sections)
-    if judged:
-        print(table(verdicts([finding.line() for finding in judged])))
     folder.add_sitting(time.monotonic() - begin)
+    if args.json:
+        print(json.dumps(read_json(folder.path("claims.json")), ensure_ascii=False))
+    elif judged:
+        print(table(verdicts([finding.line() for finding in judged])))
     print(
         f"\n{time.monotonic() - begin:.0f} s, {spent:.0f} s of cores: {folder.path('report.md')}  "
-        f"{folder.path('claims.json')}  {page}"
+        f"{folder.path('claims.json')}  {page}",
+        file=sys.stderr if args.json else sys.stdout,
     )
 
 

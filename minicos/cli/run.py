@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from minicos.analysis.options import (
+    SHARE,
+    SWAP,
     EnsembleOptions,
     NoiseOptions,
     RecordOptions,
@@ -39,9 +41,8 @@ acts, then the ensemble; analyses come last. For the meaning of the options see 
 
 def add(verbs: Any) -> None:
     parser = options.add_parser(verbs, "run", HELP, EXAMPLES, run)
+    study.add_json(parser)
     options.add_condition_options(parser)
-    options.add_model_options(parser, out="runs/run")
-    options.add_jsonl(parser)
     kept = parser.add_argument_group("analyses")
     kept.add_argument("--x0", action="store_true", help="the clean estimate, as in `minicos steps`")
     kept.add_argument(
@@ -53,8 +54,8 @@ def add(verbs: Any) -> None:
         metavar="LAYERS",
         help="attention of these layers, e.g. 0,6",
     )
-    study.add_options(parser, RecordOptions, only={"at": None})
-    parser.add_argument(
+    study.add_options(parser, RecordOptions, only={"at": None}, heading="analyses")
+    parser.group(options.VIDEO).add_argument(
         "--seeds",
         type=values.positive,
         help="samples; the first is shown (default: 1; for --ensemble 3)",
@@ -85,9 +86,11 @@ def add(verbs: Any) -> None:
     )
     study.add_options(parser, NoiseOptions, only={"mode": "replace"})
     swap = {"other": None, "what": "stream", "side": "output", "donor": "own", "during": "all"}
-    study.add_options(parser, SwapOptions, only=swap)
+    study.add_options(parser, SwapOptions, only=swap, heading=SWAP)
     share = {"modes": ("lockstep",), "share_at": "0", "alpha": 0.5}
-    study.add_options(parser, EnsembleOptions, only=share)
+    study.add_options(parser, EnsembleOptions, only=share, heading=SHARE)
+    options.add_model_options(parser, out="runs/run")
+    options.add_jsonl(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from minicos.video_model import VideoModel
 
 O = TypeVar("O")  # noqa: E741  the options of a study
+MEASURED = "what is measured"  # heading of --help
 NO_PUZZLES = "is an option of held-out puzzles: leave it out, or the --prompt"
 NO_PROMPT = "is an option of a case of your own: give a --prompt"
 Study = Callable[["VideoModel", "Run", Any], "Result"]
@@ -41,8 +42,9 @@ def add(
     add_json(parser)
     add_options(parser, cls)
     if issubclass(cls, Cases):
-        add_sampling_of_own(parser, frames=cls is not FramesOptions)
-        each.add(parser)
+        own = parser.group(OWN)
+        options.add_sampling_of_own(own, frames=cls is not FramesOptions)
+        each.add(parser, own)
     options.add_model_options(parser, out=f"runs/{name}")
     options.add_jsonl(parser)
     return parser
@@ -55,40 +57,26 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_of_own(parser: argparse.ArgumentParser, frames: bool = True) -> None:
-    """Add further options for a case of the user's own."""
-    parser.add_argument(
-        "--negative", dest="negative_prompt", help="negative prompt (ignored at guidance 1)"
-    )
-    if frames:
-        parser.add_argument(
-            "--frames", type=values.frames, help="video frames, 4n + 1 (default: the preset's)"
-        )
-
-
 def add_options(
-    parser: argparse.ArgumentParser,
+    parser: options.Parser,
     cls: type,
     only: Mapping[str, Any] | None = None,
     without: Sequence[str] = (),
+    heading: str = "",
 ) -> None:
     """Add the options of a class of `analysis/options.py`: all, all `without` some, or `only` some,
-    with other defaults.
+    with other defaults; all under one `heading`, if given, instead of their own.
     """
-    groups: dict[str, Any] = {"": parser}
     for field, flags, hint in option_fields(cls):
         if field.name in without or (only is not None and field.name not in only):
             continue
-        title = field.metadata["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
         help = field.metadata["help"]
         default = field.default if only is None else only[field.name]
         if default not in (None, (), False):
             shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
             help = f"{help} (default: {shown})"
         how = {"action": "store_true"} if hint is bool else _reader(hint, field.metadata["least"])
-        groups[title].add_argument(
+        parser.group(heading or field.metadata["group"] or MEASURED).add_argument(
             *(flags if only is None else flags[:1]),
             dest=_dest(flags),
             default=default,
@@ -210,15 +198,24 @@ def show(args: argparse.Namespace, folder: "Run", found: "Result") -> None:
     """Print numbers and tables, and where the pictures are; with --json, only the result, in one
     line.
     """
+    if not printed(args, folder, found):
+        first, *rest = found.files
+        print(f"{folder.path(first)}  (and {len(rest)} more)")
+    run_folder.close(args, folder)
+
+
+def printed(args: argparse.Namespace, folder: "Run", found: "Result") -> bool:
+    """Print what a run found: as a table for people or, with --json, as one line, after which
+    nothing else may follow; says which.
+    """
     import json
 
     from minicos.analysis.result import FILE
     from minicos.runs import read_json
 
-    if args.json:
+    as_json = bool(getattr(args, "json", False))
+    if as_json:
         print(json.dumps(read_json(folder.path(FILE)), ensure_ascii=False))
-    else:
-        print(found.text())
-        first, *rest = found.files
-        print(f"{folder.path(first)}  (and {len(rest)} more)")
-    run_folder.close(args, folder)
+    elif text := found.text():
+        print(text)
+    return as_json

@@ -3,6 +3,7 @@ the scores.
 """
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicos.cli import opening, options, run_folder, values, vbvr_work
+from minicos.cli import opening, options, run_folder, study, values, vbvr_work
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def add(verbs) -> None:
     scores.add_argument(
         "--published", action="store_true", help="add published numbers of other models as rows"
     )
+    study.add_json(parser)
     options.add_model_options(parser, out="runs/vbvr", seed=1)
     options.add_jsonl(parser)
 
@@ -319,7 +321,7 @@ def _score(
     """Score every tree, write and print the tables; returns the number of unscored videos."""
     from minicos.analysis import result
     from minicos.page import gather
-    from minicos.runs import Run
+    from minicos.runs import Run, read_json
     from minicos.vbvr import puzzles, score, table, work
 
     if kit is None and not all(puzzles.known(sample) for sample in samples.values()):
@@ -349,13 +351,19 @@ def _score(
     found = score.trees(folders, samples, args.out / "scores", root, kit, log)
     pro = any(sample.pro for sample in samples.values())
     references = table.reference(pro) if args.published else []
+    place = sys.stderr if args.json else sys.stdout
+    numbers = {}
     for kind, where, made in score.report(found, samples, run, base, references, estimates):
-        for name in ("scores", "differences", "steps"):
+        numbers[kind] = read_json(where / result.FILE)
+        for name in ("scores", "differences", "steps") if not args.json else ():
             if made.tables.get(name):
                 print(f"\n{kind}: {name}\n{result.table(table.brief(made.tables[name]))}")
-        print(f"\n{where / 'table.md'}")
+        print(f"\n{where / 'table.md'}", file=place)
         about = {"command": args.command, "settings": settings}
-        print(f"{gather.write(Run(where, settings), about)}  (open it in a browser)")
+        page = gather.write(Run(where, settings), about)
+        print(f"{page}  (open it in a browser)", file=place)
+    if args.json:
+        print(json.dumps(numbers, ensure_ascii=False))
     failed = {name: one.failed for name, one in found["score"].items()}
     for name, ones in failed.items():
         _tell(name, ones)

@@ -80,6 +80,7 @@ class Curve:
     ends: tuple[float, float] | None = None  # the y axis spans at least these
     marks: Mapping[str, float] = field(default_factory=dict)
     levels: Mapping[str, float] = field(default_factory=dict)
+    falling: bool = False  # whether x runs from high to low, as sigma does
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
         "follows": curve.follows,
         "marks": [[name, _plain(at)] for name, at in curve.marks.items()],
         "levels": [[name, _plain(at)] for name, at in curve.levels.items()],
+        "falling": curve.falling,
         "x": [_plain(x) for x in curve.x],
         "from": low,
         "to": high,

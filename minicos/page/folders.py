@@ -94,7 +94,7 @@ def write_sections(
     page = Page(
         title="minicos reproduce",
         command=command,
-        summary=about,
+        summary=about.replace("`", ""),
         reading=f"{reading.shows} {reading.read}",
         tables=tables,
         files=["report.md", "claims.json"],

@@ -315,6 +315,7 @@ def _chart(kept: Mapping[str, Any]) -> Curve:
         follows=follows if whole else "",
         marks={str(k): float(v) for k, v in kept["marks"].items()},
         levels={str(k): float(v) for k, v in kept["levels"].items()},
+        falling=bool(kept.get("falling", False)),
     )
 
 

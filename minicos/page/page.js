@@ -161,6 +161,7 @@ function choose(index) {
 
 // -- curves -------------------------------------------------------------------------------------
 
+const MANY = 4; // curves of a chart, beyond which bands are shown one at a time
 const INK = ["#2a62d9", "#c2410c", "#15803d", "#9333ea", "#0e7490", "#be123c", "#a16207", "#475569"];
 function svg(tag, attributes, parent) {
   const e = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -176,7 +177,8 @@ function chart(curve, parent) {
   let low = Math.min(0, ...all, curve.from ?? Infinity), high = Math.max(...all, curve.to ?? -Infinity);
   if (!(high > low)) high = low + 1;
   const xs = [...curve.x, ...curve.marks.map(([, x]) => x)], first = Math.min(...xs), last = Math.max(...xs);
-  const px = (x) => left + (last === first ? 0.5 : (x - first) / (last - first)) * (w - left - right);
+  const [near, far] = curve.falling ? [last, first] : [first, last]; // the ends of the axis, from the left
+  const px = (x) => left + (last === first ? 0.5 : (x - near) / (far - near)) * (w - left - right);
   const py = (y) => h - bottom - (y - low) / (high - low) * (h - top - bottom);
   const picture = svg("svg", { viewBox: `0 0 ${w} ${h}`, role: "img" }, figure);
   svg("title", {}, picture).textContent = curve.title;
@@ -195,12 +197,14 @@ function chart(curve, parent) {
     svg("line", { x1: left, x2: w - right, y1: py(y), y2: py(y), stroke: "var(--soft)", "stroke-dasharray": "1 3" }, picture);
     svg("text", { x: w - right, y: py(y) - 3, "text-anchor": "end" }, picture).textContent = name;
   }
-  curve.series.forEach((s, k) => line(picture, curve.x, s, px, py, INK[k % INK.length]));
+  const drawn = curve.series.map((s, k) => line(picture, curve.x, s, px, py, k));
+  const many = drawn.length > MANY && curve.series.some((s) => s.low);
+  picture.classList.toggle("many", many); // too many bands to tell apart: one at a time
   const sigma = curve.follows === "step" && data.sigmas.length;
   const middle = curve.x.every(Number.isInteger) ? Math.floor((first + last) / 2) : (first + last) / 2;
   for (const x of new Set([first, middle, last])) {
     const label = sigma && data.sigmas[x] !== undefined ? `${x} (σ ${data.sigmas[x].toFixed(2)})` : number(x);
-    const anchor = x === first ? "start" : x === last ? "end" : "middle";
+    const anchor = x === near ? "start" : x === far ? "end" : "middle";
     svg("text", { x: px(x), y: h - bottom + 14, "text-anchor": anchor }, picture).textContent = label;
   }
   svg("text", { x: (left + w - right) / 2, y: h - 5, "text-anchor": "middle" }, picture).textContent = curve.axis;
@@ -209,11 +213,15 @@ function chart(curve, parent) {
   const legend = element("div", undefined, figure);
   legend.className = "legend";
   const readings = curve.series.map((s, k) => {
-    const item = element("span", undefined, legend);
-    element("i", undefined, item).style.background = INK[k % INK.length];
+    const item = element("span", undefined, legend), swatch = element("i", undefined, item);
+    swatch.style.borderColor = INK[k % INK.length];
+    swatch.style.borderTopStyle = k < INK.length ? "solid" : "dashed";
     item.append(s.name);
+    if (many) for (const [event, on] of [["pointerenter", true], ["pointerleave", false]])
+      item.addEventListener(event, () => { picture.classList.toggle("chosen", on); drawn[k].classList.toggle("chosen", on); });
     return element("b", undefined, item);
   });
+  if (many) element("span", "Point at a name to see its interval.", legend).className = "soft";
   picture.addEventListener("click", (event) => {
     if (!curve.follows) return;
     const box = picture.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * w;
@@ -246,7 +254,8 @@ function upright(picture, x, top, bottom, name, right) {
   svg("text", { x: x + (end ? -4 : 4), y: top + 9, "text-anchor": end ? "end" : "start" }, picture).textContent = name;
 }
 
-function line(picture, xs, s, px, py, ink) { // gaps where there is no value; a dot for a lone one
+function line(picture, xs, s, px, py, k) { // gaps where there is no value; a dot for a lone one
+  const ink = INK[k % INK.length], dash = k < INK.length ? "none" : "5 3", group = svg("g", {}, picture);
   const known = (k) => s.y[k] !== null && s.y[k] !== undefined;
   const runs = [];
   xs.forEach((x, i) => { if (known(i)) (i && known(i - 1) ? runs[runs.length - 1] : runs[runs.push([]) - 1]).push(i); });
@@ -254,11 +263,12 @@ function line(picture, xs, s, px, py, ink) { // gaps where there is no value; a 
     const banded = s.low && s.high ? run.filter((i) => s.low[i] !== null && s.high[i] !== null) : [];
     if (banded.length > 1) {
       const up = banded.map((i) => `${px(xs[i])},${py(s.high[i])}`), down = banded.map((i) => `${px(xs[i])},${py(s.low[i])}`);
-      svg("polygon", { points: [...up, ...down.reverse()].join(" "), fill: ink, opacity: 0.15 }, picture);
+      svg("polygon", { points: [...up, ...down.reverse()].join(" "), fill: ink, opacity: 0.15 }, group);
     }
-    svg("polyline", { points: run.map((i) => `${px(xs[i])},${py(s.y[i])}`).join(" "), fill: "none", stroke: ink, "stroke-width": 1.8 }, picture);
-    if (run.length === 1 || xs.length < 12) for (const i of run) svg("circle", { cx: px(xs[i]), cy: py(s.y[i]), r: 2.2, fill: ink }, picture);
+    svg("polyline", { points: run.map((i) => `${px(xs[i])},${py(s.y[i])}`).join(" "), fill: "none", stroke: ink, "stroke-width": 1.8, "stroke-dasharray": dash }, group);
+    if (run.length === 1 || xs.length < 12) for (const i of run) svg("circle", { cx: px(xs[i]), cy: py(s.y[i]), r: 2.2, fill: ink }, group);
   }
+  return group;
 }
 
 // -- the page -----------------------------------------------------------------------------------
@@ -279,8 +289,9 @@ function table(place, rows, header) {
   if (header) { const line = element("tr", undefined, place); header.forEach((h) => element("th", h, line)); }
   for (const row of rows) {
     const line = element("tr", undefined, place);
-    row.forEach((cell) => {
+    row.forEach((cell, i) => {
       const spot = element("td", undefined, line);
+      if (header) spot.dataset.name = header[i]; // on a narrow screen each cell has its name beside it
       if (cell && typeof cell === "object") {
         if (cell.href) element("a", cell.text, spot).href = beside(cell.href);
         if (cell.image) { const image = element("img", undefined, spot); image.src = cell.image; image.alt = ""; }
@@ -431,13 +442,13 @@ function tables() {
       const details = element("details", undefined, section);
       element("summary", `${one.title} (${one.rows.length} rows)`, details);
       const scroll = element("div", undefined, details);
-      scroll.className = "scroll";
+      scroll.className = "scroll rows";
       table(element("table", undefined, scroll), one.rows, one.columns);
       continue;
     }
     element("h2", one.title, section);
     const scroll = element("div", undefined, section);
-    scroll.className = "scroll";
+    scroll.className = "scroll rows";
     table(element("table", undefined, scroll), one.rows, one.columns);
   }
 }

@@ -85,8 +85,33 @@ class CogVideoX(Peer):
     @property
     def lead(self) -> int:
         """Padding at the front, if a token covers two latent frames."""
-        time = self.pipe.transformer.config.patch_size_t or 1
-        return -((self.preset.frames - 1) // self.stride[0] + 1) % time
+        return -super().latent_frames(self.preset.frames) % self.patch[0]
+
+    def latent_frames(self, frames: int) -> int:
+        shown = super().latent_frames(frames)
+        return shown + -shown % self.patch[0]
+
+    def check(self) -> None:
+        """Rotary positions of CogVideoX1.5 are a table of the size that it was trained at, and
+        CogVideoX-5B-I2V learned one position for each token.
+        """
+        super().check()
+        config, (height, width) = self.pipe.transformer.config, self.preset.size
+        most = config.sample_height * self.stride[1], config.sample_width * self.stride[2]
+        trained = f"{most[1]}x{most[0]} pixels"
+        if config.use_learned_positional_embeddings:
+            length = config.sample_frames
+            if (height, width) != most or self.preset.frames != length:
+                raise MinicosError(
+                    f"{self.variant} makes videos of {trained} and {length} frames alone, not "
+                    f"{self.preset.frames} frames of {width}x{height}: give a picture of that shape"
+                )
+        table = self.patch[0] > 1 and config.use_rotary_positional_embeddings
+        if table and (height > most[0] or width > most[1]):
+            raise MinicosError(
+                f"{self.variant} makes videos of at most {trained}, not {width}x{height}: take a "
+                "smaller size"
+            )
 
     def places(self, text: int) -> Places:
         before, after = slice(None, text), slice(text, None)

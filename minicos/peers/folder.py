@@ -26,6 +26,11 @@ PARTS = {
     "audio_vae": "vae",
     "vocoder": "vae",
 }
+STRIDES = {  # video frames and pixels of a latent
+    "CogVideoXImageToVideoPipeline": (4, 8, 8),
+    "HunyuanVideoImageToVideoPipeline": (4, 8, 8),
+    "LTX2ImageToVideoPipeline": (8, 32, 32),
+}
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 
 
@@ -63,14 +68,27 @@ class PeerFolder:
         """The width of the network."""
         return self.heads * self._number("attention_head_dim")
 
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Video frames and pixels of a latent, along f, h, w."""
+        return STRIDES[self.pipeline]
+
+    @property
+    def token(self) -> tuple[int, int, int]:
+        """Video frames and pixels of a token, along f, h, w."""
+        side = self._number("patch_size")
+        patch = self.transformer.get("patch_size_t") or 1, side, side
+        t, h, w = (of * by for of, by in zip(self.stride, patch, strict=True))
+        return t, h, w
+
     def check(self, frames: int, tile: int | None) -> None:
         """Raise MinicosError for options that the model does not support. The number of frames is
-        checked together with the picture, since it depends on the VAE's stride.
+        checked together with the picture, by the model itself.
         """
         if tile is not None:
-            raise MinicosError(
-                f"--tile has no place here: {self.variant} is decoded by its own VAE. Leave it out."
-            )
+            from minicos.tiles import check_side
+
+            check_side(tile, self.stride[1])
 
     @cached_property
     def headers(self) -> Mapping[str, tuple[Header, ...]]:

@@ -32,6 +32,7 @@ from minicos.peers.presets import PRESETS, PeerPreset, get_preset
 from minicos.precision import undisturbed
 from minicos.sample import VIDEO, Latents, Moment, classifier_free, draw_noise
 from minicos.schedule import Schedule
+from minicos.tiles import Tiles, check_side
 from minicos.video_model import VideoModel
 from minicos.wan import UNUSED_NEGATIVE
 
@@ -83,6 +84,7 @@ class Peer(VideoModel):
     # Seed of random choices of the pipeline: CogVideoX samples the picture's latent.
     picture_seed: int = 0
     placement: str = "resident"  # where the weights are; diffusers moves them
+    tile: int | None = None  # pixels of a side of what is decoded at a time; None: whole frames
     notes: tuple[str, ...] = ()
 
     # The arguments of the transformer that change from step to step.
@@ -316,10 +318,10 @@ class Peer(VideoModel):
                 f"this model is set to {p.frames} frames of {p.size[1]}x{p.size[0]} pixels: take "
                 "with_preset(frames=..., size=...)"
             )
-        check_frames(p.frames, self.stride[0])
         if image is None:
             raise MinicosError(f"{self.variant} makes a video from a first frame: give an image")
         pictures = self._pictures(image, len(prompts))
+        self.check()
         if negative is not None and not p.guided:
             warn(UNUSED_NEGATIVE)
         texts = [text or "" for text in prompts]
@@ -330,6 +332,11 @@ class Peer(VideoModel):
             calls["uncond"] = self.unprompted(cond, texts, pictures)
         first = self.received(cond)[VIDEO][:, :, :1] if self.imposes() else None
         return PeerCondition(shape=self.shape(cond), first=first, calls=calls)
+
+    def check(self) -> None:
+        """Raise MinicosError for frames and a size that the model cannot make."""
+        check_frames(self.preset.frames, self.stride[0])
+        check_side(self.tile, self.stride[1])
 
     def compressed(self, pictures: Tensor) -> Tensor:
         """First frames (b 3 h w in [0, 1]), prepared for the model before the resize."""
@@ -405,8 +412,10 @@ class Peer(VideoModel):
 
     def decode(self, latent: Tensor) -> np.ndarray:
         """Latents (b c f h w) -> uint8 (b F H W 3)."""
+        side = self.stride[1]
+        tiles = Tiles((latent.shape[-2], latent.shape[-1]), self.tile, side)
         with undisturbed():
-            video = self.pixels(latent.to(self.device))
+            video = tiles(lambda x, _: self.pixels(x), latent.to(self.device), after=side)
         return np.stack([to_uint8(one) for one in video])
 
     def frames(self, latent: Tensor) -> Iterator[np.ndarray]:

@@ -13,11 +13,8 @@ from minicos.analysis.tools import cases, figures
 wan, folder = minicos.load("tiny"), Path("sae_export")
 wanted = activations.Wanted(("blocks.3", "blocks.8"), steps=(2, 10))
 for i, case in enumerate(cases.held_out("maze", 6)):
-    kept: dict[str, torch.Tensor] = {}
-    grids: list[tuple[int, int, int]] = []
-    steps = wan.sample(cases.condition(wan, [case]), seed=i, hooks=wanted.hooks(kept, grids))
-    any(step.index == max(wanted.steps) for step in steps)  # stop at the last step that is captured
-    activations.write(folder, i, kept, {"sample": case.prompt, "grid": grids[0]})
+    condition, about = cases.condition(wan, [case]), {"sample": case.prompt}
+    activations.capture(wan, condition, wanted, folder, i, seed=i, about=about)
 activations.index(folder, wanted, {"model": "tiny"})
 rows = {name: activations.Activations(folder).rows(name, step=10)[0] for name in wanted.points}
 curves = []

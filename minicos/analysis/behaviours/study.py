@@ -14,9 +14,10 @@ from minicos.analysis.behaviours.memory import EMBED, PLACES, memories
 from minicos.analysis.options import BehavioursOptions, Ideal
 from minicos.analysis.result import Curve, Number, Result, write
 from minicos.analysis.tools import cases, figures, observer, stats
+from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.readout import readout
 from minicos.puzzles.draw import COLOURS, SHAPES
-from minicos.runs import Run
+from minicos.runs import Progress, Run
 from minicos.video_model import VideoModel
 
 LABELS = {"shape": len(SHAPES), "colour": len(COLOURS)}
@@ -26,18 +27,29 @@ def study(wan: VideoModel, run: Run, options: BehavioursOptions) -> Result:
     """When the destination and the route are decided, on held-out puzzles; and, unless --rows is 0,
     what can be read out of the tokens that cover an object.
     """
-    numbers = [number for kind in courses.KINDS for number in _courses(wan, run, kind, options)]
-    files = [f"{kind}.png" for kind in courses.KINDS]
-    if not options.rows:
-        return write(run, Result("behaviours", run.settings, numbers, files=files))
     at = options.at or tuple(dict.fromkeys((0, wan.preset.steps // 4)))
-    rows = {
-        split: _memories(wan, run, split, n, at, options)
-        for split, n in (("train", options.rows), ("test", options.n))
-    }
+    models = {kind: _models(wan, kind, options) for kind in courses.KINDS}
+    work = {kind: _work(kind, options) for kind in courses.KINDS}
+    hidden = _hidden(options)
+    batches = sum(len(models[kind]) * len(work[kind]) for kind in work)
+    with Progress(batches + sum(map(len, hidden.values())), "behaviours") as bar:
+        followed = {
+            kind: cases.collect_each(run, kind, models[kind], work[kind], courses.follow, bar)
+            for kind in work
+        }
+        remember = partial(memories, wan, at=at)
+        rows = {
+            split: cases.collect(run, f"memory_{split}", some, remember, bar)
+            for split, some in hidden.items()
+        }
+    numbers = [number for kind in work for number in _courses(wan, run, kind, followed, options)]
+    files = [f"{kind}.png" for kind in work]
+    if not rows:
+        return write(run, Result("behaviours", run.settings, numbers, files=files))
+    train, test = ({k: torch.from_numpy(v) for k, v in rows[split].items()} for split in hidden)
     curves: list[Curve] = []
     for label, (what, classes) in enumerate(LABELS.items()):
-        found, drawn = readouts(rows["train"], rows["test"], label, what, classes, at)
+        found, drawn = readouts(train, test, label, what, classes, at)
         numbers, curves = numbers + found, curves + drawn
     figures.lines(
         run.path("memory.png"),
@@ -52,17 +64,39 @@ def study(wan: VideoModel, run: Run, options: BehavioursOptions) -> Result:
     )
 
 
-def _courses(wan: VideoModel, run: Run, kind: str, options: BehavioursOptions) -> list[Number]:
-    """When where and how are decided, on the puzzles of one kind."""
+def _models(wan: VideoModel, kind: str, options: BehavioursOptions) -> dict[str, VideoModel]:
+    """Without a choice of routes, an ideal observer has nothing to decide."""
+    return observer.models(wan, options if courses.KINDS[kind] == "how" else Ideal())
+
+
+def _work(kind: str, options: BehavioursOptions) -> list[list[Case]]:
+    """The puzzles of one kind."""
     keep = cases.ambiguous if courses.KINDS[kind] == "how" else cases.anything
-    chosen = cases.held_out(kind, options.n, size=options.size, seed=options.seed, keep=keep)
-    work = cases.batches(chosen)
-    # without a choice of routes, an ideal observer has nothing to decide
-    models = observer.models(wan, options if keep is cases.ambiguous else Ideal())
-    found = {
-        who: cases.collect(run, observer.folder(kind, who), work, partial(courses.follow, model))
-        for who, model in models.items()
+    return cases.batches(
+        cases.held_out(kind, options.n, size=options.size, seed=options.seed, keep=keep)
+    )
+
+
+def _hidden(options: BehavioursOptions) -> dict[str, list[list[Case]]]:
+    """Puzzles with an object behind a wall, by split; none where no rows are asked for."""
+    counts = {"train": options.rows, "test": options.n} if options.rows else {}
+    return {
+        split: cases.batches(
+            cases.held_out("memory", n, size=options.size, split=split, seed=options.seed)
+        )
+        for split, n in counts.items()
     }
+
+
+def _courses(
+    wan: VideoModel,
+    run: Run,
+    kind: str,
+    followed: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    options: BehavioursOptions,
+) -> list[Number]:
+    """When where and how are decided, on the puzzles of one kind."""
+    found = followed[kind]
     figures.lines(
         run.path(f"{kind}.png"),
         courses.curves(kind, found, wan.schedule().sigmas),
@@ -71,15 +105,6 @@ def _courses(wan: VideoModel, run: Run, kind: str, options: BehavioursOptions) -
         falling=True,
     )
     return courses.numbers(kind, found)
-
-
-def _memories(
-    wan: VideoModel, run: Run, split: str, n: int, at: tuple[int, ...], options: BehavioursOptions
-) -> dict[str, Tensor]:
-    chosen = cases.held_out("memory", n, size=options.size, split=split, seed=options.seed)
-    compute = partial(memories, wan, at=at)
-    kept = cases.collect(run, f"memory_{split}", cases.batches(chosen), compute)
-    return {key: torch.from_numpy(value) for key, value in kept.items()}
 
 
 def readouts(

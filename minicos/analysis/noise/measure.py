@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minicos.analysis.noise.edit import Noise, follow
 from minicos.analysis.options import NoiseOptions
+from minicos.analysis.result import Number
 from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.figures import evenly
@@ -58,6 +59,10 @@ class Clean:
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
         """Nothing."""
+        return []
+
+    def numbers(self, saved: Saved) -> list[Number]:
+        """None."""
         return []
 
 
@@ -315,7 +320,7 @@ def measure_all(
 
 def ticks(wan: VideoModel, options: NoiseOptions) -> int:
     """How much a batch counts in the progress of a study: the steps of its clean run, its edits."""
-    latents, steps = (wan.preset.frames - 1) // wan.stride[0] + 1, wan.preset.steps
+    latents, steps = wan.latent_frames(wan.preset.frames), wan.preset.steps
     return steps + len(edits(options, steps, [False] * latents))
 
 

@@ -29,10 +29,10 @@ def check(wan: VideoModel, options: NoiseOptions) -> None:
     """Raise MinicosError for steps, frames and layers that the run does not have, before anything
     runs.
     """
-    layers, stride = wan.depth, wan.stride[0]
+    layers = wan.depth
     if options.layer is not None and not 0 <= options.layer < layers:
         raise MinicosError(f"--layer {options.layer}: the model has blocks 0 to {layers - 1}")
-    edits(options, wan.preset.steps, [False] * ((wan.preset.frames - 1) // stride + 1))
+    edits(options, wan.preset.steps, [False] * wan.latent_frames(wan.preset.frames))
 
 
 def study(wan: VideoModel, run: Run, options: NoiseOptions) -> Result:

@@ -9,6 +9,7 @@ result is the same to the last bit.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from minicos import puzzles
 from minicos.analysis.options import Cases, Puzzles
-from minicos.analysis.tools.observer import Observer
+from minicos.analysis.tools.observer import Observer, folder
 from minicos.condition import Condition
 from minicos.config import get_preset
 from minicos.errors import MinicosError
@@ -207,6 +208,24 @@ def collect(
             first += log(run, name, first, parts[-1])
             shown.tick()
     return {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
+
+
+def collect_each(
+    run: Run,
+    name: str,
+    models: Mapping[str, VideoModel],
+    work: Sequence[Batch],
+    compute: Callable[[VideoModel, Batch], Mapping[str, Tensor]],
+    bar: Progress | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """`collect` for each of `observer.models`. `bar` is that of a study with several parts, one
+    tick for each batch of each model.
+    """
+    with Progress(len(models) * len(work), name) if bar is None else nullcontext(bar) as shown:
+        return {
+            who: collect(run, folder(name, who), work, partial(compute, model), shown)
+            for who, model in models.items()
+        }
 
 
 def log(run: Run, part: str, first: int, found: Mapping[str, Tensor]) -> int:

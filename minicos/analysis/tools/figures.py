@@ -249,7 +249,10 @@ def lines(
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     save(figure, path)
     about = {"title": title, "unit": y, "marks": dict(marks or {}), "levels": dict(levels or {})}
-    text = json.dumps({**about, "curves": [_plain(asdict(c)) for c in curves]}) + "\n"
+    text = (
+        json.dumps({**about, "falling": falling, "curves": [_plain(asdict(c)) for c in curves]})
+        + "\n"
+    )
     numbers = path.with_suffix(".json")
     replace_file(numbers, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from minicos.analysis.result import Number
 from minicos.analysis.tools.figures import evenly
 from minicos.analysis.tools.record import Saved
 from minicos.errors import MinicosError
@@ -169,6 +170,10 @@ class Preview:
     def draw(self, saved: Saved, run: Run) -> list[str]:
         """The picture of the last step is there already."""
         return [FILE]
+
+    def numbers(self, saved: Saved) -> list[Number]:
+        """None."""
+        return []
 
 
 def strip(frames: np.ndarray, title: str) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minicos.analysis.result import Number
 from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
 from minicos.condition import Condition
 from minicos.hooks import Hooks
@@ -46,6 +47,10 @@ class Recorder(Protocol):
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
         """Draw the pictures from what was kept; returns their names, the main one first."""
+        ...
+
+    def numbers(self, saved: Saved) -> list[Number]:
+        """What was found in the run, in a few numbers; none where there is nothing to count."""
         ...
 
 
