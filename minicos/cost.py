@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from minicos.config import DiTConfig, VAEConfig
 from minicos.vae import at_once
@@ -115,13 +114,8 @@ def throughput(
         begin = clock()
         for _ in range(repeats):
             c = a @ b
-        _wait_for(c)
+        c[0, 0].item()  # waits until the device has finished
         return clock() - begin
 
     seconds(1)  # the first call selects and loads kernels
     return 5 * 2 * size**3 / min(seconds(5) for _ in range(3))
-
-
-def _wait_for(x: Tensor) -> None:
-    """Wait until the device has computed x: reading one element waits for all earlier work."""
-    x[0, 0].item()

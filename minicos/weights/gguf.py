@@ -27,7 +27,10 @@ def read_gguf(path: Path, size: int) -> Header:
     """
     with _reading(path):
         reader = _open(path)
-        infos = {t.name: TensorInfo(_dtype(t), _shape(reader, t)) for t in reader.tensors}
+        infos = {
+            t.name: TensorInfo(PLAIN.get(t.tensor_type.name, "BF16"), _shape(reader, t))
+            for t in reader.tensors
+        }
     return Header(path, size, infos, {}, gguf=True)
 
 
@@ -66,10 +69,6 @@ def _open(path: Path) -> Any:
             f"({str(error).splitlines()[0]}). Or get the safetensors version of the model."
         ) from error
     return GGUFReader(path)
-
-
-def _dtype(tensor: Any) -> str:
-    return PLAIN.get(tensor.tensor_type.name, "BF16")
 
 
 def _shape(reader: Any, tensor: Any) -> tuple[int, ...]:

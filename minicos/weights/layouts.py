@@ -263,7 +263,9 @@ def places(model: Path) -> tuple[str, dict[str, Path]]:
     """The kind of a layout, and the paths of its parts. Missing networks are omitted."""
     with reading(model):
         if not model.is_dir():
-            return "single file", {claim(model) or "high": model, **_rest(model.parent)}
+            # the other parts next to it, under their official names
+            beside = {k: v for k, v in _there(model.parent, OFFICIAL).items() if k not in SIDES}
+            return "single file", {claim(model) or "high": model, **beside}
         if (model / "model_index.json").exists() or (model / "transformer").is_dir():
             return "diffusers", _there(model, DIFFUSERS)
         found = _there(model, OFFICIAL)
@@ -537,13 +539,6 @@ def _there(model: Path, names: Mapping[str, tuple[str, ...]]) -> dict[str, Path]
         part: next(model / name for name in options if (model / name).exists())
         for part, options in names.items()
         if any((model / name).exists() for name in options)
-    }
-
-
-def _rest(folder: Path) -> dict[str, Path]:
-    """The parts other than networks that are next to a file, with their official names."""
-    return {
-        part: path for part, path in _there(folder, OFFICIAL).items() if part not in ("high", "low")
     }
 
 
