@@ -54,7 +54,7 @@ COMMANDS = {  # every verb that writes, in each of its forms
     "recall": ("recall", "--n", "1", "--steps", "2"),
     "behaviours": ("behaviours", "--n", "2", "--rows", "4", "--size", "3", "--steps", "2"),
     "counts": ("counts", "--size", "3", "--n", "1", "--counts", "1,2", "--lengths", "5"),
-    "reproduce": ("reproduce", "--only", "energy,steps", "--n", "4", "--workers", "2"),
+    "reproduce": ("reproduce", "--only", "energy,steps", "--n", "5", "--workers", "2"),
     "vbvr": ("vbvr", "--puzzles", "2", "--condition", "plain", "static", "--steps", "2", "--every", "0"),
     "capture": ("capture", "--cases", "../cases", "--points", "blocks.6", "--frames", "5", "--steps", "2"),
     "puzzles": ("puzzles", "--kind", "maze", "--kind", "goal", "--n", "2", "--size", "3"),
