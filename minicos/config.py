@@ -441,3 +441,6 @@ def get_preset(variant: str, name: str | None = None) -> Preset:
     if name not in table:
         raise MinicosError(f"{variant} has no preset {name!r}: take one of {', '.join(table)}.")
     return table[name]
+
+
+preset = get_preset  # its name in version 0.1
