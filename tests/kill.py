@@ -60,7 +60,7 @@ COMMANDS = {  # every verb that writes, in each of its forms
     "puzzles": ("puzzles", "--kind", "maze", "--kind", "goal", "--n", "2", "--size", "3"),
     "selfcheck": ("selfcheck",),
     "demo": ("demo", "--steps", "4"),
-    "peer": ("steps", *OWN, "--model", "../peer", "--frames", "9", "--area", "48x48", "--at", "0"),
+    "peer": ("steps", *OWN, "--model", "../cog", "--frames", "9", "--area", "48x48", "--at", "0"),
 }  # fmt: skip
 UNTESTED = {"bench": "it writes times"}
 OUT = "out"  # in a folder of its own for each trial
@@ -198,7 +198,7 @@ def main() -> int:
         save_image(place / "maze.png", maze.first_frame())
         export(maze, 0, place / "cases" / "00000")
         if "peer" in args.only:  # needs diffusers
-            peers.saved(place / "peer")
+            peers.saved(place / "cog")
         begin = time.monotonic()
         wait(start("puzzles", _folder(place, "imports"), fresh=True))
         imports = time.monotonic() - begin
