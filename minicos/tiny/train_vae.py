@@ -25,7 +25,7 @@ CROP = 32  # pixels
 USUAL = (4, FRAMES)  # shape of most clips: the one that is compiled
 # Kinds with small figures or fast objects, which the decoder learns last (oracle .38 to .84 after
 # 3,500 steps, where all others had .94 or more): it sees them this many times as often as the DiT.
-FINE, OFTEN = ("sequence", "pick", "reveal", "balls", "memory"), 3.0
+FINE, OFTEN = ("sequence", "balls", "reveal", "memory"), 3.0
 
 
 def initialise(vae: VAE) -> None:
