@@ -17,6 +17,7 @@ from minicos.analysis.ensemble import measure, plan
 from minicos.analysis.ensemble import share as ensemble
 from minicos.analysis.ensemble import study as ensemble_study
 from minicos.analysis.ensemble.share import Ensemble, Passes, run, share, window
+from minicos.analysis.options import EnsembleOptions
 from minicos.analysis.tools import cases
 from minicos.cli import main
 from minicos.errors import MinicosError
@@ -562,3 +563,20 @@ def test_wrong_donors_do_more_than_own_seeds_on_the_embedded_model():
     assert others > 2 * own
     assert out["plain.passes"].tolist() == [12] * 3
     assert out["own.passes"].tolist() == [7] * 3
+
+
+def test_an_ideal_observer_gains_nothing_by_choosing_among_its_runs(tmp_path):
+    """It ends at a right answer from every seed, if it has steps enough to leave the mixture."""
+    wan = load("tiny", device="cpu").with_preset(steps=8)
+    options = EnsembleOptions(puzzle="maze", size=3, n=3, seeds=3, ideal=True)
+    batch = cases.held_out("maze", 3, size=3)
+    found = ensemble_study.ideal(wan, Run.open(tmp_path / "run", {}), [batch], options)
+    assert [number.name for number in found] == [
+        "puzzles solved: vote among 3 plain runs, minus plain: ideal observer",
+        "puzzles solved: best of 3 plain runs (oracle), minus plain: ideal observer",
+        "puzzles solved: early selection among 3 seeds, minus plain: ideal observer",
+    ]
+    assert [number.value for number in found] == [0, 0, 0]
+    solved = Run.open(tmp_path / "run", {}).load_tensors("ideal/test/000.safetensors")
+    assert solved["plain.solved"].float().mean() == 1
+    assert solved["plain.passes"].tolist() == [24] * 3

@@ -358,7 +358,7 @@ class SwapOptions(Cases):
 
 
 @dataclass(frozen=True)
-class EnsembleOptions(Cases):
+class EnsembleOptions(Ideal, Cases):
     """Does averaging mid-layer states over seeds help? (`analysis/ensemble`)"""
 
     size: int | None = option(5, "cells along a side of a kind", group=PUZZLES)

@@ -172,6 +172,7 @@ def _changes(n: int, seed: int) -> dict[str, list[Part]]:
         arms=("override 20-29 @0", "override 20-29 @0-1", "update 20-29 @0-1"),
         select=2,
         no_rivals=True,
+        ideal=True,
         seed=seed,
     )
     return {

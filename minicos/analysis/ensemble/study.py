@@ -12,7 +12,9 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from minicos.analysis.ensemble import measure
 from minicos.analysis.ensemble.measure import compare, moved
 from minicos.analysis.ensemble.plan import controls, plan, rivals
 from minicos.analysis.ensemble.share import Ensemble
@@ -20,6 +22,7 @@ from minicos.analysis.options import EnsembleOptions
 from minicos.analysis.result import Interval, Number, Result, Row, write
 from minicos.analysis.tools import cases, figures, stats
 from minicos.analysis.tools.cases import Case
+from minicos.analysis.tools.observer import IDEAL, Observer, folder
 from minicos.analysis.tools.shown import save_videos
 from minicos.errors import MinicosError
 from minicos.media import save_video
@@ -73,7 +76,32 @@ def _puzzles(
         strong=chosen,
     )
     found = numbers(table, chosen, how, next(iter(arms[0])))
+    if options.ideal:
+        found += ideal(wan, run, test, options)
     return Result("ensemble", run.settings, found, {"arms": table}, files=["ensemble.png"])
+
+
+def ideal(
+    wan: Wan, run: Run, test: Sequence[Sequence[Case]], options: EnsembleOptions
+) -> list[Number]:
+    """What an ideal observer gains where T runs are made and one is chosen, from the same noise.
+    It has no layers whose states could be shared."""
+    observer = Observer.of(wan)
+
+    def alone(batch: Sequence[Case]) -> dict[str, Tensor]:
+        start = measure.rows(observer, batch, options.seeds)
+        return measure.plain_runs(observer, batch, *start, options.select)[0]
+
+    data = cases.collect(run, folder("test", IDEAL), test, alone)
+    base = data["plain.solved"][:, 0].astype(float)
+    gains = {
+        f"puzzles solved: {name}, minus plain": values - base
+        for name, values in instead(data).items()
+    }
+    return [
+        Number.of(f"{name}: {IDEAL}", stats.average(gain, signed=True), unit="share")
+        for name, gain in gains.items()
+    ]
 
 
 def _batches(options: EnsembleOptions, most: int) -> list[list[Case]]:
@@ -169,17 +197,10 @@ def rows(
     plain = data["plain.solved"].astype(float)
     seeds, passes = plain.shape[1], float(data["plain.passes"].mean())
     base = plain.mean(1) if carrier is None else plain[:, carrier]
-    vote = plain[range(len(plain)), data["plain.vote"]]
-    solved = {name: data[f"{name}.solved"].astype(float).mean(1) for name in arms}
-    solved |= {
-        f"vote among {seeds} plain runs": vote,
-        f"best of {seeds} plain runs (oracle)": plain.max(1),
-    }
+    solved = {name: data[f"{name}.solved"].astype(float).mean(1) for name in arms} | instead(data)
     rivals_passes = dict.fromkeys(solved, passes)
     if "plain.early" in data:
-        name = f"early selection among {seeds} seeds"
-        solved[name] = plain[range(len(plain)), data["plain.early"]]
-        rivals_passes[name] = float(data["plain.early.passes"].mean())
+        rivals_passes[EARLY.format(seeds)] = float(data["plain.early.passes"].mean())
     p = {name: stats.p_value(values - base) for name, values in solved.items()}
     corrected = dict(zip(family, stats.holm([p[name] for name in family]), strict=True))
     table: list[Row] = [
@@ -204,6 +225,22 @@ def rows(
             }
         )
     return table
+
+
+EARLY = "early selection among {} seeds"
+
+
+def instead(data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rivals that choose among T plain runs: name -> whether the chosen run solves each puzzle."""
+    plain = data["plain.solved"].astype(float)
+    each, seeds = range(len(plain)), plain.shape[1]
+    solved = {
+        f"vote among {seeds} plain runs": plain[each, data["plain.vote"]],
+        f"best of {seeds} plain runs (oracle)": plain.max(1),
+    }
+    if "plain.early" in data:
+        solved[EARLY.format(seeds)] = plain[each, data["plain.early"]]
+    return solved
 
 
 # -- a case of the user's own ----------------------------------------------------------------------
