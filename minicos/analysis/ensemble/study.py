@@ -82,10 +82,12 @@ def _puzzles(
 
 
 def ideal(
-    wan: Wan, run: Run, test: Sequence[Sequence[Case]], options: EnsembleOptions
+    wan: VideoModel, run: Run, test: Sequence[Sequence[Case]], options: EnsembleOptions
 ) -> list[Number]:
-    """What an ideal observer gains where T runs are made and one is chosen, from the same noise.
-    It has no layers whose states could be shared."""
+    """The gains of an ideal observer from choosing one of T runs, from the same noise.
+
+    It has no layers whose states could be shared.
+    """
     observer = Observer.of(wan)
 
     def alone(batch: Sequence[Case]) -> dict[str, Tensor]:
