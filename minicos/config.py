@@ -373,7 +373,7 @@ _TINY = {"negative_prompt": "", "area": None, "size": (64, 64), "frames": 13, "i
 #   latents, guidance and timesteps are float32, where the tools use bfloat16: 4e-2 to 5e-2 of the
 #   final latents (network in bfloat16). loop_dtype="bfloat16" follows the tools;
 #   the picture is encoded whole, where the tools use tiles of 30x52 latents with stride 15x26: 1e-2
-#   to 2e-2 of its latents at 480x832. There is no option to follow the tools;
+#   to 2.3e-2 of its latents at 480x832. There is no option to follow the tools;
 #   it is encoded in float32, where the tools use bfloat16: 7e-3 of its latents. Likewise.
 PRESETS: dict[str, dict[str, Preset]] = {
     "Wan2.2-I2V-A14B": {"official": _OFFICIAL.changed(image="channels"), "cos": _COS_IMAGE},
