@@ -94,14 +94,17 @@ def ideal(
         start = measure.rows(observer, batch, options.seeds)
         return measure.plain_runs(observer, batch, *start, options.select)[0]
 
-    data = cases.collect(run, folder("test", IDEAL), test, alone)
+    return ideal_numbers(cases.collect(run, folder("test", IDEAL), test, alone))
+
+
+def ideal_numbers(data: Mapping[str, np.ndarray]) -> list[Number]:
+    """The gains of `instead` over the first of an observer's plain runs."""
     base = data["plain.solved"][:, 0].astype(float)
     gains = {
-        f"puzzles solved: {name}, minus plain": values - base
-        for name, values in instead(data).items()
+        name: stats.average(solved - base, signed=True) for name, solved in instead(data).items()
     }
     return [
-        Number.of(f"{name}: {IDEAL}", stats.average(gain, signed=True), unit="share")
+        Number.of(f"puzzles solved: {name}, minus plain: {IDEAL}", gain, unit="share")
         for name, gain in gains.items()
     ]
 
