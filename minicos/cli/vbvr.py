@@ -353,7 +353,8 @@ def _score(
     references = table.reference(pro) if args.published else []
     place = sys.stderr if args.json else sys.stdout
     numbers = {}
-    for kind, where, made in score.report(found, samples, run, base, references, estimates):
+    # Pages list the files of the folder: they come after the tables of all kinds.
+    for kind, where, made in [*score.report(found, samples, run, base, references, estimates)]:
         numbers[kind] = read_json(where / result.FILE)
         for name in ("scores", "differences", "steps") if not args.json else ():
             if made.tables.get(name):
