@@ -106,10 +106,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.residual = nn.Sequential(
             RMSNorm(in_dim),
-            nn.SiLU(inplace=True),
+            nn.SiLU(),
             CausalConv3d(in_dim, out_dim, 3, padding=1),
             RMSNorm(out_dim),
-            nn.SiLU(inplace=True),
+            nn.SiLU(),
             nn.Identity(),
             CausalConv3d(out_dim, out_dim, 3, padding=1),
         )
@@ -118,7 +118,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         """b c f h w -> b c' f h w."""
         skip = x if self.shortcut is None else self.shortcut(x, stream)
-        return run(self.residual, x, stream).add_(skip)
+        return run(self.residual, x, stream) + skip
 
 
 class Attention(nn.Module):
@@ -305,7 +305,7 @@ class Encoder3d(nn.Module):
             ResidualBlock(there, there), Attention(there), ResidualBlock(there, there)
         )
         self.head = nn.Sequential(
-            RMSNorm(there), nn.SiLU(inplace=True), CausalConv3d(there, 2 * cfg.z_dim, 3, padding=1)
+            RMSNorm(there), nn.SiLU(), CausalConv3d(there, 2 * cfg.z_dim, 3, padding=1)
         )
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
@@ -352,9 +352,7 @@ class Decoder3d(nn.Module):
             stages += layers
         self.upsamples = nn.Sequential(*stages)
         self.head = nn.Sequential(
-            RMSNorm(there),
-            nn.SiLU(inplace=True),
-            CausalConv3d(there, 3 * cfg.patch_size**2, 3, padding=1),
+            RMSNorm(there), nn.SiLU(), CausalConv3d(there, 3 * cfg.patch_size**2, 3, padding=1)
         )
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
