@@ -630,8 +630,7 @@ def tapped(taps: Mapping[str, tuple[nn.Module, str]]) -> Iterator[dict[str, list
 
     def note(name: str, side: str, module: nn.Module, given: tuple, out: Tensor | tuple) -> None:
         found = given if side == "in" else out
-        value = found[0] if isinstance(found, tuple) else found
-        seen[name] = [*seen.pop(name, []), value.clone()]  # the next layer may work in place
+        seen[name] = [*seen.pop(name, []), found[0] if isinstance(found, tuple) else found]
 
     handles = [
         module.register_forward_hook(partial(note, name, side))
