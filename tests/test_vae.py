@@ -466,3 +466,23 @@ def test_tf32_is_good_enough_to_decode_with():
     error = (narrow.decode(latent) - plain.vae.decode(latent)).square().mean()
     assert 75 < 10 * torch.log10(4 / error) < 120  # measured 84.5 to 86.9 dB on six puzzles
     assert not plain.decode_tf32
+
+
+def test_what_a_layer_returned_stays_as_it_was():
+    """A forward hook may keep a layer's output: no later layer writes into it."""
+    vae = load("tiny", device="cpu").vae
+    kept = []
+
+    def keep(module, given, out):
+        if isinstance(out, torch.Tensor):
+            kept.append((module, out, out.clone()))
+
+    handles = [module.register_forward_hook(keep) for module in vae.modules()]
+    video = torch.rand(1, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        vae.decode(vae.encode(video))
+    for handle in handles:
+        handle.remove()
+    assert len(kept) > 100
+    changed = [type(module).__name__ for module, out, copy in kept if not torch.equal(out, copy)]
+    assert changed == []
