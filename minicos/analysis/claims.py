@@ -1,9 +1,10 @@
 """The paper's claims, fixed before the test split was used: which number decides each claim, what
 it is compared with, and the smallest effect that would matter.
 
-A headline effect is the network's minus that of an exact ideal observer if the observer can be run
-in the same experiment: an effect that Bayes' rule also shows is not a finding about a network.
-Claims about layers have no such observer, and each names its control.
+A headline effect is the network's minus that of an exact ideal observer if its control is the
+observer, run as the model: an effect that Bayes' rule also shows is not a finding about a network.
+The other effects are the network's own, and the observer's number, if it can have one, is printed
+for comparison. Claims about layers have no such observer, and each names its control.
 """
 
 from minicos.analysis.counts import SLOPE
@@ -44,7 +45,7 @@ def minus(name: str) -> str:
 
 def room(number: str, low: float = 0.05, high: float = 0.95) -> tuple[Need, ...]:
     """A rate that must leave room for a change."""
-    return (Need(number, low, high, f"no room: {number}"),)
+    return (Need(number, low, high, f'no room for a change in "{number}"'),)
 
 
 PLAIN = room("puzzles solved: plain (T = 1)")
@@ -91,7 +92,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     # -- along the steps, or along the frames --
     Claim(
-        "Later frames are decided later (Chain-of-Frames)",
+        "Later frames are decided later (Chain-of-Frames, which the paper denies)",
         "Sec. 3",
         "steps/mazes",
         minus(FRAMES),

@@ -95,7 +95,9 @@ class Steps:
             return []
         steps = stats.settled(moved[None] >= SETTLED)[0]
         name = "step from which the clean estimate stays near the final one"
-        note = f"mean over latent frames; the first one {steps.min()}, the last one {steps.max()}"
+        note = (
+            f"mean over latent frames, which settle between steps {steps.min()} and {steps.max()}"
+        )
         return [Number(name, float(steps.mean()), unit="step", note=note)]
 
     def _estimates(self, step: Step) -> dict[str, Tensor]:

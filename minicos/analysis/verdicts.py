@@ -38,6 +38,7 @@ FIELDS = (  # of an entry in claims.json
     "control",
     "verdict",
     "command",
+    "least",
 )
 
 
@@ -91,7 +92,7 @@ class Finding:
         values = (claim.text, claim.paper, claim.headline, number.value, number.low, number.high)
         control = f"{claim.control}; {self.why}" if self.why else claim.control
         ideal = "n/a" if self.ideal is None else self.ideal
-        rest = (number.n, ideal, control, self.verdict, self.command)
+        rest = (number.n, ideal, control, self.verdict, self.command, claim.least)
         plain = [None if isinstance(v, float) and not isfinite(v) else v for v in (*values, *rest)]
         return dict(zip(FIELDS, plain, strict=True))
 
@@ -140,6 +141,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
             "claim": line["claim"],
             "paper": line["paper"],
             "effect [95 %]": brief(_interval(line)),
+            "matters from": line.get("least"),  # reports of version 0.1 lack it
             "ideal observer": line["ideal"],
             "n": line["n"],
             "set against": line["control"],

@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
             "the model's estimate at each step: routes coexist in the top rows, one survives",
         ),
         ("routes.png", "the same as numbers, a curve for each valid route"),
+        ("answers.png", "how many answers are alive, and an ideal observer's: nearly the same"),
         ("video.mp4", "the result"),
         (f"energy/centred_cond_step_{chosen[-1]:02d}.png", "token energy of every layer"),
         ("energy_layers_cond.png", "energy across layers"),
