@@ -11,6 +11,19 @@ from minicos.config import DiTConfig
 from minicos.dit import DiT
 from minicos.hooks import Hooks, Site
 
+LETTERS = {  # of the shapes
+    "b": "samples",
+    "c f h w": "a latent",
+    "l": "tokens, frame by frame, row by row",
+    "t": "text tokens",
+    "m": "image tokens",
+    "d": "width",
+    "n": "heads",
+    "k": "channels of a head",
+    "e": "hidden width of the feed forward",
+    "g": "timesteps: one, or one for each latent frame",
+}
+
 
 def points(cfg: DiTConfig) -> dict[str, str]:
     """Every hook point of a network and its shape in letters, e.g. {"blocks.0.ffn": "b l d"}.

@@ -182,8 +182,12 @@ def test_points_are_a_list_of_names_and_shapes(minicos):
 def test_points_of_other_models(minicos):
     assert minicos("points", "--model", "toy", "--json") == minicos("points", "--json")
     folded = minicos("points")[1].splitlines()
-    assert len(folded) == 4 + 23 + 2
-    assert folded[-1].startswith("i = 0..11;")
+    *rows, _, blocks = folded[: folded.index("b        samples")]
+    assert len(rows) == 4 + 23
+    assert blocks.startswith("i = 0..11;")
+    used = {letter for row in rows for letter in row.split()[1:]} - {"6"}
+    legend = [line[:7].split() for line in folded[len(rows) + 2 :]]  # one line per letter or group
+    assert {letter for letters in legend for letter in letters} == used
     assert (
         len(minicos("points", "--model", "Wan2.2-I2V-A14B", "--all")[1].splitlines()) == 4 + 23 * 40
     )

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
 
     from minicos.config import FINETUNES, VARIANTS
     from minicos.errors import MinicosError
+    from minicos.points import LETTERS, points
     from minicos.weights import hub
     from minicos.weights.layouts import dit_config
 
@@ -53,8 +54,6 @@ def run(args: argparse.Namespace) -> None:
 
         found, depth = points_of_a_peer(peer), peer.depth
     else:
-        from minicos.points import points
-
         cfg = VARIANTS.get(name) or dit_config(args.model)
         found, depth = points(cfg), cfg.num_layers
     if args.json:
@@ -69,3 +68,5 @@ def run(args: argparse.Namespace) -> None:
         print(f"{name:{width}}  {shape}")
     if not args.all:
         print(f"\ni = 0..{depth - 1}; in a pattern, * stands for one dotted segment: blocks.*.ffn")
+        used = {letter for shape in found.values() for letter in shape.split()}
+        print("\n".join(f"{k:7}  {v}" for k, v in LETTERS.items() if used.issuperset(k.split())))
