@@ -25,7 +25,9 @@ def operations(device: torch.device, kernels: bool | None = None) -> Ops:
         return ops
     reason = obstacle(device)
     if reason and kernels:
-        raise MinicosError(f"the kernels do not work here: {reason}. Leave them out.")
+        raise MinicosError(
+            f"the kernels do not work here: {reason}. Leave out --kernels (kernels=True)."
+        )
     return ops if reason else ops.with_kernels()
 
 

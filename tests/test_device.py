@@ -54,7 +54,9 @@ def test_kernels_are_on_where_they_work(given, reason, card, monkeypatch):
     assert device.operations(CARD, kernels=False) == REFERENCE
     if reason:
         assert reason in device.describe(chosen, CARD)
-        with pytest.raises(MinicosError, match=r"the kernels do not work here: .* Leave them out"):
+        with pytest.raises(
+            MinicosError, match=r"the kernels do not work here: .* Leave out --kernels"
+        ):
             device.operations(CARD, kernels=True)
     else:
         assert device.operations(CARD, kernels=True) == chosen
