@@ -192,7 +192,7 @@ def _check_text(text: str) -> None:
 
 def _kept(args: argparse.Namespace) -> str:
     """What an interrupted command leaves on disk, as a sentence."""
-    if not hasattr(args, "out"):
+    if getattr(args, "out", None) is None:
         return ""
     return f" What is finished is kept in {args.out}; the same command continues."
 
