@@ -141,7 +141,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
             "claim": line["claim"],
             "paper": line["paper"],
             "effect [95 %]": brief(_interval(line)),
-            "matters from": line.get("least"),  # reports of version 0.1 lack it
+            "matters from": line.get("least"),  # earlier reports lack it
             "ideal observer": line["ideal"],
             "n": line["n"],
             "set against": line["control"],

@@ -16,7 +16,7 @@ from minicos.video_model import VideoModel
 APART = 1_000_000
 
 
-def rows(wan: VideoModel, batch: Sequence[Case], seeds: int) -> tuple[Condition, Tensor]:
+def starts(wan: VideoModel, batch: Sequence[Case], seeds: int) -> tuple[Condition, Tensor]:
     """Condition and noise of T runs of each case, in rows (case seed)."""
     single = cases.condition(wan, batch)
     noise = [cases.noise(wan, single, batch, APART * j) for j in range(seeds)]
@@ -27,7 +27,7 @@ def rows(wan: VideoModel, batch: Sequence[Case], seeds: int) -> tuple[Condition,
 def plain_runs(
     wan: VideoModel, batch: Sequence[Case], condition: Condition, noise: Tensor, select: int = 1
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Make T plain runs of each case, with a network or an ideal observer, from `rows`.
+    """Make T plain runs of each case, with a network or an ideal observer, from `starts`.
 
     Returns:
         The final latents in rows (case seed) c f h w, and these numbers, one for each case, or one
@@ -85,7 +85,7 @@ def compare(
     same seed.
     """
     (seeds,) = {e.seeds for e in arms.values()}
-    condition, noise = rows(wan, batch, seeds)
+    condition, noise = starts(wan, batch, seeds)
     out, final = plain_runs(wan, batch, condition, noise, select)
     plain = final.unflatten(0, (len(batch), seeds))
     for name, e in arms.items():

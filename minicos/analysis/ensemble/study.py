@@ -91,7 +91,7 @@ def ideal(
     observer = Observer.of(wan)
 
     def alone(batch: Sequence[Case]) -> dict[str, Tensor]:
-        start = measure.rows(observer, batch, options.seeds)
+        start = measure.starts(observer, batch, options.seeds)
         return measure.plain_runs(observer, batch, *start, options.select)[0]
 
     return ideal_numbers(cases.collect(run, folder("test", IDEAL), test, alone))
