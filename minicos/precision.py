@@ -1,10 +1,21 @@
-"""Contexts that control the precision of float32: a guard against TF32, and TF32 if chosen."""
+"""Contexts that control the precision of float32: a guard against TF32, and TF32 if chosen. And
+whether bfloat16 is fast on this processor.
+"""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
+
+
+@cache
+def fast_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16, or for wide enough vectors. On others,
+    products of matrices take about 9 times as long as in float32, and convolutions 40 times.
+    """
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @contextmanager

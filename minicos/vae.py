@@ -29,7 +29,6 @@ Sources: wan/modules/vae2_1.py and vae2_2.py.
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +37,7 @@ from torch import Tensor, nn
 
 from minicos.config import VAEConfig
 from minicos.errors import MinicosError
+from minicos.precision import fast_bfloat16
 from minicos.tiles import Tiles
 
 Stream = dict[nn.Module, Tensor]  # module -> the last input frames that its next chunk needs
@@ -45,7 +45,36 @@ AT_ONCE = 2**15  # pixels: smaller frames are grouped up to this number (`at_onc
 NARROW = 96  # most channels for which channels-last convolutions are faster on a CPU
 
 
-class CausalConv3d(nn.Conv3d):
+class OneDNN(nn.modules.conv._ConvNd):
+    """A convolution that oneDNN computes in float32 on a CPU, bfloat16 included where the processor
+    lacks instructions for it: the products are exact in float32, and each sum is rounded once, as
+    by such instructions, in a fortieth of the time of PyTorch's loop.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Called by the forward of `nn.Conv2d` and `nn.Conv3d`."""
+        served = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        wide = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not fast_bfloat16())
+        if not (served and wide) or torch.is_autocast_enabled("cpu"):
+            return super()._conv_forward(x, weight, bias)
+        # PyTorch chooses the same, except for one clip of few channels: there it uses a loop that
+        # is five times as slow.
+        return torch.mkldnn_convolution(
+            x.float(),
+            weight.float(),
+            None if bias is None else bias.float(),
+            self.padding,  # type: ignore[arg-type]
+            self.stride,
+            self.dilation,
+            self.groups,
+        ).to(x.dtype)
+
+
+class Conv2d(OneDNN, nn.Conv2d):
+    """A Conv2d for single frames."""
+
+
+class CausalConv3d(OneDNN, nn.Conv3d):
     """A Conv3d that pads time at the front only: with frames from the stream, or with zeros at the
     start of a clip.
     """
@@ -65,21 +94,15 @@ class CausalConv3d(nn.Conv3d):
         """b c f h w -> b c f h w. Prepends the last frames of the previous chunk, from `stream`,
         and stores those of this one.
         """
-        cpu = x.device.type == "cpu"
-        if cpu and self.in_channels <= NARROW:  # wider ones become slower
+        if x.device.type == "cpu" and self.in_channels <= NARROW:  # wider ones become slower
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        if self.history and self in stream:
-            x = torch.cat([stream[self], x], dim=2)
-        elif self.history:
-            x = F.pad(x, (0, 0, 0, 0, self.history, 0))
-        if self.history:  # a copy, since a view would keep the whole chunk in memory
-            stream[self] = x[:, :, -self.history :].clone()
-        wide = cpu and x.dtype == torch.float32
-        if wide and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
-            # The default of torch, except for one clip of few channels, where torch uses a loop
-            # that is five times as slow.
-            rest: Any = (self.padding, self.stride, self.dilation, 1)
-            return torch.mkldnn_convolution(x, self.weight, self.bias, *rest)
+        if self.history:
+            x = (
+                torch.cat([stream[self], x], dim=2)
+                if self in stream
+                else F.pad(x, (0, 0, 0, 0, self.history, 0))
+            )
+            stream[self] = x[:, :, -self.history :].clone()  # a view would keep the whole chunk
         return super().forward(x)
 
 
@@ -95,8 +118,8 @@ class RMSNorm(nn.Module):
         """x (b c ...) -> (b c ...)."""
         y = wide(x)
         # equals F.normalize, but is 10 times as fast on a CPU
-        y = y / y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
-        return y.mul_(self.scale * self.gamma).to(x.dtype)
+        norm = y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
+        return (y / norm).mul_(self.scale * self.gamma).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -127,8 +150,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.norm = RMSNorm(dim, spatial=2)
-        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
-        self.proj = nn.Conv2d(dim, dim, 1)
+        self.to_qkv = Conv2d(dim, 3 * dim, 1)
+        self.proj = Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """b c f h w -> b c f h w."""
@@ -146,7 +169,7 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, temporal: bool):
         super().__init__()
-        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), Conv2d(dim, dim, 3, stride=2))
         if temporal:
             self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1))
         self.temporal = temporal
@@ -175,8 +198,7 @@ class Upsample(nn.Module):
     def __init__(self, dim: int, out_dim: int, temporal: bool):
         super().__init__()
         self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest-exact"),
-            nn.Conv2d(dim, out_dim, 3, padding=1),
+            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), Conv2d(dim, out_dim, 3, padding=1)
         )
         if temporal:
             self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1))

@@ -107,7 +107,8 @@ def test_memory_of_decoding(cfg, height, width, where, monkeypatch):
 
     device = torch.device("cuda" if narrow else "cpu")
     ratio = peak(run) / cost.vae_memory(vae.cfg, height, width, device, dtype)
-    assert 0.97 < ratio < 1.03  # measured 0.980 to 1.012
+    # measured 0.980 to 1.012; 0.933 with narrower vectors (AVX2), for which oneDNN reserves less
+    assert 0.91 < ratio < 1.03
 
 
 @pytest.mark.parametrize("cfg", [VAEConfig(dim=8), replace(VAE22, dim=4, dec_dim=8)])

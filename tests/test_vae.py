@@ -18,7 +18,7 @@ from minicos.analysis.tools import cases
 from minicos.config import TINY_VAE, VAE22, VAEConfig
 from minicos.media import to_float
 from minicos.open import load
-from minicos.vae import VAE, CausalConv3d, DownStage, UpStage, at_once
+from minicos.vae import VAE, CausalConv3d, Conv2d, DownStage, UpStage, at_once
 from tests import golden
 from tests.checkpoints import manifest
 from tests.golden import rel_l2, rel_max
@@ -378,6 +378,20 @@ def test_one_dnn_convolutions_are_torchs_own(network, monkeypatch):
 
 
 # -- bfloat16 --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Conv2d, CausalConv3d])
+def test_convolutions_round_as_a_processor_with_bfloat16_does(kind, monkeypatch):
+    """float32 products rounded once are PyTorch's own convolution in bfloat16, to one rounding."""
+    torch.manual_seed(0)
+    conv, rest = kind(8, 16, 3, padding=1).bfloat16(), ({},) if kind is CausalConv3d else ()
+    x = torch.randn(2, 8, *[5] * len(conv.kernel_size), dtype=torch.bfloat16)
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr("minicos.vae.fast_bfloat16", lambda fast=fast: fast)
+        found.append(conv(x, *rest))
+    assert found[0].dtype == found[1].dtype == torch.bfloat16
+    assert rel_max(*found) < 2**-8  # the spacing of bfloat16 at 1 is 2^-7
 
 
 @pytest.mark.parametrize("kind", ["maze", "turn", "memory", "mark"])

@@ -24,6 +24,7 @@ from minicos.condition import known_frames
 from minicos.puzzles import Puzzle
 from minicos.puzzles.reveal import Reveal
 from minicos.runs import read_json, replace_file, write_json
+from minicos.tiny import optim
 from minicos.tiny.mixture import Source, shapes
 from minicos.tiny.train_vae import COMPILED, EAGER, film, to_tensor
 from minicos.vae import VAE
@@ -112,7 +113,7 @@ def shard(
 def encode(
     vae: VAE, videos: Sequence[np.ndarray], compiled: bool = False, batch: int = 8
 ) -> Tensor:
-    """Encode videos in 0..255 to normalised float16 latents (n 16 f h w), in bfloat16, whole clips
+    """Encode videos in 0..255 to normalised float16 latents (n 16 f h w), whole clips
     at a time.
 
     Batches are padded to one size, for which the encoder may be compiled: twice as fast on a CPU,
@@ -127,7 +128,7 @@ def encode(
     for start in range(0, len(videos), batch):
         part = list(videos[start : start + batch])
         full = to_tensor(np.stack(part + [part[-1]] * (batch - len(part)))).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with optim.autocast(device.type):
             mu = vae.conv1(encoder(vae, full), {}).chunk(2, dim=1)[0].float()
         out.append(((mu - mean) / std)[: len(part)].half().cpu())
     return torch.cat(out).contiguous()

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minicos.precision import fast_bfloat16
 from minicos.runs import replace_file
 
 
@@ -51,10 +52,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrices with singular values near one, by Muon's quintic Newton-Schulz iteration
-    in bfloat16: n rows columns."""
-    x = matrices.bfloat16()
-    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).bfloat16()
+    """The nearest matrices with singular values near one, by the quintic Newton-Schulz iteration
+    of Muon, in bfloat16 where that is fast: n rows columns."""
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda or fast_bfloat16() else torch.float32)
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     for _ in range(steps):
@@ -77,6 +78,12 @@ def optimisers(
         Muon(chosen, muon_lr),
         torch.optim.AdamW(rest, adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=False),
     ]
+
+
+def autocast(device: str) -> torch.autocast:
+    """bfloat16 where it is fast: on a card ("cuda"), and on processors with instructions for it."""
+    enabled = device != "cpu" or fast_bfloat16()
+    return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
 
 def rate(step: int, steps: int, warmup: int, decay: float) -> float:

@@ -147,7 +147,7 @@ def fit(
             pool.refresh(step)
         x0, y, prompts, noise, sigma = batch(pool, seed, step, below)
         x0, y, noise, sigma = (tensor.to(device) for tensor in (x0, y, noise, sigma))
-        with torch.autocast(device, torch.bfloat16):
+        with optim.autocast(device):
             return student.loss(x0, y, prompts, noise, sigma)
 
     optim.train(

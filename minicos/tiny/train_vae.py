@@ -143,7 +143,7 @@ def train(
 
     def loss_at(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        with torch.autocast(device, torch.bfloat16):
+        with optim.autocast(device):
             return loss(vae, batch(seed, step, steps).to(device), generator, compiled)
 
     optim.train(
@@ -171,7 +171,7 @@ def train_decoder(
         usual = (video.shape[3] // draw.CELL, video.shape[2]) == USUAL
         encode, decode = COMPILED if compiled and usual else EAGER
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        with torch.autocast(device, torch.bfloat16):
+        with optim.autocast(device):
             with torch.no_grad():
                 mu = vae.conv1(encode(vae, video), {}).chunk(2, dim=1)[0].float()
                 z = mu + blur * torch.randn(mu.shape, generator=generator).to(mu)
