@@ -11,6 +11,8 @@ The public API consists of the names in `__all__` and of the modules that
 """
 
 from importlib import import_module
+from sys import modules
+from typing import TYPE_CHECKING
 
 # public name -> the module that defines it; imported on first use, so that `minicos inspect` does
 # not import torch
@@ -27,8 +29,32 @@ _HOME = {
     "Record": "record",
     "MinicosError": "errors",
 }
-__all__ = [*_HOME, "__version__"]
+__all__ = [
+    "Condition",
+    "Hooks",
+    "MinicosError",
+    "Model",
+    "Record",
+    "Site",
+    "State",
+    "Step",
+    "Wan",
+    "__version__",
+    "from_diffusers",
+    "load",
+]
 __version__ = "0.2.0"
+
+
+if TYPE_CHECKING or "pdoc" in modules:  # type checkers, editors and pdoc do not look names up
+    from minicos.condition import Condition
+    from minicos.errors import MinicosError
+    from minicos.hooks import Hooks, Site
+    from minicos.open import load
+    from minicos.peers.families import from_diffusers
+    from minicos.record import Record
+    from minicos.sample import Model, State, Step
+    from minicos.wan import Wan
 
 
 def __dir__() -> list[str]:

@@ -66,6 +66,14 @@ def test_importing_minicos_does_not_import_torch():
         minicos.laod  # noqa: B018
 
 
+def test_type_checkers_and_pdoc_see_the_names_that_are_imported_on_first_use():
+    code = "import sys; sys.modules['pdoc'] = sys\nimport minicos\nprint(*sorted(vars(minicos).keys() & set(minicos.__all__)))"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.split() == sorted(minicos.__all__), done.stderr
+    assert {*minicos._HOME, "__version__"} == {*minicos.__all__}
+
+
 def test_the_embedded_model():
     wan = load("tiny", device="cpu")
     two = (EMBEDDED / "low_noise_model").is_dir()  # comes with the second stage of its training

@@ -26,4 +26,4 @@ for pair in pairs("mark", 3):
     rows.append([puzzle.first_frame(), figures.heat(saliency.sqrt().numpy()), puzzle.draw(0)[-1]])
 columns = ["given", "gradient times picture", "right answer"]
 title = "What the answer is read from, step 4"
-figures.sheet(Path("attribution.png"), rows, rows=names, columns=columns, title=title)
+print(figures.sheet(Path("attribution.png"), rows, rows=names, columns=columns, title=title))

@@ -28,4 +28,4 @@ rates = [float(wanted.gather(1, x.argmax(1, keepdim=True)).mean()) for x in lean
 curve = Curve("the seed that leans most at this step", range(10), rates, x_label="step")
 levels = {"any seed": float(wanted.mean()), "best seed": float(wanted.amax(1).mean())}
 path, y = Path("early_selection.png"), "ends at the wanted route"
-figures.lines(path, [curve], y=y, title="Choosing a seed early", levels=levels)
+print(figures.lines(path, [curve], y=y, title="Choosing a seed early", levels=levels))

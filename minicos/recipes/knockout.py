@@ -22,4 +22,5 @@ which = {"the frame is cut off": cuts, "as many random pairs": [cut.control() fo
 curves = [
     Curve(name, frames, [*map(score, each)], x_label="latent frame") for name, each in which.items()
 ]
-figures.lines(Path("knockout.png"), curves, y="score of the video", title="Attention knockout")
+path, y = Path("knockout.png"), "score of the video"
+print(figures.lines(path, curves, y=y, title="Attention knockout"))

@@ -24,7 +24,8 @@ def x0(layer: int) -> Tensor:
 layers = range(1, wan.depth, 2)
 pictures = [[*wan.decode(x0(k))[0][::3]] for k in layers]
 columns = [f"frame {f}" for f in range(0, 13, 3)]
-title = f"The head on earlier layers, step {at}: {batch[0].prompt}"
-figures.sheet(
-    Path("lens.png"), pictures, rows=[f"layer {k}" for k in layers], columns=columns, title=title
+rows, title = (
+    [f"layer {k}" for k in layers],
+    f"Head on earlier layers, step {at}: {batch[0].prompt}",
 )
+print(figures.sheet(Path("lens.png"), pictures, rows=rows, columns=columns, title=title))

@@ -24,4 +24,5 @@ for name, y in ("read", labels), ("shuffled labels", labels[torch.randperm(len(l
     right = [[readout(h[a], y[a], h[b], 3)[0] == y[b] for a, b in split] for h in x]
     rates = [float(torch.cat(each).float().mean()) for each in right]
     curves.append(Curve(name, range(-1, len(x) - 1), rates, x_label="layer (-1: embedding)"))
-figures.lines(Path("probe.png"), curves, y="right", title="Upper, middle or lower third, step 0")
+path, title = Path("probe.png"), "Upper, middle or lower third, step 0"
+print(figures.lines(path, curves, y="share right", title=title))

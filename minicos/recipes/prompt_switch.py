@@ -21,4 +21,5 @@ for s in switches:
 values = [float(f.mean()) for f in flips]
 low, high = ([float(pick(f)) for f in flips] for pick in (lambda f: f.amin(), lambda f: f.amax()))
 curve = Curve("mean; shaded: all", switches, values, low, high, "first step under prompt A")
-figures.lines(Path("prompt_switch.png"), [curve], y="flip (-1: B, +1: A)", title="Prompt switch")
+path, y = Path("prompt_switch.png"), "flip (-1: B, +1: A)"
+print(figures.lines(path, [curve], y=y, title="Prompt switch"))

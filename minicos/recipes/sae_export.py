@@ -23,4 +23,5 @@ for name, x in rows.items():
     found = (shares / shares[-1])[:64].tolist()
     label = f"{name}: {len(x)} rows"
     curves.append(Curve(label, range(1, 65), found, x_label="principal directions"))
-figures.lines(Path("sae_export.png"), curves, y="share of variance", title="What is on disk")
+path, y = Path("sae_export.png"), "share of variance"
+print(figures.lines(path, curves, y=y, title="What is on disk"))

@@ -19,7 +19,6 @@ pictures = [
     [figures.heat(h[:, list(word.rows)].sum(1).view(grid)[-1].numpy()) for h in p] for word in each
 ]
 pictures.append([wan.decode(step.x0)[0][-1]] * len(layers))
-figures.sheet(
-    Path("word_maps.png"), pictures, rows=[word.text for word in each] + ["x0"],
-    columns=[f"layer {k}" for k in layers], title="Attention to each word, last latent frame",
-)  # fmt: skip
+rows, columns = [*(word.text for word in each), "x0"], [f"layer {k}" for k in layers]
+path, title = Path("word_maps.png"), "Attention to each word, last latent frame"
+print(figures.sheet(path, pictures, rows=rows, columns=columns, title=title))

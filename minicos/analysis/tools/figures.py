@@ -89,12 +89,12 @@ def sheet(
     rows: Sequence[str],
     columns: Sequence[str],
     title: str,
-) -> None:
+) -> Path:
     """Pictures (uint8 h w 3, or colours in [0, 1]) in a labelled grid that fits on a screen, unless
-    that would make them tiny.
+    that would make them tiny. Returns `path`.
     """
     figure, _ = _cells(images, rows, columns, title)
-    save(figure, path)
+    return save(figure, path)
 
 
 def maps(
@@ -206,9 +206,9 @@ def lines(
     log: bool = False,
     falling: bool = False,
     sigmas: Sequence[float] | None = None,
-) -> None:
+) -> Path:
     """Curves over their common axis, with shaded intervals if they have any; their numbers are
-    written to a file of the same name that ends in .json.
+    written to a file of the same name that ends in .json. Returns `path`.
 
     The y axis begins at 0 unless a value is below it.
 
@@ -255,6 +255,7 @@ def lines(
     )
     numbers = path.with_suffix(".json")
     replace_file(numbers, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
 
 
 def _plain(value: Any) -> Any:
@@ -288,9 +289,10 @@ def grid(
     mark: float | None = None,
     rows: Sequence[str] | None = None,
     sigmas: Sequence[float] | None = None,
-) -> None:
+) -> Path:
     """A matrix as coloured cells with a scale (y down, x across, both from 0); NaN stays white;
     `mark` draws a line across both axes; `rows` are names of the rows; `sigmas` as in `lines`.
+    Returns `path`.
     """
     high, wide = values.shape
     size = (max(4.5, min(9, 0.3 * wide + 1.5)), max(2.2, min(7, 0.3 * high + 1.2)))
@@ -313,7 +315,7 @@ def grid(
         _noise_levels(axes, range(wide), sigmas, most=int(size[0] * 1.2))
     _title(figure, title)
     figure.colorbar(image, ax=axes, label=bar)
-    save(figure, path)
+    return save(figure, path)
 
 
 def intervals(
@@ -366,6 +368,7 @@ def matrix(
     save(figure, path)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically."""
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, atomically; returns `path`."""
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    return path
