@@ -61,12 +61,11 @@ class Rule:
         return all(limit is None or value in limit for limit, value in limits)
 
     def limits(self) -> str:
-        """The limits in words: it is limited to step 99 and branch uncond."""
-        given = {k: getattr(self, k) for k in WHEN if getattr(self, k) is not None}
-        words = (
-            f"{k} {v[0] if isinstance(v, tuple) and len(v) == 1 else v}" for k, v in given.items()
+        """The limits in words: step 99 and branch uncond."""
+        given = ((k, getattr(self, k)) for k in WHEN if getattr(self, k) is not None)
+        return " and ".join(
+            f"{k} {v[0] if isinstance(v, tuple) and len(v) == 1 else v}" for k, v in given
         )
-        return f"it is limited to {' and '.join(words)}"
 
     def matches(self, name: tuple[str, ...]) -> bool:
         """Whether the pattern matches a name, split at its dots."""
@@ -125,8 +124,10 @@ class Hooks:
             if blocks != "blocks":
                 raise MinicosError(f"layers are those of 'blocks.*', not of {pattern!r}")
             names = [f"blocks.{i}{inside}" for i in _numbers(layers)]
-        limits = steps, expert and (expert,), branch and (branch,)
-        rules = (Rule(tuple(name.split(".")), hook, *limits) for name in names)
+        rules = (
+            Rule(tuple(name.split(".")), hook, steps, expert and (expert,), branch and (branch,))
+            for name in names
+        )
         return replace(self, rules=(*self.rules, *rules))
 
     def __add__(self, other: "Hooks") -> "Hooks":
@@ -134,6 +135,15 @@ class Hooks:
 
     def __bool__(self) -> bool:
         return bool(self.rules)
+
+    def __repr__(self) -> str:
+        """Each rule in words: Hooks(blocks.*.ffn: zero at step 3)."""
+        shown = "; ".join(
+            f"{'.'.join(rule.pattern)}: {getattr(rule.hook, '__name__', type(rule.hook).__name__)}"
+            f" at {rule.limits()}".removesuffix(" at ")
+            for rule in self.rules
+        )
+        return f"Hooks({f'{shown:.160} ... {len(self.rules)} rules' if shown[160:] else shown})"
 
     def at(self, **where: Any) -> "Hooks":
         """The rules that can apply where `where` (fields of `Site`) holds; NO_HOOKS if there are
@@ -208,18 +218,18 @@ class Hooks:
             MinicosError: a pattern matches no hook point, or a rule applies to none of the passes.
         """
         names = list(points)
-        split = [tuple(n.split(".")) for n in names]
         moments = None if moments is None else list(moments)
         for rule in self.rules:
             wanted = ".".join(rule.pattern)
-            if not any(rule.matches(name) for name in split):
+            if not any(rule.matches(tuple(name.split("."))) for name in names):
                 raise MinicosError(
                     f"no hook point matches {wanted!r}{suggest(wanted, names)}"
                     " (`minicos points` lists them all)"
                 )
             if moments is not None and not any(rule.accepts(moment) for moment in moments):
                 raise MinicosError(
-                    f"the hook on {wanted!r} can never run: {rule.limits()}, {_extent(moments)}"
+                    f"the hook on {wanted!r} can never run: it is limited to {rule.limits()}, "
+                    f"{_extent(moments)}"
                 )
 
     def _name(self, name: str) -> str:

@@ -574,3 +574,13 @@ def test_an_unwatched_run_after_a_watched_one_is_compiled_as_before(hook, run_co
         assert hook is fail
     assert torch.equal(run_compiled(), before)
     assert graphs() == made
+
+
+def test_hooks_are_shown_in_words_and_in_one_line():
+    def zero(x: Tensor, site: Site) -> Tensor:
+        return torch.zeros_like(x)
+
+    some = Hooks().on("blocks.*.ffn", zero, step=3).on("embed", Record(torch.norm, "b"))
+    assert repr(some) == "Hooks(blocks.*.ffn: zero at step 3; embed: Record)"
+    many = repr(Hooks().on("blocks", zero, layers=range(40)))
+    assert many.endswith("40 rules)") and len(many) < 200

@@ -13,6 +13,8 @@ EXAMPLES = """\
 letters: b batch, l tokens (f*h*w), d width, e that inside ffn, n heads, k head width, t text rows,
          m image rows, c latent channels, g distinct timesteps
 allowed and pattern are computed only if a hook is registered on them
+minicos.streams.stream(wan, x, step, condition, layer) stops a pass at a layer and returns the stream
+that enters it
 """
 
 
