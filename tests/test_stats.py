@@ -141,3 +141,10 @@ def test_resolvable_difference_is_found_four_times_in_five():
         [abs(x.mean()) > 1.96 * x.std(ddof=1) / 10 for x in rng.normal(effect, 1, (2000, 100))]
     )
     assert found == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(("n", "banded"), [(5, False), (6, True)])
+def test_a_curve_of_few_cases_has_no_band(n, banded):
+    curve = stats.curve("c", np.random.default_rng(0).random((n, 4)), range(4))
+    assert len(curve.value) == 4
+    assert len(curve.low) == len(curve.high) == (4 if banded else 0)

@@ -226,16 +226,20 @@ def curve(
 ) -> Curve:
     """Means over cases along an axis with their intervals: values (cases x); cases with a NaN are
     excluded.
+
+    With five cases or fewer there are no intervals: whether values repeat would decide how wide
+    they are, so a band would jump from point to point.
     """
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values).all(1)]
     found = [average(column) for column in values.reshape(len(values), len(x)).T]
+    bands = found if len(values) > intervals.LEVELS else []
     return Curve(
         name,
         tuple(float(at) for at in x),
         tuple(at.value for at in found),
-        tuple(at.low for at in found),
-        tuple(at.high for at in found),
+        tuple(at.low for at in bands),
+        tuple(at.high for at in bands),
         x_label,
         unit,
     )
