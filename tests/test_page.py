@@ -120,6 +120,23 @@ def test_a_page_over_the_limit_is_thinned_and_says_so():
     assert [c["step"] for c in data["clips"]][-1] == 7  # the last step always stays
 
 
+@pytest.mark.parametrize("share", [0.5, 0.05, 0.008])
+def test_a_page_of_large_maps_stays_below_the_limit(share):
+    """Layers are thinned as well as steps, and in the end maps are left out."""
+    maps = [
+        Map(f"map {i}", np.ones((8, 40, 3, 12, 20)), range(8), range(40), (3, 12, 20)) for i in "ab"
+    ]
+    page = Page("t", "c", maps=maps)
+    frame = len(render(Page("t", "c")))
+    limit = frame + int(share * (len(render(page)) - frame))
+    html = render(page, limit)
+    assert len(html.encode()) <= limit
+    data = embedded(html)
+    assert data["thinned"].startswith("To keep the page small")
+    assert all(m["steps"][-1] == 7 and m["layers"][-1] == 39 for m in data["maps"])
+    assert len(data["maps"]) == (2 if share > 0.01 else 1)
+
+
 @needs_browser
 def test_many_curves_show_one_band_at_a_time_and_sigma_falls(tmp_path: Path):
     series = [Series(f"s{k}", [k, k + 1], [k, k], [k + 1, k + 2]) for k in range(9)]

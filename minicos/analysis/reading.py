@@ -8,9 +8,10 @@ from dataclasses import dataclass
 Next = tuple[str, str]  # why, and the command
 
 ONE = (
-    "Every small video is the clean estimate: the model's prediction of the finished video at "
-    "that denoising step."
+    "The clean estimate of a denoising step is what the model takes the finished video to be, "
+    "there."
 )
+EACH = "Every small video is the clean estimate of a step."
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Reading:
     shows: str
     read: str
     next: tuple[Next, ...] = ()
+    touch: str = ""  # what to do on a page that has videos or overlays; not in --help
 
 
 NOISE = (
@@ -58,35 +60,40 @@ SHARED = (
 READINGS: dict[str, Reading] = {
     "demo": Reading(
         "A maze with several right answers, solved by the embedded model in front of you.",
-        f"{ONE} Drag Step from left to right: at first several routes are drawn faintly at once, "
-        "then one survives. The curves below count them.",
+        f"{ONE} At first several routes are drawn faintly at once, then one survives.",
         (NOISE, ATTEND, BELIEF, WATCH),
+        f"{EACH} Put Step at its left end and drag it to the right. The curves below count the "
+        "routes.",
     ),
     "generate": Reading(
         "A video of your prompt, or of a puzzle.",
-        "Play the video. To see how it came about, run `steps` on the same prompt and picture.",
+        "To see how it came about, run `steps` with the same prompt and picture.",
         (WATCH, ATTEND, MINE),
+        "Press Play.",
     ),
     "steps": Reading(
         "The clean estimate at every denoising step, from noise to the final video.",
-        f"{ONE} Drag Step. Look for several answers drawn at once early and a single one late, and "
-        "for the step from which on nothing changes.",
+        f"{ONE} Look for several answers drawn at once early and a single one late, and for the "
+        "step from which on nothing changes.",
         (ATTEND, NOISE, COMMIT, KINDS),
+        f"{EACH} Put Step at its left end and drag it to the right.",
     ),
     "energy": Reading(
         "The size of every token's hidden state after every layer: which tokens have the most "
         "energy.",
-        "Bright tokens have more energy than the median token. Drag Layer: early layers respond "
-        "to the "
-        "whole picture, late ones to what the task is about. Centred energy comes first, since raw "
-        "energy is dominated by a few channels that are nearly equal on all tokens.",
+        "Bright tokens have more energy than the median token. Early layers respond to the whole "
+        "picture, late ones to what the task is about. Centred energy leaves out what all tokens "
+        "share, since raw energy is dominated by a few channels that are nearly equal on all of "
+        "them.",
         (ATTEND, ("Measure it over many puzzles", "minicos energy --n 25"), SWAP),
+        "Drag Layer, and choose another Overlay.",
     ),
     "attention": Reading(
         "Where attention goes: to which tokens, from frame to frame, and to padding.",
-        "Click a token on the overlay to see where it attends; click it again to see which tokens "
-        "attend to it. Attention received is bright for tokens that many others attend to.",
+        "Attention received is bright for tokens that many others attend to.",
         (("Measure it over many puzzles", "minicos attention --n 25"), SWAP, NOISE),
+        "Click a token on the overlay to see where it attends; click it again to see which tokens "
+        "attend to it.",
     ),
     "belief": Reading(
         "How many answers are alive at each step, in the network and for an ideal observer.",
@@ -160,9 +167,10 @@ READINGS: dict[str, Reading] = {
     ),
     "run": Reading(
         "One run with the interventions you chose, and what it did.",
-        f"{ONE} Orange marks show where interventions act: on the sliders, the curves and the "
-        "videos. Compare with the same command without the intervention.",
+        f"{ONE} Compare with the same command without the intervention.",
         (NOISE, SWAP, SHARE),
+        f"{EACH} Orange marks show where interventions act: on the sliders, the curves and the "
+        "videos.",
     ),
     "reproduce": Reading(
         "Every claim of the paper on the embedded model, with a verdict, then all numbers.",

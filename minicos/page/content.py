@@ -3,7 +3,7 @@
 Every string of a run (prompt, file names, notes) is stored as JSON and enters the document as text,
 never as markup. Videos become sprites: one picture with all frames. Arrays become uint8, with their
 true limits stored next to them. A page stays below `LIMIT` bytes: if a run holds more, frames are
-shrunk and steps are thinned, and the page says so.
+shrunk, steps and layers are thinned, and the page says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
@@ -136,30 +136,56 @@ class Page:
 
 
 def render(page: Page, limit: int = LIMIT) -> str:
-    """The page as HTML of at most `limit` bytes.
-
-    Until it fits, or two steps are left: frames are halved in size down to 128 pixels, figures are
-    replaced by links to their files, and every second step is dropped from clips and maps. The page
-    states what was done.
+    """The page as HTML of at most `limit` bytes, in the first of its `_forms` that fits. It states
+    what was left out.
     """
-    width, thin, done = 512, 1, ""
-    most = max(len(page.clips), *(len(m.steps) for m in page.maps), 1)
-    while True:
-        html = _html(page, width, thin, done)
-        if len(html.encode()) <= limit or thin > most:
-            return html
-        if width > 128:
-            width //= 2
-        elif page.pictures:
-            page = replace(page, pictures=())
-        else:
-            thin *= 2
-        every = "every step" if thin == 1 else f"one step in {thin}"
-        done = f"To keep the page small it shows frames at most {width} pixels wide, {every}"
-        done += "." if page.pictures else ", and figures are in separate files."
+    for form, width, thin, said in _forms(page):
+        if sum(_codes(m, *thin) for m in form.maps) < limit:  # the others are not worth making
+            html = _html(form, width, thin, said)
+            if len(html.encode()) <= limit:
+                break
+    return html
 
 
-def _html(page: Page, width: int, thin: int, done: str) -> str:
+Thin = tuple[int, int]  # one step in so many, one layer in so many
+
+
+def _forms(page: Page) -> Iterator[tuple[Page, int, Thin, str]]:
+    """A page in ever smaller forms, with the width of its frames and what to say about it.
+
+    Frames are halved in size down to 128 pixels, figures left to their files, every second step
+    dropped from clips and maps and, more slowly, every second layer; then maps and clips, the last
+    ones first.
+    """
+    said = "To keep the page small"
+    yield page, 512, (1, 1), ""
+    for width in (256, 128):
+        yield page, width, (1, 1), f"{said} it shows frames at most {width} pixels wide."
+    said += " it shows frames at most 128 pixels wide, and figures are in separate files"
+    page = replace(page, pictures=())
+    yield page, 128, (1, 1), f"{said}."
+    most = max([len(page.clips), *(max(len(m.steps), 4 * len(m.layers)) for m in page.maps)])
+    thin = 1
+    while thin <= most:
+        thin *= 2
+        steps, layers = thin, max(1, thin // 4)
+        one = "" if layers == 1 else f" and one layer in {layers}"
+        yield page, 128, (steps, layers), f"{said}; one step in {steps}{one} is shown."
+    while page.maps or page.clips:
+        page = replace(
+            page, maps=page.maps[:-1], clips=page.clips if page.maps else page.clips[:-1]
+        )
+        less = "overlays and videos were left out: they are in the folder"
+        yield page, 128, (steps, layers), f"{said}; {less}."
+
+
+def _codes(m: Map, steps: int, layers: int) -> int:
+    """Bytes of a map on a page, at least."""
+    shown = len(m.steps[::steps]) * len(m.layers[::layers])
+    return shown * m.values[0, 0].size * 4 // 3
+
+
+def _html(page: Page, width: int, thin: Thin, done: str) -> str:
     files = resources.files(__package__)
     template, script = (
         files.joinpath(name).read_text(encoding="utf-8") for name in ("template.html", "page.js")
@@ -171,14 +197,14 @@ def _html(page: Page, width: int, thin: int, done: str) -> str:
     return head + text + middle + script + tail
 
 
-def _data(page: Page, width: int, thin: int, done: str) -> dict[str, Any]:
+def _data(page: Page, width: int, thin: Thin, done: str) -> dict[str, Any]:
     steps = [clip for clip in page.clips if clip.step is not None]
-    clips = [*_thinned(steps, thin), *(clip for clip in page.clips if clip.step is None)]
-    maps = [_map(m, thin) for m in page.maps]
+    clips = [*_thinned(steps, thin[0]), *(clip for clip in page.clips if clip.step is None)]
+    maps = [_map(m, *thin) for m in page.maps]
     notes = [done] if done else []
     if maps:
         size = sum(m.values.size for m in page.maps)
-        kept = sum(len(m["data"]) for m in maps) * 3 // 4
+        kept = sum(len(m["data"].rstrip("=")) * 3 // 4 for m in maps)
         notes.append(
             f"Overlays are rounded to 256 levels between the ends shown under them: {kept:,} of "
             f"{size:,} values."
@@ -286,9 +312,10 @@ def _image(picture: np.ndarray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _map(m: Map, thin: int) -> dict[str, Any]:
+def _map(m: Map, thin: int, thin_layers: int) -> dict[str, Any]:
     keep = _thinned(range(len(m.steps)), thin)
-    values = np.asarray(m.values, np.float32)[keep]
+    layers = _thinned(range(len(m.layers)), thin_layers)
+    values = np.asarray(m.values, np.float32)[np.ix_(keep, layers)]
     flat = values.reshape(values.shape[0] * values.shape[1], -1)
     finite = np.where(np.isfinite(flat), flat, np.nan)
     blank = np.asarray(np.isnan(finite).all(axis=1))
@@ -301,7 +328,7 @@ def _map(m: Map, thin: int) -> dict[str, Any]:
         "kind": m.kind,
         "unit": m.unit,
         "steps": [int(m.steps[i]) for i in keep],
-        "layers": [int(k) for k in m.layers],
+        "layers": [int(m.layers[k]) for k in layers],
         "grid": list(m.grid),
         "stride": m.stride,
         "latents": _latents(m),

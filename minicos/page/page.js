@@ -286,7 +286,12 @@ function beside(file) { // the address of a file beside this page, never of anyt
 }
 
 function table(place, rows, header) {
-  if (header) { const line = element("tr", undefined, place); header.forEach((h) => element("th", h, line)); }
+  if (header) {
+    const kept = [...header.keys()].filter((i) => !i || rows.some((row) => number(row[i]) !== "")); // no empty columns
+    [header, ...rows] = [header, ...rows].map((row) => kept.map((i) => row[i]));
+    const line = element("tr", undefined, place);
+    header.forEach((h) => element("th", h, line));
+  }
   for (const row of rows) {
     const line = element("tr", undefined, place);
     row.forEach((cell, i) => {
@@ -371,6 +376,7 @@ function start() {
   for (const id of ["title", "summary", "reading", "command", "thinned"]) at(id).textContent = data[id];
   at("prompt").textContent = data.prompt ? `“${data.prompt}”` : "";
   for (const mark of data.marks) { const line = element("p", sentence(mark), at("marks")); line.className = "mark"; }
+  if (videos.length === 1) at("videos-title").textContent = "The finished video";
   for (const m of maps) {
     m.values = bytes(m.data);
     delete m.data;
@@ -464,7 +470,7 @@ function figure(picture) {
 function sections() { // hide the empty ones, and list the others
   const filled = {
     stage: ["", data.clips.length || maps.length], "wall-section": ["Steps", estimates.length],
-    "videos-section": ["Videos", videos.length], "curves-section": ["Curves", data.curves.length],
+    "videos-section": ["Videos", data.clips.length > 1 && videos.length], "curves-section": ["Curves", data.curves.length],
     tables: ["Numbers", data.tables.length], "next-section": ["What to try next", data.next.length],
     "figures-section": ["Figures", data.pictures.length], "made-section": ["How this was made", 1],
   };
