@@ -377,12 +377,12 @@ def _tell(text: str) -> None:
 
 
 def _line(label: str, done: int, total: int | None, elapsed: float) -> str:
-    """Progress with elapsed and remaining time: `denoise [####....] 20/40  1:02 + 1:02`."""
+    """Progress with elapsed and remaining time: `denoise [####....] 20/40  1:02, 1:02 left`."""
     if not total:
         return f"{label} {done}  {_clock(elapsed)}"
     filled = round(24 * min(done / total, 1))
-    left = f" + {_clock(elapsed / done * (total - done))}" if 0 < done < total else ""
-    return f"{label} [{'#' * filled:.<24}] {done}/{total}  {_clock(elapsed)}{left:<10}"
+    left = f", {_clock(elapsed / done * (total - done))} left" if 0 < done < total else ""
+    return f"{label} [{'#' * filled:.<24}] {done}/{total}  {_clock(elapsed)}{left:<14}"
 
 
 def _clock(seconds: float) -> str:

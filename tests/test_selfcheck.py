@@ -24,6 +24,14 @@ def test_the_report_of_the_embedded_model(tmp_path, monkeypatch, capsys):
     assert text in capsys.readouterr().out
 
 
+def test_the_report_as_json_is_all_that_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "minicos.selfcheck.selfcheck", lambda wan, files: {"files": files, "ok": False}
+    )
+    assert main(["selfcheck", "--json", "--out", str(tmp_path)]) == 1
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "report.json").read_text())
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_that_parts_from_diffusers_is_reported(monkeypatch):
     wan = load("tiny", device="cpu")

@@ -9,7 +9,7 @@ HELP = "Print a script that completes minicos in bash, zsh or fish."
 EXAMPLES = """\
   minicos completion bash >> ~/.bashrc  # then open a new terminal
   minicos completion zsh >> ~/.zshrc
-  minicos completion fish > ~/.config/fish/completions/minicos.fish
+  minicos completion fish >> ~/.config/fish/config.fish
 """
 BASH = """\
 _minicos() {{
@@ -25,7 +25,11 @@ _minicos() {{
 }}
 complete -o default -F _minicos minicos
 """
-ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
+ZSH = """\
+autoload -Uz compinit bashcompinit
+(( $+functions[compdef] )) || compinit
+bashcompinit
+"""
 
 
 def add(verbs: argparse._SubParsersAction) -> None:

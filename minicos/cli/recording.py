@@ -160,8 +160,8 @@ def finish(
     found, drawn = draw(args, wan, folder, recorders, latent, images["image"], shown)
     if not study.printed(args, folder, found):
         print(folder.path("video.mp4"))
-        for first, *rest in drawn:
-            print(f"{folder.path(first)}  (and {len(rest)} more)")
+        for files in drawn:
+            print(study.listed(folder, files))
     run_folder.close(args, folder)
 
 

@@ -1,6 +1,7 @@
 """`minicos selfcheck`: do these weights run correctly here?"""
 
 import argparse
+import json
 from typing import Any
 
 from minicos.cli import opening, options
@@ -8,6 +9,7 @@ from minicos.cli import opening, options
 EXAMPLES = """\
   minicos selfcheck  # the embedded model: a minute
   minicos selfcheck --model Wan2.2-I2V-A14B  # your weights on your card: about ten minutes
+  minicos selfcheck --json > report.json
 prints a report and writes it to report.txt and report.json in --out: attach it to an issue. It
 contains versions, the card, names, sizes and a fingerprint of the files, agreement with diffusers
 if that is installed, and one short run. The exit code is 0 if all checks pass
@@ -17,6 +19,9 @@ if that is installed, and one short run. The exit code is 0 if all checks pass
 def add(verbs: Any) -> None:
     parser = options.add_parser(
         verbs, "selfcheck", "Check a model on this machine; one report.", EXAMPLES, run
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the report as JSON, that of report.json"
     )
     options.add_model_options(parser, out="runs/selfcheck")
 
@@ -38,5 +43,6 @@ def run(args: argparse.Namespace) -> int:
     text = as_text(report) + "\n"
     write_json(args.out / "report.json", report)
     replace_file(args.out / "report.txt", lambda temporary: temporary.write_text(text, "utf-8"))
-    print(text + f"all is well: {report['ok']}. {args.out / 'report.txt'}")
+    said = f"all is well: {report['ok']}. {args.out / 'report.txt'}"
+    print(json.dumps(report, ensure_ascii=False) if args.json else text + said)
     return int(not report["ok"])

@@ -199,9 +199,14 @@ def show(args: argparse.Namespace, folder: "Run", found: "Result") -> None:
     line.
     """
     if not printed(args, folder, found):
-        first, *rest = found.files
-        print(f"{folder.path(first)}  (and {len(rest)} more)")
+        print(listed(folder, found.files))
     run_folder.close(args, folder)
+
+
+def listed(folder: "Run", files: Sequence[str]) -> str:
+    """The first of these files of a run, and how many more there are."""
+    first, *rest = files
+    return f"{folder.path(first)}{f'  (and {len(rest)} more)' if rest else ''}"
 
 
 def printed(args: argparse.Namespace, folder: "Run", found: "Result") -> bool:
