@@ -1,5 +1,5 @@
-"""Choices that depend on the device: the operations of networks and analyses, and warnings about
-what this PyTorch does badly.
+"""Choices that depend on the device: whether it is there, the operations of networks and analyses,
+and warnings about what this PyTorch does badly.
 """
 
 from functools import cache
@@ -11,6 +11,33 @@ from minicos.errors import MinicosError, warn
 from minicos.ops import REFERENCE, Ops
 
 AMPERE = (8, 0)  # the oldest compute capability whose tensor cores support bfloat16
+
+
+def open_device(name: str | torch.device | None) -> torch.device:
+    """The device, after a trial: torch accepts names of devices that are not there."""
+    try:
+        if name is None:
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise MinicosError(
+            f"this machine or this PyTorch has no device {str(name)!r}: take another, or none"
+        ) from error
+    return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small now: torch looks for a compiler only when the first block runs."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds, some defined in private modules
+        reason = str(error).strip().splitlines()[0]
+        raise MinicosError(
+            f"torch.compile does not work here ({reason}). It needs a C++ compiler such as g++ or "
+            "clang and, on a card, Triton;"
+            " without it leave out --compile."
+        ) from error
 
 
 def operations(device: torch.device, kernels: bool | None = None) -> Ops:

@@ -16,7 +16,7 @@ from minicos import attention, cost
 from minicos.clip import CLIP, load_clip
 from minicos.condition import frame_size
 from minicos.config import Preset, VAEConfig
-from minicos.device import operations, warn_of_slow_convolutions
+from minicos.device import check_compiler, open_device, operations, warn_of_slow_convolutions
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
 from minicos.ops import Ops
@@ -82,8 +82,8 @@ def load(
             pixels have a PSNR of at least 84 dB relative to float32 (TF32 simulated on a CPU).
         download: fetch a repository that is not in the cache, after printing its size. Without it,
             nothing is downloaded.
-        residency: where the weights are kept (see `plan`): "resident", "swap", "stream", or "auto",
-            the first of these that fits.
+        residency: where the weights are kept (see `plan`): "resident", "swap", "stream", "disk", or
+            "auto", the first of these that fits.
         frames: number of frames of the largest video to reserve memory for; default: the preset's.
         size: its size, as (height, width) or as a first frame; default: the preset's.
         tile: decode frames in square tiles with this side in pixels, which saves memory and changes
@@ -141,7 +141,7 @@ def load(
     tell(plan)
     home = Residency(plan)
     for one in networks.streamed:
-        load_into(
+        read = load_into(
             one.network,
             one.files,
             part=one.name,
@@ -152,6 +152,7 @@ def load(
             place=home.allocate(one.name, one.network, one.dtype),
             label=f"load {one.name}",
         )
+        home.loaded(one.network, read)
     clip = None
     if networks.clip is not None:  # small, and its files need conversion: it stays on the device
         cfg, narrow = networks.clip.network.cfg, networks.clip.dtype("")
@@ -292,12 +293,19 @@ class _Wish:
         works = {"high": work, "low": work, "vae": decoding}
         sizes = []
         for one in self.parts.all:
-            mapped = 0  # bytes used in place, mapped from the file (CPU, without a cast)
-            if self.device.type == "cpu":
-                stored = stored_bytes(one.files, one.name)
-                mapped = stored.get(one.dtype("blocks.0.ffn.0.weight"), 0)
-            used = works.get(one.name, 0)
-            sizes.append(measure(one.name, one.network, one.dtype, work=used, mapped=mapped))
+            stored = stored_bytes(one.files, one.name)
+            # bytes used in place, mapped from the file (CPU, without a cast)
+            in_place = stored.get(one.dtype("blocks.0.ffn.0.weight"), 0)
+            sizes.append(
+                measure(
+                    one.name,
+                    one.network,
+                    one.dtype,
+                    work=works.get(one.name, 0),
+                    mapped=in_place if self.device.type == "cpu" else 0,
+                    stored=stored.total() if one in self.parts.experts else 0,
+                )
+            )
         passes = 1 if all(g == 1 for g in self.preset.guidance.values()) else 2
         return choose(
             self.residency,
@@ -348,30 +356,3 @@ class _Wish:
 def _decoder_in(dtype: torch.dtype) -> Dtype:
     """The dtypes of a VAE with its decoder in this one; what conditions a model stays float32."""
     return lambda name: dtype if name.startswith("decoder.") else torch.float32
-
-
-def open_device(name: str | torch.device | None) -> torch.device:
-    """The device, after a trial: torch accepts names of devices that are not there."""
-    try:
-        if name is None:
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise MinicosError(
-            f"this machine or this PyTorch has no device {str(name)!r}: take another, or none"
-        ) from error
-    return device
-
-
-def check_compiler(device: torch.device) -> None:
-    """Compile something small now: torch looks for a compiler only when the first block runs."""
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
-    except Exception as error:  # of many kinds, some defined in private modules
-        reason = str(error).strip().splitlines()[0]
-        raise MinicosError(
-            f"torch.compile does not work here ({reason}). It needs a C++ compiler such as g++ or "
-            "clang and, on a card, Triton;"
-            " without it leave out --compile."
-        ) from error

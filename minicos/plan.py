@@ -3,7 +3,7 @@ or streamed block by block.
 
 `choose` receives the sizes of the networks, the memory that each needs while it runs, and the free
 memory. It returns the first plan that fits, with its costs; `stream.Residency` carries it out. A
-network is placed in one of three ways:
+network is placed in one of four ways:
 
     resident  on the device from loading to the end
     offload   in (pinned) host memory; moved to the device when it is used, and back when another
@@ -11,6 +11,8 @@ network is placed in one of three ways:
               the VAE decodes if both fit
     stream    its blocks pass through two buffers on the device in turn: while one block computes,
               the weights of the next are copied. The rest of the network is resident
+    disk      the same, from its files instead of the host's memory: the system keeps as much of
+              them in memory as there is room for, fp8 as fp8, and a block is expanded for each use
 """
 
 import os
@@ -22,8 +24,9 @@ from torch import nn
 
 from minicos.errors import MinicosError
 
-CHOICES = ("auto", "resident", "swap", "stream")
+CHOICES = ("auto", "resident", "swap", "stream", "disk")
 ALIGN = 256  # bytes, of every tensor in a host buffer
+EXPANDING = 10 * 2**26  # bytes on a card while 2^26 fp8 numbers are expanded, in float32 twice
 HEADROOM = 0.9  # usable share of the free memory; the rest covers what libraries allocate
 
 Dtype = Callable[[str], torch.dtype]  # name of a parameter -> its dtype
@@ -39,7 +42,8 @@ class Part:
     blocks: int = 0  # the share of the weights in blocks that can be streamed ...
     block: int = 0  # ... and in the largest of these blocks
     mapped: int = 0  # the share of the weights that a CPU uses in place, mapped from the file
-    placement: str = "resident"  # "resident" | "offload" | "stream"
+    stored: int = 0  # bytes in its files, if its blocks can be read from there in every pass
+    placement: str = "resident"  # "resident" | "offload" | "stream" | "disk"
 
     @property
     def resident_bytes(self) -> int:
@@ -48,6 +52,7 @@ class Part:
             "resident": self.weights - self.mapped,
             "offload": 0,
             "stream": self.weights - self.blocks,
+            "disk": self.weights - self.blocks,
         }[self.placement]
 
     @property
@@ -58,14 +63,14 @@ class Part:
     @property
     def host_bytes(self) -> int:
         """Bytes of host memory, if the device is not the host."""
-        return {"resident": 0, "offload": self.weights, "stream": self.blocks}[self.placement]
+        return {"offload": self.weights, "stream": self.blocks}.get(self.placement, 0)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The placement of every network, and what it costs."""
 
-    residency: str  # "resident" | "swap" | "stream"
+    residency: str  # "resident" | "swap" | "stream" | "disk"
     device: torch.device
     parts: tuple[Part, ...]
     free: int | None = None  # bytes free on the device when the plan was made; None if unknown
@@ -78,8 +83,12 @@ class Plan:
 
     @property
     def buffers(self) -> int:
-        """Bytes of the two device buffers through which blocks are streamed."""
-        return 2 * max(part.block if part.placement == "stream" else 0 for part in self.parts)
+        """Bytes of the two device buffers through which blocks are streamed and, for blocks from
+        files on a card, of what expands them.
+        """
+        moving = [part.block for part in self.parts if part.placement in ("stream", "disk")]
+        expanding = self.residency == "disk" and self.device.type == "cuda"
+        return 2 * max(moving, default=0) + EXPANDING * expanding
 
     @property
     def peak(self) -> int:
@@ -114,8 +123,8 @@ def choose(
     operations: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Plan:
-    """The plan with the given residency. "auto" chooses the first that fits: resident, resident
-    with the text encoder offloaded, swap, stream.
+    """The plan with the given residency, if it fits as it is or with the text encoder offloaded.
+    "auto" chooses the first that fits: resident, swap, stream, disk; on a CPU, resident or disk.
 
     Args:
         free: bytes available on the device, None if unknown (see `available`).
@@ -131,14 +140,13 @@ def choose(
     plans = [
         Plan(name, device, _placed(parts, placement), free, operations, dtype)
         for name, placement in _ORDER
+        if name != "disk" or any(part.stored for part in parts)
     ]
-    named = (
-        plans
-        if residency == "auto"
-        else [plan for plan in plans if plan.residency == residency][:1]
-    )
-    if residency == "auto" and device.type == "cpu":
-        named = plans[:1]  # moving weights within the same memory gains nothing
+    named = [plan for plan in plans if residency in ("auto", plan.residency)]
+    if not named:
+        raise MinicosError("--residency disk is for Wan's networks: take stream")
+    if device.type == "cpu":  # moving weights within the same memory gains nothing
+        named = [plan for plan in named if not plan.host] or named
     for plan in named:
         if _fits(plan, free, host):
             return plan
@@ -154,6 +162,8 @@ _ORDER: tuple[tuple[str, dict[str, str]], ...] = (
     ("resident", {"text": "offload"}),
     ("swap", {"text": "offload", "vae": "offload", "high": "offload", "low": "offload"}),
     ("stream", {"text": "offload", "vae": "offload", "high": "stream", "low": "stream"}),
+    ("disk", {"high": "disk", "low": "disk"}),
+    ("disk", {"text": "offload", "vae": "offload", "high": "disk", "low": "disk"}),
 )
 
 
@@ -197,12 +207,15 @@ def describe(plan: Plan, speed: float | None = None) -> str:
         "resident": "stays on {}",
         "offload": "on the host, on {} from its use until room is needed",
         "stream": "block by block through {}",
+        "disk": "block by block through {}, each time from its files",
     }
     lines = [f"plan: {plan.residency} on {plan.device}{free}"]
     for part in plan.parts:
         mapped = (
             f" ({_size(part.mapped)} of it in its file)"
             if part.mapped and part.placement == "resident"
+            else f" ({_size(part.stored)}, expanded for each use)"
+            if part.placement == "disk"
             else ""
         )
         lines.append(
@@ -226,7 +239,9 @@ def _size(count: int | None) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def measure(name: str, network: nn.Module, dtype: Dtype, *, work: int = 0, mapped: int = 0) -> Part:
+def measure(
+    name: str, network: nn.Module, dtype: Dtype, *, work: int = 0, mapped: int = 0, stored: int = 0
+) -> Part:
     """The sizes of a network (which may be on the meta device) whose parameters will have these
     dtypes.
     """
@@ -235,9 +250,8 @@ def measure(name: str, network: nn.Module, dtype: Dtype, *, work: int = 0, mappe
         _bytes(block, dtype, f"blocks.{i}.", ALIGN)
         for i, block in enumerate(getattr(network, "blocks", ()))
     ]
-    return Part(
-        name, total, work, min(total, sum(blocks)), max(blocks, default=0), min(total, mapped)
-    )
+    block, mapped = max(blocks, default=0), min(total, mapped)
+    return Part(name, total, work, min(total, sum(blocks)), block, mapped, stored)
 
 
 def _bytes(module: nn.Module, dtype: Dtype, prefix: str = "", align: int = 1) -> int:

@@ -1,15 +1,15 @@
 """Execution of a plan: offloaded networks move to the device when they are used, streamed networks
-block by block.
+block by block, from the host's memory or from their files.
 
-Weights are copied and never changed, so results are bitwise equal to those of a resident model. For
-the placements see `plan`.
+Weights are copied, or read again by the function that read them first, so results are bitwise equal
+to those of a resident model. For the placements see `plan`.
 """
 
 import os
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from threading import Lock
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from minicos.dit import DiT
 from minicos.errors import MinicosError, warn
 from minicos.plan import ALIGN, HEADROOM, Dtype, Part, Plan
+from minicos.weights.load import Read
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -26,16 +27,19 @@ N = TypeVar("N", bound=nn.Module)
 class HostBuffer:
     """The weights of a module in one piece of host memory, so that one copy moves all of them."""
 
-    def __init__(self, module: nn.Module, dtype: Dtype, pin: bool):
-        self.module = module
+    def __init__(
+        self, module: nn.Module, dtype: Dtype, pin: bool, prefix: str = "", kept: bool = True
+    ):
+        self.module, self.prefix = module, prefix  # of its weights' names, for `dtype`
         # name -> begin, end, shape, dtype
         self.slots: dict[str, tuple[int, int, torch.Size, torch.dtype]] = {}
         self.size = 0
         for name, tensor in module.state_dict().items():
-            size = tensor.numel() * dtype(name).itemsize
-            self.slots[name] = (self.size, self.size + size, tensor.shape, dtype(name))
+            kind = dtype(prefix + name)
+            size = tensor.numel() * kind.itemsize
+            self.slots[name] = (self.size, self.size + size, tensor.shape, kind)
             self.size += -(-size // ALIGN) * ALIGN
-        self.memory = host_memory(self.size, pin)
+        self.memory = host_memory(self.size if kept else 0, pin)
 
     def view(self, name: str, memory: Tensor | None = None) -> Tensor:
         """A weight inside `memory` (uint8, with this buffer's layout), by default inside the buffer
@@ -50,6 +54,29 @@ class HostBuffer:
         """
         for name, parameter in self.module.named_parameters():
             parameter.data = self.view(name, memory)
+
+    def write(self, target: Tensor) -> None:
+        """Copy the weights to `target` (uint8, with this buffer's layout)."""
+        target.copy_(self.memory, non_blocking=True)
+
+
+class FileBuffer(HostBuffer):
+    """The weights of a module that stay in their file and are read for each use: quantised tensors
+    are expanded, and LoRAs merged, in the memory they are written to. Without such memory, the
+    module's weights are NaN.
+    """
+
+    read: Read
+
+    def view(self, name: str, memory: Tensor | None = None) -> Tensor:
+        if memory is not None:
+            return super().view(name, memory)
+        _, _, shape, dtype = self.slots[name]
+        return torch.full((), torch.nan, dtype=dtype).expand(shape)
+
+    def write(self, target: Tensor) -> None:
+        for name in self.slots:
+            self.read(self.prefix + name, lambda *_, name=name: self.view(name, target))
 
 
 def host_memory(size: int, pin: bool) -> Tensor:
@@ -82,8 +109,10 @@ class CopyQueue(Protocol):
     def event(self) -> Any:
         """An event that occurs when all computation submitted so far is done."""
 
-    def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
-        """Copy once the event `after` has occurred; returns the event of the copy's end."""
+    def copy(self, target: Tensor, source: HostBuffer, after: Any) -> Any:
+        """Write the weights to `target` once the event `after` has occurred; returns the event of
+        the copy's end.
+        """
 
     def wait(self, event: Any) -> None:
         """Delay further computation until the event of a copy has occurred."""
@@ -100,10 +129,10 @@ class CudaCopyQueue:
         event.record(torch.cuda.current_stream(self.device))
         return event
 
-    def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
+    def copy(self, target: Tensor, source: HostBuffer, after: Any) -> Any:
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(after)
-            target.copy_(source, non_blocking=True)
+            source.write(target)
             event = torch.cuda.Event()
             event.record(self.stream)
         return event
@@ -128,7 +157,7 @@ class ThreadCopyQueue:
         done.set_result(None)
         return done
 
-    def copy(self, target: Tensor, source: Tensor, after: Future) -> Future:
+    def copy(self, target: Tensor, source: HostBuffer, after: Future) -> Future:
         if self._process != os.getpid():  # a forked process has no threads of its parent
             self._start()
         return self._thread.submit(self._copy, target, source, after)
@@ -136,13 +165,18 @@ class ThreadCopyQueue:
     def wait(self, event: Future) -> None:
         event.result()
 
-    def _copy(self, target: Tensor, source: Tensor, after: Future) -> None:
+    def _copy(self, target: Tensor, source: HostBuffer, after: Future) -> None:
         after.result()
-        target.copy_(source)
+        source.write(target)
+
+
+# process and source of a copy, the buffer it goes to, and the event of its end
+_Copied = tuple[tuple[int, HostBuffer], Tensor, Any]
 
 
 class Streamer:
     """Puts the weights of one block after the other on the device, alternating between two buffers.
+    While the last two blocks compute, the first two of the next pass are copied.
 
     Two waits protect the buffers: a block computes only after the copy into its buffer, and a copy
     begins only after the block that used the buffer before. Both buffers exist as long as the
@@ -156,6 +190,7 @@ class Streamer:
         self._pass: object = None  # the pass that currently uses the device buffers
         self._turn = Lock()  # held while buffers change owner, since passes may start in threads
         self._bound: set[HostBuffer] = set()  # those whose block points into a device buffer
+        self._ahead: tuple[_Copied, ...] = ()  # what the last whole pass copied for the next one
 
     def stream(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
         """The blocks in order, each with its weights on the device until the next one is requested
@@ -171,22 +206,26 @@ class Streamer:
             current = self._pass = object()
             for host in list(self._bound):
                 self._release(host)
-            buffers = self._buffers(max(host.size for host in self.host.values()))
-            begin = self.queue.event()  # also after work that an interrupted pass left running
-            copied = deque(self._fill(buffers[i], hosts[i], begin) for i in range(len(hosts[:2])))
+            coming, self._ahead = self._ahead, ()
+            if [copied[0] for copied in coming] != [(os.getpid(), host) for host in hosts[:2]]:
+                buffers = self._buffers(max(host.size for host in self.host.values()))
+                begin = self.queue.event()  # also after work that an interrupted pass left running
+                firsts = zip(buffers, hosts[:2], strict=False)
+                coming = tuple(self._fill(buffer, host, begin) for buffer, host in firsts)
         for i, (block, host) in enumerate(zip(blocks, hosts, strict=True)):
-            self.queue.wait(copied.popleft())
+            (_, buffer, copied), *rest = coming
+            self.queue.wait(copied)
             with self._turn:
                 self._check(current)
-                host.bind(buffers[i % 2])
+                host.bind(buffer)
                 self._bound.add(host)
             yield block
             with self._turn:
                 self._check(current)
                 self._release(host)
-                computed = self.queue.event()
-                if i + 2 < len(hosts):
-                    copied.append(self._fill(buffers[i % 2], hosts[i + 2], computed))
+                after = hosts[(i + 2) % len(hosts)]
+                coming = (*rest, self._fill(buffer, after, self.queue.event()))
+                self._ahead = coming if block is blocks[-1] else ()
 
     def _check(self, current: object) -> None:
         if self._pass is not current:
@@ -195,8 +234,9 @@ class Streamer:
                 "--residency resident"
             )
 
-    def _fill(self, buffer: Tensor, host: HostBuffer, after: Any) -> Any:
-        return self.queue.copy(buffer[: host.size], host.memory, after)
+    def _fill(self, buffer: Tensor, host: HostBuffer, after: Any) -> "_Copied":
+        """The copy of a block; of no use to a forked process, which has no thread that copies."""
+        return (os.getpid(), host), buffer, self.queue.copy(buffer[: host.size], host, after)
 
     def _release(self, host: HostBuffer) -> None:
         host.bind()
@@ -216,12 +256,16 @@ class Residency:
     """
 
     def __init__(self, plan: Plan, queue: CopyQueue | None = None):
-        self.plan = plan
+        self.plan, self._queue = plan, queue
         self._offloaded: dict[nn.Module, HostBuffer] = {}
         self._parts: dict[nn.Module, Part] = {}
         self._on_device: list[nn.Module] = []  # offloaded networks on the device, last used last
-        self._queue = queue
-        self._streamer: Streamer | None = None
+
+    @cached_property
+    def _streamer(self) -> Streamer:
+        device = self.plan.device
+        copies = CudaCopyQueue(device) if device.type == "cuda" else ThreadCopyQueue()
+        return Streamer(self._queue or copies, device)
 
     def allocate(
         self, name: str, network: nn.Module, dtype: Dtype
@@ -237,19 +281,32 @@ class Residency:
             return lambda name, shape, dtype: buffer.view(name)
         if not isinstance(network, DiT):
             raise TypeError(f"blocks are streamed of a DiT, not of a {type(network).__name__}")
-        streamer, blocks = self._open_streamer(), list(network.blocks)
+        streamer, blocks = self._streamer, list(network.blocks)
+        disk = placement == "disk"
+        kind = FileBuffer if disk else HostBuffer
         for i, block in enumerate(blocks):
-            streamer.host[block] = HostBuffer(block, _within(f"blocks.{i}.", dtype), pin)
+            streamer.host[block] = kind(block, dtype, pin, f"blocks.{i}.", kept=not disk)
         network.stream_blocks(streamer.stream)
+        # weights that stay in their file are read here a first time, to be checked
+        scratch = torch.empty(part.block * disk, dtype=torch.uint8, device=self.plan.device)
 
         def place(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
             first, _, rest = name.partition(".")
             if first != "blocks":
                 return torch.empty(shape, dtype=dtype, device=self.plan.device)
             index, _, inside = rest.partition(".")
-            return streamer.host[blocks[int(index)]].view(inside)
+            return streamer.host[blocks[int(index)]].view(inside, scratch if disk else None)
 
         return place
+
+    def loaded(self, network: nn.Module, read: Read) -> None:
+        """Weights that stay in their file are read again with this function."""
+        if isinstance(network, DiT) and self._parts[network].placement == "disk":
+            for block in network.blocks:
+                host = self._streamer.host[block]
+                if isinstance(host, FileBuffer):
+                    host.read = read
+                    host.bind()
 
     def to_device(self, network: N) -> N:
         """The same network, ready to run on the device. Offloaded networks leave the device until
@@ -277,16 +334,3 @@ class Residency:
         need += sum(self._parts[other].weights for other in self._on_device)
         need += plan.host if plan.device.type == "cpu" else 0  # host and device share one memory
         return need + self._parts[network].transient_bytes <= HEADROOM * plan.free
-
-    def _open_streamer(self) -> Streamer:
-        if self._streamer is None:
-            device = self.plan.device
-            cuda = device.type == "cuda"
-            queue = self._queue or (CudaCopyQueue(device) if cuda else ThreadCopyQueue())
-            self._streamer = Streamer(queue, device)
-        return self._streamer
-
-
-def _within(prefix: str, dtype: Dtype) -> Dtype:
-    """`dtype` for names inside the module with this prefix."""
-    return lambda name: dtype(prefix + name)

@@ -115,6 +115,8 @@ def verify(
         MinicosError: diffusers or transformers is not installed; raised before anything runs.
     """
     peers()
+    if wan.placement == "disk":
+        raise MinicosError("a comparison needs all weights in memory: take --residency stream")
     return _parts(wan, grid, as_shipped, tolerance)
 
 

@@ -22,6 +22,7 @@ import torch
 from minicos.bench.load import Peak, anonymous, write
 from minicos.config import VARIANTS
 from minicos.dit import FLOAT32, DiT
+from minicos.tiny.lora import save_lora
 from minicos.weights import lora
 from minicos.weights.header import weight_files
 from minicos.weights.load import load_into
@@ -56,7 +57,7 @@ def main() -> None:
                 )
                 for k in matrices
             }
-            lora.save(folder / "lora", deltas, torch.bfloat16)
+            save_lora(folder / "lora", deltas, torch.bfloat16)
             loras = [lora.read(folder / "lora")]
             del deltas
         before = anonymous()

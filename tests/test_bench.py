@@ -182,7 +182,7 @@ def test_everything_in_one_table(monkeypatch, tmp_path, bench):
 
 
 def test_a_device_without_a_clock_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("minicos.open.open_device", torch.device)
+    monkeypatch.setattr("minicos.device.open_device", torch.device)
     assert main(["bench", "capture", "--device", "mps"]) == 2
     assert "no clock for mps: take --device cpu or cuda" in capsys.readouterr().err
 

@@ -22,6 +22,7 @@ from minicos.config import VARIANTS
 from minicos.dit import DiT
 from minicos.media import load_image, load_video, save_image
 from minicos.runs import PART
+from minicos.tiny.lora import save_lora
 from minicos.weights import layouts, lora
 
 PROMPT = ["--prompt", "solve the maze"]
@@ -611,7 +612,7 @@ def test_unknown_words_are_named(minicos):
 def test_what_a_lora_changed_is_told_and_recorded(minicos, work):
     draw = torch.Generator().manual_seed(0)
     delta = lora.LowRank(torch.randn(128, 2, generator=draw), torch.randn(2, 128, generator=draw))
-    lora.save(
+    save_lora(
         work / "a.safetensors",
         {"blocks.0.self_attn.q.weight": delta, "blocks.1.ffn.0.bias": lora.Whole(torch.ones(512))},
     )

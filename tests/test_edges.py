@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from minicos import Hooks, MinicosError, load
 from minicos.cli import main, values
+from minicos.device import open_device
 from minicos.errors import MinicosWarning
-from minicos.open import open_device
 from minicos.weights import layouts, lora
 
 PICTURE = np.full((32, 32, 3), 255, np.uint8)

@@ -16,6 +16,7 @@ from torch import nn
 
 from minicos.config import VARIANTS
 from minicos.errors import MinicosError
+from minicos.tiny.lora import save_lora
 from minicos.weights import layouts, lora
 from minicos.weights.inspect import describe, inspect
 from minicos.weights.load import load_into
@@ -240,7 +241,7 @@ def test_an_expert_may_be_a_lora_on_the_other(tmp_path):
     shapes = manifest("official.Wan2.2-I2V-A14B.high_noise_model")
     write_sparse(tmp_path / "high_noise_model" / "a.safetensors", shapes)
     delta = lora.LowRank(torch.zeros(5120, 3), torch.zeros(3, 5120))
-    lora.save(
+    save_lora(
         tmp_path / "low_noise_model" / "lora.safetensors", {"blocks.0.self_attn.q.weight": delta}
     )
     found = inspect(tmp_path)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from minicos import config
 from minicos.errors import MinicosError
 from minicos.open import load
+from minicos.tiny.lora import save_lora
 from minicos.vae import VAE as VAENetwork
 from minicos.weights import layouts, lora
 from minicos.weights.layouts import find
@@ -509,7 +510,7 @@ def test_vbvr_is_the_base_and_two_loras(as_a14b, twin, networks, toy, tmp_path):
             for module in ("self_attn.q", "cross_attn.o")
         }
         files[name] = tmp_path / f"{name}_noise_lora.safetensors"
-        lora.save(files[name], deltas)
+        save_lora(files[name], deltas)
         one = lora.read(files[name])
         merged[name] = {k: one.merge(k, v.float()) for k, v in networks[name].items()}
     (tmp_path / "VBVR").mkdir()
@@ -545,7 +546,7 @@ def test_vbvr_is_the_base_and_two_loras(as_a14b, twin, networks, toy, tmp_path):
 
 
 def test_a_lora_for_another_network_is_refused_before_weights_are_read(twin, tmp_path, monkeypatch):
-    lora.save(
+    save_lora(
         tmp_path / "a.safetensors",
         {"blocks.0.ffn.0.weight": lora.LowRank(torch.ones(9, 2), torch.ones(2, 128))},
     )

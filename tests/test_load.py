@@ -23,6 +23,7 @@ from minicos import open as opening
 from minicos.config import DiTConfig, VAEConfig
 from minicos.dit import FLOAT32, DiT
 from minicos.errors import MinicosError
+from minicos.tiny.lora import save_lora
 from minicos.vae import VAE
 from minicos.weights import layouts, lora
 from minicos.weights import load as loading
@@ -307,14 +308,14 @@ def test_lora_is_merged_before_the_cast(i2v):
 def test_lora_saved_and_read_again(tmp_path):
     for dialect in DIALECTS:
         found = read_lora(dialect)
-        lora.save(tmp_path / "a.safetensors", found.deltas)
+        save_lora(tmp_path / "a.safetensors", found.deltas)
         again = lora.read(tmp_path / "a.safetensors")
         assert set(again.deltas) == set(found.deltas)
         for name, delta in found.deltas.items():
             zero = torch.zeros(delta.shape)
             assert (again.merge(name, zero) - found.merge(name, zero)).abs().max() <= 1e-6
     keys = read_header(golden.FOLDER / "lora_diffsynth.safetensors").tensors
-    lora.save(tmp_path / "a.safetensors", read_lora("diffsynth").deltas, torch.bfloat16)
+    save_lora(tmp_path / "a.safetensors", read_lora("diffsynth").deltas, torch.bfloat16)
     assert {
         k: (i.dtype, i.shape) for k, i in read_header(tmp_path / "a.safetensors").tensors.items()
     } == {k: (i.dtype, i.shape) for k, i in keys.items()}
@@ -371,7 +372,7 @@ def test_lora_for_another_network_is_refused(i2v, tmp_path):
         ("blocks.7.self_attn.q", "which this network lacks"),
         (Q, r"is \(4, 8\), and the parameter \(128, 128\)"),
     ):
-        lora.save(tmp_path / "a.safetensors", {f"{name}.weight": lora.LowRank(B, A)})
+        save_lora(tmp_path / "a.safetensors", {f"{name}.weight": lora.LowRank(B, A)})
         with pytest.raises(MinicosError, match=rf"a\.safetensors.*{name}.*{says}"):
             i2v(lora.read(tmp_path / "a.safetensors"))
 
@@ -428,7 +429,7 @@ def mixed(tmp_path_factory):
         )
         for i in (2, 7)
     }
-    lora.save(folder / "lora", deltas)
+    save_lora(folder / "lora", deltas)
     return folder, lora.read(folder / "lora")
 
 

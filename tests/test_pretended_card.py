@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from minicos import load, plan, runs, selfcheck
 from minicos.cli import vbvr
 from minicos.errors import MinicosWarning
-from minicos.stream import CudaCopyQueue
+from minicos.stream import CudaCopyQueue, FileBuffer, HostBuffer
 from minicos.weights import load as loading
 from minicos.weights.header import read_part
 
@@ -71,7 +72,8 @@ def card(monkeypatch):
 
 def test_a_copy_waits_for_the_computation_before_it_and_computation_for_the_copy(card):
     queue = CudaCopyQueue(CARD)
-    copied = queue.copy(card.target("block"), None, queue.event())
+    source = HostBuffer(nn.Linear(1, 1), lambda name: torch.float32, pin=False)
+    copied = queue.copy(card.target("block"), source, queue.event())
     queue.wait(copied)
     assert card.log == [
         ("compute", "records", 1),
@@ -91,6 +93,29 @@ def stored(tmp_path):
     save_file({"weight": x}, tmp_path / "a.safetensors")
     (header,) = read_part(tmp_path / "a.safetensors", "")
     return x, loading.Stored(header, "weight", loading.open_tensors(header))
+
+
+def test_weights_from_a_file_come_on_the_stream_of_copies(stored, card, monkeypatch):
+    """Pinned buffers belong to that stream, and the block's event comes after the last of them."""
+    monkeypatch.setattr(loading, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(loading, "PINNED", 20 * 6 * 4)
+    bring = loading.PinnedCopies(torch.device("cpu"))
+    x, one = stored
+    source = FileBuffer(nn.Linear(6, 37, bias=False), lambda name: x.dtype, pin=False, kept=False)
+    source.read = lambda name, place: loading._fill(place(name, x.shape, x.dtype), one, None, bring)
+    target = torch.empty(source.size, dtype=torch.uint8)
+    queue = CudaCopyQueue(CARD)
+    queue.copy(target, source, queue.event())
+    assert torch.equal(source.view("weight", target), x)
+    assert card.log == [
+        ("compute", "records", 3),
+        ("copies waits", 3),
+        ("host waits", 2),
+        ("copies", "records", 2),
+        ("host waits", 1),
+        ("copies", "records", 1),
+        ("copies", "records", 4),
+    ]
 
 
 @pytest.mark.parametrize("refused", [False, True])

@@ -5,6 +5,7 @@ memory that there is.
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -30,13 +31,18 @@ from minicos.open import load
 from minicos.plan import DoesNotFit, Part, Plan, available, choose, describe, measure
 from minicos.stream import HostBuffer, Residency, Streamer, ThreadCopyQueue, host_memory
 from minicos.text import TextEncoder
+from minicos.tiny.lora import save_lora
 from minicos.vae import VAE
+from minicos.verify import verify
+from minicos.weights import lora
 
 CPU = torch.device("cpu")
 
 
 class RoughQueue(ThreadCopyQueue):
     """Takes an arbitrary time, and leaves NaN in a buffer as long as it may write there."""
+
+    seconds: tuple[float, ...] = (0, 0.0005, 0.002)
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -45,12 +51,14 @@ class RoughQueue(ThreadCopyQueue):
     def _copy(self, target, source, after):
         after.result()
         target.fill_(0xFF)  # NaN in float32 and bfloat16
-        time.sleep(self._draw.choice([0, 0.0005, 0.002]))
-        target.copy_(source)
+        time.sleep(self._draw.choice(self.seconds))
+        source.write(target)
 
 
 class DeafQueue(RoughQueue):
     """Broken: the computation does not wait for the weights."""
+
+    seconds = (0.05,)
 
     def wait(self, event):
         pass
@@ -64,7 +72,7 @@ class HastyStreamer(Streamer):
         buffers = self._buffers(max(host.size for host in self.host.values()))
         for i, block in enumerate(blocks):
             host = self.host[block]
-            self.queue.wait(self._fill(buffers[i % 2], host, self.queue.event()))
+            self.queue.wait(self._fill(buffers[i % 2], host, self.queue.event())[-1])
             host.bind(buffers[i % 2])
             if i + 2 < len(blocks):
                 self._fill(buffers[i % 2], self.host[blocks[i + 2]], self.queue.event())
@@ -212,13 +220,50 @@ def test_a_fork_of_a_process_that_streamed_can_stream(deep):
     assert torch.equal(velocity(network), expected)
 
 
-def test_an_error_of_the_copier_is_told(deep):
+def test_an_error_of_the_copier_is_told_and_not_kept(deep):
     class Failing(ThreadCopyQueue):
-        def _copy(self, target, source, after):
-            raise RuntimeError("the bus is gone")
+        broken = True
 
+        def _copy(self, target, source, after):
+            if self.broken:
+                raise RuntimeError("the bus is gone")
+            super()._copy(target, source, after)
+
+    queue = Failing()
+    network = streamed(deep(), queue)
     with pytest.raises(RuntimeError, match="the bus is gone"):
-        velocity(streamed(deep(), Failing()))
+        velocity(network)
+    queue.broken = False
+    assert torch.equal(velocity(network), velocity(deep()))
+
+
+def test_the_first_blocks_of_the_next_pass_are_copied_while_this_one_ends(deep):
+    """Every pass copies each block once, two of them for the pass after it, and one of another
+    network begins anew.
+    """
+
+    class Counting(ThreadCopyQueue):
+        copied: list[nn.Module] = []  # noqa: RUF012
+
+        def copy(self, target, source, after):
+            self.copied.append(source.module)
+            return super().copy(target, source, after)
+
+    queue = Counting()
+    network = streamed(deep(), queue)
+    first, second, *others = blocks = list(network.blocks)
+    velocity(network)
+    assert queue.copied == [*blocks, first, second]
+    queue.copied.clear()
+    for _ in network._in_turn(blocks):
+        assert not queue.copied[:1] or queue.copied[0] is others[0]  # what is there is not copied
+    assert queue.copied == [*others, first, second]
+    queue.copied.clear()
+    assert torch.equal(
+        torch.stack([p.sum() for p in network._in_turn(blocks[2:]) for p in p.parameters()]),
+        torch.stack([p.sum() for block in deep().blocks[2:] for p in block.parameters()]),
+    )
+    assert queue.copied == [*others, *others[:2]]
 
 
 # -- whole models ----------------------------------------------------------------------------------
@@ -258,11 +303,77 @@ def pictures(toy):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_swapped_and_streamed_runs_equal_resident_ones(pictures, dtype):
     _, expected, video = pictures("resident", dtype)
-    for residency in ("swap", "stream"):
+    for residency in ("swap", "stream", "disk"):
         wan, latents, frame = pictures(residency, dtype)
         assert wan.residency.plan.residency == residency
         assert all(torch.equal(a, b) for a, b in zip(latents, expected, strict=True))
         assert (frame == video).all()
+
+
+@pytest.fixture(scope="module")
+def quantised(toy):
+    """A model whose matrices are fp8 with a factor, and a LoRA for it."""
+    folder = toy.parent / "fp8"
+    (folder / "high_noise_model").mkdir(parents=True)
+    for path in toy.iterdir():
+        if path.name != "high_noise_model":
+            (folder / path.name).symlink_to(path)
+    weights, changes = {}, {}
+    draw = torch.Generator().manual_seed(0)
+    file = "high_noise_model/diffusion_pytorch_model.safetensors"
+    for name, tensor in load_file(toy / file).items():
+        weights[name] = tensor
+        if name.startswith("blocks.") and tensor.ndim == 2:
+            factor = tensor.abs().max() / 448
+            weights[name] = (tensor / factor).to(torch.float8_e4m3fn)
+            weights[name.replace(".weight", ".scale_weight")] = factor
+            if ".q." in name:
+                thin = (torch.randn(n, 2, generator=draw) / 10 for n in tensor.shape)
+                up, down = thin
+                changes[name] = lora.LowRank(up, down.T.contiguous())
+    save_file(weights, folder / file)
+    save_lora(folder / "a.safetensors", changes)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fp8_and_loras_read_at_each_use_equal_those_read_once(quantised, dtype):
+    def run(residency: str):
+        change = {"high": [quantised / "a.safetensors"]}
+        wan = load(quantised, device="cpu", dtype=dtype, residency=residency, lora=change)
+        condition = wan.with_preset(steps=2).condition(
+            "solve the maze",
+            torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)),
+            frames=5,
+        )
+        return wan, [step.next for step in wan.with_preset(steps=2).sample(condition, seed=1)]
+
+    (resident, expected), (wan, found) = run("resident"), run("disk")
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    plain = load(quantised, device="cpu", dtype=dtype)  # the LoRA changes something
+    name = "blocks.0.self_attn.q.weight"
+    assert not torch.equal(
+        plain.experts["high"].state_dict()[name], resident.experts["high"].state_dict()[name]
+    )
+    idle = dict(wan.experts["high"].blocks.named_parameters())
+    assert all(p.untyped_storage().nbytes() == p.itemsize for p in idle.values())  # one NaN each
+    with pytest.raises(MinicosError, match="all weights in memory: take --residency stream"):
+        verify(wan)
+    with pytest.raises(MinicosError, match="gradients need weights that stay in place"):
+        wan.check_differentiable()
+
+
+def test_a_file_that_changes_during_a_run_is_an_error(quantised, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(quantised, folder)
+    wan = load(folder, device="cpu", residency="disk").with_preset(steps=2)
+    picture = torch.rand(3, 32, 32)
+    steps = wan.sample(wan.condition("solve the maze", picture, frames=5), seed=1)
+    next(steps)
+    with (folder / "high_noise_model/diffusion_pytorch_model.safetensors").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(MinicosError, match="has become shorter or longer while it was read"):
+        list(steps)
 
 
 def test_each_network_comes_once_where_there_is_room(pictures, monkeypatch):
@@ -347,6 +458,37 @@ def test_the_first_plan_that_fits(a14b, memory, residency, text):
     assert all(name in words for name in ("high", "low", "vae", "text", residency))
 
 
+@pytest.mark.parametrize("memory", [24e9, 32e9, 48e9])
+def test_cards_in_a_host_with_little_memory(a14b, memory):
+    """Both experts in 64 GB: they are read from their files, of 28 GB in fp8."""
+    parts = [replace(p, stored=int(14.3e9) if p.blocks and p.name != "text" else 0) for p in a14b()]
+    cuda, host = torch.device("cuda"), 64 * 10**9
+    plan = choose("auto", parts, cuda, free=int(memory), host=host)
+    assert plan.residency == "disk"
+    assert plan.host == (text_bytes(plan) if memory < 30e9 else 0)
+    assert "block by block through cuda, each time from its files (14.3 GB" in describe(plan)
+    assert choose("auto", parts, cuda, free=int(24e9), host=80 * 10**9).residency == "stream"
+    with pytest.raises(DoesNotFit):  # of no use to a model that cannot read them there
+        choose("auto", a14b(), cuda, free=int(memory), host=host)
+    with pytest.raises(MinicosError, match="--residency disk is for Wan's networks: take stream"):
+        choose("disk", a14b(), cuda, free=int(memory), host=host)
+
+
+def test_a_cpu_with_little_memory_expands_blocks_as_well(quantised, monkeypatch):
+    plans = []
+
+    def load_with(free: int) -> str:
+        monkeypatch.setattr(opening, "available", lambda device: free)
+        wan = load(quantised, device="cpu", frames=5, size=(32, 32), tell=plans.append)
+        return wan.placement
+
+    assert load_with(10**10) == "resident"
+    whole = plans[-1]
+    assert load_with(int(whole.peak / 0.9) - 1) == "disk"
+    assert plans[-1].peak < whole.peak - whole.parts[0].blocks / 2
+    assert plans[-1].host == 0
+
+
 def text_bytes(plan: Plan) -> int:
     return sum(
         part.weights
@@ -374,14 +516,14 @@ def test_plans_that_do_not_fit(a14b):
     with pytest.raises(MinicosError, match=r"and \d+\.\d GB of 32.0 GB of host memory"):
         choose("auto", a14b(), cuda, free=25 * 10**9, host=32 * 10**9)
     with pytest.raises(
-        MinicosError, match="no residency 'fast': take one of auto, resident, swap, stream"
+        MinicosError, match="no residency 'fast': take one of auto, resident, swap, stream, disk"
     ):
         choose("fast", a14b(), cuda, free=None, host=None)
     assert choose("auto", a14b(), cuda, free=None, host=None).residency == "resident"
 
 
 def test_on_a_cpu_weights_in_their_files_count_nothing():
-    part = Part("high", weights=10**9, work=10**8, mapped=10**9)
+    part = Part("high", weights=10**9, work=10**8, blocks=10**9, block=10**8, mapped=10**9)
     assert choose("auto", [part], CPU, free=2 * 10**8, host=None).peak == 10**8
     with pytest.raises(MinicosError, match=r"resident needs about 1\.1 GB of 0\.2 GB free on cpu"):
         choose("auto", [replace(part, mapped=0)], CPU, free=2 * 10**8, host=None)
@@ -406,7 +548,7 @@ def test_the_plan_comes_before_the_weights(toy, monkeypatch):
         MinicosError, match=r"not enough memory for the plan: .*No smaller video fits either"
     ):
         load(toy, device="cpu", tell=told.append)
-    assert told.pop().residency == "resident"  # a refused plan is shown as well
+    assert told.pop().residency == "disk"  # a refused plan is shown as well, the last one tried
     monkeypatch.undo()
     wan = load(toy, device="cpu", frames=9, size=(96, 32), tell=told.append)
     assert told == [wan.residency.plan]

@@ -24,6 +24,7 @@ from minicos.hooks import Hooks
 from minicos.media import to_uint8
 from minicos.open import load
 from minicos.text import TextEncoder
+from minicos.tiny.lora import save_lora
 from minicos.weights import lora
 from minicos.weights.inspect import inspect
 from minicos.weights.layouts import EMBEDDED
@@ -104,7 +105,7 @@ def two_experts(toy, tmp_path_factory):
         (folder / path.name).symlink_to(path)
     draw = torch.Generator().manual_seed(0)
     delta = lora.LowRank(torch.randn(128, 4, generator=draw), torch.randn(4, 128, generator=draw))
-    lora.save(folder / "low_noise_model/lora.safetensors", {"blocks.3.self_attn.q.weight": delta})
+    save_lora(folder / "low_noise_model/lora.safetensors", {"blocks.3.self_attn.q.weight": delta})
     return folder, delta
 
 

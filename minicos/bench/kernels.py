@@ -22,10 +22,9 @@ from minicos import attention
 from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
 from minicos.bench.networks import A14B, QUICK
 from minicos.config import DiTConfig
-from minicos.device import operations
+from minicos.device import check_compiler, operations
 from minicos.errors import MinicosError
 from minicos.measures import attention_with_lse, stratified
-from minicos.open import check_compiler
 from minicos.ops import REFERENCE, rope
 
 Given = dict[str, Any]  # arguments by name; a function receives those that it takes

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from minicos import cost
 from minicos.config import VARIANTS, DiTConfig
-from minicos.device import operations
+from minicos.device import check_compiler, operations
 from minicos.dit import FLOAT32, DiT
 from minicos.hooks import NO_HOOKS, Hooks
-from minicos.open import check_compiler, load
+from minicos.open import load
 from minicos.ops import REFERENCE, Ops
 
 A14B = VARIANTS["Wan2.2-I2V-A14B"]

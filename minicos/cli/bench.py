@@ -67,7 +67,7 @@ def add(verbs) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from minicos.bench.measure import TITLES, Line, header, markdown
-    from minicos.open import open_device
+    from minicos.device import open_device
     from minicos.runs import replace_file
 
     device = open_device(args.device)

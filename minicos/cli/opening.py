@@ -194,7 +194,7 @@ def load_wan(args: argparse.Namespace, files: "Layout", image: "Tensor | None" =
             print(f"  operations: {device.describe(ops, plan.device)}", file=sys.stderr)
 
     chosen = plan(args, files)
-    ops = device.operations(opening.open_device(args.device), args.kernels)
+    ops = device.operations(device.open_device(args.device), args.kernels)
     wan = opening.load(
         files,
         preset=chosen,

@@ -228,10 +228,10 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
         )
     parser.add_argument(
         "--residency",
-        choices=("auto", "resident", "swap", "stream"),
+        choices=("auto", "resident", "swap", "stream", "disk"),
         default="auto",
-        help="keep weights all on the device, one network at a time, or block by block (default: "
-        "the first that fits)",
+        help="keep weights all on the device, one network at a time, block by block from the "
+        "host's memory, or block by block from their files (default: the first that fits)",
     )
     parser.add_argument(
         "--kernels",

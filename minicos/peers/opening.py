@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from minicos.config import Preset
+from minicos.device import check_compiler, open_device
 from minicos.errors import MinicosError
-from minicos.open import check_compiler, open_device
 from minicos.peers.decoding import peak
 from minicos.peers.families import FAMILIES
 from minicos.peers.folder import PeerFolder

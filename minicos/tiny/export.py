@@ -13,7 +13,7 @@ from torch import Tensor
 from minicos.runs import replace_file, write_json
 from minicos.text import Tokenizer
 from minicos.tiny import train_dit, train_vae
-from minicos.weights import lora
+from minicos.tiny.lora import save_lora
 
 
 def export(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str = "dit/averaged") -> None:
@@ -31,7 +31,7 @@ def export(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str = "dit/
     networks(weights, train_dit.finished(folder, tokenizer, stage))
     low = weights / "low_noise_model"
     if (folder / "low" / "averaged.safetensors").exists():
-        lora.save(low / "lora.safetensors", train_dit.low_deltas(folder), torch.float16)
+        save_lora(low / "lora.safetensors", train_dit.low_deltas(folder), torch.float16)
     elif low.exists():
         rmtree(low)  # of another high-noise expert
     told(weights)

@@ -210,6 +210,8 @@ def _network(path: Path, expert: str | None) -> _Part:
     if headers[0].section:
         names = sorted(set(sections(key for key in tensors(read_headers(path))).values()))
         notes.append(f"one file of several networks ({', '.join(names)}): counted is the first")
+    if any(info.dtype.startswith("F8") for info in found.values()):
+        notes.append("fp8 is expanded when it is read: once, or with --residency disk at each use")
     if variant == "unknown" and is_shard(path):
         notes.append("this is one shard of several: give the folder")
     if architecture and known is None:

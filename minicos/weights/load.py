@@ -30,6 +30,8 @@ from minicos.weights.names import ASIDE, FACTOR, RECORD, WEIGHT, renamer, role
 Source = str | Path | Sequence[str | Path]
 # name, shape, dtype -> the contiguous tensor to fill
 Place = Callable[[str, torch.Size, torch.dtype], Tensor]
+# name, place (None: new memory, or a view of the file) -> the finished weight
+Read = Callable[[str, Place | None], Tensor]
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -107,7 +109,7 @@ def load_into(
     check_finite: bool = False,
     place: Place | None = None,
     label: str = "",
-) -> None:
+) -> Read:
     """Fill every parameter and buffer of `module` (usually on the meta device) from `source`. The
     module ends in eval mode, without gradients.
 
@@ -125,6 +127,9 @@ def load_into(
         label: label of a progress bar, shown from 1 GiB upwards.
         check_finite: refuse NaN and infinity.
 
+    Returns:
+        What makes a weight again from its file, the same bits each time.
+
     Raises:
         MinicosError: a key is missing, unknown, duplicated or of another shape; a file is damaged
             or in an unsupported format; a LoRA does not fit; or a value is not finite. The module
@@ -138,36 +143,38 @@ def load_into(
 
     device = torch.device(device)
     bring = PinnedCopies(device) if device.type == "cuda" else None
-    views_do = device.type == "cpu" and place is None
-    total = sum(one.info.bytes for one in stored.values())
-    names = progress(stored, len(stored), label) if label and total >= LONG else stored
-    for name in names:
-        one, factor = stored[name], factors.get(name)
+
+    def read(name: str, place: Place | None) -> Tensor:
+        one, factor, shape = stored[name], factors.get(name), torch.Size(stored[name].info.shape)
         changes = [each for each in loras if name in each.deltas]
         default = torch.float32 if factor else one.dtype
         wanted = (dtype(name) if callable(dtype) else dtype) or default
-        if views_do and not factor and not changes and wanted == one.dtype:
-            tensor = one.tensor()
-        else:
-            shape = torch.Size(one.info.shape)
-            new = place or (
-                lambda name, shape, dtype: torch.empty(shape, dtype=dtype, device=device)
-            )
-            first = torch.empty(shape, device=device) if changes else new(name, shape, wanted)
-            tensor = _fill(first, one, factor, bring)
-            for each in changes:
-                tensor = each.merge(name, tensor)
-            if changes:
-                tensor = new(name, shape, wanted).copy_(tensor)
+        as_stored = not factor and not changes and wanted == one.dtype
+        if place is None and device.type == "cpu" and as_stored:
+            return one.tensor()
+        new = place or (lambda name, shape, dtype: torch.empty(shape, dtype=dtype, device=device))
+        tensor = torch.empty(shape, device=device) if changes else new(name, shape, wanted)
+        tensor = _fill(tensor, one, factor, bring)
+        for each in changes:
+            tensor = each.merge(name, tensor)
+        return new(name, shape, wanted).copy_(tensor) if changes else tensor
+
+    total = sum(one.info.bytes for one in stored.values())
+    names = progress(stored, len(stored), label) if label and total >= LONG else stored
+    for name in names:
+        tensor = read(name, place)
         if check_finite and not _finite(tensor):
-            given = [str(one.header.path), *(str(each.path) for each in changes)]
-            cast = "" if wanted == one.dtype else f" as {str(wanted).removeprefix('torch.')}"
+            one = stored[name]
+            given = [one.header.path, *(each.path for each in loras if name in each.deltas)]
+            cast = f" as {str(tensor.dtype).removeprefix('torch.')}"
             raise MinicosError(
-                f"{' with '.join(given)}: {one.key} holds NaN or infinity{cast}. "
+                f"{' with '.join(map(str, given))}: {one.key} holds NaN or infinity"
+                f"{'' if tensor.dtype == one.dtype else cast}. "
                 "Download the file again or use a wider dtype."
             )
         _assign(module, name, tensor)
     module.requires_grad_(False).eval()
+    return read
 
 
 def stored_bytes(source: Source, part: str = "") -> Counter[torch.dtype]:
