@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from minicos.bench import BENCHMARKS, capture, ensemble, kernels, load, networks, vae
+from minicos.bench import BENCHMARKS, capture, ensemble, kernels, load, measure, networks, vae
 from minicos.bench.measure import TITLES, Ceilings, Line, alternate, attempt, ceilings, rate
 from minicos.cli import main
 from minicos.dit import FLOAT32
@@ -47,6 +47,23 @@ def test_a_line_as_a_row(ours, peer):
     assert row.index("50.00 %") + len("50.00 %") == len(TITLES)
     assert row.endswith("  so")
     assert float(row.split()[1]) == pytest.approx(ours, rel=1e-3)
+
+
+def test_a_share_above_the_ceiling_says_why():
+    """In every form of a line; others say nothing."""
+    above, below = (Line("vae", 2.0, "diffusers", 5.0, share) for share in (1.01, 1.0))
+    for text in (str(above), above.cells()[-1], above.to_json()["remarks"]):
+        assert text.endswith("faster than the best product or copy measured before and after")
+    assert replace(above, note="612 TFLOP/s").cells()[-1].startswith("612 TFLOP/s; above the ceil")
+    assert "above" not in f"{below} {below.cells()} {below.to_json()}"
+
+
+def test_the_best_product_so_far_is_the_ceiling(monkeypatch):
+    speeds = iter([3.0, 5.0, 4.0, 1.0, 2.0, 1.0, 9.0, 6.0, 7.0])
+    monkeypatch.setattr(measure.cost, "throughput", lambda *given: next(speeds))
+    monkeypatch.setattr(measure, "_copies", lambda device: 1e9)
+    monkeypatch.setattr(measure, "_best", {})
+    assert [ceilings(CPU).matmul for _ in range(3)] == [5.0, 5.0, 9.0]
 
 
 @pytest.mark.parametrize(
