@@ -325,6 +325,7 @@ def _needs(p: Preset) -> dict[str, tuple[object, bool, str]]:
         **({} if p.area is None else {"area": count(p.area)}),
         "fps": count(p.fps),
         "negative_prompt": (p.negative_prompt, isinstance(p.negative_prompt, str), 'text, or ""'),
+        "noise_device": (p.noise_device, p.noise_device in ("cpu", "cuda"), "cpu or cuda"),
         "image": (p.image, p.image in IMAGE, f"one of {', '.join(IMAGE)}"),
     }
 

@@ -306,14 +306,13 @@ class _Wish:
                     stored=stored.total() if one in self.parts.experts else 0,
                 )
             )
-        passes = 1 if all(g == 1 for g in self.preset.guidance.values()) else 2
         return choose(
             self.residency,
             sizes,
             self.device,
             free=available(self.device),
             host=available(torch.device("cpu")),
-            operations=passes * cost.flops(cfg, shape),
+            operations=len(self.preset.branches) * cost.flops(cfg, shape),
             dtype=self.dtype,
         )
 

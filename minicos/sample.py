@@ -208,6 +208,12 @@ class Model(ABC):
         """
         return self.frames_behind(frame)
 
+    def pictured(self, condition: Any) -> tuple[int, ...]:
+        """The latent frames that show a given picture: it is imposed there, or an input there at
+        every step. Studies tell them from what the model makes.
+        """
+        return () if condition.first is None else (0,)
+
     def words(self, condition: Any, branch: str) -> int | None:
         """The number of text rows that belong to the first sample's prompt; the rest is padding.
         None without text.
@@ -257,14 +263,14 @@ class Step:
     state: State  # state leaving the step
 
     def __repr__(self) -> str:
-        x, beside = self.x, ", ".join(self.state.beside)
-        passes = " and ".join(self.velocities)
+        x = self.x
         return (
             f"Step {self.index}: sigma {self.sigma:.4g} -> {self.sigma_next:.4g},"
             f" timestep {self.timestep:g}, expert {self.expert}\n"
-            f"  x, velocity, x0, next: {tuple(x.shape)} {x.dtype} on {x.device}; passes {passes}\n"
+            f"  x, velocity, x0, next: {tuple(x.shape)} {x.dtype} on {x.device}; passes "
+            f"{' and '.join(self.velocities)}\n"
             f"  state: history of {', '.join(self.state.history) or 'nothing'}; other latents: "
-            f"{beside or 'none'}"
+            f"{', '.join(self.state.beside) or 'none'}"
         )
 
     @property
@@ -366,9 +372,8 @@ def sample(
     if not isinstance(start, SupportsIndex) or not 0 <= start <= len(schedule):
         raise MinicosError(f"a run of {len(schedule)} steps cannot start at step {start}")
     beside = model.beside(noise, condition)
-    if state is None and start == 0:
-        state = State(beside=beside)
-    state = state or State()
+    if state is None:
+        state = State() if start else State(beside=beside)
     if missing := ", ".join(beside.keys() - state.beside.keys()):
         raise MinicosError(
             f"this model denoises {missing} along with the video: start at step {start} with the "

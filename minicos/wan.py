@@ -113,8 +113,6 @@ class Wan(VideoModel):
             **changes
         )
         dit = self.experts["high"]
-        if chosen.noise_device not in ("cpu", "cuda"):
-            raise MinicosError(f"noise is drawn on 'cpu' or 'cuda', not on {chosen.noise_device!r}")
         if chosen.noise_device == "cuda" and self.device.type != "cuda":
             raise MinicosError(
                 f"the official CUDA noise needs a CUDA card, and this model is on {self.device}"
@@ -233,6 +231,12 @@ class Wan(VideoModel):
             size // patch for size, patch in zip(shape[2:], self.cfg.patch_size, strict=True)
         )
         return f, h, w
+
+    def pictured(self, condition: WanCondition) -> tuple[int, ...]:
+        if condition.y is None:
+            return super().pictured(condition)
+        known = condition.y[0, :4].amax(dim=(0, 2, 3))  # the mask: of a first, perhaps a last frame
+        return tuple(known.nonzero().flatten().tolist())
 
     def words(self, condition: WanCondition, branch: str) -> int | None:
         return int(condition.branch(branch)[0].any(-1).sum())

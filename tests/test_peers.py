@@ -14,6 +14,7 @@ from minicos.hooks import Hooks
 from minicos.peers.cogvideox import rotation
 from minicos.peers.decoding import peak
 from minicos.peers.ltx2 import AUDIO
+from minicos.peers.peer import as_pil
 from minicos.record import Record
 from minicos.sample import State
 from tests import peers
@@ -208,6 +209,49 @@ def test_a_flow_between_frames_is_cut(name):
         assert not p[..., second, first].any() and p[..., first, second].all()
 
 
+def test_a_flow_is_cut_in_a_pass_of_the_models_own():
+    """In the pass "stg", block 1 computes no self-attention: nothing flows there to be cut."""
+    model, condition = peers.conditioned("ltx23", peers.peer("ltx23", **TERMS))
+    noise, cut = model.noise(condition, 0), Flow(Tokens((0,)), Tokens((1,)))
+
+    def velocities(**limits):
+        hooks = Knockout(cut, **limits).hooks()
+        return next(model.sample(condition, noise=noise, hooks=hooks)).velocities
+
+    plain = next(model.sample(condition, noise=noise)).velocities
+    others = [k for k in range(model.depth) if k != 1]
+    for limits, changed in (
+        ({"branch": "modality"}, {"modality"}),
+        ({"branch": "stg", "layers": others}, {"stg"}),
+        ({"layers": (1,)}, {"cond", "uncond", "modality"}),
+        ({}, {"cond", "uncond", "stg", "modality"}),
+    ):
+        found = velocities(**limits)
+        assert {k for k in plain if not torch.equal(found[k], plain[k])} == changed
+    with pytest.raises(MinicosError, match=r"blocks\.1\.self_attn is not computed in the pass stg"):
+        velocities(branch="stg")
+    crossing = Hooks().on("blocks.0.from_audio.q", lambda x, s: None, branch="modality")
+    with pytest.raises(MinicosError, match="not computed in the pass modality"):
+        next(model.sample(condition, noise=noise, hooks=crossing))
+
+
+@each
+def test_the_frames_that_show_the_given_picture(name):
+    """The frame in which the network receives it; for CogVideoX1.5 that is padding, and the next
+    one is the video's first.
+    """
+    model, condition = peers.conditioned(name)
+    assert model.pictured(condition) == ((0, 1) if "cog" in name else (0,))
+    call, c = condition.branch("cond"), condition.shape[1]
+    if condition.first is None:  # it is concatenated
+        axis = 1 if "cog" in name else 2  # of the frames in a call
+        beside = call["hidden_states"].narrow(3 - axis, c, c)  # the picture's channels
+        given = beside.abs().amax(dim=tuple(i for i in range(5) if i != axis)) > 0
+        assert given.nonzero().flatten().tolist() == [0]
+    if "cog" in name:
+        assert [[*model.frames_behind(f)] for f in (0, 1)] == [[], [0]]
+
+
 @each
 def test_resumes_bitwise(name):
     model, condition = peers.conditioned(name)
@@ -250,6 +294,12 @@ def test_sound_travels_beside_and_survives_an_edit():
     assert not torch.equal(steps[2].state.beside[AUDIO], edited[2].state.beside[AUDIO])
     with pytest.raises(MinicosError, match="denoises audio along"):
         model.sample(condition, noise=noise, start=1)
+
+
+def test_a_picture_keeps_its_levels():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, -1, -1)
+    for one in as_pil(levels / 255):
+        assert np.array_equal(np.asarray(one), levels[0].permute(1, 2, 0).numpy())
 
 
 def test_a_first_frame_is_compressed_where_the_preset_says_so():

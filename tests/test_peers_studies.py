@@ -19,11 +19,14 @@ from minicos.analysis.attention import PARTS, Attention
 from minicos.analysis.energy import Energy
 from minicos.analysis.ensemble import share
 from minicos.analysis.noise.edit import Noise
+from minicos.analysis.noise.measure import measure_all
+from minicos.analysis.noise.study import effects
 from minicos.analysis.noise.study import study as noise_study
 from minicos.analysis.options import NoiseOptions, SwapOptions
 from minicos.analysis.steps import Steps
 from minicos.analysis.swap.states import Swap, flip, lockstep
 from minicos.analysis.swap.study import study as swap_study
+from minicos.analysis.tools.cases import chosen
 from minicos.analysis.tools.controls import untrained
 from minicos.analysis.tools.interventions import Interventions
 from minicos.analysis.tools.observer import Observer
@@ -114,6 +117,28 @@ def test_noise(name, image, tmp_path):
     assert {row["edit"] for row in found.tables["edits"]} >= {"null", "step 1", "frame 1"}
     null = next(row for row in found.tables["edits"] if row["edit"] == "null")
     assert null["D"].value == 0
+
+
+@each
+def test_noise_in_a_given_frame_is_told_from_noise_in_others(name, image, tmp_path):
+    model = peers.peer(name)
+    asked = NoiseOptions(prompt="go", image=image(model), at=(1,), others=1)
+    measured = measure_all(model, chosen(asked), Run.open(tmp_path / "run", {}), asked)
+    _, condition = peers.conditioned(name, model)
+    given = model.pictured(condition)
+    later = [f for f in measured.free if f not in given]
+    step, title = measured.final("step 1"), "D of the video: step noise minus noise in a frame"
+    found = effects(measured)
+    if len(later) == len(measured.free):  # the given frame is imposed, and none is noised
+        assert f"{title} that was not given" not in found
+    else:
+        others = np.mean([measured.final(f"frame {f}") for f in later], axis=0)
+        assert np.array_equal(found[f"{title} that was not given"][0], step - others)
+    assert all(f >= model.lead for f in measured.seen)  # what is not shown is not in D
+    frames = np.arange(len([i for behind in measured.behind for i in behind]))
+    measured.runs["clean"]["right"] = np.ones((1, len(frames)))
+    hidden = np.isin(frames, model.frames_behind(later[0]))
+    assert np.array_equal(measured.shown(f"frame {later[0]}", "untouched"), ~hidden)
 
 
 @each

@@ -139,7 +139,7 @@ class Energy:
         return [*(name for names in sheets for name in names), *drawn, "energy.safetensors"]
 
     def numbers(self, saved: Saved) -> list[Number]:
-        """Where the prompted pass is busiest: the layer, and the given frame's share."""
+        """Where the prompted pass is busiest: the layer, and the share of the first frame."""
         if not any("cond.raw" in step for step in saved):
             return []
         raw = _whole(saved, "cond.raw").nan_to_num().mean((0, 3, 4))  # layer f

@@ -29,9 +29,11 @@ LIMITS = ("layers", "steps", "branch", "control")
 TEXTS = ("text", "padding", "word")  # the rows of the last two depend on the prompt
 
 
-def read(parts: Sequence[str], steps: int, depth: int) -> "Knockout":
+def read(
+    parts: Sequence[str], steps: int, depth: int, branches: Sequence[str] = ("cond", "uncond")
+) -> "Knockout":
     """The knockout that the words after one --knockout describe, for a run with so many steps and
-    blocks. If it names a word or the padding, `resolve` inserts the rows.
+    blocks and these passes. If it names a word or the padding, `resolve` inserts the rows.
 
     Raises:
         MinicosError: the words have no meaning.
@@ -46,9 +48,10 @@ def read(parts: Sequence[str], steps: int, depth: int) -> "Knockout":
     cut: Cut = Causal() if sides == ["causal"] else _flow(option, sides)
     own = any(_split(part)[0] in TEXTS[1:] for part in sides)  # rows that depend on the prompt
     branch = named.get("branch", "cond" if own else "both")
-    if branch not in ("cond", "uncond", "both") or (own and branch != "cond"):
+    if branch not in (*branches, "both") or (own and branch != "cond"):
         raise MinicosError(
-            f"{option}: the branch is cond, uncond or both, and cond for words of the prompt"
+            f"{option}: the branch is {', '.join(branches)} or both (all), and cond for words of "
+            "the prompt"
         )
     knockout = Knockout(
         cut,

@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> None:
     puzzle = watched.puzzle(args)
     images, files = opening.images(args), opening.layout_or_peer(args)
     watched.check(files, puzzle)
-    total, depth = opening.plan(args, files).steps, files.depth
+    preset, depth = opening.plan(args, files), files.depth
+    total, passes = preset.steps, dict.fromkeys(("cond", "uncond", *preset.branches))
     chosen = opening.within(args.at, total) or spread(8, total)
     seeds = args.seeds or (3 if args.ensemble else 1)
     if args.ensemble and seeds == 1:
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     if args.attention and not 0 <= args.attention[0] <= args.attention[-1] < depth:
         raise MinicosError(f"--attention: this model has layers 0 to {depth - 1}.")
     edits = [_noise(parts, args.mode, args.seed, total) for parts in args.noise]
-    cuts = [knockout.read(parts, total, depth) for parts in args.knockout]
+    cuts = [knockout.read(parts, total, depth, (*passes,)) for parts in args.knockout]
     for parts in args.knockout:
         knockout.check_word(parts, args.prompt)
     inside = _inside(args, total, depth, seeds)

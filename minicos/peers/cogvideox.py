@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minicos.errors import MinicosError
 from minicos.peers.foreign import Attends, Places, Spot, joint
-from minicos.peers.peer import Peer
+from minicos.peers.peer import Peer, PeerCondition
 from minicos.peers.prepare import Call
 from minicos.sample import VIDEO, Latents, Moment
 from minicos.schedule import Schedule
@@ -24,7 +24,9 @@ from minicos.schedule import Schedule
 
 @dataclass(frozen=True, repr=False)
 class CogVideoX(Peer):
-    """The picture's latent is concatenated to x along the channels, in frame 0."""
+    """The picture's latent is concatenated to x along the channels, in latent frame 0. If that is
+    padding, the next one is the video's first and shows the picture, too.
+    """
 
     def shape(self, call: Call) -> tuple[int, int, int, int, int]:
         b, f, c, h, w = call["hidden_states"].shape
@@ -86,6 +88,9 @@ class CogVideoX(Peer):
     def lead(self) -> int:
         """Padding at the front, if a token covers two latent frames."""
         return -super().latent_frames(self.preset.frames) % self.patch[0]
+
+    def pictured(self, condition: PeerCondition) -> tuple[int, ...]:
+        return tuple(range(self.lead + 1))
 
     def latent_frames(self, frames: int) -> int:
         shown = super().latent_frames(frames)

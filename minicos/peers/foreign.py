@@ -12,9 +12,9 @@ When the call ends, also by an exception, all hooks are removed. If hooks leave 
 the network continues with its own, so observing does not change a single bit.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -101,6 +101,20 @@ class Places:
         }
         return Places(spots, within)
 
+    def computed(self, hooks: Hooks, skipped: Container[str]) -> "Places":
+        """The places without the skipped attentions. Raises MinicosError for a rule on one of them
+        that is limited to the branch of this pass.
+        """
+        for name in filter(skipped.__contains__, self.attentions):
+            own = Hooks(tuple(rule for rule in hooks.rules if rule.branch))
+            if _any(own, [f"{name}.{part}" for part in PARTS]):
+                raise MinicosError(
+                    f"{name} is not computed in the pass {hooks.site.branch}, so it has no hook "
+                    "points there: take other layers or another branch"
+                )
+        kept = {name: at for name, at in self.attentions.items() if name not in skipped}
+        return replace(self, attentions=kept)
+
 
 def joint(name: str, module: str, text: int) -> dict[str, Spot]:
     """The points of a module that returns video and text: NAME, NAME.text, and both as NAME.joint,
@@ -113,21 +127,41 @@ def joint(name: str, module: str, text: int) -> dict[str, Spot]:
     }
 
 
+def joint_blocks(network: nn.Module, text: int) -> Places:
+    """The places in a network whose blocks process video and text, the text last: first blocks
+    with weights for each, then perhaps `single` ones with shared weights, which compute attention
+    and feed-forward in one projection.
+    """
+    names = [f"transformer_blocks.{k}" for k, _ in enumerate(network.transformer_blocks)]
+    double, single = len(names), getattr(network, "single_transformer_blocks", ())
+    names += [f"single_transformer_blocks.{k}" for k, _ in enumerate(single)]
+    spots = {"embed": Spot("x_embedder", "b l d"), "text": Spot("context_embedder", "b t d")}
+    attentions = {}
+    for k, theirs in enumerate(names):
+        ours, attention = f"blocks.{k}", f"{theirs}.attn"
+        spots |= joint(ours, theirs, text) | joint(f"{ours}.self_attn", attention, text)
+        if k < double:
+            spots[f"{ours}.ffn"] = Spot(f"{theirs}.ff", "b l d")
+            spots[f"{ours}.ffn.text"] = Spot(f"{theirs}.ff_context", "b t d")
+        attentions[f"{ours}.self_attn"] = Attends(attention, video=slice(None, -text or None))
+    return Places(spots, attentions)
+
+
 @contextmanager
 def hooked(
-    network: nn.Module, places: Places, hooks: Hooks, *, attends: bool = True
+    network: nn.Module, places: Places, hooks: Hooks, *, skipped: Container[str] = ()
 ) -> Iterator[None]:
     """Apply `hooks` to the points of one call of `network` (a context).
 
     Args:
-        attends: whether each hooked attention is computed in this call; False for passes that skip
-            some.
+        skipped: attentions that this call does not compute. Nothing flows there: a hook of all
+            passes does not run, and one of this branch alone is refused.
 
     Raises:
         MinicosError: the network is compiled as a whole, so hooks would not run, or an attention is
-            not computed by torch.
+            not computed by torch, or not in this pass.
     """
-    watched = places.watched(hooks)
+    watched = places.watched(hooks).computed(hooks, skipped)
     if not watched.spots and not watched.attentions:
         yield
         return
@@ -140,7 +174,7 @@ def hooked(
             handle = module.register_forward_hook(partial(_shown, name, spot, hooks))
             stack.callback(handle.remove)
         if watched.attentions:
-            mode = _Attentions(hooks, attends)
+            mode = _Attentions(hooks)
             for name, place in watched.attentions.items():
                 module = network.get_submodule(place.module)
                 enter = module.register_forward_pre_hook(partial(mode.enter, name, place))
@@ -180,9 +214,9 @@ def _shown(name: str, spot: Spot, hooks: Hooks, module: nn.Module, given: Any, o
 class _Attentions(TorchFunctionMode):
     """Passes the attentions of the running modules to hooks."""
 
-    def __init__(self, hooks: Hooks, attends: bool):
+    def __init__(self, hooks: Hooks):
         super().__init__()
-        self.hooks, self.attends = hooks, attends
+        self.hooks = hooks
         self._running: list[tuple[str, Attends]] = []
         self._seen = False
 
@@ -194,7 +228,7 @@ class _Attentions(TorchFunctionMode):
     def leave(self, module: nn.Module, given: Any, out: Any) -> None:
         """Called after it, also if it failed (then `out` is None)."""
         name, _ = self._running.pop()
-        if self.attends and not self._seen and out is not None:
+        if not self._seen and out is not None:
             raise MinicosError(
                 f"{name} did not use torch's attention, so its q, k, v and heads cannot be seen: "
                 'call pipe.transformer.set_attention_backend("native")'

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from minicos.media import to_uint8
-from minicos.peers.foreign import Attends, Places, Spot, joint
-from minicos.peers.peer import Peer, PeerCondition
+from minicos.peers.foreign import Places, joint_blocks
+from minicos.peers.peer import Peer, PeerCondition, as_pil
 from minicos.peers.prepare import Call
 
 TEXT = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
@@ -56,7 +54,7 @@ class HunyuanVideo(Peer):
     def shown(self, pictures: Tensor) -> Any:
         if self.pipe.text_encoder is None:
             return pictures
-        frames = [Image.fromarray(to_uint8(one[:, None] * 2 - 1)[0]) for one in pictures]
+        frames = as_pil(pictures)
         return frames[0] if len(frames) == 1 else frames
 
     def words(self, condition: PeerCondition, branch: str) -> int | None:
@@ -71,17 +69,4 @@ class HunyuanVideo(Peer):
         return int(self.concat)
 
     def places(self, text: int) -> Places:
-        double = len(self.pipe.transformer.transformer_blocks)
-        spots = {"embed": Spot("x_embedder", "b l d"), "text": Spot("context_embedder", "b t d")}
-        attentions = {}
-        for k in range(self.depth):
-            ours = f"blocks.{k}"
-            single = f"single_transformer_blocks.{k - double}"
-            theirs = f"transformer_blocks.{k}" if k < double else single
-            attention = f"{theirs}.attn"
-            spots |= joint(ours, theirs, text) | joint(f"{ours}.self_attn", attention, text)
-            if k < double:  # a single block computes attention and feed-forward in one projection
-                spots[f"{ours}.ffn"] = Spot(f"{theirs}.ff", "b l d")
-                spots[f"{ours}.ffn.text"] = Spot(f"{theirs}.ff_context", "b t d")
-            attentions[f"{ours}.self_attn"] = Attends(attention, video=slice(None, -text or None))
-        return Places(spots, attentions)
+        return joint_blocks(self.pipe.transformer, text)

@@ -6,7 +6,7 @@ each other. Its latent starts from its own noise, and an edit of the video laten
 unchanged: information can bypass noise that is put into the video alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -99,8 +99,10 @@ class LTX2(Peer):
             return {**condition.branch("cond"), "isolate_modalities": True}
         return condition.branch(branch)
 
-    def attends(self, branch: str) -> bool:
-        return branch not in ("stg", "modality")
+    def skipped(self, branch: str) -> Container[str]:
+        crossing = {f"blocks.{k}.from_audio" for k in range(self.depth)}
+        alone = {f"blocks.{k}.self_attn" for k in self.preset.stg_blocks}
+        return {"modality": crossing, "stg": alone}.get(branch, ())
 
     def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
         """cond + (g - 1) (cond - uncond) + stg (cond - stg) + (modality - 1) (cond - modality),

@@ -11,7 +11,7 @@ of the transformer, `velocities` from its output. It never repeats what its pipe
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from minicos.condition import Condition, check_frames, fit, frame_size
@@ -143,6 +144,10 @@ class Peer(VideoModel):
         """The pipeline's own arguments for this preset, with its guidance or without."""
         return {"guidance_scale": self._strength if guided else 1.0}
 
+    def parts(self, guided: bool) -> dict[str, Any]:
+        """Attributes of the pipeline that are replaced while it prepares, and in `verify`."""
+        return {}
+
     def imposes(self) -> bool:
         """Whether the first latent frame is fixed."""
         return False
@@ -157,9 +162,12 @@ class Peer(VideoModel):
         """The initial latents of a run, from Gaussian noise."""
         return noise
 
-    def attends(self, branch: str) -> bool:
-        """Whether every attention is computed in the passes of a branch."""
-        return True
+    def skipped(self, branch: str) -> Container[str]:
+        """The attentions, by the names of `places`, that a pass does not compute."""
+        return ()
+
+    def pictured(self, condition: PeerCondition) -> tuple[int, ...]:
+        return (0,)
 
     @property
     def lead(self) -> int:
@@ -180,7 +188,7 @@ class Peer(VideoModel):
         hooks = hooks.at(grid=self.grid(condition.shape))
         places = self.places(self.text_rows(call)) if hooks else Places()
         given = self.arguments(call, latents, moment)
-        with hooked(network, places, hooks, attends=self.attends(branch)):
+        with hooked(network, places, hooks, skipped=self.skipped(branch)):
             answer = network(**{**given, "return_dict": False})
         found = self.velocities(answer, latents, moment)
         return {**found, VIDEO: hooks("velocity", found[VIDEO])}
@@ -358,18 +366,19 @@ class Peer(VideoModel):
         """The arguments with which the pipeline calls its transformer for some prompts and
         pictures; `more` are further arguments of the pipeline.
         """
-        given = {**self._asked(texts, pictures), **self.given(guided=False), **more}
-        return prepared(self.pipe, self.silence, self.moving, given)
+        given = {**self.asked(texts, pictures), **self.given(guided=False), **more}
+        return prepared(self.pipe, self.silence, self.moving, given, self.parts(guided=False))
 
     def arguments_of_a_run(self, texts: list[str], pictures: Tensor) -> Call:
         """The arguments with which the pipeline itself makes a video under the preset."""
-        given = {**self._asked(texts, pictures), **self.given(guided=True)}
+        given = {**self.asked(texts, pictures), **self.given(guided=True)}
         if self.preset.guided:
             negative = self._words([self.preset.negative_prompt] * len(texts))
             given |= {f"negative_{name}": value for name, value in negative.items()}
         return given
 
-    def _asked(self, texts: list[str], pictures: Tensor) -> dict[str, Any]:
+    def asked(self, texts: list[str], pictures: Tensor) -> dict[str, Any]:
+        """The pipeline's arguments for a video of these prompts and pictures, without guidance."""
         # A generator for each sample, so that it is the same alone and in a batch.
         drawn = [torch.Generator().manual_seed(self.picture_seed) for _ in texts]
         p = self.preset
@@ -448,6 +457,12 @@ class Peer(VideoModel):
         return Schedule(
             "euler", tuple(scheduler.timesteps.tolist()), tuple(scheduler.sigmas.tolist())
         )
+
+
+def as_pil(pictures: Tensor) -> list[Image.Image]:
+    """First frames (b 3 H W in [0, 1]) with 8 bits per colour."""
+    levels = pictures.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(one) for one in levels]
 
 
 def numbers_of(x: Tensor) -> Iterator[int]:

@@ -23,7 +23,11 @@ class _Enough(Exception):
 
 
 def prepared(
-    pipe: Any, answer: Callable[[Call], tuple[Tensor, ...]], moving: frozenset[str], given: Call
+    pipe: Any,
+    answer: Callable[[Call], tuple[Tensor, ...]],
+    moving: frozenset[str],
+    given: Call,
+    parts: Mapping[str, Any],
 ) -> Call:
     """The arguments of the transformer's first call in `pipe(**given)`. Of the networks only the
     encoders run; the pipeline is restored afterwards.
@@ -31,6 +35,7 @@ def prepared(
     Args:
         answer: a call -> zeros in the shapes of the transformer's output.
         moving: the arguments that may change from step to step.
+        parts: attributes of the pipeline that are replaced meanwhile.
 
     Raises:
         MinicosError: other arguments change, or the pipeline makes no call or refuses `given`.
@@ -43,7 +48,7 @@ def prepared(
             raise _Enough
         return answer(call)
 
-    with torch.no_grad(), _unplugged(pipe, stub):
+    with torch.no_grad(), _unplugged(pipe, stub, parts):
         try:
             pipe(**given)
         except _Enough:
@@ -66,8 +71,10 @@ def prepared(
     return first
 
 
-def noted(pipe: Any, given: Call) -> list[Call]:
-    """The arguments of all calls of the transformer in a normal run of `pipe(**given)`."""
+def noted(pipe: Any, given: Call, parts: Mapping[str, Any]) -> list[Call]:
+    """The arguments of all calls of the transformer in a normal run of `pipe(**given)`, with some
+    `parts` of the pipeline replaced.
+    """
     calls: list[Call] = []
     forward = pipe.transformer.forward
 
@@ -75,20 +82,21 @@ def noted(pipe: Any, given: Call) -> list[Call]:
         calls.append({k: v.clone() if isinstance(v, Tensor) else v for k, v in call.items()})
         return forward(**call)
 
-    with torch.no_grad(), _unplugged(pipe, note):
+    with torch.no_grad(), _unplugged(pipe, note, parts):
         pipe(**given)
     return calls
 
 
 @contextmanager
-def _unplugged(pipe: Any, stub: Callable[..., Any]) -> Iterator[None]:
-    """The pipeline with `stub` as its transformer's forward, a copy of its scheduler and no
-    progress bar. Attributes are restored, including the forward of an offloader.
+def _unplugged(pipe: Any, stub: Callable[..., Any], parts: Mapping[str, Any]) -> Iterator[None]:
+    """The pipeline with `stub` as its transformer's forward, a copy of its scheduler, no progress
+    bar, and these `parts` instead of its own. Attributes are restored, including the forward of
+    an offloader.
     """
     before, own = dict(vars(pipe)), vars(pipe.transformer)
     kept = {name: own[name] for name in ("forward",) if name in own}
-    vars(pipe)["scheduler"] = deepcopy(pipe.scheduler)
-    vars(pipe)["_progress_bar_config"] = {"disable": True}
+    quiet = {"scheduler": deepcopy(pipe.scheduler), "_progress_bar_config": {"disable": True}}
+    vars(pipe).update(quiet, **parts)
     own["forward"] = stub
     try:
         yield

@@ -16,9 +16,9 @@ eps fresh N(0, 1), the latent becomes
                                                    frames
     null      x, as a new tensor                   the control
 
-Imposed frames (TI2V's first) are never changed. With channel concatenation (I2V), frame 0 is a
-latent like the others and is changed, but its picture remains in the condition: noise there tests
-whether the network copies it again.
+Imposed frames (TI2V's first) are never changed. With channel concatenation (I2V), a given frame
+(`Model.pictured`) is a latent like the others and is changed, but its picture remains in the
+condition: noise there tests whether the network copies it again.
 
 Dose: the squared norm injected over the whole run, in units of one latent frame of unit variance. A
 step has f frames and a frame has N steps, so the paper's two conditions differ in dose, and "a

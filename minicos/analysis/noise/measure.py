@@ -185,11 +185,18 @@ class Measured:
     sigmas: tuple[float, ...]
     boundary: int | None  # the first step of the low-noise expert, if there are two experts
     free: tuple[int, ...]  # latent frames that are not imposed
+    pictured: tuple[int, ...]  # those that show a given picture: `Model.pictured`
+    behind: tuple[range, ...]  # the video frames of each: `Model.frames_behind`
     moved: np.ndarray  # squared distance of the clean run's estimates to the last one  n N f
 
     def names(self, kind: str) -> list[str]:
         """The edits called "step ...", "frame ..." or "seed ..."."""
         return [name for name in self.edits if name.startswith(f"{kind} ")]
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The latent frames that are not imposed and whose frames are in the video."""
+        return tuple(f for f in self.free if self.behind[f])
 
     @property
     def noised(self) -> np.ndarray:
@@ -209,16 +216,16 @@ class Measured:
         return np.mean([self.runs[name]["squared"].mean(0) for name in self.names("seed")], axis=0)
 
     def d(self, name: str, frames: Sequence[int] | None = None) -> np.ndarray:
-        """D of every step's estimate to the clean run's, over some latent frames (by default all
-        that are not imposed): n N.
+        """D of every step's estimate to the clean run's, over some latent frames (by default those
+        that are not imposed and are in the video): n N.
         """
-        frames = self.free if frames is None else frames
+        frames = self.seen if frames is None else frames
         return stats.distance(self.runs[name]["squared"], self.unit, frames)
 
     @property
     def estimates(self) -> np.ndarray:
         """Convergence of the clean run: D of each step's estimate to the last one, n N."""
-        return stats.distance(self.moved, self.unit[-1], self.free)
+        return stats.distance(self.moved, self.unit[-1], self.seen)
 
     def final(self, name: str) -> np.ndarray:
         """D of the video's latent: n."""
@@ -229,7 +236,7 @@ class Measured:
         are none.
         """
         touched = self.edits[name].frames
-        others = [] if touched is None else [f for f in self.free if f not in touched]
+        others = [] if touched is None else [f for f in self.seen if f not in touched]
         return self.d(name, others)[:, -1] if others else None
 
     def dose(self, name: str) -> np.ndarray:
@@ -246,8 +253,8 @@ class Measured:
         if which == "answer":
             return timeline(count) >= 1
         touched = self.edits[name].frames
-        latent = (np.arange(count) + 3) // 4  # the VAE codes one frame, then groups of four
-        return ~np.isin(latent, self.free if touched is None else touched)
+        hidden = [i for f in (self.free if touched is None else touched) for i in self.behind[f]]
+        return ~np.isin(np.arange(count), hidden)
 
     def passes(self, kind: str = "step") -> tuple[int, int]:
         """Network passes of the clean run and a sweep over the edits of a kind; and those of as
@@ -314,6 +321,8 @@ def measure_all(
         schedule.sigmas,
         cases.boundary(wan),
         tuple(f for f, fixed in enumerate(imposed) if not fixed),
+        wan.pictured(condition),
+        tuple(wan.frames_behind(f) for f in range(len(imposed))),
         torch.cat(moved).numpy(),
     )
 

@@ -75,7 +75,8 @@ def effects(measured: Measured) -> dict[str, tuple[np.ndarray, str, str]]:
     for each puzzle, with its control and unit.
     """
     steps, frames = measured.names("step"), measured.names("frame")
-    later = [name for name in frames if name != "frame 0"]
+    pictured = {f"frame {f}" for f in measured.pictured}
+    later = [name for name in frames if name not in pictured]
     found: dict[str, tuple[np.ndarray, str, str]] = {}
 
     def against(name: str, per_case: Callable[[str], np.ndarray], unit: str) -> None:
@@ -83,8 +84,8 @@ def effects(measured: Measured) -> dict[str, tuple[np.ndarray, str, str]]:
         found[f"{name}: step noise minus frame noise"] = (a - b, "noise in a frame", unit)
         if later and later != frames:
             c = np.mean([per_case(e) for e in later], axis=0)
-            title = f"{name}: step noise minus noise in a frame after the first"
-            found[title] = (a - c, "the first frame is an input at every step", unit)
+            title = f"{name}: step noise minus noise in a frame that was not given"
+            found[title] = (a - c, "the given frame is an input at every step", unit)
 
     if steps and frames:
         against("D of the video", measured.final, "D")

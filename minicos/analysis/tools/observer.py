@@ -108,6 +108,9 @@ class Observer(Wan):
     def branches(self, expert: str, condition: Any) -> tuple[str, ...]:
         return ("cond",)  # no guidance: its answers already follow the prompt
 
+    def pictured(self, condition: Any) -> tuple[int, ...]:
+        return (0,)  # all answers begin with the puzzle's picture
+
     def guide(self, passes: Mapping[str, Latents], latents: Latents, moment: Moment) -> Latents:
         return passes["cond"]
 
