@@ -18,7 +18,7 @@ import minicos
 from minicos.peers.peer import Peer
 from tests import golden
 
-NAMES = ("cogvideox15", "hunyuan_concat", "hunyuan_replace", "ltx2", "ltx23")
+NAMES = ("cogvideox15", "hunyuan15", "hunyuan_concat", "hunyuan_replace", "ltx2", "ltx23")
 STEPS = 4
 
 
@@ -33,7 +33,11 @@ def _parts(name: str) -> dict[str, Any]:
     weights = golden.read(f"peer_{name}.weights")
     parts: dict[str, Any] = {}
     for part, config in facts["configs"].items():
-        network = _class(diffusers, facts["pipeline"], part).from_config(config)
+        if part == "image_encoder":
+            transformers = pytest.importorskip("transformers")
+            network = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**config))
+        else:
+            network = _class(diffusers, facts["pipeline"], part).from_config(config)
         if part != "scheduler":
             mine = {k.removeprefix(f"{part}."): v for k, v in weights.items()}
             network.load_state_dict({k: mine[k] for k in network.state_dict()})
@@ -44,13 +48,27 @@ def _parts(name: str) -> dict[str, Any]:
 
 def _class(diffusers: Any, pipeline: str, part: str) -> Any:
     kinds = {
-        "CogVideoX": ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX",
-                      "CogVideoXDDIMScheduler"),
-        "HunyuanVideo": ("HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo",
-                         "FlowMatchEulerDiscreteScheduler"),
-        "LTX2": ("LTX2VideoTransformer3DModel", "AutoencoderKLLTX2Video",
-                 "FlowMatchEulerDiscreteScheduler"),
-    }[pipeline.removesuffix("ImageToVideoPipeline")]  # fmt: skip
+        "CogVideoX": (
+            "CogVideoXTransformer3DModel",
+            "AutoencoderKLCogVideoX",
+            "CogVideoXDDIMScheduler",
+        ),
+        "HunyuanVideo": (
+            "HunyuanVideoTransformer3DModel",
+            "AutoencoderKLHunyuanVideo",
+            "FlowMatchEulerDiscreteScheduler",
+        ),
+        "HunyuanVideo15": (
+            "HunyuanVideo15Transformer3DModel",
+            "AutoencoderKLHunyuanVideo15",
+            "FlowMatchEulerDiscreteScheduler",
+        ),
+        "LTX2": (
+            "LTX2VideoTransformer3DModel",
+            "AutoencoderKLLTX2Video",
+            "FlowMatchEulerDiscreteScheduler",
+        ),
+    }[pipeline.removesuffix("ImageToVideoPipeline")]
     if part == "connectors":
         return diffusers.pipelines.ltx2.LTX2TextConnectors
     return getattr(
@@ -61,24 +79,43 @@ def _class(diffusers: Any, pipeline: str, part: str) -> Any:
 def pipeline(name: str) -> Any:
     """The pipeline of a golden. Its networks are shared: do not change them."""
     diffusers = pytest.importorskip("diffusers")
-    parts = dict(_parts(name))
-    kind = golden.info(f"peer_{name}")["pipeline"]
+    parts, facts = dict(_parts(name)), golden.info(f"peer_{name}")
+    kind = facts["pipeline"]
     empty = ("text_encoder", "tokenizer")
     if kind.startswith("LTX2"):
         parts["vae"].use_framewise_encoding = parts["vae"].use_framewise_decoding = False
         parts |= {"audio_vae": _audio_vae(diffusers), "vocoder": None}
     if kind.startswith("Hunyuan"):
-        empty += ("text_encoder_2", "tokenizer_2", "image_processor")
+        empty += ("text_encoder_2", "tokenizer_2")
+    if kind.startswith("HunyuanVideoImage"):
+        empty += ("image_processor",)
+    if kind.startswith("HunyuanVideo15"):
+        transformers = pytest.importorskip("transformers")
+        side = facts["configs"]["image_encoder"]["image_size"]
+        pictures = transformers.SiglipImageProcessor(size={"height": side, "width": side})
+        parts |= {"guider": diffusers.ClassifierFreeGuidance(), "feature_extractor": pictures}
     return getattr(diffusers, kind)(**parts, **dict.fromkeys(empty))
 
 
 def _audio_vae(diffusers: Any) -> Any:
     return diffusers.AutoencoderKLLTX2Audio(
-        base_channels=4, output_channels=2, ch_mult=(1,), num_res_blocks=1, attn_resolutions=None,
-        in_channels=2, resolution=32, latent_channels=2, norm_type="pixel", causality_axis="height",
-        dropout=0.0, mid_block_add_attention=False, sample_rate=16000, mel_hop_length=160,
-        is_causal=True, mel_bins=8,
-    )  # fmt: skip
+        base_channels=4,
+        output_channels=2,
+        ch_mult=(1,),
+        num_res_blocks=1,
+        attn_resolutions=None,
+        in_channels=2,
+        resolution=32,
+        latent_channels=2,
+        norm_type="pixel",
+        causality_axis="height",
+        dropout=0.0,
+        mid_block_add_attention=False,
+        sample_rate=16000,
+        mel_hop_length=160,
+        is_causal=True,
+        mel_bins=8,
+    )
 
 
 def embed(name: str) -> Any:
@@ -89,6 +126,7 @@ def embed(name: str) -> Any:
 
     def rows(texts: list[str]) -> Mapping[str, Any]:
         kinds = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+        kinds += ("prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
         found = {k: given[k] for k in kinds if k in given}
         if texts[0] in ("", "bad"):
             other = {k: given.get(f"negative_{k}", -v) for k, v in found.items()}
@@ -108,9 +146,12 @@ def saved(where: Path) -> Path:
     tokenizer = Tokenizer(vocabulary)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
         model_max_length=226,
-    )  # fmt: skip
+    )
     config = transformers.T5Config(
         vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
     )
@@ -129,20 +170,37 @@ def with_text_encoders(pipe: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     config = pipe.transformer.config
     rows = transformers.CLIPVisionConfig(
-        hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
-        image_size=48, patch_size=2, projection_dim=8,
-    )  # fmt: skip
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=48,
+        patch_size=2,
+        projection_dim=8,
+    )
     words = transformers.LlamaConfig(
-        hidden_size=config.text_embed_dim, intermediate_size=16, num_hidden_layers=4,
-        num_attention_heads=2, vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        hidden_size=config.text_embed_dim,
+        intermediate_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        vocab_size=200,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     both = transformers.LlavaConfig(
         vision_config=rows, text_config=words, image_token_index=3, pad_token_id=0
     )
     pooled = transformers.CLIPTextConfig(
-        hidden_size=config.pooled_projection_dim, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, vocab_size=200, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        hidden_size=config.pooled_projection_dim,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=200,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     torch.manual_seed(3)
     tokenizer = _tokenizer(transformers)
     pipe.register_modules(
@@ -171,9 +229,14 @@ def _tokenizer(transformers: Any) -> Any:
     tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-        unk_token="<unk>", additional_special_tokens=special[3:7], model_max_length=77,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=special[3:7],
+        model_max_length=77,
+    )
 
 
 def peer(name: str, **changes: Any) -> Peer:

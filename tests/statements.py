@@ -30,13 +30,26 @@ TABLES = "weights/names"  # of names, left out of what opens a file
 def statements(source: str) -> int:
     """Statements in a file, without docstrings."""
     tree = ast.parse(source)
-    count = sum(isinstance(node, ast.stmt) for node in ast.walk(tree))
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    strings = sum(
-        isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None
-        for node in ast.walk(tree)
+    return sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) - len(_docstrings(tree))
+
+
+def lines(source: str) -> int:
+    """Lines of code in a file, without docstrings, comments and blank lines."""
+    strings = _docstrings(ast.parse(source))
+    documented = {i for node in strings for i in range(node.lineno, (node.end_lineno or 0) + 1)}
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and i not in documented
+        for i, line in enumerate(source.splitlines(), start=1)
     )
-    return count - strings
+
+
+def _docstrings(tree: ast.Module) -> list[ast.stmt]:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [
+        node.body[0]
+        for node in ast.walk(tree)
+        if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None
+    ]
 
 
 def sources(commit: str | None = None) -> Iterator[tuple[str, str]]:

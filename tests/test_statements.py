@@ -1,12 +1,18 @@
 """The core stays small: see `tests/statements.py`, whose command prints the counts by folder."""
 
-from tests.statements import by_folder, statements
+import inspect
+
+from minicos.peers.cogvideox import CogVideoX
+from minicos.peers.families import FAMILIES
+from minicos.peers.ltx2 import LTX2
+from tests.statements import by_folder, lines, statements
 
 
 def test_what_counts_as_a_statement():
     function = 'def f():\n    """Doc."""\n    x = (1,\n         2)\n    return x\n'
     assert statements(f'"""Doc."""\nimport a\n\n{function}') == 4
     assert statements("x = 1; y = 2\n'a string of its own'\n") == 3
+    assert lines(f'"""Doc."""\nimport a\n\n# why\n{function}') == 5
 
 
 def test_the_core_and_what_opens_a_file_stay_small():
@@ -20,3 +26,8 @@ def test_the_core_and_what_opens_a_file_stay_small():
     # in other sizes; 160 for plans that say what would fit; 45 for GGUF; 40 for `VideoModel`
     assert counts["(opening a file)"] <= 2320
     assert counts["(describing a file)"] <= 175
+
+
+def test_a_family_of_flow_matching_networks_is_at_most_60_lines():
+    for family in set(FAMILIES.values()) - {CogVideoX, LTX2}:  # see CONTRIBUTING
+        assert lines(inspect.getsource(inspect.getmodule(family))) <= 60, family.__name__

@@ -6,6 +6,7 @@ from minicos.errors import MinicosError
 from minicos.peers import presets, wan
 from minicos.peers.cogvideox import CogVideoX
 from minicos.peers.hunyuan import HunyuanVideo
+from minicos.peers.hunyuan15 import HunyuanVideo15
 from minicos.peers.ltx2 import LTX2
 from minicos.peers.peer import Embed, Peer
 from minicos.wan import Wan
@@ -13,6 +14,7 @@ from minicos.wan import Wan
 FAMILIES: dict[str, type[Peer]] = {  # by the class of the pipeline
     "CogVideoXImageToVideoPipeline": CogVideoX,
     "HunyuanVideoImageToVideoPipeline": HunyuanVideo,
+    "HunyuanVideo15ImageToVideoPipeline": HunyuanVideo15,
     "LTX2ImageToVideoPipeline": LTX2,
 }
 

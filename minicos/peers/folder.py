@@ -29,6 +29,7 @@ PARTS = {
 STRIDES = {  # video frames and pixels of a latent
     "CogVideoXImageToVideoPipeline": (4, 8, 8),
     "HunyuanVideoImageToVideoPipeline": (4, 8, 8),
+    "HunyuanVideo15ImageToVideoPipeline": (4, 16, 16),
     "LTX2ImageToVideoPipeline": (8, 32, 32),
 }
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")

@@ -23,10 +23,8 @@ class PeerPreset(Preset):
     pixels in its picture's aspect ratio, so that nothing is distorted or padded.
     """
 
-    fixed: ClassVar[Mapping[str, str]] = {  # fields that do not apply -> the reason
-        "boundary": "it has one network",
-        "shift": "its scheduler has none",
-    }
+    # fields that do not apply -> the reason
+    fixed: ClassVar[Mapping[str, str]] = {"boundary": "it has one network"}
 
     def changed(self, **changes: Any) -> Self:
         """See `Preset.changed`. Raises MinicosError also for what this family does not have."""
@@ -41,11 +39,17 @@ class PeerPreset(Preset):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CogVideoXPreset(PeerPreset):
+    """The preset of CogVideoX."""
+
+    fixed: ClassVar[Mapping[str, str]] = {**PeerPreset.fixed, "shift": "its scheduler has none"}
+
+
+@dataclass(frozen=True, kw_only=True)
 class HunyuanPreset(PeerPreset):
     """The preset of HunyuanVideo. Guidance by a second pass is diffusers' true_cfg_scale."""
 
     embedded: float = 6.0  # guidance as a number that the network receives, if it takes one
-    fixed: ClassVar[Mapping[str, str]] = {"boundary": "it has one network"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,6 @@ class LTX2Preset(PeerPreset):
     modality: float = 1.0  # 1: no such pass
     rescale: float = 0.0  # degree of guidance rescaling (arXiv:2305.08891, 3.4)
     image_crf: int = 0  # H.264 compression of the first frame before encoding; 0: none
-    fixed: ClassVar[Mapping[str, str]] = {"boundary": "it has one network"}
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -84,9 +87,10 @@ def _pixels(height: int, width: int) -> dict[str, Any]:
     return {"size": (height, width), "area": height * width}
 
 
-_COG15 = _made(PeerPreset, 50, 1.0, 6.0, **_pixels(768, 1360), frames=81, fps=16)
-_COG = _made(PeerPreset, 50, 1.0, 6.0, **_pixels(480, 720), frames=49, fps=8)
+_COG15 = _made(CogVideoXPreset, 50, 1.0, 6.0, **_pixels(768, 1360), frames=81, fps=16)
+_COG = _made(CogVideoXPreset, 50, 1.0, 6.0, **_pixels(480, 720), frames=49, fps=8)
 _HUNYUAN = _made(HunyuanPreset, 50, 7.0, 1.0, **_pixels(720, 1280), frames=129, fps=24)
+_HUNYUAN15 = _made(PeerPreset, 50, 5.0, 6.0, **_pixels(480, 848), frames=121, fps=24)
 _LTX = {**_pixels(512, 768), "frames": 121, "fps": 24, "image": "imposed", "image_crf": 33}
 _GUIDED = {"audio_guidance": 7.0, "stg": 1.0, "modality": 3.0, "rescale": 0.7}
 _SHIFT = math.exp(2.05)  # of the official code: that of 4096 tokens, for every size
@@ -99,6 +103,10 @@ PRESETS: dict[str, dict[str, PeerPreset]] = {
     "CogVideoX-5B-I2V": {"diffusers": _COG},
     "HunyuanVideo-I2V": {"diffusers": _HUNYUAN, "dynamic": _HUNYUAN.changed(shift=17.0)},
     "HunyuanVideo-I2V-33ch": {"diffusers": _HUNYUAN},
+    "HunyuanVideo-1.5-I2V-480p": {"diffusers": _HUNYUAN15},
+    "HunyuanVideo-1.5-I2V-720p": {
+        "diffusers": _HUNYUAN15.changed(shift=7.0, size=(720, 1280), area=720 * 1280)
+    },
     "LTX-2": {
         "diffusers": _LTX20,
         "official": _LTX20.changed(steps=40, by_size=False),
@@ -138,6 +146,10 @@ def _hunyuan(transformer: Mapping[str, Any]) -> str:
     return "HunyuanVideo-I2V-33ch" if concat else "HunyuanVideo-I2V"
 
 
+def _hunyuan15(transformer: Mapping[str, Any]) -> str:
+    return f"HunyuanVideo-1.5-I2V-{'720p' if transformer.get('target_size') == 960 else '480p'}"
+
+
 def _ltx2(transformer: Mapping[str, Any]) -> str:
     return "LTX-2.3" if transformer.get("cross_attn_mod") else "LTX-2"
 
@@ -145,5 +157,6 @@ def _ltx2(transformer: Mapping[str, Any]) -> str:
 PIPELINES = {  # class of diffusers -> the name of its variant, from the transformer's config.json
     "CogVideoXImageToVideoPipeline": _cogvideox,
     "HunyuanVideoImageToVideoPipeline": _hunyuan,
+    "HunyuanVideo15ImageToVideoPipeline": _hunyuan15,
     "LTX2ImageToVideoPipeline": _ltx2,
 }
