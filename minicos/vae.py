@@ -183,9 +183,8 @@ class Downsample(nn.Module):
         if self not in stream:
             first, x = x[:, :, :1], x[:, :, 1:]
             stream[self] = first.clone()
-        if x.shape[
-            2
-        ]:  # windows of three frames, two apart: the last remembered frame and the next two
+        if x.shape[2]:
+            # windows of three frames, two apart: the last remembered frame and the next two
             window = torch.cat([stream[self], x], dim=2)
             stream[self] = x[:, :, -1:].clone()
             x = nn.Conv3d.forward(self.time_conv, window)
@@ -208,9 +207,8 @@ class Upsample(nn.Module):
         """b c f h w -> b c' f' 2h 2w."""
         if self.temporal:
             first = x[:, :, :0]
-            if (
-                self not in stream
-            ):  # the first frame enters neither this convolution nor its history
+            if self not in stream:
+                # the first frame enters neither this convolution nor its history
                 first, x = x[:, :, :1], x[:, :, 1:]
                 stream[self] = x.new_empty(0)
             if x.shape[2]:
@@ -258,9 +256,8 @@ class UpStage(nn.Module):
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         """The blocks' output plus the repeated input."""
         out = run(self.upsamples, x, stream)
-        return (
-            out if self.space == 1 else out + self.repeat(x, out.shape[2])
-        )  # the last stage has no shortcut
+        # the last stage has no shortcut
+        return out if self.space == 1 else out + self.repeat(x, out.shape[2])
 
     def repeat(self, x: Tensor, frames: int) -> Tensor:
         """Repeat channels and unfold them into pixels. The first copy of a clip's first frame is

@@ -29,9 +29,36 @@ from minicos.weights.inspect import describe, inspect
 from tests.fuzz import Opened, target
 
 STEM = "diffusion_pytorch_model.safetensors"
-NASTY = [None, True, -1, 0, 1, 3, 1e308, -0.0, 10**18, 2**63, 2**70, "", "x", "\ud800", "\x1b[31m\n", "9" * 5000,
-         "../x", "/dev/zero", [], {}, [[]], [None], {"a": 1}, [0.0], ["a"] * 4, float("nan"), float("inf"),
-         10**4400]  # fmt: skip
+NASTY = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    1e308,
+    -0.0,
+    10**18,
+    2**63,
+    2**70,
+    "",
+    "x",
+    "\ud800",
+    "\x1b[31m\n",
+    "9" * 5000,
+    "../x",
+    "/dev/zero",
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": 1},
+    [0.0],
+    ["a"] * 4,
+    float("nan"),
+    float("inf"),
+    10**4400,
+]
 DIT = Config(
     in_dim=36, out_dim=16, dim=24, ffn_dim=32, num_heads=2, num_layers=2, text_dim=64, text_len=16
 )
@@ -186,10 +213,32 @@ def damaged_header(draw: random.Random, folder: Path) -> Opened:
 
 
 def odd_name(draw: random.Random, name: str) -> str:
-    ends = ["", ".1000000000.x", ".comfy_quant", ".weight_scale", ".absmax", ".lora_A.weight", ".lokr_w1", ".alpha",
-            ".diff", "\x1b[2J\n", "\u202e", "x" * 2000]  # fmt: skip
-    starts = ["", "blocks.100000000.", "vae.", "model.diffusion_model.", "text_encoders.", "vace_blocks.",
-              "encoder.downsamples.1000000000.", "module." * 30, "lora_unet_", "decoder.up_blocks.7.resnets.9."]  # fmt: skip
+    ends = [
+        "",
+        ".1000000000.x",
+        ".comfy_quant",
+        ".weight_scale",
+        ".absmax",
+        ".lora_A.weight",
+        ".lokr_w1",
+        ".alpha",
+        ".diff",
+        "\x1b[2J\n",
+        "\u202e",
+        "x" * 2000,
+    ]
+    starts = [
+        "",
+        "blocks.100000000.",
+        "vae.",
+        "model.diffusion_model.",
+        "text_encoders.",
+        "vace_blocks.",
+        "encoder.downsamples.1000000000.",
+        "module." * 30,
+        "lora_unet_",
+        "decoder.up_blocks.7.resnets.9.",
+    ]
     return (
         draw.choice(starts)
         + draw.choice([name, name, "", name[: len(name) // 2]])
@@ -272,11 +321,14 @@ def damaged_index(draw: random.Random, folder: Path) -> Opened:
     names = [name for name in json.loads(content[8 : 8 + length]) if name != "__metadata__"]
     file = "model-00001-of-00001.safetensors"
     index = changed(draw, {"metadata": {}, "weight_map": dict.fromkeys(names, file)})
-    write(folder, {
-        f"transformer/{STEM}": None,
-        f"transformer/{file}": content,
-        f"transformer/{STEM}.index.json": dumped(draw, index),
-    })  # fmt: skip
+    write(
+        folder,
+        {
+            f"transformer/{STEM}": None,
+            f"transformer/{file}": content,
+            f"transformer/{STEM}.index.json": dumped(draw, index),
+        },
+    )
     shard = folder / "transformer" / file
     match draw.randrange(6):
         case 0:

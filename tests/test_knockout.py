@@ -58,11 +58,16 @@ layers = st.sets(st.integers(0, 2), min_size=1).map(tuple)
 @given(chosen=tokens)
 def test_tokens_are_those_of_the_frames_rows_and_columns(chosen):
     expected = [
-        ((chosen.frames is None or f in chosen.frames)
-         and (chosen.rows is None or h in chosen.rows)
-         and (chosen.columns is None or w in chosen.columns)) != chosen.outside
-        for f in range(3) for h in range(2) for w in range(3)
-    ]  # fmt: skip
+        (
+            (chosen.frames is None or f in chosen.frames)
+            and (chosen.rows is None or h in chosen.rows)
+            and (chosen.columns is None or w in chosen.columns)
+        )
+        != chosen.outside
+        for f in range(3)
+        for h in range(2)
+        for w in range(3)
+    ]
     assert chosen.on(GRID).tolist() == expected
     assert (chosen.on(GRID) ^ chosen.others.on(GRID)).all()
 

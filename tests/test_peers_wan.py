@@ -51,9 +51,13 @@ def parts():
     torch.manual_seed(5)
     words = tokenizer.build()
     vae = diffusers.AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
-        latents_mean=[0.1, 0.2, -0.3, 0.0], latents_std=[1.5, 0.7, 1.1, 2.0],
-    )  # fmt: skip
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.1, 0.2, -0.3, 0.0],
+        latents_std=[1.5, 0.7, 1.1, 2.0],
+    )
     text = transformers.UMT5EncoderModel(
         transformers.UMT5Config(
             vocab_size=words.get_vocab_size(),
@@ -108,10 +112,17 @@ def theirs(pipe, noise, guidance: float):
     pipe.set_progress_bar_config(disable=True)
     image = {"image": picture()[None]} if "Image" in type(pipe).__name__ else {}
     return pipe(
-        prompt="solve the maze", negative_prompt="go left", height=SIZE[0], width=SIZE[1],
-        num_frames=FRAMES, num_inference_steps=STEPS, guidance_scale=guidance, latents=noise,
-        output_type="latent", **image,
-    ).frames  # fmt: skip
+        prompt="solve the maze",
+        negative_prompt="go left",
+        height=SIZE[0],
+        width=SIZE[1],
+        num_frames=FRAMES,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        latents=noise,
+        output_type="latent",
+        **image,
+    ).frames
 
 
 def ours(pipe, guidance: float = 4.0):
@@ -148,8 +159,11 @@ def test_no_copy_and_nothing_is_left_on_the_pipeline():
     before = {k: copy.deepcopy(vars(pipe)[k]) for k in ("scheduler", "_internal_dict")}
     flags = [p.requires_grad for p in pipe.transformer.parameters()]
     model, condition = ours(pipe)
-    for network, part in ((pipe.transformer, model.experts["high"]), (pipe.vae, model.vae),
-                          (pipe.text_encoder, model.text)):  # fmt: skip
+    for network, part in (
+        (pipe.transformer, model.experts["high"]),
+        (pipe.vae, model.vae),
+        (pipe.text_encoder, model.text),
+    ):
         addresses = {p.data_ptr() for p in network.parameters()}
         assert {p.data_ptr() for p in part.parameters()} <= addresses
     next(model.sample(condition, hooks=Hooks().on("blocks.*", lambda x, site: None)))

@@ -234,8 +234,12 @@ def test_the_steps_of_puzzles_and_every_number_as_lines(tmp_path, capsys):
     results = json.loads((tmp_path / "out" / "solved" / "results.json").read_text())
     steps = [(row["condition"], row["step"]) for row in results["tables"]["steps"]]
     assert steps == [
-        ("plain", 0), ("plain", 1), ("plain", "end"), ("steps=1", 0), ("steps=1", "end")
-    ]  # fmt: skip
+        ("plain", 0),
+        ("plain", 1),
+        ("plain", "end"),
+        ("steps=1", 0),
+        ("steps=1", "end"),
+    ]
     assert [curve["x"][-1] for curve in results["curves"]] == [0, 0]
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     scored = [line for line in lines if line.get("sample") and line["condition"] == "plain"]

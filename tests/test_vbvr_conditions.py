@@ -17,7 +17,7 @@ from minicos.vbvr.conditions import (
     final,
     groups,
     image_batch,
-)  # fmt: skip
+)
 from tests.vbvr_samples import clip
 
 NAMES = (
@@ -64,9 +64,24 @@ def test_every_form_is_a_condition_and_every_kind_has_a_form():
 
 @pytest.mark.parametrize(
     "name",
-    ["", "nothing", "noise", "noise:step=a", "noise:step=3-1", "noise:flavour=1", "swap", "swap:layer=-1", "frames=32",
-     "frames=0", "ensemble:seeds=1", "ensemble:mode=magic", "plain:step=1", "noise:step=999999999999", "steps="],
-)  # fmt: skip
+    [
+        "",
+        "nothing",
+        "noise",
+        "noise:step=a",
+        "noise:step=3-1",
+        "noise:flavour=1",
+        "swap",
+        "swap:layer=-1",
+        "frames=32",
+        "frames=0",
+        "ensemble:seeds=1",
+        "ensemble:mode=magic",
+        "plain:step=1",
+        "noise:step=999999999999",
+        "steps=",
+    ],
+)
 def test_names_that_are_none(name):
     with pytest.raises(MinicosError, match="condition"):
         arm(name)

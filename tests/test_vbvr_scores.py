@@ -259,8 +259,13 @@ def test_a_task_may_have_another_category_in_pro_bench(tmp_path):
 
 
 def test_what_was_not_wanted_is_no_failure():
-    one = {"folder": "a", "task_name": "b", "video_file": "00001.mp4", "score": 0.0,
-           "error": "no prediction"}  # fmt: skip
+    one = {
+        "folder": "a",
+        "task_name": "b",
+        "video_file": "00001.mp4",
+        "score": 0.0,
+        "error": "no prediction",
+    }
     scored = evalkit.parse({"samples": [one]}, ["a/b/00000"])
     assert list(scored.failed) == ["a/b/00000"]
 

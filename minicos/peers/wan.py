@@ -47,17 +47,31 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "UniPCMultistepScheduler": (
         "unipc",
-        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "solver_order": 2,
-         "solver_type": "bh2", "predict_x0": True, "thresholding": False, "disable_corrector": [],
-         "lower_order_final": True, "solver_p": None},
+        {
+            "use_flow_sigmas": True,
+            "prediction_type": "flow_prediction",
+            "solver_order": 2,
+            "solver_type": "bh2",
+            "predict_x0": True,
+            "thresholding": False,
+            "disable_corrector": [],
+            "lower_order_final": True,
+            "solver_p": None,
+        },
     ),
     "DPMSolverMultistepScheduler": (
         "dpmpp",
-        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "solver_order": 2,
-         "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "thresholding": False,
-         "final_sigmas_type": "zero"},
+        {
+            "use_flow_sigmas": True,
+            "prediction_type": "flow_prediction",
+            "solver_order": 2,
+            "algorithm_type": "dpmsolver++",
+            "solver_type": "midpoint",
+            "thresholding": False,
+            "final_sigmas_type": "zero",
+        },
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, repr=False)
