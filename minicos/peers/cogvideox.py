@@ -9,9 +9,9 @@ DDIM step is an Euler step in sigma. For pure noise (alpha = 0), x = x'.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from minicos.errors import MinicosError
@@ -28,32 +28,22 @@ class CogVideoX(Peer):
     padding, the next one is the video's first and shows the picture, too.
     """
 
-    def shape(self, call: Call) -> tuple[int, int, int, int, int]:
-        b, f, c, h, w = call["hidden_states"].shape
-        return b, c // 2, f, h, w
+    layout: ClassVar[str] = "b f c h w"
 
     def received(self, call: Call) -> Latents:
-        x, bars = call["hidden_states"], self.pipe.scheduler.alphas_cumprod
-        bar = bars[int(call["timestep"][0])].double()
+        bar = self.pipe.scheduler.alphas_cumprod[int(call["timestep"][0])].double()
         scale = float(bar.sqrt() + (1 - bar).sqrt())  # alpha + s
-        x = rearrange(x[:, :, : x.shape[2] // 2], "b f c h w -> b c f h w")
-        return {VIDEO: x.float() / scale}
+        return {VIDEO: super().received(call)[VIDEO] / scale}
 
     def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
-        alpha, s = rotation(moment.sigma)
-        beside = call["hidden_states"]
-        x = rearrange(latents[VIDEO] * (alpha + s), "b c f h w -> b f c h w").to(beside.dtype)
-        x = torch.cat([x, beside[:, :, x.shape[2] :]], dim=2)
-        timestep = torch.full_like(call["timestep"], moment.timestep)
-        return {**call, "hidden_states": x, "timestep": timestep}
+        return super().arguments(
+            call, {VIDEO: latents[VIDEO] * sum(rotation(moment.sigma))}, moment
+        )
 
     def velocities(self, answer: tuple[Tensor, ...], latents: Latents, moment: Moment) -> Latents:
         alpha, s = rotation(moment.sigma)
-        v = rearrange(answer[0].float(), "b f c h w -> b c f h w")
+        v = super().velocities(answer, latents, moment)[VIDEO]
         return {VIDEO: (alpha + s) * v + (s - alpha) * (alpha + s) * latents[VIDEO]}
-
-    def silence(self, call: Call) -> tuple[Tensor, ...]:
-        return (torch.zeros_like(call["hidden_states"][:, :, : self.shape(call)[1]]),)
 
     def schedule(self) -> Schedule:
         """Levels and timesteps of CogVideoXDDIMScheduler. Raises MinicosError for a number of steps
@@ -73,16 +63,13 @@ class CogVideoX(Peer):
             )
         times = range(whole - 1, -1, -(whole // steps))
         bars = [*(scheduler.alphas_cumprod[t] for t in times), scheduler.final_alpha_cumprod]
-        levels = [
-            (bar.double().sqrt(), (1 - bar.double()).sqrt()) for bar in map(torch.as_tensor, bars)
-        ]
-        return Schedule(
-            "euler", tuple(times), tuple(float((s / (a + s)).float()) for a, s in levels)
-        )
+        bar = torch.as_tensor(bars).double()
+        levels = (1 - bar).sqrt() / (bar.sqrt() + (1 - bar).sqrt())  # s / (alpha + s)
+        return Schedule("euler", tuple(times), tuple(levels.float().tolist()))
 
     def pixels(self, latent: Tensor) -> Tensor:
-        shown = rearrange(latent[:, :, self.lead :], "b c f h w -> b f c h w")
-        return self.pipe.decode_latents(shown.to(self.pipe.vae.dtype)).float()
+        shown = latent[:, :, self.lead :].to(self.pipe.vae.dtype)
+        return self.pipe.decode_latents(self.theirs(shown)).float()
 
     @property
     def lead(self) -> int:

@@ -127,7 +127,7 @@ def joint(name: str, module: str, text: int) -> dict[str, Spot]:
     }
 
 
-def joint_blocks(network: nn.Module, text: int) -> Places:
+def joint_blocks(network: Any, text: int) -> Places:
     """The places in a network whose blocks process video and text, the text last: first blocks
     with weights for each, then perhaps `single` ones with shared weights, which compute attention
     and feed-forward in one projection.

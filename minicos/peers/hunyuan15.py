@@ -51,8 +51,9 @@ class HunyuanVideo15(Peer):
     def fitting(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         if self.preset.area is None:
             return super().fitting(image_hw)
-        pipe, (height, width) = self.pipe, image_hw
-        return pipe.video_processor.calculate_default_height_width(height, width, pipe.target_size)
+        pipe = self.pipe
+        size = pipe.video_processor.calculate_default_height_width(*image_hw, pipe.target_size)
+        return size[0], size[1]
 
     def check(self) -> None:
         super().check()

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -90,6 +91,7 @@ class Peer(VideoModel):
 
     # The arguments of the transformer that change from step to step.
     moving: ClassVar[frozenset[str]] = frozenset({"hidden_states", "timestep"})
+    layout: ClassVar[str] = "b c f h w"  # of the transformer's input and output
 
     # -- what a family defines, with defaults for the usual case -----------------------------------
 
@@ -99,30 +101,30 @@ class Peer(VideoModel):
 
     def shape(self, call: Call) -> tuple[int, int, int, int, int]:
         """b c f h w of the video's latents in a call."""
-        b, _, f, h, w = call["hidden_states"].shape
+        b, _, f, h, w = self.ours(call["hidden_states"]).shape
         return b, self.pipe.transformer.config.out_channels, f, h, w
 
     def received(self, call: Call) -> Latents:
         """The latents in a call, in float32: the inverse of `arguments`."""
-        return {VIDEO: call["hidden_states"][:, : self.shape(call)[1]].float()}
+        return {VIDEO: self.ours(call["hidden_states"])[:, : self.shape(call)[1]].float()}
 
     def arguments(self, call: Call, latents: Latents, moment: Moment) -> Call:
         """The call with these latents and the noise level of this moment; by default they replace
         the first channels of the input.
         """
-        beside = call["hidden_states"]
+        beside = self.ours(call["hidden_states"])
         x = latents[VIDEO].to(beside.dtype)
         x = torch.cat([x, beside[:, x.shape[1] :]], dim=1)
         timestep = torch.full_like(call["timestep"], moment.timestep)
-        return {**call, "hidden_states": x, "timestep": timestep}
+        return {**call, "hidden_states": self.theirs(x), "timestep": timestep}
 
     def velocities(self, answer: tuple[Tensor, ...], latents: Latents, moment: Moment) -> Latents:
         """The velocities in the transformer's output for such a call, float32."""
-        return {VIDEO: answer[0].float()}
+        return {VIDEO: self.ours(answer[0].float())}
 
     def silence(self, call: Call) -> tuple[Tensor, ...]:
         """Zeros in the shapes of the transformer's output for a call."""
-        return (torch.zeros_like(call["hidden_states"][:, : self.shape(call)[1]]),)
+        return (self.theirs(call["hidden_states"].new_zeros(self.shape(call))),)
 
     def schedule(self) -> Schedule:
         """Evenly spaced levels from 1, shifted as the preset says."""
@@ -432,6 +434,14 @@ class Peer(VideoModel):
         yield self.decode(latent[None])[0]
 
     # -- for families ------------------------------------------------------------------------------
+
+    def ours(self, x: Tensor) -> Tensor:
+        """The transformer's input or output as b c f h w."""
+        return rearrange(x, f"{self.layout} -> b c f h w")
+
+    def theirs(self, x: Tensor) -> Tensor:
+        """Latents b c f h w in the transformer's layout."""
+        return rearrange(x, f"b c f h w -> {self.layout}")
 
     def flow(
         self, sigmas: Tensor, *, mu: float | None = None, shift: float | None = None
