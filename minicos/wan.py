@@ -235,8 +235,8 @@ class Wan(VideoModel):
     def pictured(self, condition: WanCondition) -> tuple[int, ...]:
         if condition.y is None:
             return super().pictured(condition)
-        known = condition.y[0, :4].amax(dim=(0, 2, 3))  # the mask: of a first, perhaps a last frame
-        return tuple(known.nonzero().flatten().tolist())
+        # 1 in the mask's four channels: the first frame, perhaps the last
+        return tuple(condition.y[0, :4].amax(dim=(0, 2, 3)).nonzero().flatten().tolist())
 
     def words(self, condition: WanCondition, branch: str) -> int | None:
         return int(condition.branch(branch)[0].any(-1).sum())
@@ -248,8 +248,9 @@ class Wan(VideoModel):
         """Gaussian noise in the shape of the latents, drawn on the preset's `noise_device`; see
         `sample.draw_noise`.
         """
-        source = self.device if self.preset.noise_device == "cuda" else torch.device("cpu")
-        return draw_noise(condition.shape, seed, source).to(self.device)
+        return draw_noise(
+            condition.shape, seed, self.device if self.preset.noise_device == "cuda" else "cpu"
+        ).to(self.device)
 
     # -- from prompt and image to a video ----------------------------------------------------------
 
