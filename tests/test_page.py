@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,10 @@ from tests.browser import CHROMIUM, DRIVER, browser
 needs_browser = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver on the PATH"
 )
-HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+HOSTILE = (
+    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+    + f"\u202e{'W' * 300}\u2028"  # text that runs backwards, and a long word
+)
 
 
 def made(frames: int = 5, steps: int = 4, side: int = 32) -> Page:
@@ -92,6 +96,11 @@ def test_text_of_a_run_never_becomes_markup():
     html = render(made())
     assert html.count("<script") == html.count("</script>") == 2
     assert embedded(html)["prompt"] == HOSTILE
+
+
+def test_a_file_name_that_is_not_utf_8_fits_on_a_page():
+    html = render(replace(made(), files=["\udcff.png"]))
+    assert embedded(html.encode().decode())["files"] == ["\udcff.png"]
 
 
 def test_arrays_are_quantised_between_their_own_ends():
@@ -229,6 +238,7 @@ def test_in_a_browser(tmp_path: Path, width: int):
         assert window.run("return document.getElementById('overlay').toDataURL()") != before
         assert window.run("return document.querySelector('td a').href").startswith("file:")
         assert window.run("return window.hacked === undefined")
+        assert window.run("return !document.body.innerText.includes('\\u202e')")
         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert window.run(wide) <= 0  # nothing sticks out, on a phone neither
         assert window.errors() == []
@@ -238,7 +248,9 @@ def test_a_study_s_folder_becomes_a_page(tmp_path: Path):
     """Numbers, tables, the curves stored with figures, listed videos and interventions; text stays
     text.
     """
-    run = Run.open(tmp_path / HOSTILE.replace("/", "_"), {"n": 2}, {"command": "minicos noise"})
+    run = Run.open(
+        tmp_path / HOSTILE[:60].replace("/", "_"), {"n": 2}, {"command": "minicos noise"}
+    )
     found = Number("D", 0.5, 0.4, 0.6, 2, "D", HOSTILE)
     rows = [{"edit": HOSTILE, "D": Interval(0.5, 0.4, 0.6, 2)}]
     write(run, Result("noise", run.settings, [found], {"edits": rows}, files=["damage.png"]))

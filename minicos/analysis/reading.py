@@ -11,6 +11,11 @@ ONE = (
     "The clean estimate of a denoising step is what the model takes the finished video to be, "
     "there."
 )
+SWEEP = (
+    "Sensitivity: how far the video moves (D) if a step's latent is replaced by noise, 0: not at "
+    "all, 1: as far as another seed's. Convergence: how far the step's clean estimate is from the "
+    "last one. Dashed lines: the experts change."
+)
 EACH = "Every small video is the clean estimate of a step."
 
 
@@ -145,12 +150,14 @@ READINGS: dict[str, Reading] = {
     ),
     "frames": Reading(
         "Convergence and sensitivity to noise over video lengths.",
-        "The embedded model was trained at 13 frames; other lengths are outside its training.",
+        f"{SWEEP} The embedded model was trained at 13 frames; other lengths are outside its "
+        "training, so look at the share solved first.",
         (COMMIT, NOISE, ("Over step counts", "minicos distilled --counts 4,20 --n 4")),
     ),
     "distilled": Reading(
         "Convergence and sensitivity to noise with few steps, or with other weights.",
-        "The x axis is the noise level, since steps of different schedules do not correspond.",
+        f"{SWEEP} The x axis is the noise level sigma, since steps of different schedules do not "
+        "correspond.",
         (COMMIT, NOISE, ("Over video lengths", "minicos frames --counts 9,13 --n 4")),
     ),
     "swap": Reading(

@@ -33,7 +33,7 @@ from minicos.runs import Progress, Run
 from minicos.video_model import VideoModel
 
 SETTLED = 0.1  # D of an estimate to the last one below which it counts as settled
-LABELS = {"step": "step", "sigma": "1 - sigma on entering", "share": "share of the run"}
+LABELS = {"step": "step", "sigma": "sigma on entering", "share": "share of the run"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def settings(wan: VideoModel, options: NoiseOptions) -> dict[str, Setting]:
     if isinstance(options, FramesOptions):
         at = spread(options.points, wan.preset.steps)
         return {
-            str(count): Setting(wan.with_preset(frames=count), replace(options, at=at))
+            f"{count} frames": Setting(wan.with_preset(frames=count), replace(options, at=at))
             for count in options.counts
         }
     if isinstance(options, SweepOptions):
@@ -188,7 +188,7 @@ def _curves(found: Mapping[str, Measured], axis: str, mode: str) -> list[Curve]:
 def _place(measured: Measured, steps: np.ndarray, axis: str) -> np.ndarray:
     """The positions of steps on an axis that all settings share."""
     if axis == "sigma":
-        return 1 - np.array(measured.sigmas)[steps]
+        return np.array(measured.sigmas)[steps]
     return steps / (len(measured.sigmas) - 1) if axis == "share" else steps
 
 
@@ -207,6 +207,7 @@ def _draw(found: Mapping[str, Measured], curves: list[Curve], axis: str, run: Ru
         marks=marks,
         levels={"another seed": 1.0},
         log=True,
+        falling=axis == "sigma",
     )
     figures.lines(
         run.path("convergence.png"),
@@ -215,5 +216,6 @@ def _draw(found: Mapping[str, Measured], curves: list[Curve], axis: str, run: Ru
         title="Convergence of the clean estimate",
         marks=marks,
         log=True,
+        falling=axis == "sigma",
     )
     return ["sensitivity.png", "convergence.png"]

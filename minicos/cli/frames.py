@@ -1,6 +1,7 @@
 """`minicos frames`: convergence and sensitivity to noise over frame counts."""
 
 import argparse
+import sys
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,9 @@ def run(args: argparse.Namespace) -> None:
     other = [str(count) for count in args.counts if count != TRAINED]
     if args.model == "tiny" and other:
         print(
-            f"the embedded model was trained at {TRAINED} frames: {', '.join(other)} are out of "
-            "its distribution"
+            f"minicos: the embedded model was trained at {TRAINED} frames: {', '.join(other)} are "
+            "out of its distribution",
+            file=sys.stderr,
         )
     study.run(
         args,

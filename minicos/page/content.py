@@ -190,7 +190,7 @@ def _html(page: Page, width: int, thin: Thin, done: str) -> str:
     template, script = (
         files.joinpath(name).read_text(encoding="utf-8") for name in ("template.html", "page.js")
     )
-    text = json.dumps(_data(page, width, thin, done), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_data(page, width, thin, done), allow_nan=False)  # ASCII: any string fits
     text = text.replace("<", "\\u003c")  # so that data cannot end the script element
     head, rest = template.split("DATA", 1)
     middle, tail = rest.split("SCRIPT", 1)

@@ -1,6 +1,9 @@
 "use strict";
 // Draws one run from the JSON in #data. Text from the run enters through textContent alone, never as markup.
-const data = JSON.parse(document.getElementById("data").textContent);
+// Controls that reverse text, and halves of characters, become a replacement character.
+const UNFIT = /[\u202a-\u202e\u2066-\u2069]|\p{Surrogate}/gu;
+const data = JSON.parse(document.getElementById("data").textContent,
+  (_, value) => typeof value === "string" ? value.replace(UNFIT, "\ufffd") : value);
 const at = (id) => document.getElementById(id);
 const state = { step: 0, frame: 0, layer: 0, map: -1, clip: null, token: null, pointed: null, playing: null };
 const estimates = data.clips.filter((clip) => clip.step !== null); // one for each shown step
@@ -192,7 +195,10 @@ function chart(curve, parent) {
     const band = svg("rect", { x: from, width: Math.max(3, to - from), y: top, height: h - bottom - top, fill: "var(--mark)", opacity: 0.2 }, picture);
     svg("title", {}, band).textContent = sentence(mark);
   }
-  for (const [name, x] of curve.marks) upright(picture, px(x), top, h - bottom, name, w - right);
+  for (const x of new Set(curve.marks.map(([, x]) => x))) {
+    const names = curve.marks.filter(([, at]) => at === x).map(([name]) => name);
+    upright(picture, px(x), top, h - bottom, names.join(", "), w - right);
+  }
   for (const [name, y] of curve.levels) {
     svg("line", { x1: left, x2: w - right, y1: py(y), y2: py(y), stroke: "var(--soft)", "stroke-dasharray": "1 3" }, picture);
     svg("text", { x: w - right, y: py(y) - 3, "text-anchor": "end" }, picture).textContent = name;
@@ -313,7 +319,7 @@ function sentence(mark) {
   if (mark.steps.length) parts.push(`step${mark.steps.length > 1 ? "s" : ""} ${ranges(mark.steps)}`);
   if (mark.frames.length) parts.push(`latent frame${mark.frames.length > 1 ? "s" : ""} ${ranges(mark.frames)}`);
   if (mark.layers.length) parts.push(`layer${mark.layers.length > 1 ? "s" : ""} ${ranges(mark.layers)}`);
-  return `${mark.label}${parts.length ? ": " : ""}${parts.join(", ")}`;
+  return `${mark.label}${parts.length ? " at " : ""}${parts.join(", ")}`;
 }
 
 function spans(numbers) { // 0 1 2 5 -> [0, 2], [5, 5]

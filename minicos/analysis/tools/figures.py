@@ -370,5 +370,6 @@ def matrix(
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, atomically; returns `path`."""
-    replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    kind: dict[str, Any] = {"format": "png", "dpi": 110, "bbox_inches": "tight", "pad_inches": 0.08}
+    replace_file(path, lambda temporary: figure.savefig(temporary, **kind))
     return path
