@@ -196,7 +196,7 @@ def test_progress_elsewhere_is_a_line_every_ten_seconds(monkeypatch):
     list(progress(iter(range(10)), total=10, label="sweep"))
     lines = log.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == ["3/10", "6/10", "9/10"]
-    assert lines[0].split()[3:] == ["0:12", "+", "0:28"]
+    assert lines[0].split(maxsplit=3)[3].strip() == "0:12, 0:28 left"
 
 
 def test_progress_of_unknown_length_and_left_early(monkeypatch):
