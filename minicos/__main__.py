@@ -10,6 +10,8 @@ from minicos import signals
 def main() -> int:
     signals.start()
     _open_closed_streams()
+    # Figures are files, so no backend is needed; matplotlib fails to import if it is unknown.
+    os.environ.pop("MPLBACKEND", None)
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character gets its code
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -30,6 +30,9 @@ def handled() -> Iterator[None]:
     """Make Ctrl-C raise KeyboardInterrupt and SIGTERM raise `Terminated`; a second signal ends the
     process. The previous handlers are restored.
 
+    A library in C may replace the exception that a handler raises by one of its own (safetensors
+    does: "could not determine the shape"). After a signal, any error counts as that signal.
+
     Does nothing outside the main thread, where Python cannot handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -38,8 +41,13 @@ def handled() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, _interrupt)
+    _state.arrived = None
     try:
         yield
+    except Exception as error:
+        if _state.arrived is None:
+            raise
+        raise _state.arrived from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -51,24 +59,25 @@ def finishing() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _write.files += 1
+    _state.files += 1
     try:
         yield
     finally:
-        _write.files -= 1
-    if _write.terminated and not _write.files:
-        _write.terminated = False
+        _state.files -= 1
+    if _state.terminated and not _state.files:
+        _state.terminated = False
         raise Terminated
 
 
-class _Write:
-    """The write in progress in the main thread; a class, since signals belong to the process."""
+class _State:
+    """What the handlers know of the main thread; a class, since signals belong to the process."""
 
     files = 0
     terminated = False  # SIGTERM arrived meanwhile
+    arrived: type[BaseException] | None = None  # what the last signal raises
 
 
-_write = _Write()
+_state = _State()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -76,11 +85,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(each, _leave)
     if _importing(frame):
         _leave(number, frame)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    if not _write.files:
-        raise Terminated
-    _write.terminated = True
+    _state.arrived = KeyboardInterrupt if number == signal.SIGINT else Terminated
+    if number == signal.SIGINT or not _state.files:
+        raise _state.arrived
+    _state.terminated = True
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -51,6 +51,24 @@ def test_sigterm_waits_for_the_file_and_ctrl_c_does_not(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGTERM, signals.Terminated), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_that_a_library_turns_into_another_error(number, raised):
+    """As safetensors does, when the signal arrives while it makes a tensor."""
+
+    def library():
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise TypeError("could not determine the shape") from None
+
+    with pytest.raises(raised), signals.handled():
+        library()
+    with pytest.raises(TypeError), signals.handled():
+        raise TypeError  # without a signal it stays what it is
+
+
 def test_handlers_are_put_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert main(["points"]) == 0
@@ -74,3 +92,14 @@ def test_a_stream_that_the_caller_closed(closed):
     ended = subprocess.run(["sh", "-c", given, sys.executable], capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == ("2>&-" not in closed)
+
+
+def test_a_backend_of_matplotlib_that_does_not_exist_is_of_no_consequence():
+    """Figures are files: importing matplotlib would fail, after all the work was done."""
+    draw = (
+        "import sys; from minicos.__main__ import main; sys.argv[1:] = ['points']; main()\n"
+        "from minicos.analysis.tools import figures"
+    )
+    given = os.environ | {"MPLBACKEND": "nosuch"}
+    done = subprocess.run([sys.executable, "-c", draw], env=given, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
