@@ -351,7 +351,7 @@ Q = "blocks.0.self_attn.q"
         ),
         (
             {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": torch.ones(4, 3)},
-            r"up \(4, 3\) and down \(2, 8\): their ranks differ",
+            r"up \(4, 3\), down \(2, 8\): ranks differ",
         ),
         ({f"{Q}.lora_A.weight": A[0], f"{Q}.lora_B.weight": B}, r"down \(8,\)"),
         (

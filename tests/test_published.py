@@ -230,6 +230,8 @@ def test_tensors_in_a_pickle(network, ending, tmp_path):
         ({"patch_embedding.reshape_weight": (5,)}, "control LoRA"),
         ({f"{Q}.oft_blocks": (2, 2, 2)}, "OFT"),
         ({f"{Q}.lora_mid.weight": (2, 2)}, "LoRA in Tucker form"),
+        ({f"{Q}.lora_down.weight_scale": (1,)}, "quantised LoRA"),
+        ({f"{Q}.lora_up.scale_weight": (1,)}, "quantised LoRA"),
     ],
 )
 def test_kinds_that_are_not_read_are_named(piece, named, tmp_path):
@@ -240,6 +242,36 @@ def test_kinds_that_are_not_read_are_named(piece, named, tmp_path):
     ):
         lora.read(path)
     assert any(named in note for note in inspect(path).notes)
+    assert inspect(path).variant == named
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda: pair(Q) | {f"{Q}.alpha": torch.tensor(0.0)}, r"alpha of blocks\.0.* is 0\.0, not"),
+        (lambda: pair(Q, rank=0), "ranks differ or are 0"),
+        (lambda: {f"{Q}.lora_down.weight": rand(24, 2), f"{Q}.lora_up.weight": rand(2, 24)}, "is "),
+    ],
+)
+def test_a_lora_that_would_change_nothing_or_something_else(network, change, says, tmp_path):
+    save_file(change(), path := tmp_path / "a.safetensors")
+    with pytest.raises(MinicosError, match=rf"a\.safetensors.*{says}"):
+        merged(network, path)
+
+
+def test_alphas_of_both_experts_in_the_metadata_of_one_file(network, tmp_path):
+    """Each is for the keys with its own prefix; one alone is for both."""
+    high = pair("transformer.blocks.0.attn1.to_q", "lora_A", "lora_B")
+    low = pair("transformer_2.blocks.0.attn1.to_q", "lora_A", "lora_B")
+    alphas = {"transformer.lora_alpha": 1, "transformer_2.lora_alpha": 8}
+    metadata = {"lora_adapter_metadata": json.dumps(alphas)}
+    save_file(high | low, path := tmp_path / "a.safetensors", metadata)
+    for expert, tensors, scale in (("high", high, 0.5), ("low", low, 4.0)):
+        added = merged(network, path, expert=expert)[f"{Q}.weight"]
+        assert torch.allclose(added, scale * product(tensors), atol=1e-6)
+    save_file(high, path, {"lora_adapter_metadata": '{"transformer.lora_alpha": 1}'})
+    added = merged(network, path, expert="low")[f"{Q}.weight"]
+    assert torch.allclose(added, 0.5 * product(high), atol=1e-6)
 
 
 def test_a_control_lora_is_named_by_its_width(network, tmp_path):
@@ -310,7 +342,7 @@ def test_factors_in_another_shard_and_records(network, tmp_path):
     odd = bytearray(b'{"format": "float8_e4m3fn", "convrot": true}')
     halves[1]["blocks.0.ffn.0.comfy_quant"] = torch.frombuffer(odd, dtype=torch.uint8).clone()
     save_file(halves[1], tmp_path / "1.safetensors")
-    with pytest.raises(MinicosError, match="says float8_e4m3fn, convrot, a way of storing"):
+    with pytest.raises(MinicosError, match="says float8_e4m3fn, convrot of a matrix in F8_E4M3"):
         loaded(tmp_path / "0.safetensors", tmp_path / "1.safetensors")
 
 
@@ -332,6 +364,11 @@ def test_factors_in_another_shard_and_records(network, tmp_path):
         ),
         (lambda s: s | {f"{Q}.weight_scale_2": torch.ones(1)}, "4-bit nvfp4"),
         (lambda s: s | {f"{Q}.weight_scale": torch.ones(24, 1).to(torch.uint8)}, "factors in U8"),
+        (lambda s: s | {f"{Q}.weight._shift": torch.ones(24, 1)}, "numbers with an offset"),
+        (
+            lambda s: s | {f"{Q}.comfy_quant": torch.tensor([*b'{"format":"float8_e5m2"}']).byte()},
+            "says float8_e5m2 of a matrix in I8",
+        ),
     ],
 )
 def test_what_is_not_read_is_named(network, change, says, tmp_path):
@@ -339,7 +376,7 @@ def test_what_is_not_read_is_named(network, change, says, tmp_path):
     save_file(change(stored), path := tmp_path / "a.safetensors")
     with pytest.raises(MinicosError, match=says):
         loaded(path)
-    bits = says.split()[0] == "4-bit"
+    bits = says.split()[0] in ("4-bit", "numbers")  # told by names alone
     assert (says in inspect(path).variant) == bits
 
 
@@ -395,6 +432,62 @@ def test_an_all_in_one_file_opens(parts, tmp_path):
         MinicosError, match=r"holds several networks .* none for vae.*--part vae=FILE"
     ):
         load(path, parts={"tokenizer": words, "vae": path}, device="cpu")
+
+
+PREFIXES = (
+    *("transformer.", "dit.", "pipe.dit.", "model.", "module.", "_orig_mod.", "diffusion_model."),
+    *("model.diffusion_model.", "module._orig_mod.", "_forward_module.", "generator_ema.", "ema."),
+    *("base_model.model.", "student.", "net.", "high_noise_model."),
+)
+
+
+@pytest.mark.parametrize("names", ["official", "diffusers"])
+def test_prefixes_of_a_whole_checkpoint(network, names, tmp_path):
+    config_beside(tmp_path)
+    diffusers = {translate(name, DIT_DIFFUSERS): tensor for name, tensor in network.items()}
+    tensors = network if names == "official" else diffusers
+    for start in PREFIXES:
+        save_file({start + n: t for n, t in tensors.items()}, path := tmp_path / "a.safetensors")
+        assert inspect(path).variant == "like Wan2.2-I2V-A14B", start
+        assert layouts.dit_config(path) == DIT
+        assert all(torch.equal(t, network[n]) for n, t in loaded(path).items())
+    save_file({f"critic.{n}": t for n, t in tensors.items()}, path)
+    with pytest.raises(MinicosError, match=r"known here \(the name of a tensor: critic\."):
+        layouts.dit_config(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("transformer.", "transformer_2."),
+        ("pipe.dit.", "pipe.dit2."),
+        ("high_noise_model.", "low_noise_model."),
+    ],
+)
+def test_both_experts_in_one_file(parts, first, second, tmp_path):
+    """Alone, and with the rest of a pipeline; and the low-noise one alone, which its keys name."""
+    other = {name: tensor + 1 for name, tensor in parts["dit"].items()}
+    tensors = {first + n: t for n, t in parts["dit"].items()}
+    tensors |= {second + n: t for n, t in other.items()}
+    rest = {"vae": ("vae.", "vae"), "text": ("text_encoder.", "t5")}
+    given: dict = {"tokenizer": config_beside(tmp_path)}
+    about = {"config": json.dumps(asdict(VAE_CONFIG))}
+    for part, (_, name) in rest.items():
+        save_file(parts[part], tmp_path / f"{name}.safetensors", about)
+    beside = {part: tmp_path / f"{name}.safetensors" for part, (_, name) in rest.items()}
+    within = {start + n: t for part, (start, _) in rest.items() for n, t in parts[part].items()}
+    path = tmp_path / "all.safetensors"
+    for content, named in ((tensors, given | beside), (tensors | within, given)):
+        save_file({n: t.clone() for n, t in content.items()}, path, about)
+        wan = load(path, parts=named, device="cpu")
+        for expert, meant in (("high", parts["dit"]), ("low", other)):
+            found = wan.experts[expert].state_dict()
+            assert all(torch.equal(found[name], tensor) for name, tensor in meant.items())
+        found = inspect(path)
+        assert (found.expert, found.tensors) == ("high and low", 2 * len(other))
+        assert found.bytes == path.stat().st_size
+    save_file({n: t for n, t in tensors.items() if n.startswith(second)}, path)
+    assert set(layouts.places(path)[1]) >= {"low"}
 
 
 @pytest.mark.parametrize(
@@ -639,7 +732,8 @@ def test_a_tiny_random_model_saved_by_diffusers(image, tmp_path):
     assert layouts.dit_config(tmp_path).num_heads == 2
     wan = load(tmp_path, device="cpu")
     assert wan.variant == ("like Wan2.1-I2V-14B" if image else "like Wan2.1-T2V-14B")
-    found = list(verify(wan, grid=(2, 2, 2)))
+    # In a VAE of four channels some norms are of almost nothing: 5.3e-5 at one place, 1.3e-6 in l2.
+    found = list(verify(wan, grid=(2, 2, 2), tolerance=1e-5))
     assert {part.name for part in found} >= {"text", "high", "vae"}
     assert [(part.name, part.parted) for part in found if part.parted] == []
 

@@ -205,7 +205,8 @@ def table(path: Path, content: Any, kind: type[T]) -> dict[str, T]:
             )
         content = content[tables[0] if name is None else name]
     raise MinicosError(
-        f"{path} holds a {type(content).__name__}, not a table of tensors. Save its state_dict."
+        f"{path} holds a {type(content).__name__.removesuffix('Info')}, not a table of tensors. "
+        "Save its state_dict."
     )
 
 

@@ -34,8 +34,8 @@ FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run `git lfs pull` where "
     "it came from",
     b"<": "a web page, not weights. Download the file itself",
-    b"\x80": "a bare pickle, not weights. If it is yours, save its state_dict with safetensors or "
-    "torch.save",
+    b"\x80": "a bare pickle, as of torch.save before 1.6, which minicos does not open. If it is "
+    "yours, save its state_dict with safetensors or today's torch.save",
     b"7z\xbc\xaf": "a 7z archive, not weights. Unpack it",
     b"\x1f\x8b": "a gzip archive, not weights. Unpack it",
 }

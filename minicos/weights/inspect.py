@@ -108,7 +108,7 @@ def inspect(path: str | Path) -> Checkpoint:
     path = Path(path)
     kind, places = layouts.places(path)
     found = {name: places[name] for name in ("high", "low") if name in places} or {"high": path}
-    parts = {name: _network(where, layouts.claim(where)) for name, where in found.items()}
+    parts = {name: _network(name, where) for name, where in found.items()}
     notes = [note for part in parts.values() for note in part.notes]
     first = next(
         (part for part in parts.values() if part.variant != "LoRA"), next(iter(parts.values()))
@@ -143,7 +143,7 @@ def inspect(path: str | Path) -> Checkpoint:
         expert=" and ".join(experts) or None,
         tensors=len(infos),
         parameters=sum(info.elements for info in infos),
-        bytes=sum(header.size for header in headers),
+        bytes=sum({header.path: header.size for header in headers}.values()),
         dtypes=dict(Counter(info.dtype for info in infos).most_common()),
         architecture={
             k: v for k, v in architecture.items() if k not in ("patch_size", "image_dim")
@@ -171,7 +171,7 @@ def _named(evidence: variants.Evidence) -> tuple[str, list[str]]:
 
 def describe(checkpoint: Checkpoint) -> str:
     """The checkpoint in a few lines for people."""
-    files = [file for names in checkpoint.parts.values() for file in names]
+    files = {file for names in checkpoint.parts.values() for file in names}
     dtypes = ", ".join(f"{n:,} {dtype}" for dtype, n in checkpoint.dtypes.items())
     rows = {
         "variant": checkpoint.variant,
@@ -186,9 +186,9 @@ def describe(checkpoint: Checkpoint) -> str:
     return "\n".join(map(printable, [*lines, *(f"  note: {note}" for note in checkpoint.notes)]))
 
 
-def _network(path: Path, expert: str | None) -> _Part:
-    """The description of one network's files."""
-    headers = read_part(path, "high")
+def _network(name: str, path: Path) -> _Part:
+    """The description of one network's files; `name` is that of an expert."""
+    headers, expert = read_part(path, name), layouts.claim(path)
     found = tensors(headers)
     if kind := lora_dialect(found):
         what, about = _lora_kind(found)
@@ -209,7 +209,7 @@ def _network(path: Path, expert: str | None) -> _Part:
         notes.append("PyTorch archive; it is opened with weights_only=True on load")
     if headers[0].section:
         names = sorted(set(sections(key for key in tensors(read_headers(path))).values()))
-        notes.append(f"one file of several networks ({', '.join(names)}): counted is the first")
+        notes.append(f"one file of several networks ({', '.join(names)}): only transformers count")
     if any(info.dtype.startswith("F8") for info in found.values()):
         notes.append("fp8 is expanded when it is read: once, or with --residency disk at each use")
     if variant == "unknown" and is_shard(path):
@@ -291,7 +291,7 @@ def _lora_kind(found: Mapping[str, TensorInfo]) -> tuple[str, tuple[str, ...]]:
     for form, start in (("LoKr", "lokr_"), ("LoHa", "hada_")):
         if any(piece.startswith(start) for piece in pieces):
             notes.append(f"a LoRA of the form {form}")
-    return (unread or ["LoRA"])[0], tuple(notes)
+    return (UNREAD[unread[0]] if unread else "LoRA"), tuple(notes)
 
 
 def _lora(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from minicos.weights import hub, variants
 from minicos.weights.configs import architecture, clip_config, official, text_config, vae_config
 from minicos.weights.files import read_table, reading, regular
 from minicos.weights.header import ARCHIVES, Header, is_shard, read_headers, read_part, tensors
-from minicos.weights.names import lora_dialect, relative, sections
+from minicos.weights.names import SECOND, lora_dialect, relative, sections
 from minicos.weights.stated import FOLLOW, departures, stated
 
 EMBEDDED = Path(__file__).parents[1] / "tiny" / "weights"
@@ -265,7 +265,7 @@ def places(model: Path) -> tuple[str, dict[str, Path]]:
         if not model.is_dir():
             # the other parts next to it, under their official names
             beside = {k: v for k, v in _there(model.parent, OFFICIAL).items() if k not in SIDES}
-            return "single file", {claim(model) or "high": model, **beside}
+            return "single file", beside | _within(model)
         if (model / "model_index.json").exists() or (model / "transformer").is_dir():
             return "diffusers", _there(model, DIFFUSERS)
         found = _there(model, OFFICIAL)
@@ -276,6 +276,15 @@ def places(model: Path) -> tuple[str, dict[str, Path]]:
             if others or not weights:
                 found[claim(model) or "high"] = others[0] if len(others) == 1 else model
         return "official", found
+
+
+def _within(file: Path) -> dict[str, Path]:
+    """The parts in one file, which may contain several networks, even both experts."""
+    names = sections(keys := tensors(read_headers(file)))
+    if names.get("high") != names.get("low"):
+        return dict.fromkeys(names, file)
+    own = claim(file) or SIDES[all(key.startswith(SECOND) for key in keys)]
+    return dict.fromkeys([own, *(names.keys() - set(SIDES))], file)
 
 
 def claim(path: Path) -> str | None:
@@ -349,9 +358,6 @@ class _Survey:
 
 def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
     kind, own = places(model)
-    if kind == "single file":  # it may contain several networks
-        merged = sections(tensors(read_headers(model)))
-        own |= {name: model for name in ("vae", "text", "clip") if name in merged}
     found = dict(own)
     for name, given in parts.items():
         if name not in PARTS:
@@ -364,8 +370,7 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
                 raise MinicosError(
                     f"{given} does not exist: --part {name}={given}. Check the path."
                 )
-    names: list[str] = [name for name in ("high", "low") if name in found]
-    networks = {name: read_part(found[name], name) for name in names}
+    networks = {name: read_part(found[name], name) for name in SIDES if name in found}
     if not networks:
         raise MinicosError(
             f"{model} holds no transformer: high_noise_model/, transformer/ or "
@@ -387,8 +392,7 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
             f"{shapes['low'].get(differ)}). "
             "Give the two experts of one."
         )
-    given_places = {name: found[name] for name in networks}
-    about = evidence(model, kind, own | given_places, first)
+    about = evidence(model, kind, own | {name: found[name] for name in networks}, first)
     return _Survey(model, kind, found, networks, about)
 
 
@@ -406,7 +410,8 @@ def _architecture(path: Path, headers: Sequence[Header]) -> dict[str, Any]:
     if not told:
         shard = " It is one shard of several: give the folder." if is_shard(path) else ""
         raise MinicosError(
-            f"{path} is not a Wan network in any layout known here.{shard} Try `minicos inspect`."
+            f"{path} is not a Wan network in any layout known here (the name of a tensor: "
+            f"{next(iter(tensors(headers)), 'none'):.80}).{shard} Try `minicos inspect`."
         )
     return told
 
@@ -420,7 +425,7 @@ def _experts(seen: _Survey, variant: str, lora: ListedLoras) -> dict[str, Part[D
         )
         raise MinicosError(f"--lora {name}=...: there is no expert {name!r}. {advice}.")
     base = next(headers for headers in seen.networks.values() if not _is_lora(headers))
-    experts = {}
+    experts, sources = {}, []
     for name, (there, headers) in zip(names, seen.networks.items(), strict=True):
         place = seen.places[there]
         config = variants.configure(variant, seen.evidence.shapes, _json(place), str(place))
@@ -428,10 +433,8 @@ def _experts(seen: _Survey, variant: str, lora: ListedLoras) -> dict[str, Part[D
         if _is_lora(headers):
             loras, headers = (*((header.path, 1.0) for header in headers), *loras), base
         experts[name] = Part(_files(headers), config, loras)
-    samples = [
-        b"".join(map(sampled, part.files)) + repr(part.loras).encode() for part in experts.values()
-    ]
-    if len(samples) == 2 and samples[0] == samples[1]:
+        sources.append(([(sampled(one.path), one.section) for one in headers], loras))
+    if len(sources) == 2 and sources[0] == sources[1]:
         raise MinicosError(
             f"{seen.model}: both experts are the same network. Name the other: --part low=FILE."
         )

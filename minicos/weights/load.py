@@ -47,7 +47,11 @@ DTYPES = {
     "F64": torch.float64,
 }
 NARROW = ("F8_E4M3", "F8_E5M2", "I8")  # dtypes that can have a factor
-FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")  # in ComfyUI's records
+FORMATS = {  # in ComfyUI's records -> dtype
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int8_tensorwise": "I8",
+}
 PIECE = 2**22  # elements of a quantised tensor that are unpacked at a time
 PINNED = 2**26  # bytes of each of the two buffers for copies to a card
 LONG = 2**30  # bytes above which a progress bar is shown
@@ -326,9 +330,10 @@ def _check(
         path, shape, needed = one.header.path, one.info.shape, expected.get(name)
         if needed is None or shape != tuple(needed.shape):
             what = (
-                f"is {list(shape)}, and this {network} needs {list(getattr(needed, 'shape', ()))}"
+                f"is not part of this {network}"
+                if needed is None
+                else f"is {list(shape)}, and this {network} needs {list(needed.shape)}"
             )
-            what = f"is not part of this {network}" if needed is None else what
             raise MinicosError(
                 f"{path}: {one.key} {what}. `minicos inspect {path}` says which variant it is for."
             )
@@ -395,12 +400,14 @@ def _check_record(one: Stored) -> None:
         raise MinicosError(f"{where} is not a record in JSON. Download it again.")
     with reading(one.header.path, f"has a damaged record {one.key}"):
         given = dict(json.loads(bytes(one.tensor().reshape(-1).tolist())))
+    dtype = FORMATS.get(str(given.get("format")))
+    weight = one.header.tensors.get(one.key.replace(".comfy_quant", ".weight"))  # or elsewhere
     more = sorted(set(given) - {"format", "full_precision_matrix_mult"})
-    if given.get("format") not in FORMATS or more:
-        named = ", ".join([str(given.get("format")), *more])
+    if dtype is None or more or (weight and weight.dtype != dtype):
         raise MinicosError(
-            f"{where} says {named}, a way of storing that minicos does not read. "
-            "Get the model in bf16, fp16 or fp8."
+            f"{where} says {', '.join([str(given.get('format')), *more])} of a matrix in "
+            f"{weight.dtype if weight else 'another file'}, a way of storing that minicos does not "
+            "read. Get the model in bf16, fp16 or fp8."
         )
 
 

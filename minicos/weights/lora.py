@@ -30,7 +30,7 @@ from torch import Tensor
 from minicos.errors import MinicosError
 from minicos.weights.files import read_table, reading, table
 from minicos.weights.header import Header, read_header
-from minicos.weights.names import UNREAD, WHOLE_PARAMETERS, lora_dialect, lora_key
+from minicos.weights.names import FIRST, SECOND, UNREAD, WHOLE_PARAMETERS, lora_dialect, lora_key
 
 WHOLE = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}  # piece -> what it changes
 IMAGE_BRANCH = ("img_emb.", "cross_attn.k_img.", "cross_attn.v_img.", "cross_attn.norm_k_img.")
@@ -250,7 +250,7 @@ def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
             )
     deltas: dict[str, Delta] = {}
     spelled = {module: key.rpartition(".lora_")[0] for key, (module, _) in chosen.items()}
-    scale = _adapter_scale(header, spelled)
+    scale = _adapter_scale(header, spelled, SECOND if expert == "low" else FIRST)
     for module, found in parts.items():
         for name, delta in _deltas(module, found, scale, header.path):
             if name in deltas:
@@ -284,15 +284,14 @@ def _for_expert(header: Header, expert: str) -> tuple[dict[str, tuple[str, str]]
                 "Merge it into the model with the tool that made it, and open the merged model."
             )
     known = {key: parsed for key, parsed in found.items() if parsed is not None}
-    both = len({parsed.low for parsed in known.values()}) == 2
-    low = any(parsed.low for parsed in known.values())
-    if low and not both and expert == "high":
+    sides = {parsed.low for parsed in known.values()}
+    if sides == {True} and expert == "high":
         raise MinicosError(
             f"{header.path} is for the low-noise expert (its keys begin with transformer_2. or the "
             "like). "
             "Give it as --lora low=FILE."
         )
-    other = [key for key, parsed in known.items() if both and parsed.low != (expert == "low")]
+    other = [k for k, key in known.items() if len(sides) == 2 and key.low != (expert == "low")]
     name = "high" if expert == "low" else "low"
     notes = (f"its {len(other)} tensors for the {name}-noise expert are not for this one",)
     chosen = {
@@ -322,16 +321,18 @@ def _deltas(
         if found["alpha"].numel() != 1:
             raise MinicosError(f"{path}: the alpha of {module} is not one number. Get it again.")
         value = float(found["alpha"].item()) / max(1, rank)
-        if not math.isfinite(value):
-            raise MinicosError(f"{path}: the alpha of {module} is not finite. Get the file again.")
+        if not math.isfinite(value) or not value:
+            raise MinicosError(
+                f"{path}: the alpha of {module} is {value}, not a finite number other than 0. "
+                "Get the file again."
+            )
         return value
 
     def product(up: str, down: str, factor: float | None = None) -> LowRank:
         a, b = found[up], found[down]
         kernel = all(n == 1 for n in a.shape[2:])
-        if min(a.ndim, b.ndim) < 2 or a.shape[1] != b.shape[0] or not kernel:
-            shapes = f"{tuple(a.shape)} and down {tuple(b.shape)}"
-            raise wrong(f"has up {shapes}: their ranks differ")
+        if min(a.ndim, b.ndim) < 2 or a.shape[1] != b.shape[0] or not kernel or not b.shape[0]:
+            raise wrong(f"has up {tuple(a.shape)}, down {tuple(b.shape)}: ranks differ or are 0")
         return LowRank(a, b, scale(b.shape[0]) if factor is None else factor)
 
     if pieces & {"up", "down", "up_bias"}:
@@ -365,19 +366,21 @@ def _deltas(
             yield (module if alone else f"{module}.{leaf}"), Whole(found[piece])
 
 
-def _adapter_scale(header: Header, spelled: Mapping[str, str]) -> Scale:
+def _adapter_scale(header: Header, spelled: Mapping[str, str], own: tuple[str, ...]) -> Scale:
     """alpha / rank as PEFT and diffusers write it into a file's metadata or next to it; 1 if they
     do not. `rank_pattern` is not needed, since the rank follows from the shapes.
 
     Args:
         spelled: official module -> its spelling in the file and in PEFT's patterns.
+        own: prefixes of this expert's keys, which are preferred in a file for both.
 
     Raises:
         MinicosError: the metadata are not understood.
     """
     about, where = _adapter_config(header)
     with reading(header.path, f"has {where} that cannot be understood", "Save it again."):
-        about = {key.rpartition(".")[2]: value for key, value in about.items()}
+        keys = [key for key in about if key.startswith(own)] or [*about]
+        about = {key.rpartition(".")[2]: about[key] for key in keys}
         if about.get("use_dora"):
             raise MinicosError(
                 f"{header.path} is a DoRA (use_dora in {where}), which minicos does not read. "

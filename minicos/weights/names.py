@@ -12,26 +12,33 @@ from typing import NamedTuple
 
 from minicos.errors import MinicosError
 
-# Prefixes that ComfyUI, DiffSynth's trainer, DataParallel, torch.compile and (CLIP) transformers
-# add to the names of a network.
+# Prefixes of networks in files of pipelines and trainers: of the only or the high-noise expert, and
+# of the low-noise one.
+FIRST = ("transformer.", "pipe.dit.", "dit.", "high_noise_model.")
+SECOND = ("transformer_2.", "pipe.dit2.", "dit2.", "low_noise_model.")
+# All prefixes of a network: also those of ComfyUI, DataParallel, torch.compile, averaged weights,
+# trainers, and (CLIP) transformers.
 PREFIXES = (
-    *("model.diffusion_model.", "diffusion_model.", "model.", "vision_model.", "pipe.dit."),
-    *("module.", "_orig_mod."),
+    *FIRST,
+    *SECOND,
+    *("diffusion_model.", "model.", "vision_model.", "pipe.", "module.", "_orig_mod."),
+    *("generator.", "generator_ema.", "ema.", "ema_model.", "net.", "network.", "base_model."),
+    *("student.", "denoiser.", "backbone.", "unet."),
 )
 WRAPPED = (
-    "_orig_mod.",
-    "_fsdp_wrapped_module.",
-    "_checkpoint_wrapped_module.",
+    *("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module."),
 )  # anywhere in a name
 LEAVES = ("weight", "bias", "gamma")
 
 # Prefixes of the networks in a file with several of them (ComfyUI's merged files).
-_DIT = ("model.diffusion_model.",)
 SECTIONS = {
-    "high": _DIT,
-    "low": _DIT,
+    "high": ("model.diffusion_model.", *FIRST, *SECOND),
+    "low": ("model.diffusion_model.", *SECOND, *FIRST),
     "vae": ("vae.", "first_stage_model."),
-    "text": ("text_encoders.umt5xxl.transformer.", "text_encoders.umt5xxl.", "text_encoders."),
+    "text": (
+        *("text_encoders.umt5xxl.transformer.", "text_encoders.umt5xxl.", "text_encoders."),
+        "text_encoder.",
+    ),
     "clip": ("clip_vision.", "image_encoder."),
 }
 
@@ -207,7 +214,7 @@ FACTORS = {  # suffix of a factor -> suffix of its matrix
 }
 VALUES = {".weight._data": ".weight"}  # optimum-quanto
 RECORDS = (".comfy_quant",)
-UNUSED = (".scale_input", ".input_scale", ".output_scale", ".weight._shift")
+UNUSED = (".scale_input", ".input_scale", ".output_scale")
 ALONE = (
     *("scaled_fp8", "spiece_model", "encoder.embed_tokens.weight", "visual_projection.weight"),
     *("text_projection.weight", "logit_scale", "embeddings.position_ids"),
@@ -221,6 +228,7 @@ QUANTISED = {  # suffixes that identify an unsupported storage format
     ".nested_quant_map": "4-bit numbers of bitsandbytes",
     ".SCB": "8-bit numbers of bitsandbytes",
     ".weight_format": "8-bit numbers of bitsandbytes",
+    ".weight._shift": "numbers with an offset (optimum-quanto)",
     ".weight_scale_2": "4-bit nvfp4",
     ".weight_scale_inv": "fp8 with a factor for each block",
     ".qweight": "4-bit numbers of GPTQ, AWQ or SVDQuant",
@@ -324,14 +332,16 @@ def relative(keys: Iterable[str]) -> str | None:
 
 
 def sections(keys: Iterable[str]) -> dict[str, str]:
-    """Part -> prefix of its tensors, in a file with several networks. {} for a file with one."""
+    """Part -> prefix of its tensors, in a file with several networks. {} for a file with one, and
+    for a LoRA.
+    """
     keys = list(keys)
     found = {
         part: next((start for start in starts if any(k.startswith(start) for k in keys)), None)
         for part, starts in SECTIONS.items()
     }
     there = {part: start for part, start in found.items() if start is not None}
-    return there if len(set(there.values())) > 1 else {}
+    return there if len(set(there.values())) > 1 and not lora_dialect(keys) else {}
 
 
 def section(keys: Iterable[str], part: str) -> str:
@@ -376,13 +386,8 @@ def renamer(keys: Iterable[str]) -> Callable[[str], str]:
 
 
 # LoRA files: the structure of their keys (for the tensors see lora.py).
-LORA_PREFIXES = (
-    *("base_model.model.", "base_model.", "model.diffusion_model.", "diffusion_model.", "model."),
-    *("transformer.", "transformer_2.", "pipe.dit.", "pipe.dit2.", "dit.", "module.", "unet."),
-    *("high_noise_model.", "low_noise_model.", "lora."),
-)
+LORA_PREFIXES = (*PREFIXES, "lora.")
 FLAT = re.compile(r"(?:lora_unet|lora_transformer|lycoris|lora_dit)_+(.+)")  # with _ for every dot
-LOW = ("transformer_2.", "low_noise_model.", "pipe.dit2.", "base_model.model.transformer_2.")
 LORA_PIECES = {  # suffix of a key -> role of its tensor
     **dict.fromkeys(("lora_A", "lora_down", "lora.down", "lora_linear_layer.down"), "down"),
     **dict.fromkeys(("lora_B", "lora_up", "lora.up", "lora_linear_layer.up"), "up"),
@@ -399,13 +404,18 @@ LORA_PIECES = {  # suffix of a key -> role of its tensor
     **dict.fromkeys(("ia3_l", "on_input"), "IA3"),
     **dict.fromkeys(("a1", "a2", "b1", "b2"), "GLoRA"),
     "set_weight": "set of whole weights",
+    **{
+        f"{piece}.{factor}": "quantised LoRA"
+        for piece in ("lora_A", "lora_B", "lora_down", "lora_up")
+        for factor in ("weight_scale", "scale_weight", "weight_scale_inv", "comfy_quant")
+    },
 }
 UNREAD = {  # unsupported kind of LoRA -> its name in messages
     **{kind: kind for kind in ("DoRA", "control LoRA", "OFT", "VeRA", "IA3", "GLoRA")},
-    "set of whole weights": "set of whole weights",
+    **{kind: kind for kind in ("set of whole weights", "quantised LoRA")},
     "mid": "LoRA in Tucker form",
 }
-_PIECES = "|".join(map(re.escape, LORA_PIECES))
+_PIECES = "|".join(map(re.escape, sorted(LORA_PIECES, key=len, reverse=True)))
 LORA_KEY = re.compile(rf"(.+)\.({_PIECES})(?:\.[\w-]+)??(?:\.(weight|bias))?")
 WHOLE_PARAMETERS = ("modulation", "emb_pos")  # last words of parameters without a module
 _FLAT = {
@@ -429,7 +439,8 @@ def lora_key(key: str) -> LoraKey | None:
     if not match or not module:
         return None
     piece = LORA_PIECES[match[2]] or match[2]
-    return LoraKey(module, piece, match[3] == "bias", key.startswith(LOW))
+    start = key.removeprefix("base_model.model.")
+    return LoraKey(module, piece, match[3] == "bias", start.startswith(SECOND))
 
 
 def lora_dialect(keys: Iterable[str]) -> str | None:
