@@ -31,11 +31,13 @@ def check_finite(latents: Mapping[str, Tensor], step: int, expert: str, cause: s
             )
 
 
-def check_latent(latent: object) -> None:
-    """Raise MinicosError for a latent that cannot be decoded."""
-    if not isinstance(latent, Tensor) or latent.ndim != 5:
+def check_latent(latent: object, channels: int) -> None:
+    """Raise MinicosError for a latent that cannot be decoded by a VAE of so many channels."""
+    if not isinstance(latent, Tensor) or latent.ndim != 5 or latent.shape[1] != channels:
         shape = tuple(getattr(latent, "shape", ()))
-        raise MinicosError(f"latents are b c f h w, not {type(latent).__name__} {shape}")
+        raise MinicosError(
+            f"latents are b c f h w, not {type(latent).__name__} {shape}, and c is {channels} here"
+        )
     if not torch.isfinite(latent).all():
         raise MinicosError("the latent is not finite, and its video would be black")
 

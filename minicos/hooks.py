@@ -112,11 +112,13 @@ class Hooks:
                 "blocks" (the outputs of the blocks); None: all.
 
         Raises:
-            MinicosError: `hook` is not callable, a step is not a whole number, or `layers` is given
-                for a pattern without blocks.
+            MinicosError: `hook` is not callable, `pattern` is not text, a step is not a whole
+                number, or `layers` is given for a pattern without blocks.
         """
-        if not callable(hook):
-            raise MinicosError(f"a hook is a function of tensor and site, not {hook!r}")
+        if not callable(hook) or not isinstance(pattern, str):
+            raise MinicosError(
+                f"a hook is a function of tensor and site, at a name, not {hook!r} at {pattern!r}"
+            )
         steps = step if step is None or isinstance(step, range) else _numbers(step)
         names = [pattern]
         if layers is not None:

@@ -383,7 +383,7 @@ class Wan(VideoModel):
         """The pieces of `VAE.stream` on the device. Another network may take the VAE's place on the
         device between two of them. Raises MinicosError if the latent cannot be decoded.
         """
-        check_latent(latent)
+        check_latent(latent, self.vae.cfg.z_dim)
         with undisturbed():
             pieces = self.residency.to_device(self.vae).stream(
                 latent.to(self.device), tile=self.tile

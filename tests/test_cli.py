@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minicos import cli
 from minicos.analysis.energy import FORMS
 from minicos.cli import main, points
 from minicos.cli import options as cli_options
@@ -451,13 +452,61 @@ def test_an_out_that_cannot_be_written(minicos):
     assert_one_sentence(minicos(*video("--out", "/proc/run")), "cannot write into /proc/run")
 
 
+@posix
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("link", "link is a link to nothing. Remove it, or choose another --out"),
+        (".", "and no run.json that says which run it is of"),
+        ("notes.txt", "notes.txt is a file, not a folder"),
+        ("notes.txt/run", "notes.txt is a file, not a folder"),
+    ],
+)
+def test_an_out_that_is_something_else(minicos, tmp_path, monkeypatch, out, says):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert_one_sentence(minicos(*video("--out", out)), says)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@posix
+def test_a_current_folder_that_was_deleted(minicos, tmp_path, monkeypatch):
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert_one_sentence(minicos("points"), "the current folder does not exist any more")
+
+
+def test_a_home_folder_that_the_shell_left_in_an_option(monkeypatch, tmp_path):
+    """As in `--out=~/runs`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = ["generate", "--prompt=x", "--out=~/run", "--model=~/wan", "--image=~/a.png"]
+    args = cli.parser().parse_args(given)
+    named = str(tmp_path / "run"), str(tmp_path / "wan"), str(tmp_path / "a.png")
+    assert (str(args.out), args.model, str(args.image)) == named
+    assert cli.parser().parse_args(["generate", "--prompt=x"]).model == "tiny"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+def test_a_full_disk_behind_stdout():
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "minicos", "points"], stdout=full, stderr=-1, text=True
+        )
+    assert process.returncode == 2
+    assert process.stderr.startswith("minicos: reading or writing failed: No space left on device")
+    assert process.stderr.count("\n") == 1
+
+
 def test_the_system_says_no(minicos, monkeypatch):
     def deny(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("minicos.media.load_image", deny)
     assert_one_sentence(
-        minicos(*video()), "maze.png: Permission denied. Check path and permissions"
+        minicos(*video()), "maze.png: Permission denied. Check path, space and permissions"
     )
 
 

@@ -1,6 +1,7 @@
 """Nothing is silently replaced, and Python can be used as people use it."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,24 @@ def test_what_others_set_changes_no_bit(plain, setting):
     assert video.shape == (1, 5, 32, 32, 3)
     assert noise.dtype == torch.float32
     assert torch.equal(final(wan, condition, noise=noise), plain)  # what was made there serves here
+
+
+def test_runs_in_threads_and_in_turn_do_not_mix(wan, condition, plain):
+    """Each has its own hooks and steps."""
+
+    def silenced(x, site):
+        return torch.zeros_like(x)
+
+    def run(number: int) -> torch.Tensor:
+        hooks = Hooks().on("blocks.*.self_attn", silenced) if number % 2 else Hooks()
+        return final(wan, condition, seed=1, hooks=hooks)
+
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(run, range(4)))
+    assert [torch.equal(one, plain) for one in made] == [True, False, True, False]
+    first, second = (iter(wan.sample(condition, seed=1)) for _ in range(2))
+    steps = list(zip(first, second, strict=True))  # two runs in turn in one thread
+    assert all(torch.equal(step.next, plain) for step in steps[-1])
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -171,6 +190,7 @@ def test_numbers_of_numpy(wan, condition, plain):
         (lambda wan, c: wan.with_preset(guidance=float("inf")), "guidance high is inf"),
         (lambda wan, c: Hooks().on("blocks.0", print, step=1.5), "step is a whole number"),
         (lambda wan, c: Hooks().on("blocks.0", 3), "a hook is a function"),
+        (lambda wan, c: Hooks().on(None, print), "a hook is a function .* at None"),
         (
             lambda wan, c: final(wan, c, hooks=Hooks().on("blocks.0", lambda x, site: "a")),
             "a str, not",
@@ -182,6 +202,7 @@ def test_numbers_of_numpy(wan, condition, plain):
         (lambda wan, c: wan.sample(c, start="1"), "cannot start at step 1"),
         (lambda wan, c: wan.decode(None), "latents are b c f h w, not NoneType"),
         (lambda wan, c: wan.decode(torch.zeros(3)), r"latents are b c f h w, not Tensor \(3,\)"),
+        (lambda wan, c: wan.decode(torch.zeros(1, 3, 2, 4, 4)), "c is 16 here"),
         (lambda wan, c: wan.decode(torch.full(c.shape, torch.nan)), "would be black"),
     ],
 )

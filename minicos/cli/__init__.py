@@ -125,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     args = argparse.Namespace()
     try:
         with signals.handled(), _warnings_in_one_line():
+            _check_folder()
             for text in argv:
                 _check_text(text)
             args = parser().parse_args(
@@ -147,8 +148,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        what = error.filename or "the system"
-        return _stop(2, f"{what}: {error.strerror or error}. Check path and permissions.")
+        what = error.filename or "reading or writing failed"  # e.g. stdout, on a full disk
+        return _stop(2, f"{what}: {error.strerror or error}. Check path, space and permissions.")
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
@@ -175,6 +176,16 @@ def _warnings_in_one_line() -> Iterator[None]:
         warnings.simplefilter("always", MinicosWarning)
         warnings.showwarning = in_one_line  # type: ignore[assignment]
         yield
+
+
+def _check_folder() -> None:
+    """Raise MinicosError if the current folder was deleted, as of another terminal."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise MinicosError(
+            "the current folder does not exist any more. Change into another one."
+        ) from None
 
 
 def _check_text(text: str) -> None:

@@ -95,6 +95,8 @@ def plan(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Preset":
     from minicos.wan import UNUSED_NEGATIVE
 
     above = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
+    if args.out.is_symlink() and not args.out.exists():
+        raise MinicosError(f"{args.out} is a link to nothing. Remove it, or choose another --out.")
     if not above.is_dir():
         raise MinicosError(f"{above} is a file, not a folder. Choose another --out.")
     if not os.access(above, os.W_OK):

@@ -1,6 +1,7 @@
 """Options that several verbs share: the parser, and the options of model and condition."""
 
 import argparse
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,7 @@ def add_model_options(parser: Parser, out: str, seed: int = 0, dtype: str = "--d
     """Options of model, sampling and output. `dtype` is the name of the option for the dtype."""
     parser.add_argument(
         "--model",
+        type=os.path.expanduser,
         default="tiny",
         help="'tiny', a folder, a file or a Hub id, see --help-all (default: tiny)",
     )

@@ -154,10 +154,13 @@ def lora(text: str) -> tuple[str, tuple[str, float]]:
 
 
 def path(text: str) -> Path:
-    """A file or folder; empty text, e.g. from an unset shell variable, is an error."""
+    """A file or folder; empty text, e.g. from an unset shell variable, is an error.
+
+    `~` becomes the home folder here too, since shells leave it in `--out=~/runs`.
+    """
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a path")
-    return Path(text)
+    return Path(os.path.expanduser(text))
 
 
 def shown(text: str) -> str:
