@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import minicos
-from minicos.analysis.knockout import Flow, Knockout, Tokens
+from minicos.analysis.knockout import Flow, Knockout, Text, Tokens
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 from minicos.peers.cogvideox import rotation
@@ -209,6 +209,27 @@ def test_a_flow_between_frames_is_cut(name):
         assert not p[..., second, first].any() and p[..., first, second].all()
 
 
+@each
+def test_a_flow_from_the_text_is_cut(name):
+    """Without it, the prompt does not reach the video's queries, and other keys stay."""
+    model, condition = peers.conditioned(name, peers.peer(name, guidance=1.0))
+    joint, seen = "cross_attn" not in model.sublayers, []
+    cut = Knockout(Flow(Text(), Tokens((1,)), joint=joint))
+    within = "self_attn" if joint else "cross_attn"
+    hooks = cut.hooks().on(f"blocks.*.{within}.allowed", lambda x, site: seen.append((x, site)))
+    next(model.sample(condition, hooks=hooks))
+    assert len(seen) == model.depth
+    for allowed, site in seen:
+        size, rows = site.grid[1] * site.grid[2], allowed[0, 0]
+        start = site.video.indices(rows.shape[0])[0] if joint else 0
+        video = torch.zeros(rows.shape[1], dtype=torch.bool)
+        if joint:
+            video[site.video] = True
+        cut_rows = rows[start + size : start + 2 * size]
+        assert not cut_rows[:, ~video].any() and cut_rows[:, video].all()
+        assert rows[start : start + size, ~video].any(1).all()  # frame 0 reads it
+
+
 def test_a_flow_is_cut_in_a_pass_of_the_models_own():
     """In the pass "stg", block 1 computes no self-attention: nothing flows there to be cut."""
     model, condition = peers.conditioned("ltx23", peers.peer("ltx23", **TERMS))
@@ -310,6 +331,15 @@ def test_a_first_frame_is_compressed_where_the_preset_says_so():
     assert once.shape == picture.shape and not torch.equal(once, picture)
     low, high = once.aminmax()
     assert low >= 0 and high <= 1
+
+
+@each
+def test_a_condition_prints_as_three_lines(name):
+    model, condition = peers.conditioned(name)
+    about, calls, given = repr(condition).splitlines()
+    assert str(tuple(condition.shape)) in about and "cond" in calls
+    assert ("imposed" in about) == model.imposes()
+    assert f"hidden_states {tuple(condition.branch('cond')['hidden_states'].shape)}" in given
 
 
 @each

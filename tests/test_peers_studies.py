@@ -235,6 +235,7 @@ COMMANDS = {
     "run": [
         *("--x0", "--noise", "step:1", "--swap", "1", "--other", "go to the goal"),
         *("--knockout", "frame:0", "to", "frame:1", "layers:0"),
+        *("--knockout", "text", "to", "frame:0"),
     ],
     "generate": [],
 }

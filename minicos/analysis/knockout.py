@@ -11,7 +11,8 @@ or in another layer. To cut those paths too, also cut the flow to all other toke
 
 A knockout is an intervention made of hooks, so it can be combined with noise, swaps and ensembles.
 A model supports it through the hook points `blocks.i.self_attn.allowed` and
-`blocks.i.cross_attn.allowed`.
+`blocks.i.cross_attn.allowed`. Where text and video attend jointly, the text's rows are keys of
+self-attention: `Flow(Text(), joint=True)`.
 
 Control: `knockout.control(seed)` forbids the same number of keys to the same queries, drawn at
 random from all keys.
@@ -92,6 +93,11 @@ class Cut(Protocol):
         """The sub-layer that is cut: "self_attn" or "cross_attn"."""
         ...
 
+    @property
+    def text(self) -> bool:
+        """Whether its keys are the text's."""
+        ...
+
     def forbidden(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
         """bool r t, for the queries with these indices (r, int64, on any device) and all keys."""
         ...
@@ -103,10 +109,15 @@ class Flow:
 
     source: Tokens | Text
     target: Tokens = Tokens()
+    joint: bool = False  # text and video attend jointly
 
     @property
     def attention(self) -> str:
-        return "cross_attn" if isinstance(self.source, Text) else "self_attn"
+        return "cross_attn" if self.text and not self.joint else "self_attn"
+
+    @property
+    def text(self) -> bool:
+        return isinstance(self.source, Text)
 
     def forbidden(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
         source = self.source.on(keys) if isinstance(self.source, Text) else self.source.on(grid)
@@ -121,6 +132,7 @@ class Causal:
     """
 
     attention: str = "self_attn"
+    text: bool = False
 
     def forbidden(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
         size = grid[1] * grid[2]
@@ -138,6 +150,10 @@ class Scattered:
     @property
     def attention(self) -> str:
         return self.cut.attention
+
+    @property
+    def text(self) -> bool:
+        return self.cut.text
 
     def forbidden(self, queries: Tensor, grid: Grid, keys: int) -> Tensor:
         parts = queries.split(max(1, DRAWN // keys))
@@ -202,11 +218,13 @@ class Knockout:
                 f" {last - first} are called the video's, and the video has {count} tokens"
             )
         inside = (queries >= 0) & (queries < count)
+        key = torch.arange(keys, device=allowed.device)
+        columns = key if text else key[first:last]
+        if self.cut.text and not text:
+            columns = torch.cat([key[:first], key[last:]])
         forbidden = torch.zeros_like(allowed[0, 0])
-        columns = slice(None) if text else slice(first, last)
-        forbidden[inside, columns] = self.cut.forbidden(
-            queries[inside], site.grid, keys if text else count
-        )
+        found = self.cut.forbidden(queries[inside], site.grid, len(columns))
+        forbidden[inside.nonzero(), columns] = found
         if not forbidden.any():
             return None
         if allowed.stride(0) == allowed.stride(1) == 0:  # equal for all samples and heads

@@ -80,32 +80,40 @@ def check_word(parts: Sequence[str], prompt: str | None) -> None:
 def resolve(
     knockout: "Knockout", parts: Sequence[str], wan: "VideoModel", prompt: str | None
 ) -> "Knockout":
-    """The knockout with the text rows of its word or padding."""
+    """The knockout with the text rows of its word or padding, and in the attention that reads the
+    text.
+    """
     from minicos.analysis.knockout import Flow, Scattered, Text
-    from minicos.wan import as_wan
-    from minicos.words import rows
 
     name, value = _split(_sides(parts)[0])
-    if name not in TEXTS[1:]:
+    if name not in TEXTS:
         return knockout
-    tokenizer = as_wan(wan, f"--knockout {name}").tokenizer
-    if name == "word":
-        found = rows(tokenizer, prompt or "", value)
-    else:
-        _, mask = tokenizer([prompt or ""])
-        found = tuple((mask[0] == 0).nonzero().flatten().tolist())
     cut = knockout.cut
     flow = cut.cut if isinstance(cut, Scattered) else cut
     assert isinstance(flow, Flow)
-    flow = replace(flow, source=Text(found))
+    flow = replace(flow, joint="cross_attn" not in wan.sublayers)
+    if name in TEXTS[1:]:
+        flow = replace(flow, source=Text(_rows(wan, name, value, prompt)))
     return replace(knockout, cut=replace(cut, cut=flow) if isinstance(cut, Scattered) else flow)
+
+
+def _rows(wan: "VideoModel", name: str, value: str, prompt: str | None) -> tuple[int, ...]:
+    """The text rows of a word of the prompt, or those of the padding."""
+    from minicos.wan import as_wan
+    from minicos.words import rows
+
+    tokenizer = as_wan(wan, f"--knockout {name}").tokenizer
+    if name == "word":
+        return rows(tokenizer, prompt or "", value)
+    _, mask = tokenizer([prompt or ""])
+    return tuple((mask[0] == 0).nonzero().flatten().tolist())
 
 
 def check_grid(
     knockout: "Knockout", parts: Sequence[str], grid: tuple[int, int, int], keys: int | None
 ) -> None:
     """Raise MinicosError if it names a token outside the video, or cuts nothing."""
-    if not knockout.cuts(grid, keys if knockout.cut.attention == "cross_attn" else None):
+    if not knockout.cuts(grid, keys if knockout.cut.text else None):
         raise MinicosError(f"--knockout {' '.join(parts)}: nothing would be cut")
 
 

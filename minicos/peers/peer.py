@@ -50,6 +50,15 @@ class PeerCondition(Condition):
 
     calls: Mapping[str, Call]  # "cond", and "uncond" if there is guidance
 
+    def __repr__(self) -> str:
+        call = self.calls["cond"].items()
+        given = [f"{k} {tuple(x.shape)}" for k, x in call if isinstance(x, Tensor)]
+        return (
+            f"{type(self).__name__} for latents {tuple(self.shape)}, the first frame "
+            f"{'an input' if self.first is None else 'imposed'}\n"
+            f"  calls of the transformer: {' and '.join(self.calls)}\n  {', '.join(given)}"
+        )
+
     def branch(self, name: str) -> Call:
         """The call of "cond" or "uncond". Raises MinicosError without a negative prompt."""
         if name not in self.calls:
