@@ -350,3 +350,13 @@ def test_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(Exception):  # noqa: B017 - whatever the encoder says
         puzzles.export(p, 0, tmp_path / "00000")
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_that_are_kept_cannot_be_spoiled():
+    p = puzzles.make("maze", 0, 3, "train")
+    p.first_frame()[:] = 0
+    assert p.first_frame().any()
+    end = p._still(p.candidates[0], 1.0)
+    assert np.array_equal(end, p.draw(0)[-1])
+    with pytest.raises(ValueError, match="read-only"):
+        end[:] = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 from typing import Any, ClassVar, Self
 
@@ -179,7 +180,7 @@ class Puzzle:
 
     def first_frame(self) -> np.ndarray:
         """The picture: uint8 (h, w, 3)."""
-        return self._still(self.candidates[0], 0.0)
+        return self._still(self.candidates[0], 0.0).copy()
 
     def foreground(self) -> np.ndarray:
         """Where the objects of frame 0 are (not floor, grid or walls): bool (h, w)."""
@@ -291,8 +292,8 @@ class Puzzle:
             raise MinicosError(f"a video is {shape}; this one is {video.dtype} {video.shape}")
 
     def _still(self, answer: Any, progress: float) -> np.ndarray:
-        """One frame of an answer: uint8 (h, w, 3)."""
-        return draw.to_uint8(self.animate(answer, np.array([progress], np.float32)))[0]
+        """One frame of an answer: uint8 (h, w, 3), read-only."""
+        return _drawn(self, answer, float(progress))
 
     def _nearest(self, frame: np.ndarray) -> Any:
         """The candidate whose last frame is nearest to `frame`."""
@@ -318,6 +319,13 @@ class Puzzle:
         row, col = (int(k) // draw.CELL for k in np.unravel_index(apart.argmax(), apart.shape))
         far = f"deviation {apart.max():.0f}, limit {cls.limit:.0f}"
         return f"cell ({row}, {col}) does not look as it should ({far})"
+
+
+@lru_cache(2048)  # 25 MB; a study scores many videos of one puzzle
+def _drawn(puzzle: Puzzle, answer: Any, progress: float) -> np.ndarray:
+    frame = draw.to_uint8(puzzle.animate(answer, np.array([progress], np.float32)))[0]
+    frame.flags.writeable = False
+    return frame
 
 
 def clearest(frame: np.ndarray, pictures: Sequence[np.ndarray]) -> int | None:
