@@ -40,7 +40,7 @@ from minicos.analysis.options import (
 )
 from minicos.analysis.result import Result
 from minicos.analysis.swap import study as swap
-from minicos.analysis.tools.encoded import EncodesOnce
+from minicos.analysis.tools.encoded import CodesOnce
 from minicos.open import load
 from minicos.runs import Run
 from minicos.video_model import VideoModel
@@ -360,7 +360,8 @@ def work(model: str, run: Run, name: str, n: int, seed: int = 0) -> tuple[str, f
 @cache
 def _load(model: str) -> Wan:
     """Open the model with a bfloat16 decoder: a fifth of the time at 56 dB from float32, a
-    difference far below what a scorer notices. Sections share puzzles, so clips are encoded once.
+    difference far below what a scorer notices. Sections share puzzles and runs, so clips are encoded, and latents
+    decoded, once.
     """
     wan = load(model, decode_dtype=torch.bfloat16)
-    return replace(wan, vae=EncodesOnce.of(wan.vae))
+    return replace(wan, vae=CodesOnce.of(wan.vae))
