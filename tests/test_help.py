@@ -43,6 +43,28 @@ def test_the_examples_of_help_run_as_printed(name):
         parser().parse_args(words)
 
 
+LIGHT = ("generate", "points", "puzzles", "completion")
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_examples_run(name, tmp_path, monkeypatch, capsys):
+    """As printed, in two steps, with the pictures that they name; those of weights that are not
+    here say so.
+    """
+    monkeypatch.chdir(tmp_path)
+    assert main(["puzzles", "--kind", "maze", "--n", "1", "--out", "drawn"]) == 0
+    (drawn,) = tmp_path.glob("drawn/**/first_frame.png")
+    for picture in ("maze.png", "cat.png", "first.png", "last.png"):
+        shutil.copy(drawn, picture)
+    for words in commands(str(verbs()[name].epilog)):
+        words = words[: words.index(">>")] if ">>" in words else words
+        few = ["--steps", "2"] if name == "generate" else []
+        absent = any(word.startswith("Wan2.") for word in words) and "--json" not in words
+        assert main([*words, *few]) == (2 if absent else 0), words
+        if absent:
+            assert "is not a folder with a model" in capsys.readouterr().err
+
+
 def test_the_commands_of_pages_and_of_the_front_page_are_understood():
     for verb, reading in READINGS.items():
         assert verb in NAMES

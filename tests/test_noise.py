@@ -411,7 +411,7 @@ def test_frame_counts_and_few_steps(tmp_path, capsys):
         )
         == 0
     )
-    assert "trained at 13 frames: 5 are out of its distribution" in capsys.readouterr().out
+    assert "trained at 13 frames: 5 are out of its distribution" in capsys.readouterr().err
     assert main(["distilled", *common, "--counts", "2,3", "--out", str(tmp_path / "few")]) == 0
     rows = result.read(tmp_path / "few").tables["settings"]
     assert [row["steps"] for row in rows] == [2, 3]

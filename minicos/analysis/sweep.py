@@ -33,7 +33,11 @@ from minicos.runs import Progress, Run
 from minicos.video_model import VideoModel
 
 SETTLED = 0.1  # D of an estimate to the last one below which it counts as settled
-LABELS = {"step": "step", "sigma": "sigma on entering", "share": "share of the run"}
+LABELS = {  # axes: of what is noised, and of what is estimated
+    "step": ("step that is noised", "step"),
+    "sigma": ("sigma of the noised step", "sigma on entering"),
+    "share": ("share of the run before the noised step", "share of the run"),
+}
 
 
 @dataclass(frozen=True)
@@ -171,13 +175,11 @@ def numbers(found: Mapping[str, Measured]) -> list[Number]:
 
 def _curves(found: Mapping[str, Measured], axis: str, mode: str) -> list[Curve]:
     """Sensitivity of every setting, then convergence of every setting."""
-    label = LABELS[axis]
+    noised, label = LABELS[axis]
     damage, settling = [], []
     for name, measured in found.items():
         at = _place(measured, measured.noised, axis)
-        damage.append(
-            stats.curve(name, sensitivity(measured), at, f"{label} that is noised ({mode})", "D")
-        )
+        damage.append(stats.curve(name, sensitivity(measured), at, f"{noised} ({mode})", "D"))
         everywhere = _place(measured, np.arange(len(measured.sigmas) - 1), axis)
         settling.append(
             stats.curve(name, measured.estimates, everywhere, label, "D to the last estimate")

@@ -55,12 +55,16 @@ class Map:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; NaN for missing values. `low` and `high` draw a band."""
+    """One line of a chart. `low` and `high` draw a band.
+
+    NaN is a value that does not exist, and breaks the line; None is a place at which another line
+    of the chart has its point, and does not.
+    """
 
     name: str
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    y: Sequence[float | None]
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -361,6 +365,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
             {
                 "name": s.name,
                 "y": [_plain(y) for y in s.y],
+                "gaps": [i for i, y in enumerate(s.y) if y is not None and not math.isfinite(y)],
                 "low": None if s.low is None else [_plain(y) for y in s.low],
                 "high": None if s.high is None else [_plain(y) for y in s.high],
             }

@@ -115,7 +115,9 @@ def _summary(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     pixels = " x ".join(map(str, size)) if isinstance(size, list) else ""  # of puzzles: cells
     parts = [
         f"model {settings.get('model')}",
-        f"{settings.get('steps')} steps of {settings.get('solver')}",
+        ""
+        if "counts" in settings
+        else f"{settings.get('steps')} steps of {settings.get('solver')}",
         f"seed {settings.get('seed')}",
         f"{settings.get('n')} puzzles" if settings.get("prompt") is None else "",
         f"{settings.get('frames')} frames of {pixels}" if pixels else "",
@@ -337,10 +339,13 @@ def _chart(kept: Mapping[str, Any]) -> Curve:
     )
 
 
-def _on(x: Sequence[float], own: Sequence[float], values: Sequence[float | None]) -> list[float]:
-    """Values on the axis that all curves of a chart share; NaN where a curve has none."""
-    known = {at: v for at, v in zip(map(float, own), values, strict=True) if v is not None}
-    return [known.get(at, float("nan")) for at in x]
+def _on(
+    x: Sequence[float], own: Sequence[float], values: Sequence[float | None]
+) -> list[float | None]:
+    """Values on the axis that all curves of a chart share; None where a curve has no point."""
+    pairs = zip(map(float, own), values, strict=True)
+    known = {at: float("nan") if v is None else v for at, v in pairs}
+    return [known.get(at) for at in x]
 
 
 def _tables(result: Result) -> list[Table]:

@@ -195,10 +195,10 @@ function chart(curve, parent) {
     const band = svg("rect", { x: from, width: Math.max(3, to - from), y: top, height: h - bottom - top, fill: "var(--mark)", opacity: 0.2 }, picture);
     svg("title", {}, band).textContent = sentence(mark);
   }
-  for (const x of new Set(curve.marks.map(([, x]) => x))) {
+  [...new Set(curve.marks.map(([, x]) => x))].forEach((x, i) => { // names at one place in one line, others in lines of their own
     const names = curve.marks.filter(([, at]) => at === x).map(([name]) => name);
-    upright(picture, px(x), top, h - bottom, names.join(", "), w - right);
-  }
+    upright(picture, px(x), top, h - bottom, names.join(", "), w - right, i);
+  });
   for (const [name, y] of curve.levels) {
     svg("line", { x1: left, x2: w - right, y1: py(y), y2: py(y), stroke: "var(--soft)", "stroke-dasharray": "1 3" }, picture);
     svg("text", { x: w - right, y: py(y) - 3, "text-anchor": "end" }, picture).textContent = name;
@@ -254,18 +254,17 @@ function ticks(low, high) { // about four round numbers between the ends
   return out;
 }
 
-function upright(picture, x, top, bottom, name, right) {
+function upright(picture, x, top, bottom, name, right, row) {
   svg("line", { x1: x, x2: x, y1: top, y2: bottom, stroke: "var(--soft)", "stroke-dasharray": "5 3" }, picture);
   const end = x > right / 2;
-  svg("text", { x: x + (end ? -4 : 4), y: top + 9, "text-anchor": end ? "end" : "start" }, picture).textContent = name;
+  svg("text", { x: x + (end ? -4 : 4), y: top + 9 + 12 * row, "text-anchor": end ? "end" : "start" }, picture).textContent = name;
 }
 
 function line(picture, xs, s, px, py, k) { // gaps where there is no value; a dot for a lone one
   const ink = INK[k % INK.length], dash = k < INK.length ? "none" : "5 3", group = svg("g", {}, picture);
-  const known = (k) => s.y[k] !== null && s.y[k] !== undefined;
-  const runs = [];
-  xs.forEach((x, i) => { if (known(i)) (i && known(i - 1) ? runs[runs.length - 1] : runs[runs.push([]) - 1]).push(i); });
-  for (const run of runs) {
+  const runs = [[]];
+  xs.forEach((_, i) => { if (s.gaps.includes(i)) runs.push([]); else if (s.y[i] !== null) runs[runs.length - 1].push(i); });
+  for (const run of runs.filter((points) => points.length)) {
     const banded = s.low && s.high ? run.filter((i) => s.low[i] !== null && s.high[i] !== null) : [];
     if (banded.length > 1) {
       const up = banded.map((i) => `${px(xs[i])},${py(s.high[i])}`), down = banded.map((i) => `${px(xs[i])},${py(s.low[i])}`);
