@@ -400,6 +400,26 @@ def test_the_plan_counts_decoding(folder, small):
     assert work(9, 32) < work(9)
 
 
+@pytest.mark.parametrize("residency", ["auto", "resident"])
+def test_where_the_text_encoder_does_not_fit_all_networks_are_offloaded(
+    residency, folder, monkeypatch
+):
+    """diffusers has no plan between "resident" and "swap"."""
+    card, made = torch.device("cuda"), []
+    found = peer_folder.find(folder)
+
+    def free(size: int) -> str:
+        monkeypatch.setattr(opening, "available", lambda d: size if d == card else 10**12)
+        made.append(opening._plan(found, found.preset(), card, torch.float32, residency, None))
+        return made[-1].residency
+
+    assert free(10**12) == "resident"
+    whole = made[-1]
+    text = next(part.weights for part in whole.parts if part.name == "text")
+    assert free(int((whole.peak - text / 2) / 0.9)) == "swap"
+    assert {part.placement for part in made[-1].parts} == {"offload"}
+
+
 @pytest.mark.parametrize("residency", ["resident", "swap", "stream"])
 def test_offloading_is_what_diffusers_offers(residency):
     """Stand-ins: one call of the pipeline's own for each way, on the plan's device."""

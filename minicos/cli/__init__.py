@@ -155,7 +155,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return _stop(
             2,
-            "out of memory. Take fewer --frames, a smaller --image, or --residency swap or stream.",
+            "out of memory. Take fewer --frames, a smaller --image, or --residency swap, stream or "
+            "disk.",
         )
 
 

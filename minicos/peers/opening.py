@@ -125,6 +125,8 @@ def _plan(
         parts.append(Part(name, whole, extra, sum(blocks), max(blocks, default=0)))
     host, free = available(torch.device("cpu")), available(device)
     plan = choose(residency, parts, device, free=free, host=host, dtype=dtype)
+    if plan.residency == "resident" and plan.host:  # diffusers offloads every network or none
+        plan = choose("swap", parts, device, free=free, host=host, dtype=dtype)
     return _sequential(plan) if plan.residency == "stream" else plan
 
 
