@@ -50,12 +50,12 @@ def clip(tmp_path_factory) -> CLIP:
 
 
 def test_pixels_are_the_official_ones(image):
-    assert (pixels(image, 56) - DATA["mid.pixels"]).abs().max() < 1e-6  # measured 0
+    # measured 0; 1.7e-6 by torch 2.8, whose bicubic resizing differs in the last bits
+    assert (pixels(image, 56) - DATA["mid.pixels"]).abs().max() < 3e-6
     large = pixels(image, 224)
-    assert (
-        large[0, :, ::16, ::16] - DATA["out.pixels224_every16"]
-    ).abs().max() < 1e-6  # measured 0
-    assert (large[0, :, 100] - DATA["out.pixels224_row100"]).abs().max() < 1e-6  # measured 0
+    every = large[0, :, ::16, ::16]
+    assert (every - DATA["out.pixels224_every16"]).abs().max() < 3e-6
+    assert (large[0, :, 100] - DATA["out.pixels224_row100"]).abs().max() < 3e-6
 
 
 def test_features_are_the_official_ones(clip, image):
