@@ -284,7 +284,8 @@ class _Wish:
 
     def plan(self) -> Plan:
         """The placement of every network; raises the errors of `plan.choose`."""
-        cfg, vae, (frames, height, width) = self.parts.experts[0].network.cfg, self.vae, self.video
+        parts, (frames, height, width) = self.parts, self.video
+        cfg, vae = parts.experts[0].network.cfg, parts.vae
         t, sh, sw = vae.network.cfg.stride
         shape = (1, vae.network.cfg.z_dim, (frames - 1) // t + 1, height // sh, width // sw)
         work = cost.dit_memory(cfg, shape, self.dtype, residual_dtype(self.preset, self.dtype))
@@ -292,7 +293,7 @@ class _Wish:
         decoding = cost.vae_memory(vae.network.cfg, *decoded, self.device, vae.dtype("decoder."))
         works = {"high": work, "low": work, "vae": decoding}
         sizes = []
-        for one in self.parts.all:
+        for one in parts.all:
             stored = stored_bytes(one.files, one.name)
             # bytes used in place, mapped from the file (CPU, without a cast)
             in_place = stored.get(one.dtype("blocks.0.ffn.0.weight"), 0)
@@ -303,7 +304,7 @@ class _Wish:
                     one.dtype,
                     work=works.get(one.name, 0),
                     mapped=in_place if self.device.type == "cpu" else 0,
-                    stored=stored.total() if one in self.parts.experts else 0,
+                    stored=stored.total() if one in parts.experts else 0,
                 )
             )
         return choose(
@@ -316,10 +317,6 @@ class _Wish:
             dtype=self.dtype,
         )
 
-    @property
-    def vae(self) -> _Network[VAE]:
-        return self.parts.vae
-
     def remedy(self) -> str:
         """The smallest change that makes the model fit, as a sentence."""
         for words, wish in self.changed():
@@ -330,7 +327,7 @@ class _Wish:
 
     def changed(self) -> Iterator[tuple[str, "_Wish"]]:
         """Alternative wishes, the least costly to the user first."""
-        narrow = replace(self.vae, dtype=_decoder_in(torch.bfloat16))
+        narrow = replace(self.parts.vae, dtype=_decoder_in(torch.bfloat16))
         decoding = {
             "--tile 256": replace(self, tile=256),
             "--decode-dtype bfloat16": replace(self, parts=replace(self.parts, vae=narrow)),
@@ -341,7 +338,7 @@ class _Wish:
         small = replace(decoding["--decode-dtype bfloat16"], tile=256, residency="auto")
         options = " and ".join(decoding)
         yield options, small
-        stride, (frames, height, width) = self.vae.network.cfg.stride, self.video
+        stride, (frames, height, width) = self.parts.vae.network.cfg.stride, self.video
         for n in range(frames - stride[0], 0, -stride[0]):
             yield f"--frames {n}", replace(self, video=(n, height, width))
         step = stride[1] * self.parts.experts[0].network.cfg.patch_size[1]

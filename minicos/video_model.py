@@ -6,7 +6,7 @@ pipeline (`peers.Peer`) implement it, so code written for a `VideoModel` runs on
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +26,7 @@ class VideoModel(Model):
 
     variant: str
     preset: Preset
+    experts: Collection[str]  # the names of its networks: "high", and perhaps "low"
     weights: str  # fingerprint of the files and LoRAs, which runs record
     notes: tuple[str, ...]  # other models that the files could be
 

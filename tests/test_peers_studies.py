@@ -26,6 +26,7 @@ from minicos.analysis.options import NoiseOptions, SwapOptions
 from minicos.analysis.steps import Steps
 from minicos.analysis.swap.states import Swap, flip, lockstep
 from minicos.analysis.swap.study import study as swap_study
+from minicos.analysis.sweep import settings
 from minicos.analysis.tools.cases import chosen
 from minicos.analysis.tools.controls import untrained
 from minicos.analysis.tools.interventions import Interventions
@@ -442,3 +443,9 @@ def test_offloading_without_accelerate_names_the_remedy():
         plan = SimpleNamespace(residency=residency, device=torch.device("cuda"))
         with pytest.raises(MinicosError, match=f"{residency}.*pip install accelerate"):
             opening._place(pipe, plan)
+
+
+def test_boundaries_of_one_network_are_refused():
+    asked = NoiseOptions(prompt="go", boundaries=(0.8, 0.9))
+    with pytest.raises(MinicosError, match=r"CogVideoX.*has one here"):
+        settings(peers.peer("cogvideox15"), asked)

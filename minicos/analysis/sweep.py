@@ -77,7 +77,7 @@ def settings(wan: VideoModel, options: NoiseOptions) -> dict[str, Setting]:
         return {
             f"{count} steps": few(wan.with_preset(steps=count), options) for count in options.counts
         }
-    if len(getattr(wan, "experts", ())) < 2:  # a model of diffusers names none
+    if len(wan.experts) < 2:
         raise MinicosError(f"--boundaries lie between two experts, and {wan.variant} has one here.")
     return {f"{b:g}": Setting(wan.with_preset(boundary=b), options) for b in options.boundaries}
 

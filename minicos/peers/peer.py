@@ -13,7 +13,7 @@ of the transformer, `velocities` from its output. It never repeats what its pipe
 from abc import abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, ClassVar, Self
 
@@ -97,6 +97,7 @@ class Peer(VideoModel):
     placement: str = "resident"  # where the weights are; diffusers moves them
     tile: int | None = None  # pixels of a side of what is decoded at a time; None: whole frames
     notes: tuple[str, ...] = ()
+    experts: tuple[str, ...] = field(default=("high",), init=False)
 
     # The arguments of the transformer that change from step to step.
     moving: ClassVar[frozenset[str]] = frozenset({"hidden_states", "timestep"})
