@@ -393,10 +393,11 @@ def _clock(seconds: float) -> str:
 
 def _check(folder: Path, settings: dict[str, Any]) -> None:
     """Raise MinicosError unless the folder holds a run with these settings, or can become one."""
-    if (folder / RECORD).exists():
+    listed = sorted(folder.iterdir()) if folder.exists() else []
+    if (folder / RECORD).exists():  # looked for after listing: another command may be writing it
         _same_settings(folder, settings)
         return
-    for found in sorted(folder.iterdir()) if folder.exists() else ():
+    for found in listed:
         if not found.name.startswith("."):  # a new run.json would claim it under any settings
             raise MinicosError(
                 f"{folder} holds {found.name!r} and no {RECORD} that says which run it is of. "

@@ -249,7 +249,7 @@ def _where(rng, effect, n):
 class _Noised:
     """What `noise.numbers` needs of a measurement."""
 
-    noised, boundary, puzzles = np.array([0, 7]), None, False
+    noised, boundary, puzzles, pictured = np.array([0, 7]), None, False, (0,)
     runs: ClassVar[dict[str, None]] = {"clean": None}
 
     def __init__(self, rng, effect, n):

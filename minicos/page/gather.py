@@ -122,23 +122,8 @@ def _summary(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         f"{settings.get('n')} puzzles" if settings.get("prompt") is None else "",
         f"{settings.get('frames')} frames of {pixels}" if pixels else "",
         f"device {record.get('device')}" if record.get("device") else "",
-        _took(record.get("sittings")),
     ]
     return ", ".join(part for part in parts if part and "None" not in part)
-
-
-def _took(sittings: object) -> str:
-    """How long a command ran, and the most memory it held; "" if the record does not say."""
-    each = [one for one in sittings if isinstance(one, dict)] if isinstance(sittings, list) else []
-    found = {
-        k: [one[k] for one in each if type(one.get(k)) in (int, float)]
-        for k in ("seconds", "peak_memory")
-    }
-    said = [
-        f"{sum(found['seconds']):.0f} s" if found["seconds"] else "",
-        f"{max(found['peak_memory'], default=0) / 2**30:.1f} GiB" if found["peak_memory"] else "",
-    ]
-    return " and ".join(part for part in said if part)
 
 
 def _pictures(run: Run, first: Sequence[str]) -> list[Picture]:
