@@ -536,10 +536,12 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def test_compiled_blocks_agree_with_eager_ones(run_compiled, run):
+def test_compiled_blocks_agree_with_eager_ones(compiled, run_compiled, run):
     before = graphs()
     assert rel_max(run_compiled(), run()) < 8e-7  # measured 1.8e-7
-    assert before + 1 <= graphs() <= before + 2  # they are compiled; and at most once each
+    # PyTorch does not count graphs in every process, so their number alone would not show this.
+    assert all(block._compiled_call_impl is not None for block in compiled.blocks)
+    assert graphs() <= before + 2  # at most once each
 
 
 def test_hooks_added_after_compilation_fire_everywhere(run_compiled, run):

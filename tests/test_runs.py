@@ -254,7 +254,9 @@ def test_of_two_that_enter_a_new_folder_together_one_is_admitted(tmp_path, enter
         for process in entering:
             process.stdin.write("\n")
         (winner,) = (seed for seed, words in zip((1, 2), said, strict=True) if words == "in")
-        assert any(re.search("in use by another command|holds a run with seed", s) for s in said), said
+        assert any(re.search("in use by another command|holds a run with seed", s) for s in said), (
+            said
+        )
         assert json.loads((folder / "run.json").read_text())["settings"] == {"seed": winner}
         assert json.loads((folder / "seed.json").read_text()) == winner
 
