@@ -39,6 +39,7 @@ FIELDS = (  # of an entry in claims.json
     "verdict",
     "command",
     "least",
+    "unit",
 )
 
 
@@ -92,7 +93,7 @@ class Finding:
         values = (claim.text, claim.paper, claim.headline, number.value, number.low, number.high)
         control = f"{claim.control}; {self.why}" if self.why else claim.control
         ideal = "n/a" if self.ideal is None else self.ideal
-        rest = (number.n, ideal, control, self.verdict, self.command, claim.least)
+        rest = (number.n, ideal, control, self.verdict, self.command, claim.least, number.unit)
         plain = [None if isinstance(v, float) and not isfinite(v) else v for v in (*values, *rest)]
         return dict(zip(FIELDS, plain, strict=True))
 
@@ -140,8 +141,8 @@ def table(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
         {
             "claim": line["claim"],
             "paper": line["paper"],
-            "effect [95 %]": brief(_interval(line)),
-            "matters from": line.get("least"),  # earlier reports lack it
+            "effect [95 %]": f"{brief(_interval(line))} {line.get('unit', '')}".strip(),
+            "matters from": line.get("least"),  # earlier reports lack this and the unit
             "ideal observer": line["ideal"],
             "n": line["n"],
             "set against": line["control"],
