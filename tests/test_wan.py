@@ -63,6 +63,7 @@ def test_importing_minicos_does_not_import_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert (done.stdout, done.stderr) == ("False False\n", "")
     assert all(hasattr(minicos, name) for name in minicos.__all__)
+    assert set(minicos.__all__) == {*minicos._HOME, "__version__"}
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         minicos.laod  # noqa: B018
 
