@@ -289,11 +289,16 @@ class DiT(nn.Module):
             clip: CLIP features of the first image (m = 257) or of first and last image (m = 514),
                 b m d'; Wan2.1 image-to-video only.
             stop_at_layer: return the residual stream that enters this block instead, and skip the
-                block and all later ones.
+                block and all later ones; from 0, before all blocks, to their number, after all.
 
         Returns:
             The velocity, b c f h w, float32; with `stop_at_layer` the stream, b l d.
+
+        Raises:
+            MinicosError: there is no such layer, or an input does not fit this network.
         """
+        if stop_at_layer not in (None, *range(len(self.blocks) + 1)):
+            raise MinicosError(f"stop_at_layer {stop_at_layer}: give 0 to {len(self.blocks)}")
         x = self._with_condition(x, y)
         self._check_clip(clip)
         tokens = self.patch_embedding(x.to(self.patch_embedding.weight.dtype))  # b d f h w
@@ -303,9 +308,8 @@ class DiT(nn.Module):
         tokens = hooks("embed", rearrange(tokens, "b d f h w -> b (f h w) d").contiguous())
         text = hooks("text", self.text_embedding(text))  # b t d
         image = None if clip is None else hooks("image", self.img_emb(clip))  # b m d
-        timestep = timestep.view(len(timestep), -1)  # b g
-        waves = sinusoid(timestep, self.cfg.freq_dim).float().to(tokens.device)
-        embedding = self.time_embedding(waves)  # b g d
+        waves = sinusoid(timestep.view(len(timestep), -1), self.cfg.freq_dim)
+        embedding = self.time_embedding(waves.float().to(tokens.device))  # b g d
         time = hooks("time", self.time_projection(embedding).unflatten(-1, (6, -1)))  # b g 6 d
         angles = self._rope(grid, tokens.device)
 
@@ -319,8 +323,9 @@ class DiT(nn.Module):
 
         pf, ph, pw = self.cfg.patch_size
         to_latent = "b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)"
-        out = self.head(tokens, embedding)
-        velocity = rearrange(out, to_latent, f=f, h=h, w=w, pf=pf, ph=ph, pw=pw)
+        velocity = rearrange(
+            self.head(tokens, embedding), to_latent, f=f, h=h, w=w, pf=pf, ph=ph, pw=pw
+        )
         return hooks("velocity", velocity.float())
 
     def _with_condition(self, x: Tensor, y: Tensor | None) -> Tensor:

@@ -178,8 +178,9 @@ class Wan(VideoModel):
         text, dit = condition.branch(branch), self.residency.to_device(self.experts[moment.expert])
         # 1 g, on the host, where the sinusoid is computed
         time = condition.per_frame(moment.timestep)[0, :, :, 0, 0].expand(len(x), -1)
-        y, clip = condition.y, condition.clip
-        return dit(x, time, text, y, clip, hooks=hooks, stop_at_layer=stop_at_layer)
+        return dit(
+            x, time, text, condition.y, condition.clip, hooks=hooks, stop_at_layer=stop_at_layer
+        )
 
     def check_differentiable(self) -> None:
         if self.residency.plan.residency != "resident":
