@@ -475,12 +475,12 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
     ]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "steps 0-1 same_x null" in out
+    assert "steps 0-1, A at B's latent, null" in out
     found = result.read(tmp_path / "run")
     assert {line["arm"] for line in found.tables["layers"]} == {
         f"{arm}{c}"
-        for arm in ("step 0 same_x", "steps 0-1 same_x")
-        for c in ("", " null", " wrong")
+        for arm in ("step 0, A at B's latent", "steps 0-1, A at B's latent")
+        for c in ("", ", null", ", wrong")
     }
     turns = [n for n in found.numbers if "flip = 0" in n.name]
     assert [number.n for number in turns] == [2, 2]
@@ -506,7 +506,7 @@ def test_the_command(toy, tmp_path, monkeypatch, capsys):
         ]
         assert main(["swap", "--model", str(toy), *subject, *more]) == 0
         out, err = capsys.readouterr()
-        assert "step 0 same_x" in out
+        assert "step 0, A at B's latent" in out
         assert (
             ("rate of A" in out)
             == ("does not know the words bicycle, .\n" in err)

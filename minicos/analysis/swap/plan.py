@@ -95,13 +95,8 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """ "steps 0-19 own" or "step 0 own null"."""
-        steps = (
-            f"step {self.steps[0]}"
-            if len(self.steps) == 1
-            else f"steps {self.steps[0]}-{self.steps[-1]}"
-        )
-        return " ".join([steps, self.donor, *([self.control] if self.control else [])])
+        """ "steps 0-19, A's own run" or "step 0, A at B's latent, null"."""
+        return ", ".join([self._steps, DONORS[self.donor], *filter(None, [self.control])])
 
     def under(self, control: str) -> "Arm":
         """The same arm with the donor of a control."""
@@ -109,8 +104,14 @@ class Arm:
 
     @property
     def file(self) -> str:
-        """The name as part of a file name."""
-        return self.name.replace(" ", "_")
+        """The name as part of a file name: "steps_0-19_own"."""
+        parts = [self._steps, self.donor, *filter(None, [self.control])]
+        return "_".join(parts).replace(" ", "_")
+
+    @property
+    def _steps(self) -> str:
+        first, last = self.steps[0], self.steps[-1]
+        return f"step {first}" if first == last else f"steps {first}-{last}"
 
 
 def plan(wan: VideoModel, options: SwapOptions) -> Plan:
@@ -135,7 +136,7 @@ def plan(wan: VideoModel, options: SwapOptions) -> Plan:
     return Plan(
         layers=chosen,
         ranges=ranges(options.during, wan.preset.steps),
-        donors=DONORS if options.donor == "both" else (options.donor,),
+        donors=tuple(DONORS) if options.donor == "both" else (options.donor,),
         what=options.what,
         at=options.side,
         branch=None if options.branch == "both" else options.branch,

@@ -53,7 +53,8 @@ from minicos.hooks import NO_HOOKS, Hook, Hooks, Site
 from minicos.sample import State, Step
 from minicos.video_model import VideoModel
 
-DONORS = ("own", "same_x")  # A on its own trajectory, or prompt A at B's latent
+# A on its own trajectory, or prompt A at the latent of B; and how a title says it
+DONORS = {"own": "A's own run", "same_x": "A at B's latent"}
 REGIONS = ("all", "objects", "background")  # which tokens, by the objects of the first frame
 EMBED = -1  # the layer before block 0: the patch embedding, which does not depend on the prompt
 States = dict[tuple[str, str], Tensor]  # (point, branch) -> the donor's tensor at the current step
