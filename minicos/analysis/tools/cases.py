@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minicos import puzzles
+from minicos import config, puzzles
 from minicos.analysis.options import Cases, Puzzles
 from minicos.analysis.tools.observer import Observer, folder
 from minicos.condition import Condition
-from minicos.config import get_preset
 from minicos.errors import MinicosError
 from minicos.journal import rows
 from minicos.media import load_image
+from minicos.peers import presets as peers
 from minicos.runs import Progress, Run
 from minicos.video_model import VideoModel
 
@@ -148,8 +148,18 @@ def boundary(wan: VideoModel) -> int | None:
 def condition(wan: VideoModel, batch: Sequence[Case]) -> Condition:
     """The batch's condition; pictures have one size and videos one length (`batches`). An ideal
     observer receives the puzzles, which a network must infer from prompt and picture.
+
+    Raises:
+        MinicosError: the model is not set to make videos in which puzzles can be judged.
     """
-    length = frames(wan, batch)
+    length, area = frames(wan, batch), wan.preset.area
+    if batch[0].puzzle is not None and area is not None:  # no picture would keep its size
+        height, width, _ = batch[0].puzzle.first_frame().shape
+        raise MinicosError(
+            f"puzzles are judged in their own size, and {wan.variant} is set to videos of about "
+            f"{area} pixels: take with_preset(frames={batch[0].puzzle.frames}, "
+            f"size=({height}, {width}), area=None)"
+        )
     if isinstance(wan, Observer):
         return wan.known([known(case) for case in batch], length)
     images = [case.image for case in batch if case.image is not None]
@@ -162,7 +172,8 @@ def frames(wan: VideoModel, batch: Sequence[Case]) -> int:
     model's usual one.
     """
     asked = wan.preset.frames
-    if batch[0].puzzle is None or asked != get_preset(wan.variant).frames:
+    presets = peers if wan.variant in peers.PRESETS else config
+    if batch[0].puzzle is None or asked != presets.get_preset(wan.variant).frames:
         return asked
     return batch[0].puzzle.frames
 
