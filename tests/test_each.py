@@ -42,8 +42,8 @@ def test_the_page_of_all_samples_has_their_numbers(cases, tmp_path, capsys):
     assert main([*given, str(tmp_path), "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     names = [number["name"] for number in lines[0]["numbers"]]
-    assert len(lines) == 2 and "token energy in latent frame 0" in names
-    assert "token energy in latent frame 0" in (tmp_path / "index.html").read_text()
+    assert len(lines) == 2 and "token energy in the first frame of tokens" in names
+    assert "token energy in the first frame of tokens" in (tmp_path / "index.html").read_text()
 
 
 def test_a_broken_sample_is_named_and_the_others_are_made(cases, tmp_path, capsys):

@@ -277,16 +277,19 @@ def test_a_study_s_folder_becomes_a_page(tmp_path: Path):
     assert data["next"]
 
 
-@pytest.mark.parametrize(("frames", "latents", "stride"), [(121, 16, 8), (13, 4, 4), (5, 2, 4)])
-def test_a_map_lies_over_the_frames_of_its_own_model(tmp_path: Path, frames, latents, stride):
+@pytest.mark.parametrize(
+    ("frames", "latents", "stride", "lead"),
+    [(121, 16, 8, 0), (13, 4, 4, 0), (5, 2, 4, 0), (129, 33, 4, 1)],
+)
+def test_a_map_lies_over_the_frames_of_its_own_model(tmp_path: Path, frames, latents, stride, lead):
     settings = {"frames": frames, "prompt": "go"}
-    run = Run.open(tmp_path, settings, {"command": "minicos energy"})
+    run = Run.open(tmp_path, settings, {"command": "minicos energy", "lead": lead})
     run.save_tensors("energy.safetensors", {"cond.raw": torch.rand(1, 2, latents, 2, 2)})
     between = {"step0.received.1": torch.rand(latents, 2, 2)}
     run.save_tensors("attention.safetensors", between)
     data = embedded(gather.write(run).read_text(encoding="utf-8"))
-    assert [m["stride"] for m in data["maps"]] == [stride, stride]
-    assert data["frames"] == frames
+    assert [(m["stride"], m["lead"]) for m in data["maps"]] == [(stride, lead)] * 2
+    assert data["frames"] == frames - stride * lead
 
 
 def test_a_model_names_the_branches_of_its_maps(tmp_path: Path):

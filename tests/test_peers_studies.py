@@ -27,6 +27,7 @@ from minicos.analysis.steps import Steps
 from minicos.analysis.swap.states import Swap, flip, lockstep
 from minicos.analysis.swap.study import study as swap_study
 from minicos.analysis.sweep import settings
+from minicos.analysis.tools import cases, figures
 from minicos.analysis.tools.cases import chosen
 from minicos.analysis.tools.controls import untrained
 from minicos.analysis.tools.interventions import Interventions
@@ -63,7 +64,9 @@ def recorders(model, condition):
     return [
         Steps(model, (0, 3)),
         Energy((0,), behind=model.frames_behind_token),
-        Attention((0, model.depth - 1), (1,), words=words, parts=parts),
+        Attention(
+            (0, model.depth - 1), (1,), words=words, behind=model.frames_behind_token, parts=parts
+        ),
     ]
 
 
@@ -92,6 +95,43 @@ def test_recorders_and_resuming_after_a_kill(name, tmp_path):
         )
     resumed = record(model, condition, again, recorders(model, condition), start, edited)
     assert torch.equal(resumed, final)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("cogvideox15", ["frame 0", "1-8"]),  # a frame of tokens holds two latent frames
+        ("hunyuan_concat", ["padding", "frame 0", "1-4"]),
+        ("ltx2", ["frame 0", "1-2", "3-4"]),
+    ],
+)
+def test_pictures_and_numbers_name_the_frames_of_the_video(name, rows, tmp_path, monkeypatch):
+    model, condition = peers.conditioned(name)
+    run, drawn = Run.open(tmp_path, {}), {}
+    monkeypatch.setattr(figures, "maps", lambda path, *_, **given: drawn.update({path: given}))
+    found = recorders(model, condition)[1:]
+    record(model, condition, run, found, model.noise(condition, 0))
+    for one, sheet in zip(
+        found, ("energy/raw_cond_step_00.png", "attention/received_step_01.png"), strict=True
+    ):
+        saved = recorded(run, one.name, peers.STEPS)
+        one.draw(saved, run)
+        assert drawn[run.path(sheet)]["rows"] == rows
+        assert one.numbers(saved)[-1 if one.name == "energy" else 0].note.endswith(
+            f"; video: {rows[0]}"
+        )
+
+
+def test_puzzles_are_judged_in_their_own_size():
+    batch = cases.held_out("maze", 1)
+    wrong = peers.peer("cogvideox15").with_preset("diffusers")
+    right = "with_preset(frames=13, size=(64, 64), area=None)"
+    with pytest.raises(MinicosError, match=re.escape(right)):
+        cases.condition(wrong, batch)
+    model = wrong.with_preset(frames=13, size=(64, 64), area=None, steps=4)
+    (*_, last) = model.sample(cases.condition(model, batch), seed=0)
+    (score,) = cases.scores(model, last.next, batch)
+    assert not score.solved  # a random network
 
 
 @each

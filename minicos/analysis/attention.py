@@ -159,7 +159,7 @@ class Attention:
     branch: str = "cond"
     words: int | None = None  # rows of the prompt; all others are padding
     queries: int | None = None  # random queries per frame; None: all, also if keys are cut
-    stride: int = 4  # video frames to a latent frame, for labels
+    behind: Callable[[int], range] = figures.four_each  # frames of the video, for labels
     ops: Ops = REFERENCE  # the model's operations: `wan.ops`
     lse: bool = False  # taken from the forward pass: `gives_lse(wan)`
     parts: Sequence[str] = PARTS  # those of PARTS that the model has
@@ -252,17 +252,17 @@ class Attention:
         columns = [f"layer {k}" for k in self.layers]
         for i in shown:
             received = np.stack([saved[i][f"received.{k}"].numpy() for k in self.layers], axis=1)
-            rows = figures.frame_names(len(received), self.stride)
+            frames = [self.behind(f) for f in range(len(received))]
             names.append(f"attention/received_step_{i:02d}.png")
             figures.maps(
                 run.path(names[-1]),
                 received,
-                rows=rows,
+                rows=[figures.frame_name(some) for some in frames],
                 columns=columns,
                 title=f"Attention received, step {i}: video frames (down), layers (across)"
                 + self._accuracy(saved, [i], "received"),
                 bar="attention that a token receives; mean token: 1",
-                beneath=figures.under(seen(run, i), [self.stride * f for f in range(len(rows))]),
+                beneath=figures.under(seen(run, i), [some[-1] if some else 0 for some in frames]),
             )
         if shown:
             flows = [[saved[i][f"between.{k}"].numpy() for k in self.layers] for i in shown]
@@ -271,7 +271,7 @@ class Attention:
                 np.array(flows),
                 rows=[f"step {i}" for i in shown],
                 columns=columns,
-                title="From which latent frame (down) to which (across) attention flows"
+                title="From which frame of tokens (down) to which (across) attention flows"
                 + self._accuracy(saved, shown, "between"),
                 bar="share of a frame's attention",
                 limits=(0, 1),
@@ -303,7 +303,8 @@ class Attention:
             return []
         first = torch.stack([flow[1:, 0].mean() for flow in between]).mean()
         even = f"{1 / len(between[0]):.3g} if all frames were alike"
-        name = "attention of later frames to latent frame 0"
+        even += f"; video: {figures.frame_name(self.behind(0))}"
+        name = "attention of later frames of tokens to the first"
         found = [Number(name, float(first), unit="share", note=even)]
         if "cross_attn" in self.parts and (words := self.words) is not None:
             text = [step[f"text.{k}"] for step in shown for k in self.layers]

@@ -51,17 +51,6 @@ BASIS = 12  # directions in which the three components are searched
 ROUNDS = 4  # of the search; in each, a direction of twice the variance gains a factor of four
 
 
-def four_each(frame: int) -> range:
-    """The video frames of a latent frame, as `Model.frames_behind_token` gives them for Wan."""
-    return range(0, 1) if frame == 0 else range(4 * frame - 3, 4 * frame + 1)
-
-
-def _label(frames: range) -> str:
-    if len(frames) < 2:
-        return f"frame {frames[0]}" if frames else "padding"
-    return f"{frames[0]}-{frames[-1]}"
-
-
 @dataclass(frozen=True)
 class Energy:
     """Token energy of every block, step and branch of the first sample: arrays, sheets (frames x
@@ -69,7 +58,7 @@ class Energy:
     """
 
     chosen: Sequence[int]  # steps drawn as sheets; numbers are kept for all steps
-    behind: Callable[[int], range] = four_each  # frames of the video, for labels
+    behind: Callable[[int], range] = figures.four_each  # frames of the video, for labels
     sheets: Sequence[str] = ("centred", "raw", "update", "components")  # to draw, in this order
     ops: Ops = REFERENCE  # the model's operations: `wan.ops`
     name: str = "energy"
@@ -153,10 +142,11 @@ class Energy:
                 note=f"mean of all steps; layers 0 to {depth - 1}",
             ),
             Number(
-                "token energy in latent frame 0",
+                "token energy in the first frame of tokens",
                 share,
                 unit="share",
-                note=f"{1 / latents:.3g} if all frames were alike",
+                note=f"{1 / latents:.3g} if all frames were alike; "
+                f"video: {figures.frame_name(self.behind(0))}",
             ),
         ]
 
@@ -204,7 +194,7 @@ class Energy:
                 continue
             names.append(f"energy/{form}_{branch}_step_{index:02d}.png")
             frames = [self.behind(f) for f in range(values.shape[1])]
-            rows = [_label(some) for some in frames]
+            rows = [figures.frame_name(some) for some in frames]
             beneath = figures.under(video, [some[-1] if some else 0 for some in frames])
             columns = [f"layer {k}" for k in range(len(values))]
             where = "" if branch == "cond" else ", unprompted branch"

@@ -129,7 +129,7 @@ def made(
             branch=asked.branch,
             words=prompt,
             queries=asked.queries,
-            stride=wan.stride[0],
+            behind=wan.frames_behind_token,
             ops=wan.ops,
             lse=gives_lse(wan),
             parts=parts,

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def open_run(
         **_decoding(wan),
         "compiled": args.compile,
         "loras": [asdict(one) for one in wan.loras],
+        "lead": next(f for f in count() if wan.frames_behind_token(f)),  # frames that are not shown
     }
     found = {**model, **settings, "analyses": [a.name for a in analyses]}
     return Run.open(args.out, found, facts, journal(args))

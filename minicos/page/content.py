@@ -38,8 +38,9 @@ class Map:
     """A number for every token, at some steps and layers, drawn over the frame.
 
     kind is "tokens" with values (steps, layers, f, h, w), or "pairs" with values (steps, layers, l,
-    l), l = f h w, a row for the token that attends and a column for the token attended to. stride
-    is the number of video frames per latent frame after the first.
+    l), l = f h w, a row for the token that attends and a column for the token attended to. `lead`
+    frames of tokens are not shown; the next one shows one frame of the video, and each later one
+    `stride` frames.
     """
 
     name: str
@@ -48,9 +49,10 @@ class Map:
     layers: Sequence[int]
     grid: tuple[int, int, int]
     stride: int = 4
+    lead: int = 0
     unit: str = ""
     kind: str = "tokens"
-    latents: int = 0  # latent frames of the run, if the map holds fewer
+    latents: int = 0  # frames of tokens of the run, if the map holds fewer
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ def _thinned(items: Sequence[Any], thin: int) -> list[Any]:
 
 
 def _frames(maps: Sequence[Map]) -> int:
-    return max((m.stride * (_latents(m) - 1) + 1 for m in maps), default=1)
+    return max((m.stride * (_latents(m) - m.lead - 1) + 1 for m in maps), default=1)
 
 
 def _latents(m: Map) -> int:
@@ -335,6 +337,7 @@ def _map(m: Map, thin: int, thin_layers: int) -> dict[str, Any]:
         "layers": [int(m.layers[k]) for k in layers],
         "grid": list(m.grid),
         "stride": m.stride,
+        "lead": m.lead,
         "latents": _latents(m),
         "low": low.tolist(),
         "high": high.tolist(),

@@ -69,7 +69,8 @@ def gather(run: Run, record: Mapping[str, Any] | None = None) -> Page:
     reading = READINGS.get(verb, Reading("", ""))
     pictures = _pictures(run, () if result is None else result.files)
     clips = [*_clips(run, sigmas), *_videos(run)]
-    maps = [*_energy(run, settings), *_attention(run, settings)]
+    model = {**settings, "lead": record.get("lead")}
+    maps = [*_energy(run, model), *_attention(run, model)]
     touch = reading.touch if clips or maps else ""
     return Page(
         title=f"minicos {verb}".strip(),
@@ -181,12 +182,13 @@ def _video(path: Path) -> np.ndarray:
 # -- maps ------------------------------------------------------------------------------------------
 
 
-def _stride(settings: Mapping[str, Any], frames: int) -> int:
-    """Video frames per frame of tokens after the first; differs between models."""
-    videos = settings.get("frames")
+def _over(settings: Mapping[str, Any], frames: int) -> tuple[int, int]:
+    """`stride` and `lead` of a map with so many frames of tokens; they differ between models."""
+    videos, lead = settings.get("frames"), settings.get("lead")
+    before = lead if type(lead) is int and 0 < lead < frames else 0
     if type(videos) is not int or not 0 < videos < kept.MOST or frames < 2:
-        return Map.stride
-    return max(1, round((videos - 1) / (frames - 1)))
+        return Map.stride, before
+    return max(1, round((videos - 1) / (frames - 1))), before
 
 
 def _energy(run: Run, settings: Mapping[str, Any]) -> list[Map]:
@@ -203,9 +205,9 @@ def _energy(run: Run, settings: Mapping[str, Any]) -> list[Map]:
                 values = kept.table(run, "energy.safetensors", saved, f"{branch}.{form}", 5)
                 steps, layers, f, h, w = values.shape
                 title = name if branch == "cond" else f"{name}, {words.get(branch, branch)} branch"
-                axes = range(steps), range(layers), (f, h, w)
-                stride = _stride(settings, f)
-                maps.append(Map(title, values, *axes, stride=stride, unit=UNITS[form]))
+                axes = range(steps), range(layers)
+                over = _over(settings, f)
+                maps.append(Map(title, values, *axes, (f, h, w), *over, unit=UNITS[form]))
     return maps
 
 
@@ -241,9 +243,9 @@ def _attention(run: Run, settings: Mapping[str, Any]) -> list[Map]:
                 steps,
                 layers,
                 (f, h, w),
-                stride=_stride(settings, tokens[0]),
-                unit=unit,
-                kind=kind,
+                *_over(settings, tokens[0]),
+                unit,
+                kind,
                 latents=tokens[0],
             )
         )

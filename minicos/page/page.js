@@ -62,7 +62,7 @@ function nearest(steps, step) { // the shown step closest to `step`, the earlier
 // -- the overlay --------------------------------------------------------------------------------
 
 function latentFrame(map, frame) { // of the map, which may hold fewer frames than the latent
-  const latent = Math.min(map.latents - 1, Math.ceil(frame / map.stride));
+  const latent = Math.min(map.latents - 1, map.lead + Math.ceil(frame / map.stride));
   return Math.floor(latent * map.grid[0] / map.latents);
 }
 
@@ -114,7 +114,7 @@ function drawOverlay() {
     const value = shown.low + values[i] / 255 * (shown.high - shown.low);
     pointed = `; row ${Math.floor(i / w)}, column ${i % w}: ${number(+value.toPrecision(3))}`;
   }
-  at("overlay-caption").textContent = `${map.name}${token}; step ${shown.step}, layer ${shown.layer}, latent frame ${frame} of ${f}${pointed}`;
+  at("overlay-caption").textContent = `${map.name}${token}; step ${shown.step}, layer ${shown.layer}, frame ${frame} of ${f} of tokens${pointed}`;
 }
 
 function outline(context, map, token, frame, colour) { // around a token of this latent frame
@@ -410,7 +410,7 @@ function start() {
 
 function sliders() {
   const steps = Math.max(data.sigmas.length - 1, 1), layers = maps.flatMap((m) => m.layers);
-  const stride = maps.length ? maps[0].stride : 4;
+  const { stride, lead } = maps.length ? maps[0] : { stride: 4, lead: 0 };
   at("step").max = steps - 1;
   at("frame").max = Math.max(0, data.frames - 1);
   at("layer").max = layers.length ? Math.max(...layers) : 0;
@@ -420,7 +420,7 @@ function sliders() {
   state.clip = estimates.length ? estimates[nearest(estimates.map((c) => c.step), state.step)] : videos[0] || null;
   for (const mark of data.marks) {
     ticksBelow("step", spans(mark.steps), steps - 1);
-    ticksBelow("frame", mark.frames.map((f) => [f ? stride * (f - 1) + 1 : 0, stride * f]), data.frames - 1);
+    ticksBelow("frame", mark.frames.map((f) => Math.max(0, f - lead)).map((f) => [f ? stride * (f - 1) + 1 : 0, stride * f]), data.frames - 1);
     ticksBelow("layer", spans(mark.layers), Number(at("layer").max));
   }
   at("step-control").hidden = steps < 2 || !(estimates.length || maps.length || data.curves.some((c) => c.follows === "step"));

@@ -46,10 +46,16 @@ def evenly(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
 
 
-def frame_names(count: int, stride: int) -> list[str]:
-    """The video frames in each of `count` latent frames: "frame 0", "1-4", "5-8"."""
-    rest = (f"{stride * (f - 1) + 1}-{stride * f}" for f in range(1, count))
-    return ["frame 0", *rest] if stride > 1 else [f"frame {f}" for f in range(count)]
+def four_each(frame: int) -> range:
+    """The video frames of a latent frame, as `Model.frames_behind_token` gives them for Wan."""
+    return range(0, 1) if frame == 0 else range(4 * frame - 3, 4 * frame + 1)
+
+
+def frame_name(shown: range) -> str:
+    """The video frames that a latent frame shows: "frame 0", "1-4"; "padding" for none."""
+    if len(shown) < 2:
+        return f"frame {shown[0]}" if shown else "padding"
+    return f"{shown[0]}-{shown[-1]}"
 
 
 def under(video: np.ndarray | None, frames: Sequence[int]) -> list[np.ndarray] | None:
