@@ -7,6 +7,7 @@ to those of a resident model. For the placements see `plan`.
 
 import os
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -147,10 +148,8 @@ class ThreadCopyQueue:
     """
 
     def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        self._process, self._thread = os.getpid(), ThreadPoolExecutor(1, "minicos-copy")
+        # of each process: a forked one has no threads of its parent
+        self._threads = defaultdict[int, Any](lambda: ThreadPoolExecutor(1, "minicos-copy"))
 
     def event(self) -> Future:
         done: Future = Future()
@@ -158,9 +157,7 @@ class ThreadCopyQueue:
         return done
 
     def copy(self, target: Tensor, source: HostBuffer, after: Future) -> Future:
-        if self._process != os.getpid():  # a forked process has no threads of its parent
-            self._start()
-        return self._thread.submit(self._copy, target, source, after)
+        return self._threads[os.getpid()].submit(self._copy, target, source, after)
 
     def wait(self, event: Future) -> None:
         event.result()
@@ -186,7 +183,6 @@ class Streamer:
     def __init__(self, queue: CopyQueue, device: torch.device):
         self.queue, self.device = queue, device
         self.host: dict[nn.Module, HostBuffer] = {}  # block -> its weights
-        self._device_buffers: tuple[Tensor, ...] = ()
         self._pass: object = None  # the pass that currently uses the device buffers
         self._turn = Lock()  # held while buffers change owner, since passes may start in threads
         self._bound: set[HostBuffer] = set()  # those whose block points into a device buffer
@@ -208,9 +204,8 @@ class Streamer:
                 self._release(host)
             coming, self._ahead = self._ahead, ()
             if [copied[0] for copied in coming] != [(os.getpid(), host) for host in hosts[:2]]:
-                buffers = self._buffers(max(host.size for host in self.host.values()))
                 begin = self.queue.event()  # also after work that an interrupted pass left running
-                firsts = zip(buffers, hosts[:2], strict=False)
+                firsts = zip(self._buffers, hosts[:2], strict=False)
                 coming = tuple(self._fill(buffer, host, begin) for buffer, host in firsts)
         for i, (block, host) in enumerate(zip(blocks, hosts, strict=True)):
             (_, buffer, copied), *rest = coming
@@ -242,12 +237,11 @@ class Streamer:
         host.bind()
         self._bound.discard(host)
 
-    def _buffers(self, size: int) -> tuple[Tensor, ...]:
-        if not self._device_buffers:
-            self._device_buffers = tuple(
-                torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(2)
-            )
-        return self._device_buffers
+    @cached_property
+    def _buffers(self) -> tuple[Tensor, ...]:
+        """Two buffers on the device, each for the largest block."""
+        size = max(host.size for host in self.host.values())
+        return tuple(torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(2))
 
 
 class Residency:

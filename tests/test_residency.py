@@ -69,7 +69,7 @@ class HastyStreamer(Streamer):
 
     def stream(self, blocks):
         blocks = list(blocks)
-        buffers = self._buffers(max(host.size for host in self.host.values()))
+        buffers = self._buffers
         for i, block in enumerate(blocks):
             host = self.host[block]
             self.queue.wait(self._fill(buffers[i % 2], host, self.queue.event())[-1])
