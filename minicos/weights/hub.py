@@ -10,7 +10,6 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from minicos.errors import MinicosError
@@ -38,12 +37,6 @@ FOLDERS = {  # the folders that a model is read from; "" is the repository itsel
     ),
 }
 TABLES = ("model_index.json", "config.json", "tokenizer.json")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    name: str
-    bytes: int
 
 
 def is_id(name: str) -> bool:
@@ -86,19 +79,14 @@ def fetch(repo: str) -> Path:
     try:
         info = HfApi().model_info(repo, files_metadata=True)
         wanted = needed(repo, {file.rfilename: file.size or 0 for file in info.siblings or ()})
-        total = sum(file.bytes for file in wanted)
+        total = sum(wanted.values())
         print(f"fetching {repo}, revision {info.sha}:", file=sys.stderr)
-        for file in wanted:
-            print(f"  {file.bytes:>16,}  {file.name}", file=sys.stderr)
-        print(
-            f"  {total:>16,}  bytes in all, to {constants.HF_HUB_CACHE}",
-            file=sys.stderr,
-            flush=True,
-        )
+        for name, size in {**wanted, f"bytes in all, to {constants.HF_HUB_CACHE}": total}.items():
+            print(f"  {size:>16,}  {name}", file=sys.stderr, flush=True)
         _room(Path(constants.HF_HUB_CACHE), repo, total)
         return Path(
             snapshot_download(
-                repo, allow_patterns=[re.sub(r"([*?[])", r"[\1]", f.name) for f in wanted]
+                repo, allow_patterns=[re.sub(r"([*?[])", r"[\1]", name) for name in wanted]
             )
         )
     except MinicosError:
@@ -126,9 +114,9 @@ def fetch(repo: str) -> Path:
         ) from error
 
 
-def needed(repo: str, files: Mapping[str, int]) -> list[RemoteFile]:
-    """The files of a repository (name -> bytes) that make up the model, without pictures, copies in
-    half precision and the like.
+def needed(repo: str, files: Mapping[str, int]) -> dict[str, int]:
+    """The `files` of a repository (name -> bytes) that make up the model, without pictures, copies
+    in half precision and the like.
 
     Raises:
         MinicosError: a name leaves the repository, or the repository is not one complete model.
@@ -166,7 +154,7 @@ def needed(repo: str, files: Mapping[str, int]) -> list[RemoteFile]:
             f"Take the files you want: `hf download {repo} FILE`, then --model FILE and --part "
             "vae=FILE and so on."
         )
-    return [RemoteFile(name, files[name]) for name in chosen]
+    return {name: files[name] for name in chosen}
 
 
 def _once(names: Sequence[str]) -> list[str]:
