@@ -25,7 +25,7 @@ from minicos.weights.archive import table
 from minicos.weights.files import about, reading
 from minicos.weights.header import Header, TensorInfo, read_part, tensors
 from minicos.weights.lora import Lora
-from minicos.weights.names import ASIDE, FACTOR, RECORD, WEIGHT, renamer, role
+from minicos.weights.names import FACTOR, RECORD, WEIGHT, renamer, role
 
 Source = str | Path | Sequence[str | Path]
 # name, shape, dtype -> the contiguous tensor to fill
@@ -261,15 +261,15 @@ def _fill(target: Tensor, one: Stored, factor: Stored | None, bring: PinnedCopie
     shape = (len(source), -1) if factor and source.ndim else (-1, 1)
     rows, into = source.reshape(shape), target.view(shape)
     scale = None
-    if factor is not None:
-        scale = factor.tensor().float().reshape(-1, 1).to(target.device)
+    if factor is not None:  # one number for all rows, or one for each
+        scale = factor.tensor().float().reshape(-1, 1).to(target.device).expand(len(rows), 1)
     width = max(1, rows.shape[1])
     step = max(1, PIECE // width if bring is None else PINNED // (width * source.itemsize))
     for begin in range(0, len(rows), step):
         here = slice(begin, begin + step)
         piece = rows[here] if bring is None else bring(rows[here])
         if scale is not None:
-            piece = piece.float() * (scale if scale.numel() == 1 else scale[here])
+            piece = piece.float() * scale[here]
         into[here].copy_(piece)
     return target
 
@@ -300,13 +300,10 @@ def _plan(
             one = Stored(header, key, read)
             with about(header.path):
                 kind, plain = role(key)
+                name = rename(plain) if kind in found else ""
             if kind == RECORD:
                 _check_record(one)
-            if kind in (RECORD, ASIDE):
-                continue
-            with about(header.path):
-                name = rename(plain)
-            if name.startswith(unused):
+            if not name or name.startswith(unused):
                 continue
             if name in found[kind]:
                 other = found[kind][name].header.path
