@@ -250,8 +250,8 @@ def _on_meta(
             clip = _Network(
                 "clip", CLIP(layout.clip.config), layout.clip.files, lambda name: narrow
             )
-    loras = {name: part.loras for name, part in layout.experts.items()}
-    return _Parts(tuple(_with_loras(one, loras[one.name]) for one in experts), vae, text, clip)
+    merged = (_with_loras(one, layout.experts[one.name].loras) for one in experts)
+    return _Parts(tuple(merged), vae, text, clip)
 
 
 def _with_loras(one: _Network[DiT], files: Sequence[tuple[Path, float]]) -> _Network[DiT]:

@@ -72,10 +72,6 @@ def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) ->
     return replace(_tensor(storage, offset, size, stride), dtype=dtype)
 
 
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
 def _empty(*given: Any) -> dict:
     if given:
         raise ValueError("an OrderedDict made from a list")
@@ -86,7 +82,7 @@ WORDS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _empty,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch", "Size"): tuple,
     **{("torch", name): name for name in STORAGES},
     ("torch.storage", "UntypedStorage"): "UntypedStorage",

@@ -6,6 +6,7 @@ from the names that exist, never taken from a number in a name, and metadata mus
 shapes.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -36,10 +37,7 @@ def official(headers: Iterable[Header]) -> dict[str, tuple[int, ...]]:
 def count(names: Iterable[str], prefix: str) -> int:
     """The number of prefix0., prefix1., prefix2., ... that exist without a gap."""
     there = {name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)}
-    number = 0
-    while str(number) in there:
-        number += 1
-    return number
+    return next(number for number in itertools.count() if str(number) not in there)
 
 
 def architecture(shapes: Shapes) -> dict[str, Any]:

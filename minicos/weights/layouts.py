@@ -136,14 +136,10 @@ class Layout:
         """A fingerprint of the weights: a hash of samples of every file and of the strengths of
         LoRAs.
         """
-        digest = sha256()
         networks: list[Part] = [*self.experts.values(), self.vae, self.text]
-        for part in networks:
-            digest.update(_samples(part))
-        digest.update(sampled(self.tokenizer))
-        if self.clip is not None:
-            digest.update(_samples(self.clip))
-        return digest.hexdigest()[:16]
+        samples = [*map(_samples, networks), sampled(self.tokenizer)]
+        samples += [] if self.clip is None else [_samples(self.clip)]
+        return sha256(b"".join(samples)).hexdigest()[:16]
 
 
 def find(

@@ -138,18 +138,13 @@ def configure(
     if variant.startswith(LIKE):
         return dit_config(shapes, given, where)
     cfg = VARIANTS[FINETUNES.get(variant, variant)]
-    for name, spellings in {
-        "num_heads": ("num_heads", "num_attention_heads"),
-        "eps": ("eps",),
-        "text_len": ("text_len",),
-    }.items():
-        for spelling in spellings:
-            if given.get(spelling, getattr(cfg, name)) != getattr(cfg, name):
-                raise MinicosError(
-                    f"{where}: its config.json says {spelling} {given[spelling]!r}, and its shapes "
-                    "are those of "
-                    f"{variant}, which has {getattr(cfg, name)}. Download the config.json again."
-                )
+    known = {name: getattr(cfg, name) for name in ("num_heads", "eps", "text_len")}
+    for name, value in (known | {"num_attention_heads": cfg.num_heads}).items():
+        if given.get(name, value) != value:
+            raise MinicosError(
+                f"{where}: its config.json says {name} {given[name]!r}, and its shapes are those "
+                f"of {variant}, which has {value}. Download the config.json again."
+            )
     return cfg
 
 
