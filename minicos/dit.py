@@ -1,10 +1,10 @@
 """The diffusion transformer of Wan2.2 (official wan/modules/model.py), with all its hook points.
 
 Start with `DiT.forward`: latents are cut into patches (tokens), text and timestep are embedded,
-forty blocks follow, and a head turns the tokens into a velocity. `hooks("name", tensor)` marks a
-hook point. The image-to-video networks of Wan2.1 also attend to CLIP features of the picture: see
-`ImageEmbedding` and the end of `CrossAttention`. Modules have the names of the official
-checkpoint, so its weights load without a map.
+thirty or forty blocks follow, and a head turns the tokens into a velocity. `hooks("name", tensor)`
+marks a hook point. The image-to-video networks of Wan2.1 also attend to CLIP features of the
+picture: see `ImageEmbedding` and the end of `CrossAttention`. Modules have the names of the
+official checkpoint, so its weights load without renaming.
 
 Precision follows the official policy. Matrix products run in the dtype of the weights (float32 or
 bfloat16). Timestep embedding, modulation, norms and head run in float32. The residual stream is
@@ -56,14 +56,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     """A layer norm with affine parameters, computed in float32 by `ops.layer_norm`."""
-
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (... d) -> (... d), rounded to the dtype of x."""
@@ -259,6 +253,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg, ops, residual_dtype) for _ in range(cfg.num_layers))
         self.head = Head(cfg, ops)
         self._angles: dict[tuple, tuple[Tensor, Tensor]] = {}  # (grid, device) of the last pass
+        # yields the blocks in order, see `stream_blocks`
         self._in_turn: Callable[[nn.ModuleList], Iterable[nn.Module]] = iter
 
     @property

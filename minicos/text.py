@@ -33,12 +33,8 @@ from minicos.weights.tokens import REMEDY, read_tokenizer
 PAD, EOS = 0, 1  # token ids, common to all tokenizers of the family
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.RMSNorm):
     """x / rms(x) * weight."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, eps=1e-6)

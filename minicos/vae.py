@@ -27,7 +27,7 @@ for a single clip. A clip thus gets the same bits alone and in a batch.
 Sources: wan/modules/vae2_1.py and vae2_2.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import torch
@@ -285,7 +285,7 @@ def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
 REMEMBERING = (CausalConv3d, ResidualBlock, Downsample, Upsample, DownStage, UpStage)
 
 
-def run(layers: nn.Sequential, x: Tensor, stream: Stream) -> Tensor:
+def run(layers: Iterable[nn.Module], x: Tensor, stream: Stream) -> Tensor:
     """Apply layers in order, passing the stream to those that keep a history."""
     for layer in layers:
         x = layer(x, stream) if isinstance(layer, REMEMBERING) else layer(x)
@@ -332,10 +332,7 @@ class Encoder3d(nn.Module):
         x = rearrange(
             x, "b c f (h q) (w r) -> b (c r q) f h w", q=self.patch_size, r=self.patch_size
         )
-        x = self.conv1(x, stream)
-        for layers in (self.downsamples, self.middle, self.head):
-            x = run(layers, x, stream)
-        return x
+        return run((self.conv1, *self.downsamples, *self.middle, *self.head), x, stream)
 
 
 class Decoder3d(nn.Module):
@@ -376,9 +373,7 @@ class Decoder3d(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         """b c f h w -> b 3 F H W, one chunk."""
-        x = self.conv1(x, stream)
-        for layers in (self.middle, self.upsamples, self.head):
-            x = run(layers, x, stream)
+        x = run((self.conv1, *self.middle, *self.upsamples, *self.head), x, stream)
         return rearrange(
             x, "b (c r q) f h w -> b c f (h q) (w r)", q=self.patch_size, r=self.patch_size
         )

@@ -63,7 +63,7 @@ class Wan(VideoModel):
     clip: CLIP | None = None  # image encoder of Wan2.1's image-to-video models
     tile: int | None = None  # side in pixels of the tiles for decoding; None: whole frames
     loras: tuple[Applied, ...] = ()  # the LoRAs merged into the experts
-    notes: tuple[str, ...] = ()  # other models that the files could be
+    notes: tuple[str, ...] = ()  # on the files, such as the other models that they could be
     decode_tf32: bool = False  # convolutions of the decoder in TF32 (10 bits of mantissa)
 
     @property
@@ -372,8 +372,7 @@ class Wan(VideoModel):
         """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3). A long video is never
         in memory as a whole.
         """
-        for part in self._pixels(latent[None]):
-            yield to_uint8(part[0])
+        return (to_uint8(part[0]) for part in self._pixels(latent[None]))
 
     def decode(self, latent: Tensor) -> np.ndarray:
         """Decode latents (b c f h w) to uint8 videos (b F H W 3)."""
