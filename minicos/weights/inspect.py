@@ -19,7 +19,6 @@ from minicos.weights import configs, layouts, variants
 from minicos.weights.header import Header, TensorInfo, is_shard, read_headers, read_part, tensors
 from minicos.weights.names import (
     FACTORS,
-    LORA_KEY,
     UNREAD,
     UNUSED,
     VALUES,
@@ -204,16 +203,16 @@ def _network(name: str, path: Path) -> _Part:
     elif known is not None:
         variant, architecture = known, {}
         notes = [f"it is {known}, with parts that minicos does not have, so it cannot be opened"]
-    archive = headers[0].archive
-    if archive:
-        notes.append("PyTorch archive; it is opened with weights_only=True on load")
-    if headers[0].section:
-        names = sorted(set(sections(key for key in tensors(read_headers(path))).values()))
-        notes.append(f"one file of several networks ({', '.join(names)}): only transformers count")
-    if any(info.dtype.startswith("F8") for info in found.values()):
-        notes.append("fp8 is expanded when it is read: once, or with --residency disk at each use")
-    if variant == "unknown" and is_shard(path):
-        notes.append("this is one shard of several: give the folder")
+    archive, inside = headers[0].archive, headers[0].section
+    names = sorted(set(sections(tensors(read_headers(path))).values())) if inside else []
+    fp8 = any(info.dtype.startswith("F8") for info in found.values())
+    remarks = {
+        "PyTorch archive; it is opened with weights_only=True on load": archive,
+        f"one file of several networks ({', '.join(names)}): only transformers count": inside,
+        "fp8 is expanded when it is read: once, or with --residency disk at each use": fp8,
+        "this is one shard of several: give the folder": variant == "unknown" and is_shard(path),
+    }
+    notes += [note for note, holds in remarks.items() if holds]
     if architecture and known is None:
         notes += _incomplete(official, architecture["num_layers"])
     named = "pytorch" if archive else _layout(found, variant != "unknown")
@@ -273,18 +272,18 @@ def _lora_kind(found: Mapping[str, TensorInfo]) -> tuple[str, tuple[str, ...]]:
     """ "LoRA" or the actual kind of the file, with notes on experts and on keys of unknown
     networks.
     """
-    keys = [lora_key(key) for key in found]
-    pieces = {key.piece for key in keys if key is not None}
+    keys = {key: lora_key(key) for key in found}
+    known = [key for key in keys.values() if key is not None]
+    pieces, both = {key.piece for key in known}, len({key.low for key in known}) == 2
     unread = sorted(pieces & set(UNREAD))
-    notes = []
-    if unread:
-        kinds = ", ".join(UNREAD[kind] for kind in unread)
-        notes.append(f"a {kinds} is not read: merge it into the model with the tool that made it")
-    if len({key.low for key in keys if key is not None}) == 2:
-        notes.append("it is for both experts: give it as --lora high=FILE low=FILE")
-    strange = [key for key in found if LORA_KEY.fullmatch(key) is None or lora_key(key) is None]
-    if strange:
-        notes.append(f"{len(strange)} keys are of no network known here, e.g. {strange[0]}")
+    kinds = ", ".join(UNREAD[kind] for kind in unread)
+    strange = [key for key, parsed in keys.items() if parsed is None]
+    remarks = {
+        f"a {kinds} is not read: merge it into the model with the tool that made it": unread,
+        "it is for both experts: give it as --lora high=FILE low=FILE": both,
+        f"{len(strange)} keys are of no network known here, e.g. {''.join(strange[:1])}": strange,
+    }
+    notes = [note for note, holds in remarks.items() if holds]
     wide = found.get("diffusion_model.patch_embedding.lora_A.weight")
     if wide and wide.shape[1:2] > (36,):
         return "control LoRA", (*notes, "it widens the input of the network, which is not read")
@@ -296,18 +295,14 @@ def _lora_kind(found: Mapping[str, TensorInfo]) -> tuple[str, tuple[str, ...]]:
 
 def _lora(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
     """Rank of a LoRA, and width and depth of the network that it is for."""
-    found = {"rank": 0, "dim": 0}
-    modules = set()
-    for key, info in tensors.items():
-        parsed = lora_key(key)
-        if parsed is None:
-            continue
-        modules.add(f"{parsed.module}.")
-        if parsed.piece == "down" and len(info.shape) == 2:
-            found["rank"] = max(found["rank"], info.shape[0])
-            if parsed.module.endswith("self_attn.q"):
-                found["dim"] = info.shape[1]
-    layers = {module.split(".")[1] for module in modules if module.startswith("blocks.")}
+    named = [(key, info.shape) for name, info in tensors.items() if (key := lora_key(name))]
+    down = [(key.module, shape) for key, shape in named if key.piece == "down" and len(shape) == 2]
+    widths = [width for module, (_, width) in down if module.endswith("self_attn.q")]
+    layers = {key.module.split(".")[1] for key, _ in named if key.module.startswith("blocks.")}
     numbers = [int(layer) for layer in layers if layer.isdecimal() and len(layer) <= 6]
-    found["num_layers"] = 1 + max(numbers, default=-1)
+    found = {
+        "rank": max((rank for _, (rank, _) in down), default=0),
+        "dim": widths[-1] if widths else 0,
+        "num_layers": 1 + max(numbers, default=-1),
+    }
     return {name: value for name, value in found.items() if value}
