@@ -2,7 +2,7 @@
 numbers that are not finite.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,31 @@ def check_types(condition: object, hooks: object) -> None:
         raise MinicosError(f"hooks are made by Hooks().on(...), not {type(hooks).__name__}")
 
 
+def check_numbers(tensor: Tensor, what: str) -> None:
+    """Raise MinicosError for a tensor whose numbers are not there to compute with."""
+    kinds = {
+        "nested": tensor.is_nested,
+        "sparse": not tensor.is_nested and tensor.layout != torch.strided,
+        "on the meta device": tensor.is_meta,
+        "quantised": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+    }
+    if kind := next((kind for kind, found in kinds.items() if found), None):
+        raise MinicosError(f"{what} is a tensor of real numbers in memory, and this one is {kind}")
+
+
+def check_noise(noise: object, shape: Sequence[int]) -> None:
+    """Raise MinicosError unless it is a float32 tensor of this shape."""
+    if not isinstance(noise, Tensor):
+        raise MinicosError(f"noise is a tensor, not {type(noise).__name__}; see `Wan.noise`")
+    check_numbers(noise, "noise")
+    if tuple(noise.shape) != tuple(shape) or noise.dtype != torch.float32:
+        raise MinicosError(
+            f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 "
+            f"{tuple(shape)}"
+        )
+
+
 def check_finite(latents: Mapping[str, Tensor], step: int, expert: str, cause: str) -> None:
     """Raise MinicosError if a number is NaN or infinite: such a video is black."""
     for name, x in latents.items():
@@ -33,6 +58,8 @@ def check_finite(latents: Mapping[str, Tensor], step: int, expert: str, cause: s
 
 def check_latent(latent: object, channels: int) -> None:
     """Raise MinicosError for a latent that cannot be decoded by a VAE of so many channels."""
+    if isinstance(latent, Tensor):
+        check_numbers(latent, "a latent")
     if not isinstance(latent, Tensor) or latent.ndim != 5 or latent.shape[1] != channels:
         shape = tuple(getattr(latent, "shape", ()))
         raise MinicosError(
@@ -48,6 +75,7 @@ def check_edit(index: int, left: object, given: Tensor, grad: bool = False) -> N
         raise MinicosError(
             f"step {index}: its `next` is a tensor, and {type(left).__name__} was assigned"
         )
+    check_numbers(left, f"step {index}: its `next`")
     made, wanted = ((x.dtype, tuple(x.shape), x.device) for x in (left, given))
     if made != wanted:
         raise MinicosError(

@@ -206,8 +206,9 @@ NEGATIVE_PROMPT = (
 )
 
 
-# Far above practical values, and low enough to refuse a typing error before any work starts
-MOST_STEPS, MOST_FRAMES = 10_000, 10_001
+# Far above practical values, and low enough to refuse a typing error before any work starts. Pixels
+# are those of a picture or frame: 134 megapixels, of which a small file can hold far more.
+MOST_STEPS, MOST_FRAMES, MOST_FPS, MOST_PIXELS = 10_000, 10_001, 1_000, 1 << 27
 
 
 @dataclass(frozen=True)
@@ -257,9 +258,9 @@ class Preset:
         for name in changes:
             if name not in names:
                 raise MinicosError(f"a preset has no {name!r}{suggest(name, names)}")
-        if isinstance(guidance := changes.get("guidance"), int | float):
+        if isinstance(guidance := changes.get("guidance", {}), Real):
             changes["guidance"] = dict.fromkeys(("high", "low"), float(guidance))
-        elif not isinstance(guidance, Mapping | None):
+        elif not isinstance(guidance, Mapping):
             raise MinicosError(f"guidance is a number, or one for each expert, not {guidance!r}")
         new = replace(self, **changes)
         for name, (value, fits, must) in _needs(new).items():
@@ -288,12 +289,13 @@ class Preset:
         """Raise MinicosError for an empty prompt, and for a first or last frame that is missing or
         not accepted.
 
-        None explicitly means no prompt; an empty prompt is taken for a mistake.
+        None explicitly means no prompt; an empty prompt, also one of control characters alone, is
+        taken for a mistake.
         """
         for prompt in prompts or [""]:
             if not isinstance(prompt, str | None):
                 raise MinicosError(f"a prompt is text, or None for no prompt, not {prompt!r}")
-            if prompt is not None and not prompt.strip():
+            if prompt is not None and not any(c.isprintable() and not c.isspace() for c in prompt):
                 raise MinicosError(
                     "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze' "
                     "(or --no-prompt; None in Python)"
@@ -312,21 +314,38 @@ def _needs(p: Preset) -> dict[str, tuple[object, bool, str]]:
     it must be.
     """
 
-    def number(value: object) -> tuple[object, bool, str]:
-        return value, isinstance(value, Real) and math.isfinite(value), "a finite number"
+    def number(
+        value: object, low: float = -math.inf, high: float = math.inf
+    ) -> tuple[object, bool, str]:
+        fits = isinstance(value, Real) and math.isfinite(value) and low <= float(value) <= high
+        return value, fits, "a finite number" + f" from {low} to {high}" * math.isfinite(high)
 
-    def count(value: object) -> tuple[object, bool, str]:
-        return value, isinstance(value, Integral) and int(value) > 0, "a whole number above 0"
+    def count(value: object, most: int) -> tuple[object, bool, str]:
+        fits = isinstance(value, Integral) and 0 < int(value) <= most
+        return value, fits, f"a whole number above 0, at most {most:,}"
 
+    sides = p.size if isinstance(p.size, tuple | list) and len(p.size) == 2 else (0, 0)
     return {
         "shift": number(p.shift),
         **{f"guidance {expert}": number(g) for expert, g in p.guidance.items()},
-        **({} if p.boundary is None else {"boundary": number(p.boundary)}),
-        **({} if p.area is None else {"area": count(p.area)}),
-        "fps": count(p.fps),
+        **({} if p.boundary is None else {"boundary": number(p.boundary, 0, 1)}),
+        **({} if p.area is None else {"area": count(p.area, MOST_PIXELS)}),
+        "size": (
+            p.size,
+            all(count(side, MOST_PIXELS)[1] for side in sides),
+            "height and width, whole numbers above 0",
+        ),
+        "fps": count(p.fps, MOST_FPS),
         "negative_prompt": (p.negative_prompt, isinstance(p.negative_prompt, str), 'text, or ""'),
-        "noise_device": (p.noise_device, p.noise_device in ("cpu", "cuda"), "cpu or cuda"),
-        "image": (p.image, p.image in IMAGE, f"one of {', '.join(IMAGE)}"),
+        **{
+            name: (value, value in names, f"one of {', '.join(names)}")
+            for name, value, names in (
+                ("residual_dtype", p.residual_dtype, ("float32", "bfloat16")),
+                ("resize", p.resize, RESIZE),
+                ("noise_device", p.noise_device, ("cpu", "cuda")),
+                ("image", p.image, IMAGE),
+            )
+        },
     }
 
 

@@ -20,12 +20,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from minicos.checks import check_numbers
+from minicos.config import MOST_PIXELS
 from minicos.errors import MinicosError, warn
 from minicos.runs import replace_file
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others may start programs
 HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # in tiles
-MOST_PIXELS = 1 << 27  # of a picture or frame: 134 megapixels; a small file can hold far more
 MOST_OF_A_VIDEO = 1 << 30  # of all frames: 3 GB, e.g. 2,688 frames of 832x480
 TOO_MANY = f"more than {MOST_PIXELS // 10**6} megapixels. Make it smaller first."
 # Colour conversion of libswscale: bilinear (2) with accurate rounding (0x40000) and full chroma
@@ -107,6 +108,7 @@ def as_image(picture: "Picture") -> Tensor:
         MinicosError: `picture` is something else.
     """
     if isinstance(picture, Tensor):
+        check_numbers(picture, "an image")
         return picture
     if isinstance(picture, str | Path):
         return load_image(picture)

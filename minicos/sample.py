@@ -20,7 +20,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
-from minicos.checks import check_edit, check_finite, check_gradients, check_types
+from minicos.checks import check_edit, check_finite, check_gradients, check_noise, check_types
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
@@ -351,17 +351,11 @@ def sample(
             denoised along with the video.
     """
     check_types(condition, hooks)
-    if not isinstance(noise, Tensor):
-        raise MinicosError(f"noise is a tensor, not {type(noise).__name__}; see `Wan.noise`")
+    check_noise(noise, condition.shape)
     if grad:
         model.check_differentiable()
     else:
         check_gradients(noise, *vars(condition).values())
-    if tuple(noise.shape) != tuple(condition.shape) or noise.dtype != torch.float32:
-        raise MinicosError(
-            f"the noise is {noise.dtype} {tuple(noise.shape)}; this condition needs float32 "
-            f"{condition.shape}"
-        )
     schedule = model.schedule()
     passes = [  # including those before `start`: a resumed run accepts the hooks of the whole run
         {"step": i, "expert": expert, "branch": branch}

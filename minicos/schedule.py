@@ -20,7 +20,6 @@ Sources: wan/utils/fm_solvers_unipc.py and fm_solvers.py of Wan2.2,
 diffsynth/diffusion/flow_match.py of DiffSynth-Studio.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import SupportsIndex, TypeVar
@@ -98,10 +97,10 @@ def rounded(schedule: Schedule, dtype: torch.dtype) -> Schedule:
 def _check(steps: int, shift: float) -> None:
     if not isinstance(steps, SupportsIndex) or not 1 <= steps <= MOST_STEPS:
         raise MinicosError(f"{steps} steps: sampling takes a whole number from 1 to {MOST_STEPS}")
-    if not 0 < shift < math.inf:
+    if not 1e-6 <= shift <= 1e6:
         raise MinicosError(
             f"shift {shift}: it must be a positive number, such as 5 (1 leaves sigmas evenly "
-            "spaced)"
+            "spaced), from 1e-6 to 1e6"
         )
 
 

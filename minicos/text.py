@@ -169,7 +169,7 @@ def clean(prompt: str) -> str:
     Repairs are those of ftfy, which include full-width punctuation, as in the official negative
     prompt.
     """
-    prompt = ftfy.fix_text(prompt)
+    prompt = ftfy.fix_text(re.sub(r"(?:\r?\n)+", "\n", prompt))  # line by line, which takes long
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
 
 

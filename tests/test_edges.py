@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
 from minicos import Hooks, MinicosError, load
 from minicos.cli import main, values
@@ -182,6 +183,9 @@ def test_numbers_of_numpy(wan, condition, plain):
         (lambda wan, c: wan.condition(PROMPT, PICTURE, frames=5.5), "frames"),
         (lambda wan, c: wan.sample("maze"), "needs a condition"),
         (lambda wan, c: wan.sample(c, noise=3), "noise is a tensor"),
+        (lambda wan, c: wan.sample(c, noise=torch.zeros(c.shape)[..., :2]), "this condition needs"),
+        (lambda wan, c: wan.sample(c, noise=torch.zeros(c.shape).double()), "is torch.float64"),
+        (lambda wan, c: next(wan.with_preset(shift=1e-30).sample(c)), "shift 1e-30: it must be"),
         (lambda wan, c: wan.sample(c, seed=1.5), "a seed is a whole number"),
         (lambda wan, c: wan.sample(c, seed="1"), "a seed is a whole number"),
         (lambda wan, c: wan.sample(c, hooks=3), "hooks"),
@@ -209,6 +213,31 @@ def test_numbers_of_numpy(wan, condition, plain):
 def test_wrong_types_are_said_in_our_words(wan, condition, call, says):
     with pytest.raises(MinicosError, match=says):
         call(wan, condition)
+
+
+WITHOUT_NUMBERS = {
+    "on the meta device": lambda x: x.to("meta"),
+    "sparse": Tensor.to_sparse,
+    "complex": lambda x: x.to(torch.complex64),
+    "quantised": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+    "nested": lambda x: torch.nested.nested_tensor([x]),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_NUMBERS)
+def test_tensors_without_numbers_are_named(wan, condition, kind):
+    made = WITHOUT_NUMBERS[kind]
+    latent, run = made(torch.zeros(condition.shape)), wan.sample(condition, seed=0)
+    step = next(run)
+    step.next = latent
+    for call in (
+        lambda: wan.sample(condition, noise=latent),
+        lambda: wan.decode(latent),
+        lambda: wan.condition(PROMPT, made(torch.zeros(3, 32, 32))),
+        lambda: next(run),
+    ):
+        with pytest.raises(MinicosError, match=f"real numbers in memory, and this one is {kind}"):
+            call()
 
 
 # -- what is lost, unused or overflows -------------------------------------------------------------
@@ -294,9 +323,19 @@ def test_the_720p_model_is_sampled_at_720p():
         ({"fps": 0}, "fps is 0: it must be a whole number above 0"),
         ({"negative_prompt": None}, "negative_prompt is None: it must be text"),
         ({"image": "x"}, "image is 'x': it must be one of none, channels"),
+        ({"boundary": 2}, "boundary is 2: it must be a finite number from 0 to 1"),
+        ({"boundary": -0.1}, "boundary is -0.1: it must be a finite number from 0 to 1"),
+        ({"guidance": None}, "guidance is a number, or one for each expert, not None"),
+        ({"area": 10**30}, "at most 134,217,728"),
+        ({"size": (0, 64)}, "size is (0, 64): it must be height and width"),
+        ({"size": "64x64"}, "size is '64x64': it must be height and width"),
+        ({"size": (64, 64, 3)}, "size is (64, 64, 3): it must be height and width"),
+        ({"fps": 10**12}, "it must be a whole number above 0, at most 1,000"),
+        ({"resize": "x"}, "resize is 'x': it must be one of bicubic, pil, crop"),
+        ({"residual_dtype": "float16"}, "it must be one of float32, bfloat16"),
     ],
 )
-def test_a_preset_holds_values_of_its_types(wan, changes, says):
+def test_a_preset_holds_values_that_can_be_used(wan, changes, says):
     with pytest.raises(MinicosError, match=re.escape(says)):
         wan.with_preset(**changes)
 

@@ -126,7 +126,7 @@ def test_a_narrow_loop_is_bfloat16_under_euler(changes):
     assert official.changed(loop_dtype="bfloat16", solver="euler").loop_dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("prompts", [[], [""], ["turn", " \n"]])
+@pytest.mark.parametrize("prompts", [[], [""], ["turn", " \n"], ["\0\u200b\ufeff"]])
 def test_an_empty_prompt_is_refused(prompts):
     with pytest.raises(MinicosError, match="the prompt is empty"):
         config.get_preset("Wan2.2-T2V-A14B").check_inputs("T2V", prompts, False, False)
