@@ -1,7 +1,10 @@
 """The recipes run unchanged, are short, and draw a picture."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +36,20 @@ def test_it_runs_and_leaves_a_picture(name, tmp_path, monkeypatch):
     assert file.name == f"{name}.png"
     picture = np.asarray(Image.open(file).convert("L"))
     assert min(picture.shape) > 150 and picture.std() > 5
+
+
+def run(folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "minicos.recipes.lens"]
+    given = {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True)
+
+
+def test_a_backend_that_there_is_not(tmp_path):
+    assert run(tmp_path, MPLBACKEND="nonsense").stdout == "lens.png\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that nobody can write")
+def test_a_folder_where_nothing_can_be_written():
+    done = run(Path("/proc"))
+    assert done.returncode == 1 and not done.stdout
+    assert re.fullmatch("minicos: cannot write lens[.]png: .*[.]\n", done.stderr)

@@ -12,3 +12,25 @@
     sae_export       activations on disk, as rows for a sparse autoencoder
     lens             the network's head applied to earlier layers
 """
+
+import os
+import sys
+from types import TracebackType
+
+from minicos.errors import MinicosError
+
+
+def in_one_sentence(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print a mistake that a user can fix as the `minicos` command does (for `sys.excepthook`)."""
+    if isinstance(error, MinicosError):
+        print(f"minicos: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.argv[:1] == ["-m"]:  # this package is imported for `python -m minicos.recipes.NAME`
+    sys.excepthook = in_one_sentence
+    # Figures are files, so no backend is needed; matplotlib fails to import if it is unknown.
+    os.environ.pop("MPLBACKEND", None)
