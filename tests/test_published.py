@@ -70,7 +70,9 @@ def product(tensors: dict) -> torch.Tensor:
         *("pipe.dit.blocks.0.self_attn.q", "transformer.blocks.0.attn1.to_q"),
         *("lora_unet_blocks_0_self_attn_q", "lora_unet__blocks_0_attn1_to_q"),
         *("lora_transformer_blocks_0_attn1_to_q", "lycoris_blocks_0_self_attn_q"),
-        "base_model.model.transformer.blocks.0.attn1.to_q",
+        *("base_model.model.transformer.blocks.0.attn1.to_q", "transformer_1.blocks.0.attn1.to_q"),
+        *("lora_unet_blocks_0.self_attn.q", "lora_unet_diffusion_model_blocks_0_self_attn_q"),
+        *("lycoris_transformer_blocks_0_attn1_to_q", "blocks.0.attn1.to_q.weight", f"wan.{Q}"),
     ],
 )
 def test_spellings_of_a_module(network, module, tmp_path):
@@ -149,6 +151,10 @@ def test_alpha_for_each_layer(network, tmp_path):
             added = merged(network, file)
             assert torch.allclose(added[f"{Q}.weight"], 0.5 * plain["q"], atol=1e-7)
             assert torch.allclose(added["blocks.0.self_attn.k.weight"], 2 * plain["k"], atol=1e-7)
+    for name in ("alpha", "lora_alpha", "network_alpha"):  # next to the matrices
+        beside = {f"{q}.{name}": torch.tensor(1.0), f"{q}.lora_rank": torch.tensor(2)}
+        save_file(tensors | beside, path)
+        assert torch.allclose(merged(network, path)[f"{Q}.weight"], 0.5 * plain["q"], atol=1e-7)
     save_file(tensors, path, {"lora_adapter_metadata": json.dumps(about | {"use_rslora": True})})
     assert torch.allclose(merged(network, path)[f"{Q}.weight"], 8 / 2**0.5 * plain["q"], atol=1e-6)
 
@@ -195,9 +201,17 @@ def test_convolutions_and_products_of_other_forms(network, tmp_path):
     assert {"a LoRA of the form LoKr", "a LoRA of the form LoHa"} <= set(found.notes)
 
 
-def test_a_file_for_both_experts(network, tmp_path):
-    high = pair("transformer.blocks.0.attn1.to_q", "lora_A", "lora_B")
-    low = pair("transformer_2.blocks.0.attn1.to_k", "lora_A", "lora_B")
+@pytest.mark.parametrize(
+    ("first", "second", "dot"),
+    [
+        ("transformer.", "transformer_2.", "."),
+        ("diffusion_model.transformer_1.", "diffusion_model.transformer_2.", "."),
+        ("lora_transformer_", "lora_transformer_2_", "_"),
+    ],
+)
+def test_a_file_for_both_experts(network, first, second, dot, tmp_path):
+    q, k = (f"blocks.0.attn1.to_{x}".replace(".", dot) for x in "qk")
+    high, low = pair(first + q, "lora_A", "lora_B"), pair(second + k, "lora_A", "lora_B")
     save_file(high | low, path := tmp_path / "lora.safetensors")
     assert set(merged(network, path)) == {f"{Q}.weight"}
     assert set(merged(network, path, expert="low")) == {"blocks.0.self_attn.k.weight"}
@@ -272,6 +286,21 @@ def test_alphas_of_both_experts_in_the_metadata_of_one_file(network, tmp_path):
     save_file(high, path, {"lora_adapter_metadata": '{"transformer.lora_alpha": 1}'})
     added = merged(network, path, expert="low")[f"{Q}.weight"]
     assert torch.allclose(added, 0.5 * product(high), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("module", "what"),
+    [
+        ("diffusion_model.vace_blocks.0.self_attn.q", "Wan-VACE"),
+        ("diffusion_model.face_adapter.fuser_blocks.0.linear1_kv", "Wan2.2-Animate"),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1", "a pipeline with a text encoder"),
+        ("text_encoder.encoder.block.0.layer.0.SelfAttention.q", "a pipeline with a text encoder"),
+    ],
+)
+def test_a_lora_that_is_also_for_something_else(network, module, what, tmp_path):
+    save_file(pair(f"diffusion_model.{Q}") | pair(module), path := tmp_path / "a.safetensors")
+    with pytest.raises(MinicosError, match=rf"a\.safetensors changes .*, a part of {what}"):
+        merged(network, path)
 
 
 def test_a_control_lora_is_named_by_its_width(network, tmp_path):
@@ -363,6 +392,8 @@ def test_factors_in_another_shard_and_records(network, tmp_path):
             "4-bit nf4 of bitsandbytes",
         ),
         (lambda s: s | {f"{Q}.weight_scale_2": torch.ones(1)}, "4-bit nvfp4"),
+        (lambda s: s | {f"{Q}.W_q": torch.ones(1)}, "numbers of HQQ"),
+        (lambda s: s | {f"{Q}.weight_qdata": torch.ones(1)}, "numbers of torchao"),
         (lambda s: s | {f"{Q}.weight_scale": torch.ones(24, 1).to(torch.uint8)}, "factors in U8"),
         (lambda s: s | {f"{Q}.weight._shift": torch.ones(24, 1)}, "numbers with an offset"),
         (
@@ -437,7 +468,7 @@ def test_an_all_in_one_file_opens(parts, tmp_path):
 PREFIXES = (
     *("transformer.", "dit.", "pipe.dit.", "model.", "module.", "_orig_mod.", "diffusion_model."),
     *("model.diffusion_model.", "module._orig_mod.", "_forward_module.", "generator_ema.", "ema."),
-    *("base_model.model.", "student.", "net.", "high_noise_model."),
+    *("base_model.model.", "student.", "net.", "high_noise_model.", "model.wan_model."),
 )
 
 
@@ -499,9 +530,18 @@ def test_both_experts_in_one_file(parts, first, second, tmp_path):
         ("control_adapter.conv.weight", "Wan-Fun-Camera"),
         ("ref_conv.weight", "Wan-Fun-Control"),
         ("blocks.0.audio_cross_attn.q_linear.weight", "a speaking Wan"),
+        ("blocks.0.to_gate_compress.weight", "a Wan with video sparse attention"),
+        ("blocks.0.self_attn.local_attn.proj_l.weight", "a Wan with sparse and linear"),
+        ("blocks.0.cam_encoder.weight", "ReCamMaster"),
+        ("blocks.0.cross_attn.ip_adapter.to_k_ip.weight", "a Wan with an adapter of pictures"),
+        ("motion_encoder.enc.fc.0.weight", "Wan2.2-Animate"),
+        ("cond_encoder.weight", "Wan2.2-S2V"),
     ],
 )
-def test_relatives_of_wan_are_named(network, start, name, tmp_path):
+@pytest.mark.parametrize("names", ["official", "diffusers"])
+def test_relatives_of_wan_are_named(network, start, name, names, tmp_path):
+    if names == "diffusers":
+        network = {translate(name, DIT_DIFFUSERS): tensor for name, tensor in network.items()}
     save_file(network | {start: rand(3)}, path := tmp_path / "a.safetensors")
     assert inspect(path).variant.startswith(name)
     assert "not complete" not in describe(inspect(path))

@@ -122,6 +122,7 @@ def entry(dtype: object = "F32", shape: object = (4,), offsets: object = (0, 16)
         (raw(b'{"a":\xff}'), "not a whole safetensors file"),
         (raw(b"{" + b'"a":{' * 100_000), "JSON"),
         (raw(b'{"a":' + b"9" * 5000 + b"}"), "JSON"),
+        (raw(b"{" + b" " * 2**25), "has a header of 33,554,433 bytes"),
         (raw({"__metadata__": {"a": 1}}), "expected a string"),
         (raw({"a": 1}), "JSON"),
         (raw({"a": entry("F33")}), "F33"),

@@ -169,7 +169,10 @@ def read_archive(path: Path, size: int) -> Header:
     ):
         entry = next((e for e in archive.infolist() if e.filename.endswith("/data.pkl")), None)
         if entry is None or entry.file_size > MAX_PICKLE:
-            raise ValueError("it has no data.pkl of a sensible size")
+            raise MinicosError(
+                f"{path} is a zip without PyTorch's data.pkl, or with one of no sensible size. If "
+                "weights are packed in it, unpack it."
+            )
         with archive.open(entry) as file, about(f"{path} cannot be opened as tensors only"):
             content = _Reader(file).load()
     tensors = table(path, content, TensorInfo)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from safetensors import safe_open
 
 from minicos.errors import MinicosError
-from minicos.weights.files import about, read_table, reading, regular
+from minicos.weights.files import TABLE, about, read_table, reading, regular
 from minicos.weights.names import section
 
 BITS = {
@@ -74,27 +74,33 @@ def read_header(path: str | Path) -> Header:
     """The header of a weight file. Raises MinicosError with what is wrong with it, or with what it
     is instead.
     """
-    from minicos.weights.archive import read_archive  # which makes a Header, too
-    from minicos.weights.gguf import read_gguf  # likewise
+    from minicos.weights import archive, gguf  # which make a Header, too
 
     path = regular(path)
     with reading(path), path.open("rb") as file:
         size = path.stat().st_size
         head = file.read(24)
     if head.startswith(ZIP):
-        return check_header(read_archive(path, size))
+        return check_header(archive.read_archive(path, size))
     if head.startswith(GGUF):
-        return check_header(read_gguf(path, size))
+        return check_header(gguf.read_gguf(path, size))
     if head[8:9] != b"{":
         kinds = (kind for magic, kind in FOREIGN.items() if head.startswith(magic))
         raise MinicosError(f"{path} is {next(kinds, 'not a file of weights. Download it again')}.")
+    if (length := int.from_bytes(head[:8], "little")) > TABLE and length <= size:
+        raise MinicosError(
+            f"{path} has a header of {length:,} bytes, far beyond that of any network. Download it "
+            "again."
+        )
     wrong = f"is not a whole safetensors file ({size:,} bytes)"
     with reading(path, wrong), safe_open(path, "np") as opened:
         keys = getattr(opened, "offset_keys", opened.keys)()  # newer than safetensors 0.5
         if len(keys) > MAX_TENSORS:
             raise ValueError(f"it lists {len(keys):,} tensors")
-        found = {key: opened.get_slice(key) for key in keys}
-        infos = {k: TensorInfo(s.get_dtype(), tuple(s.get_shape())) for k, s in found.items()}
+        infos = {
+            key: TensorInfo(found.get_dtype(), tuple(found.get_shape()))
+            for key, found in ((key, opened.get_slice(key)) for key in keys)
+        }
         return check_header(Header(path, size, infos, dict(opened.metadata() or {})))
 
 

@@ -30,7 +30,16 @@ from torch import Tensor
 from minicos.errors import MinicosError
 from minicos.weights.files import read_table, reading, table
 from minicos.weights.header import Header, read_header
-from minicos.weights.names import FIRST, SECOND, UNREAD, WHOLE_PARAMETERS, lora_dialect, lora_key
+from minicos.weights.names import (
+    ASIDE,
+    FIRST,
+    SECOND,
+    UNREAD,
+    WHOLE_PARAMETERS,
+    lacking,
+    lora_dialect,
+    lora_key,
+)
 
 WHOLE = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}  # piece -> what it changes
 IMAGE_BRANCH = ("img_emb.", "cross_attn.k_img.", "cross_attn.v_img.", "cross_attn.norm_k_img.")
@@ -156,10 +165,7 @@ class Lora:
         """Raise MinicosError unless every change has a parameter of its shape in `shapes`."""
         for name, delta in self.deltas.items():
             if name not in shapes:
-                raise MinicosError(
-                    f"{self.path} changes {name}, which this network lacks. Is the LoRA for "
-                    "another variant?"
-                )
+                raise MinicosError(f"{self.path} changes {name}, {lacking(name)}")
             found, needed = tuple(delta.shape), tuple(shapes[name])
             if name == "patch_embedding.weight" and found[1:2] > needed[1:2]:
                 raise MinicosError(
@@ -297,7 +303,7 @@ def _for_expert(header: Header, expert: str) -> tuple[dict[str, tuple[str, str]]
     chosen = {
         key: (parsed.module, f"{parsed.piece}_bias" if parsed.bias else parsed.piece)
         for key, parsed in known.items()
-        if key not in set(other)
+        if key not in set(other) and parsed.piece != ASIDE
     }
     return chosen, notes if other else ()
 

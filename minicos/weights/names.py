@@ -14,7 +14,7 @@ from minicos.errors import MinicosError
 
 # Prefixes of networks in files of pipelines and trainers: of the only or the high-noise expert, and
 # of the low-noise one.
-FIRST = ("transformer.", "pipe.dit.", "dit.", "high_noise_model.")
+FIRST = ("transformer.", "transformer_1.", "pipe.dit.", "dit.", "high_noise_model.")
 SECOND = ("transformer_2.", "pipe.dit2.", "dit2.", "low_noise_model.")
 # All prefixes of a network: also those of ComfyUI, DataParallel, torch.compile, averaged weights,
 # trainers, and (CLIP) transformers.
@@ -23,7 +23,8 @@ PREFIXES = (
     *SECOND,
     *("diffusion_model.", "model.", "vision_model.", "pipe.", "module.", "_orig_mod."),
     *("generator.", "generator_ema.", "ema.", "ema_model.", "net.", "network.", "base_model."),
-    *("student.", "denoiser.", "backbone.", "unet."),
+    *("student.", "denoiser.", "backbone.", "unet.", "wan.", "wan_model.", "dit_model."),
+    *("video_model.", "model_ema.", "state_dict."),
 )
 WRAPPED = (
     *("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module."),
@@ -235,6 +236,8 @@ QUANTISED = {  # suffixes that identify an unsupported storage format
     ".qzeros": "4-bit numbers of GPTQ or AWQ",
     ".wscales": "4-bit numbers of SVDQuant (Nunchaku)",
     ".smooth_factor": "4-bit numbers of SVDQuant (Nunchaku)",
+    ".W_q": "numbers of HQQ",
+    ".weight_qdata": "numbers of torchao",
 }
 # Networks that extend Wan with parts that minicos does not support: prefixes that only they have.
 RELATIVES = {
@@ -253,6 +256,21 @@ RELATIVES = {
     "fps_embedding.": "SkyReels-V2 (diffusion forcing)",
     "controlnet_blocks.": "a ControlNet for Wan",
     "adapter.": "a Wan with an adapter",
+    "motion_encoder.": "Wan2.2-Animate",
+    "cond_encoder.": "Wan2.2-S2V",
+    "frame_packer.": "Wan2.2-S2V",
+    "dwpose_embedding.": "UniAnimate",
+    "text_encoder": "a pipeline with a text encoder",
+    "lora_te": "a pipeline with a text encoder",
+}
+INSIDE = {  # likewise, anywhere in a name
+    ".audio_cross_attn.": "a speaking Wan (MultiTalk or a relative)",
+    ".k_audio.": "a speaking Wan (MultiTalk or a relative)",
+    ".to_gate_compress.": "a Wan with video sparse attention (FastVideo)",
+    ".local_attn.proj_l.": "a Wan with sparse and linear attention (TurboDiffusion)",
+    ".cam_encoder.": "ReCamMaster",
+    ".ip_adapter.": "a Wan with an adapter of pictures (Lynx or a relative)",
+    ".ref_adapter.": "a Wan with an adapter of pictures (Lynx or a relative)",
 }
 
 
@@ -273,7 +291,8 @@ def translate(key: str, table: dict[str, str]) -> str:
             if found is not None and tail is not None:
                 return found.replace("{}", layer[1] if layer else "") + tail
     raise MinicosError(
-        f"the key {key!r} belongs to no known network. `minicos inspect` says what this file is."
+        f"the key {key!r} belongs to no network that minicos reads: the file is of a relative of "
+        "Wan, or of another model."
     )
 
 
@@ -327,8 +346,15 @@ def relative(keys: Iterable[str]) -> str | None:
     for start, known in RELATIVES.items():
         if any(name.startswith(start) for name in names) and (wan or "vace" in start):
             return known
-    talking = any(".audio_cross_attn." in name for name in names)
-    return "a speaking Wan (MultiTalk or a relative)" if talking else None
+    return next((what for word, what in INSIDE.items() if any(word in n for n in names)), None)
+
+
+def lacking(name: str) -> str:
+    """What an error says about a parameter that a LoRA changes and the network lacks."""
+    known = relative((name, "patch_embedding.weight"))
+    if known is None:
+        return "which this network lacks. Is the LoRA for another variant?"
+    return f"a part of {known}, which this network is not. Take a LoRA for the network alone."
 
 
 def sections(keys: Iterable[str]) -> dict[str, str]:
@@ -387,12 +413,16 @@ def renamer(keys: Iterable[str]) -> Callable[[str], str]:
 
 # LoRA files: the structure of their keys (for the tensors see lora.py).
 LORA_PREFIXES = (*PREFIXES, "lora.")
-FLAT = re.compile(r"(?:lora_unet|lora_transformer|lycoris|lora_dit)_+(.+)")  # with _ for every dot
+FLAT = re.compile(  # with _ for every dot
+    r"(?:lora_unet|lora_transformer(?:_[12](?=_blocks))?|lora_dit|lora_wan|lycoris)_+"
+    r"(?:(?:diffusion_model|transformer|model|dit)_+)*(.+)"
+)
 LORA_PIECES = {  # suffix of a key -> role of its tensor
     **dict.fromkeys(("lora_A", "lora_down", "lora.down", "lora_linear_layer.down"), "down"),
     **dict.fromkeys(("lora_B", "lora_up", "lora.up", "lora_linear_layer.up"), "up"),
     "lora_mid": "mid",
     **dict.fromkeys(("alpha", "diff", "diff_b", "diff_m"), ""),
+    **{"lora_alpha": "alpha", "network_alpha": "alpha", "lora_rank": ASIDE},
     **{"w_norm": "diff", "b_norm": "diff_b"},
     **dict.fromkeys((f"hada_w{i}_{side}" for i in (1, 2) for side in "ab"), ""),
     **dict.fromkeys((f"lokr_w{i}{side}" for i in (1, 2) for side in ("", "_a", "_b")), ""),
@@ -439,19 +469,20 @@ def lora_key(key: str) -> LoraKey | None:
     if not match or not module:
         return None
     piece = LORA_PIECES[match[2]] or match[2]
-    start = key.removeprefix("base_model.model.")
-    return LoraKey(module, piece, match[3] == "bias", start.startswith(SECOND))
+    second = any(f".{start}" in f".{match[1]}." for start in (*SECOND, "lora_transformer_2_"))
+    return LoraKey(module, piece, match[3] == "bias", second)
 
 
 def lora_dialect(keys: Iterable[str]) -> str | None:
     """The producer's spelling of these keys; None if this is not a LoRA."""
     keys = list(keys)
-    pieces = {match[2] for key in keys if (match := LORA_KEY.fullmatch(key))} - {"alpha"}
+    pieces = {match[2] for key in keys if (match := LORA_KEY.fullmatch(key))}
+    pieces -= {"alpha", "lora_alpha", "network_alpha", "lora_rank"}
     if not pieces - {"a1", "a2", "b1", "b2", "magnitude", "on_input"}:
         return None
     if any(piece.startswith(("hada_", "lokr_")) for piece in pieces):
         return "lycoris"
-    if any(key.startswith(("lora_unet_", "lora_transformer_", "lycoris_")) for key in keys):
+    if any(FLAT.match(key) for key in keys):
         return "musubi"
     if any(".lora_A.default." in key for key in keys):
         return "diffsynth"
@@ -468,7 +499,8 @@ def lora_module(module: str) -> str | None:
         module = module.replace(wrapped, "")
     while prefix := next((p for p in LORA_PREFIXES if module.startswith(p)), None):
         module = module[len(prefix) :]
-    if flat := FLAT.fullmatch(module):
+    module = module.removesuffix(".weight")  # FastVideo: to_q.weight.lora_A
+    if flat := FLAT.fullmatch(module.replace(".", "_")):
         layer = re.match(r"blocks_(\d+)_", flat[1])
         slotted = flat[1].replace(f"blocks_{layer[1]}_", "blocks_{}_", 1) if layer else flat[1]
         name = _FLAT.get(slotted)
