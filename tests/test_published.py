@@ -699,6 +699,16 @@ def test_a_network_of_any_size(change, like, names, tmp_path):
     assert layouts.dit_config(path) == cfg
     assert layouts.dit_config(tmp_path) == cfg
     assert inspect(path).variant == like
+    stated = {key: 2, "text_len": 16, "num_layers": cfg.num_layers + 1}
+    (tmp_path / "config.json").write_text(json.dumps(stated))  # the last block is missing
+    with pytest.raises(MinicosError, match=rf"says num_layers {cfg.num_layers + 1}, and this net"):
+        layouts.dit_config(path)
+    stated = {key: 2, "text_len": 16, "window_size": [3, 3]}  # local attention
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(
+        MinicosError, match=r"window_size \[3, 3\], and this network has \[-1, -1\]"
+    ):
+        layouts.dit_config(path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(MinicosError, match=r"width 24 needs a config\.json .* heads"):
         layouts.dit_config(path)

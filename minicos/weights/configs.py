@@ -81,21 +81,34 @@ def dit_config(shapes: Mapping[str, Any], given: Mapping[str, Any], where: str) 
 
     Args:
         shapes: its `architecture`.
-        given: its config.json, in official or diffusers spelling: heads, eps and text length.
+        given: its config.json, in official or diffusers spelling: heads, eps and text length; width
+            and depth, where stated, must be those of the weights.
 
     Raises:
-        MinicosError: the number of heads is missing, or does not divide the width.
+        MinicosError: the number of heads is missing or does not divide the width, or config.json
+            and weights differ in another size.
     """
-    dim = shapes["dim"]
-    heads = given.get("num_heads", given.get("num_attention_heads"))
+    dim, heads = shapes["dim"], given.get("num_heads", given.get("num_attention_heads"))
     if heads is None and dim % HEAD:
         raise MinicosError(
             f"{where}: a network of width {dim} needs a config.json that says how many heads it "
             "has "
             "(num_heads or num_attention_heads). Put one next to the weights."
         )
-    fields = dict(shapes, num_heads=dim // HEAD if heads is None else heads)
-    fields |= {name: given[name] for name in ("eps", "text_len") if given.get(name) is not None}
+    sizes = {
+        **{name: shapes[name] for name in ("dim", "ffn_dim", "num_layers")},
+        "window_size": [-1, -1],  # attention sees everything
+    }
+    if wrong := [name for name in sizes if given.get(name, sizes[name]) != sizes[name]]:
+        raise MinicosError(
+            f"{where}: its config.json says {wrong[0]} {given[wrong[0]]!r:.40}, and this network "
+            f"has {sizes[wrong[0]]}. Is a file missing, or is it the config.json of another one?"
+        )
+    fields = {
+        **shapes,
+        "num_heads": dim // HEAD if heads is None else heads,
+        **{name: given[name] for name in ("eps", "text_len") if given.get(name) is not None},
+    }
     eps, length = fields.get("eps", 1e-6), fields.get("text_len", 512)
     heads = fields["num_heads"]
     whole = all(type(n) is int and 0 < n <= 1 << 16 for n in (heads, length))

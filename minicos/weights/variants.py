@@ -139,7 +139,9 @@ def configure(
         return dit_config(shapes, given, where)
     cfg = VARIANTS[FINETUNES.get(variant, variant)]
     known = {name: getattr(cfg, name) for name in ("num_heads", "eps", "text_len")}
-    for name, value in (known | {"num_attention_heads": cfg.num_heads}).items():
+    for name, value in (
+        known | {"num_attention_heads": cfg.num_heads, "window_size": [-1, -1]}
+    ).items():
         if given.get(name, value) != value:
             raise MinicosError(
                 f"{where}: its config.json says {name} {given[name]!r}, and its shapes are those "
