@@ -18,6 +18,7 @@ A file appears complete or not at all, so a killed capture continues after the l
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -280,7 +281,8 @@ class Activations:
         outside the folder.
         """
         file = self.folder / entry.file
-        if not file.resolve().is_relative_to(self.folder.resolve()):
+        # `resolve` raises RuntimeError for a link to itself, `realpath` leaves it.
+        if not Path(os.path.realpath(file)).is_relative_to(self.folder.resolve()):
             raise MinicosError(f"{entry.file} leads out of {self.folder}.")
         with _open(file) as tensors:
             return tensors.get_tensor(entry.key)

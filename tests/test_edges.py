@@ -15,6 +15,9 @@ from minicos import Hooks, MinicosError, load
 from minicos.cli import main, values
 from minicos.device import open_device
 from minicos.errors import MinicosWarning
+from minicos.page import kept
+from minicos.runs import Run
+from minicos.vbvr import cases
 from minicos.weights import layouts, lora
 
 PICTURE = np.full((32, 32, 3), 255, np.uint8)
@@ -373,3 +376,16 @@ def test_addresses_are_told_from_paths(wan):
         wan.condition(PROMPT, "https://example.com/maze.png")
     with pytest.raises(MinicosError, match=r"by its id: Wan-AI/Wan2\.2-I2V-A14B"):
         load("https://huggingface.co/Wan-AI/Wan2.2-I2V-A14B/tree/main")
+
+
+def test_a_link_to_itself_is_a_missing_file(tmp_path):
+    """`Path.resolve` raises RuntimeError for it."""
+    (link := tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(MinicosError, match=r"loop\.png is missing"):
+        cases._inside(tmp_path, link)
+    run = Run(tmp_path, {})
+    assert not kept.inside(run, "videos.json", link.name).exists()
+    link.unlink()
+    link.symlink_to("..")
+    with pytest.raises(MinicosError, match=r"'loop\.png', which is not in the folder"):
+        kept.inside(run, "videos.json", link.name)

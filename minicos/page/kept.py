@@ -4,6 +4,7 @@ damaged, or come from someone else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def indices(path: Path, values: object) -> list[int]:
 def inside(run: Run, file: str, name: object) -> Path:
     """A file of the run that is named in another of its files."""
     path = run.path(str(name))
-    if "\0" in str(name) or not path.resolve().is_relative_to(run.folder.resolve()):
+    # `resolve` raises RuntimeError for a link to itself, `realpath` leaves it.
+    if "\0" in str(name) or not Path(os.path.realpath(path)).is_relative_to(run.folder.resolve()):
         raise wrong(run.path(file), f"it names {str(name)[:80]!r}, which is not in the folder")
     return path
 

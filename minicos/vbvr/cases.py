@@ -241,7 +241,8 @@ def _inside(root: Path, path: Path) -> Path:
     home = root.resolve()
     if home.parent.name == "snapshots":
         home = home.parent.parent
-    if not path.resolve().is_relative_to(home):
+    # `resolve` raises RuntimeError for a link to itself, `realpath` leaves it.
+    if not Path(os.path.realpath(path)).is_relative_to(home):
         raise MinicosError(
             f"{printable(path.name)} is a link out of the folder. Copy the file instead."
         )
