@@ -362,10 +362,10 @@ class EnsembleOptions(Ideal, Cases):
     """Does averaging mid-layer states over seeds help? (`analysis/ensemble`)"""
 
     size: int | None = option(5, "cells along a side of a kind", group=PUZZLES)
-    n: int = option(100, "how many puzzles", group=PUZZLES, least=1)
+    n: int = option(10, "how many puzzles", group=PUZZLES, least=1)
     split: Literal["dev", "test"] = "test"  # the arm is chosen on dev and reported on test
     choose: int = option(
-        40, "dev puzzles that choose the arm; 0: take the first", group=PUZZLES, least=0
+        0, "dev puzzles that choose the arm; 0: take the first", group=PUZZLES, least=0
     )
     modes: tuple[str, ...] = option(
         (),

@@ -10,11 +10,12 @@ from minicos.cli import study
 
 HELP = "Average hidden states over seeds: does it help?"
 EXAMPLES = """\
-  minicos ensemble --n 100  # the window ablation on held-out 5x5 mazes, with rivals and controls
+  minicos ensemble  # the window ablation on ten held-out 5x5 mazes, with rivals and controls
+  minicos ensemble --n 100 --choose 40  # the arm is chosen among all on 40 other puzzles
   minicos ensemble --steps 8 --at 0,0-3 --modes lockstep,update --windows 20-29
   minicos ensemble --image maze.png --prompt "solve the maze"  # videos side by side, and D
-puzzles: ensemble.png and results.json (rates, gains, intervals); the arm and its steps are chosen
-on the dev split and reported on test. Mazes of 4x4 and smaller leave the embedded model little room
+puzzles: ensemble.png and results.json (rates, gains, intervals). With --choose, the arm and its
+steps are chosen on the dev split and reported on test. Mazes of 4x4 and smaller leave the embedded model little room
 for a gain; 5x5 is larger than any it was trained on.
 """
 

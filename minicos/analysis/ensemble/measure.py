@@ -10,6 +10,7 @@ from minicos.analysis.ensemble.share import Ensemble, Passes, run
 from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.cases import Case
 from minicos.condition import Condition
+from minicos.runs import Progress
 from minicos.video_model import VideoModel
 
 # offset between the noise seeds of a case's T runs, since neighbouring cases have adjacent seeds
@@ -76,13 +77,17 @@ def outcome(
 
 
 def compare(
-    wan: VideoModel, arms: Mapping[str, Ensemble], batch: Sequence[Case], select: int = 1
+    wan: VideoModel,
+    arms: Mapping[str, Ensemble],
+    batch: Sequence[Case],
+    select: int = 1,
+    bar: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Make T plain runs of each case (`plain_runs`), and every arm from the same noise.
 
     Each arm adds `latent` or `solved` and `passes`, prefixed with its name; the second axis is its
     carriers (1 or T). `moved` is the squared distance of its final latent to the plain one of the
-    same seed.
+    same seed. Each arm is a tick of `bar`.
     """
     (seeds,) = {e.seeds for e in arms.values()}
     condition, noise = starts(wan, batch, seeds)
@@ -94,6 +99,8 @@ def compare(
         out |= outcome(wan, name, batch, latent, counter)
         own = plain if e.carrier is None else plain[:, e.carrier : e.carrier + 1]
         out[f"{name}.moved"] = stats.squared(latent, own.flatten(0, 1)).sum(1).view(own.shape[:2])
+        if bar is not None:
+            bar.tick()
     return out
 
 

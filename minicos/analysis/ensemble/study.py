@@ -169,9 +169,10 @@ def experiment(
     """
     candidates = {name: e for some in arms for name, e in some.items()}
     chosen = next(iter(candidates))
-    bar = Progress(len(dev) + len(test), "ensemble")
+    most = len(arms[0]) + 5  # arms on test: perhaps another one, its controls, rivals
+    bar = Progress(len(dev) * (1 + len(candidates)) + len(test) * (1 + most), "ensemble")
     if dev:
-        data = cases.collect(run, "dev", dev, partial(compare, wan, candidates), bar)
+        data = _collect(wan, run, "dev", dev, candidates, bar)
         chosen = max(candidates, key=lambda name: data[f"{name}.solved"].mean())
     family = {**arms[0], chosen: candidates[chosen]}
     tried = {
@@ -179,9 +180,24 @@ def experiment(
         **controls(chosen, candidates[chosen]),
         **(rivals(candidates[chosen]) if instead else {}),
     }
+    bar.skip(len(test) * (most - len(tried)))
     with bar:
-        tested = cases.collect(run, "test", test, partial(compare, wan, tried, select=select), bar)
+        tested = _collect(wan, run, "test", test, tried, bar, select)
     return chosen, rows(tested, tried, list(family))
+
+
+def _collect(
+    wan: VideoModel,
+    run: Run,
+    name: str,
+    work: Sequence[Sequence[Case]],
+    arms: Mapping[str, Ensemble],
+    bar: Progress,
+    select: int = 1,
+) -> dict[str, np.ndarray]:
+    """`compare` of every batch. `bar` has a tick for its plain runs, and one for each arm."""
+    bar.skip(len(arms) * sum(run.has(cases.stored(name, i)) for i in range(len(work))))
+    return cases.collect(run, name, work, partial(compare, wan, arms, select=select, bar=bar), bar)
 
 
 def rows(
@@ -259,7 +275,8 @@ def _own(
     *_, random = controls(first, arms[first]).items()
     arms = {**arms, random[0]: random[1]}
     case = cases.chosen(replace(options, seeds=1))
-    data = cases.collect(run, "latents", [case], partial(compare, wan, arms))
+    with Progress(1 + len(arms), "ensemble") as bar:
+        data = _collect(wan, run, "latents", [case], arms, bar)
     passes = float(data["plain.passes"][0]) / options.seeds
     table: list[Row] = [{"arm": "plain, each", "passes": passes}]
     table += [

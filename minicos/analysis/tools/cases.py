@@ -212,13 +212,18 @@ def collect(
     with Progress(len(work), name) if bar is None else nullcontext(bar) as shown:
         for index, batch in enumerate(work):
             shown.begin()
-            file = f"{name}/{index:03d}.safetensors"
+            file = stored(name, index)
             if not run.has(file):
                 run.save_tensors(file, dict(compute(batch)))
             parts.append(run.load_tensors(file))
             first += log(run, name, first, parts[-1])
             shown.tick()
     return {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
+
+
+def stored(name: str, index: int) -> str:
+    """The file in which `collect` stores a batch."""
+    return f"{name}/{index:03d}.safetensors"
 
 
 def collect_each(
