@@ -8,7 +8,7 @@ pipeline's coordinates as b c f h w, and what blocks return in a prompted pass a
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -28,73 +28,42 @@ def tensors(name: str) -> dict[str, Tensor]:
 
 @cache
 def _parts(name: str) -> dict[str, Any]:
-    diffusers = pytest.importorskip("diffusers")
     facts = golden.info(f"peer_{name}")
     weights = golden.read(f"peer_{name}.weights")
+    classes = _classes(facts["pipeline"])
     parts: dict[str, Any] = {}
     for part, config in facts["configs"].items():
-        if part == "image_encoder":
-            transformers = pytest.importorskip("transformers")
-            network = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**config))
-        else:
-            network = _class(diffusers, facts["pipeline"], part).from_config(config)
+        kind = classes[part]
+        made = getattr(kind, "from_config", lambda c, kind=kind: kind(kind.config_class(**c)))
+        parts[part] = made(config)
         if part != "scheduler":
             mine = {k.removeprefix(f"{part}."): v for k, v in weights.items()}
-            network.load_state_dict({k: mine[k] for k in network.state_dict()})
-            network.eval()
-        parts[part] = network
+            parts[part].load_state_dict({k: mine[k] for k in parts[part].state_dict()})
+            parts[part].eval()
     return parts
 
 
-def _class(diffusers: Any, pipeline: str, part: str) -> Any:
-    kinds = {
-        "CogVideoX": (
-            "CogVideoXTransformer3DModel",
-            "AutoencoderKLCogVideoX",
-            "CogVideoXDDIMScheduler",
-        ),
-        "HunyuanVideo": (
-            "HunyuanVideoTransformer3DModel",
-            "AutoencoderKLHunyuanVideo",
-            "FlowMatchEulerDiscreteScheduler",
-        ),
-        "HunyuanVideo15": (
-            "HunyuanVideo15Transformer3DModel",
-            "AutoencoderKLHunyuanVideo15",
-            "FlowMatchEulerDiscreteScheduler",
-        ),
-        "LTX2": (
-            "LTX2VideoTransformer3DModel",
-            "AutoencoderKLLTX2Video",
-            "FlowMatchEulerDiscreteScheduler",
-        ),
-    }[pipeline.removesuffix("ImageToVideoPipeline")]
-    if part == "connectors":
-        return diffusers.pipelines.ltx2.LTX2TextConnectors
-    return getattr(
-        diffusers, dict(zip(("transformer", "vae", "scheduler"), kinds, strict=True))[part]
-    )
+def _classes(pipeline: str) -> dict[str, Any]:
+    """The parts of a pipeline, each with its class, the first one if it may have several."""
+    diffusers = pytest.importorskip("diffusers")
+    hints = get_type_hints(getattr(diffusers, pipeline).__init__)
+    return {part: (get_args(kind) or (kind,))[0] for part, kind in hints.items()}
 
 
 def pipeline(name: str) -> Any:
     """The pipeline of a golden. Its networks are shared: do not change them."""
     diffusers = pytest.importorskip("diffusers")
-    parts, facts = dict(_parts(name)), golden.info(f"peer_{name}")
-    kind = facts["pipeline"]
-    empty = ("text_encoder", "tokenizer")
+    kind = golden.info(f"peer_{name}")["pipeline"]
+    parts = dict.fromkeys(_classes(kind)) | _parts(name)
     if kind.startswith("LTX2"):
         parts["vae"].use_framewise_encoding = parts["vae"].use_framewise_decoding = False
-        parts |= {"audio_vae": _audio_vae(diffusers), "vocoder": None}
-    if kind.startswith("Hunyuan"):
-        empty += ("text_encoder_2", "tokenizer_2")
-    if kind.startswith("HunyuanVideoImage"):
-        empty += ("image_processor",)
+        parts["audio_vae"] = _audio_vae(diffusers)
     if kind.startswith("HunyuanVideo15"):
         transformers = pytest.importorskip("transformers")
-        side = facts["configs"]["image_encoder"]["image_size"]
+        side = parts["image_encoder"].config.image_size
         pictures = transformers.SiglipImageProcessor(size={"height": side, "width": side})
         parts |= {"guider": diffusers.ClassifierFreeGuidance(), "feature_extractor": pictures}
-    return getattr(diffusers, kind)(**parts, **dict.fromkeys(empty))
+    return getattr(diffusers, kind)(**parts)
 
 
 def _audio_vae(diffusers: Any) -> Any:
