@@ -115,7 +115,8 @@ READINGS: dict[str, Reading] = {
         (BELIEF, NOISE, SWAP),
     ),
     "behaviours": Reading(
-        "Perception before action, and working memory, each with its control.",
+        "Perception before action (is it decided where to go before how?), and working memory, "
+        "each with its control.",
         "Read the differences: an effect that an ideal observer also shows is not a behaviour of "
         "the network.",
         (BELIEF, COMMIT, SWAP),
@@ -191,7 +192,9 @@ READINGS: dict[str, Reading] = {
     ),
     "vbvr": Reading(
         "Scores of a model, and of interventions on it, over a benchmark.",
-        "Compare conditions by their paired differences; the tables are also files.",
+        "Compare conditions by their paired differences; static holds the first frame, and truth is "
+        "the right answer. ID: kinds of tasks that the model was trained on; OOD: others. The tables "
+        "are also files.",
         (("Score every denoising step", "minicos vbvr --puzzles 4 --every all"), BELIEF, SHARE),
     ),
 }

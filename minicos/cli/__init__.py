@@ -91,7 +91,7 @@ measure it over many puzzles:
   minicos swap                            # at which layer a prompt becomes an answer
   minicos ensemble                        # do seeds that share states solve more?
   minicos reproduce                       # every experiment, one report
-  minicos vbvr --puzzles 500 --condition plain ensemble    # a benchmark, with its tables
+  minicos vbvr --puzzles 50 --condition plain ensemble     # a benchmark, with its tables
 about models and this machine:
   minicos puzzles --list                  # what the embedded model is trained and judged on
   minicos points                          # every hook point of a model

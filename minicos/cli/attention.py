@@ -15,7 +15,7 @@ EXAMPLES = """\
       # estimated, with standard errors: for large models
 writes attention/received_step_NN.png, attention_frames.png (from which frame to which),
 attention_padding.png, attention.safetensors
-  minicos attention --n 100  # the study: shares on padding and on the given frame
+  minicos attention --n 20  # the study: shares on padding and on the given frame
 """
 
 

@@ -8,8 +8,8 @@ from minicos.cli import study
 
 HELP = "Perception before action, and memory."
 EXAMPLES = """\
+  minicos behaviours --n 20 --rows 100 --at 0,4,8
   minicos behaviours  # 50 puzzles of each kind, 300 to train the readout
-  minicos behaviours --n 100 --rows 500 --at 0,4,8
   minicos behaviours --rows 0 --ideal  # perception only, with an ideal observer
 perception before action: is the destination decided before the route? working memory: can the
 hidden object's shape and colour be read out of the tokens that cover it? for self-correction see

@@ -9,7 +9,7 @@ from minicos.cli import study
 HELP = "The clean estimate, compared with an ideal observer's."
 EXAMPLES = """\
   minicos belief  # 25 held-out mazes with several right answers
-  minicos belief --n 100 --steps 50
+  minicos belief --n 20 --steps 50
   minicos belief --puzzle goal --size 5
 The latent at a step is a noisy answer. Bayes' rule gives the probability of each answer, and the
 mean of the answers under these weights is the clean estimate of a perfect network. Several routes

@@ -9,7 +9,7 @@ from minicos.cli import study
 HELP = "When is the answer decided?"
 EXAMPLES = """\
   minicos commitment  # 20 held-out mazes with several right answers
-  minicos commitment --n 100 --count 16 --steps 50 --at 0,2,5,10,20,40
+  minicos commitment --n 5 --count 4 --at 0,2,5,10
   minicos commitment --model Wan2.2-I2V-A14B --image maze.png --prompt "solve the maze" --count 4
 At each step the clean estimate is set back to its noise level with fresh noise and completed
 --count times: commitment is 0 if the completions are as different as random answers, and 1 if they

@@ -9,7 +9,7 @@ from minicos.cli import study
 HELP = "The share of puzzles solved over step counts and video lengths."
 EXAMPLES = """\
   minicos counts  # mazes at 1, 2, 4, 10 and 20 steps
-  minicos counts --puzzle goal --n 100 --counts 1,20 --lengths 9,17
+  minicos counts --puzzle goal --n 20 --counts 1,20 --lengths 9,17
 """
 
 

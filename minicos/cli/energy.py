@@ -13,7 +13,7 @@ EXAMPLES = """\
   minicos energy --image maze.png --prompt "solve the maze" --out busy
 writes energy/FORM_BRANCH_step_NN.png (latent frames x layers), energy_layers_BRANCH.png and
 others, energy.safetensors (step layer f h w)
-  minicos energy --n 100  # the study: AUROC against the answer's cells, with an untrained network
+  minicos energy --n 20  # the study: AUROC against the answer's cells, with an untrained network
 """
 
 

@@ -11,7 +11,7 @@ from minicos.cli import study
 HELP = "Average hidden states over seeds: does it help?"
 EXAMPLES = """\
   minicos ensemble  # the window ablation on ten held-out 5x5 mazes, with rivals and controls
-  minicos ensemble --n 100 --choose 40  # the arm is chosen among all on 40 other puzzles
+  minicos ensemble --n 100 --choose 40  # the arm is chosen on 40 more: ten minutes or more
   minicos ensemble --steps 8 --at 0,0-3 --modes lockstep,update --windows 20-29
   minicos ensemble --image maze.png --prompt "solve the maze"  # videos side by side, and D
 puzzles: ensemble.png and results.json (rates, gains, intervals). With --choose, the arm and its

@@ -11,7 +11,7 @@ from minicos.cli import study
 
 HELP = "Put noise into one step or one frame, and measure the effect."
 EXAMPLES = """\
-  minicos noise --n 100 --at 0,4,8,12,16  # mazes of the embedded model, the paper's noise
+  minicos noise --n 20 --at 0,4,8,12,16  # mazes of the embedded model, the paper's noise
   minicos noise --mode add  # step and frame noise at exactly equal dose
   minicos noise --preset cos --mode renoise --boundaries 0.8,0.9  # does the peak follow it?
   minicos noise --image maze.png --prompt "solve the maze" --seeds 4  # your own picture

@@ -9,7 +9,7 @@ from minicos.cli import study
 HELP = "Put a wrong answer into a run: is it corrected?"
 EXAMPLES = """\
   minicos plant  # 20 mazes with several right answers, six steps
-  minicos plant --puzzle maze,mirror --n 100 --at 2,5,8 --ideal
+  minicos plant --puzzle maze,mirror --n 20 --at 2,5,8 --ideal
 at each step the latent becomes a wrong answer at that step's noise level, and the run continues.
 The control plants a valid answer: a run that abandons what it holds for no reason abandons that too
 """

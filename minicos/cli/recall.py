@@ -9,7 +9,7 @@ from minicos.cli import study
 HELP = "Cut attention between the frames that must agree."
 EXAMPLES = """\
   minicos recall  # 25 puzzles in which a hidden object appears twice
-  minicos recall --puzzle shell --n 100  # cups whose swaps the model chooses
+  minicos recall --puzzle shell --n 20  # cups whose swaps the model chooses
 attention is cut in all layers and steps.
 """
 

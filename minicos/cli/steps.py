@@ -14,7 +14,7 @@ EXAMPLES = """\
   minicos steps --image maze.png --prompt "solve the maze" --preset cos --seeds 4
       # convergence in units of the difference between the seeds
 writes x0_sheet.png (steps x frames), convergence.png, x0/step_NN.mp4, and every latent
-  minicos steps --n 100  # the study: when do the frames of held-out mazes settle?
+  minicos steps --n 20  # the study: when do the frames of held-out mazes settle?
 """
 
 

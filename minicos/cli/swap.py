@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 HELP = "Put hidden states of one prompt's run into another's: at which layer does the answer turn?"
 EXAMPLES = """\
   minicos swap --puzzle mark  # 10 held-out puzzles, both directions, scored
-  minicos swap --puzzle goal --n 100 --during 0,0-4,all --controls null,wrong,shuffled,random
+  minicos swap --puzzle goal --n 4 --at 3,6,9 --during 0,all --controls null,wrong
   minicos swap --puzzle mark --what cross_attn --donor own --region objects
   minicos swap --image shapes.png --prompt "mark the circle" --other "mark the square"
   minicos swap --probe 4 --model Wan2.2-I2V-A14B --preset cos --at 0,10,20,30,39 --during 0

@@ -33,7 +33,7 @@ HELP = (
 )
 EXAMPLES = """\
   # the embedded model's own benchmark, nothing to install
-  minicos vbvr --puzzles 500 --condition plain ensemble
+  minicos vbvr --puzzles 50 --condition plain ensemble
   minicos vbvr --data VBVR-Bench --model Video-Reason/VBVR-Wan2.2 --evalkit VBVR-EvalKit \\
     --condition plain ensemble noise:step=10
   # eight cards share the work list; srun also works
@@ -41,7 +41,7 @@ EXAMPLES = """\
   # number of videos, bytes and hours, before anything runs
   minicos vbvr --data VBVR-Bench ... --dry-run
   # the score of every step's clean estimate, over sigma
-  minicos vbvr --puzzles 100 --condition plain static truth --every all
+  minicos vbvr --puzzles 10 --condition plain static truth --every all
   # other systems' videos
   minicos vbvr --data VBVR-Bench --condition static truth --evalkit VBVR-EvalKit \\
     --videos sora2=FOLDER

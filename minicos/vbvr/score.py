@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from minicos.analysis import result
 from minicos.analysis.result import Result, Row
+from minicos.analysis.tools.shown import list_videos
 from minicos.errors import MinicosError
 from minicos.runs import Run
 from minicos.vbvr import evalkit, puzzles, steps, table, tree
@@ -110,11 +111,22 @@ def report(
         references: rows of other systems, for the first kind.
         estimates: the trees of clean estimates of steps, and the runs they belong to.
     """
+    first = next(iter(samples))
+    made_here = {  # and scored, hence readable
+        name: f"{name}/{first}.mp4"
+        for name, scored in found["score"].items()
+        if name not in estimates and first in scored.scores
+    }
+    list_videos(
+        run,
+        {file: f"{name}, {first}" for name, file in made_here.items() if run.path(file).is_file()},
+    )
     for kind, scored in found.items():
         whole = _scores(scored, samples)
         final = _scores({k: v for k, v in scored.items() if k not in estimates}, samples)
         own = run if kind == "score" else run.inside(kind)
-        made = table.result(final, base, run.settings, references if kind == "score" else ())
+        others = references if kind == "score" else ()
+        made = table.result(final, base, run.settings, others, kind)
         if estimates:
             rows = steps.rows(whole, estimates)
             lines = steps.curves(rows)
@@ -126,7 +138,7 @@ def report(
                 curves=lines,
                 files=(*made.files, "steps.png"),
             )
-        made = table.write(own.folder, whole, base, made)
+        made = table.write(own.folder, whole, base, made, kind)
         result.write(own, made)
         yield kind, own.folder, made
 

@@ -155,31 +155,38 @@ def tasks(scores: Scores, base: str) -> list[Row]:
     return rows
 
 
-def numbers(scores: Scores, base: str) -> list[Number]:
-    """The findings: each condition's overall score, and its difference to `base` with the smallest
-    resolvable difference.
+def numbers(scores: Scores, base: str, kind: str = "score") -> list[Number]:
+    """The findings: each condition's overall score of a kind, and its difference to `base` with the
+    smallest resolvable difference.
     """
     out = []
     columns = scores.columns["Overall"]
     for condition, found in scores.by_condition.items():
         there = [name for name in columns if name in found]
         interval = clustered([found[n] for n in there], [scores.samples[n].task for n in there])
-        out.append(Number.of(f"score: {condition}", interval, unit="score"))
+        out.append(Number.of(f"{kind}: {condition}", interval, unit=UNITS[kind]))
     for row in differences(scores, base):
         condition, cell = str(row["condition"]), row["Overall"]
         if isinstance(cell, Interval):
             number = Number.of(
-                f"score: {condition} minus {base}",
+                f"{kind}: {condition} minus {base}",
                 cell,
-                unit="score",
+                unit=UNITS[kind],
                 note="the same samples; tasks resampled",
             )
             out.append(replace(number, resolvable=_resolvable(scores, condition, base)))
     return out
 
 
+UNITS = {"score": "score", "solved": "share"}  # of each kind of score
+
+
 def result(
-    scores: Scores, base: str, settings: Mapping[str, object], references: Sequence[Row] = ()
+    scores: Scores,
+    base: str,
+    settings: Mapping[str, object],
+    references: Sequence[Row] = (),
+    kind: str = "score",
 ) -> Result:
     """Everything in the project's form of a result. `references` are further rows of the scores."""
     tables = {
@@ -187,10 +194,10 @@ def result(
         "differences": differences(scores, base),
         "tasks": tasks(scores, base),
     }
-    return Result("vbvr", settings, numbers(scores, base), tables, (), ("table.md",))
+    return Result("vbvr", settings, numbers(scores, base, kind), tables, (), ("table.md",))
 
 
-def write(folder: Path, scores: Scores, base: str, found: Result) -> Result:
+def write(folder: Path, scores: Scores, base: str, found: Result, kind: str = "score") -> Result:
     """Write table.md, a CSV for each table, and table.png, each atomically. Returns the result with
     the names of the files.
     """
@@ -205,7 +212,7 @@ def write(folder: Path, scores: Scores, base: str, found: Result) -> Result:
     }
     if shown:
         title = f"{len(scores.samples)} samples; bars resample tasks"
-        figures.intervals(folder / "table.png", shown, x=f"score minus that of {base}", title=title)
+        figures.intervals(folder / "table.png", shown, x=f"{kind}: minus {base}", title=title)
         names.append("table.png")
     save(folder / "table.md", text(scores, base, found))
     return replace(found, files=(*found.files, *names))

@@ -51,17 +51,16 @@ def study(wan: VideoModel, run: Run, options: BehavioursOptions) -> Result:
     for label, (what, classes) in enumerate(LABELS.items()):
         found, drawn = readouts(train, test, label, what, classes, at)
         numbers, curves = numbers + found, curves + drawn
-    figures.lines(
-        run.path("memory.png"),
-        curves,
-        y="share read rightly",
-        title=f"What the tokens behind the wall hold: {options.rows} rows, n = {options.n}",
-        levels={f"chance, {what}: {1 / n:.2f}": 1 / n for what, n in LABELS.items()},
-    )
-    return write(
-        run,
-        Result("behaviours", run.settings, numbers, curves=curves, files=[*files, "memory.png"]),
-    )
+        files.append(f"memory_{what}.png")
+        figures.lines(
+            run.path(files[-1]),
+            drawn,
+            y="share read rightly",
+            title=f"Can the hidden object's {what} be read from tokens? Learnt from {options.rows} "
+            f"puzzles, n = {options.n}",
+            levels={f"chance: {1 / classes:.2f}": 1 / classes},
+        )
+    return write(run, Result("behaviours", run.settings, numbers, curves=curves, files=files))
 
 
 def _models(wan: VideoModel, kind: str, options: BehavioursOptions) -> dict[str, VideoModel]:
