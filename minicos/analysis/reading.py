@@ -37,10 +37,7 @@ ATTEND = ("Click a token to see where it attends", "minicos attention --puzzle m
 SWAP = ("Find the layer at which a prompt becomes an answer", "minicos swap --puzzle mark --n 4")
 BELIEF = ("Compare with an ideal observer, on many mazes", "minicos belief --n 25")
 COMMIT = ("Find the step at which the answer is decided", "minicos commitment --n 6")
-SHARE = (
-    "Let several seeds share their hidden states",
-    "minicos ensemble --n 20 --choose 0 --no-rivals",
-)
+SHARE = ("Let several seeds share their hidden states", "minicos ensemble --no-rivals")
 WATCH = ("Watch another kind of puzzle", "minicos steps --puzzle turn --also energy")
 KINDS = ("See all kinds of puzzles", "minicos puzzles --list")
 MINE = (
@@ -170,7 +167,8 @@ READINGS: dict[str, Reading] = {
     "ensemble": Reading(
         "Whether seeds that share middle-layer states solve more.",
         "Each bar is a gain over one plain run, with its 95 % interval. Compare it with the "
-        "controls, and with a vote among plain runs at equal cost.",
+        "controls, and with a vote among plain runs at equal cost. In override 20-29 @0, blocks 20 "
+        "to 29, of 40, take the mean over seeds at step 0.",
         (SHARED, NOISE, SWAP),
     ),
     "run": Reading(
