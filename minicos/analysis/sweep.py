@@ -19,6 +19,7 @@ their difference has its own interval.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -26,12 +27,14 @@ from minicos.analysis.noise import study as noise_study
 from minicos.analysis.noise.measure import Measured, measure_all, ticks
 from minicos.analysis.noise.study import peak, sensitivity
 from minicos.analysis.options import FramesOptions, NoiseOptions, SweepOptions
+from minicos.analysis.outline import Outline
 from minicos.analysis.result import Cell, Curve, Interval, Number, Result, write
 from minicos.analysis.tools import cases, figures, stats
 from minicos.errors import MinicosError
 from minicos.runs import Progress, Run
 from minicos.video_model import VideoModel
 
+M = TypeVar("M", bound=Outline)
 SETTLED = 0.1  # D of an estimate to the last one below which it counts as settled
 LABELS = {  # axes: of what is noised, and of what is estimated
     "step": ("step that is noised", "step"),
@@ -41,16 +44,16 @@ LABELS = {  # axes: of what is noised, and of what is estimated
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Generic[M]):
     """One model under one preset, with its own edits: runs of 20 and of 4 steps are not noised at
     the same steps.
     """
 
-    wan: VideoModel
+    wan: M
     options: NoiseOptions
 
 
-def check(wan: VideoModel, options: NoiseOptions) -> None:
+def check(wan: Outline, options: NoiseOptions) -> None:
     """Raise MinicosError for settings that the model cannot run, before anything runs."""
     for setting in settings(wan, options).values():
         noise_study.check(setting.wan, setting.options)
@@ -63,7 +66,7 @@ def study(wan: VideoModel, run: Run, options: NoiseOptions) -> Result:
     return compare(settings(wan, options), run, options)
 
 
-def settings(wan: VideoModel, options: NoiseOptions) -> dict[str, Setting]:
+def settings(wan: M, options: NoiseOptions) -> dict[str, Setting[M]]:
     """The settings that the options ask for. Raises MinicosError for boundaries of a model with one
     expert.
     """
@@ -82,7 +85,7 @@ def settings(wan: VideoModel, options: NoiseOptions) -> dict[str, Setting]:
     return {f"{b:g}": Setting(wan.with_preset(boundary=b), options) for b in options.boundaries}
 
 
-def few(wan: VideoModel, options: SweepOptions) -> Setting:
+def few(wan: M, options: SweepOptions) -> Setting[M]:
     """A setting with another number of steps."""
     return Setting(wan, replace(options, at=spread(options.points, wan.preset.steps)))
 
@@ -93,7 +96,7 @@ def spread(points: int, steps: int) -> tuple[int, ...]:
     return tuple(sorted({i * steps // points for i in range(points)}))
 
 
-def compare(chosen: Mapping[str, Setting], run: Run, options: NoiseOptions) -> Result:
+def compare(chosen: Mapping[str, Setting[VideoModel]], run: Run, options: NoiseOptions) -> Result:
     """Study every setting in its own folder, with its pictures and numbers; then compare them."""
     what, axis = "boundary", "step"
     if isinstance(options, SweepOptions):

@@ -12,6 +12,7 @@ from minicos.errors import MinicosError, warn
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from minicos.analysis.outline import Outline
     from minicos.condition import Condition
     from minicos.config import Preset
     from minicos.peers.folder import PeerFolder
@@ -119,10 +120,8 @@ def plan(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Preset":
 
 
 @dataclass(frozen=True)
-class Outline:
-    """What headers alone tell about a run, under the names that `Wan` uses: enough to refuse
-    impossible options before weights are read.
-    """
+class HeaderOutline:
+    """The `Outline` of a Wan model, from headers alone."""
 
     variant: str
     preset: "Preset"
@@ -133,24 +132,29 @@ class Outline:
     stream_decides: bool
     stride: tuple[int, int, int]
 
-    def with_preset(self, **changes: Any) -> "Outline":
+    def with_preset(self, **changes: Any) -> "HeaderOutline":
         return replace(self, preset=self.preset.changed(**changes))
 
     def latent_frames(self, frames: int) -> int:
         return (frames - 1) // self.stride[0] + 1
 
 
-def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> Outline | None:
+def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Outline | None":
     """The outline of the options' run; None for a peer, which is described when it is loaded."""
     from minicos.weights.layouts import Layout
 
     if not isinstance(files, Layout):
         return None
-    high: Any = files.experts["high"].config
-    sublayers = ("self_attn", "cross_attn", "ffn")
-    experts, stride = tuple(files.experts), files.vae.config.stride
-    chosen = plan(args, files)
-    return Outline(files.variant, chosen, experts, high.num_layers, sublayers, (), True, stride)
+    return HeaderOutline(
+        variant=files.variant,
+        preset=plan(args, files),
+        experts=tuple(files.experts),
+        depth=files.depth,
+        sublayers=("self_attn", "cross_attn", "ffn"),
+        streams=(),
+        stream_decides=True,
+        stride=files.vae.config.stride,
+    )
 
 
 def within(at: tuple[int, ...] | None, steps: int, option: str = "--at ") -> tuple[int, ...] | None:

@@ -17,6 +17,7 @@ from minicos.cli import each, opening, options, run_folder, values
 from minicos.errors import MinicosError
 
 if TYPE_CHECKING:
+    from minicos.analysis.outline import Outline
     from minicos.analysis.result import Result
     from minicos.analysis.tools.cases import Case
     from minicos.runs import Run
@@ -121,7 +122,7 @@ def run(
     cls: type,
     study: Study,
     *,
-    check: Callable[["VideoModel", Any], None] | None = None,
+    check: Callable[["Outline", Any], None] | None = None,
     load: Callable[[argparse.Namespace, Any], "VideoModel"] | None = None,
 ) -> "Run":
     """Run a study and print its results. `check` refuses what the run cannot do, before weights are
@@ -131,7 +132,7 @@ def run(
     refuse_mixed(args, asked)
     files = opening.layout_or_peer(args)
     opening.within(getattr(asked, "at", None), opening.plan(args, files).steps)
-    outline: Any = opening.outline(args, files)
+    outline = opening.outline(args, files)
     if check is not None and outline is not None:
         check(outline, asked)
     wan = open_model(args, asked) if load is None else load(args, asked)

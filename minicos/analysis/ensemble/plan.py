@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from minicos.analysis.ensemble.share import Ensemble, window
 from minicos.analysis.options import EnsembleOptions, spans
+from minicos.analysis.outline import Outline
 from minicos.errors import MinicosError
-from minicos.video_model import VideoModel
 
 # of 40 blocks; the paper's window first
 WINDOWS: tuple[tuple[int, int], ...] = ((20, 29), (0, 9), (0, 39))
 
 
-def plan(wan: VideoModel, options: EnsembleOptions) -> list[dict[str, Ensemble]]:
+def plan(wan: Outline, options: EnsembleOptions) -> list[dict[str, Ensemble]]:
     """The arms that the options ask for, one `ablation` for each set of steps, the paper's first.
 
     Puzzles by default use override and update with three windows, at step 0 and over the first

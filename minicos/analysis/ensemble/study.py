@@ -19,6 +19,7 @@ from minicos.analysis.ensemble.measure import compare, moved
 from minicos.analysis.ensemble.plan import controls, plan, rivals
 from minicos.analysis.ensemble.share import Ensemble
 from minicos.analysis.options import EnsembleOptions
+from minicos.analysis.outline import Outline
 from minicos.analysis.result import Interval, Number, Result, Row, write
 from minicos.analysis.tools import cases, figures, stats
 from minicos.analysis.tools.cases import Case
@@ -33,7 +34,7 @@ BATCH = 10  # puzzles that are computed, and stored, at a time
 COLUMNS = 7  # frames in the sheet
 
 
-def check(wan: VideoModel, options: EnsembleOptions) -> None:
+def check(wan: Outline, options: EnsembleOptions) -> None:
     """Raise MinicosError for what cannot be done, before anything runs."""
     plan(wan, options)
     if options.prompt is None and options.n < options.seeds:

@@ -15,6 +15,7 @@ import numpy as np
 from minicos.analysis.noise import pictures
 from minicos.analysis.noise.measure import Measured, edits, measure_all
 from minicos.analysis.options import NoiseOptions
+from minicos.analysis.outline import Outline
 from minicos.analysis.result import Cell, Curve, Interval, Number, Result, write
 from minicos.analysis.tools import cases, stats
 from minicos.analysis.tools.observer import IDEAL, NETWORK, Observer
@@ -25,7 +26,7 @@ from minicos.video_model import VideoModel
 FRAMES = (("right frames", "all"), ("of those untouched", "untouched"), ("of the answer", "answer"))
 
 
-def check(wan: VideoModel, options: NoiseOptions) -> None:
+def check(wan: Outline, options: NoiseOptions) -> None:
     """Raise MinicosError for steps, frames and layers that the run does not have, before anything
     runs.
     """

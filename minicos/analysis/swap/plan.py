@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from minicos.analysis.options import SwapOptions, spans
+from minicos.analysis.outline import Outline
 from minicos.analysis.swap.pairs import CONTROLS, Pair, donors
 from minicos.analysis.swap.states import DONORS, EMBED, REGIONS, Swap
 from minicos.errors import MinicosError, suggest
-from minicos.video_model import VideoModel
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Arm:
         return f"step {first}" if first == last else f"steps {first}-{last}"
 
 
-def plan(wan: VideoModel, options: SwapOptions) -> Plan:
+def plan(wan: Outline, options: SwapOptions) -> Plan:
     """The plan that the options ask for. Raises MinicosError for layers and steps that the run does
     not have.
     """

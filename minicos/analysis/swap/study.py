@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from minicos.analysis.options import SwapOptions
+from minicos.analysis.outline import Outline
 from minicos.analysis.result import Curve, Interval, Number, Result, Row, write
 from minicos.analysis.swap import pairs, pictures
 from minicos.analysis.swap.measure import Results, measure_all
@@ -29,7 +30,7 @@ AGAINST = {
 }
 
 
-def check(wan: VideoModel, options: SwapOptions) -> None:
+def check(wan: Outline, options: SwapOptions) -> None:
     """Raise MinicosError for what cannot be done, before anything runs."""
     plan(wan, options).check(pairs.chosen(options))
 
