@@ -72,8 +72,8 @@ class Rule:
         return len(name) == len(self.pattern) and self.inside(name)
 
     def inside(self, prefix: tuple[str, ...]) -> bool:
-        """Whether the pattern, if it is as long, begins with `prefix`; `*` matches exactly one
-        dotted segment.
+        """Whether the pattern and `prefix` agree in the segments that both have; `*` agrees with
+        any one segment.
         """
         return all(p in ("*", n) for p, n in zip(self.pattern, prefix, strict=False))
 
@@ -112,20 +112,20 @@ class Hooks:
                 "blocks" (the outputs of the blocks); None: all.
 
         Raises:
-            MinicosError: `hook` is not callable, `pattern` is not text, a step is not a whole
-                number, or `layers` is given for a pattern without blocks.
+            MinicosError: `hook` is not callable, `pattern` is not text, a step or layer is not a
+                whole number, or `layers` is given for a pattern without blocks.
         """
         if not callable(hook) or not isinstance(pattern, str):
             raise MinicosError(
                 f"a hook is a function of tensor and site, at a name, not {hook!r} at {pattern!r}"
             )
-        steps = step if step is None or isinstance(step, range) else _numbers(step)
+        steps = step if step is None or isinstance(step, range) else _numbers("step", step)
         names = [pattern]
         if layers is not None:
             blocks, _, inside = pattern.partition(".*")
             if blocks != "blocks":
                 raise MinicosError(f"layers are those of 'blocks.*', not of {pattern!r}")
-            names = [f"blocks.{i}{inside}" for i in _numbers(layers)]
+            names = [f"blocks.{i}{inside}" for i in _numbers("layers", layers)]
         rules = (
             Rule(tuple(name.split(".")), hook, steps, expert and (expert,), branch and (branch,))
             for name in names
@@ -238,14 +238,16 @@ class Hooks:
         return f"{self.site.name}.{name}" if self.site.name else name
 
 
-def _numbers(step: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """One number or several as a tuple of ints; accepts generators and numpy integers."""
+def _numbers(name: str, given: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """One number or several as a tuple of ints; accepts generators and numpy integers. The error
+    names the argument.
+    """
     with suppress(TypeError):
-        return (index(step),)  # type: ignore[arg-type]
+        return (index(given),)  # type: ignore[arg-type]
     try:
-        return tuple(map(index, step))  # type: ignore[arg-type]
+        return tuple(map(index, given))  # type: ignore[arg-type]
     except TypeError:
-        raise MinicosError(f"step is a whole number or several, not {step!r}") from None
+        raise MinicosError(f"{name} is a whole number or several, not {given!r}") from None
 
 
 def _extent(moments: list[Mapping[str, object]]) -> str:

@@ -210,7 +210,7 @@ class Model(ABC):
 
     def pictured(self, condition: Any) -> tuple[int, ...]:
         """The latent frames that show a given picture: it is imposed there, or an input there at
-        every step. Studies tell them from what the model makes.
+        every step. Studies measure them separately from the frames that the model makes.
         """
         return () if condition.first is None else (0,)
 

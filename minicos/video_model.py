@@ -28,7 +28,7 @@ class VideoModel(Model):
     preset: Preset
     experts: Collection[str]  # the names of its networks: "high", and perhaps "low"
     weights: str  # fingerprint of the files and LoRAs, which runs record
-    notes: tuple[str, ...]  # other models that the files could be
+    notes: tuple[str, ...]  # on the files, such as the other models that they could be
 
     @property
     @abstractmethod

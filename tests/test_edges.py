@@ -196,6 +196,7 @@ def test_numbers_of_numpy(wan, condition, plain):
         (lambda wan, c: wan.with_preset(shift=float("nan")), "shift is nan"),
         (lambda wan, c: wan.with_preset(guidance=float("inf")), "guidance high is inf"),
         (lambda wan, c: Hooks().on("blocks.0", print, step=1.5), "step is a whole number"),
+        (lambda wan, c: Hooks().on("blocks", print, layers=1.5), "layers is a whole number"),
         (lambda wan, c: Hooks().on("blocks.0", 3), "a hook is a function"),
         (lambda wan, c: Hooks().on(None, print), "a hook is a function .* at None"),
         (
