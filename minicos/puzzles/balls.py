@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cmath
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from math import inf, pi
 from random import Random
 from typing import ClassVar, Self
@@ -28,6 +28,7 @@ INK = 50  # distance from a ball's colour (RGB, 0..441) up to which a pixel coun
 HIT = 0.6  # least share of the relative speed along the line of centres: no glancing hits
 EARLY, LATE = 2, 3  # no first hit before, no last hit in the last so many
 FAR = 8  # least distance between start and end of a ball, and between ends of answer and foils
+APART = 14  # least distance of centres at the judged moments: closer discs blend in the tiny VAE
 
 
 def draw_fair(rng: Random, n: int) -> tuple[Ball, ...]:
@@ -37,7 +38,7 @@ def draw_fair(rng: Random, n: int) -> tuple[Ball, ...]:
         balls: tuple[Ball, ...] = ()
         for _ in range(40 * n):
             ball = _aimed(rng, balls, colours[len(balls)], until)
-            if _chained((*balls, ball), until):
+            if _chained((*balls, ball), until) and _legible((*balls, ball), n):
                 balls = (*balls, ball)
             if len(balls) == n:
                 break
@@ -63,6 +64,8 @@ def _chained(balls: tuple[Ball, ...], until: int) -> bool:
         return False
     if any(abs(a.place - b.place) < 3 * RADIUS for a, b in combinations(balls, 2)):
         return False
+    if any(_covers(a, b) for a, b in permutations(balls, 2)):
+        return False
     hits = [event for event in move(balls, "bounce", until).events if event.j >= 0]
     if len(hits) != len(balls) - 1:
         return False
@@ -72,6 +75,25 @@ def _chained(balls: tuple[Ball, ...], until: int) -> bool:
             return False
         met |= {hit.i, hit.j}
     return all(EARLY < hit.wait < until - LATE for hit in hits)
+
+
+def _covers(ball: Ball, other: Ball) -> bool:
+    """Whether a ball touches the stroke that shows where another one goes."""
+    offset = (ball.place - other.place) * other.heading.conjugate()
+    along = min(max(offset.real, 0), MARK[0])
+    return abs(offset - along) < RADIUS + MARK[1] + 1
+
+
+def judged(frames: int) -> list[int]:
+    """The frames of a video that `Balls.score` looks at."""
+    return [0, frames // 4, frames // 2, 3 * (frames - 1) // 4, frames - 1]
+
+
+def _legible(balls: tuple[Ball, ...], n: int) -> bool:
+    """Whether no two balls are close to each other in a judged frame of a video of n balls."""
+    frames = FRAMES[n]
+    places = move(balls, "bounce", frames - 2).at(timeline(frames)[judged(frames)] * (frames - 2))
+    return all((abs(a - b) >= APART).all() for a, b in combinations(places.T, 2))
 
 
 def _ends_apart(balls: tuple[Ball, ...], until: int) -> bool:
@@ -178,7 +200,7 @@ class Balls(Puzzle):
         """
         self._check_video(video)
         until, count = self.frames - 2, len(video)
-        when = [0, count // 4, count // 2, 3 * (count - 1) // 4, count - 1]
+        when = judged(count)
         times = timeline(count)[when] * until
         seen = np.array([self._find(frame) for frame in video[when]])
         off = {

@@ -13,11 +13,11 @@ import numpy as np
 from . import draw
 from .draw import CELL, COLOURS, Cell
 
-RADII = (3.6, 4.8, 6.0, 7.2)  # px, of the circle around a figure of each level
+RADII = (4.5, 5.4, 6.3, 7.2)  # px, of the circle around a figure of each level
 TURNS = {"circle": 1, "square": 1, "cross": 1, "triangle": 4, "half": 4}  # directions it can show
 NAMES = tuple(TURNS)
 INNER = (slice(1, -1), slice(1, -1))  # the part of a cell that is read, without walls and lines
-LEAN = 0.25  # limit for `read`: no 60 : 40 mix passes; 94 % of figures do after H.264 (4:2:0)
+LEAN = 0.3  # limit for `read`: no 60 : 40 mix passes
 
 SPOTS = {  # px from the middle of a cell (y, x)
     1: ((0, 0),),

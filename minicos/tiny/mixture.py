@@ -46,23 +46,23 @@ SHARES: dict[str, float] = {
     "latin": 0.07,
     "latin-one": 0.02,
     "latin-many": 0.06,
-    "sequence": 0.09,
-    "sequence-short": 0.04,
+    "sequence": 0.10,
+    "sequence-short": 0.05,
     "pick": 0.07,
     "partner": 0.02,
     "goal": 0.015,
     "mark": 0.01,
     "memory": 0.025,
-    "turn": 0.05,
-    "turn-one": 0.03,
-    "mirror": 0.07,
-    "mirror-one": 0.03,
+    "turn": 0.06,
+    "turn-one": 0.04,
+    "mirror": 0.08,
+    "mirror-one": 0.05,
     "reveal": 0.12,
     "shell": 0.06,
     "shell-one": 0.03,
     "shell-short": 0.03,
     "balls": 0.05,
-    "balls-one": 0.03,
+    "balls-one": 0.05,
     "balls-three": 0.04,
     "count": 0.04,
     "count-one": 0.02,
@@ -92,6 +92,12 @@ def sources() -> tuple[Source, ...]:
     own = [source(name, share) for name, share in SHARES.items()]
     other = [source(name, share, frames) for (name, frames), share in LENGTHS.items()]
     return (*own, *other)
+
+
+def unseen() -> tuple[Source, ...]:
+    """Families that the DiT is not trained on. The decoder sees their pictures, so that a score of
+    zero there is the DiT's own."""
+    return tuple(source(name, 0.02) for name, f in puzzles.FAMILIES.items() if f.domain == "out")
 
 
 def shapes(table: Iterable[Source]) -> dict[tuple[int, int], float]:
