@@ -49,6 +49,14 @@ def room(number: str, low: float = 0.05, high: float = 0.95) -> tuple[Need, ...]
 
 
 PLAIN = room("puzzles solved: plain (T = 1)")
+MISTAKES = (
+    Need(
+        "completions that show a foil, step 3: network",
+        0.02,
+        1.0,
+        "hardly a wrong answer to put right: completions that show a foil",
+    ),
+)
 
 CLAIMS: tuple[Claim, ...] = (
     # -- several candidates, one survives --
@@ -199,14 +207,7 @@ CLAIMS: tuple[Claim, ...] = (
         control="valid answers that become wrong, and an ideal observer",
         ideal=bayes(CORRECTED),
         headline=True,
-        needs=(
-            Need(
-                "completions that show a foil, step 3: network",
-                0.02,
-                1.0,
-                "hardly a wrong answer to put right: completions that show a foil",
-            ),
-        ),
+        needs=MISTAKES,
     ),
     Claim(
         "A planted wrong answer is left more often than a valid one (sigma .88)",
@@ -334,5 +335,35 @@ CLAIMS: tuple[Claim, ...] = (
         control="the same model at ten steps",
         flipped=True,
         blocked="no distilled model ships; the number is what four steps cost the model as it is",
+    ),
+    # -- variants --
+    Claim(
+        "A network trained with one answer holds fewer than Bayes' rule (positive control)",
+        "Figs 1, 2a-d",
+        "variants/one-answer",
+        minus(SEVERAL),
+        least=0.1,
+        control=BAYES,
+        ideal=bayes(SEVERAL),
+        flipped=True,
+    ),
+    Claim(
+        "Wrong answers are put right, in an earlier checkpoint that makes more of them",
+        "Fig. 4c, d",
+        "variants/mid-correction",
+        minus(CORRECTED),
+        least=0.02,
+        control="valid answers that become wrong, and an ideal observer",
+        ideal=bayes(CORRECTED),
+        needs=MISTAKES,
+    ),
+    Claim(
+        "Seeds that share middle layers at the first step solve more, in an earlier checkpoint",
+        "Table 1",
+        "variants/mid-ensemble",
+        "puzzles solved: override 20-29 @0, minus plain",
+        least=0.03,
+        control="a plain run of the same seed",
+        needs=PLAIN,
     ),
 )

@@ -68,9 +68,11 @@ class Part:
     study: Callable[[VideoModel, Run, Any], Result]
     options: Any
     preset: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""  # which this study opens instead of the report's
 
     def command(self, model: str = "tiny") -> str:
         """The command that gives the same numbers."""
+        model = self.model or model
         other = ["--decode-dtype", "bfloat16"] + ([] if model == "tiny" else ["--model", model])
         preset = [word for k, v in self.preset.items() for word in (f"--{k}", str(v))]
         return shlex.join(["minicos", self.verb, *arguments(self.options), *preset, *other])
@@ -92,7 +94,7 @@ def fewer(n: int) -> int:
 
 def parts(n: int, seed: int = 0) -> dict[str, list[Part]]:
     """The studies of every section, with n puzzles for a headline and noise from `seed` on."""
-    made = {**_answers(n, seed), **_behaviours(n, seed), **_changes(n, seed)}
+    made = {**_answers(n, seed), **_behaviours(n, seed), **_changes(n, seed), **_others(n, seed)}
     if n >= FULL:
         for section, more in _appendix(fewer(n), seed).items():
             made[section] += more
@@ -183,6 +185,20 @@ def _changes(n: int, seed: int) -> dict[str, list[Part]]:
         "energy": [Part("mark", "energy", energy.study, marked)],
         "swap": [Part("when", "swap", swap.study, swapped)],
         "ensemble": [Part("mixed", "ensemble", ensemble.study, shared)],
+    }
+
+
+def _others(n: int, seed: int) -> dict[str, list[Part]]:
+    """Questions of the other sections, asked to variants of the embedded model."""
+    mazes = replace(_answers(n, seed)["belief"][0].options, n=fewer(n))
+    wrong = _behaviours(n, seed)["correction"][0].options
+    shared = replace(_changes(n, seed)["ensemble"][0].options, n=max(AT_LEAST, n // 2))
+    return {
+        "variants": [
+            Part("one-answer", "belief", belief.study, mazes, model="tiny:one-answer"),
+            Part("mid-correction", "commitment", commitment.study, wrong, model="tiny:mid"),
+            Part("mid-ensemble", "ensemble", ensemble.study, shared, {"steps": 8}, "tiny:mid"),
+        ]
     }
 
 
@@ -329,6 +345,15 @@ Mazes at other lengths that the model was trained at, and at four steps instead 
 model ships.""",
         0.6,
     ),
+    "variants": Section(
+        "The same questions to two other networks",
+        """\
+`tiny:one-answer` was trained on with only one of the valid answers to every prompt. It must hold
+fewer answers than an ideal observer that knows them all: a measurement that did not see this could
+not see several candidates either. `tiny:mid` is an earlier checkpoint, which solves less, so there
+is more room for correction and for ensembles.""",
+        1.5,
+    ),
 }
 
 
@@ -340,7 +365,8 @@ def make(wan: VideoModel, run: Run, name: str, n: int, seed: int = 0) -> list[Re
             run.inside(f"{name}/{part.name}"), settings={**run.settings, **_settings(part)}
         )
         if not folder.has(result.FILE):
-            part.study(wan.with_preset(**part.preset), folder, part.options)
+            model = _load(part.model) if part.model else wan
+            part.study(model.with_preset(**part.preset), folder, part.options)
         found.append(result.read(folder.folder))
     return found
 

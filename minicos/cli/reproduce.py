@@ -38,6 +38,7 @@ SECTIONS = (  # as in `analysis/reproduce.py`, which imports torch
     "swap",
     "ensemble",
     "frames",
+    "variants",
 )
 
 
@@ -115,6 +116,11 @@ def run(args: argparse.Namespace) -> None:
             f"the puzzles are for the embedded model, not {wan.variant}; the other commands take "
             "it with --model"
         )
+    if args.model != "tiny" and "variants" in args.only:
+        if args.only == ("variants",):
+            raise MinicosError("--only variants: these are the embedded model's, so without --model")
+        args.only = tuple(name for name in args.only if name != "variants")
+        print("minicos: without variants, which only the embedded model has", file=sys.stderr)
     settings = {"model": wan.variant, "weights": wan.weights, "n": n, "seed": args.seed}
     facts = {"command": args.command, "model_path": args.model}
     folder = Run.open(args.out, settings, facts, run_folder.journal(args))
