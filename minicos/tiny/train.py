@@ -75,6 +75,13 @@ def options() -> argparse.ArgumentParser:
     add("--to", type=Path, default=WEIGHTS, help="for `export`: the folder to write")
     add("--variant", help="for `export`: write what `tiny:VARIANT` opens instead")
     add("--checkpoint", default="dit/averaged", help="for `export`, such as dit/averaged-4000")
+    add("--rate", type=float, default=1.0, help="for `dit`: factor on its learning rates")
+    add(
+        "--decay",
+        type=float,
+        default=1 / 3,
+        help="for `dit`: share of the steps in which they fall to 0",
+    )
     add("--seed", type=int, default=0)
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--threads", type=int, default=1)
@@ -96,7 +103,8 @@ def run(args: argparse.Namespace) -> None:
     elif args.stage == "latents":
         write_latents(args, steps)
     elif args.stage == "dit":
-        train_dit.train(args.out, words, compiled=args.compile, **common)
+        rates = {"rate": args.rate, "decay": args.decay}
+        train_dit.train(args.out, words, compiled=args.compile, **rates, **common)
     elif args.stage == "one-answer":
         train_dit.train_one_answer(args.out, words, compiled=args.compile, **common)
     elif args.stage == "low":

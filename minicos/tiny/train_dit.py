@@ -104,11 +104,17 @@ def train(
     *,
     steps: int,
     seed: int,
+    rate: float = 1.0,
+    decay: float = 1 / 3,
     device: str = "cpu",
     compiled: bool = False,
 ) -> None:
     """First stage: all noise levels, into `folder`/dit, resuming; uses shards of `folder`/latents
     as they are written. Starts from `folder`/start.safetensors if that exists (see `adopt`).
+
+    Args:
+        rate: factor on the learning rates; below 1 for weights that are trained already.
+        decay: share of the steps, at the end, in which the rates fall to 0.
     """
     torch.manual_seed(seed)
     student = Student(tokenizer)
@@ -116,8 +122,18 @@ def train(
     if start.exists():
         student.load_state_dict(load_file(start))
     student.to(device)
-    opts = optim.optimisers(student, is_block_matrix, muon_lr=8e-3, adam_lr=2e-3)
-    fit(student, opts, folder, "dit", steps=steps, seed=seed, device=device, compiled=compiled)
+    opts = optim.optimisers(student, is_block_matrix, muon_lr=8e-3 * rate, adam_lr=2e-3 * rate)
+    fit(
+        student,
+        opts,
+        folder,
+        "dit",
+        steps=steps,
+        seed=seed,
+        device=device,
+        decay=decay,
+        compiled=compiled,
+    )
 
 
 def fit(
