@@ -37,6 +37,7 @@ from minicos.tiny import (
     train_vae,
 )
 from minicos.vae import VAE
+from minicos.weights import layouts
 from minicos.weights.layouts import EMBEDDED
 from minicos.weights.load import load_into
 from tests.golden import rel_max
@@ -558,13 +559,21 @@ def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_pa
             assert torch.equal(value, base)
     assert changed == 12 * 10
 
-    export.export_variant(folder, tmp_path / "mid", words, "dit/averaged")
-    shared = {"vae": tmp_path / "Wan2.1_VAE.safetensors"}
-    shared["tokenizer"] = tmp_path / "google/umt5-xxl/tokenizer.json"
-    variant = load(tmp_path / "mid", parts=shared, device="cpu")
-    assert set(variant.experts) == {"high"}
+    monkeypatch.setattr(layouts, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(layouts, "EMBEDDED_VARIANTS", tmp_path / "variants")
+    export.export_variant(folder, tmp_path / "variants/mid", words, "dit/averaged")
+    written = {path.name for path in (tmp_path / "variants/mid").iterdir()}
+    assert written == {"high_noise_model"}  # the text encoder is that of the base
+    variant = load("tiny:mid", device="cpu")
+    assert set(variant.experts) == {"high"} and variant.vae.cfg == TINY_VAE
     weights = (w.experts["high"].state_dict() for w in (wan, variant))
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    earlier = {k: v + 1 if k.startswith("text.") else v for k, v in averaged["dit"].items()}
+    save_file(earlier, folder / "dit/averaged-2000.safetensors")
+    export.export_variant(folder, tmp_path / "variants/early", words, "dit/averaged-2000")
+    own = load("tiny:early", device="cpu").text.state_dict()
+    for name, value in wan.text.state_dict().items():
+        assert torch.allclose(own[name], value + 1, atol=2e-3, rtol=2e-3)  # float16
 
     bad = tmp_path / "Wan2.1_VAE.safetensors"
     with pytest.raises(ValueError, match="not part of this"):

@@ -118,7 +118,9 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.model != "tiny" and "variants" in args.only:
         if args.only == ("variants",):
-            raise MinicosError("--only variants: these are the embedded model's, so without --model")
+            raise MinicosError(
+                "--only variants: these are the embedded model's, so without --model"
+            )
         args.only = tuple(name for name in args.only if name != "variants")
         print("minicos: without variants, which only the embedded model has", file=sys.stderr)
     settings = {"model": wan.variant, "weights": wan.weights, "n": n, "seed": args.seed}

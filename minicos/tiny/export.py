@@ -38,13 +38,15 @@ def export(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str = "dit/
 
 
 def export_variant(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str) -> None:
-    """What a variant has of its own: one expert and the text encoder."""
-    networks(weights, train_dit.finished(folder, tokenizer, stage))
+    """What a variant has of its own: one expert, and the text encoder if that was trained too."""
+    student, base = (train_dit.finished(folder, tokenizer, s) for s in (stage, "dit/averaged"))
+    own, known = student.text.state_dict(), base.text.state_dict()
+    networks(weights, student, text=any(not own[name].equal(known[name]) for name in own))
     told(weights)
 
 
-def networks(weights: Path, student: train_dit.Student) -> None:
-    """Write transformer and text encoder."""
+def networks(weights: Path, student: train_dit.Student, text: bool = True) -> None:
+    """Write the transformer and, with `text`, the text encoder."""
     cfg = student.dit.cfg
     high = weights / "high_noise_model"
     half(high / "diffusion_pytorch_model.safetensors", student.dit.state_dict())
@@ -56,8 +58,9 @@ def networks(weights: Path, student: train_dit.Student) -> None:
         )
     }
     write_json(high / "config.json", dict(sorted(config.items())))
-    text = weights / "models_t5_umt5-xxl-enc-bf16.safetensors"
-    half(text, student.text.state_dict(), asdict(student.text.cfg))
+    if text:
+        path = weights / "models_t5_umt5-xxl-enc-bf16.safetensors"
+        half(path, student.text.state_dict(), asdict(student.text.cfg))
 
 
 def told(weights: Path) -> None:

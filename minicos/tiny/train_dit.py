@@ -209,9 +209,10 @@ def train_one_answer(
     `folder`/one-answer.
 
     Its early steps must not show several candidates: it is the positive control for analyses that
-    count them.
+    count them. The text encoder stays as it is, so that the variant can share it.
     """
     student = finished(folder, tokenizer).requires_grad_(True).to(device)
+    student.text.requires_grad_(False)
     opts = optim.optimisers(student, is_block_matrix, muon_lr=4e-3, adam_lr=1e-3)
     fit(
         student,

@@ -153,8 +153,9 @@ def find(
     """Find the files of a model from their headers.
 
     Args:
-        model: "tiny" (the model inside the package), "tiny:NAME" (a variant of it, with the VAE of
-            "tiny"), a folder, a file, an index of shards, or the id of a repository on the Hub.
+        model: "tiny" (the model inside the package), "tiny:NAME" (a variant of it, with its
+            other parts from "tiny"), a folder, a file, an index of shards, or the id of a
+            repository on the Hub.
         variant: the variant if shapes cannot identify it, see `variants.resolve`.
         parts: name (see `PARTS`) -> file or folder, replacing that part of the model.
         lora: expert -> a file, a pair of file and strength, or a list of these; a model with one
@@ -170,7 +171,7 @@ def find(
     loras = {name: _several(given) for name, given in (lora or {}).items()}
     path = locate(model, download)
     seen = _survey(
-        path, {**(_shared() if path.parent == EMBEDDED_VARIANTS else {}), **(parts or {})}
+        path, {**(_shared(path) if path.parent == EMBEDDED_VARIANTS else {}), **(parts or {})}
     )
     name, notes = variants.resolve(seen.evidence, variant or hub.KNOWN.get(str(model)))
     networks = _experts(seen, name, loras)
@@ -237,10 +238,10 @@ def _embedded_variant(model: str) -> Path:
     return EMBEDDED_VARIANTS / name
 
 
-def _shared() -> dict[str, Path]:
-    """The parts that variants of the embedded model share with it."""
-    there = _there(EMBEDDED, OFFICIAL)
-    return {name: there[name] for name in ("vae", "tokenizer")}
+def _shared(variant: Path) -> dict[str, Path]:
+    """The parts of the embedded model that a variant of it does not replace."""
+    there, own = _there(EMBEDDED, OFFICIAL), _there(variant, OFFICIAL)
+    return {name: there[name] for name in ("vae", "text", "tokenizer") if name not in own}
 
 
 def dit_config(model: str | Path) -> DiTConfig:
