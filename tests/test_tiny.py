@@ -621,6 +621,8 @@ def test_the_model_card_prints_the_scores_that_ship():
     assert "\n".join(evaluate.card(report)) in card
     assert f"VAE: {report['vae_psnr_db']} dB" in card
     assert f"in domain score {report['in_domain']:.2f}" in card
+    assert "\n".join(evaluate.variants_card(report)) in card
+    assert set(report["variants"]) == set(layouts.embedded_variants())
 
 
 def test_a_report_has_the_same_for_every_variant(wan, monkeypatch):
@@ -636,6 +638,11 @@ def test_a_report_has_the_same_for_every_variant(wan, monkeypatch):
     assert sorted(row) == sorted(["category", "domain", "score", "solved", "n"])
     assert row["score"] == report["families"]["mark"]["score"]
     assert report["variants"]["mid"]["out_of_domain"] is None
+    head, _, *rows = evaluate.variants_card(
+        evaluate.complete("tiny", 1, ["mid"], families=["mark", "maze-5x5"])
+    )
+    assert [row.split("|")[1].strip() for row in rows] == ["`tiny`", "`tiny:mid`"]
+    assert all(row.count("|") == head.count("|") for row in rows)
 
 
 def test_evaluate_counts_what_is_solved(wan, monkeypatch):

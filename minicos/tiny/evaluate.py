@@ -14,7 +14,7 @@ pixels alone. For each family the report has:
     n                     number of puzzles
 
 and `vae_psnr_db`, `in_domain` and `out_of_domain` (mean scores over families), and `variants`, the
-same for every variant in the package.
+same for every variant in the package, with half as many puzzles.
 """
 
 import argparse
@@ -177,6 +177,18 @@ def card(report: Report) -> Iterator[str]:
         yield f"| {name} | {row['category']} | {row['domain']} | {row['n']} | {numbers} |"
 
 
+def variants_card(report: Report) -> Iterator[str]:
+    """Means over families of the embedded model and its variants, as a Markdown table."""
+    columns = [(d, what) for d in ("in", "out") for what in ("score", "solved")]
+    yield "| model | n | " + " | ".join(f"{what}, {d} domain" for d, what in columns) + " |"
+    yield "|---" * (2 + len(columns)) + "|"
+    models = {"tiny": report} | {f"tiny:{name}": r for name, r in report["variants"].items()}
+    for name, found in models.items():
+        rows = found["families"]
+        numbers = " | ".join(f"{mean(rows, *column):.2f}" for column in columns)
+        yield f"| `{name}` | {next(iter(rows.values()))['n']} | {numbers} |"
+
+
 def complete(
     model: str,
     n: int,
@@ -187,13 +199,14 @@ def complete(
     each: Callable[..., Iterable[Mapping[str, float]]] = map,
     **options: Any,
 ) -> Report:
-    """The report of a model, with those of its variants: without what concerns the VAE, which they
-    share."""
+    """The report of a model, with those of its variants: with half as many puzzles, and without
+    what concerns the VAE, which they share."""
     report = evaluate(partial(judge_model, model, n=n, vae=vae, **options), n, families, each)
     report["variants"] = {}
     for name in variants:
-        means = partial(judge_model, f"tiny:{name}", n=n, vae=False, **options)
-        found = evaluate(means, n, families, each)
+        half = (n + 1) // 2
+        means = partial(judge_model, f"tiny:{name}", n=half, vae=False, **options)
+        found = evaluate(means, half, families, each)
         report["variants"][name] = {k: v for k, v in found.items() if k != "vae_psnr_db"}
     return report
 
@@ -222,7 +235,8 @@ def main() -> None:
     parser.add_argument("--card", type=Path, metavar="FILE", help="print a FILE of --json, and end")
     args = parser.parse_args()
     if args.card:
-        print("\n".join(card(read_json(args.card))))
+        report = read_json(args.card)
+        print("\n".join([*card(report), "", *variants_card(report)]))
         return
     if args.n < 1:
         parser.error(f"--n {args.n}: at least one puzzle of each family")
