@@ -211,7 +211,7 @@ def served(op: str, x: Tensor, **modulations: Tensor | None) -> int:
     if x.ndim != 3:
         raise ValueError(f"{op}: x must be b l d, not {tuple(x.shape)}")
     given = {name: m for name, m in modulations.items() if m is not None}
-    times = next((m.shape[1] for m in given.values() if m.ndim == 3), 1)
+    times = ([m.shape[1] for m in given.values() if m.ndim == 3] or [1])[0]
     if x.shape[1] % max(1, times):
         raise ValueError(
             f"{op}: {x.shape[1]} tokens are not equally many for each of {times} timesteps"

@@ -151,10 +151,10 @@ def test_extremes_are_the_references(dtype):
     actual, expected = (
         norm(x, scale, shift, EPS)[0] for norm in (modulated_norm, ops.modulated_norm)
     )
-    assert torch.equal(actual[[0, 5]], shift[0].expand(2, -1))
+    assert torch.equal(actual[[0, 5]], shift[0].expand(2, -1))  # PyTorch 2.8 gives NaN for row 5
     assert actual.isnan().any(1).tolist() == [False] * 6 + [True] * 2
     assert torch.allclose(
-        actual[:6], expected[:6], rtol=0, atol=0.1 if dtype == torch.bfloat16 else 5e-6
+        actual[:5], expected[:5], rtol=0, atol=0.1 if dtype == torch.bfloat16 else 5e-6
     )
 
 
