@@ -31,7 +31,7 @@ def answers(
     count = len(puzzle.candidates) + (len(puzzle.foils) if foils else 0)
     times = timeline(frames or puzzle.frames)
     videos = torch.stack([to_float(draw.to_uint8(puzzle.render(i, times))) for i in range(count)])
-    latents = as_wan(wan, "a puzzle").vae.encode(videos.to(wan.device))
+    latents = as_wan(wan, "weighing a puzzle's answers").vae.encode(videos.to(wan.device))
     if puzzle.hidden and times.size == puzzle.frames:
         same, valid = list(puzzle.hidden), latents[: len(puzzle.candidates)]
         latents[:, :, same] = valid[:, :, same].mean(0, keepdim=True)
