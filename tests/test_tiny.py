@@ -60,7 +60,10 @@ def wan(toy):
 
 def test_what_ships_is_small_and_complete():
     files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
+    others = [path for path in layouts.EMBEDDED_VARIANTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 14e6
+    assert sum(path.stat().st_size for path in (*files, *others)) <= 26e6
+    assert layouts.embedded_variants() == ("mid", "one-answer")
     names = {str(path.relative_to(EMBEDDED)) for path in files}
     low = {"low_noise_model/lora.safetensors"}  # comes with the second stage of training
     assert names - low == {
@@ -479,6 +482,19 @@ def test_a_new_folder_begins_with_the_weights_of_a_model(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     train.prepare(tmp_path, "tiny")  # begun: existing files stay
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_decoder_can_be_averaged_with_the_one_that_it_began_as(tmp_path):
+    torch.manual_seed(0)
+    began, ended = (VAE(TINY_VAE).state_dict() for _ in range(2))
+    train_vae.adopt(tmp_path, VAE(TINY_VAE))
+    for stage, tensors in (("vae", began), ("decoder", ended)):
+        (tmp_path / stage).mkdir(exist_ok=True)
+        save_file(tensors, tmp_path / stage / "averaged.safetensors")
+    for share in (0.0, 0.25, 1.0):
+        for name, found in train_vae.averaged(tmp_path, share).state_dict().items():
+            expected = (1 - share) * began[name] + share * ended[name]
+            assert torch.allclose(found, expected, atol=1e-6), name
 
 
 def test_training_refuses_what_does_not_fit(tmp_path):

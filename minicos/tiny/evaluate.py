@@ -14,7 +14,7 @@ pixels alone. For each family the report has:
     n                     number of puzzles
 
 and `vae_psnr_db`, `in_domain` and `out_of_domain` (mean scores over families), and `variants`, the
-same for every variant in the package, with half as many puzzles.
+same for every variant in the package, with a fifth as many puzzles.
 """
 
 import argparse
@@ -199,14 +199,14 @@ def complete(
     each: Callable[..., Iterable[Mapping[str, float]]] = map,
     **options: Any,
 ) -> Report:
-    """The report of a model, with those of its variants: with half as many puzzles, and without
-    what concerns the VAE, which they share."""
+    """The report of a model, with those of its variants: with a fifth as many puzzles, and
+    without what concerns the VAE, which they share."""
     report = evaluate(partial(judge_model, model, n=n, vae=vae, **options), n, families, each)
     report["variants"] = {}
     for name in variants:
-        half = (n + 1) // 2
-        means = partial(judge_model, f"tiny:{name}", n=half, vae=False, **options)
-        found = evaluate(means, half, families, each)
+        fewer = (n + 4) // 5
+        means = partial(judge_model, f"tiny:{name}", n=fewer, vae=False, **options)
+        found = evaluate(means, fewer, families, each)
         report["variants"][name] = {k: v for k, v in found.items() if k != "vae_psnr_db"}
     return report
 

@@ -16,17 +16,24 @@ from minicos.tiny import train_dit, train_vae
 from minicos.tiny.lora import save_lora
 
 
-def export(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str = "dit/averaged") -> None:
+def export(
+    folder: Path,
+    weights: Path,
+    tokenizer: Tokenizer,
+    stage: str = "dit/averaged",
+    share: float = 1.0,
+) -> None:
     """Write the checkpoints of `folder` and the tokenizer to `weights`; without `low` the model has
     one expert.
 
     Args:
         stage: the checkpoint of the network: "dit/averaged", or an earlier one such as
             "dit/averaged-4000".
+        share: of the trained decoder in the average with the one that it began as.
     """
     words = (folder / "tokenizer.json").read_bytes()
     replace_file(weights / "google/umt5-xxl/tokenizer.json", lambda path: path.write_bytes(words))
-    vae = train_vae.finished(folder)
+    vae = train_vae.averaged(folder, share)
     half(weights / "Wan2.1_VAE.safetensors", vae.state_dict(), asdict(vae.cfg))
     networks(weights, train_dit.finished(folder, tokenizer, stage))
     low = weights / "low_noise_model"

@@ -75,6 +75,12 @@ def options() -> argparse.ArgumentParser:
     add("--to", type=Path, default=WEIGHTS, help="for `export`: the folder to write")
     add("--variant", help="for `export`: write what `tiny:VARIANT` opens instead")
     add("--checkpoint", default="dit/averaged", help="for `export`, such as dit/averaged-4000")
+    add(
+        "--share",
+        type=float,
+        default=1.0,
+        help="for `export`: of the trained decoder in the average with the one it began as",
+    )
     add("--rate", type=float, default=1.0, help="for `dit`: factor on its learning rates")
     add(
         "--decay",
@@ -110,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.stage == "low":
         train_dit.train_low(args.out, words, **common)
     elif args.variant is None:
-        export.export(args.out, args.to, words, args.checkpoint)
+        export.export(args.out, args.to, words, args.checkpoint, args.share)
     elif re.fullmatch("[a-z0-9-]+", args.variant):
         export.export_variant(args.out, VARIANTS / args.variant, words, args.checkpoint)
     else:

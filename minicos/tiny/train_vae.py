@@ -194,6 +194,16 @@ def adopt(folder: Path, vae: VAE) -> None:
     replace_file(folder / "vae" / "averaged.safetensors", lambda path: save_file(tensors, path))
 
 
+def averaged(folder: Path, share: float) -> VAE:
+    """The VAE of `folder` with weights between those that the second stage began with (share 0) and
+    those that it ended with (1). An average of both keeps what either of them draws better."""
+    vae = finished(folder)
+    first = load_file(folder / "vae" / "averaged.safetensors")
+    last = vae.state_dict()
+    vae.load_state_dict({name: first[name].lerp(last[name], share) for name in last})
+    return vae
+
+
 def finished(folder: Path) -> VAE:
     """The VAE of `folder`, with the statistics of its latents, taken once, and the decoder of the
     second stage if that has begun."""
