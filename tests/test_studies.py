@@ -46,6 +46,7 @@ SMALL = {  # a part of each section, and of each verb: options and steps that ta
         2,
     ),
     "frames/lengths": ({"puzzle": "maze", "n": 2, "size": 3, "counts": (1, 2), "lengths": (5,)}, 2),
+    "variants/mid-correction": ({"puzzle": "mark", "n": 2, "size": 3, "at": (0, 1), "count": 1}, 2),
 }
 
 
@@ -65,7 +66,8 @@ def test_every_section_and_every_study_of_the_report_is_compared():
 @pytest.mark.parametrize("name", SMALL)
 def test_the_verb_gives_the_numbers_of_the_report(name, tmp_path, capsys):
     part = small(name)
-    wan = load("tiny", device="cpu", decode_dtype=torch.bfloat16).with_preset(**part.preset)
+    model = load(part.model or "tiny", device="cpu", decode_dtype=torch.bfloat16)
+    wan = model.with_preset(**part.preset)
     here = part.study(wan, Run.open(tmp_path / "here", {}), part.options)
     verb, *words = shlex.split(part.command())[1:]
     assert main([verb, *words, "--device", "cpu", "--out", str(tmp_path / "verb")]) == 0

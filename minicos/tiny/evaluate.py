@@ -180,7 +180,8 @@ def card(report: Report) -> Iterator[str]:
 def variants_card(report: Report) -> Iterator[str]:
     """Means over families of the embedded model and its variants, as a Markdown table."""
     columns = [(d, what) for d in ("in", "out") for what in ("score", "solved")]
-    yield "| model | n | " + " | ".join(f"{what}, {d} domain" for d, what in columns) + " |"
+    heads = [f"{what}, {'in' if d == 'in' else 'out of'} domain" for d, what in columns]
+    yield "| model | n | " + " | ".join(heads) + " |"
     yield "|---" * (2 + len(columns)) + "|"
     models = {"tiny": report} | {f"tiny:{name}": r for name, r in report["variants"].items()}
     for name, found in models.items():
