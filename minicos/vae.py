@@ -118,8 +118,8 @@ class RMSNorm(nn.Module):
         """x (b c ...) -> (b c ...)."""
         y = wide(x)
         # equals F.normalize, but is 10 times as fast on a CPU
-        norm = y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
-        return (y / norm).mul_(self.scale * self.gamma).to(x.dtype)
+        y = y / y.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()  # lets go of the wide copy
+        return y.mul_(self.scale * self.gamma).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):

@@ -372,7 +372,7 @@ def test_seeds(wan):
             wan.noise(pair, seed)
     for device, says in (
         ("cuda", "needs a CUDA card, and this model is on cpu"),
-        ("gpu", "noise_device is 'gpu': it must be cpu or cuda"),
+        ("gpu", "noise_device is 'gpu': it must be one of cpu, cuda"),
     ):
         with pytest.raises(MinicosError, match=says):
             wan.with_preset(noise_device=device)
