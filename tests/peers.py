@@ -20,6 +20,7 @@ from tests import golden
 
 NAMES = ("cogvideox15", "hunyuan15", "hunyuan_concat", "hunyuan_replace", "ltx2", "ltx23")
 STEPS = 4
+WORDS = ["<pad>", "</s>", "<unk>", "solve", "the", "maze", "go", "to", "blue", "goal", "bad"]
 
 
 def tensors(name: str) -> dict[str, Tensor]:
@@ -107,29 +108,70 @@ def embed(name: str) -> Any:
 
 def saved(where: Path) -> Path:
     """The tiny CogVideoX1.5 with a T5 of its own, as a folder of diffusers."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    torch.manual_seed(3)
+    pipe = pipeline("cogvideox15")
+    text = transformers.T5EncoderModel(config).eval()
+    pipe.register_modules(text_encoder=text, tokenizer=_words(transformers))
+    pipe.save_pretrained(where)
+    return where
+
+
+def saved_ltx2(where: Path) -> Path:
+    """The tiny LTX-2 with a Gemma and a vocoder of its own, as its repositories have it: under the
+    name of the pipeline without a first frame.
+    """
+    diffusers, transformers = map(pytest.importorskip, ("diffusers", "transformers"))
+    from diffusers.pipelines.ltx2 import LTX2Vocoder
+
+    words = transformers.Gemma3TextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,  # three states of 16, as the golden's connectors take
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    seen = transformers.SiglipVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=8,
+        patch_size=4,
+    )
+    torch.manual_seed(3)
+    both = transformers.Gemma3Config(text_config=words, vision_config=seen)
+    pipe = diffusers.LTX2Pipeline(**pipeline("ltx2").components)
+    pipe.register_modules(
+        text_encoder=transformers.Gemma3ForConditionalGeneration(both).eval(),
+        tokenizer=_words(transformers),
+        vocoder=LTX2Vocoder(in_channels=16, hidden_channels=32),
+    )
+    pipe.save_pretrained(where)
+    return where
+
+
+def _words(transformers: Any) -> Any:
+    """A tokenizer of `WORDS`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    transformers = pytest.importorskip("transformers")
-    words = ["<pad>", "</s>", "<unk>", "solve", "the", "maze", "go", "to", "blue", "goal", "bad"]
-    vocabulary = models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+    vocabulary = models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>")
     tokenizer = Tokenizer(vocabulary)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=226,
     )
-    config = transformers.T5Config(
-        vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
-    )
-    torch.manual_seed(3)
-    pipe = pipeline("cogvideox15")
-    text = transformers.T5EncoderModel(config).eval()
-    pipe.register_modules(text_encoder=text, tokenizer=fast)
-    pipe.save_pretrained(where)
-    return where
 
 
 def with_text_encoders(pipe: Any) -> Any:

@@ -2,6 +2,7 @@
 needed, told beforehand.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ from huggingface_hub import constants, errors
 
 from minicos.errors import MinicosError
 from minicos.open import load
+from minicos.peers import folder
 from minicos.weights import hub, layouts
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -182,6 +184,58 @@ def test_only_what_a_model_needs_is_fetched():
     for bad in ("../x.json", "/etc/x.json", "a/../../x", "..\\x"):
         with pytest.raises(MinicosError, match="outside its folder"):
             names(bad)
+
+
+LTX2 = {  # as the repository of LTX-2 has it, shortened, with bytes
+    "model_index.json": 700,
+    "README.md": 9_000,
+    "ltx-2-19b-dev.safetensors": 43_000_000_000,
+    "audio_vae/config.json": 400,
+    "audio_vae/diffusion_pytorch_model.safetensors": 100,
+    "connectors/config.json": 400,
+    "connectors/diffusion_pytorch_model.safetensors": 1_000,
+    "latent_upsampler/config.json": 400,
+    "latent_upsampler/diffusion_pytorch_model.safetensors": 1_000_000_000,
+    "scheduler/scheduler_config.json": 500,
+    "text_encoder/config.json": 400,
+    "text_encoder/generation_config.json": 100,
+    "text_encoder/model.safetensors": 24_000_000_000,
+    "text_encoder/model.fp16.safetensors": 24_000_000_000,
+    "tokenizer/chat_template.jinja": 1_500,
+    "tokenizer/tokenizer.json": 33_000_000,
+    "tokenizer/tokenizer.model": 4_600_000,
+    "tokenizer/tokenizer_config.json": 1_100_000,
+    "transformer/config.json": 2_000,
+    "transformer/diffusion_pytorch_model-00001-of-00001.safetensors": 37_000_000_000,
+    "transformer/diffusion_pytorch_model.safetensors.index.json": 300_000,
+    "vae/config.json": 2_000,
+    "vae/diffusion_pytorch_model.safetensors": 2_400_000_000,
+}
+
+
+def test_a_model_that_diffusers_runs_is_fetched_with_all_parts_of_its_pipeline(
+    cache, tmp_path, monkeypatch
+):
+    folders = {name.partition("/")[0] for name in LTX2 if "/" in name} - {"latent_upsampler"}
+    index = {name: ["diffusers", "Some"] for name in folders} | {"processor": [None, None]}
+
+    def fetched(kind):
+        place = tmp_path / "model_index.json"
+        place.write_text(json.dumps({"_class_name": kind, "is_causal": True, **index}))
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name: str(place))
+        return folder.parts("Lightricks/LTX-2", LTX2)
+
+    parts = fetched("LTX2Pipeline")
+    assert set(parts) == {"", *folders} and "processor" not in parts
+    left_out = ("README", "ltx-2", "latent_upsampler", "text_encoder/model.fp16")
+    assert set(hub.needed("Lightricks/LTX-2", LTX2, parts)) == {
+        name for name in LTX2 if not name.startswith(left_out)
+    }
+    assert fetched("WanImageToVideoPipeline") == ()
+    with pytest.raises(MinicosError, match="no adapter for LTX2ConditionPipeline of diffusers"):
+        fetched("LTX2ConditionPipeline")
+    monkeypatch.delattr(huggingface_hub, "hf_hub_download")
+    assert folder.parts("Wan-AI/Wan2.2-I2V-A14B", I2V) == ()  # without asking
 
 
 @pytest.fixture

@@ -454,6 +454,16 @@ def test_arguments_that_move_unexpectedly_are_an_error(monkeypatch):
         peers.conditioned("ltx2")
 
 
+def test_a_pipeline_that_takes_no_first_frame_names_the_one_that_does():
+    import diffusers
+
+    pipe = diffusers.LTX2Pipeline(**peers.pipeline("ltx2").components)
+    with pytest.raises(MinicosError, match=r"LTX2ImageToVideoPipeline\(\*\*pipe\.components\)"):
+        minicos.from_diffusers(pipe)
+    model = minicos.from_diffusers(diffusers.LTX2ImageToVideoPipeline(**pipe.components))
+    assert model.variant == "LTX-2" and model.pipe.transformer is pipe.transformer
+
+
 def test_other_pipelines_are_refused():
     import diffusers
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +45,7 @@ from tests import peers
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
+NETWORK = "transformer/config.json"
 each = pytest.mark.parametrize("name", peers.NAMES)
 
 
@@ -260,6 +262,43 @@ def test_inspect_names_the_family_without_torch(folder, capsys):
     loaded = "assert not {'torch', 'diffusers'} & set(sys.modules)"
     code = f"import sys; from minicos.cli import main; main(['inspect', {str(folder)!r}]); {loaded}"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_repository_of_ltx2_runs_from_words_and_a_first_frame(tmp_path, monkeypatch, capsys):
+    """Side by side with diffusers, and by a study."""
+    model = str(peers.saved_ltx2(tmp_path / "ltx2"))
+    small = presets.get_preset("LTX-2").changed(steps=2, stg_blocks=(1,), frames=9, size=(64, 64))
+    monkeypatch.setitem(presets.PRESETS, "LTX-2", {"diffusers": small.changed(area=None)})
+    main(["inspect", model, "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["variant"] == "LTX-2"
+    assert set(told["parts"]) >= {"text_encoder", "connectors", "audio_vae", "vocoder"}
+    assert main(["verify", "--model", model, "--grid", "2,2,2"]) in (0, None)
+    assert "agrees" in capsys.readouterr().out
+    levels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    save_image(tmp_path / "first.png", levels)
+    given = ["--prompt", "solve the maze", "--image", str(tmp_path / "first.png")]
+    main(["steps", "--model", model, *given, "--at", "0,1", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "index.html").is_file()
+    assert '"image_crf": 33' in (tmp_path / "out" / "run.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "network", "message"),
+    [
+        ("CogVideoXPipeline", {}, "no adapter for CogVideoXPipeline of diffusers: there are Cog"),
+        ("LTX2Pipeline", {"use_prompt_adaln_single": False}, "as LTX-2.5 has"),
+    ],
+)
+def test_a_folder_of_another_pipeline_is_refused_by_name(
+    kind, network, message, folder, tmp_path, capsys
+):
+    place = shutil.copytree(folder, tmp_path / "other")
+    for file, changes in (("model_index.json", {"_class_name": kind}), (NETWORK, network)):
+        told = json.loads((place / file).read_text())
+        (place / file).write_text(json.dumps(told | changes))
+    assert main(["points", "--model", str(place)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_points_without_reading_a_weight(folder, capsys):

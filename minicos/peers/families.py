@@ -40,6 +40,9 @@ def from_diffusers(
         if preset is not None or embed is not None:
             raise MinicosError("a Wan pipeline has its own preset and text encoder: leave them out")
         return wan.from_pipeline(pipe, variant)
+    if kind in presets.WITH_IMAGE:
+        remedy = f"diffusers.{presets.WITH_IMAGE[kind]}(**pipe.components)"  # from_pipe would cast
+        raise MinicosError(f"{kind} takes no first frame: give {remedy}, which shares its weights")
     if kind not in FAMILIES:
         known = ", ".join((*wan.PIPELINES, *FAMILIES))
         raise MinicosError(f"{kind} is not a pipeline that minicos supports: take one of {known}")

@@ -1,7 +1,7 @@
 """A diffusers folder of a peer, read from JSON and headers alone, without torch or diffusers."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -33,6 +33,7 @@ STRIDES = {  # video frames and pixels of a latent
     "LTX2ImageToVideoPipeline": (8, 32, 32),
 }
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+NOT_WAN = ("CogVideoX", "HunyuanVideo", "LTX")  # what names of other pipelines begin with
 
 
 @dataclass(frozen=True)
@@ -164,15 +165,39 @@ def _infos(headers: tuple[Header, ...]) -> list[TensorInfo]:
 
 
 def find(path: Path) -> PeerFolder | None:
-    """The peer in a folder; None if the folder is not a diffusers folder of one."""
+    """The peer in a folder; None if the folder is not a diffusers folder of one. Raises
+    MinicosError for other pipelines than those that can be run.
+    """
     index = path / "model_index.json"
-    if not index.is_file():
-        return None
-    pipeline = str(read_table(index).get("_class_name"))
-    if pipeline not in presets.PIPELINES:
+    pipeline = _pipeline(read_table(index)) if index.is_file() else None
+    if pipeline is None:
         return None
     config = path / "transformer" / "config.json"
-    if not config.is_file():
+    given = read_table(config) if config.is_file() else None
+    if given is None:
         raise MinicosError(f"{path} has no transformer/config.json. Download it again.")
-    given = read_table(config)
     return PeerFolder(path, pipeline, presets.variant(pipeline, given), given)
+
+
+def parts(repo: str, files: Container[str]) -> tuple[str, ...]:
+    """The folders of a repository on the Hub that its pipeline is read from, "" for the repository
+    itself; none if it is not a peer. Fetches its model_index.json.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if "model_index.json" not in files:
+        return ()
+    index = read_table(Path(hf_hub_download(repo, "model_index.json")))
+    if _pipeline(index) is None:
+        return ()
+    given = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    return ("", *(name for name, entry in given.items() if any(entry)))
+
+
+def _pipeline(index: Mapping[str, Any]) -> str | None:
+    """The class with which a pipeline is opened; None if it may be one of Wan."""
+    name = str(index.get("_class_name"))
+    name = presets.WITH_IMAGE.get(name, name)
+    if name not in presets.PIPELINES and name.startswith(NOT_WAN):
+        raise presets.unknown(name)
+    return name if name in presets.PIPELINES else None

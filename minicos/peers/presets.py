@@ -131,9 +131,14 @@ def variant(pipeline: str, transformer: Mapping[str, Any]) -> str:
     Raises MinicosError for a class that is none of theirs.
     """
     if pipeline not in PIPELINES:
-        known = ", ".join(PIPELINES)
-        raise MinicosError(f"there is no adapter for {pipeline}: there are {known}")
+        raise unknown(pipeline)
     return PIPELINES[pipeline](transformer)
+
+
+def unknown(pipeline: str) -> MinicosError:
+    """The error for a class of pipelines that is none of the peers'."""
+    known = ", ".join(PIPELINES)
+    return MinicosError(f"there is no adapter for {pipeline} of diffusers: there are {known}")
 
 
 def _cogvideox(transformer: Mapping[str, Any]) -> str:
@@ -151,8 +156,21 @@ def _hunyuan15(transformer: Mapping[str, Any]) -> str:
 
 
 def _ltx2(transformer: Mapping[str, Any]) -> str:
+    later = [k for k, usual in _LTX23_NETWORK.items() if transformer.get(k, usual) != usual]
+    if later:
+        raise MinicosError(
+            f"this network has {later[0]} {transformer[later[0]]}, as LTX-2.5 has: minicos has "
+            "adapters for LTX-2 and LTX-2.3"
+        )
     return "LTX-2.3" if transformer.get("cross_attn_mod") else "LTX-2"
 
+
+_LTX23_NETWORK = {  # what LTX-2.5 changed
+    "use_prompt_adaln_single": True,
+    "ff_bias": True,
+    "audio_ff_bias": True,
+    "use_keyframes_abs_pos_embedding": False,
+}
 
 PIPELINES = {  # class of diffusers -> the name of its variant, from the transformer's config.json
     "CogVideoXImageToVideoPipeline": _cogvideox,
@@ -160,3 +178,6 @@ PIPELINES = {  # class of diffusers -> the name of its variant, from the transfo
     "HunyuanVideo15ImageToVideoPipeline": _hunyuan15,
     "LTX2ImageToVideoPipeline": _ltx2,
 }
+# Pipelines that need no first frame -> the one of the same parts that takes it. Repositories of
+# LTX-2 name the former.
+WITH_IMAGE = {"LTX2Pipeline": "LTX2ImageToVideoPipeline"}

@@ -53,7 +53,7 @@ def verify(
 
 def their_latents(model: Peer, picture: Tensor) -> list[dict[str, Tensor]]:
     """The latents that enter each step when the pipeline runs by itself on one picture."""
-    given = model.arguments_of_a_run([PROMPT], picture[None])
+    given = model.arguments_of_a_run([PROMPT], model.compressed(picture[None]))
     calls = noted(model.pipe, given, model.parts(guided=model.preset.guided))
     times = [float(call["timestep"].max()) for call in calls]
     firsts = [c for c, t, before in zip(calls, times, [None, *times], strict=False) if t != before]

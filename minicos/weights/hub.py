@@ -36,7 +36,12 @@ FOLDERS = {  # the folders that a model is read from; "" is the repository itsel
         "tokenizer",
     ),
 }
-TABLES = ("model_index.json", "config.json", "tokenizer.json")
+NETWORKS = ("high_noise_model/", "low_noise_model/", "transformer/", "diffusion_pytorch_model")
+# Which files are read: by minicos, and by diffusers if it runs the model.
+OURS = re.compile(
+    r"(.*/)?(model_index\.json|config\.json|tokenizer\.json|.+\.(safetensors(\.index\.json)?|pth))"
+)
+THEIRS = re.compile(r"model_index\.json|.+/.+\.(safetensors|json|txt|model|jinja)")
 
 
 def is_id(name: str) -> bool:
@@ -76,9 +81,12 @@ def fetch(repo: str) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+    from minicos.peers import folder as peers  # which imports this module
+
     try:
         info = HfApi().model_info(repo, files_metadata=True)
-        wanted = needed(repo, {file.rfilename: file.size or 0 for file in info.siblings or ()})
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        wanted = needed(repo, sizes, peers.parts(repo, sizes))
         total = sum(wanted.values())
         print(f"fetching {repo}, revision {info.sha}:", file=sys.stderr)
         for name, size in {**wanted, f"bytes in all, to {constants.HF_HUB_CACHE}": total}.items():
@@ -114,9 +122,12 @@ def fetch(repo: str) -> Path:
         ) from error
 
 
-def needed(repo: str, files: Mapping[str, int]) -> dict[str, int]:
+def needed(repo: str, files: Mapping[str, int], parts: Sequence[str] = ()) -> dict[str, int]:
     """The `files` of a repository (name -> bytes) that make up the model, without pictures, copies
     in half precision and the like.
+
+    Args:
+        parts: the folders of a model that diffusers runs, which reads more files of each.
 
     Raises:
         MinicosError: a name leaves the repository, or the repository is not one complete model.
@@ -131,26 +142,14 @@ def needed(repo: str, files: Mapping[str, int]) -> dict[str, int]:
             raise MinicosError(
                 f"{repo} has a file named {name!r}, outside its folder. Do not use this repository."
             )
-    kind = "diffusers" if "model_index.json" in files else "official"
-    inside: dict[str, list[str]] = {folder: [] for folder in FOLDERS[kind]}
-    for name in sorted(files):
-        folder, _, leaf = name.rpartition("/")
-        if folder in inside and (
-            leaf.endswith((*WEIGHTS, ".safetensors.index.json")) or leaf in TABLES
-        ):
-            inside[folder].append(name)
-    chosen = [name for names in inside.values() for name in _once(names)]
-    transformers = (
-        "high_noise_model/",
-        "low_noise_model/",
-        "transformer/",
-        "diffusion_pytorch_model",
-    )
-    if not any(name.startswith(transformers) and name.endswith(WEIGHTS) for name in chosen):
-        count = sum(name.endswith(WEIGHTS) for name in files)
+    folders = parts or FOLDERS["diffusers" if "model_index.json" in files else "official"]
+    read = list(filter((THEIRS if parts else OURS).fullmatch, sorted(files)))
+    inside = ([name for name in read if name.rpartition("/")[0] == folder] for folder in folders)
+    chosen = [name for names in inside for name in _once(names)]
+    if not any(name.startswith(NETWORKS) and name.endswith(WEIGHTS) for name in chosen):
         raise MinicosError(
-            f"{repo} is not one whole model in the official or the diffusers layout ({count} files "
-            "of weights). "
+            f"{repo} is not one whole model in the official or the diffusers layout "
+            f"({sum(name.endswith(WEIGHTS) for name in files)} files of weights). "
             f"Take the files you want: `hf download {repo} FILE`, then --model FILE and --part "
             "vae=FILE and so on."
         )
