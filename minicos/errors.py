@@ -19,6 +19,18 @@ class MinicosError(ValueError):
         super().__init__(printable(message))
 
 
+class SampleError(MinicosError):
+    """A mistake in one sample, such as a damaged file, which says nothing about the others."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is a lack of memory. Recognised by name, since the type is torch's and torch may
+    not be imported.
+    """
+    kind = type(error).__name__
+    return kind in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+
+
 def printable(text: str, longest: int = LONGEST) -> str:
     """`text` with control characters, lone surrogates and the like escaped, and shortened in the
     middle if it is too long.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minicos import load
+from minicos import activations, load
 from minicos.activations import REDUCE, Activations, Wanted, index, reduced, shard, write
 from minicos.cli import main
 from minicos.errors import MinicosError
@@ -93,6 +93,26 @@ def test_a_capture_continues(captured):
     place.unlink()
     assert main(command(captured)) == 0
     assert place.read_bytes() == kept and shard(captured / "out", 0).stat().st_mtime_ns == other
+
+
+def test_a_sample_that_fails_leaves_the_others(captured, monkeypatch, capsys):
+    real = activations.capture
+
+    def capture(*given, about, **more):
+        if about["sample"] == "task/a":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(*given, about=about, **more)
+
+    for number in (0, 1):
+        shard(captured / "out", number).unlink()
+    whole = (captured / "out" / "index.json").read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(activations, "capture", capture)
+        assert main(command(captured)) == 1
+    assert "failed: task/a: OutOfMemoryError: CUDA out of memory" in capsys.readouterr().err
+    assert Activations(captured / "out").samples == ["task/b"]
+    assert main(command(captured)) == 0
+    assert (captured / "out" / "index.json").read_text() == whole
 
 
 @pytest.mark.parametrize("how", REDUCE)

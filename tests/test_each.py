@@ -5,6 +5,7 @@ import json
 import pytest
 
 from minicos.cli import main
+from minicos.wan import Wan
 from tests.vbvr_samples import sample
 
 VERBS = {
@@ -65,6 +66,22 @@ def test_a_broken_sample_is_named_and_the_others_are_made(cases, tmp_path, capsy
     assert main(given) == 1
     assert "failed: bad: first_frame.png" in capsys.readouterr().err
     assert (tmp_path / "out" / "good" / "video.mp4").is_file()
+
+
+def test_a_sample_whose_run_breaks_is_named_too(cases, tmp_path, monkeypatch, capsys):
+    """As of a card that is lost, or too small for one picture."""
+    whole = Wan.condition
+
+    def condition(wan, prompts, *given, **more):
+        if prompts == ["solve the maze"]:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return whole(wan, prompts, *given, **more)
+
+    monkeypatch.setattr(Wan, "condition", condition)
+    given = ["generate", "--cases", str(cases), "--steps", "1", "--frames", "5"]
+    assert main([*given, "--out", str(tmp_path)]) == 1
+    assert "failed: task/a: RuntimeError: CUDA error" in capsys.readouterr().err
+    assert (tmp_path / "task" / "b" / "video.mp4").is_file()
 
 
 def test_a_folder_or_a_prompt(cases, tmp_path, capsys):

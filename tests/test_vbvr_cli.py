@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from hashlib import sha256
 
@@ -11,7 +12,7 @@ from minicos.cli import main
 from minicos.media import load_video
 from minicos.vbvr import cases, puzzles
 from tests.test_vbvr_scores import checkout
-from tests.vbvr_samples import TASKS, bench
+from tests.vbvr_samples import TASKS, bench, sample
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,20 @@ def test_a_unit_that_fails_leaves_the_rest_and_a_list(tmp_path, capsys):
     assert f"truth, seed 1: Out-of-Domain_50/{task}/00000: " in failed[0]
     assert f"static, seed 1: Out-of-Domain_50/{task}/00001: cannot write" in failed[1]
     assert sum(path.is_file() for path in (tmp_path / "out").rglob("*.mp4")) == 6
+
+
+def test_samples_that_cannot_be_used_do_not_stop_the_rest(tmp_path, capsys):
+    """Three without a true video in a row, and a picture that no model can make."""
+    data = bench(tmp_path / "data", 3)
+    for truth in (data / "In-Domain_50").rglob("ground_truth.mp4"):
+        truth.unlink()
+    sample(data / "In-Domain_50" / "thin" / "00000", size=(8, 800))
+    assert run(data, tmp_path / "out", "--condition", "truth", "static", "plain") == 1
+    error = capsys.readouterr().err
+    assert "In-Domain_50/thin/00000: a picture of 800x8 pixels" in error
+    assert error.count("failed: truth") == error.count("has no ground_truth.mp4") == 3
+    made = Counter(name.partition("/")[0] for name in files(tmp_path / "out"))
+    assert made == {"truth": 3, "static": 6, "plain": 6}
 
 
 def test_the_videos_of_another_system(data, kit, tmp_path, capsys):

@@ -7,11 +7,12 @@ import subprocess
 import time
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minicos import runs
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, SampleError
 from minicos.runs import replace_file
 from minicos.vbvr import work
 from minicos.vbvr.work import Job, Shard, Unit, attempt, shard, units
@@ -44,9 +45,10 @@ def test_shards_are_a_partition(count, batch):
 def test_where_the_shard_comes_from():
     assert shard("1/4", {"RANK": "0", "WORLD_SIZE": "2"}) == Shard(1, 4)
     assert shard(None, {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Shard(3, 8, 1)
-    assert shard(None, {"SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_LOCALID": "2"}) == Shard(
-        5, 6, 2
-    )
+    batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_LOCALID": "0"}
+    step = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "2"}
+    assert shard(None, batch) == Shard()  # a batch script without srun is one process
+    assert shard(None, batch | step) == Shard(5, 6, 2)
     assert shard(None, {}) == Shard()
     with pytest.raises(MinicosError, match="WORLD_SIZE=two in the environment is no number"):
         shard(None, {"RANK": "0", "WORLD_SIZE": "two"})
@@ -82,6 +84,21 @@ def test_a_broken_device_stops_the_process_early():
     failed = attempt(every, make, retries=3)
     assert list(failed) == every and len(calls) == work.CONSECUTIVE
     assert "not tried" in failed[every[-1]]
+
+
+def test_bad_samples_in_a_row_are_no_broken_device():
+    every = units(JOBS, (1,), 1)
+    bad = {every[0]: SampleError("no ground_truth.mp4"), every[1]: MemoryError()}
+    bad |= dict.fromkeys(every[2:5], torch.OutOfMemoryError("CUDA out of memory"))
+    done = set()
+
+    def make(unit: Unit) -> None:
+        if unit in bad:
+            raise bad[unit]
+        done.add(unit)
+
+    assert attempt(every, make).keys() == bad.keys()
+    assert done == set(every[5:])
 
 
 def test_mistakes_in_the_code_are_not_caught():

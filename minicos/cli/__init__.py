@@ -43,7 +43,7 @@ from minicos.cli import (
     verify,
 )
 from minicos.cli.options import Parser
-from minicos.errors import MinicosError, MinicosWarning
+from minicos.errors import MinicosError, MinicosWarning, out_of_memory
 
 VERBS = (
     demo,
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         what = error.filename or "reading or writing failed"  # e.g. stdout, on a full disk
         return _stop(2, f"{what}: {error.strerror or error}. Check path, space and permissions.")
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         return _stop(
             2,
@@ -212,9 +212,3 @@ def _kept(args: argparse.Namespace) -> str:
 def _stop(code: int, sentence: str) -> int:
     print(f"minicos: {sentence}", file=sys.stderr)
     return code
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Recognised by name, since the type is torch's and torch may not be imported."""
-    kind = type(error).__name__
-    return kind in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)

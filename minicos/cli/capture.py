@@ -88,14 +88,11 @@ def add(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from minicos import activations
     from minicos.activations import Wanted
-    from minicos.runs import progress
-    from minicos.vbvr import cases
+    from minicos.runs import Progress
+    from minicos.vbvr import cases, work
+    from minicos.vbvr.generate import fitting
 
     wanted = Wanted(tuple(args.points), args.at, tuple(args.branches), args.reduce, args.dtype)
-    found = cases.read(args.cases, truth=False)
-    for name, why in found.problems.items():
-        print(f"minicos: {name}: {why}", file=sys.stderr)
-    samples = found.samples[: args.limit]
     files = opening.layout_or_peer(args)
     preset = opening.plan(args, files)
     opening.within(args.at, preset.steps)
@@ -103,6 +100,12 @@ def run(args: argparse.Namespace) -> int:
         there = " and ".join(preset.branches)
         raise MinicosError(f"--branches {name}: this run has the passes {there}.")
     sizes = each.making(files, preset, args.area)
+    found = fitting(cases.read(args.cases, truth=False), [sizes])
+    for name, why in found.problems.items():
+        print(f"minicos: {name}: {why}", file=sys.stderr)
+    if not found.samples:
+        raise MinicosError(f"{found.root} holds no sample that can be used.")
+    samples = found.samples[: args.limit]
     shapes, width = _network(files)
     wanted.check(shapes)
     grids = [_tokens(sizes, sample) for sample in samples]
@@ -119,14 +122,23 @@ def run(args: argparse.Namespace) -> int:
     folder = run_folder.open_run(
         args, wan, [], **settings, cases=[sample.name for sample in samples]
     )
-    for number, sample in enumerate(progress(samples, len(samples), "capture")):
+
+    def make(sample: "Sample") -> None:
+        number = samples.index(sample)
         shard = activations.shard(Path(), number).as_posix()
         if not folder.has(shard):
             _capture(wan, wanted, sizes, sample, args.seed + number, folder.folder, number)
             folder.record(shard)
+        bar.tick()
+
+    with Progress(len(samples), "capture") as bar:
+        bar.begin()
+        failed = work.attempt(samples, make, retries=0)
+    for sample, why in failed.items():
+        print(f"minicos: failed: {sample.name}: {why}", file=sys.stderr)
     activations.index(folder.folder, wanted, folder.settings)
     print(folder.path("index.json"))
-    return int(bool(found.problems))
+    return int(bool(found.problems or failed))
 
 
 def _network(files: "Layout | PeerFolder") -> tuple[dict[str, str], int]:

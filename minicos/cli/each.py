@@ -46,7 +46,7 @@ def run(verb: Verb, args: argparse.Namespace) -> int:
             "--cases brings its own prompts and pictures: leave --prompt and --image out."
         )
     from minicos.page.folders import Row, write_cases
-    from minicos.vbvr import cases
+    from minicos.vbvr import cases, work
 
     found = cases.read(args.cases)
     files = opening.layout_or_peer(args)
@@ -60,8 +60,10 @@ def run(verb: Verb, args: argparse.Namespace) -> int:
             own = _own(args, sizes, sample, cases.other(found.samples, sample))
             if code := verb(argparse.Namespace(**{**vars(args), **own, "opened": opened})):
                 failed[sample.name] = f"exit code {code}"
-        except MinicosError as error:
-            failed[sample.name] = str(error)
+        except BrokenPipeError:  # `| head`: there is nobody to tell
+            raise
+        except work.FAILURES as error:
+            failed[sample.name] = work.one_line(error)
     for name, why in failed.items():
         print(f"minicos: failed: {name}: {why}", file=sys.stderr)
     rows = [Row(one.name, one.prompt, failed.get(one.name, "")) for one in found.samples]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from minicos.vbvr.cases import Found, Sample
     from minicos.vbvr.conditions import Arm
     from minicos.vbvr.evalkit import Kit, Scored
-    from minicos.vbvr.generate import Maker
+    from minicos.vbvr.generate import Maker, Making
     from minicos.vbvr.steps import Estimates
     from minicos.vbvr.work import Shard, Unit
     from minicos.weights.layouts import Layout
@@ -186,12 +186,12 @@ def run(args: argparse.Namespace) -> int:
         raise MinicosError("--seeds holds a seed twice; give each once.")
     arms = _arms(args, files)
     kit = _kit(args)
-    found = _samples(args)
+    names = dict.fromkeys(arm.weights for arm in arms)
+    plans = {name: vbvr_work.plan(args, name, files) for name in names}
+    found = _samples(args, [plans[arm.weights].sizes for arm in arms if not arm.baseline])
     samples = {sample.name: sample for sample in found.samples}
     if kit is not None:
         _fits(kit, found)
-    names = dict.fromkeys(arm.weights for arm in arms)
-    plans = {name: vbvr_work.plan(args, name, files) for name in names}
     maker, every = vbvr_work.listed(args, arms, samples, plans, part)
     trees = _trees(args, arms, maker)
     estimates = dict(_estimates(args, arms, maker, plans))
@@ -251,11 +251,11 @@ def _fits(kit: "Kit", found: "Found") -> None:
     evalkit.check(kit, found.samples)
 
 
-def _samples(args: argparse.Namespace) -> "Found":
-    """The samples of the options; prints which cannot be used, and which of the benchmark are
-    missing.
+def _samples(args: argparse.Namespace, sizes: "Sequence[Making]") -> "Found":
+    """The samples of the options; prints which cannot be used, or made in these sizes, and which of
+    the benchmark are missing.
     """
-    from minicos.vbvr import cases, puzzles
+    from minicos.vbvr import cases, generate, puzzles
 
     if args.puzzles is not None and args.dry_run:
         found = puzzles.planned(args.out / "puzzles", args.puzzles)
@@ -263,6 +263,7 @@ def _samples(args: argparse.Namespace) -> "Found":
         if args.puzzles is not None:
             puzzles.write(args.out / "puzzles", args.puzzles)
         found = cases.read(args.data or args.out / "puzzles")
+    found = generate.fitting(found, dict.fromkeys(sizes))
     for name, why in found.problems.items():
         print(f"minicos: {name}: {why}", file=sys.stderr)
     if not found.samples:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from minicos.vbvr.cases import Sample
     from minicos.vbvr.conditions import Arm
     from minicos.vbvr.estimate import Model
-    from minicos.vbvr.generate import Maker
+    from minicos.vbvr.generate import Maker, Making
     from minicos.vbvr.work import Shard, Unit
     from minicos.wan import Wan
     from minicos.weights.layouts import Layout
@@ -25,13 +25,14 @@ VARIANTS = {"4step": "Wan2.2-I2V-A14B-4step", "vbvr-lora": "VBVR-Wan2.2"}  # --w
 
 
 class Plan(NamedTuple):
-    """The weights that some conditions need: the options that open them, their files, and the cost
-    of a pass.
+    """The weights that some conditions need: the options that open them, their files, the cost of a
+    pass, and the sizes of their videos.
     """
 
     args: argparse.Namespace
     files: "Layout"
     model: "Model"
+    sizes: "Making"
 
 
 def plan(args: argparse.Namespace, name: str, files: "Layout") -> Plan:
@@ -39,6 +40,7 @@ def plan(args: argparse.Namespace, name: str, files: "Layout") -> Plan:
     there are any.
     """
     from minicos.vbvr.estimate import Model
+    from minicos.vbvr.generate import Making
 
     given = {entry[0]: [_lora(one) for one in entry[1:]] for entry in args.weights}
     if unknown := sorted(set(given) - set(VARIANTS)):
@@ -47,11 +49,14 @@ def plan(args: argparse.Namespace, name: str, files: "Layout") -> Plan:
         own = {"variant": VARIANTS[name], "lora": given[name], "preset": None}
         args = argparse.Namespace(**{**vars(args), **own})
         files = opening.layout(args)
-    args = argparse.Namespace(**{**vars(args), "frames": None})  # --frames is a limit here
+    longest = args.frames  # a limit here
+    args = argparse.Namespace(**{**vars(args), "frames": None})
     dit, vae = files.experts["high"].config, files.vae.config
     if not isinstance(dit, DiTConfig) or not isinstance(vae, VAEConfig):
         raise MinicosError(f"{args.model} is not a video model.")
-    return Plan(args, files, Model(dit, vae, opening.plan(args, files)))
+    preset = opening.plan(args, files)
+    sizes = Making.of(files, preset, args.area, longest)
+    return Plan(args, files, Model(dit, vae, preset), sizes)
 
 
 def _lora(text: str) -> tuple[str, tuple[str, float]]:
@@ -84,12 +89,9 @@ def listed(
 ) -> "tuple[Maker, list[Unit]]":
     """Who makes the units, and the units."""
     from minicos.vbvr.finished import Finished
-    from minicos.vbvr.generate import Maker, Making
+    from minicos.vbvr.generate import Maker
     from minicos.vbvr.work import Job, units
 
-    sizes = {}
-    for name, one in plans.items():
-        sizes[name] = Making.of(one.files, one.model.preset, args.area, args.frames)
     seeds = args.seeds or [args.seed]
     named = {arm.name: arm for arm in arms}
     maker = Maker(
@@ -105,7 +107,7 @@ def listed(
         if arm.baseline:
             still[arm.name] = [Job(s.name, (0, *s.size)) for s in samples.values()]
         else:
-            made[arm.name] = [sizes[arm.weights].job(s, arm) for s in samples.values()]
+            made[arm.name] = [plans[arm.weights].sizes.job(s, arm) for s in samples.values()]
     return maker, [*units(made, seeds, _batch(args)), *units(still, seeds[:1], 1)]
 
 

@@ -1,7 +1,7 @@
 """Run a model over the work list: each unit makes the videos of one batch under one condition."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from minicos.config import DiTConfig, Preset, VAEConfig
 from minicos.errors import MinicosError
 from minicos.vbvr import tree
-from minicos.vbvr.cases import Sample, load_picture, other
+from minicos.vbvr.cases import Found, Sample, load_picture, other
 from minicos.vbvr.conditions import Arm, Batch, final, image_batch
 from minicos.vbvr.finished import Finished
 from minicos.vbvr.fit import Fit, fit, made_frames
@@ -70,6 +70,19 @@ class Making:
 
     def job(self, sample: Sample, arm: Arm) -> Job:
         return Job(sample.name, (self.frames(sample, arm), *self.fit(sample).made))
+
+
+def fitting(found: Found, sizes: Iterable[Making]) -> Found:
+    """The samples whose shape suits all of the models; the others become problems."""
+    problems = {}
+    for making in sizes:
+        for sample in found.samples:
+            try:
+                making.fit(sample)
+            except MinicosError as error:
+                problems[sample.name] = str(error)
+    kept = tuple(sample for sample in found.samples if sample.name not in problems)
+    return replace(found, samples=kept, problems={**found.problems, **problems})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, SampleError
 from minicos.media import Save, load_video, save_video
 from minicos.runs import replace_file
 from minicos.vbvr.cases import Sample, load_picture
@@ -65,14 +65,17 @@ def write_static(root: Path, sample: Sample, save: Save = replace_file) -> None:
 
 def write_truth(root: Path, sample: Sample, save: Save = replace_file) -> None:
     """The baseline of right answers: the true video, converted like a model's to a size and length
-    that Wan makes (`STEP`, `STRIDE`) and back. Raises MinicosError for a sample without one.
+    that Wan makes (`STEP`, `STRIDE`) and back. Raises SampleError for a sample without one, or with
+    one that cannot be read or converted.
     """
     if sample.truth is None:
-        raise MinicosError(
+        raise SampleError(
             f"{sample.name} has no ground_truth.mp4. Leave the condition `truth` out."
         )
-    video = load_video(sample.truth)
-    way = fit(sample.size, STEP)
+    try:
+        video, way = load_video(sample.truth), fit(sample.size, STEP)
+    except MinicosError as error:
+        raise SampleError(str(error)) from error
     seen = way.forward(resize(video, sample.size))
     made = in_time(seen, made_frames(len(video), STRIDE))
     write(root, sample, made, way, len(video), save)

@@ -9,16 +9,20 @@ every n-th unit from i on; processes do not communicate.
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 from minicos import folder_lock
-from minicos.errors import MinicosError
+from minicos.errors import MinicosError, SampleError, out_of_memory
 from minicos.folder_lock import FolderLock
 from minicos.runs import sweep
 
+T = TypeVar("T", bound=Hashable)
+# What may fail without being a mistake in the code.
+FAILURES = (MinicosError, OSError, RuntimeError, MemoryError, ValueError)
 # Consecutive failures after which a process gives up: its device, disk or model is broken.
 CONSECUTIVE = 3
 TELL = 10.0  # seconds between two progress lines
@@ -91,7 +95,11 @@ class Shard:
 
 
 def shard(text: str | None, environment: Mapping[str, str]) -> Shard:
-    """The shard of --shard "i/n", or else of torchrun or srun; the whole list by default."""
+    """The shard of --shard "i/n", or else of torchrun or srun; the whole list by default.
+
+    srun alone sets the variables of a step; SLURM_NTASKS is also set in a batch script, which is
+    one process whatever the number of tasks.
+    """
     if text is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if not found:
@@ -99,7 +107,7 @@ def shard(text: str | None, environment: Mapping[str, str]) -> Shard:
         return Shard(int(found[1]), int(found[2]))
     for rank, size, local in (
         ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ):
         if rank in environment and size in environment:
             told = {name: environment.get(name, "0") for name in (rank, size, local)}
@@ -156,23 +164,23 @@ def _place(out: Path, what: Shard | str) -> Path:
 
 
 def attempt(
-    left: Sequence[Unit],
-    make: Callable[[Unit], object],
+    left: Sequence[T],
+    make: Callable[[T], object],
     *,
     done: int = 0,
     retries: int = 1,
-    tell: Callable[[int, int, Unit | None], object] = lambda done, total, unit: None,
-) -> dict[Unit, str]:
+    tell: Callable[[int, int, T | None], object] = lambda done, total, unit: None,
+) -> dict[T, str]:
     """Make what is left, one unit after the other; failed units are tried again at the end. Returns
     the failures and their reasons. Stops after three consecutive failures; all remaining units then
-    count as failed.
+    count as failed. A bad sample, or one too large for the memory, does not count among the three.
 
     Args:
         done: number of units that were finished before.
         retries: further attempts for a failed unit.
         tell: called with the number of finished units, of all units, and the next unit.
     """
-    total, failed = done + len(left), dict[Unit, str]()
+    total, failed = done + len(left), dict[T, str]()
     for _ in range(1 + retries):
         failed, streak = {}, 0
         for place, unit in enumerate(left):
@@ -182,8 +190,9 @@ def attempt(
             tell(done, total, unit)
             try:
                 make(unit)
-            except (MinicosError, OSError, RuntimeError, MemoryError, ValueError) as error:
-                failed[unit], streak = one_line(error), streak + 1
+            except FAILURES as error:
+                failed[unit] = one_line(error)
+                streak += not (isinstance(error, SampleError) or out_of_memory(error))
                 continue
             done, streak = done + 1, 0
         left = list(failed)
