@@ -1,6 +1,7 @@
 """`minicos vbvr` end to end, with the embedded model, on samples made here."""
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -80,6 +81,17 @@ def test_shards_make_the_same_files_as_one_process(data, tmp_path, capsys):
         "plain_seed=2",
         "static",
     }
+
+
+def test_two_ranks_under_torchrun_make_the_same_files_as_one_process(data, tmp_path):
+    options = ["vbvr", "--data", str(data), "--steps", "1", "--condition", "plain", "static"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    given = ["-m", "minicos", *options, "--batch", "1", "--out", str(tmp_path / "two")]
+    done = subprocess.run([sys.executable, *torchrun, *given], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert len([*(tmp_path / "two" / "checksums").iterdir()]) == 2  # each made some
+    assert main([*options, "--batch", "1", "--out", str(tmp_path / "one")]) == 0
+    assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
 def test_a_damaged_video_is_made_again_alone(data, tmp_path, capsys):
