@@ -1,5 +1,6 @@
 """The peers: what diffusers' pipelines compute, hooks that leave nothing behind, resuming."""
 
+import copy
 from dataclasses import replace
 from typing import ClassVar
 
@@ -356,6 +357,35 @@ def test_generate_is_condition_sample_and_decode():
     *_, last = model.sample(condition, seed=3)
     video = model.generate("solve the maze", peers.picture("cogvideox15"), seed=3)
     assert np.array_equal(video, model.decode(last.next)[0])
+
+
+@pytest.mark.parametrize("how", ["swap", "stream"])
+def test_an_offloaded_pipeline_is_the_same_model(how):
+    """accelerate's own hooks, with the CPU as the card: our hooks see the same, and theirs stay."""
+    accelerate = pytest.importorskip("accelerate")
+    model, condition = peers.conditioned("cogvideox15")
+    pipe = copy.deepcopy(model.pipe)
+    if how == "swap":
+        pipe.enable_model_cpu_offload(device="cpu")
+    else:  # as enable_sequential_cpu_offload, which wants a card
+        for network in (pipe.vae, pipe.transformer):
+            accelerate.cpu_offload(network, torch.device("cpu"))
+    offloaded = minicos.from_diffusers(pipe, embed=model.embed)
+    assert offloaded.weights == model.weights
+    _, same = peers.conditioned("cogvideox15", replace(offloaded, preset=model.preset))
+    seen = []
+    hooks = Hooks().on("blocks.1.self_attn.q", lambda x, site: seen.append(site.step))
+    *_, step = replace(offloaded, preset=model.preset).sample(same, seed=0, hooks=hooks)
+    *_, plain = model.sample(condition, seed=0)
+    assert torch.equal(step.next, plain.next) and len(seen) == 2 * peers.STEPS
+    assert {"_hf_hook", "forward"} <= vars(pipe.transformer).keys()
+
+
+def test_a_network_without_weights_is_refused():
+    pipe = copy.deepcopy(peers.pipeline("cogvideox15"))
+    pipe.transformer.to("meta")
+    with pytest.raises(MinicosError, match="CogVideoXTransformer3DModel has no weights"):
+        minicos.from_diffusers(pipe)
 
 
 def test_whole_compiled_networks_are_refused_with_the_remedy():

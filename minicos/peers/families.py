@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from minicos.errors import MinicosError
 from minicos.peers import presets, wan
 from minicos.peers.cogvideox import CogVideoX
@@ -49,6 +51,22 @@ def from_diffusers(
     if variant is not None:
         raise MinicosError(f"{kind} says itself which variant it is: leave it out")
     found = presets.variant(kind, pipe.transformer.config)
-    weights = wan.fingerprint({"high": pipe.transformer.state_dict()})
+    weights = wan.fingerprint({"high": _tensors(pipe.transformer)})
     chosen = presets.get_preset(found, preset)
     return FAMILIES[kind](pipe, found, chosen, weights, embed)
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network. If it is streamed to the card module by module, its own are empty,
+    and accelerate keeps them aside.
+    """
+    found = dict(network.state_dict())
+    for key in [key for key, x in found.items() if x.is_meta]:
+        place, _, name = key.rpartition(".")
+        hook = getattr(network.get_submodule(place), "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            if aside := getattr(one, "weights_map", None):
+                found[key] = aside[name]
+        if found[key].is_meta:
+            raise MinicosError(f"{type(network).__name__} has no weights ({key}): load them first")
+    return found
