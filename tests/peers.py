@@ -213,7 +213,7 @@ def with_text_encoders(pipe: Any) -> Any:
         pad_token_id=0,
     )
     torch.manual_seed(3)
-    tokenizer = _tokenizer(transformers)
+    tokenizer = _tokenizer(transformers, _template())
     pipe.register_modules(
         text_encoder=transformers.LlavaForConditionalGeneration(both).eval(),
         tokenizer=tokenizer,
@@ -224,17 +224,53 @@ def with_text_encoders(pipe: Any) -> Any:
     return pipe
 
 
-def _tokenizer(transformers: Any) -> Any:
-    """Words and signs of HunyuanVideo's template, and some of a prompt."""
+def with_text_encoders_15(pipe: Any) -> Any:
+    """HunyuanVideo-1.5's pipeline with a tiny Qwen2.5-VL and ByT5 of random weights."""
+    transformers = pytest.importorskip("transformers")
+    config = pipe.transformer.config
+    tokenizer = _tokenizer(transformers, pipe.system_message)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    words = transformers.Qwen2_5_VLTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.text_embed_dim,
+        intermediate_size=16,
+        num_hidden_layers=4,  # the pipeline takes the state before the last two
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]},
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    letters = transformers.T5Config(
+        vocab_size=384, d_model=config.text_embed_2_dim, d_kv=4, d_ff=8, num_layers=1, num_heads=1
+    )
+    torch.manual_seed(3)
+    pipe.register_modules(
+        text_encoder=transformers.Qwen2_5_VLTextModel(words).eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=transformers.T5EncoderModel(letters).eval(),
+        tokenizer_2=transformers.ByT5Tokenizer(),
+    )
+    return pipe
+
+
+def _template() -> str:
     from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import (
         DEFAULT_PROMPT_TEMPLATE,
     )
+
+    return DEFAULT_PROMPT_TEMPLATE["template"]
+
+
+def _tokenizer(transformers: Any, template: str) -> Any:
+    """Words and signs of a template of HunyuanVideo's, and some of a prompt."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     special = ["<pad>", "<s>", "</s>", "<image>", "<|start_header_id|>", "<|end_header_id|>"]
     special += ["<|eot_id|>", "<unk>"]
     split = pre_tokenizers.Split(Regex(r"\w+|\W"), "isolated")
-    text = DEFAULT_PROMPT_TEMPLATE["template"] + "a ball rolls to the left bad solve maze"
+    text = template + "a ball rolls to the left bad solve maze"
     found = [word for word, _ in split.pre_tokenize_str(text)]
     known = {word: i for i, word in enumerate(dict.fromkeys([*special, *found]))}
     tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))

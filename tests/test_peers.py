@@ -90,6 +90,25 @@ def test_a_negative_prompt_comes_with_a_black_picture(name):
     assert rows[0].shape != rows[1].shape or not torch.equal(*rows)  # another picture
 
 
+def test_rows_of_hunyuan15_come_from_words():
+    """Through its text encoders: those of the pipeline's own guided run; words in quotation marks
+    have rows of their own.
+    """
+    from minicos.peers.verify import verify
+
+    model = minicos.from_diffusers(peers.with_text_encoders_15(peers.pipeline("hunyuan15")))
+    model = model.with_preset(negative_prompt="bad")
+    (part,) = verify(model, (2, 2, 3))
+    assert model.preset.guided and part.parted is None
+    assert max(row.rel_max for row in part.rows) < 4e-6
+    model = model.with_preset(size=(64, 48), frames=9, area=None, guidance=1.0)
+    rows = [
+        model.words(model.condition(prompt, peers.picture("hunyuan15")), "cond")
+        for prompt in ("a ball left", 'a ball "left"')
+    ]
+    assert rows[1] - rows[0] > len("left")  # two signs, and letters with what ends them
+
+
 @each
 def test_side_by_side_with_the_pipeline_that_is_installed(name):
     """With the guidance of its preset, at another size than the golden's."""
