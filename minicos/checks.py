@@ -17,6 +17,8 @@ def check_types(condition: object, hooks: object) -> None:
         raise MinicosError(
             f"a run needs a condition, not {type(condition).__name__}; see `Wan.condition`"
         )
+    if condition.shape[0] < 1:
+        raise MinicosError("this condition has no samples: take one or more of it")
     if not isinstance(hooks, Hooks):
         raise MinicosError(f"hooks are made by Hooks().on(...), not {type(hooks).__name__}")
 

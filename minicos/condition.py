@@ -27,6 +27,7 @@ from torch import Tensor
 
 from minicos.config import MOST_FRAMES, RESIZE
 from minicos.errors import MinicosError
+from minicos.hooks import numbers
 from minicos.vae import VAE
 
 
@@ -63,8 +64,13 @@ class Condition:
         return out
 
     def take(self, index: Tensor | Sequence[int]) -> Self:
-        """The samples in `index`, in that order; samples may repeat."""
-        index, count = torch.as_tensor(index), self.shape[0]
+        """The samples in `index`, in that order; samples may repeat.
+
+        Raises:
+            MinicosError: a sample is not a whole number.
+            IndexError: there is no such sample.
+        """
+        index, count = torch.tensor(numbers("a sample", index), dtype=torch.long), self.shape[0]
         batched = {
             field.name: x[index.to(x.device)]
             for field in fields(self)
@@ -74,11 +80,11 @@ class Condition:
 
     def __getitem__(self, index: int | slice) -> Self:
         """One sample as a batch of one, or several samples: `condition[0]`, `condition[2:]`."""
-        return self.take(torch.arange(self.shape[0])[index].reshape(-1))
+        return self.take(numbers("a sample", range(self.shape[0])[index]))
 
     def repeat(self, count: int) -> Self:
         """Every sample `count` times in succession, e.g. to run many seeds of one prompt."""
-        return self.take(torch.arange(self.shape[0]).repeat_interleave(count))
+        return self.take([i for i in range(self.shape[0]) for _ in range(count)])
 
     def same_but_text(self, other: "Condition") -> bool:
         """Whether the two differ at most in a prompt that enters the network through
@@ -268,8 +274,7 @@ def known_frames(shape: tuple[int, ...], last: bool = False) -> Tensor:
     The first latent frame holds only the first video frame and is known in all four channels. In
     the last one, only the last frame can be known.
     """
-    _, _, f, h, w = shape
-    mask = torch.zeros(1, 4, f, h, w)
+    mask = torch.zeros(1, 4, *shape[2:])
     mask[:, :, 0] = 1
     if last:
         mask[:, 3, -1] = 1

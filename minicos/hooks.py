@@ -119,13 +119,13 @@ class Hooks:
             raise MinicosError(
                 f"a hook is a function of tensor and site, at a name, not {hook!r} at {pattern!r}"
             )
-        steps = step if step is None or isinstance(step, range) else _numbers("step", step)
+        steps = step if step is None or isinstance(step, range) else numbers("step", step)
         names = [pattern]
         if layers is not None:
             blocks, _, inside = pattern.partition(".*")
             if blocks != "blocks":
                 raise MinicosError(f"layers are those of 'blocks.*', not of {pattern!r}")
-            names = [f"blocks.{i}{inside}" for i in _numbers("layers", layers)]
+            names = [f"blocks.{i}{inside}" for i in numbers("layers", layers)]
         rules = (
             Rule(tuple(name.split(".")), hook, steps, expert and (expert,), branch and (branch,))
             for name in names
@@ -238,7 +238,7 @@ class Hooks:
         return f"{self.site.name}.{name}" if self.site.name else name
 
 
-def _numbers(name: str, given: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
+def numbers(name: str, given: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
     """One number or several as a tuple of ints; accepts generators and numpy integers. The error
     names the argument.
     """

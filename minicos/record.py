@@ -10,6 +10,7 @@ found.at(step=3, branch="cond")             # point b l
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,12 +56,20 @@ class Record:
 
     Reduce as much as possible: one residual stream of 81 frames at 832x480 takes 335 MB. `entries`
     is a list of (Site, reduced tensor), without gradients. `axes` names the axes of the result of
-    `reduce`.
+    `reduce`. Of results that are neither tensors nor numbers, only `entries` can be read.
+
+    Raises:
+        MinicosError: `reduce` is not callable, or `axes` is not text.
     """
 
-    def __init__(self, reduce: Callable[[Tensor], Tensor], axes: str = ""):
+    def __init__(self, reduce: Callable[[Tensor], Any], axes: str = ""):
+        if not callable(reduce) or not isinstance(axes, str):
+            raise MinicosError(
+                f"a record takes a function of a tensor, and axes such as 'b l', not {reduce!r} and"
+                f" {axes!r}"
+            )
         self.reduce, self.axes = reduce, tuple(axes.split())
-        self.entries: list[tuple[Site, Tensor]] = []
+        self.entries: list[tuple[Site, Any]] = []
 
     def __call__(self, x: Tensor, site: Site) -> None:
         kept = self.reduce(x.detach())
@@ -81,12 +90,20 @@ class Record:
         """All entries in one tensor: step branch point, then the axes of a recorded value.
 
         Raises:
-            MinicosError: the entries do not form a table: some step lacks a branch or point, or
-                has it twice, or the shapes differ.
+            MinicosError: the entries are no numbers or do not form a table: some step lacks a
+                branch or point, or has it twice, or the shapes differ.
         """
         if not self.entries:
             raise MinicosError("nothing was recorded: has the run been made?")
-        found = {(site.step, site.branch, site.name): x for site, x in self.entries}
+        for site, x in self.entries:
+            if not isinstance(x, (Tensor, int, float)):
+                raise MinicosError(
+                    f"of {site.name}, {type(x).__name__} was recorded, which is no number: read"
+                    " `entries`"
+                )
+        found = {
+            (site.step, site.branch, site.name): torch.as_tensor(x) for site, x in self.entries
+        }
         labels = [[*dict.fromkeys(key[axis] for key in found)] for axis in range(len(SITES))]
         shapes = {tuple(x.shape) for x in found.values()}
         count = len(labels[0]) * len(labels[1]) * len(labels[2])

@@ -1,5 +1,7 @@
 """The residual stream of a pass that stops early: later blocks are not computed."""
 
+from typing import SupportsIndex
+
 from torch import Tensor
 
 from minicos.checks import check_gradients
@@ -36,7 +38,8 @@ def stream(
         MinicosError: there is no such step or layer, or gradients are required and do not flow.
     """
     schedule = wan.schedule()
-    if not 0 <= step < len(schedule) or not 0 <= layer <= wan.depth:
+    whole = isinstance(step, SupportsIndex) and isinstance(layer, SupportsIndex)
+    if not whole or not 0 <= step < len(schedule) or not 0 <= layer <= wan.depth:
         raise MinicosError(
             f"step {step}, layer {layer}: this run has steps 0 to {len(schedule) - 1}, and a stream"
             f" enters layers 0 to {wan.depth}"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from minicos.checks import check_types
 from minicos.condition import (
     Condition,
     WanCondition,
@@ -27,6 +28,7 @@ from minicos.condition import (
 )
 from minicos.config import RESIZE, VAE22, VAEConfig
 from minicos.errors import MinicosError
+from minicos.hooks import NO_HOOKS
 from minicos.vae import VAE
 from tests import golden
 from tests.golden import rel_max
@@ -362,3 +364,10 @@ def test_samples_are_taken_and_repeated():
     assert len(alike.clip) == 1 and torch.equal(alike.text, text[[2, 0]])
     with pytest.raises(IndexError):
         condition[3]
+    with pytest.raises(IndexError):
+        condition.take([3])
+    for wrong in ([0.5], ["a"], None, torch.tensor([0.0])):
+        with pytest.raises(MinicosError, match="a sample is a whole number or several"):
+            condition.take(wrong)
+    with pytest.raises(MinicosError, match="has no samples"):
+        check_types(condition.take([]), NO_HOOKS)

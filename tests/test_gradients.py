@@ -191,6 +191,6 @@ def test_a_stream_carries_gradients(made):
     assert x.grad is not None and x.grad.any()
     with pytest.raises(MinicosError, match="grad=True"):
         stream(wan, x, 3, condition, 1)
-    for step, layer in ((4, 1), (0, 3), (-1, 0)):
+    for step, layer in ((4, 1), (0, 3), (-1, 0), (0, 1.0), (0.0, 1), (0, None)):
         with pytest.raises(MinicosError, match="this run has steps 0 to 3, and a stream enters"):
             stream(wan, noise, step, condition, layer)

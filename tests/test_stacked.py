@@ -37,6 +37,20 @@ def test_axes_are_named_and_values_found_by_their_labels():
         found.at(step=4)
 
 
+def test_numbers_are_stacked_and_what_is_no_number_is_refused():
+    mean, shape = Record(lambda x: x.mean().item()), Record(lambda x: x.shape)
+    for step in (0, 1):
+        for record in (mean, shape):
+            record(torch.full((2, 3), float(step)), Site("embed", step=step, branch="cond"))
+    found = mean.stack()
+    assert found.axes == ("step", "branch", "point") and found.values.flatten().tolist() == [0, 1]
+    with pytest.raises(MinicosError, match="of embed, Size was recorded, which is no number"):
+        shape.stack()
+    for wrong in ((3, ""), (torch.norm, ("b", "l"))):
+        with pytest.raises(MinicosError, match="a record takes a function of a tensor, and axes"):
+            Record(*wrong)
+
+
 def test_what_is_no_table_is_refused():
     with pytest.raises(MinicosError, match="nothing was recorded"):
         Record(lambda x: x).stack()
