@@ -283,6 +283,10 @@ MISTAKES = {
         "--swap: this model has layers 0 to 11",
     ),
     "noise of no step": (both("--noise", "step:99"), "--noise step:99: the run has steps 0 to"),
+    "attention of no pass": (
+        video("--also", "attention", "--branch", "uncond", "--guidance", "1"),
+        "--branch uncond: at guidance 1 a run has no unprompted pass",
+    ),
     "noise of what": (both("--noise", "10"), "--noise 10: give step:10, or frame:1"),
     "noise of no frame": (
         both("--noise", "frame:9"),
@@ -315,7 +319,7 @@ MISTAKES = {
     "knockout of no seed": (both("--knockout", "causal", "control:x"), "seed of the random pairs"),
     "knockout of no frame": (
         both("--knockout", "frame:9", "to", "all"),
-        "there is no frame 9: this video has frames 0 to 3",
+        "--knockout frame:9 to all: this run has latent frames 0 to 3",
     ),
     "sharing with oneself": (both("--ensemble", "20-29", "--seeds", "1"), "--seeds 2 or more"),
     "sharing of no window": (
@@ -554,6 +558,15 @@ CHEAP = {
 def test_what_needs_no_weights_is_refused_before_any_are_read(name, minicos, monkeypatch):
     monkeypatch.setattr("minicos.open.load", None)
     assert_one_sentence(minicos(*video("--out", "new/run", *CHEAP[name])), MISTAKES[name][1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["attention of no pass", "noise of no frame", "knockout of no frame", "knockout of no layer"],
+)
+def test_places_that_a_run_lacks_are_refused_before_weights_are_read(name, minicos, monkeypatch):
+    monkeypatch.setattr("minicos.open.load", None)
+    assert_one_sentence(minicos(*MISTAKES[name][0]), MISTAKES[name][1])
 
 
 DIT = "high_noise_model/diffusion_pytorch_model.safetensors"

@@ -77,6 +77,15 @@ def check_word(parts: Sequence[str], prompt: str | None) -> None:
             raise MinicosError(f"--knockout word:{value}: the prompt {prompt or ''!r} lacks it")
 
 
+def check_frames(parts: Sequence[str], count: int) -> None:
+    """Raise MinicosError for a frame that a video of so many latent frames lacks, before a model is
+    read.
+    """
+    for name, value in map(_split, parts):
+        if name == "frame":
+            _numbers(f"--knockout {' '.join(parts)}", "latent frames", value, count)
+
+
 def resolve(
     knockout: "Knockout", parts: Sequence[str], wan: "VideoModel", prompt: str | None
 ) -> "Knockout":

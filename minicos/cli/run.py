@@ -1,7 +1,7 @@
 """`minicos run`: several interventions and several recorders in one pass."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minicos.analysis.options import (
@@ -115,16 +115,18 @@ def run(args: argparse.Namespace) -> None:
     for parts in args.knockout:
         knockout.check_word(parts, args.prompt)
     inside = _inside(args, total, depth, seeds)
+    outline = opening.outline(args, files)
+    if outline is not None:
+        count = outline.latent_frames(preset.frames)
+        _check_frames(edits, count)
+        for parts in args.knockout:
+            knockout.check_frames(parts, count)
 
     wan = opening.load(args, files, images["image"])
     if edits and args.solver is None:  # an edit makes a multistep solver restart
         wan = wan.with_preset(solver="euler")
     condition = opening.condition(args, wan, images, seeds)
-    frames = range(condition.shape[2])
-    if outside := [f for edit in edits for f in edit.frames or () if f not in frames]:
-        raise MinicosError(
-            f"--noise frame:{outside[0]}: this run has latent frames 0 to {frames[-1]}."
-        )
+    _check_frames(edits, condition.shape[2])
     pairs = zip(cuts, args.knockout, strict=True)
     cuts = [knockout.resolve(cut, parts, wan, args.prompt) for cut, parts in pairs]
     for cut, parts in zip(cuts, args.knockout, strict=True):
@@ -166,6 +168,14 @@ SETTINGS = (
     *("noise", "mode", "knockout", "swap", "other", "what", "side", "donor", "during"),
     *("ensemble", "modes", "alpha", "share_at", "attention"),
 )
+
+
+def _check_frames(edits: "Sequence[Noise]", count: int) -> None:
+    """Raise MinicosError for noise in a latent frame that a video of so many does not have."""
+    if outside := [f for edit in edits for f in edit.frames or () if f >= count]:
+        raise MinicosError(
+            f"--noise frame:{outside[0]}: this run has latent frames 0 to {count - 1}."
+        )
 
 
 def _inside(
