@@ -68,7 +68,7 @@ class Answers:
                 Curve(f"answer {r}", steps, shown[:, r].tolist(), (), (), label)
                 for r in range(min(MOST, shown.shape[1]))
             ],
-            y="weight, 0 to 1",
+            y="weight",
             title="The weight of each right answer in the clean estimate",
             sigmas=sigmas,
         )

@@ -61,6 +61,7 @@ class Energy:
     behind: Callable[[int], range] = figures.four_each  # frames of the video, for labels
     sheets: Sequence[str] = ("centred", "raw", "update", "components")  # to draw, in this order
     ops: Ops = REFERENCE  # the model's operations: `wan.ops`
+    sigmas: Sequence[float] | None = None  # noise levels of the run, for an axis of steps
     name: str = "energy"
     # "cond.forms": the energies of each layer, on the device until the step has ended
     _kept: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -172,6 +173,7 @@ class Energy:
             y="layer",
             bar="mean L2 norm of a token",
             title=f"Raw token energy{where}",
+            sigmas=self.sigmas,
         )
         every = raw.mean((0, 3, 4))  # layer f
         figures.lines(

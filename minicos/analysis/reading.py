@@ -174,7 +174,7 @@ READINGS: dict[str, Reading] = {
     "run": Reading(
         "One run with the interventions you chose, and what it did.",
         f"{ONE} Compare with the same command without the intervention.",
-        (NOISE, SWAP, SHARE),
+        (CUT, SWAP, SHARE),
         f"{EACH} Orange marks show where interventions act: on the sliders, the curves and the "
         "videos.",
     ),

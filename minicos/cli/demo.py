@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = spread(8, wan.preset.steps)
     analyses: list[Any] = [
         Steps(wan, chosen),
-        Energy(chosen, sheets=("centred",), ops=wan.ops),
+        Energy(chosen, sheets=("centred",), ops=wan.ops, sigmas=wan.schedule().sigmas),
         Routes(wan, puzzle),
         Answers(wan, puzzle),
     ]

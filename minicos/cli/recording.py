@@ -74,8 +74,13 @@ def record(name: str, args: argparse.Namespace) -> None:
     puzzle = watched.puzzle(args)
     images, files = opening.images(args), opening.layout_or_peer(args)
     watched.check(files, puzzle)
-    total, depth = opening.plan(args, files).steps, files.depth
-    asked = study.read(args, RecordOptions)
+    preset, depth = opening.plan(args, files), files.depth
+    total, asked = preset.steps, study.read(args, RecordOptions)
+    watched_pass = asked.branch if "attention" in (name, *args.also) else "cond"
+    if watched_pass == "uncond" and watched_pass not in preset.branches:
+        raise MinicosError(
+            "--branch uncond: at guidance 1 a run has no unprompted pass; give --guidance 3"
+        )
     chosen = opening.within(asked.at, total) or spread(8, total)
     layers = asked.layers or tuple(evenly(depth, 8))
     for option, given, count in (
@@ -121,7 +126,9 @@ def made(
     parts = [part for part in PARTS if part in wan.sublayers]
     every: dict[str, Recorder] = {
         "steps": Steps(wan, chosen),
-        "energy": Energy(chosen, behind=wan.frames_behind_token, ops=wan.ops),
+        "energy": Energy(
+            chosen, behind=wan.frames_behind_token, ops=wan.ops, sigmas=wan.schedule().sigmas
+        ),
         "attention": Attention(
             layers,
             chosen,

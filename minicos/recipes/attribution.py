@@ -24,6 +24,6 @@ for pair in pairs("mark", 3):
     saliency = (torch.as_tensor(picture.grad) * picture.detach())[0, 4:, 0].sum(0).abs()  # h w
     names.append(case.prompt)
     rows.append([puzzle.first_frame(), figures.heat(saliency.sqrt().numpy()), puzzle.draw(0)[-1]])
-columns = ["given", "gradient times picture", "right answer"]
+columns = ["given", "gradient (black: none)", "right answer"]
 title = "What the answer is read from, step 4"
 print(figures.sheet(Path("attribution.png"), rows, rows=names, columns=columns, title=title))

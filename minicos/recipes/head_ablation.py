@@ -26,4 +26,5 @@ def without(layer: int, head: int) -> Hooks:
 layers, heads, plain = range(wan.depth), range(wan.cfg.num_heads), x0()
 moved = [[float((x0(without(k, n)) - plain).norm() / plain.norm()) for k in layers] for n in heads]
 path, title = Path("head_ablation.png"), "How far x0 of step 0 moves without a head"
-print(figures.grid(path, torch.tensor(moved).numpy(), x="layer", y="head", title=title))
+table, bar = torch.tensor(moved).numpy(), "share of x0"
+print(figures.grid(path, table, x="layer", y="head", title=title, bar=bar))

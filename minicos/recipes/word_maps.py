@@ -3,6 +3,8 @@
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 import minicos
 from minicos.analysis.tools import cases, figures
 from minicos.words import words
@@ -15,10 +17,12 @@ steps = wan.sample(condition, noise=cases.noise(wan, condition, batch), hooks=ho
 *_, step = islice(steps, 11)
 p = maps.stack().at(step=10, branch="cond")  # layer l t
 grid, each = wan.grid(condition.shape), words(wan.tokenizer, batch[0].prompt)
-pictures = [
-    [figures.heat(h[:, list(word.rows)].sum(1).view(grid)[-1].numpy()) for h in p] for word in each
-]
-pictures.append([wan.decode(step.x0)[0][-1]] * len(layers))
-rows, columns = [*(word.text for word in each), "x0"], [f"layer {k}" for k in layers]
-path, title = Path("word_maps.png"), "Attention to each word, last latent frame"
-print(figures.sheet(path, pictures, rows=rows, columns=columns, title=title))
+values = torch.stack([p[:, :, list(word.rows)].sum(2).view(-1, *grid)[:, -1] for word in each])
+rows, columns = [word.text for word in each], [f"layer {k}" for k in layers]
+path, title = Path("word_maps.png"), "Attention to each word, last latent frame, over x0"
+under, bar = [wan.decode(step.x0)[0][-1]] * len(each), "share of cross-attention"
+print(
+    figures.maps(
+        path, values.numpy(), rows=rows, columns=columns, title=title, bar=bar, beneath=under
+    )
+)

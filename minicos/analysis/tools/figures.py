@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,13 @@ def maps(
     bar: str,
     beneath: Sequence[np.ndarray] | None = None,
     limits: tuple[float, float] | None = None,
-) -> None:
+) -> Path:
     """Maps (rows columns h w) in a labelled grid with a colour bar, each over the picture `beneath`
     its row (uint8 h w 3) if there is one.
 
     With `limits`, one scale applies to all maps. Without, each column has its own scale, from the
     1st to the 99th percentile, which is written above it. At most `ROWS` x `COLUMNS` maps are
-    drawn, evenly spaced.
+    drawn, evenly spaced. Returns `path`.
     """
     r, c = evenly(len(values), ROWS), evenly(len(values[0]), COLUMNS)
     ends = [limits or _ends(values[:, k], None, None) for k in c]
@@ -146,7 +147,7 @@ def maps(
     drawn.ax.tick_params(labelsize=7)
     if limits is None:
         drawn.set_ticks([0, 1], labels=["lowest of\nits column", "highest"])
-    save(figure, path)
+    return save(figure, path)
 
 
 def _over(picture: np.ndarray | None, values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -198,7 +199,7 @@ def _title(figure: Figure, title: str) -> None:
 
 
 def _brief(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:.2g}"
 
 
 def lines(
@@ -236,8 +237,8 @@ def lines(
     for name, at in (marks or {}).items():
         label = None if name in colours else name
         axes.axvline(at, color=colours.get(name, "0.35"), linestyle="--", linewidth=1, label=label)
-    for name, at in (levels or {}).items():
-        axes.axhline(at, color="0.35", linestyle=":", linewidth=1, label=name)
+    for (name, at), style in zip((levels or {}).items(), cycle((":", "--", "-.")), strict=False):
+        axes.axhline(at, color="0.35", linestyle=style, linewidth=1, label=name)
     axes.set(xlabel=curves[0].x_label, ylabel=y)
     if all(float(x).is_integer() for c in curves for x in c.x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -318,7 +319,7 @@ def grid(
         shown = evenly(high, 21)
         axes.set_yticks(shown, [rows[i] for i in shown], fontsize=8)
     if sigmas is not None:
-        _noise_levels(axes, range(wide), sigmas, most=int(size[0] * 1.2))
+        _noise_levels(axes, range(wide), sigmas, most=int(size[0]))
     _title(figure, title)
     figure.colorbar(image, ax=axes, label=bar)
     return save(figure, path)
