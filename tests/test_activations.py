@@ -111,8 +111,11 @@ def test_a_sample_that_fails_leaves_the_others(captured, monkeypatch, capsys):
         assert main(command(captured)) == 1
     assert "failed: task/a: OutOfMemoryError: CUDA out of memory" in capsys.readouterr().err
     assert Activations(captured / "out").samples == ["task/b"]
-    assert main(command(captured)) == 0
+    journal = captured / "n.jsonl"
+    assert main([*command(captured), "--jsonl", str(journal)]) == 0
     assert (captured / "out" / "index.json").read_text() == whole
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [line["sample"] for line in lines] == ["task/a", "task/b"]
 
 
 @pytest.mark.parametrize("how", REDUCE)

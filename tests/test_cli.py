@@ -1008,3 +1008,11 @@ def test_how_pictures_are_decoded_does_not_identify_a_run(minicos, passes, work)
     assert len(passes) == count == 2
     made = {path.name for path in (work / "run/x0").glob("*.png")}
     assert made == {"step_00.png", "step_00_tile32.png", "step_00_bfloat16.png"}
+
+
+def test_a_puzzle_with_another_number_of_frames(tmp_path, capsys):
+    given = ("generate", "--puzzle", "maze", "--steps", "1", "--out", str(tmp_path / "out"))
+    assert main([*given, "--frames", "5"]) == 0
+    assert (tmp_path / "out" / "answers.png").is_file()
+    assert main([*given, "--height", "32"]) == 2
+    assert "--height needs a --prompt" in capsys.readouterr().err

@@ -203,6 +203,20 @@ def test_puzzles_have_their_own_scorers(tmp_path, capsys):
     assert json.loads(line)["solved"]["numbers"] == solved
 
 
+def test_puzzles_that_the_command_exported_are_scored_too(tmp_path):
+    folder, out = str(tmp_path / "puzzles"), str(tmp_path / "out")
+    own = ("--kind", "mark", "--n", "2", "--scale", "4", "--out", folder)
+    assert main(["puzzles", *own]) == 0
+    (lost, *_) = (tmp_path / "puzzles").rglob("metadata.json")
+    about = lost.read_text()
+    lost.unlink()  # as by a kill
+    assert main(["puzzles", *own]) == 0 and lost.read_text() == about
+    assert main(["vbvr", "--data", folder, "--condition", "static", "truth", "--out", out]) == 0
+    numbers = json.loads((tmp_path / "out" / "results.json").read_text())["numbers"]
+    scores = {number["name"]: number["value"] for number in numbers}
+    assert scores["score: truth"] > 0.95 and scores["score: static"] < 0.3  # .970 and .199
+
+
 def test_a_dry_run_makes_nothing(data, tmp_path, capsys):
     conditions = ("plain", "ensemble", "static")
     assert (

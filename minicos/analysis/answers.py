@@ -42,7 +42,7 @@ class Answers:
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         """ "shown", "ideal": weights of the answers (r), float64."""
         if "z" not in self._made:
-            self._made["z"] = posterior.answers(self.wan, self.puzzle)
+            self._made["z"] = posterior.answers(self.wan, self.puzzle, self.wan.preset.frames)
         found = belief(step.x[0], step.x0_cond[0], step.sigma, self._made["z"])
         return {"shown": found.shown, "ideal": found.ideal}
 

@@ -129,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
         if not folder.has(shard):
             _capture(wan, wanted, sizes, sample, args.seed + number, folder.folder, number)
             folder.record(shard)
+        folder.log({"what": "capture", "sample": sample.name, "file": shard})
         bar.tick()
 
     with Progress(len(samples), "capture") as bar:

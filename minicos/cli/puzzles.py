@@ -15,7 +15,8 @@ EXAMPLES = """\
   minicos puzzles --kind latin --n 3 --out puzzles  # three of one family, and a sheet of them
   minicos puzzles --kind maze --size 5 --d 2  # a kind with a size and settings of your own
 each puzzle is a folder: first_frame.png, final_frame.png, ground_truth.mp4 and prompt.txt, as in
-VBVR-Bench, and answers/ and foils/
+VBVR-Bench, and answers/ and foils/; `minicos vbvr --data puzzles` runs and scores them (--scale 4
+keeps colours exact in videos)
 """
 
 
@@ -69,16 +70,24 @@ def _family(name: str, args: argparse.Namespace) -> "Family":
 
 def _write(family: "Family", args: argparse.Namespace) -> None:
     """Write the first puzzles of a family to a folder, except those that exist, and a sheet."""
-    from minicos.media import save_image
-    from minicos.puzzles import export
+    from minicos.media import load_image, save_image
+    from minicos.puzzles import FAMILIES, export
     from minicos.puzzles.export import sheet
+    from minicos.runs import write_json
+    from minicos.vbvr.puzzles import metadata
 
     folder = args.out / f"{family.name}_{family.size}x{family.size}_{args.split}"
     drawn = [family.draw(seed, args.split) for seed in range(args.n)]
     for seed, puzzle in enumerate(drawn):
-        if not (folder / f"{seed:05d}").exists():
-            export(puzzle, 0, folder / f"{seed:05d}", args.scale)
-        print(folder / f"{seed:05d}")
+        place = folder / f"{seed:05d}"
+        if not place.exists():
+            export(puzzle, 0, place, args.scale)
+        about = place / "metadata.json"  # by which `minicos vbvr --data` scores it
+        if family.name in FAMILIES and not about.exists():
+            width = load_image(place / "first_frame.png").shape[-1]
+            scale = width // puzzle.first_frame().shape[1]
+            write_json(about, metadata(family, seed, args.split, scale))
+        print(place)
     save_image(folder.with_suffix(".png"), sheet(drawn))
     print(folder.with_suffix(".png"))
 

@@ -25,9 +25,9 @@ def puzzle(args: argparse.Namespace) -> "Puzzle | None":
     spec = getattr(args, "puzzle", None)
     if args.prompt is not None or spec is None:
         return None
-    if args.image is not None or getattr(args, "last", None) is not None:
-        flag = "--last" if args.image is None else "--image"
-        raise MinicosError(f"{flag} needs a --prompt; a puzzle brings a picture of its own")
+    for name in ("image", "last", "height", "width"):
+        if getattr(args, name, None) is not None:
+            raise MinicosError(f"--{name} needs a --prompt; a puzzle brings a picture of its own")
     found = draw(
         spec,
         size=getattr(args, "size", None),

@@ -57,14 +57,22 @@ def _planned(count: int, split: str) -> Iterator[tuple[str, Puzzle, dict[str, An
     for place, (name, family) in enumerate(_in_turns()):
         each = count // len(FAMILIES) + (place < count % len(FAMILIES))
         for index, (seed, puzzle) in enumerate(_distinct(family, each, split).items()):
-            about = {
-                "category": family.category.capitalize(),
-                "family": name,
-                "seed": seed,
-                "split": split,
-                "scale": SCALE,
-            }
+            about = metadata(family, seed, split, SCALE)
             yield f"{SPLIT_OF[family.domain]}/{name}/{index:05d}", puzzle, about
+
+
+def metadata(family: Family, seed: int, split: str, scale: int) -> dict[str, Any]:
+    """What metadata.json says of a puzzle of one of `FAMILIES`, by which it is drawn and scored
+    again; `scale` is how often its pixels are repeated.
+    """
+    category = family.category.capitalize()
+    return {
+        "category": category,
+        "family": family.name,
+        "seed": seed,
+        "split": split,
+        "scale": scale,
+    }
 
 
 def _in_turns() -> list[tuple[str, Family]]:
