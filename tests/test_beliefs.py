@@ -297,3 +297,10 @@ def test_hidden_cells_are_the_movers_lane_under_the_block(size):
         assert set(puzzle.hidden_cells()) == lane
         assert lane
     assert len(directions) == 4
+
+
+def test_answers_that_are_mixtures_of_others_are_not_weighed():
+    z = torch.randn(4, 2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert posterior.apart(z) and posterior.apart(z[:2])
+    mixed = torch.cat([z, z[:1] + z[1:2] - z[2:3] + 0.001 * z[3:]])
+    assert not posterior.apart(mixed)

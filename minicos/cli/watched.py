@@ -79,9 +79,13 @@ def preview(args: argparse.Namespace, wan: "VideoModel") -> list[Any]:
 
 
 def recorders(wan: "VideoModel", puzzle: "Puzzle | None") -> list[Any]:
-    """The recorder for a puzzle with several right answers: which of them are alive."""
+    """The recorder for a puzzle with several right answers, none of them nearly a mixture of the
+    others: which of them are alive.
+    """
     if puzzle is None or not 2 <= len(puzzle.candidates) <= 32:
         return []
     from minicos.analysis.answers import Answers
+    from minicos.analysis.tools import posterior
 
-    return [Answers(wan, puzzle)]
+    z = posterior.answers(wan, puzzle)
+    return [Answers(wan, puzzle, _made={"z": z})] if posterior.apart(z) else []

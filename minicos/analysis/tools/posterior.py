@@ -66,6 +66,16 @@ def coefficients(x0: Tensor, z: Tensor) -> Tensor:
     return torch.cat([a, 1 - a.sum(0, keepdim=True)])
 
 
+def apart(z: Tensor, least: float = 0.05) -> bool:
+    """Whether `coefficients` of these answers (r c f h w, two or more) can be trusted: none is
+    nearly a mixture of the others, such as cells that are filled in several combinations. `least`
+    is the smallest singular value of their differences, relative to the largest.
+    """
+    flat = z.double().cpu().flatten(1)
+    found = torch.linalg.svdvals(flat[:-1] - flat[-1])
+    return bool(found[-1] > least * found[0])
+
+
 def effective(w: Tensor) -> float:
     """The number of answers alive: the exponential of the entropy of the weights w (clipped to
     [0, 1] and normalised).
