@@ -12,7 +12,6 @@ other rule of composition.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from operator import index
 from typing import Any, SupportsIndex
@@ -242,12 +241,16 @@ def numbers(name: str, given: SupportsIndex | Iterable[SupportsIndex]) -> tuple[
     """One number or several as a tuple of ints; accepts generators and numpy integers. The error
     names the argument.
     """
-    with suppress(TypeError):
-        return (index(given),)  # type: ignore[arg-type]
     try:
-        return tuple(map(index, given))  # type: ignore[arg-type]
+        one = not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0
+        return tuple(map(_whole, (given,) if one else given))  # type: ignore[arg-type]
     except TypeError:
-        raise MinicosError(f"{name} is a whole number or several, not {given!r}") from None
+        raise MinicosError(f"{name} is a whole number or several, not {given!r:.80}") from None
+
+
+def _whole(x: object) -> int:
+    """x as an int. A truth value is none: a mask would mean numbers 0 and 1. Raises TypeError."""
+    return index(None if "bool" in str(getattr(x, "dtype", type(x))) else x)  # type: ignore[arg-type]
 
 
 def _extent(moments: list[Mapping[str, object]]) -> str:

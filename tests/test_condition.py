@@ -366,7 +366,8 @@ def test_samples_are_taken_and_repeated():
         condition[3]
     with pytest.raises(IndexError):
         condition.take([3])
-    for wrong in ([0.5], ["a"], None, torch.tensor([0.0])):
+    mask = torch.tensor([True, False, True])
+    for wrong in ([0.5], ["a"], None, torch.tensor([0.0]), mask, mask[:1], mask.tolist(), True):
         with pytest.raises(MinicosError, match="a sample is a whole number or several"):
             condition.take(wrong)
     with pytest.raises(MinicosError, match="has no samples"):
