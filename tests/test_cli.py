@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from minicos import cli
 from minicos.analysis.energy import FORMS
-from minicos.cli import main, points
+from minicos.cli import main, opening, points
 from minicos.cli import options as cli_options
 from minicos.config import VARIANTS
 from minicos.dit import DiT
@@ -321,6 +321,14 @@ MISTAKES = {
         both("--knockout", "frame:9", "to", "all"),
         "--knockout frame:9 to all: this run has latent frames 0 to 3",
     ),
+    "knockout of no row": (
+        both("--knockout", "frame:1", "rows:0-9", "to", "all"),
+        "--knockout frame:1 rows:0-9 to all: this run has rows of tokens 0 to 1",
+    ),
+    "knockout of no column": (
+        ["run", "--puzzle", "maze", "--knockout", "all", "to", "columns:6"],
+        "--knockout all to columns:6: this run has columns of tokens 0 to 3",
+    ),
     "sharing with oneself": (both("--ensemble", "20-29", "--seeds", "1"), "--seeds 2 or more"),
     "sharing of no window": (
         both("--ensemble", "20-29,30-39"),
@@ -562,11 +570,29 @@ def test_what_needs_no_weights_is_refused_before_any_are_read(name, minicos, mon
 
 @pytest.mark.parametrize(
     "name",
-    ["attention of no pass", "noise of no frame", "knockout of no frame", "knockout of no layer"],
+    [
+        "attention of no pass",
+        "noise of no frame",
+        "knockout of no frame",
+        "knockout of no row",
+        "knockout of no column",
+        "knockout of no layer",
+    ],
 )
 def test_places_that_a_run_lacks_are_refused_before_weights_are_read(name, minicos, monkeypatch):
     monkeypatch.setattr("minicos.open.load", None)
     assert_one_sentence(minicos(*MISTAKES[name][0]), MISTAKES[name][1])
+
+
+@pytest.mark.parametrize(
+    ("size", "given"), [((40, 56), ["--area", "64x32"]), ((64, 96), ["--frames", "5"])]
+)
+def test_the_token_grid_is_known_before_weights_are_read(size, given, toy):
+    argv = ["run", "--model", str(toy), *PROMPT, "--image", "x.png", *given]
+    args, picture = cli.parser().parse_args(argv), torch.zeros(3, *size)
+    files = opening.layout(args)
+    outline, wan = opening.outline(args, files), opening.load_wan(args, files)
+    assert outline.grid(picture) == wan.grid(wan.condition("x", picture).shape)
 
 
 DIT = "high_noise_model/diffusion_pytorch_model.safetensors"

@@ -25,6 +25,7 @@ HELP = (
     " padding, all; or causal; control:0 cuts as many random pairs instead; may be repeated"
 )
 SIDES = ("frame", "rows", "columns")
+PLACES = ("latent frames", "rows of tokens", "columns of tokens")
 LIMITS = ("layers", "steps", "branch", "control")
 TEXTS = ("text", "padding", "word")  # the rows of the last two depend on the prompt
 
@@ -77,13 +78,14 @@ def check_word(parts: Sequence[str], prompt: str | None) -> None:
             raise MinicosError(f"--knockout word:{value}: the prompt {prompt or ''!r} lacks it")
 
 
-def check_frames(parts: Sequence[str], count: int) -> None:
-    """Raise MinicosError for a frame that a video of so many latent frames lacks, before a model is
+def check_places(parts: Sequence[str], grid: tuple[int, int, int]) -> None:
+    """Raise MinicosError for a frame, row or column that this token grid lacks, before a model is
     read.
     """
+    sizes = dict(zip(SIDES, zip(PLACES, grid, strict=True), strict=True))
     for name, value in map(_split, parts):
-        if name == "frame":
-            _numbers(f"--knockout {' '.join(parts)}", "latent frames", value, count)
+        if name in sizes:
+            _numbers(f"--knockout {' '.join(parts)}", sizes[name][0], value, sizes[name][1])
 
 
 def resolve(

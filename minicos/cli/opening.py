@@ -12,7 +12,6 @@ from minicos.errors import MinicosError, warn
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minicos.analysis.outline import Outline
     from minicos.condition import Condition
     from minicos.config import Preset
     from minicos.peers.folder import PeerFolder
@@ -131,6 +130,8 @@ class HeaderOutline:
     streams: tuple[str, ...]
     stream_decides: bool
     stride: tuple[int, int, int]
+    patch: tuple[int, int, int]
+    loras: tuple[tuple[Path, float], ...]
 
     def with_preset(self, **changes: Any) -> "HeaderOutline":
         return replace(self, preset=self.preset.changed(**changes))
@@ -138,8 +139,24 @@ class HeaderOutline:
     def latent_frames(self, frames: int) -> int:
         return (frames - 1) // self.stride[0] + 1
 
+    def grid(self, image: "Tensor | None") -> tuple[int, int, int]:
+        """Frames, rows and columns of the tokens of a video from this first frame (.. h w), if any.
 
-def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Outline | None":
+        Raises:
+            MinicosError: the model cannot make a video of this size.
+        """
+        from minicos.condition import frame_size
+
+        (t, h, w), (_, stride, _) = self.patch, self.stride
+        height, width = self.preset.size
+        if image is not None:
+            size = (image.shape[-2], image.shape[-1])
+            height, width = frame_size(size, self.preset.area, stride, h, self.preset.resize)
+        frames = self.latent_frames(self.preset.frames) // t
+        return frames, height // stride // h, width // stride // w
+
+
+def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> HeaderOutline | None:
     """The outline of the options' run; None for a peer, which is described when it is loaded."""
     from minicos.weights.layouts import Layout
 
@@ -154,6 +171,8 @@ def outline(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Outline 
         streams=(),
         stream_decides=True,
         stride=files.vae.config.stride,
+        patch=files.experts["high"].config.patch_size,
+        loras=tuple(one for part in files.experts.values() for one in part.loras),
     )
 
 

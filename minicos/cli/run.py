@@ -117,10 +117,10 @@ def run(args: argparse.Namespace) -> None:
     inside = _inside(args, total, depth, seeds)
     outline = opening.outline(args, files)
     if outline is not None:
-        count = outline.latent_frames(preset.frames)
-        _check_frames(edits, count)
+        _check_frames(edits, outline.latent_frames(preset.frames))
+        grid = outline.grid(images["image"])
         for parts in args.knockout:
-            knockout.check_frames(parts, count)
+            knockout.check_places(parts, grid)
 
     wan = opening.load(args, files, images["image"])
     if edits and args.solver is None:  # an edit makes a multistep solver restart
