@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -192,3 +193,22 @@ def test_killed_at_a_hundred_moments_nothing_is_lost_and_nothing_is_half(tmp_pat
                 assert path(unit).read_text() == "".join(f"{unit} {part}\n" for part in range(4))
     assert not attempt(left(every), make)
     assert all(path(unit).read_text().count("\n") == 4 for unit in every)
+
+
+def test_the_time_left_is_that_of_the_whole_list_and_of_each_pace(monkeypatch, capsys):
+    """Units without a model are free of operations and take time all the same."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    paid, free = (units({name: JOBS[name]}, (1,), 1)[:4] for name in JOBS)
+    prices = dict.fromkeys(paid, 5.0) | dict.fromkeys(free, 0.0)
+    tell = work.Progress(prices, paid[:1], Shard())
+    for done, (unit, seconds) in enumerate(
+        [*((u, 30) for u in paid[1:]), *((u, 20) for u in free)]
+    ):
+        tell(done + 1, 3, unit)
+        now[0] += seconds
+    tell(8, 4, None)
+    told = [re.search(", (.*) left", line) for line in capsys.readouterr().err.splitlines()]
+    rest = ["more than 0:01:00", "more than 0:00:30", "more than 0:00:00"]  # of three paid units
+    rest += ["0:01:00", "0:00:40", "0:00:20", "0:00:00"]
+    assert [found and found[1] for found in told] == [None, *rest]

@@ -9,6 +9,7 @@ every n-th unit from i on; processes do not communicate.
 import re
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -201,28 +202,45 @@ def attempt(
 
 
 class Progress:
-    """Prints the progress of the whole list and the time left, weighing units by their cost; a line
-    every ten seconds.
+    """Prints the progress of the whole list and the time left; a line every ten seconds.
+
+    Units are weighed by their cost. Those made without a model cost no operations and have a pace
+    of their own: until it is known, or that of the others, the time left is "more than".
     """
 
     def __init__(self, prices: Mapping[Unit, float], finished: Sequence[Unit], part: Shard):
-        self.prices = {unit: price or 1.0 for unit, price in prices.items()}
-        self.left = sum(self.prices.values()) - sum(self.prices[unit] for unit in finished)
-        self.done, self.begin, self.told, self.part = 0.0, time.monotonic(), -TELL, part
+        self.prices = {unit: (bool(price), price or 1.0) for unit, price in prices.items()}
+        self.left, self.done, self.spent = (defaultdict[bool, float](float) for _ in range(3))
+        for unit in set(prices).difference(finished):
+            kind, price = self.prices[unit]
+            self.left[kind] += price
+        self.begin = self.since = time.monotonic()
+        self.told, self.part = -TELL, part
         self.current: Unit | None = None
 
-    def __call__(self, done: int, total: int, unit: Unit | None) -> None:
+    def __call__(self, done: int, _: int, unit: Unit | None) -> None:
+        now = time.monotonic()
         if self.current is not None:
-            price = self.prices[self.current]
-            self.done, self.left = self.done + price, max(0.0, self.left - price)
-        self.current, spent = unit, time.monotonic() - self.begin
+            kind, price = self.prices[self.current]
+            self.done[kind] += price
+            self.spent[kind] += now - self.since
+            self.left[kind] = max(0.0, self.left[kind] - price)
+        self.current, self.since, spent = unit, now, now - self.begin
         if spent - self.told < TELL and unit is not None:
             return
         self.told = spent
-        rest = f", {clock(spent * self.left / self.done)} left" if self.done else ""
         which = f" (shard {self.part})" if self.part.count > 1 else ""
         what = "" if unit is None else f"  {unit}"
-        print(f"{done}/{total}{which}  {clock(spent)}{rest}{what}", file=sys.stderr, flush=True)
+        line = f"{done}/{len(self.prices)}{which}  {clock(spent)}{self._rest()}{what}"
+        print(line, file=sys.stderr, flush=True)
+
+    def _rest(self) -> str:
+        """The time left in words; nothing before the first unit is made."""
+        if not self.done:
+            return ""
+        seconds = sum(self.spent[k] * self.left[k] / done for k, done in self.done.items())
+        unknown = any(left and k not in self.done for k, left in self.left.items())
+        return f", {'more than ' * unknown}{clock(seconds)} left"
 
 
 def clock(seconds: float) -> str:
