@@ -126,7 +126,9 @@ def padded():
     return pad
 
 
-def _write(folder: Path, dit: DiT, clip: CLIPConfig | None = None, expert: str = ".") -> Path:
+def write_official(
+    folder: Path, dit: DiT, clip: CLIPConfig | None = None, expert: str = "."
+) -> Path:
     """An official folder with random weights and a thin VAE, so that it is quick."""
     vae = replace(TINY_VAE, dim=4)
     networks = [
@@ -138,7 +140,7 @@ def _write(folder: Path, dit: DiT, clip: CLIPConfig | None = None, expert: str =
         networks += [("models_clip_open-clip-xlm-roberta-large-vit-huge-14", CLIP(clip), clip)]
     for name, network, config in networks:
         path = folder / f"{name}.safetensors"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(
             network.half().state_dict(),
             path,
@@ -160,7 +162,7 @@ def toy(tmp_path_factory):
     """A folder in the official layout with the embedded model's shapes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _write(
+        return write_official(
             tmp_path_factory.mktemp("toy"), DiT(VARIANTS["tiny"]), expert="high_noise_model"
         )
 
@@ -185,5 +187,7 @@ def toys21(tmp_path_factory):
             patch.setitem(VARIANTS, f"toy {name}", cfg)
             patch.setitem(PRESETS, f"toy {name}", presets)
             folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
-            folders[name] = _write(folder, DiT(cfg), CLIPConfig(dim=32, num_heads=2, num_layers=3))
+            folders[name] = write_official(
+                folder, DiT(cfg), CLIPConfig(dim=32, num_heads=2, num_layers=3)
+            )
         yield folders

@@ -1,6 +1,7 @@
 """`minicos vbvr` end to end, with the embedded model, on samples made here."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -8,10 +9,17 @@ from dataclasses import replace
 from hashlib import sha256
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from minicos.cli import main
+from minicos.config import VARIANTS
+from minicos.dit import DiT
 from minicos.media import load_video
+from minicos.tiny.lora import save_lora
 from minicos.vbvr import cases, puzzles
+from minicos.weights.lora import LowRank
+from tests.conftest import write_official
 from tests.test_vbvr_scores import checkout
 from tests.vbvr_samples import TASKS, bench, sample
 
@@ -297,3 +305,59 @@ def test_steps_that_no_run_has(data, tmp_path, capsys):
 def test_the_conditions_are_listed(capsys):
     assert main(["vbvr", "--list-conditions"]) == 0
     assert "appendix-a" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def two_experts(tmp_path_factory):
+    """A small folder that opens as like Wan2.2-I2V-A14B, and LoRA files for its networks by name
+    and expert.
+    """
+    folder = tmp_path_factory.mktemp("like")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        high, low = (DiT(replace(VARIANTS["tiny"], num_layers=1)) for _ in range(2))
+        model = write_official(folder / "model", high, expert="high_noise_model")
+        shutil.copytree(model / "high_noise_model", model / "low_noise_model")
+        (file,) = (model / "low_noise_model").glob("*.safetensors")
+        save_file(low.half().state_dict(), file)
+        loras = {}
+        for name in ("4step", "vbvr-lora"):
+            for expert in ("high", "low"):
+                delta = LowRank(torch.randn(128, 2), torch.randn(2, 128))
+                loras[name, expert] = folder / f"{name}-{expert}.safetensors"
+                save_lora(loras[name, expert], {"blocks.0.self_attn.q.weight": delta})
+    return model, loras
+
+
+def test_conditions_on_weights_of_their_own(two_experts, tmp_path, capsys):
+    """Each condition runs in its own way of sampling with its own files merged, and one without
+    its files is refused before anything is made.
+    """
+    model, loras = two_experts
+    bench(tmp_path / "data", 1)
+    given = ["vbvr", "--data", tmp_path / "data", "--model", model, "--area", "64x48", "--frames"]
+    given += ["5", "--out", tmp_path / "out", "--condition", "4step", "vbvr-lora", "--weights"]
+    each = {
+        name: [name, *(f"{expert}={loras[name, expert]}" for expert in ("high", "low"))]
+        for name in ("4step", "vbvr-lora")
+    }
+    command = [*given, *each["4step"], "--weights", *each["vbvr-lora"]]
+    code, said = main([*map(str, command)]), capsys.readouterr().err
+    assert code == 0, said
+    assert all(f"{expert}: {path.name}: 1 tensor" in said for (_, expert), path in loras.items())
+    names = [f"{split}/{task}/00000.mp4" for split, task in TASKS.items()]
+    made = files(tmp_path / "out")
+    assert sorted(made) == sorted(f"{tree}/{name}" for tree in each for name in names)
+    assert all(made[f"4step/{name}"] != made[f"vbvr-lora/{name}"] for name in names)
+    for name, variant, steps in (
+        ("4step", "like Wan2.2-I2V-A14B-4step", 4),
+        ("vbvr-lora", "like VBVR-Wan2.2", 50),
+    ):
+        (record,) = (tmp_path / "out" / "made_with" / name).rglob("run.json")
+        about = json.loads(record.read_text())["settings"]
+        assert (about["model"], about["steps"]) == (variant, steps)
+
+    one = [*map(str, given), *map(str, each["4step"]), "--out", str(tmp_path / "new")]
+    assert main(one) == 2
+    assert "--weights vbvr-lora high=FILE low=FILE" in capsys.readouterr().err
+    assert not files(tmp_path / "new")

@@ -1,6 +1,6 @@
 """`Outline`: the facts that the options of a study are checked against."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, Self
 
 from minicos.config import Preset
@@ -38,6 +38,10 @@ class Outline(Protocol):
     @property
     def stream_decides(self) -> bool:
         """Whether the last block's stream determines the velocity, see `sample.Model`."""
+
+    @property
+    def loras(self) -> Sequence[object]:
+        """The LoRAs merged into its networks."""
 
     def with_preset(self, **changes: Any) -> Self:
         """The same model with some fields of its preset changed."""

@@ -129,9 +129,26 @@ def make(
     from minicos.vbvr.conditions import check
 
     failed: dict[Unit, str] = {}
+    waiting = dict.fromkeys(maker.left(mine))
+    outlines = {name: opening.outline(one.args, one.files) for name, one in plans.items()}
+    for unit in waiting:  # all of them before the first is made, which can take days
+        arm = maker.arms[unit.condition]
+        outline = outlines[arm.weights]
+        if outline is not None and not arm.baseline:
+            check(outline, arm, unit.shape[0])
+    prices = {
+        unit: estimate.operations(
+            plans[maker.arms[unit.condition].weights].model,
+            unit,
+            maker.arms[unit.condition],
+            bool(maker.every.get(unit.condition)),
+        )
+        for unit in mine
+    }
+    done = len(mine) - len(waiting)
+    tell = work.Progress(prices, [unit for unit in mine if unit not in waiting], part)
     for name, one in plans.items():
-        units = [unit for unit in mine if maker.arms[unit.condition].weights == name]
-        left = maker.left(units)
+        left = [unit for unit in waiting if maker.arms[unit.condition].weights == name]
         if again := maker.damaged(left):
             warn(
                 f"{len(again)} videos in {args.out} are made again, {again[0].name} first: they "
@@ -141,17 +158,7 @@ def make(
         models: dict[str, Wan] = {}
         if run:
             models[name] = opening.load_wan(one.args, one.files)
-            for unit in run:
-                check(models[name], maker.arms[unit.condition], unit.shape[0])
             _record(one.args, name, models[name], args, maker, part)
-        prices = {
-            unit: estimate.operations(
-                one.model, unit, maker.arms[unit.condition], bool(maker.every.get(unit.condition))
-            )
-            for unit in units
-        }
-        done = [unit for unit in units if unit not in left]
-        tell = work.Progress(prices, done, part)
         own = replace(maker, models=models)
 
         def logged(unit: "Unit", own: "Maker" = own) -> None:
@@ -159,7 +166,9 @@ def make(
             if journal is not None:
                 journal.add({"run": str(args.out), "what": "vbvr", "made": str(unit)})
 
-        failed |= work.attempt(left, logged, done=len(done), retries=args.retries, tell=tell)
+        lost = work.attempt(left, logged, done=done, retries=args.retries, tell=tell)
+        done += len(left) - len(lost)
+        failed |= lost
     return failed
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from minicos.analysis.ensemble import share
 from minicos.analysis.ensemble.share import Ensemble, window
 from minicos.analysis.noise.edit import Noise
+from minicos.analysis.outline import Outline
 from minicos.analysis.swap.states import Swap
 from minicos.analysis.tools.interventions import NO_INTERVENTIONS, Interventions
-from minicos.config import Preset
+from minicos.config import LIKE, Preset
 from minicos.errors import MinicosError
 from minicos.wan import Wan
 
@@ -274,9 +275,9 @@ def final(wan: Wan, arm: Arm, batch: Batch, see: See | None = None) -> Tensor:
     return x[:: arm.seeds]
 
 
-def check(wan: Wan, arm: Arm, frames: int) -> None:
+def check(wan: Outline, arm: Arm, frames: int) -> None:
     """Raise MinicosError if this model, under its preset, cannot run a condition."""
-    steps, latents = wan.preset.steps, (frames - 1) // wan.vae.cfg.stride[0] + 1
+    steps, latents = wan.preset.steps, wan.latent_frames(frames)
     for name, count in (("step", steps), ("at", steps), ("during", steps), ("frame", latents)):
         if name in arm.options and arm.options[name][1] >= count:
             what = "latent frames" if name == "frame" else "steps"
@@ -288,7 +289,8 @@ def check(wan: Wan, arm: Arm, frames: int) -> None:
             " in that, too. Take --solver euler for all conditions."
         )
     wanted = {"4step": "a model distilled to four steps", "vbvr-lora": "VBVR-Wan2.2"}.get(arm.kind)
-    fits = {"4step": wan.variant.endswith("-4step"), "vbvr-lora": wan.variant == "VBVR-Wan2.2"}
+    vbvr = wan.variant.removeprefix(LIKE) == "VBVR-Wan2.2"
+    fits = {"4step": wan.variant.endswith("-4step"), "vbvr-lora": vbvr}
     if wanted and not fits[arm.kind]:
         raise MinicosError(
             f"condition {arm.name!r} needs {wanted}, and this is {wan.variant}. Give its LoRA "
