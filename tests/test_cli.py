@@ -592,7 +592,7 @@ def test_the_token_grid_is_known_before_weights_are_read(size, given, toy):
     args, picture = cli.parser().parse_args(argv), torch.zeros(3, *size)
     files = opening.layout(args)
     outline, wan = opening.outline(args, files), opening.load_wan(args, files)
-    assert outline.grid(picture) == wan.grid(wan.condition("x", picture).shape)
+    assert outline.grid(picture) == wan.grid(wan.condition("solve", picture).shape)
 
 
 DIT = "high_noise_model/diffusion_pytorch_model.safetensors"

@@ -69,7 +69,8 @@ def test_from_samples_to_tables_and_not_twice(data, kit, tmp_path, capsys):
     assert (tmp_path / "steps.csv").exists() and (tmp_path / "steps.png").exists()
     assert numbers["score: plain"]["value"] == 0.25 and numbers["score: plain"]["n"] == 4
     assert numbers["score: truth minus plain"]["value"] == 0
-    assert "496 of the benchmark's 500" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "496 of the benchmark's 500" in said and "scores plain: 4 videos" in said
     assert "| plain | 4 of 4 |" in (tmp_path / "table.md").read_text()
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.mp4")}
     assert run(data, tmp_path, *conditions, *scorer) == 0

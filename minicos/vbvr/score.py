@@ -64,10 +64,12 @@ def _tree(
         kept = remembered.load_json(file)
         if kept["fingerprint"] == known:
             return {kind: Scored(**one) for kind, one in kept["scored"].items()}
-    if not any(tree.path(folder, sample).is_file() for sample in samples):
+    count = sum(tree.path(folder, sample).is_file() for sample in samples)
+    if not count:
         return {kind: Scored({}, dict.fromkeys(samples, "no video")) for kind in kinds}
     if kit:
-        print(f"minicos: {kit.scorer.name} scores {name}", file=sys.stderr, flush=True)
+        what = f"{kit.scorer.name} scores {name}: {count} videos, a second or more each"
+        print(f"minicos: {what}", file=sys.stderr, flush=True)
         try:
             scored = {"score": evalkit.score(kit, folder, truth, list(samples))}
         except MinicosError as error:
