@@ -25,7 +25,7 @@ from torch import Tensor
 
 from minicos import measures, ops
 from minicos.errors import MinicosError
-from minicos.hooks import Hooks
+from minicos.hooks import Hooks, Site
 
 MOST_PAIRS = 1 << 28  # queries times keys in one call: 268 MB of bools
 MOST_WEIGHTS = 1 << 26  # entries of a pattern in one call, samples and heads included: 268 MB
@@ -152,6 +152,14 @@ def _block(
         if (changed := hooks.replaced(names[1], weights)) is not None:
             return (changed @ v.float()).to(v.dtype)
     return None if free else masked_attention(q, k, v, thin(allowed))
+
+
+def earlier_frames(allowed: Tensor, site: Site) -> Tensor:
+    """A hook on `allowed`: of the allowed keys, those in the query's own and earlier latent
+    frames.
+    """
+    frame = torch.arange(allowed.shape[3], device=allowed.device) // (site.grid[1] * site.grid[2])
+    return allowed & (frame <= frame[site.tokens, None])
 
 
 def thin(allowed: Tensor) -> Tensor:

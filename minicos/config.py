@@ -36,6 +36,7 @@ class DiTConfig:
     # m, rows of CLIP features for cross-attention in addition to the text: 257 per image (Wan2.1)
     image_tokens: int = 0
     image_dim: int = 1280  # width of those features
+    frame_causal: bool = False  # tokens attend to their own and earlier latent frames only
 
     def __post_init__(self):
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
@@ -432,6 +433,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "tiny": _OFFICIAL.changed(
             solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY
         ),
+        "4step": _4STEP.changed(**_TINY),
         "official": _OFFICIAL.changed(**_TINY),
         "cos": _COS.changed(**_TINY),
     },

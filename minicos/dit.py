@@ -12,6 +12,7 @@ float32 or, as in DiffSynth, bfloat16 (`residual_dtype`).
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -21,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minicos.attend import attend
+from minicos.attend import attend, earlier_frames
 from minicos.config import DiTConfig
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
@@ -38,6 +39,9 @@ FLOAT32 = (
     "img_emb.proj.4",
     "img_emb.emb_pos",
 )
+
+
+FRAME_CAUSAL = NO_HOOKS.on("blocks.*.self_attn.allowed", earlier_frames)
 
 
 class Linear(nn.Linear):
@@ -298,6 +302,8 @@ class DiT(nn.Module):
         self._check_clip(clip)
         tokens = self.patch_embedding(x.to(self.patch_embedding.weight.dtype))  # b d f h w
         f, h, w = grid = tuple(tokens.shape[2:])
+        if self.cfg.frame_causal:
+            hooks = replace(hooks, rules=FRAME_CAUSAL.rules + hooks.rules)
         hooks = hooks.at(grid=grid)
         # contiguous, or every block would work on a transposed stream
         tokens = hooks("embed", rearrange(tokens, "b d f h w -> b (f h w) d").contiguous())

@@ -2,7 +2,7 @@
 `minicos.load("tiny")` opens."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import rmtree
 
@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minicos.config import DiTConfig
 from minicos.runs import replace_file, write_json
 from minicos.text import Tokenizer
 from minicos.tiny import train_dit, train_vae
@@ -38,14 +39,20 @@ def export(
     networks(weights, train_dit.finished(folder, tokenizer, stage))
     low = weights / "low_noise_model"
     if (folder / "low" / "averaged.safetensors").exists():
-        save_lora(low / "lora.safetensors", train_dit.low_deltas(folder), torch.float16)
+        save_updates(folder, "low", low)
     elif low.exists():
         rmtree(low)  # of another high-noise expert
     told(weights)
 
 
 def export_variant(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str) -> None:
-    """What a variant has of its own: one expert, and the text encoder if that was trained too."""
+    """What a variant has of its own: one expert, for a stage of `train_dit.LORAS` as a LoRA on the
+    embedded model's; and the text encoder if that was trained too."""
+    high, name = weights / "high_noise_model", stage.partition("/")[0]
+    if how := train_dit.LORAS.get(name):
+        save_updates(folder, name, high)
+        configure(high, replace(train_dit.CFG, frame_causal=how.frame_causal))
+        return told(weights)
     student, base = (train_dit.finished(folder, tokenizer, s) for s in (stage, "dit/averaged"))
     own, known = student.text.state_dict(), base.text.state_dict()
     networks(weights, student, text=any(not own[name].equal(known[name]) for name in own))
@@ -54,9 +61,22 @@ def export_variant(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str
 
 def networks(weights: Path, student: train_dit.Student, text: bool = True) -> None:
     """Write the transformer and, with `text`, the text encoder."""
-    cfg = student.dit.cfg
     high = weights / "high_noise_model"
     half(high / "diffusion_pytorch_model.safetensors", student.dit.state_dict())
+    configure(high, student.dit.cfg)
+    if text:
+        path = weights / "models_t5_umt5-xxl-enc-bf16.safetensors"
+        half(path, student.text.state_dict(), asdict(student.text.cfg))
+
+
+def save_updates(folder: Path, stage: str, to: Path) -> None:
+    """The LoRA of a stage, in float16."""
+    save_lora(to / "lora.safetensors", train_dit.trained_updates(folder, stage), torch.float16)
+
+
+def configure(network: Path, cfg: DiTConfig) -> None:
+    """Write the config.json of a transformer, with the official fields; `frame_causal`, which is
+    not one of them, only where it is true."""
     config = {"_class_name": "WanModel", "model_type": "i2v"} | {
         name: getattr(cfg, name)
         for name in (
@@ -64,10 +84,8 @@ def networks(weights: Path, student: train_dit.Student, text: bool = True) -> No
             *("num_heads", "num_layers", "out_dim", "text_len"),
         )
     }
-    write_json(high / "config.json", dict(sorted(config.items())))
-    if text:
-        path = weights / "models_t5_umt5-xxl-enc-bf16.safetensors"
-        half(path, student.text.state_dict(), asdict(student.text.cfg))
+    config |= {"frame_causal": True} if cfg.frame_causal else {}
+    write_json(network / "config.json", dict(sorted(config.items())))
 
 
 def told(weights: Path) -> None:

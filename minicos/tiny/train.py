@@ -8,11 +8,15 @@
     python -m minicos.tiny.train dit        --out FOLDER   text encoder and DiT, from the shards
                                                            that `latents` has written so far
     python -m minicos.tiny.train low        --out FOLDER   the low-noise expert, a LoRA on the DiT
-    python -m minicos.tiny.train one-answer --out FOLDER   a variant: the DiT trained further with
-                                                           one answer per prompt (first: latents
-                                                           --one-answer)
     python -m minicos.tiny.train export     --out FOLDER   write everything in the official layout
                                                            to minicos/tiny/weights
+
+Variants are LoRAs on the DiT, too; `export --variant NAME` writes one.
+
+    python -m minicos.tiny.train one-answer   --out FOLDER   only one answer to each prompt (first:
+                                                             latents --one-answer)
+    python -m minicos.tiny.train distilled    --out FOLDER   four steps for twenty
+    python -m minicos.tiny.train frame-causal --out FOLDER   no frame attends to a later one
 
 With `--resume-from MODEL` a new FOLDER begins with the VAE, text encoder and high-noise expert of
 MODEL ("tiny" or a folder) and with fresh optimisers; the stage `vae` is then not needed. FOLDER
@@ -42,7 +46,9 @@ STEPS = {
     "decoder": 3000,
     "dit": 24000,
     "low": 700,
-    "one-answer": 1500,
+    "one-answer": 800,
+    "distilled": 800,
+    "frame-causal": 1500,
     "export": 0,
 }
 
@@ -111,10 +117,8 @@ def run(args: argparse.Namespace) -> None:
     elif args.stage == "dit":
         rates = {"rate": args.rate, "decay": args.decay}
         train_dit.train(args.out, words, compiled=args.compile, **rates, **common)
-    elif args.stage == "one-answer":
-        train_dit.train_one_answer(args.out, words, compiled=args.compile, **common)
-    elif args.stage == "low":
-        train_dit.train_low(args.out, words, **common)
+    elif args.stage in train_dit.LORAS:
+        train_dit.train_lora(args.out, words, args.stage, **common)
     elif args.variant is None:
         export.export(args.out, args.to, words, args.checkpoint, args.share)
     elif re.fullmatch("[a-z0-9-]+", args.variant):

@@ -1,13 +1,16 @@
-"""Train the embedded DiT with its text encoder, then its low-noise expert as a LoRA.
+"""Train the embedded DiT with its text encoder, then LoRAs on it: its low-noise expert, variants.
 
 Flow matching: x = (1 - sigma) x0 + sigma noise, target velocity noise - x0, mean squared error.
 Noise levels are stratified over the batch and shifted towards noise (sigma = 3u / (1 + 2u)), where
 routes are decided; a tenth of the prompts is dropped, so that guidance works. The first stage
-trains on every noise level and becomes the high-noise expert. The second trains rank-16 updates of
-its block matrices on sigma < 0.9 only, the range of the low-noise expert.
+trains on every noise level and becomes the high-noise expert. All others (`LORAS`) train low-rank
+updates of its block matrices.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from minicos.config import TINY_TEXT, VARIANTS
+from minicos.config import TINY_TEXT, VARIANTS, get_preset
 from minicos.dit import DiT
 from minicos.ops import REFERENCE, Ops
 from minicos.runs import replace_file
+from minicos.schedule import make
 from minicos.text import TextEncoder, Tokenizer, encode
 from minicos.tiny import optim
 from minicos.tiny.data import Pool
@@ -29,7 +33,7 @@ from minicos.weights.lora import LowRank
 
 CFG = VARIANTS["tiny"]
 SHIFT, DROP = 3.0, 0.1
-BOUNDARY, RANK = 0.9, 16  # of the low-noise expert
+BOUNDARY = 0.9  # of the low-noise expert
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -59,6 +63,32 @@ class Student(nn.Module):
         s = sigma.view(-1, 1, 1, 1, 1)
         velocity = self.dit((1 - s) * x0 + s * noise, 1000 * sigma, text, y)
         return (velocity - (noise - x0)).square().mean()
+
+
+class FewStepStudent(Student):
+    """One step of the student leads where several steps of its teacher do, which is the same
+    network without its updates (one round of progressive distillation, arXiv:2202.00512).
+
+    The 20 steps of the preset "tiny" are cut into four pieces, the steps of "4step". The target is
+    the teacher's mean velocity along a piece, from noised training data.
+    """
+
+    def loss(
+        self, x0: Tensor, y: Tensor, prompts: list[str], noise: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """Mean squared error of the velocity over a piece; the pieces take turns over the batch,
+        and `sigma` is not used."""
+        text = encode(self.text, self.tokenizer, prompts)
+        many, few = (levels(name).to(x0.device) for name in ("tiny", "4step"))
+        each = (len(many) - 1) // (len(few) - 1)
+        first = torch.arange(len(x0), device=x0.device) % (len(few) - 1) * each
+        passed = [many[first + i].view(-1, 1, 1, 1, 1) for i in range(each + 1)]
+        x = start = (1 - passed[0]) * x0 + passed[0] * noise
+        with torch.no_grad(), without_updates(self.dit):
+            for s, after in pairwise(passed):
+                x = x + (after - s) * self.dit(x, 1000 * s.flatten(), text, y)
+        velocity = self.dit(start, 1000 * passed[0].flatten(), text, y)
+        return (velocity - (x - start) / (passed[-1] - passed[0])).square().mean()
 
 
 def initialise(student: Student) -> None:
@@ -196,97 +226,114 @@ def adopt(folder: Path, wan: Wan, tokenizer: Tokenizer) -> None:
     replace_file(folder / "start.safetensors", lambda path: save_file(tensors, path))
 
 
-def train_one_answer(
-    folder: Path,
-    tokenizer: Tokenizer,
-    *,
-    steps: int,
-    seed: int,
-    device: str = "cpu",
-    compiled: bool = False,
-) -> None:
-    """A variant: the finished first stage, trained further with one answer for each prompt, into
-    `folder`/one-answer.
-
-    Its early steps must not show several candidates: it is the positive control for analyses that
-    count them. The text encoder stays as it is, so that the variant can share it.
-    """
-    student = finished(folder, tokenizer).requires_grad_(True).to(device)
-    student.text.requires_grad_(False)
-    opts = optim.optimisers(student, is_block_matrix, muon_lr=4e-3, adam_lr=1e-3)
-    fit(
-        student,
-        opts,
-        folder,
-        "one-answer",
-        steps=steps,
-        seed=seed + 2,
-        device=device,
-        compiled=compiled,
-        ema=0.99,
-        latents="latents-one-answer",
-    )
-
-
 class LowRankUpdate(nn.Module):
     """W -> W + up down, the trainable form of a LoRA. `up` starts at zero."""
 
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()
+        self.on = True
         self.down = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
         self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.up @ self.down
+        return weight + self.up @ self.down if self.on else weight
 
 
-def finished(folder: Path, tokenizer: Tokenizer, name: str = "dit/averaged") -> Student:
-    """The averaged weights of the first stage, or of another one or an earlier step:
-    "dit/averaged-4000"."""
-    student = Student(tokenizer).requires_grad_(False)
+@contextmanager
+def without_updates(network: nn.Module) -> Iterator[None]:
+    """Run the network as it was before its low-rank updates."""
+    updates = [module for module in network.modules() if isinstance(module, LowRankUpdate)]
+    try:
+        for update in updates:
+            update.on = False
+        yield
+    finally:
+        for update in updates:
+            update.on = True
+
+
+def levels(preset: str) -> Tensor:
+    """The noise levels of a preset of the embedded model, from 1 to 0 (steps + 1,)."""
+    how = get_preset("tiny", preset)
+    return torch.tensor(make(how.solver, how.steps, how.shift).sigmas)
+
+
+def finished(
+    folder: Path, tokenizer: Tokenizer, name: str = "dit/averaged", kind: type[Student] = Student
+) -> Student:
+    """The averaged weights of the first stage, or of an earlier step: "dit/averaged-4000"."""
+    student = kind(tokenizer).requires_grad_(False)
     student.load_state_dict(load_file(folder / f"{name}.safetensors"))
     return student
 
 
-def with_updates(student: Student, rank: int = RANK) -> Student:
-    """The same network with a trainable LowRankUpdate on every block matrix."""
+def with_updates(student: Student, rank: int) -> list[nn.Parameter]:
+    """Add a trainable LowRankUpdate to every block matrix, and return the parameters of all."""
+    updates: list[nn.Parameter] = []
     for block in student.dit.blocks:
         for layer in block.modules():
             if isinstance(layer, nn.Linear):
-                parametrize.register_parametrization(
-                    layer, "weight", LowRankUpdate(layer.weight, rank)
-                )
-    return student
+                update = LowRankUpdate(layer.weight, rank)
+                parametrize.register_parametrization(layer, "weight", update)
+                updates += update.parameters()
+        # never updated; but the activations of blocks without gradients are computed twice
+        block.modulation.requires_grad_(True)
+    return updates
 
 
-def train_low(
-    folder: Path, tokenizer: Tokenizer, *, steps: int, seed: int, device: str = "cpu"
+@dataclass(frozen=True)
+class LoraStage:
+    """How a LoRA on the finished first stage is trained."""
+
+    rank: int = 24
+    below: float = 1.0  # the noise levels that it is trained on: (0, below)
+    latents: str = "latents"  # the folder with its training data
+    student: type[Student] = Student
+    frame_causal: bool = False
+
+
+LORAS: dict[str, LoraStage] = {
+    "low": LoraStage(rank=16, below=BOUNDARY),
+    # only one answer to every prompt: its early steps must not show several candidates, so it is
+    # the positive control for analyses that count them
+    "one-answer": LoraStage(latents="latents-one-answer"),
+    # 20 steps of the first stage in 4
+    "distilled": LoraStage(student=FewStepStudent),
+    # no frame reads a later one: the network that a chain of frames would need
+    "frame-causal": LoraStage(frame_causal=True),
+}
+
+
+def train_lora(
+    folder: Path, tokenizer: Tokenizer, stage: str, *, steps: int, seed: int, device: str = "cpu"
 ) -> None:
-    """Second stage: the low-noise expert as a LoRA on the finished first stage, trained below the
-    boundary, into `folder`/low."""
+    """A stage of `LORAS`, into `folder`/`stage`, resuming."""
     torch.manual_seed(seed)
-    student = with_updates(finished(folder, tokenizer)).to(device)
-    updates = [p for p in student.parameters() if p.requires_grad]
+    how = LORAS[stage]
+    student = finished(folder, tokenizer, kind=how.student)
+    student.dit.cfg = replace(CFG, frame_causal=how.frame_causal)
+    updates = with_updates(student.to(device), how.rank)
     opts: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(updates, 1e-3, betas=(0.9, 0.98), weight_decay=0.0)
     ]
     fit(
-        student,
+        student.to(device),
         opts,
         folder,
-        "low",
+        stage,
         steps=steps,
-        seed=seed + 1,
+        seed=seed + 1 + [*LORAS].index(stage),
         device=device,
-        below=BOUNDARY,
+        below=how.below,
         decay=0.7,
         ema=0.99,
+        latents=how.latents,
     )
 
 
-def low_deltas(folder: Path) -> dict[str, LowRank]:
-    """The trained updates of the second stage: official parameter name -> LowRank."""
-    tensors = load_file(folder / "low" / "averaged.safetensors")
+def trained_updates(folder: Path, stage: str) -> dict[str, LowRank]:
+    """The result of a stage of `LORAS`: official parameter name -> LowRank."""
+    tensors = load_file(folder / stage / "averaged.safetensors")
     marker = ".parametrizations.weight.0.up"
     modules = [key.removesuffix(marker) for key in tensors if key.endswith(marker)]
     return {

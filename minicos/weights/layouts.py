@@ -7,7 +7,8 @@
                  text_encoder/, image_encoder/, tokenizer/
     single file  one network (ComfyUI, DiffSynth); other parts are named individually, see `PARTS`
 
-An expert may be a LoRA on the other one, as in the model that comes with minicos. `find` reads
+An expert may be a LoRA on the other one, as in the model that comes with minicos; most of this
+model's variants are LoRAs on it. `find` reads
 headers alone and does not import torch, so that problems are reported before anything is loaded.
 """
 
@@ -32,6 +33,7 @@ from minicos.weights.stated import FOLLOW, departures, stated
 
 EMBEDDED = Path(__file__).parents[1] / "tiny" / "weights"
 EMBEDDED_VARIANTS = EMBEDDED.with_name("variants")  # of the embedded model, one folder each
+USUAL = {"distilled": "4step"}  # variant of the embedded model -> its preset, if not the first
 PARTS = {  # parts that can be named individually
     "high": "the network for high noise, or the only one",
     "low": "the network for low noise, or a LoRA that makes it of the other",
@@ -95,16 +97,17 @@ class Layout:
     clip: Part[CLIPConfig] | None = None  # if the variant has one
     notes: tuple[str, ...] = ()
     stated: dict[str, float] = field(default_factory=dict)  # in a diffusers folder: shift, boundary
+    usual: str | None = None  # the default preset; None: the first
 
     def preset(self, name: str | None = None) -> Preset:
-        """A preset of the variant, by default the first; "diffusers" is the first with the values
-        of the folder.
+        """A preset of the variant, by default the `usual` one; "diffusers" is the first with the
+        values of the folder.
 
         Raises:
             MinicosError: there is no such preset, or the folder contains no such values.
         """
         if name != FOLLOW:
-            return get_preset(self.variant, name)
+            return get_preset(self.variant, name or self.usual)
         if not self.stated:
             raise MinicosError(
                 "--preset diffusers follows a diffusers folder, and this model has no "
@@ -189,6 +192,7 @@ def find(
         clip=_clip(seen) if cfg.images else None,
         notes=(*notes, *_mismatches(seen, loras)),
         stated=says,
+        usual=USUAL.get(path.name) if path.parent == EMBEDDED_VARIANTS else None,
     )
     _fit(layout)
     return layout
@@ -350,6 +354,7 @@ class _Survey:
     kind: str
     places: dict[str, Path]
     networks: dict[str, tuple[Header, ...]]  # expert -> headers
+    base: tuple[Header, ...]  # of a network that is no LoRA
     evidence: variants.Evidence
 
 
@@ -375,6 +380,8 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
             "Check the path, or name it: --part high=FILE."
         )
     bases = {name: headers for name, headers in networks.items() if not _is_lora(headers)}
+    if not bases and model.parent == EMBEDDED_VARIANTS:
+        bases = {"high": read_part(EMBEDDED / OFFICIAL["high"][0], "high")}
     if not bases:
         raise MinicosError(
             f"{found['high' if 'high' in networks else 'low']} is a LoRA: give the model it is "
@@ -390,7 +397,7 @@ def _survey(model: Path, parts: Mapping[str, str | Path]) -> _Survey:
             "Give the two experts of one."
         )
     about = evidence(model, kind, own | {name: found[name] for name in networks}, first)
-    return _Survey(model, kind, found, networks, about)
+    return _Survey(model, kind, found, networks, next(iter(bases.values())), about)
 
 
 def _architecture(path: Path, headers: Sequence[Header]) -> dict[str, Any]:
@@ -421,14 +428,13 @@ def _experts(seen: _Survey, variant: str, lora: ListedLoras) -> dict[str, Part[D
             f"{variant} has one network: --lora high=FILE" if name == "low" else "Take high or low"
         )
         raise MinicosError(f"--lora {name}=...: there is no expert {name!r}. {advice}.")
-    base = next(headers for headers in seen.networks.values() if not _is_lora(headers))
     experts, sources = {}, []
     for name, (there, headers) in zip(names, seen.networks.items(), strict=True):
         place = seen.places[there]
         config = variants.configure(variant, seen.evidence.shapes, _json(place), str(place))
         loras = tuple(_with_strength(one) for one in lora.get(name, ()))
         if _is_lora(headers):
-            loras, headers = (*((header.path, 1.0) for header in headers), *loras), base
+            loras, headers = (*((header.path, 1.0) for header in headers), *loras), seen.base
         experts[name] = Part(_files(headers), config, loras)
         sources.append(([(sampled(one.path), one.section) for one in headers], loras))
     if len(sources) == 2 and sources[0] == sources[1]:

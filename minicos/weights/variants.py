@@ -11,7 +11,7 @@ how it is sampled.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minicos.config import EXPERTS, FINETUNES, LIKE, VARIANTS, CLIPConfig, DiTConfig
@@ -135,9 +135,8 @@ def configure(
     """The variant's configuration, if config.json (`given`, in either spelling) agrees; for a
     network like it, its own configuration.
     """
-    if variant.startswith(LIKE):
-        return dit_config(shapes, given, where)
-    cfg = VARIANTS[FINETUNES.get(variant, variant)]
+    like = variant.startswith(LIKE)
+    cfg = dit_config(shapes, given, where) if like else VARIANTS[FINETUNES.get(variant, variant)]
     known = {name: getattr(cfg, name) for name in ("num_heads", "eps", "text_len")}
     for name, value in (
         known | {"num_attention_heads": cfg.num_heads, "window_size": [-1, -1]}
@@ -147,7 +146,10 @@ def configure(
                 f"{where}: its config.json says {name} {given[name]!r}, and its shapes are those "
                 f"of {variant}, which has {value}. Download the config.json again."
             )
-    return cfg
+    causal = given.get("frame_causal", False)
+    if not isinstance(causal, bool):
+        raise MinicosError(f"{where}: its config.json says frame_causal {causal!r:.40}, no bool")
+    return replace(cfg, frame_causal=causal)
 
 
 def _choices(names: list[str]) -> str:
