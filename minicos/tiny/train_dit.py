@@ -261,9 +261,12 @@ def levels(preset: str) -> Tensor:
 def finished(
     folder: Path, tokenizer: Tokenizer, name: str = "dit/averaged", kind: type[Student] = Student
 ) -> Student:
-    """The averaged weights of the first stage, or of an earlier step: "dit/averaged-4000"."""
+    """The averaged weights of the first stage, or of an earlier step: "dit/averaged-4000". Before
+    the first stage has begun, the weights that it starts from."""
     student = kind(tokenizer).requires_grad_(False)
-    student.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    path = folder / f"{name}.safetensors"
+    begun = path.exists() or (folder / "dit").exists()
+    student.load_state_dict(load_file(path if begun else folder / "start.safetensors"))
     return student
 
 
