@@ -165,6 +165,21 @@ def test_causal_frames_do_not_know_what_follows(network, inputs):
     assert torch.equal(a[:, :, :2], b[:, :, :2]) and not torch.equal(a[:, :, 2], b[:, :, 2])
 
 
+def test_a_frame_causal_network_is_one_with_this_knockout(small_dit, inputs):
+    plain, causal = small_dit(num_layers=3), small_dit(num_layers=3, frame_causal=True)
+    expected = streams(plain, inputs, Knockout(Causal()).hooks())
+    assert all(map(torch.equal, streams(causal, inputs), expected))
+    # hooks find these keys gone, and other cuts come on top
+    for cut in (Causal(), Flow(Tokens((0,)), Tokens((2,)))):
+        both = Knockout(Causal()).hooks() + Knockout(cut).hooks()
+        found = streams(causal, inputs, Knockout(cut).hooks())
+        assert all(map(torch.equal, found, streams(plain, inputs, both)))
+    seen: list[Tensor] = []
+    hooks = NO_HOOKS.on("blocks.0.self_attn.allowed", lambda x, site: seen.append(x[0, 0]))
+    streams(causal, inputs, hooks)
+    assert torch.equal(seen[0], ~mask(Causal()))
+
+
 def test_text_is_cut_from_a_frame(network, inputs):
     x, time, text = inputs
     other = text.clone()

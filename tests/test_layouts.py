@@ -610,6 +610,32 @@ def test_a_variant_of_the_embedded_model_has_its_vae_and_tokenizer(tmp_path, mon
             layouts.find(name)
 
 
+def test_a_variant_can_be_a_lora_on_the_embedded_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(layouts, "EMBEDDED_VARIANTS", tmp_path)
+    monkeypatch.setattr(layouts, "USUAL", {"quick": "4step"})
+    high = tmp_path / "quick/high_noise_model"
+    high.mkdir(parents=True)
+    shutil.copy(layouts.EMBEDDED / "low_noise_model/lora.safetensors", high)
+    shutil.copy(layouts.EMBEDDED / "high_noise_model/config.json", high)
+    quick, whole = layouts.find("tiny:quick"), layouts.find("tiny")
+    assert quick.experts["high"].files == whole.experts["high"].files
+    assert quick.experts["high"].loras == ((high / "lora.safetensors", 1.0),)
+    assert (quick.text, quick.vae, quick.tokenizer) == (whole.text, whole.vae, whole.tokenizer)
+    assert quick.fingerprint() != whole.fingerprint()
+    assert [f.preset().steps for f in (quick, whole)] == [4, 20]
+    assert quick.preset("tiny").steps == 20
+    again = layouts.find("tiny:quick", lora={"high": whole.experts["low"].loras[0][0]})
+    assert len(again.experts["high"].loras) == 2
+
+    told = json.loads((high / "config.json").read_text())
+    for given, causal in ((True, True), (False, False)):
+        (high / "config.json").write_text(json.dumps(told | {"frame_causal": given}))
+        assert layouts.find("tiny:quick").experts["high"].config.frame_causal == causal
+    (high / "config.json").write_text(json.dumps(told | {"frame_causal": "yes"}))
+    with pytest.raises(MinicosError, match="says frame_causal 'yes', no bool"):
+        layouts.find("tiny:quick")
+
+
 # -- sampling settings in a diffusers folder -------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ def test_what_ships_is_small_and_complete():
     others = [path for path in layouts.EMBEDDED_VARIANTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 14e6
     assert sum(path.stat().st_size for path in (*files, *others)) <= 26e6
-    assert layouts.embedded_variants() == ("mid", "one-answer")
+    assert layouts.embedded_variants() == ("distilled", "frame-causal", "mid", "one-answer")
     names = {str(path.relative_to(EMBEDDED)) for path in files}
     low = {"low_noise_model/lora.safetensors"}  # comes with the second stage of training
     assert names - low == {
@@ -519,6 +519,52 @@ def test_words_that_puzzles_learn_later_are_appended(tmp_path, monkeypatch):
     assert tokenizer.tokens(grown.vocabulary) == (*old, "zebra")
 
 
+class Bent(torch.nn.Module):
+    """A field whose velocity changes along the way: v = x sigma, of the given strength."""
+
+    def __init__(self):
+        super().__init__()
+        self.strength = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, timestep, text, y):
+        return self.strength * x * (timestep / 1000).view(-1, 1, 1, 1, 1)
+
+
+def test_a_distilled_step_leads_where_the_steps_of_its_teacher_do(words, pool):
+    student = train_dit.FewStepStudent(words)
+    student.dit = Bent()
+    x0, y, prompts, noise, sigma = train_dit.batch(pool, 0, 0)
+    many, few = train_dit.levels("tiny"), train_dit.levels("4step")
+    assert torch.equal(many[::5], few)
+    expected = []
+    for i in range(len(x0)):  # one after the other, with a plain loop
+        piece = i % 4
+        s, end = few[piece], few[piece + 1]
+        x = start = (1 - s) * x0[i] + s * noise[i]
+        for a, b in zip(many[5 * piece :][:5], many[5 * piece + 1 :], strict=False):
+            x = x + (b - a) * x * a
+        expected.append((start * s - (x - start) / (end - s)).square().mean())
+    loss = student.loss(x0, y, prompts, noise, sigma)
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+    loss.backward()  # the teacher is not trained
+    assert student.dit.strength.grad is not None
+
+
+def test_updates_can_be_switched_off_for_a_while(words):
+    student = train_dit.Student(words)
+    layer = student.dit.blocks[0].self_attn.q
+    before = layer.weight.clone()
+    updates = train_dit.with_updates(student, rank=2)
+    assert len(updates) == 2 * 12 * 10
+    with torch.no_grad():
+        for update in updates:
+            update.fill_(0.1)
+    assert rel_max(layer.weight, before) > 0.01
+    with train_dit.without_updates(student.dit):
+        assert torch.equal(layer.weight, before)
+    assert rel_max(layer.weight, before) > 0.01
+
+
 # -- shipping --------------------------------------------------------------------------------------
 
 
@@ -533,13 +579,17 @@ def trained(tmp_path_factory, student, words):
         save_file(
             {k: v.contiguous() for k, v in tensors.items()}, folder / name / "averaged.safetensors"
         )
-    updated = train_dit.with_updates(train_dit.finished(folder, words))
+    updated = train_dit.finished(folder, words)
+    train_dit.with_updates(updated, rank=16)
     low = {
         k: torch.randn(v.shape, generator=draw) / 16 if k.endswith(".up") else v
         for k, v in updated.state_dict().items()
     }
-    (folder / "low").mkdir()
-    save_file({k: v.contiguous() for k, v in low.items()}, folder / "low/averaged.safetensors")
+    for name in ("low", "frame-causal"):
+        (folder / name).mkdir()
+        save_file(
+            {k: v.contiguous() for k, v in low.items()}, folder / name / "averaged.safetensors"
+        )
     return folder, averaged, low
 
 
@@ -583,6 +633,14 @@ def test_export_writes_a_small_folder_that_loads_strictly(trained, words, tmp_pa
     variant = load("tiny:mid", device="cpu")
     assert set(variant.experts) == {"high"} and variant.vae.cfg == TINY_VAE
     weights = (w.experts["high"].state_dict() for w in (wan, variant))
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    causal = tmp_path / "variants/frame-causal"
+    export.export_variant(folder, causal, words, "frame-causal/averaged")
+    written = {path.name for path in (causal / "high_noise_model").iterdir()}
+    assert written == {"config.json", "lora.safetensors"}
+    variant = load("tiny:frame-causal", device="cpu")
+    assert variant.cfg == replace(wan.cfg, frame_causal=True)
+    weights = wan.experts["low"].state_dict(), variant.experts["high"].state_dict()
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
     earlier = {k: v + 1 if k.startswith("text.") else v for k, v in averaged["dit"].items()}
     save_file(earlier, folder / "dit/averaged-2000.safetensors")

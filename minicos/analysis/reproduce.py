@@ -117,7 +117,7 @@ def _answers(n: int, seed: int) -> dict[str, list[Part]]:
     chains = CountsOptions(n=n, puzzle=LONG, counts=(1, 4, 20), against=TWINS, seed=seed)
     choices = CountsOptions(n=half, puzzle=CHOICES, counts=(1, 4, 20), ideal=True, seed=seed)
     committed = CommitmentOptions(n=half, at=(0, 2), count=2, ideal=True, seed=seed)
-    lengths = CountsOptions(n=half, puzzle="maze-4x4", counts=(4, 10), lengths=(5, 17), seed=seed)
+    lengths = CountsOptions(n=half, puzzle="maze-4x4", counts=(10,), lengths=(5, 17), seed=seed)
     return {
         "belief": [
             Part("mazes", "belief", belief.study, mazes),
@@ -191,11 +191,14 @@ def _changes(n: int, seed: int) -> dict[str, list[Part]]:
 def _others(n: int, seed: int) -> dict[str, list[Part]]:
     """Questions of the other sections, asked to variants of the embedded model."""
     mazes = replace(_answers(n, seed)["belief"][0].options, n=fewer(n))
+    recalled = _behaviours(n, seed)["memory"][0].options
     wrong = _behaviours(n, seed)["correction"][0].options
     shared = replace(_changes(n, seed)["ensemble"][0].options, n=max(AT_LEAST, n // 2))
     return {
         "variants": [
             Part("one-answer", "belief", belief.study, mazes, model="tiny:one-answer"),
+            Part("distilled", "belief", belief.study, mazes, {"steps": 4}, "tiny:distilled"),
+            Part("frame-causal", "recall", recall.study, recalled, model="tiny:frame-causal"),
             Part("mid-correction", "commitment", commitment.study, wrong, model="tiny:mid"),
             Part("mid-ensemble", "ensemble", ensemble.study, shared, {"steps": 8}, "tiny:mid"),
         ]
@@ -339,18 +342,19 @@ three, and three seeds for two steps, of which the best-scored is finished.""",
         1.9,
     ),
     "frames": Section(
-        "Other lengths, fewer steps",
+        "Other lengths",
         """\
-Mazes at other lengths that the model was trained at, and at four steps instead of ten. No distilled
-model ships.""",
+Mazes at other lengths that the model was trained at.""",
         0.6,
     ),
     "variants": Section(
-        "The same questions to two other networks",
+        "The same questions to other networks",
         """\
 `tiny:one-answer` was trained on with only one of the valid answers to every prompt. It must hold
 fewer answers than an ideal observer that knows them all: a measurement that did not see this could
-not see several candidates either. `tiny:mid` is an earlier checkpoint, which solves less, so there
+not see several candidates either. `tiny:distilled` takes four steps for twenty. In
+`tiny:frame-causal` no frame reads a later one, so what comes back can only be handed on along the
+frames: a measurement that did not see this could not tell memory along the frames. `tiny:mid` is an earlier checkpoint, which solves less, so there
 is more room for correction and for ensembles.""",
         1.5,
     ),

@@ -72,7 +72,6 @@ class Claim:
     headline: bool = False
     flipped: bool = False  # the claim is that the number is below zero, so its sign is changed
     needs: tuple[Need, ...] = ()
-    blocked: str = ""  # the reason why it cannot be decided, whatever the number
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def judge(
     out = []
     for claim, number, value in zip(made, numbers, p, strict=True):
         result = results[claim.part]
-        why = "; ".join(filter(None, (claim.blocked, *(n.missed(result) for n in claim.needs))))
+        why = "; ".join(filter(None, (n.missed(result) for n in claim.needs)))
         found = OPEN if why else verdict(number, value, claim.least)
         ideal = None if claim.ideal is None else _signed(claim, result.number(claim.ideal)).value
         out.append(Finding(claim, number, ideal, value, found, why, commands[claim.part]))

@@ -49,6 +49,9 @@ def plan(args: argparse.Namespace, name: str, files: "Layout") -> Plan:
         own = {"variant": VARIANTS[name], "lora": given[name], "preset": None}
         args = argparse.Namespace(**{**vars(args), **own})
         files = opening.layout(args)
+    elif name == "4step" and args.model == "tiny":  # its distilled variant is at hand
+        args = argparse.Namespace(**{**vars(args), "model": "tiny:distilled", "preset": None})
+        files = opening.layout(args)
     longest = args.frames  # a limit here
     args = argparse.Namespace(**{**vars(args), "frames": None})
     dit, vae = files.experts["high"].config, files.vae.config

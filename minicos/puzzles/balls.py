@@ -24,7 +24,11 @@ FRAMES = {1: 13, 2: 13, 3: 17, 4: 17}  # by the number of balls
 # Of balls. The strokes are sky; a fast black ball looks like a green one behind the tiny VAE.
 NAMES = ("red", "green", "blue", "pink")
 NEAR = 4  # px by which a ball may be off
-INK = 50  # distance from a ball's colour (RGB, 0..441) up to which a pixel counts as its own
+# Distance from a ball's colour (RGB, 0..441) up to which a pixel counts as its own: a ball that is
+# half faded away has none.
+INK = 60
+WHOLE = 0.45, 1.3  # limits of a ball's own pixels, as a share of its area
+STRAY = 0.4  # and of its own colour elsewhere: edges of other balls, but no second ball
 # Conditions for a fair puzzle. Times are in frames, distances in px.
 HIT = 0.6  # least share of the relative speed along the line of centres: no glancing hits
 EARLY, LATE = 2, 3  # no first hit before, no last hit in the last so many
@@ -243,14 +247,18 @@ class Balls(Puzzle):
         """Where each ball is, inf where it is not whole or not there just once."""
         inside = slice(2, -2)
         y, x = draw.pixels(self.size * CELL)
-        grid = (x + 1j * y)[inside, inside]
-        found = []
-        for ball in self.balls:
-            colour = np.array(COLOURS[ball.colour], np.float32)
-            apart = np.linalg.norm(frame[inside, inside] - colour, axis=-1)
-            own = grid[apart < INK]
-            place = own.mean() if len(own) else 0
-            around = np.abs(own - place) < RADIUS + 2
-            whole = 0.45 < len(own) / (pi * RADIUS**2) < 1.3 and around.mean() > 0.9
-            found.append(complex(place) if whole else complex(inf))
-        return found
+        grid, pixels = (x + 1j * y)[inside, inside], frame[inside, inside].astype(np.float32)
+        colours = [np.array(COLOURS[ball.colour], np.float32) for ball in self.balls]
+        return [_centre(grid[np.linalg.norm(pixels - one, axis=-1) < INK]) for one in colours]
+
+
+def _centre(own: np.ndarray) -> complex:
+    """The middle of the only disc that these pixels form (complex x + iy); inf if they do not."""
+    if not len(own):
+        return complex(inf)
+    dense = own[(np.abs(own[:, None] - own) < RADIUS).sum(1).argmax()]
+    middle = own[np.abs(own - dense) < RADIUS + 2].mean()
+    here = np.abs(own - middle) < RADIUS + 2
+    area = pi * RADIUS**2
+    whole = WHOLE[0] < here.sum() / area < WHOLE[1] and (~here).sum() / area < STRAY
+    return complex(own[here].mean()) if whole else complex(inf)

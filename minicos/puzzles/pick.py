@@ -113,10 +113,8 @@ class Pick(Marking):
 
     def altered(self, frame: np.ndarray, background: np.ndarray) -> str:
         for thing in self.things:
-            if (
-                not thing.dots
-                and figures.read(frame, thing.cell, background, limit=1) != thing.figure
-            ):
+            shown = None if thing.dots else figures.read(frame, thing.cell, background)
+            if shown not in (None, thing.figure):  # one that is unclear is no other one
                 return f"the figure at {thing.cell} has become another"
         return ""
 

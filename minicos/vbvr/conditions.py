@@ -42,7 +42,7 @@ FORMS = {  # an example of each form -> what it means
     "swap:layer=20,during=0-4": "the same at steps 0 to 4",
     "frames=33": "another number of frames, 4n + 1",
     "steps=4": "another number of steps",
-    "4step": "weights distilled to four steps: --weights 4step high=FILE low=FILE",
+    "4step": "weights distilled to four steps: --weights 4step high=FILE low=FILE (tiny: its own)",
     "vbvr-lora": "VBVR as LoRA files: --weights vbvr-lora high=FILE low=FILE",
     "static": "no model: the first frame held",
     "truth": "no model: the true video, sent through this reader and writer",
@@ -290,7 +290,8 @@ def check(wan: Outline, arm: Arm, frames: int) -> None:
         )
     wanted = {"4step": "a model distilled to four steps", "vbvr-lora": "VBVR-Wan2.2"}.get(arm.kind)
     vbvr = wan.variant.removeprefix(LIKE) == "VBVR-Wan2.2"
-    fits = {"4step": wan.variant.endswith("-4step"), "vbvr-lora": vbvr}
+    few = wan.variant.endswith("-4step") or (wan.variant, wan.preset.steps) == ("tiny", 4)
+    fits = {"4step": few, "vbvr-lora": vbvr}
     if wanted and not fits[arm.kind]:
         raise MinicosError(
             f"condition {arm.name!r} needs {wanted}, and this is {wan.variant}. Give its LoRA "
