@@ -700,7 +700,7 @@ def test_the_model_card_prints_the_scores_that_ship():
 
 
 def test_a_report_has_the_same_for_every_variant(wan, monkeypatch):
-    def open_model(name):
+    def open_model(name, preset=None):
         opened.append(name)
         return wan.with_preset(steps=1)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 HELP = "Convergence and sensitivity to noise over few-step sampling or weights."
 EXAMPLES = """\
   minicos distilled --counts 4,8,20,50
+  minicos distilled --counts 4,20 --models tiny:distilled,tiny
   minicos distilled --counts 4,50 --models Wan2.2-I2V-A14B-4step,Wan2.2-I2V-A14B \\
     --image cat.png --prompt "the cat jumps"
 with --models, one count for each of them
