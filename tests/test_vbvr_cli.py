@@ -249,6 +249,15 @@ def test_a_dry_run_of_puzzles_writes_none_and_knows_them(tmp_path, capsys):
     assert puzzles.planned(tmp_path, 3).samples == tuple(written)
 
 
+def test_the_embedded_model_has_weights_for_four_steps(tmp_path, capsys):
+    options = ("--puzzles", "1", "--condition", "appendix-c", "--out", str(tmp_path / "out"))
+    assert main(["vbvr", *options, "--dry-run", "--tflops", "1e-6"]) == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert 4.5 < float(lines["plain"][3]) / float(lines["4step"][3]) < 5.5  # 20 steps, and 4
+    assert main(["vbvr", *options]) == 0
+    assert "| 4step |" in (tmp_path / "out/table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -258,7 +267,7 @@ def test_a_dry_run_of_puzzles_writes_none_and_knows_them(tmp_path, capsys):
         (("--data", "{data}", "--condition", "magic"), "magic"),
         (("--data", "{data}", "--shard", "2/2"), "shard"),
         (("--data", "{data}", "--seeds", "1", "1"), "--seeds"),
-        (("--data", "{data}", "--condition", "4step", "--steps", "1"), "--weights 4step"),
+        (("--data", "{data}", "--condition", "vbvr-lora", "--steps", "1"), "--weights vbvr-lora"),
         (
             ("--data", "{data}", "--condition", "4step", "--weights", "other", "high=x"),
             "--weights other",

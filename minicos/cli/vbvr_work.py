@@ -49,7 +49,7 @@ def plan(args: argparse.Namespace, name: str, files: "Layout") -> Plan:
         own = {"variant": VARIANTS[name], "lora": given[name], "preset": None}
         args = argparse.Namespace(**{**vars(args), **own})
         files = opening.layout(args)
-    elif name == "4step" and args.model == "tiny":  # its distilled variant is at hand
+    elif name == "4step" and args.model.partition(":")[0] == "tiny":  # it is in the package
         args = argparse.Namespace(**{**vars(args), "model": "tiny:distilled", "preset": None})
         files = opening.layout(args)
     longest = args.frames  # a limit here

@@ -289,8 +289,9 @@ def check(wan: Outline, arm: Arm, frames: int) -> None:
             " in that, too. Take --solver euler for all conditions."
         )
     wanted = {"4step": "a model distilled to four steps", "vbvr-lora": "VBVR-Wan2.2"}.get(arm.kind)
+    own = wan.variant == "tiny" and len(wan.experts) == 1 and wan.loras  # tiny:distilled
+    few = wan.variant.endswith("-4step") or bool(own)
     vbvr = wan.variant.removeprefix(LIKE) == "VBVR-Wan2.2"
-    few = wan.variant.endswith("-4step") or (wan.variant, wan.preset.steps) == ("tiny", 4)
     fits = {"4step": few, "vbvr-lora": vbvr}
     if wanted and not fits[arm.kind]:
         raise MinicosError(
