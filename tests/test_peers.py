@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import minicos
+from minicos.analysis.attention import gives_lse
 from minicos.analysis.knockout import Flow, Knockout, Text, Tokens
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks
+from minicos.ops import REFERENCE
 from minicos.peers.cogvideox import rotation
 from minicos.peers.decoding import peak
 from minicos.peers.ltx2 import AUDIO
@@ -335,6 +337,12 @@ def test_sound_travels_beside_and_survives_an_edit():
     assert not torch.equal(steps[2].state.beside[AUDIO], edited[2].state.beside[AUDIO])
     with pytest.raises(MinicosError, match="denoises audio along"):
         model.sample(condition, noise=noise, start=1)
+
+
+def test_log_sum_exp_is_no_by_product_of_their_attention():
+    model = peers.peer("cogvideox15")
+    assert gives_lse(minicos.load("tiny")) and not gives_lse(model)
+    assert replace(model.ops, self_attention=REFERENCE.self_attention) == REFERENCE
 
 
 def test_a_picture_keeps_its_levels():

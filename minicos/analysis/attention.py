@@ -36,7 +36,6 @@ from minicos.ops import REFERENCE, Ops
 from minicos.runs import Progress, Run
 from minicos.sample import Step
 from minicos.video_model import VideoModel
-from minicos.wan import Wan
 
 PARTS = ("self_attn", "cross_attn")  # sub-layers with attention
 
@@ -91,9 +90,9 @@ def attentions(
     return hooks
 
 
-def gives_lse(model: object) -> bool:
+def gives_lse(model: VideoModel) -> bool:
     """Whether the model's self-attention returns log sum exp as a by-product."""
-    return isinstance(model, Wan) and model.ops.self_attention is REFERENCE.self_attention
+    return model.ops.self_attention is REFERENCE.self_attention
 
 
 def mass(

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
@@ -283,8 +284,10 @@ class Peer(VideoModel):
 
     @property
     def ops(self) -> Ops:
-        """What studies compute with."""
-        return REFERENCE
+        """What studies compute with. Its network attends by torch's own function, which returns no
+        log sum exp.
+        """
+        return replace(REFERENCE, self_attention=F.scaled_dot_product_attention)
 
     def with_preset(self, name: str | None = None, **changes: Any) -> Self:
         """The same pipeline under another preset, or with some of its fields changed."""
