@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from typing import SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -296,15 +297,16 @@ class DiT(nn.Module):
         Raises:
             MinicosError: there is no such layer, or an input does not fit this network.
         """
-        if stop_at_layer not in (None, *range(len(self.blocks) + 1)):
+        if not isinstance(stop_at_layer, SupportsIndex | None) or (
+            stop_at_layer not in (None, *range(len(self.blocks) + 1))
+        ):
             raise MinicosError(f"stop_at_layer {stop_at_layer}: give 0 to {len(self.blocks)}")
         x = self._with_condition(x, y)
         self._check_clip(clip)
         tokens = self.patch_embedding(x.to(self.patch_embedding.weight.dtype))  # b d f h w
         f, h, w = grid = tuple(tokens.shape[2:])
-        if self.cfg.frame_causal:
-            hooks = replace(hooks, rules=FRAME_CAUSAL.rules + hooks.rules)
-        hooks = hooks.at(grid=grid)
+        own = FRAME_CAUSAL.rules if self.cfg.frame_causal else ()
+        hooks = replace(hooks, rules=own + hooks.rules).at(grid=grid)
         # contiguous, or every block would work on a transposed stream
         tokens = hooks("embed", rearrange(tokens, "b d f h w -> b (f h w) d").contiguous())
         text = hooks("text", self.text_embedding(text))  # b t d

@@ -308,7 +308,7 @@ def test_wrong_inputs_are_named(channels, extra, size, message, golden_dit):
         )
 
 
-@pytest.mark.parametrize("layer", [-1, 3, 1.5])
+@pytest.mark.parametrize("layer", [-1, 3, 1.5, 1.0])
 def test_a_layer_to_stop_at_that_is_not_there_is_refused(layer, small_dit):
     x, time, text = torch.zeros(1, 4, 1, 4, 4), torch.zeros(1), torch.zeros(1, 5, 8)
     with pytest.raises(MinicosError, match=f"^stop_at_layer {layer}: give 0 to 2$"):
