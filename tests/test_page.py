@@ -16,7 +16,7 @@ from minicos.analysis.tools.figures import grid, lines
 from minicos.analysis.tools.shown import Where, list_interventions, save_videos
 from minicos.errors import MinicosError
 from minicos.media import save_image
-from minicos.page import Clip, Curve, Map, Mark, Page, Picture, Series, Table, gather, render
+from minicos.page import Clip, Curve, Map, Page, Picture, Series, Table, gather, render
 from minicos.page.folders import Row, write_cases
 from minicos.runs import Run
 from tests.browser import CHROMIUM, DRIVER, browser
@@ -70,7 +70,7 @@ def made(frames: int = 5, steps: int = 4, side: int = 32) -> Page:
                 follows="layer",
             ),
         ],
-        marks=[Mark("noise: replace", steps=[1, 2], frames=[1])],
+        marks=[Where("noise: replace", steps=[1, 2], frames=[1])],
         tables=[
             Table(
                 HOSTILE,

@@ -7,6 +7,6 @@ kept.py        what its files hold, bounded and typed
 folders.py     pages of folders that hold several runs
 """
 
-from .content import Clip, Curve, Map, Mark, Page, Picture, Series, Table, render
+from .content import Clip, Curve, Map, Page, Picture, Series, Table, render
 
-__all__ = ["Clip", "Curve", "Map", "Mark", "Page", "Picture", "Series", "Table", "render"]
+__all__ = ["Clip", "Curve", "Map", "Page", "Picture", "Series", "Table", "render"]

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from minicos.analysis.tools.shown import Where
+
 LIMIT = 20_000_000  # bytes of a page
 
 
@@ -109,16 +111,6 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """An intervention, and where it acts; an empty axis means everywhere."""
-
-    label: str
-    steps: Sequence[int] = ()
-    frames: Sequence[int] = ()  # latent frames
-    layers: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
 class Page:
     """Everything that `index.html` shows."""
 
@@ -133,7 +125,7 @@ class Page:
     clips: Sequence[Clip] = ()
     maps: Sequence[Map] = ()
     curves: Sequence[Curve] = ()
-    marks: Sequence[Mark] = ()
+    marks: Sequence[Where] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     settings: Mapping[str, object] = field(default_factory=dict)

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from minicos.analysis.reading import READINGS, Reading
 from minicos.analysis.result import FILE, Result, brief, cells, read
-from minicos.analysis.tools.shown import INTERVENTIONS, VIDEOS
+from minicos.analysis.tools.shown import INTERVENTIONS, VIDEOS, Where
 from minicos.media import load_video
 from minicos.runs import Run, read_json, replace_file
 
 from . import kept
-from .content import LIMIT, Clip, Curve, Map, Mark, Page, Picture, Series, Table, render
+from .content import LIMIT, Clip, Curve, Map, Page, Picture, Series, Table, render
 
 NAME = "index.html"
 NOT_A_CHART = (
@@ -355,13 +355,14 @@ def _tables(result: Result) -> list[Table]:
 # -- interventions ---------------------------------------------------------------------------------
 
 
-def _marks(run: Run) -> list[Mark]:
+def _marks(run: Run) -> list[Where]:
     """The interventions of the run, and where they act."""
     axes = ("steps", "frames", "layers")
     listed = kept.objects(run, INTERVENTIONS, ("label", *axes))
     path = run.path(INTERVENTIONS)
     return [
-        Mark(str(one["label"]), *(kept.indices(path, one[axis]) for axis in axes)) for one in listed
+        Where(str(one["label"]), *(kept.indices(path, one[axis]) for axis in axes))
+        for one in listed
     ]
 
 
