@@ -49,6 +49,8 @@ def export_variant(folder: Path, weights: Path, tokenizer: Tokenizer, stage: str
     """What a variant has of its own: one expert, for a stage of `train_dit.LORAS` as a LoRA on the
     embedded model's; and the text encoder if that was trained too."""
     high, name = weights / "high_noise_model", stage.partition("/")[0]
+    if high.exists():
+        rmtree(high)  # no file of an earlier form may stay
     if how := train_dit.LORAS.get(name):
         save_updates(folder, name, high)
         configure(high, replace(train_dit.CFG, frame_causal=how.frame_causal))
