@@ -81,3 +81,17 @@ def test_a_ball_that_is_gone_double_or_late_is_not_solved():
     assert "not there" in p.score(gone).detail
     late = video[[0, 0, 0, 0, 1, 2, 3, 4, 6, 8, 10, 11, 12]]
     assert "frame 3" in p.score(late).detail and p.score(late).answer == 0
+
+
+def test_a_ball_is_found_among_the_edges_of_others_but_not_half_faded():
+    for seed in range(5):
+        p = puzzles.family("balls-three").draw(seed)
+        video = p.draw(0)
+        speckled = video.copy()  # a fifth of a ball's area in its colour, scattered
+        for k, ball in enumerate(p.balls):
+            spots = range(3 + 5 * k, 60, 4)
+            colour = video[0, int(ball.place.imag), int(ball.place.real)]
+            speckled[:, 61 - k, spots] = colour
+        assert p.score(speckled).checks["near"] == 1
+        faded = (0.5 * video + 0.5 * p.backdrop()).astype(np.uint8)
+        assert p.score(faded).checks["near"] == 0
