@@ -433,9 +433,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "tiny": _OFFICIAL.changed(
             solver="euler", steps=20, guidance={"high": 1.0, "low": 1.0}, **_TINY
         ),
-        "4step": _4STEP.changed(**_TINY),
         "official": _OFFICIAL.changed(**_TINY),
         "cos": _COS.changed(**_TINY),
+        "4step": _4STEP.changed(**_TINY),
     },
     # Video-Reason/VBVR-Wan2.2: its tools run 50 Euler steps with boundary 0.875, but it was trained
     # with 0.8997.

@@ -271,7 +271,7 @@ MISTAKES = {
         video("--seed", str(2**63)),
         "--seed: '9223372036854775808' is not a whole number",
     ),
-    "preset": (video("--preset", "best"), "'best': take one of tiny, official, cos"),
+    "preset": (video("--preset", "best"), "'best': take one of tiny, official, cos, 4step"),
     "device": (video("--device", "gpu"), "no device 'gpu'"),
     "kernels": (video("--kernels", "--device", "cpu"), "they need a CUDA card, and this is cpu"),
     "swap without another prompt": (

@@ -67,6 +67,8 @@ TABLE = {
         "unipc", 40, 5.0, 0.900, (3.5, 3.5), "", "channels", "bicubic", None, (64, 64), 13, 16),
     ("tiny", "cos"): (
         "euler", 50, 5.0, 0.875, (5.0, 5.0), "", "channels", "pil", None, (64, 64), 13, 16),
+    ("tiny", "4step"): (
+        "euler", 4, 5.0, 0.900, (1.0, 1.0), "", "channels", "bicubic", None, (64, 64), 13, 16),
 }  # fmt: skip
 
 

@@ -264,7 +264,7 @@ def test_with_preset_shares_the_networks(wan):
     official = wan.with_preset("official", steps=7, shift=2.0)
     assert official.schedule() == schedule.make("unipc", 7, 2.0)
     assert official.with_preset(steps=8).preset == replace(official.preset, steps=8)
-    with pytest.raises(MinicosError, match="'best': take one of tiny, official, cos"):
+    with pytest.raises(MinicosError, match="'best': take one of tiny, official, cos, 4step"):
         wan.with_preset("best")
 
 

@@ -16,7 +16,6 @@ from minicos.analysis.result import Curve, Number
 from minicos.analysis.tools import figures, posterior
 from minicos.analysis.tools.record import Saved
 from minicos.hooks import NO_HOOKS, Hooks
-from minicos.puzzles import Puzzle
 from minicos.runs import Run
 from minicos.sample import Step
 from minicos.video_model import VideoModel
@@ -31,9 +30,8 @@ class Answers:
     """
 
     wan: VideoModel
-    puzzle: Puzzle  # with two answers or more
+    z: Tensor = field(repr=False)  # r c f h w, the latents of two answers or more
     name: str = "answers"
-    _made: dict[str, Tensor] = field(default_factory=dict)  # "z": the latents of the answers
 
     def hooks(self) -> Hooks:
         """No hooks: the estimate is a property of the step."""
@@ -41,9 +39,7 @@ class Answers:
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         """ "shown", "ideal": weights of the answers (r), float64."""
-        if "z" not in self._made:
-            self._made["z"] = posterior.answers(self.wan, self.puzzle, self.wan.preset.frames)
-        found = belief(step.x[0], step.x0_cond[0], step.sigma, self._made["z"])
+        found = belief(step.x[0], step.x0_cond[0], step.sigma, self.z)
         return {"shown": found.shown, "ideal": found.ideal}
 
     def draw(self, saved: Saved, run: Run) -> list[str]:

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.energy import Energy
     from minicos.analysis.routes import Routes
     from minicos.analysis.steps import Steps, spread
+    from minicos.analysis.tools import posterior
     from minicos.analysis.tools.record import record
     from minicos.errors import MinicosError
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         Steps(wan, chosen),
         Energy(chosen, sheets=("centred",), ops=wan.ops, sigmas=wan.schedule().sigmas),
         Routes(wan, puzzle),
-        Answers(wan, puzzle),
+        Answers(wan, posterior.answers(wan, puzzle, wan.preset.frames)),
     ]
     folder = run_folder.open_run(args, wan, analyses, puzzle=puzzle.key, prompt=puzzle.prompt)
     with recording.bar(args, wan, analyses) as bar:

@@ -87,5 +87,5 @@ def recorders(wan: "VideoModel", puzzle: "Puzzle | None") -> list[Any]:
     from minicos.analysis.answers import Answers
     from minicos.analysis.tools import posterior
 
-    z = posterior.answers(wan, puzzle)
-    return [Answers(wan, puzzle, _made={"z": z})] if posterior.apart(z) else []
+    z = posterior.answers(wan, puzzle, wan.preset.frames)
+    return [Answers(wan, z)] if posterior.apart(z) else []
