@@ -355,8 +355,8 @@ Mazes at other lengths that the model was trained at.""",
 fewer answers than an ideal observer that knows them all: a measurement that did not see this could
 not see several candidates either. `tiny:distilled` takes four steps for twenty. In
 `tiny:frame-causal` no frame reads a later one, so what comes back can only be handed on along the
-frames: a measurement that did not see this could not tell memory along the frames. `tiny:mid` is an earlier checkpoint, which solves less, so there
-is more room for correction and for ensembles.""",
+frames: the positive control of memory, if the network remembers enough to tell. `tiny:mid` is an
+earlier checkpoint, which solves less, so there is more room for correction and for ensembles.""",
         1.5,
     ),
 }
