@@ -233,6 +233,10 @@ MISTAKES = {
         video("--image", "odd.png"),
         "40x32 pixels; both sides must be multiples of 16",
     ),
+    "image of a wrong size, run": (
+        ["run", *video("--image", "odd.png")[1:]],
+        "--image .*odd.png: the image has 40x32 pixels",
+    ),
     "no prompt": (["generate", "--model", "toy"], "--prompt"),
     "empty prompt": (video("--prompt", " "), "prompt is empty"),
     "frames": (video("--frames", "12"), "12 frames: the model makes 4n [+] 1 frames, e.g. 9 or 13"),

@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.tools.interventions import Interventions
     from minicos.analysis.tools.record import record
     from minicos.analysis.tools.shown import Where, list_interventions
+    from minicos.weights.files import about
 
     puzzle = watched.puzzle(args)
     images, files = opening.images(args), opening.layout_or_peer(args)
@@ -118,7 +119,8 @@ def run(args: argparse.Namespace) -> None:
     outline = opening.outline(args, files)
     if outline is not None:
         _check_frames(edits, outline.latent_frames(preset.frames))
-        grid = outline.grid(images["image"])
+        with about(f"--image {args.image}"):
+            grid = outline.grid(images["image"])
         for parts in args.knockout:
             knockout.check_places(parts, grid)
 
