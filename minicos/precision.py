@@ -68,7 +68,42 @@ def undisturbed(grad: bool = False) -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        if (precision := torch.get_float32_matmul_precision()) != "highest":
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, precision)
+        stack.enter_context(_float32_products())
         yield
+
+
+@contextmanager
+def _float32_products() -> Iterator[None]:
+    """Multiply float32 in float32, whatever the caller chose by torch's older switch or by its
+    newer ones, which PyTorch 2.8 lacks. All of them are restored.
+    """
+    backends: Any = torch.backends
+    places = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+    newer = [one for one in places if hasattr(one, "fp32_precision")]
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer ones were used
+        older = ""
+    if older == "highest" and all(one.fp32_precision in ("none", "ieee") for one in newer):
+        yield
+        return
+    before = [(one, _own(one)) for one in newer]
+    torch.set_float32_matmul_precision("highest")
+    for one in newer:
+        one.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if older:
+            torch.set_float32_matmul_precision(older)
+        for one, chosen in before:
+            one.fp32_precision = chosen
+
+
+def _own(switch: Any) -> str:
+    """The switch's own value; it shows that of all backends where it has none."""
+    shown = switch.fp32_precision
+    switch.fp32_precision = "none"
+    own = "none" if switch.fp32_precision == shown else shown
+    switch.fp32_precision = own
+    return own
