@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -78,22 +79,30 @@ def load_image(path: str | Path) -> Tensor:
     """
     path = Path(path)
     _check_there(path, "an image")
+    with _reading(str(path)):
+        try:
+            with path.open("rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is lower
+                with Image.open(file, formats=PICTURES) as picture:
+                    return _from_pillow(picture, str(path))
+        except UnidentifiedImageError:
+            frame = next(_decode(path, "an image"))
+            return torch.from_numpy(frame).permute(2, 0, 1).float().div(255)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn what Pillow raises into MinicosError."""
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is lower
-            with Image.open(file, formats=PICTURES) as picture:
-                return _from_pillow(picture, str(path))
-    except UnidentifiedImageError:
-        frame = next(_decode(path, "an image"))
-        return torch.from_numpy(frame).permute(2, 0, 1).float().div(255)
+        yield
     except MinicosError:
         raise
     except Image.DecompressionBombError as error:
-        raise MinicosError(f"{path} has {TOO_MANY}") from error
+        raise MinicosError(f"{name} has {TOO_MANY}") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ...
         reason = str(error) or type(error).__name__
         raise MinicosError(
-            f"{path} cannot be read as an image: {reason}. Save it again, e.g. as png."
+            f"{name} cannot be read as an image: {reason}. Save it again, e.g. as png."
         ) from error
 
 
@@ -113,7 +122,8 @@ def as_image(picture: "Picture") -> Tensor:
     if isinstance(picture, str | Path):
         return load_image(picture)
     if isinstance(picture, Image.Image):
-        return _from_pillow(picture, "the image")
+        with _reading("the image"):
+            return _from_pillow(picture, "the image")
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
     if isinstance(picture, list | tuple) and picture:
@@ -152,7 +162,11 @@ def _from_pillow(picture: Image.Image, name: str) -> Tensor:
 
 
 def _check_there(path: Path, what: str) -> None:
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # its name is too long
+        there = False
+    if not there:
         remedy = f"Give the path of {what}."
         if re.match(r"\w+:/", str(path)):  # Path leaves one stroke of two
             remedy = f"Addresses are not fetched: download it, and give the path of {what}."
