@@ -12,7 +12,7 @@ from minicos.errors import MinicosError
 from minicos.hooks import Hooks
 
 
-def check_types(condition: object, hooks: object) -> None:
+def check_types(condition: object, hooks: object, state: object = None) -> None:
     if not isinstance(condition, Condition):
         raise MinicosError(
             f"a run needs a condition, not {type(condition).__name__}; see `Wan.condition`"
@@ -21,6 +21,14 @@ def check_types(condition: object, hooks: object) -> None:
         raise MinicosError("this condition has no samples: take one or more of it")
     if not isinstance(hooks, Hooks):
         raise MinicosError(f"hooks are made by Hooks().on(...), not {type(hooks).__name__}")
+    if state is not None:
+        check_state(state)
+
+
+def check_state(state: object) -> None:
+    """Raise MinicosError unless it is a `State`, whose module imports this one."""
+    if not hasattr(state, "beside"):
+        raise MinicosError(f"the state of a run is that of a step, not {type(state).__name__}")
 
 
 def check_numbers(tensor: Tensor, what: str) -> None:
@@ -31,6 +39,7 @@ def check_numbers(tensor: Tensor, what: str) -> None:
         "on the meta device": tensor.is_meta,
         "quantised": tensor.is_quantized,
         "complex": tensor.is_complex(),
+        "of 8-bit floats": tensor.is_floating_point() and tensor.element_size() == 1,
     }
     if kind := next((kind for kind, found in kinds.items() if found), None):
         raise MinicosError(f"{what} is a tensor of real numbers in memory, and this one is {kind}")
@@ -62,10 +71,11 @@ def check_latent(latent: object, channels: int) -> None:
     """Raise MinicosError for a latent that cannot be decoded by a VAE of so many channels."""
     if isinstance(latent, Tensor):
         check_numbers(latent, "a latent")
-    if not isinstance(latent, Tensor) or latent.ndim != 5 or latent.shape[1] != channels:
-        shape = tuple(getattr(latent, "shape", ()))
+    shape = tuple(getattr(latent, "shape", ()))
+    if not isinstance(latent, Tensor) or len(shape) != 5 or shape[1] != channels or 0 in shape:
         raise MinicosError(
-            f"latents are b c f h w, not {type(latent).__name__} {shape}, and c is {channels} here"
+            f"latents are b c f h w, not {type(latent).__name__} {shape}; c is {channels} here, "
+            "and none is 0"
         )
     if not torch.isfinite(latent).all():
         raise MinicosError("the latent is not finite, and its video would be black")

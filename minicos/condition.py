@@ -27,7 +27,7 @@ from torch import Tensor
 
 from minicos.config import MOST_FRAMES, RESIZE
 from minicos.errors import MinicosError
-from minicos.hooks import numbers
+from minicos.indices import numbers
 from minicos.vae import VAE
 
 
@@ -70,7 +70,8 @@ class Condition:
             MinicosError: a sample is not a whole number.
             IndexError: there is no such sample.
         """
-        index, count = torch.tensor(numbers("a sample", index), dtype=torch.long), self.shape[0]
+        samples, count = range(self.shape[0]), self.shape[0]
+        index = torch.tensor([samples[i] for i in numbers("a sample", index)], dtype=torch.long)
         batched = {
             field.name: x[index.to(x.device)]
             for field in fields(self)
@@ -80,7 +81,7 @@ class Condition:
 
     def __getitem__(self, index: int | slice) -> Self:
         """One sample as a batch of one, or several samples: `condition[0]`, `condition[2:]`."""
-        return self.take(numbers("a sample", range(self.shape[0])[index]))
+        return self.take(range(self.shape[0])[index] if isinstance(index, slice) else [index])
 
     def repeat(self, count: int) -> Self:
         """Every sample `count` times in succession, e.g. to run many seeds of one prompt."""
@@ -296,6 +297,12 @@ def image_channels(vae: VAE, image: Tensor, frames: int, last: Tensor | None = N
     latent = vae.encode(torch.cat([ends[0], grey, *ends[1:]], dim=2))
     mask = known_frames(latent.shape, last is not None).to(latent)
     return torch.cat([mask.expand(len(latent), -1, -1, -1, -1), latent], dim=1)
+
+
+def check_size(height: int, width: int, step: int) -> None:
+    """Raise MinicosError unless both sides of a frame are multiples of `step` pixels."""
+    if height % step or width % step:
+        raise MinicosError(f"a size of {height}x{width}: both sides must be multiples of {step}")
 
 
 def check_frames(frames: int, stride: int = 4) -> None:

@@ -10,6 +10,7 @@ fraction of a second.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from html import unescape
 from numbers import Integral, Real
 from typing import Any
 
@@ -210,6 +211,7 @@ NEGATIVE_PROMPT = (
 # Far above practical values, and low enough to refuse a typing error before any work starts. Pixels
 # are those of a picture or frame: 134 megapixels, of which a small file can hold far more.
 MOST_STEPS, MOST_FRAMES, MOST_FPS, MOST_PIXELS = 10_000, 10_001, 1_000, 1 << 27
+LEAST_SHIFT, MOST_SHIFT = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class Preset:
         for name in changes:
             if name not in names:
                 raise MinicosError(f"a preset has no {name!r}{suggest(name, names)}")
-        if isinstance(guidance := changes.get("guidance", {}), Real):
+        if _is(guidance := changes.get("guidance", {}), Real):
             changes["guidance"] = dict.fromkeys(("high", "low"), float(guidance))
         elif not isinstance(guidance, Mapping):
             raise MinicosError(f"guidance is a number, or one for each expert, not {guidance!r}")
@@ -290,13 +292,15 @@ class Preset:
         """Raise MinicosError for an empty prompt, and for a first or last frame that is missing or
         not accepted.
 
-        None explicitly means no prompt; an empty prompt, also one of control characters alone, is
-        taken for a mistake.
+        None explicitly means no prompt; an empty prompt, also one of control characters or HTML's
+        spaces alone, is taken for a mistake.
         """
         for prompt in prompts or [""]:
             if not isinstance(prompt, str | None):
                 raise MinicosError(f"a prompt is text, or None for no prompt, not {prompt!r}")
-            if prompt is not None and not any(c.isprintable() and not c.isspace() for c in prompt):
+            if prompt is not None and not any(
+                c.isprintable() and not c.isspace() for c in unescape(unescape(prompt))
+            ):
                 raise MinicosError(
                     "the prompt is empty; say what should happen, e.g. --prompt 'solve the maze' "
                     "(or --no-prompt; None in Python)"
@@ -310,24 +314,29 @@ class Preset:
             raise MinicosError(f"{variant} {what}")
 
 
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is a number of this kind; False for guidance would be 0."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _needs(p: Preset) -> dict[str, tuple[object, bool, str]]:
     """Each field of a preset that anybody may change: its value, whether it can be used, and what
     it must be.
     """
 
     def number(
-        value: object, low: float = -math.inf, high: float = math.inf
+        value: Any, low: float = -math.inf, high: float = math.inf
     ) -> tuple[object, bool, str]:
-        fits = isinstance(value, Real) and math.isfinite(value) and low <= float(value) <= high
-        return value, fits, "a finite number" + f" from {low} to {high}" * math.isfinite(high)
+        fits = _is(value, Real) and math.isfinite(value) and low <= float(value) <= high
+        return value, fits, "a finite number" + f" from {low:g} to {high:g}" * math.isfinite(high)
 
-    def count(value: object, most: int) -> tuple[object, bool, str]:
-        fits = isinstance(value, Integral) and 0 < int(value) <= most
+    def count(value: Any, most: int) -> tuple[object, bool, str]:
+        fits = _is(value, Integral) and 0 < int(value) <= most
         return value, fits, f"a whole number above 0, at most {most:,}"
 
     sides = p.size if isinstance(p.size, tuple | list) and len(p.size) == 2 else (0, 0)
     return {
-        "shift": number(p.shift),
+        "shift": number(p.shift, LEAST_SHIFT, MOST_SHIFT),
         **{f"guidance {expert}": number(g) for expert, g in p.guidance.items()},
         **({} if p.boundary is None else {"boundary": number(p.boundary, 0, 1)}),
         **({} if p.area is None else {"area": count(p.area, MOST_PIXELS)}),
@@ -460,7 +469,7 @@ def get_preset(variant: str, name: str | None = None) -> Preset:
             f"no preset for variant {variant!r}: there are presets for {', '.join(PRESETS)}."
         )
     name = name or next(iter(table))
-    if name not in table:
+    if name not in tuple(table):
         raise MinicosError(f"{variant} has no preset {name!r}: take one of {', '.join(table)}.")
     return table[name]
 

@@ -13,12 +13,12 @@ other rule of composition.
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from operator import index
 from typing import Any, SupportsIndex
 
 from torch import Tensor
 
 from minicos.errors import MinicosError, suggest
+from minicos.indices import numbers
 
 
 @dataclass(frozen=True)
@@ -177,13 +177,16 @@ class Hooks:
         if not self.rules:
             return x
         parts = tuple(name.split("."))
-        site, kind = None, (x.shape, x.dtype, x.device)
+        site, kind = None, (x.shape, x.dtype, x.device, x.layout)
         for rule in self.rules:
             if rule.matches(parts):
                 site = site or replace(self.site, name=self._name(name))
                 out = rule.hook(x, site)
                 if out is not None:
-                    if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != kind:
+                    if (
+                        not isinstance(out, Tensor)
+                        or (out.shape, out.dtype, out.device, out.layout) != kind
+                    ):
                         raise MinicosError(
                             f"a hook on {site.name} returned {_what(out)}, not {_what(x)}"
                         )
@@ -203,8 +206,7 @@ class Hooks:
             return None
         version = -1 if x.is_inference() else x._version  # counts in-place changes
         y = self(name, x)
-        same = y is x and not x.is_inference() and x._version == version
-        return None if same else y
+        return None if y is x and not x.is_inference() and x._version == version else y
 
     def check(
         self, points: Iterable[str], moments: Iterable[Mapping[str, object]] | None = None
@@ -237,22 +239,6 @@ class Hooks:
         return f"{self.site.name}.{name}" if self.site.name else name
 
 
-def numbers(name: str, given: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """One number or several as a tuple of ints; accepts generators and numpy integers. The error
-    names the argument.
-    """
-    try:
-        one = not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0
-        return tuple(map(_whole, (given,) if one else given))  # type: ignore[arg-type]
-    except TypeError:
-        raise MinicosError(f"{name} is a whole number or several, not {given!r:.80}") from None
-
-
-def _whole(x: object) -> int:
-    """x as an int. A truth value is none: a mask would mean numbers 0 and 1. Raises TypeError."""
-    return index(None if "bool" in str(getattr(x, "dtype", type(x))) else x)  # type: ignore[arg-type]
-
-
 def _extent(moments: list[Mapping[str, object]]) -> str:
     """The passes of a run in words: this run has steps 0 to 19, expert high, branch cond."""
     steps, experts, branches = ([*dict.fromkeys(str(m[k]) for m in moments)] for k in WHEN)
@@ -265,7 +251,8 @@ def _extent(moments: list[Mapping[str, object]]) -> str:
 def _what(x: object) -> str:
     if not isinstance(x, Tensor):
         return f"a {type(x).__name__}"
-    return f"{x.dtype} {tuple(x.shape)} on {x.device}"
+    layout = str(x.layout).replace("torch.strided", "")
+    return f"{layout} {x.dtype} {tuple(x.shape)} on {x.device}".strip()
 
 
 NO_HOOKS = Hooks()

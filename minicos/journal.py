@@ -37,6 +37,7 @@ class Journal:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        check(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._seen = _lines(self.path)
@@ -55,6 +56,24 @@ class Journal:
         except OSError as error:
             raise _refused(self.path, error) from error
         self._seen.add(name)
+
+
+def check(path: Path) -> None:
+    """Raise MinicosError if lines cannot be added to this file; nothing is made or changed."""
+    there = path if path.exists() else nearest(path.parent)
+    if path.is_dir() or (there != path and not there.is_dir()):
+        raise MinicosError(f"{path} is not a file, and cannot be one. Choose another --jsonl.")
+    if not os.access(there, os.W_OK):
+        raise MinicosError(f"cannot write {path}: no permission. Choose another --jsonl.")
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(1) not in (b"", b"{"):
+                raise MinicosError(f"{path} does not hold lines of JSON. Choose another --jsonl.")
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(one for one in (folder, *folder.absolute().parents) if one.exists())
 
 
 def rows(tensors: Mapping[str, Tensor], count: int) -> Iterator[dict[str, object]]:

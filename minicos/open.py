@@ -105,7 +105,7 @@ def load(
     if not isinstance(model, Layout):
         model = layouts.find(model, variant=variant, parts=parts, lora=lora, download=download)
     layout: Layout = model
-    chosen = preset if isinstance(preset, Preset) else layout.preset(preset)
+    chosen = (preset if isinstance(preset, Preset) else layout.preset(preset)).changed()
     device = open_device(device)
     if compile:
         check_compiler(device)

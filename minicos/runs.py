@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from errno import EINVAL
 from glob import escape
 from hashlib import file_digest, sha256
+from numbers import Integral, Real
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, TypeVar
@@ -98,8 +99,15 @@ def write_json(path: Path, value: Any, move: Callable[[Path, Path], object] = Pa
 
 
 def as_json(value: Any) -> str:
-    """Readable JSON: indented, unicode. Paths become strings."""
-    return json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
+    """Readable JSON: indented, unicode; see `_simple`."""
+    return json.dumps(value, indent=1, ensure_ascii=False, default=_simple) + "\n"
+
+
+def _simple(value: Any) -> object:
+    """A value that JSON lacks: numpy's numbers become Python's, all else becomes text."""
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else str(value)
 
 
 def read_json(path: Path) -> Any:
@@ -145,7 +153,7 @@ class Run:
                 run.json.
         """
         folder = Path(folder)
-        settings = json.loads(json.dumps(settings, default=str))
+        settings = json.loads(json.dumps(settings, default=_simple))
         if folder.exists() and not folder.is_dir():
             raise MinicosError(f"{folder} is a file, not a folder. Choose another --out.")
         _check(folder, settings)  # before anything is written

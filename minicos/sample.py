@@ -12,18 +12,25 @@ addition to the video latent.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import index
 from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
-from minicos.checks import check_edit, check_finite, check_gradients, check_noise, check_types
+from minicos.checks import (
+    check_edit,
+    check_finite,
+    check_gradients,
+    check_noise,
+    check_state,
+    check_types,
+)
 from minicos.condition import Condition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks
+from minicos.indices import numbers, several
 from minicos.precision import undisturbed
 from minicos.schedule import SOLVERS, History, Schedule
 
@@ -237,8 +244,15 @@ class Model(ABC):
     ) -> "Iterator[Step]":
         """The denoising loop, see `minicos.sample.sample`. `noise` overrides `seed`."""
         check_types(condition, hooks)
-        noise = self.noise(condition, seed) if noise is None else noise
-        return sample(self, noise, condition, hooks=hooks, start=start, state=state, grad=grad)
+        return sample(
+            self,
+            self.noise(condition, seed) if noise is None else noise,
+            condition,
+            hooks=hooks,
+            start=start,
+            state=state,
+            grad=grad,
+        )
 
 
 @dataclass(repr=False)
@@ -350,7 +364,7 @@ def sample(
             condition lacks a negative prompt that is needed, or `state` lacks a latent that is
             denoised along with the video.
     """
-    check_types(condition, hooks)
+    check_types(condition, hooks, state)
     check_noise(noise, condition.shape)
     if grad:
         model.check_differentiable()
@@ -366,8 +380,7 @@ def sample(
     if not isinstance(start, SupportsIndex) or not 0 <= start <= len(schedule):
         raise MinicosError(f"a run of {len(schedule)} steps cannot start at step {start}")
     beside = model.beside(noise, condition)
-    if state is None:
-        state = State() if start else State(beside=beside)
+    state = state or (State() if start else State(beside=beside))
     if missing := ", ".join(beside.keys() - state.beside.keys()):
         raise MinicosError(
             f"this model denoises {missing} along with the video: start at step {start} with the "
@@ -392,6 +405,7 @@ def _steps(
         proposed, given = step.next, step.next.clone()
         yield step
         check_edit(step.index, step.next, given, grad)
+        check_state(step.state)
         # Values are compared as well, which detects edits in place and through `.data`.
         if step.next is not proposed or not torch.equal(proposed, given):
             step.state = step.state.edited()
@@ -429,8 +443,11 @@ def _step(
     velocity = model.guide(passes, latents, moment)
     moved, state = _advance(latents, velocity, i, schedule, state)
     proposed = condition.impose(moved)
-    left = {VIDEO: proposed, **state.beside}
-    check_finite(left, *where, "overflowed in guidance or solver: take less guidance")
+    check_finite(
+        {VIDEO: proposed, **state.beside},
+        *where,
+        "overflowed in guidance or solver: take less guidance",
+    )
     return Step(
         index=i,
         sigma=sigma,
@@ -481,14 +498,9 @@ def draw_noise(
         MinicosError: there are too few or too many seeds, or one is out of range.
     """
     count, *rest = shape
-    try:
-        seeds = (
-            [index(s) for s in seed]
-            if isinstance(seed, Iterable)
-            else [*range(index(seed), index(seed) + count)]
-        )
-    except TypeError:
-        raise MinicosError(f"a seed is a whole number, or a list of them, not {seed!r}") from None
+    seeds = numbers("a seed", seed)
+    if not several(seed):
+        seeds = tuple(range(seeds[0], seeds[0] + count))
     if len(seeds) != count:
         raise MinicosError(f"{len(seeds)} seeds for {count} samples: give one for each")
     if not all(0 <= s < 2**63 for s in seeds):

@@ -27,7 +27,7 @@ from typing import SupportsIndex, TypeVar
 import torch
 from torch import Tensor
 
-from minicos.config import MOST_STEPS
+from minicos.config import LEAST_SHIFT, MOST_SHIFT, MOST_STEPS
 from minicos.errors import MinicosError
 
 S = TypeVar("S", float, Tensor)
@@ -97,10 +97,10 @@ def rounded(schedule: Schedule, dtype: torch.dtype) -> Schedule:
 def _check(steps: int, shift: float) -> None:
     if not isinstance(steps, SupportsIndex) or not 1 <= steps <= MOST_STEPS:
         raise MinicosError(f"{steps} steps: sampling takes a whole number from 1 to {MOST_STEPS}")
-    if not 1e-6 <= shift <= 1e6:
+    if not LEAST_SHIFT <= shift <= MOST_SHIFT:
         raise MinicosError(
             f"shift {shift}: it must be a positive number, such as 5 (1 leaves sigmas evenly "
-            "spaced), from 1e-6 to 1e6"
+            f"spaced), from {LEAST_SHIFT:g} to {MOST_SHIFT:g}"
         )
 
 
@@ -113,7 +113,7 @@ SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {
 
 def make(solver: str, steps: int, shift: float) -> Schedule:
     """The schedule of a solver, by name. Raises MinicosError for an unknown solver."""
-    if solver not in SCHEDULES:
+    if solver not in tuple(SCHEDULES):  # a list has no hash
         raise MinicosError(f"no solver {solver!r}; there are {', '.join(SCHEDULES)}")
     return SCHEDULES[solver](steps, shift)
 
@@ -202,7 +202,7 @@ def _sigmas(schedule: Schedule) -> Tensor:
 
 def _follows(history: History | None, i: int) -> None:
     if history is not None and history.step != i - 1:
-        raise ValueError(
+        raise MinicosError(
             f"step {i} was given the history of step {history.step}: pass that of step {i - 1}, or "
             "None"
         )
@@ -243,7 +243,7 @@ def _correct(x0: Tensor, i: int, sigma: Tensor, history: History) -> Tensor:
     rho_1 + rho_2 = b_1 and r rho_1 + rho_2 = b_2.
     """
     if history.x is None:
-        raise ValueError("this history is of another solver: that of UniPC keeps the latent, too")
+        raise MinicosError("this history is of another solver: that of UniPC keeps the latent, too")
     *earlier, last = history.x0
     bend = x0 - last
     if not earlier:

@@ -25,6 +25,7 @@ from minicos.condition import (
     Condition,
     WanCondition,
     check_frames,
+    check_size,
     crop_like,
     fit,
     frame_size,
@@ -292,6 +293,10 @@ class Wan(VideoModel):
             [*prompt] if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
         )
         self.preset.check_inputs(self.variant, prompts, image is not None, last is not None)
+        asked = self.preset.changed(
+            negative_prompt=self.preset.negative_prompt if negative is None else negative,
+            size=self.preset.size if size is None else size,
+        )
         frames = self.preset.frames if frames is None else frames
         check_frames(frames, self.stride[0])
         ends = _batches([as_image(end) for end in (image, last) if end is not None], len(prompts))
@@ -302,7 +307,7 @@ class Wan(VideoModel):
         if negative is not None and not guided:
             warn(UNUSED_NEGATIVE)
         usual = get_preset(self.variant).negative_prompt  # no warning for the published one
-        negative = self.preset.negative_prompt if negative is None else negative
+        negative = asked.negative_prompt
         self._warn_of_lost_words([*texts, negative] if guided and negative != usual else texts)
         encoder = self.residency.to_device(self.text)
         null = encode(encoder, self.tokenizer, [negative] * len(prompts)) if guided else None
@@ -312,7 +317,7 @@ class Wan(VideoModel):
             shape=(
                 len(prompts),
                 self.vae.cfg.z_dim,
-                (frames - 1) // t + 1,
+                int(frames - 1) // t + 1,
                 height // sh,
                 width // sw,
             ),
@@ -343,10 +348,7 @@ class Wan(VideoModel):
             height, width = ends[0].shape[-2:]
             return frame_size((height, width), self.preset.area, stride, patch, self.preset.resize)
         height, width = size or self.preset.size
-        if height % (stride * patch) or width % (stride * patch):
-            raise MinicosError(
-                f"a size of {height}x{width}: both sides must be multiples of {stride * patch}"
-            )
+        check_size(height, width, stride * patch)
         return height, width
 
     def _images(
@@ -372,12 +374,14 @@ class Wan(VideoModel):
         """Decode one latent (c f h w) piece by piece: uint8 (frames H W 3). A long video is never
         in memory as a whole.
         """
-        return (to_uint8(part[0]) for part in self._pixels(latent[None]))
+        batch = latent[None] if isinstance(latent, Tensor) else latent  # refused by name
+        return (to_uint8(part[0]) for part in self._pixels(batch))
 
     def decode(self, latent: Tensor) -> np.ndarray:
         """Decode latents (b c f h w) to uint8 videos (b F H W 3)."""
-        pieces = [np.stack([to_uint8(video) for video in part]) for part in self._pixels(latent)]
-        return np.concatenate(pieces, axis=1)
+        return np.concatenate(
+            [np.stack([to_uint8(video) for video in part]) for part in self._pixels(latent)], axis=1
+        )
 
     def _pixels(self, latent: Tensor) -> Iterator[Tensor]:
         """The pieces of `VAE.stream` on the device. Another network may take the VAE's place on the

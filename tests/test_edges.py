@@ -1,7 +1,11 @@
 """Nothing is silently replaced, and Python can be used as people use it."""
 
+import itertools
+import math
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ from minicos.cli import main, values
 from minicos.device import open_device
 from minicos.errors import MinicosWarning
 from minicos.page import kept
+from minicos.precision import undisturbed
 from minicos.runs import Run
 from minicos.vbvr import cases
 from minicos.weights import layouts, lora
@@ -65,8 +70,30 @@ def autocast():
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
+@contextmanager
+def newer_precision(place, value: str):
+    before, place.fp32_precision = place.fp32_precision, value
+    try:
+        yield
+    finally:
+        assert place.fp32_precision == value
+        place.fp32_precision = before
+
+
+def of_products():
+    return newer_precision(torch.backends.mkldnn.matmul, "bf16")
+
+
+def of_all():
+    return newer_precision(torch.backends, "tf32")
+
+
 @pytest.mark.parametrize(
-    "setting", [default_device, default_dtype, precision, autocast, torch.inference_mode]
+    "setting",
+    [
+        *(default_device, default_dtype, precision, autocast, torch.inference_mode),
+        *((of_products, of_all) if hasattr(torch.backends, "fp32_precision") else ()),
+    ],
 )
 def test_what_others_set_changes_no_bit(plain, setting):
     try:
@@ -135,6 +162,16 @@ def test_what_a_loop_body_leaves_must_be_a_latent(wan, condition):
         with pytest.raises(MinicosError, match=says):
             for step in wan.sample(condition):
                 step.next = wrong
+    with pytest.raises(MinicosError, match="the state of a run is that of a step, not NoneType"):
+        for step in wan.sample(condition):
+            step.state = None
+
+
+def test_a_history_of_another_step_is_a_mistake_of_the_caller(wan, condition):
+    guided = wan.with_preset(solver="unipc", steps=3)
+    last = [*guided.sample(condition)][-2]
+    with pytest.raises(MinicosError, match="step 1 was given the history of step 1"):
+        next(guided.sample(condition, noise=last.x, start=1, state=last.state))
 
 
 def test_gradients_through_a_run_are_refused(wan, condition):
@@ -172,8 +209,16 @@ def test_steps_of_a_hook_in_any_form(wan, condition, step):
 
 def test_numbers_of_numpy(wan, condition, plain):
     assert torch.equal(final(wan, condition, seed=np.int64(1)), plain)
-    assert torch.equal(final(wan, condition, seed=np.array([1])), plain)
+    for seed in (np.array([1]), np.array(1), torch.tensor(1)):
+        assert torch.equal(final(wan, condition, seed=seed), plain)
+    assert wan.condition(PROMPT, PICTURE, frames=torch.tensor(5)).shape == condition.shape
     assert wan.with_preset(guidance=3).preset.guidance == {"high": 3.0, "low": 3.0}
+
+
+def closed() -> Image.Image:
+    picture = Image.fromarray(PICTURE)
+    picture.close()
+    return picture
 
 
 @pytest.mark.parametrize(
@@ -188,7 +233,30 @@ def test_numbers_of_numpy(wan, condition, plain):
         (lambda wan, c: wan.sample(c, noise=3), "noise is a tensor"),
         (lambda wan, c: wan.sample(c, noise=torch.zeros(c.shape)[..., :2]), "this condition needs"),
         (lambda wan, c: wan.sample(c, noise=torch.zeros(c.shape).double()), "is torch.float64"),
-        (lambda wan, c: next(wan.with_preset(shift=1e-30).sample(c)), "shift 1e-30: it must be"),
+        (lambda wan, c: wan.with_preset(shift=1e-30), "shift is 1e-30: it must be .* from 1e-06"),
+        (lambda wan, c: wan.with_preset(guidance=False), "guidance is a number"),
+        (lambda wan, c: wan.with_preset(fps=True), "fps is True"),
+        (lambda wan, c: wan.with_preset(["tiny"]), "no preset"),
+        (lambda wan, c: list(wan.with_preset(solver=["euler"]).sample(c)), "no solver"),
+        (lambda wan, c: wan.sample(c, seed=True), "a seed is a whole number"),
+        (lambda wan, c: wan.sample(c, seed=itertools.count()), "a seed is a whole number"),
+        (lambda wan, c: wan.condition(PROMPT, PICTURE, negative=3), "negative_prompt is 3"),
+        (lambda wan, c: wan.condition("&amp;nbsp;", PICTURE), "the prompt is empty"),
+        (lambda wan, c: wan.sample(c, start=1, state={}), "the state of a run is that of a step"),
+        (lambda wan, c: c["0"], "a sample is a whole number"),
+        (lambda wan, c: Hooks().on("blocks", print, layers=range(10**30)), "layers is a whole"),
+        (
+            lambda wan, c: final(wan, c, hooks=Hooks().on("blocks.0", lambda x, _: x.to_sparse())),
+            r"returned torch.sparse_coo torch.float32 \(1, 8, 128\) on cpu, not torch.float32",
+        ),
+        (lambda wan, c: wan.decode(torch.zeros(c.shape)[:0]), "and none is 0"),
+        (lambda wan, c: next(wan.frames(None)), "latents are b c f h w"),
+        (lambda wan, c: wan.condition(PROMPT, "a" * 5000), "does not exist or is not a file"),
+        (lambda wan, c: wan.condition(PROMPT, closed()), "the image cannot be read as an image"),
+        (
+            lambda wan, c: load("tiny", preset=replace(wan.preset, shift=math.nan)),
+            "shift is nan: it must be",
+        ),
         (lambda wan, c: wan.sample(c, seed=1.5), "a seed is a whole number"),
         (lambda wan, c: wan.sample(c, seed="1"), "a seed is a whole number"),
         (lambda wan, c: wan.sample(c, hooks=3), "hooks"),
@@ -225,6 +293,7 @@ WITHOUT_NUMBERS = {
     "complex": lambda x: x.to(torch.complex64),
     "quantised": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
     "nested": lambda x: torch.nested.nested_tensor([x]),
+    "of 8-bit floats": lambda x: x.to(torch.float8_e4m3fn),
 }
 
 
@@ -390,3 +459,48 @@ def test_a_link_to_itself_is_a_missing_file(tmp_path):
     link.symlink_to("..")
     with pytest.raises(MinicosError, match=r"'loop\.png', which is not in the folder"):
         kept.inside(run, "videos.json", link.name)
+
+
+def shown() -> tuple[str, str]:
+    """What torch's switches of float32 say, with what they have from the switch of all."""
+    return torch.backends.mkldnn.conv.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="PyTorch 2.8")
+def test_precision_is_given_back_as_it_was():
+    before = shown()
+    with of_all():
+        with undisturbed():
+            assert shown() == ("ieee", "ieee")
+        assert shown() == ("tf32", "tf32")
+    assert shown() == before  # none was left with a value of its own
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--shift=1e-9"], "'1e-9' is not a number from 1e-06 to 1e"),
+        (["--preset="], "'' is not a name"),
+        (["--variant= "], "' ' is not a name"),
+        (["--jsonl=a.png"], "a.png does not hold lines of JSON"),
+        (["--jsonl=."], ". is not a file, and cannot be one"),
+        (["--jsonl=a.png/x"], "a.png/x is not a file, and cannot be one"),
+    ],
+)
+def test_these_are_refused_before_weights_are_read(tmp_path, monkeypatch, capsys, given, says):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(PICTURE).save("a.png")
+    with monkeypatch.context() as patched:
+        patched.setattr("minicos.open.load", None)
+        try:
+            code = main(["generate", "--puzzle", "mark", *given])
+        except SystemExit as stopped:
+            code = stopped.code
+    assert code == 2
+    assert says in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_numbers_of_numpy_are_numbers_in_the_record_of_a_run(tmp_path):
+    Run.open(tmp_path, {"steps": np.int64(2), "shift": np.float32(5)})
+    assert Run.open(tmp_path, {"steps": 2, "shift": 5.0}).settings["steps"] == 2

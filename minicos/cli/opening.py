@@ -92,9 +92,13 @@ def plan(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Preset":
     """The way of sampling that the options select. Everything that can be refused without reading
     weights is refused here.
     """
+    from minicos.journal import check as check_journal
+    from minicos.journal import nearest
     from minicos.wan import UNUSED_NEGATIVE
 
-    above = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
+    if getattr(args, "jsonl", None) is not None:
+        check_journal(args.jsonl)
+    above = nearest(args.out)
     if args.out.is_symlink() and not args.out.exists():
         raise MinicosError(f"{args.out} is a link to nothing. Remove it, or choose another --out.")
     if not above.is_dir():
@@ -104,6 +108,8 @@ def plan(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Preset":
     variant = files.variant
     chosen = files.preset(args.preset).changed(**_changes(args))
     files.check(chosen.frames, args.tile)
+    if (args.height or getattr(args, "area", None)) and getattr(args, "image", None) is None:
+        _check_size(files, chosen)
     if getattr(args, "negative_prompt", None) is not None and not chosen.guided:
         warn(UNUSED_NEGATIVE)
     if args.boundary is not None and len(files.experts) == 1:
@@ -116,6 +122,16 @@ def plan(args: argparse.Namespace, files: "Layout | PeerFolder") -> "Preset":
             )
         chosen.check_inputs(variant, [args.prompt], *given)
     return chosen
+
+
+def _check_size(files: "Layout | PeerFolder", preset: "Preset") -> None:
+    """Raise MinicosError for frames of a size that does not divide into patches."""
+    from minicos.condition import check_size
+    from minicos.weights.layouts import Layout
+
+    if isinstance(files, Layout):  # peers round a size, or refuse it themselves
+        patch = files.experts["high"].config.patch_size[1]
+        check_size(*preset.size, files.vae.config.stride[1] * patch)
 
 
 @dataclass(frozen=True)

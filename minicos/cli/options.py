@@ -149,6 +149,7 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
     """The options that --help omits."""
     parser.add_argument(
         "--variant",
+        type=values.name,
         help="the model's name if its files do not identify it, e.g. VBVR-Wan2.2 or Wan2.1-T2V-14B",
     )
     parser.add_argument(
@@ -174,6 +175,7 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
     )
     parser.add_argument(
         "--preset",
+        type=values.name,
         help="way of sampling, e.g. official (the authors' code), cos (the paper's tools) or "
         "diffusers (as the folder's configuration says)",
     )
@@ -184,7 +186,7 @@ def _add_shared_options(parser: argparse.ArgumentParser, seed: int, dtype: str) 
     )
     sampling.add_argument(
         "--shift",
-        type=values.positive_number,
+        type=values.shift,
         metavar="S",
         help="moves the noise levels towards noise; 1 spaces them evenly",
     )

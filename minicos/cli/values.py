@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from minicos.config import MOST_FRAMES, MOST_STEPS
+from minicos.config import LEAST_SHIFT, MOST_FRAMES, MOST_SHIFT, MOST_STEPS
 
 T = TypeVar("T")
 MOST_PUZZLES = 100_000  # also the bound of seeds, rows and other counts
@@ -108,6 +108,14 @@ def positive_number(text: str) -> float:
     return value
 
 
+def shift(text: str) -> float:
+    if not LEAST_SHIFT <= (value := positive_number(text)) <= MOST_SHIFT:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not a number from {LEAST_SHIFT:g} to {MOST_SHIFT:g}"
+        )
+    return value
+
+
 def share(text: str) -> float:
     if not 0 < (value := number(text)) < 1:
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a number between 0 and 1, e.g. 0.9")
@@ -161,6 +169,13 @@ def path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a path")
     return Path(os.path.expanduser(text))
+
+
+def name(text: str) -> str:
+    """A name; empty text, e.g. from an unset shell variable, would choose the default."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a name")
+    return text
 
 
 def shown(text: str) -> str:

@@ -45,7 +45,7 @@ def draw(
     from minicos import puzzles
     from minicos.analysis.tools.cases import ambiguous
 
-    match = re.fullmatch(r"([^:]+)(?::([0-9]{1,4}))?", spec)
+    match = re.fullmatch(r"([^:]+)(?::([0-9]{1,3}))?", spec)
     if not match:
         raise MinicosError(f"--puzzle {spec}: give a kind such as maze, or maze:7 for another one.")
     name, index = match[1], int(match[2] or 0)

@@ -124,8 +124,12 @@ def entering(run: Run, index: int, noise: Tensor) -> tuple[Tensor, State | None]
 
 
 def recorded(run: Run, name: str, steps: int) -> list[dict[str, Tensor]]:
-    """What the recorder `name` kept of each finished step."""
-    return [kept(run, name, i) for i in range(steps) if run.has(_file(i))]
+    """What the recorder `name` kept of each step of a finished run.
+
+    Raises:
+        MinicosError: a step is missing or damaged, e.g. deleted meanwhile.
+    """
+    return [kept(run, name, i) for i in range(steps)]
 
 
 def kept(run: Run, name: str, index: int) -> dict[str, Tensor]:
