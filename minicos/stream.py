@@ -266,17 +266,15 @@ class Residency:
     ) -> Callable[[str, torch.Size, torch.dtype], Tensor] | None:
         """Reserve memory for a network without weights; returns the `place` of `load_into`."""
         part = self._parts[network] = next(p for p in self.plan.parts if p.name == name)
-        placement = part.placement
-        pin = self.plan.device.type == "cuda"
-        if placement == "resident":
+        pin, disk = self.plan.device.type == "cuda", part.placement == "disk"
+        if part.placement == "resident":
             return None
-        if placement == "offload":
+        if part.placement == "offload":
             buffer = self._offloaded[network] = HostBuffer(network, dtype, pin)
             return lambda name, shape, dtype: buffer.view(name)
         if not isinstance(network, DiT):
             raise TypeError(f"blocks are streamed of a DiT, not of a {type(network).__name__}")
         streamer, blocks = self._streamer, list(network.blocks)
-        disk = placement == "disk"
         kind = FileBuffer if disk else HostBuffer
         for i, block in enumerate(blocks):
             streamer.host[block] = kind(block, dtype, pin, f"blocks.{i}.", kept=not disk)

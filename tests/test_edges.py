@@ -441,6 +441,17 @@ def test_a_lora_of_integers_is_refused(tmp_path):
         lora.read(file)
 
 
+def test_numbers_of_a_kind_without_arithmetic_are_refused(tmp_path):
+    """Half-byte numbers crashed torch, and powers of two are factors, not changes."""
+    pieces = {"lora_down": torch.zeros(4, 128), "lora_up": torch.zeros(128, 4)}
+    named = {f"blocks.0.self_attn.q.{k}.weight": v for k, v in pieces.items()}
+    for kind in (torch.float4_e2m1fn_x2, torch.float8_e8m0fnu):
+        alpha = {"blocks.0.self_attn.q.alpha": torch.zeros(1, dtype=torch.uint8).view(kind)}
+        save_file(named | alpha, file := tmp_path / "a.safetensors")
+        with pytest.raises(MinicosError, match=r"q\.alpha holds numbers \(F(4|8_E8M0)\)"):
+            lora.read(file)
+
+
 def test_addresses_are_told_from_paths(wan):
     with pytest.raises(MinicosError, match="Addresses are not fetched"):
         wan.condition(PROMPT, "https://example.com/maze.png")

@@ -334,7 +334,7 @@ Q = "blocks.0.self_attn.q"
         ),
         (
             {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.weight": A + 1},
-            rf"'{Q}\.weight' is not a LoRA's",
+            rf"a set of whole weights \({Q}\.weight\)",
         ),
         ({"lora_unet_blocks_0_odd.lora_down.weight": A}, "lora_unet_blocks_0_odd"),
         ({"transformer.blocks.0.attn1.odd.lora_A.weight": A}, r"attn1\.odd"),

@@ -94,7 +94,7 @@ def test_an_image_branch_that_the_network_lacks_is_left_out_and_counted(network,
     assert set(fitted.deltas) == {f"{Q}.weight"}
     told = str(lora.Applied.of("high", fitted))
     assert "3 changes of an image branch that this network lacks" in told
-    assert "img_emb, cross_attn.k_img, cross_attn.norm_k_img" in told
+    assert "(cross_attn.k_img, cross_attn.norm_k_img, img_emb)" in told  # as in the file
     save_file(pair("diffusion_model.blocks.7.self_attn.q"), path)
     with pytest.raises(MinicosError, match=r"blocks\.7\.self_attn\.q.*which this network lacks"):
         lora.read(path).fitted(shapes)
@@ -246,13 +246,23 @@ def test_tensors_in_a_pickle(network, ending, tmp_path):
         ({f"{Q}.lora_mid.weight": (2, 2)}, "LoRA in Tucker form"),
         ({f"{Q}.lora_down.weight_scale": (1,)}, "quantised LoRA"),
         ({f"{Q}.lora_up.scale_weight": (1,)}, "quantised LoRA"),
+        ({f"{Q}.{side}.weight": (2, 2) for side in ("a1", "a2", "b1", "b2")}, "GLoRA"),
+        ({f"{Q}.on_input": (1,)}, "IA3"),
+        ({f"{Q}.boft_R": (2, 2, 2, 2)}, "BOFT"),
+        ({f"{Q}.lora_E": (2, 1)}, "AdaLoRA"),
+        ({f"{Q}.bone_block": (2, 24)}, "MiSS"),
+        ({f"base_model.model.{Q}.base_layer.weight": (24, 24)}, "set of whole weights"),
+        ({"transformer.proj_out.bias": (64,)}, "set of whole weights"),
     ],
 )
-def test_kinds_that_are_not_read_are_named(piece, named, tmp_path):
-    tensors = pair(Q) | {name: rand(*shape) for name, shape in piece.items()}
-    save_file(tensors, path := tmp_path / "a.safetensors")
+@pytest.mark.parametrize("alone", [False, True])
+def test_kinds_that_are_not_read_are_named(piece, named, alone, tmp_path):
+    if alone and named in ("DoRA", "set of whole weights", "AdaLoRA"):
+        pytest.skip("these come with a LoRA")
+    tensors = {name: torch.ones(shape) for name, shape in piece.items()}
+    save_file(tensors | ({} if alone else pair(Q)), path := tmp_path / "a.safetensors")
     with pytest.raises(
-        MinicosError, match=rf"a\.safetensors is a {named}.*Merge it into the model"
+        MinicosError, match=rf"a\.safetensors is an? {named}.*Merge it into the model"
     ):
         lora.read(path)
     assert any(named in note for note in inspect(path).notes)
@@ -301,6 +311,90 @@ def test_a_lora_that_is_also_for_something_else(network, module, what, tmp_path)
     save_file(pair(f"diffusion_model.{Q}") | pair(module), path := tmp_path / "a.safetensors")
     with pytest.raises(MinicosError, match=rf"a\.safetensors changes .*, a part of {what}"):
         merged(network, path)
+
+
+def test_a_key_of_a_relative_is_named_by_the_relative(tmp_path):
+    save_file(pair(Q) | {"dwpose_embedding.0.weight": rand(2, 2)}, path := tmp_path / "a.pt")
+    with pytest.raises(MinicosError, match=r"'dwpose_embedding\.0\.weight' is of UniAnimate"):
+        lora.read(path)
+    assert any("parts of UniAnimate" in note for note in inspect(path).notes)
+
+
+@pytest.mark.parametrize("channels", [16, 36])
+def test_a_lora_for_another_input_is_applied_but_for_its_input(network, channels, tmp_path):
+    """Text-to-video LoRAs on image-to-video networks and the reverse, as ComfyUI does."""
+    inputs = rand(24, channels, 1, 2, 2)
+    tensors = pair(f"diffusion_model.{Q}") | {"diffusion_model.patch_embedding.diff": inputs}
+    save_file(tensors, path := tmp_path / "a.safetensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.items()}
+    shapes["patch_embedding.weight"] = (24, 52 - channels, 1, 2, 2)
+    fitted = lora.read(path).fitted(shapes)
+    assert set(fitted.deltas) == {f"{Q}.weight"}
+    (note,) = fitted.notes
+    assert f"an input of another width ({channels} channels, not {52 - channels})" in note
+
+
+def test_changes_of_convolutions_as_matrices(network, tmp_path):
+    """As LyCORIS writes them: kernels flattened."""
+    draw = [rand(24, 2), rand(2, 144), rand(24, 2), rand(2, 144)]
+    w1, a, b = rand(4, 4), rand(6, 2), rand(2, 36)
+    pieces = "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"
+    forms = {
+        "LoRA": dict(zip(("lora_up.weight", "lora_down.weight"), draw[:2], strict=True)),
+        "LoHa": dict(zip(pieces, draw, strict=True)),
+        "LoKr": {"lokr_w1": w1, "lokr_w2_a": a, "lokr_w2_b": b},
+        "diff": {"diff": rand(24, 144)},
+    }
+    expected = {
+        "LoRA": draw[0] @ draw[1],
+        "LoHa": (draw[0] @ draw[1]) * (draw[2] @ draw[3]),
+        "LoKr": torch.kron(w1, a @ b),
+        "diff": rand(24, 144),
+    }
+    for form, tensors in forms.items():
+        named = {f"lycoris_patch_embedding.{piece}": value for piece, value in tensors.items()}
+        save_file(named, path := tmp_path / "a.safetensors")
+        added = merged(network, path)["patch_embedding.weight"]
+        assert torch.allclose(added, expected[form].view(24, 36, 1, 2, 2), atol=1e-6), form
+
+
+def test_loha_and_lokr_of_peft_have_their_alpha_next_to_them(network, tmp_path):
+    """alpha / r, also for two whole matrices, unlike LyCORIS."""
+    module = "base_model.model.blocks.0.attn1.to_q"
+    a, b, c, d = rand(24, 2), rand(2, 24), rand(24, 2), rand(2, 24)
+    w1, w2, low = rand(4, 4), rand(6, 6), (rand(6, 2), rand(2, 6))
+    forms = [
+        ({"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d}, (a @ b) * (c @ d)),
+        ({"lokr_w1": w1, "lokr_w2": w2}, torch.kron(w1, w2)),
+        (
+            {"lokr_w1": w1, "lokr_w2_a": low[0], "lokr_w2_b": low[1]},
+            torch.kron(w1, low[0] @ low[1]),
+        ),
+    ]
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LOKR", "r": 2, "alpha": 8}')
+    for tensors, change in forms:
+        named = {f"{module}.{piece}": value.clone() for piece, value in tensors.items()}
+        save_file(named, path := tmp_path / "adapter_model.safetensors")
+        assert torch.allclose(merged(network, path)[f"{Q}.weight"], 4 * change, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "loftq"])
+def test_a_lora_on_a_changed_model_is_refused(start, tmp_path):
+    """These starts of training change the weights below the LoRA, too."""
+    save_file(pair(f"base_model.model.{Q}"), path := tmp_path / "adapter_model.safetensors")
+    about = {"r": 2, "lora_alpha": 2, "init_lora_weights": start}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(MinicosError, match=rf"LoRA on a changed model \({start} in adapter_config"):
+        lora.read(path)
+
+
+def test_the_folder_of_a_lora(tmp_path):
+    save_file(pair(Q), file := tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 2}')
+    assert layouts._with_strength((tmp_path, 0.5)) == (file, 0.5)
+    save_file(pair(Q), tmp_path / "other.safetensors")
+    with pytest.raises(MinicosError, match=r"holds several files .*Name the one you mean"):
+        layouts._with_strength(tmp_path)
 
 
 def test_a_control_lora_is_named_by_its_width(network, tmp_path):
@@ -394,6 +488,9 @@ def test_factors_in_another_shard_and_records(network, tmp_path):
         (lambda s: s | {f"{Q}.weight_scale_2": torch.ones(1)}, "4-bit nvfp4"),
         (lambda s: s | {f"{Q}.W_q": torch.ones(1)}, "numbers of HQQ"),
         (lambda s: s | {f"{Q}.weight_qdata": torch.ones(1)}, "numbers of torchao"),
+        (lambda s: s | {f"{Q}._weight_qdata": torch.ones(1)}, "numbers of torchao"),
+        (lambda s: s | {f"{Q}.weight_codebook": torch.ones(16)}, "4-bit numbers of ComfyUI"),
+        (lambda s: s | {f"{Q}.int8_weight": torch.ones(1)}, "8-bit numbers of TurboDiffusion"),
         (lambda s: s | {f"{Q}.weight_scale": torch.ones(24, 1).to(torch.uint8)}, "factors in U8"),
         (lambda s: s | {f"{Q}.weight._shift": torch.ones(24, 1)}, "numbers with an offset"),
         (
@@ -407,8 +504,48 @@ def test_what_is_not_read_is_named(network, change, says, tmp_path):
     save_file(change(stored), path := tmp_path / "a.safetensors")
     with pytest.raises(MinicosError, match=says):
         loaded(path)
-    bits = says.split()[0] in ("4-bit", "numbers")  # told by names alone
+    bits = says.split()[0] in ("4-bit", "8-bit", "numbers")  # told by names alone
     assert (says in inspect(path).variant) == bits
+
+
+def test_records_of_comfyui_in_tensors_and_in_the_metadata(network, tmp_path):
+    """What changes no number is accepted; rotated numbers would silently be others."""
+    stored, plain = quantised(network, torch.int8, 1)
+    usual = {"format": "int8_tensorwise", "per_row": True, "orig_shape": [24, 24], "convrot": False}
+    rotated = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256}
+    for record, opens in ((usual, True), (rotated, False)):
+        text = torch.tensor([*json.dumps(record).encode()]).byte()
+        save_file(stored | {f"{Q}.comfy_quant": text}, inside := tmp_path / "a.safetensors")
+        about = json.dumps({"format_version": "1.0", "layers": {Q: record}})
+        metadata = {"_quantization_metadata": about}
+        save_file(stored, beside := tmp_path / "b.safetensors", metadata)
+        for path in (inside, beside):
+            if opens:
+                read = loaded(path)
+                assert torch.equal(read[f"{Q}.weight"], plain[f"{Q}.weight"])
+            else:
+                with pytest.raises(MinicosError, match=r"q\.comfy_quant says .*convrot"):
+                    loaded(path)
+    for broken in ("{", '{"layers": [1]}', '{"layers": {"a": 1}}'):
+        save_file(stored, path := tmp_path / "c.safetensors", {"_quantization_metadata": broken})
+        with pytest.raises(MinicosError, match="damaged record _quantization_metadata"):
+            loaded(path)
+
+
+def test_shards_without_their_index(network, tmp_path):
+    """All of them are read: to name one of them would not help."""
+    names = list(network)
+    for i, part in enumerate((names[::2], names[1::2])):
+        tensors = {name: network[name] for name in part}
+        save_file(tensors, tmp_path / f"model-0000{i + 1}-of-00002.safetensors")
+    read = loaded(*sorted(tmp_path.iterdir()))
+    assert all(torch.equal(read[name], network[name]) for name in names)
+    assert set(weight_files(tmp_path)) == set(tmp_path.iterdir())
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with torch.device("meta"):
+        dit = DiT(DIT)
+    with pytest.raises(MinicosError, match="Is a file incomplete or forgotten"):
+        load_into(dit, tmp_path)
 
 
 def test_a_matrix_without_the_factor_that_others_have(network, tmp_path):

@@ -51,7 +51,9 @@ def cause(error: BaseException) -> str:
         return "it asks for more memory than there is"
     text = str(getattr(error, "strerror", None) or error).strip().splitlines()
     first = (text[0] if text else "").removeprefix("Error while deserializing header: ").strip(" .")
-    if "incomplete metadata" in first.lower() or "MetadataIncomplete" in first:
+    if any(
+        one in first for one in ("ncomplete metadata", "MetadataIncomplete", "requires a buffer")
+    ):
         return "it is cut off, or longer than its header says"
     if isinstance(error, KeyError):
         return f"{first} is missing"

@@ -191,6 +191,8 @@ def weight_files(path: Path) -> dict[Path, set[str] | None]:
     found = _candidates(path)
     if not found:
         raise MinicosError(f"{path} holds no weights (*.safetensors, *.pth). Check the path.")
+    if len(found) > 1 and all(map(is_shard, found)):  # without an index
+        return dict.fromkeys(found)
     if len(found) > 1:
         names = ", ".join(p.name for p in found[:4]) + (" ..." if len(found) > 4 else "")
         raise MinicosError(

@@ -22,6 +22,7 @@ from minicos.weights.names import (
     UNREAD,
     UNUSED,
     VALUES,
+    article,
     layout,
     lora_dialect,
     lora_key,
@@ -275,13 +276,15 @@ def _lora_kind(found: Mapping[str, TensorInfo]) -> tuple[str, tuple[str, ...]]:
     keys = {key: lora_key(key) for key in found}
     known = [key for key in keys.values() if key is not None]
     pieces, both = {key.piece for key in known}, len({key.low for key in known}) == 2
-    unread = sorted(pieces & set(UNREAD))
-    kinds = ", ".join(UNREAD[kind] for kind in unread)
+    unread, other = sorted(pieces & set(UNREAD)), relative((*found, "patch_embedding.weight"))
+    kinds = article(", ".join(UNREAD[kind] for kind in unread) or "LoRA")
     strange = [key for key, parsed in keys.items() if parsed is None]
     remarks = {
-        f"a {kinds} is not read: merge it into the model with the tool that made it": unread,
+        f"{kinds} is not read: merge it into the model with the tool that made it": unread,
         "it is for both experts: give it as --lora high=FILE low=FILE": both,
-        f"{len(strange)} keys are of no network known here, e.g. {''.join(strange[:1])}": strange,
+        f"it changes parts of {other}, which minicos does not have": other,
+        f"{len(strange)} keys are of no network known here, e.g. {''.join(strange[:1])}": strange
+        and not other,
     }
     notes = [note for note, holds in remarks.items() if holds]
     wide = found.get("diffusion_model.patch_embedding.lora_A.weight")

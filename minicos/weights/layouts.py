@@ -27,7 +27,15 @@ from minicos.errors import MinicosError
 from minicos.weights import hub, variants
 from minicos.weights.configs import architecture, clip_config, official, text_config, vae_config
 from minicos.weights.files import read_table, reading, regular
-from minicos.weights.header import ARCHIVES, Header, is_shard, read_headers, read_part, tensors
+from minicos.weights.header import (
+    ARCHIVES,
+    Header,
+    is_shard,
+    read_headers,
+    read_part,
+    tensors,
+    weight_files,
+)
 from minicos.weights.names import SECOND, lora_dialect, relative, sections
 from minicos.weights.stated import FOLLOW, departures, stated
 
@@ -446,12 +454,11 @@ def _experts(seen: _Survey, variant: str, lora: ListedLoras) -> dict[str, Part[D
 
 def _sampled_large(name: str, asked: str | None) -> tuple[str, ...]:
     """A note on settings that were chosen because of a name."""
-    if asked is not None or name != "Wan2.1-I2V-14B-720P":
-        return ()
-    return (
+    note = (
         "taken for the 720p model by its name: shift 5, frames of 1280x720 pixels (--variant "
-        "Wan2.1-I2V-14B has those of 480p)",
+        "Wan2.1-I2V-14B has those of 480p)"
     )
+    return (note,) if asked is None and name == "Wan2.1-I2V-14B-720P" else ()
 
 
 def _mismatches(seen: _Survey, lora: ListedLoras) -> tuple[str, ...]:
@@ -565,11 +572,12 @@ def _several(given: Any) -> Sequence[LoraFile]:
 def _with_strength(given: LoraFile) -> tuple[Path, float]:
     path, strength = given if isinstance(given, tuple) else (given, 1.0)
     with reading(path, "is not the path of a LoRA", "Give a file, or a pair of file and strength."):
-        if not Path(path).is_file():
-            raise MinicosError(f"the LoRA {path} does not exist or is not a file. Check the path.")
+        if not Path(path).exists():
+            raise MinicosError(f"the LoRA {path} does not exist. Check the path.")
+        (file,) = weight_files(Path(path))  # a folder of PEFT or diffusers holds one
     if not isinstance(strength, int | float) or not math.isfinite(strength):
         raise MinicosError(f"the strength of the LoRA {path} is {strength!r:.40}: take a number.")
-    return Path(path), float(strength)
+    return file, float(strength)
 
 
 def _samples(part: Part) -> bytes:

@@ -10,9 +10,10 @@ a CPU, tensors that need no change remain views of the file and use no memory.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from minicos.errors import MinicosError, warn
 from minicos.runs import progress
 from minicos.weights import gguf
-from minicos.weights.archive import table
-from minicos.weights.files import about, reading
+from minicos.weights.archive import table as tensor_table
+from minicos.weights.files import about, reading, table
 from minicos.weights.header import Header, TensorInfo, read_part, tensors
 from minicos.weights.lora import Lora
 from minicos.weights.names import FACTOR, RECORD, WEIGHT, renamer, role
@@ -52,6 +53,8 @@ FORMATS = {  # in ComfyUI's records -> dtype
     "float8_e5m2": "F8_E5M2",
     "int8_tensorwise": "I8",
 }
+# Other keys of these records that change nothing about the numbers, unlike `convrot`.
+HARMLESS = ("format", "full_precision_matrix_mult", "orig_dtype", "orig_shape", "per_row")
 PIECE = 2**22  # elements of a quantised tensor that are unpacked at a time
 PINNED = 2**26  # bytes of each of the two buffers for copies to a card
 LONG = 2**30  # bytes above which a progress bar is shown
@@ -204,7 +207,7 @@ def open_tensors(header: Header) -> Callable[[str], Tensor]:
                     content = torch.load(file, map_location="cpu", weights_only=True)
             else:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            found = table(path, content, Tensor)
+            found = tensor_table(path, content, Tensor)
     else:
         with reading(path):
             opened = safe_open(path, "pt")
@@ -282,10 +285,9 @@ def _finite(tensor: Tensor) -> bool:
     """
     if not tensor.is_floating_point():
         return True
-    pieces: Iterator[Tensor] = iter(tensor.reshape(-1).split(2**24))
-    if tensor.itemsize == 1:  # fp8 has no arithmetic
-        pieces = (piece.float() for piece in pieces)
-    return all(bool(p.sum().isfinite() or p.isfinite().all()) for p in pieces)
+    pieces = tensor.reshape(-1).split(2**24)
+    wide = (p.float() if p.itemsize == 1 else p for p in pieces)  # fp8 has no arithmetic
+    return all(bool(p.sum().isfinite() or p.isfinite().all()) for p in wide)
 
 
 def _plan(
@@ -296,6 +298,10 @@ def _plan(
     found: dict[str, dict[str, Stored]] = {WEIGHT: {}, FACTOR: {}}
     for header in headers:
         read = open_tensors(header)
+        with reading(header.path, "has a damaged record _quantization_metadata"):
+            records = table(header.metadata.get("_quantization_metadata", "{}")).get("layers", {})
+            for layer, given in records.items():
+                _check_format(header, f"{layer}.comfy_quant", dict(given))
         for key in header.tensors:
             one = Stored(header, key, read)
             with about(header.path):
@@ -392,19 +398,25 @@ def _check_numbers(one: Stored, factor: Stored | None, floating: bool, others: b
 
 def _check_record(one: Stored) -> None:
     """Check ComfyUI's record of how a quantised matrix is stored: JSON in a tensor of bytes."""
-    where = f"{one.header.path}: {one.key}"
     if one.info.dtype != "U8" or one.info.elements > 10_000:
-        raise MinicosError(f"{where} is not a record in JSON. Download it again.")
+        raise MinicosError(
+            f"{one.header.path}: {one.key} is not a record in JSON. Download it again."
+        )
     with reading(one.header.path, f"has a damaged record {one.key}"):
         given = dict(json.loads(bytes(one.tensor().reshape(-1).tolist())))
+    _check_format(one.header, one.key, given)
+
+
+def _check_format(header: Header, key: str, given: Mapping[str, Any]) -> None:
+    """Check a record, which may also be in the file's metadata (`recorded`)."""
     dtype = FORMATS.get(str(given.get("format")))
-    weight = one.header.tensors.get(one.key.replace(".comfy_quant", ".weight"))  # or elsewhere
-    more = sorted(set(given) - {"format", "full_precision_matrix_mult"})
+    weight = header.tensors.get(key.replace(".comfy_quant", ".weight"))  # or elsewhere
+    more = sorted(key for key in given if given[key] and key not in HARMLESS)
     if dtype is None or more or (weight and weight.dtype != dtype):
         raise MinicosError(
-            f"{where} says {', '.join([str(given.get('format')), *more])} of a matrix in "
-            f"{weight.dtype if weight else 'another file'}, a way of storing that minicos does not "
-            "read. Get the model in bf16, fp16 or fp8."
+            f"{header.path}: {key} says {', '.join([str(given.get('format')), *more])} of a "
+            f"matrix in {weight.dtype if weight else 'another file'}, a way of storing that "
+            "minicos does not read. Get the model in bf16, fp16 or fp8."
         )
 
 

@@ -32,17 +32,26 @@ from minicos.weights.files import read_table, reading, table
 from minicos.weights.header import Header, read_header
 from minicos.weights.names import (
     ASIDE,
+    CHANNELS,
     FIRST,
+    IMAGE_BRANCH,
+    IMAGES,
+    INPUT,
+    INPUTS,
     SECOND,
     UNREAD,
     WHOLE_PARAMETERS,
+    article,
     lacking,
     lora_dialect,
     lora_key,
+    stranger,
 )
 
+# Starts of training (PEFT's init_lora_weights) that change the model below the LoRA, too.
+CONFIG = "adapter_config.json"
+CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 WHOLE = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}  # piece -> what it changes
-IMAGE_BRANCH = ("img_emb.", "cross_attn.k_img.", "cross_attn.v_img.", "cross_attn.norm_k_img.")
 
 
 @dataclass(frozen=True)
@@ -79,53 +88,29 @@ class Whole:
 
     def add(self, tensor: Tensor, strength: float) -> Tensor:
         """tensor + strength * change, float32."""
-        return tensor.add(self.value.to(tensor.device).float(), alpha=strength * self.scale)
-
-
-@dataclass(frozen=True)
-class Hadamard:
-    """LoHa: the element-wise product of two low-rank matrices."""
-
-    a: LowRank
-    b: LowRank
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.a.shape
-
-    def add(self, tensor: Tensor, strength: float) -> Tensor:
-        """tensor + strength * change, float32."""
-        a, b = (one.add(torch.zeros_like(tensor), 1.0) for one in (self.a, self.b))
-        return tensor.addcmul(a, b, value=strength)
-
-
-@dataclass(frozen=True)
-class Kronecker:
-    """LoKr: scale times the Kronecker product of two matrices, each whole or a product."""
-
-    a: tuple[Tensor, ...]
-    b: tuple[Tensor, ...]
-    scale: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        rows = self.a[0].shape[0] * self.b[0].shape[0]
-        return rows, self.a[-1].shape[1] * self.b[-1].shape[1], *self.b[-1].shape[2:]
-
-    def add(self, tensor: Tensor, strength: float) -> Tensor:
-        """tensor + strength * change, float32."""
-        a, b = (
-            torch.linalg.multi_dot(many) if len(many) > 1 else many[0]
-            for many in (
-                [factor.to(tensor.device).float().flatten(1) for factor in side]
-                for side in (self.a, self.b)
-            )
-        )
-        change = torch.kron(a.contiguous(), b.contiguous()).view(tensor.shape)
+        change = self.value.to(tensor.device).float().reshape(tensor.shape)
         return tensor.add(change, alpha=strength * self.scale)
 
 
-Delta = LowRank | Whole | Hadamard | Kronecker
+@dataclass(frozen=True)
+class Joined:
+    """LoHa and LoKr: a change of this shape, made of two others as a product of their elements or
+    a Kronecker product.
+    """
+
+    a: LowRank | Whole
+    b: LowRank | Whole
+    shape: tuple[int, ...]
+    join: Callable[[Tensor, Tensor], Tensor]
+    scale: float = 1.0
+
+    def add(self, tensor: Tensor, strength: float) -> Tensor:
+        """tensor + strength * change, float32."""
+        a, b = (one.add(tensor.new_zeros(one.shape), 1.0).flatten(1) for one in (self.a, self.b))
+        return tensor.add(self.join(a, b).view(tensor.shape), alpha=strength * self.scale)
+
+
+Delta = LowRank | Whole | Joined
 
 
 @dataclass(frozen=True)
@@ -139,27 +124,23 @@ class Lora:
     notes: tuple[str, ...] = ()  # parts of the file that are not applied
 
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> "Lora":
-        """The LoRA without changes of an image branch that the network with these shapes lacks, and
-        with a note that counts them. Files for Wan2.2 made by tools of Wan2.1 contain such changes.
+        """The LoRA without changes of what the network with these shapes lacks and another Wan has,
+        an image branch or input channels, and with notes that count them. LoRAs of one Wan are
+        used with others, and files for Wan2.2 made by tools of Wan2.1 contain such changes.
 
         Raises:
             MinicosError: as for `check`.
         """
-        lacking = [
-            name
-            for name in self.deltas
-            if name not in shapes and any(part in f"{name}." for part in IMAGE_BRANCH)
+        others = {name: _other(name, tuple(d.shape), shapes) for name, d in self.deltas.items()}
+        kept = {name: delta for name, delta in self.deltas.items() if not others[name]}
+        notes = [
+            f"{len(parts)} changes of {kind} ({', '.join(dict.fromkeys(parts))}) were left out"
+            for kind in (IMAGES, INPUTS)
+            if (parts := [part for what, part in filter(None, others.values()) if what == kind])
         ]
-        kept = {name: delta for name, delta in self.deltas.items() if name not in lacking}
-        if lacking and kept:
-            branches = [p.strip(".") for p in IMAGE_BRANCH if any(p in f"{n}." for n in lacking)]
-            note = (
-                f"{len(lacking)} changes of an image branch that this network lacks "
-                f"({', '.join(branches)}) were left out"
-            )
-            return replace(self, deltas=kept, notes=(*self.notes, note)).fitted(shapes)
-        self.check(shapes)
-        return self
+        fitted = replace(self, deltas=kept, notes=(*self.notes, *notes)) if kept else self
+        fitted.check(shapes)
+        return fitted
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise MinicosError unless every change has a parameter of its shape in `shapes`."""
@@ -167,14 +148,17 @@ class Lora:
             if name not in shapes:
                 raise MinicosError(f"{self.path} changes {name}, {lacking(name)}")
             found, needed = tuple(delta.shape), tuple(shapes[name])
-            if name == "patch_embedding.weight" and found[1:2] > needed[1:2]:
+            if name == INPUT and found[2:] == needed[2:] and found[1] > needed[1]:
                 raise MinicosError(
                     f"{self.path} is a control LoRA: it widens the network's input to {found[1]} "
                     "channels "
                     f"({needed[1]} here), and minicos does not read those. Take a LoRA without "
                     "control."
                 )
-            if found != needed:
+            if found not in (
+                needed,
+                (needed[0], math.prod(needed[1:])),
+            ):  # LyCORIS flattens kernels
                 raise MinicosError(
                     f"{self.path}: the change of {name} is {found}, and the parameter {needed}. "
                     "Is the LoRA for another variant?"
@@ -186,6 +170,18 @@ class Lora:
         """
         delta = self.deltas.get(name)
         return tensor if delta is None else delta.add(tensor, self.strength)
+
+
+def _other(
+    name: str, found: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, str] | None:
+    """What is changed that another Wan has, and a network with these shapes not: kind and part."""
+    if name not in shapes:
+        parts = (part.strip(".") for part in IMAGE_BRANCH if part in f"{name}.")
+        return next(((IMAGES, part) for part in parts), None)
+    here = shapes[name]
+    known = [(here[0], n, *here[2:]) for n in CHANNELS if name == INPUT and n != here[1]]
+    return (INPUTS, f"{found[1]} channels, not {here[1]}") if found in known else None
 
 
 @dataclass(frozen=True)
@@ -202,20 +198,26 @@ class Applied:
 
     @classmethod
     def of(cls, expert: str, lora: Lora) -> "Applied":
-        ranks = {d.down.shape[0] for d in lora.deltas.values() if isinstance(d, LowRank)}
         return cls(
             expert,
             str(lora.path),
             lora.dialect,
-            tuple(sorted(ranks)),
+            tuple(
+                sorted({d.down.shape[0] for d in lora.deltas.values() if isinstance(d, LowRank)})
+            ),
             lora.strength,
             len(lora.deltas),
             lora.notes,
         )
 
     def __str__(self) -> str:
-        other = "LoHa or LoKr" if self.dialect == "lycoris" else "whole differences"
-        rank = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else other
+        rank = (
+            f"rank {', '.join(map(str, self.ranks))}"
+            if self.ranks
+            else "LoHa or LoKr"
+            if self.dialect == "lycoris"
+            else "whole differences"
+        )
         changes = (
             f"{self.tensors} tensors changed ({self.dialect}, {rank}, strength {self.strength:g})"
         )
@@ -230,7 +232,7 @@ def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
         MinicosError: a key does not fit, or the kind of LoRA is unsupported; the message names
             file and key.
     """
-    from minicos.weights.load import open_tensors  # load imports this module
+    from minicos.weights.load import DTYPES, open_tensors  # load imports this module
 
     header = read_header(path)
     dialect = lora_dialect(header.tensors)
@@ -248,12 +250,13 @@ def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
                 f"{path}: the key {key!r} stands for a change that is already there. Remove one of "
                 "them."
             )
-        parts[module][piece] = value = tensor(key)
-        if piece != "alpha" and not value.is_floating_point():
+        kind = DTYPES.get(stored := header.tensors[key].dtype)
+        if kind is None or not (piece == "alpha" or kind.is_floating_point):
             raise MinicosError(
-                f"{path}: {key} holds integers ({header.tensors[key].dtype}), and minicos reads "
-                "changes in floating point alone. Get the LoRA in bf16 or fp16."
+                f"{path}: {key} holds {'integers' if kind else 'numbers'} ({stored}), and minicos "
+                "reads changes in ordinary floating point alone. Get the LoRA in bf16 or fp16."
             )
+        parts[module][piece] = tensor(key)
     deltas: dict[str, Delta] = {}
     spelled = {module: key.rpartition(".lora_")[0] for key, (module, _) in chosen.items()}
     scale = _adapter_scale(header, spelled, SECOND if expert == "low" else FIRST)
@@ -268,28 +271,30 @@ def read(path: str | Path, strength: float = 1.0, expert: str = "high") -> Lora:
     return Lora(header.path, dialect, deltas, strength, notes)
 
 
+def _unread(path: Path, kind: str, where: str) -> MinicosError:
+    return MinicosError(
+        f"{path} is {article(kind)} ({where}), which minicos does not read. "
+        "Merge it into the model with the tool that made it, and open the merged model."
+    )
+
+
 def _for_expert(header: Header, expert: str) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]]:
     """Key -> official module and piece, for the keys of this expert; and a note on those of the
     other.
     """
     found = {key: lora_key(key) for key in header.tensors}
-    for key, parsed in found.items():
-        if parsed is None:
-            raise MinicosError(
-                f"{header.path}: the key {key!r} is not a LoRA's, or its module is of no network "
-                "known "
-                "here. `minicos inspect` says what the file is; a LoRA for another network cannot "
-                "be used."
-            )
+    known = {key: parsed for key, parsed in found.items() if parsed is not None}
+    for key, parsed in known.items():
         kind = UNREAD.get(parsed.piece)
         if parsed.bias and parsed.piece != "up":
             kind = "LoRA with a bias where none is known"
         if kind is not None:
-            raise MinicosError(
-                f"{header.path} is a {kind} ({key}), which minicos does not read. "
-                "Merge it into the model with the tool that made it, and open the merged model."
-            )
-    known = {key: parsed for key, parsed in found.items() if parsed is not None}
+            raise _unread(header.path, kind, key)
+    if strange := next((key for key in found if key not in known), None):
+        raise MinicosError(
+            f"{header.path}: the key {strange!r} {stranger(strange)}. `minicos inspect` says what "
+            "the file is; a LoRA for another network cannot be used."
+        )
     sides = {parsed.low for parsed in known.values()}
     if sides == {True} and expert == "high":
         raise MinicosError(
@@ -298,8 +303,10 @@ def _for_expert(header: Header, expert: str) -> tuple[dict[str, tuple[str, str]]
             "Give it as --lora low=FILE."
         )
     other = [k for k, key in known.items() if len(sides) == 2 and key.low != (expert == "low")]
-    name = "high" if expert == "low" else "low"
-    notes = (f"its {len(other)} tensors for the {name}-noise expert are not for this one",)
+    notes = (
+        f"its {len(other)} tensors for the {'high' if expert == 'low' else 'low'}-noise expert are "
+        "not for this one",
+    )
     chosen = {
         key: (parsed.module, f"{parsed.piece}_bias" if parsed.bias else parsed.piece)
         for key, parsed in known.items()
@@ -315,8 +322,7 @@ def _deltas(
     module: str, found: Mapping[str, Tensor], adapter: Scale, path: Path
 ) -> Iterable[tuple[str, Delta]]:
     """The changes of one module's parameters, from its pieces."""
-    pieces = set(found) - {"alpha"}
-    weight = f"{module}.weight"
+    pieces, weight = set(found) - {"alpha"}, f"{module}.weight"
 
     def wrong(what: str) -> MinicosError:
         return MinicosError(f"{path}: {module} {what}. Get the whole file.")
@@ -354,18 +360,19 @@ def _deltas(
         a, b = product("hada_w1_a", "hada_w1_b"), product("hada_w2_a", "hada_w2_b", 1.0)
         if a.shape != b.shape:
             raise wrong(f"has a LoHa of two shapes, {a.shape} and {b.shape}")
-        yield weight, Hadamard(a, b)
+        yield weight, Joined(a, b, a.shape, torch.mul)
     elif any(piece.startswith("lokr_") for piece in pieces):
-        sides, ranks = [], [0]
+        sides: list[LowRank | Whole] = []
         for side in ("lokr_w1", "lokr_w2"):
             whole, factors = side in pieces, {f"{side}_a", f"{side}_b"} <= pieces
             if whole == factors or (whole and found[side].ndim < 2):
                 raise wrong(f"has {sorted(found)}, not the two sides of a LoKr")
-            if factors:
-                pair = product(f"{side}_a", f"{side}_b", 1.0)
-                ranks.append(pair.down.shape[0])
-            sides.append((found[side],) if whole else (pair.up, pair.down))
-        yield weight, Kronecker(sides[0], sides[1], scale(ranks[-1]) if ranks[-1] else 1.0)
+            sides.append(Whole(found[side]) if whole else product(f"{side}_a", f"{side}_b", 1.0))
+        w1, w2 = sides
+        shape = w1.shape[0] * w2.shape[0], w1.shape[1] * w2.shape[1], *w2.shape[2:]
+        rank = next((one.down.shape[0] for one in (w2, w1) if isinstance(one, LowRank)), 0)
+        factor = scale(rank) if rank or "alpha" not in found else 1.0  # LyCORIS ignores this one
+        yield weight, Joined(w1, w2, shape, torch.kron, factor)
     for piece, leaf in WHOLE.items():
         if piece in found:
             alone = piece == "diff" and module.rpartition(".")[2] in WHOLE_PARAMETERS
@@ -374,7 +381,7 @@ def _deltas(
 
 def _adapter_scale(header: Header, spelled: Mapping[str, str], own: tuple[str, ...]) -> Scale:
     """alpha / rank as PEFT and diffusers write it into a file's metadata or next to it; 1 if they
-    do not. `rank_pattern` is not needed, since the rank follows from the shapes.
+    do not. The rank follows from the shapes; that of two whole matrices (0) is the stated `r`.
 
     Args:
         spelled: official module -> its spelling in the file and in PEFT's patterns.
@@ -388,11 +395,12 @@ def _adapter_scale(header: Header, spelled: Mapping[str, str], own: tuple[str, .
         keys = [key for key in about if key.startswith(own)] or [*about]
         about = {key.rpartition(".")[2]: about[key] for key in keys}
         if about.get("use_dora"):
-            raise MinicosError(
-                f"{header.path} is a DoRA (use_dora in {where}), which minicos does not read. "
-                "Merge it into the model with the tool that made it, and open the merged model."
-            )
-        default = _alpha(about["lora_alpha"]) if about.get("lora_alpha") is not None else None
+            raise _unread(header.path, "DoRA", f"use_dora in {where}")
+        if (start := str(about.get("init_lora_weights"))).lower().startswith(CHANGED):
+            raise _unread(header.path, "LoRA on a changed model", f"{start:.40} in {where}")
+        usual = about.get("lora_alpha", about.get("alpha"))  # the latter of LoHa and LoKr
+        default = None if usual is None else _alpha(usual)
+        whole = int(_alpha(about.get("r") or 1))
         patterns = {
             str(name).removeprefix("^").removesuffix("$").replace("\\.", "."): _alpha(value)
             for name, value in (about.get("alpha_pattern") or {}).items()
@@ -402,11 +410,11 @@ def _adapter_scale(header: Header, spelled: Mapping[str, str], own: tuple[str, .
         root = bool(about.get("use_rslora"))
 
     def scale(module: str, rank: int) -> float:
-        names = f".{module}", f".{spelled[module]}"
+        names, rank = (f".{module}", f".{spelled[module]}"), rank or whole
         alpha = next(
             (v for k, v in patterns.items() if any(n.endswith(f".{k}") for n in names)), default
         )
-        return 1.0 if alpha is None else alpha / (math.sqrt(rank) if root else max(1, rank))
+        return 1.0 if alpha is None else alpha / (math.sqrt(rank) if root else rank)
 
     return scale
 
@@ -421,13 +429,8 @@ def _adapter_config(header: Header) -> tuple[dict[str, Any], str]:
     """The adapter configuration in a LoRA's metadata or, by PEFT, in adapter_config.json next to
     it.
     """
-    text = header.metadata.get("lora_adapter_metadata")
-    if text is not None:
-        with reading(
-            header.path, "has adapter metadata that cannot be understood", "Save it again."
-        ):
-            return table(text), "adapter metadata"
-    beside = header.path.with_name("adapter_config.json")
-    if header.path.name.startswith("adapter_model.") and beside.exists():
-        return read_table(beside), "adapter_config.json"
-    return {}, "adapter metadata"
+    text, beside = header.metadata.get("lora_adapter_metadata"), header.path.parent / CONFIG
+    if text is None and header.path.name.startswith("adapter_model.") and beside.exists():
+        return read_table(beside), CONFIG
+    with reading(header.path, "has adapter metadata that cannot be understood", "Save it again."):
+        return table(text or "{}"), "adapter metadata"

@@ -22,9 +22,9 @@ PREFIXES = (
     *FIRST,
     *SECOND,
     *("diffusion_model.", "model.", "vision_model.", "pipe.", "module.", "_orig_mod."),
-    *("generator.", "generator_ema.", "ema.", "ema_model.", "net.", "network.", "base_model."),
+    *("generator.", "generator_ema.", "ema.", "ema_model.", "net.", "net_ema.", "network."),
     *("student.", "denoiser.", "backbone.", "unet.", "wan.", "wan_model.", "dit_model."),
-    *("video_model.", "model_ema.", "state_dict."),
+    *("video_model.", "model_ema.", "state_dict.", "base_model."),
 )
 WRAPPED = (
     *("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module."),
@@ -230,7 +230,12 @@ QUANTISED = {  # suffixes that identify an unsupported storage format
     ".SCB": "8-bit numbers of bitsandbytes",
     ".weight_format": "8-bit numbers of bitsandbytes",
     ".weight._shift": "numbers with an offset (optimum-quanto)",
+    ".weight._data._data": "less than 8 bits (optimum-quanto)",
     ".weight_scale_2": "4-bit nvfp4",
+    ".pre_quant_scale": "4-bit nvfp4",
+    ".weight_codebook": "4-bit numbers of ComfyUI (w4a8)",
+    ".weight_s_rel": "4-bit numbers of ComfyUI (w4a8)",
+    ".int8_weight": "8-bit numbers of TurboDiffusion",
     ".weight_scale_inv": "fp8 with a factor for each block",
     ".qweight": "4-bit numbers of GPTQ, AWQ or SVDQuant",
     ".qzeros": "4-bit numbers of GPTQ or AWQ",
@@ -238,7 +243,11 @@ QUANTISED = {  # suffixes that identify an unsupported storage format
     ".smooth_factor": "4-bit numbers of SVDQuant (Nunchaku)",
     ".W_q": "numbers of HQQ",
     ".weight_qdata": "numbers of torchao",
+    "._weight_qdata": "numbers of torchao",
+    ".weight:qdata": "numbers of torchao",
+    ".weight:int_data": "numbers of torchao",
 }
+_QUANTISED = re.compile(rf"({'|'.join(map(re.escape, QUANTISED))})(?:\.|$)")
 # Networks that extend Wan with parts that minicos does not support: prefixes that only they have.
 RELATIVES = {
     "vace_blocks.": "Wan-VACE",
@@ -260,6 +269,7 @@ RELATIVES = {
     "cond_encoder.": "Wan2.2-S2V",
     "frame_packer.": "Wan2.2-S2V",
     "dwpose_embedding.": "UniAnimate",
+    "randomref_embedding_pose.": "UniAnimate",
     "text_encoder": "a pipeline with a text encoder",
     "lora_te": "a pipeline with a text encoder",
 }
@@ -271,6 +281,7 @@ INSIDE = {  # likewise, anywhere in a name
     ".cam_encoder.": "ReCamMaster",
     ".ip_adapter.": "a Wan with an adapter of pictures (Lynx or a relative)",
     ".ref_adapter.": "a Wan with an adapter of pictures (Lynx or a relative)",
+    ".q_loras.": "Stand-In",
 }
 
 
@@ -300,15 +311,15 @@ def strip(key: str) -> str:
     """`key` without what ComfyUI, trainers and wrappers add to the names of a network."""
     for wrapped in WRAPPED:
         key = key.replace(wrapped, "")
-    while prefix := next((prefix for prefix in PREFIXES if key.startswith(prefix)), None):
-        key = key[len(prefix) :]
+    while key.startswith(PREFIXES):
+        key = key[len(next(prefix for prefix in PREFIXES if key.startswith(prefix))) :]
     return key
 
 
 def quantised(key: str) -> str | None:
     """The unsupported storage format that a key indicates, or None."""
-    found = (how for end, how in QUANTISED.items() if key.endswith(end) or f"{end}." in key)
-    return next(found, None)
+    found = _QUANTISED.search(key)
+    return found and QUANTISED[found[1]]
 
 
 def role(key: str) -> tuple[str, str]:
@@ -341,12 +352,17 @@ def weights(keys: Iterable[str]) -> dict[str, str]:
 
 def relative(keys: Iterable[str]) -> str | None:
     """The name of a network that extends Wan with unsupported parts; None for others."""
-    names = [strip(key) for key in keys]
-    wan = any(name.startswith("patch_embedding.") for name in names)
+    names = _lines(map(strip, keys))
+    wan = "\npatch_embedding." in names
     for start, known in RELATIVES.items():
-        if any(name.startswith(start) for name in names) and (wan or "vace" in start):
+        if f"\n{start}" in names and (wan or "vace" in start):
             return known
-    return next((what for word, what in INSIDE.items() if any(word in n for n in names)), None)
+    return next((what for word, what in INSIDE.items() if word in names), None)
+
+
+def _lines(names: Iterable[str]) -> str:
+    """The names, each on a line of its own, to be searched at once: files may have 100,000."""
+    return "\n".join(["", *names])
 
 
 def lacking(name: str) -> str:
@@ -357,13 +373,26 @@ def lacking(name: str) -> str:
     return f"a part of {known}, which this network is not. Take a LoRA for the network alone."
 
 
+def stranger(key: str) -> str:
+    """What an error says about a key of a LoRA file that is none of a LoRA for Wan."""
+    known = relative((key, "patch_embedding.weight"))
+    if known is None:
+        return "is not a LoRA's, or its module is of no network known here"
+    return f"is of {known}"
+
+
+def article(kind: str) -> str:
+    """The kind with "a" or "an"."""
+    return f"{'an' if kind[0] in 'AIO' else 'a'} {kind}"
+
+
 def sections(keys: Iterable[str]) -> dict[str, str]:
     """Part -> prefix of its tensors, in a file with several networks. {} for a file with one, and
     for a LoRA.
     """
-    keys = list(keys)
+    names = _lines(keys := list(keys))
     found = {
-        part: next((start for start in starts if any(k.startswith(start) for k in keys)), None)
+        part: next((start for start in starts if f"\n{start}" in names), None)
         for part, starts in SECTIONS.items()
     }
     there = {part: start for part, start in found.items() if start is not None}
@@ -429,10 +458,17 @@ LORA_PIECES = {  # suffix of a key -> role of its tensor
     **dict.fromkeys(("hada_t1", "hada_t2", "lokr_t1", "lokr_t2"), "mid"),
     **dict.fromkeys(("dora_scale", "lora_magnitude_vector", "magnitude"), "DoRA"),
     **dict.fromkeys(("reshape_weight", "lora_controlnet"), "control LoRA"),
-    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R", "boft_R", "boft_s"), "OFT"),
+    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R"), "OFT"),
+    **dict.fromkeys(("boft_R", "boft_s"), "BOFT"),
     **dict.fromkeys(("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"), "VeRA"),
     **dict.fromkeys(("ia3_l", "on_input"), "IA3"),
     **dict.fromkeys(("a1", "a2", "b1", "b2"), "GLoRA"),
+    **dict.fromkeys(("lora_E", "ranknum"), "AdaLoRA"),
+    **dict.fromkeys(("bone_block", "miss_block"), "MiSS"),
+    **dict.fromkeys(("randlora_lambda", "randlora_gamma"), "RandLoRA"),
+    **dict.fromkeys(("vblora_logits_A", "vblora_logits_B"), "VB-LoRA"),
+    **{"hra_u": "HRA", "fourierft_spectrum": "FourierFT", "shira_weight": "SHiRA"},
+    **{"c3a_kernel": "C3A", "waveft_spectrum": "WaveFT", "delora_lambda": "DeLoRA"},
     "set_weight": "set of whole weights",
     **{
         f"{piece}.{factor}": "quantised LoRA"
@@ -440,13 +476,19 @@ LORA_PIECES = {  # suffix of a key -> role of its tensor
         for factor in ("weight_scale", "scale_weight", "weight_scale_inv", "comfy_quant")
     },
 }
-UNREAD = {  # unsupported kind of LoRA -> its name in messages
-    **{kind: kind for kind in ("DoRA", "control LoRA", "OFT", "VeRA", "IA3", "GLoRA")},
-    **{kind: kind for kind in ("set of whole weights", "quantised LoRA")},
-    "mid": "LoRA in Tucker form",
-}
+# Unsupported kind of LoRA -> its name in messages. All kinds that are applied have short names.
+_APPLIED = ("", "down", "up", "alpha", "diff", "diff_b", ASIDE)
+UNREAD = {kind: kind for kind in LORA_PIECES.values() if kind not in _APPLIED}
+UNREAD["mid"] = "LoRA in Tucker form"
 _PIECES = "|".join(map(re.escape, sorted(LORA_PIECES, key=len, reverse=True)))
 LORA_KEY = re.compile(rf"(.+)\.({_PIECES})(?:\.[\w-]+)??(?:\.(weight|bias))?")
+# A parameter itself, which PEFT saves next to changes (modules_to_save, bias, base_layer).
+ITSELF = re.compile(r"(.+?)(?:\.base_layer)?\.(?:weight|bias)")
+# What LoRAs change that only some Wans have: an image branch (by names of modules), and input
+# channels (those of text- and image-to-video networks).
+IMAGES, INPUTS = "an image branch that this network lacks", "an input of another width"
+IMAGE_BRANCH = ("img_emb.", "cross_attn.k_img.", "cross_attn.v_img.", "cross_attn.norm_k_img.")
+INPUT, CHANNELS = "patch_embedding.weight", (16, 36)
 WHOLE_PARAMETERS = ("modulation", "emb_pos")  # last words of parameters without a module
 _FLAT = {
     name.replace(".", "_"): official
@@ -465,6 +507,10 @@ class LoraKey(NamedTuple):
 def lora_key(key: str) -> LoraKey | None:
     """The meaning of a key in a LoRA file; None if it has none, or its network is unknown."""
     match = LORA_KEY.fullmatch(key)
+    if match is None and (itself := ITSELF.fullmatch(key)):
+        whole = lora_module(itself[1]) or ""
+        known = re.sub(r"\.\d+\.", ".{}.", whole, count=1) in DIT_DIFFUSERS
+        return LoraKey(whole, LORA_PIECES["set_weight"], False, False) if known else None
     module = match and lora_module(match[1])
     if not match or not module:
         return None
@@ -478,7 +524,8 @@ def lora_dialect(keys: Iterable[str]) -> str | None:
     keys = list(keys)
     pieces = {match[2] for key in keys if (match := LORA_KEY.fullmatch(key))}
     pieces -= {"alpha", "lora_alpha", "network_alpha", "lora_rank"}
-    if not pieces - {"a1", "a2", "b1", "b2", "magnitude", "on_input"}:
+    glora = {"a1", "a2", "b1", "b2"}  # names that other networks may have, too
+    if not pieces - {*glora, "magnitude"} and not glora <= pieces:
         return None
     if any(piece.startswith(("hada_", "lokr_")) for piece in pieces):
         return "lycoris"
@@ -497,8 +544,8 @@ def lora_module(module: str) -> str | None:
     """
     for wrapped in WRAPPED:
         module = module.replace(wrapped, "")
-    while prefix := next((p for p in LORA_PREFIXES if module.startswith(p)), None):
-        module = module[len(prefix) :]
+    while module.startswith(LORA_PREFIXES):
+        module = module[len(next(p for p in LORA_PREFIXES if module.startswith(p))) :]
     module = module.removesuffix(".weight")  # FastVideo: to_q.weight.lora_A
     if flat := FLAT.fullmatch(module.replace(".", "_")):
         layer = re.match(r"blocks_(\d+)_", flat[1])
