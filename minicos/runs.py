@@ -95,7 +95,9 @@ def sweep(folder: Path, pattern: str = f"**/{PART}*") -> None:
 def write_json(path: Path, value: Any, move: Callable[[Path, Path], object] = Path.replace) -> None:
     """Write readable JSON atomically."""
     text = as_json(value)
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), move)
+    replace_file(
+        path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace"), move
+    )
 
 
 def as_json(value: Any) -> str:
@@ -150,19 +152,21 @@ class Run:
         Raises:
             MinicosError: the folder cannot be written, is in use by another process, holds a run
                 with other settings or of another version of minicos, or holds files without a
-                run.json.
+                run.json. Or `folder` is no path, or JSON cannot hold `settings`.
         """
-        folder = Path(folder)
-        settings = json.loads(json.dumps(settings, default=_simple))
+        folder, settings = _given(folder, settings)
         if folder.exists() and not folder.is_dir():
             raise MinicosError(f"{folder} is a file, not a folder. Choose another --out.")
         _check(folder, settings)  # before anything is written
         try:
             folder.mkdir(parents=True, exist_ok=True)
             run = cls(folder, settings, hold(folder), journal)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, MinicosError):
+                raise
+            reason = getattr(error, "strerror", None) or error  # ValueError: a name with a NUL
             raise MinicosError(
-                f"cannot write into {folder}: {error.strerror or error}. Choose another --out."
+                f"cannot write into {folder}: {reason}. Choose another --out."
             ) from error
         _check(folder, settings)  # again, now that this process owns the folder
         if not run.path(RECORD).exists():
@@ -237,7 +241,14 @@ class Run:
         replace_file(self.path(name), write, move)
 
     def save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Save tensors of any shape and dtype as safetensors, atomically."""
+        """Save tensors of any shape and dtype as safetensors, atomically. Raises MinicosError for
+        what is no tensor in memory.
+        """
+        for key, value in tensors.items():
+            if not isinstance(value, Tensor) or value.is_meta:
+                raise MinicosError(
+                    f"{self.path(name)}: {key} is no tensor in memory: {value!r:.80}"
+                )
         whole = {
             k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
             for k, v in tensors.items()
@@ -253,7 +264,7 @@ class Run:
     def save_json(self, name: str, value: Any) -> None:
         """Save a JSON value, atomically."""
         text = as_json(value)
-        self.save(name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        self.save(name, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace"))
 
     def load_json(self, name: str) -> Any:
         """The value of `save_json`. Raises MinicosError if the file is missing or damaged."""
@@ -397,6 +408,20 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _given(folder: object, settings: object) -> tuple[Path, dict[str, Any]]:
+    """What `Run.open` was given, with settings as JSON holds them."""
+    try:
+        path = Path(folder)  # type: ignore[arg-type]
+        path.exists()  # raises for a name that is too long
+        held = dict(settings)  # type: ignore[call-overload]
+        return path, json.loads(json.dumps(held, default=_simple))
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise MinicosError(
+            f"a run is made of a folder and a dictionary of settings, not {folder!r:.80} and "
+            f"{settings!r:.80}: {error}"
+        ) from error
 
 
 def _check(folder: Path, settings: dict[str, Any]) -> None:

@@ -339,3 +339,32 @@ def test_one_progress_for_all_parts_of_a_command(monkeypatch):
             bar.tick()
     last = log.getvalue().splitlines()[-1]
     assert last.strip().endswith("4/10  1:00, 1:30 left")
+
+
+@pytest.mark.parametrize(
+    ("folder", "settings"),
+    [
+        (3, {}),
+        ("x" * 300, {}),
+        ("x", [1]),
+        ("x", {(1, 2): 3}),
+        ("x", (circle := {}) or circle.update(x=circle) or circle),
+    ],
+)
+def test_what_no_run_can_be_made_of(tmp_path, monkeypatch, folder, settings):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MinicosError, match="a run is made of a folder and a dictionary"):
+        Run.open(folder, settings)
+    with pytest.raises(MinicosError, match="cannot write into"):
+        Run.open("x\0y", {})
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_run_keeps_text_that_is_not_unicode_and_no_tensor_without_numbers(tmp_path):
+    run = Run.open(tmp_path, {"prompt": "\udcff"})
+    assert Run.open(tmp_path, {"prompt": "\udcff"}).settings == run.settings
+    run.save_json("a.json", {"prompt": "\udcff"})
+    assert run.load_json("a.json") == {"prompt": "\udcff"}
+    for value in (3, torch.zeros(2, device="meta")):
+        with pytest.raises(MinicosError, match="x is no tensor in memory"):
+            run.save_tensors("a.safetensors", {"x": value})
