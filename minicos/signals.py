@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 
@@ -31,7 +32,8 @@ def handled() -> Iterator[None]:
     process. The previous handlers are restored.
 
     A library in C may replace the exception that a handler raises by one of its own (safetensors
-    does: "could not determine the shape"). After a signal, any error counts as that signal.
+    does: "could not determine the shape"). After a signal, any error counts as that signal. In a
+    destructor, where Python prints exceptions and drops them, a signal ends the process.
 
     Does nothing outside the main thread, where Python cannot handle signals.
     """
@@ -41,6 +43,8 @@ def handled() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, _interrupt)
+    hook = sys.unraisablehook
+    sys.unraisablehook = partial(_dropped, hook)
     _state.arrived = None
     try:
         yield
@@ -51,6 +55,7 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
 @contextmanager
@@ -94,6 +99,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _leave(number: int, frame: FrameType | None) -> None:
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"minicos: stopped.\n")
     os._exit(128 + number)
+
+
+def _dropped(
+    hook: Callable[["sys.UnraisableHookArgs"], object], unraisable: "sys.UnraisableHookArgs"
+) -> None:
+    for number, raised in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
+        if unraisable.exc_type is raised:
+            _leave(number, None)
+    hook(unraisable)
 
 
 def _importing(frame: FrameType | None) -> bool:

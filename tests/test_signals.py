@@ -69,10 +69,25 @@ def test_a_signal_that_a_library_turns_into_another_error(number, raised):
         raise TypeError  # without a signal it stays what it is
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_destructor_is_not_lost(number):
+    """Python prints what is raised there, and goes on."""
+    process = start(
+        "-c",
+        "import signal; from minicos import signals\n"
+        f"class Dying:\n    def __del__(self): signal.raise_signal({int(number)})\n"
+        "with signals.handled(): Dying(); print('went on')",
+    )
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (128 + number, "", "minicos: stopped.\n")
+
+
 def test_handlers_are_put_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    hook = sys.unraisablehook
     assert main(["points"]) == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert sys.unraisablehook is hook
 
 
 @pytest.mark.parametrize("argument", [b"--prompt=\xff", b"\xe9t\xe9.png"])
