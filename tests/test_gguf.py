@@ -1,5 +1,6 @@
 """GGUF files: dequantised as they are read, refused in a sentence where that cannot be."""
 
+import struct
 import sys
 
 import numpy as np
@@ -61,6 +62,16 @@ def test_a_damaged_file(stored):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(MinicosError, match="is a GGUF file that cannot be read"):
         read_header(path)
+
+
+@pytest.mark.parametrize("inner", [0, 8, 9], ids=["numbers", "texts", "arrays"])
+def test_a_file_that_claims_more_than_it_holds(inner, tmp_path):
+    """The package would count to 2**60 behind the end of the file."""
+    array = struct.pack("<QcIIQ", 1, b"a", 9, inner, 2**60)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+    (tmp_path / "a.gguf").write_bytes(head + array + bytes(96))
+    with pytest.raises(MinicosError, match="a GGUF file that cannot be read: it is cut off"):
+        read_header(tmp_path / "a.gguf")
 
 
 def test_without_the_package(tmp_path, monkeypatch):

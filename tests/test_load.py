@@ -180,6 +180,13 @@ def test_archives_of_anything_but_tensors_are_refused(tmp_path, content, says):
         load_into(network(), path)
 
 
+def test_a_pickle_of_endless_instructions_is_refused_before_it_is_run(tmp_path):
+    with zipfile.ZipFile(path := tmp_path / "many.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02N" + b"\x85" * MAX_PICKLE + b".")
+    with pytest.raises(MinicosError, match="with one of no sensible size"):
+        read_header(path)
+
+
 def test_an_archive_of_endless_entries_is_refused_before_they_are_listed(tmp_path):
     """It has a data.pkl in front, so that only the number of entries is wrong."""
     with zipfile.ZipFile(path := tmp_path / "many.pth", "w") as archive:
@@ -190,7 +197,7 @@ def test_an_archive_of_endless_entries_is_refused_before_they_are_listed(tmp_pat
     count = MAX_PICKLE // len(entry) + 1
     tail = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, count * len(entry), at, 0)
     path.write_bytes(content[:at] + entry * count + tail)
-    with pytest.raises(MinicosError, match="a list of its entries has 16,777,"):
+    with pytest.raises(MinicosError, match="a list of its entries has 4,194,"):
         read_header(path)
 
 

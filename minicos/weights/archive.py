@@ -21,7 +21,9 @@ from minicos.weights.files import about, reading
 from minicos.weights.header import BITS, Header, TensorInfo
 
 T = TypeVar("T")
-MAX_PICKLE = 1 << 24  # bytes, also for the list of entries; the largest official one has 300,000
+# Bytes, also of the list of entries: read one instruction or entry at a time, within seconds. The
+# largest official pickle has 300,000.
+MAX_PICKLE = 1 << 22
 STORAGES = {
     "DoubleStorage": "F64",
     "FloatStorage": "F32",

@@ -288,8 +288,7 @@ def _vae22(shapes: Shapes) -> dict[str, Any]:
 
 def _checked_vae(told: dict[str, Any]) -> dict[str, Any]:
     """The fields, if their sizes are sensible. Raises ValueError otherwise."""
-    numbers = told["dim"], told["z_dim"], told["num_res_blocks"], *told["dim_mult"]
-    numbers += told.get("dec_dim", 1), told.get("patch_size", 1)
-    if not told["dim_mult"] or not all(0 < n <= WIDEST for n in numbers):
+    single = (told.get(n, 1) for n in ("dim", "z_dim", "num_res_blocks", "dec_dim", "patch_size"))
+    if not told["dim_mult"] or not all(0 < n <= WIDEST for n in (*single, *told["dim_mult"])):
         raise ValueError(f"its sizes are {told}")
     return told

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # not quantised -> name in safetensors
+# Values of a header; the largest published transformer has 10,000. The package takes 20 us each,
+# and text encoders of llama.cpp, which are not read, have a vocabulary of a million.
+MOST = 100_000
 SHAPE = "comfy.gguf.orig_shape."
 
 
@@ -68,7 +71,22 @@ def _open(path: Path) -> Any:
             f"{path} is a GGUF file, which needs the extra: `pip install 'minicos[gguf]'` "
             f"({str(error).splitlines()[0]}). Or get the safetensors version of the model."
         ) from error
-    return GGUFReader(path)
+
+    class Bounded(GGUFReader):
+        """The package's reader goes on behind the end of a file, and would count to 2**60 there."""
+
+        calls = 0
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            self.calls, found = self.calls + 1, super()._get(offset, dtype, count, *order, **named)
+            if len(found) < count or self.calls > MOST:
+                raise ValueError(
+                    f"it is cut off, or has more than {MOST:,} values before its tensors, as text "
+                    "encoders of llama.cpp, which minicos does not read"
+                )
+            return found
+
+    return Bounded(path)
 
 
 def _shape(reader: Any, tensor: Any) -> tuple[int, ...]:

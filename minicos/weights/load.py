@@ -76,9 +76,6 @@ class Stored:
     def dtype(self) -> torch.dtype:
         return DTYPES[self.info.dtype]
 
-    def tensor(self) -> Tensor:
-        return self.read(self.key)
-
 
 def check(
     module: nn.Module,
@@ -158,7 +155,7 @@ def load_into(
         wanted = (dtype(name) if callable(dtype) else dtype) or default
         as_stored = not factor and not changes and wanted == one.dtype
         if place is None and device.type == "cpu" and as_stored:
-            return one.tensor()
+            return one.read(one.key)
         new = place or (lambda name, shape, dtype: torch.empty(shape, dtype=dtype, device=device))
         tensor = torch.empty(shape, device=device) if changes else new(name, shape, wanted)
         tensor = _fill(tensor, one, factor, bring)
@@ -258,14 +255,16 @@ def _pinned(size: int) -> Tensor:
 @torch.no_grad()
 def _fill(target: Tensor, one: Stored, factor: Stored | None, bring: PinnedCopies | None) -> Tensor:
     """`target`, filled with a tensor of a file, unpacked and cast on the target's device."""
-    source = one.tensor()
+    source = one.read(one.key)
     if factor is None and bring is None:
         return target.copy_(source)
     shape = (len(source), -1) if factor and source.ndim else (-1, 1)
     rows, into = source.reshape(shape), target.view(shape)
     scale = None
     if factor is not None:  # one number for all rows, or one for each
-        scale = factor.tensor().float().reshape(-1, 1).to(target.device).expand(len(rows), 1)
+        scale = (
+            factor.read(factor.key).float().reshape(-1, 1).to(target.device).expand(len(rows), 1)
+        )
     width = max(1, rows.shape[1])
     step = max(1, PIECE // width if bring is None else PINNED // (width * source.itemsize))
     for begin in range(0, len(rows), step):
@@ -354,12 +353,11 @@ def _check(
             )
     missing = [name for name in expected if name not in stored]
     if missing:
-        names = ", ".join(missing[:3])
-        names += f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         where = ", ".join(str(header.path) for header in headers[:3]) or "no file at all"
         raise MinicosError(
-            f"{where}: this {network} needs {names}, which is not there. Is a file incomplete or "
-            "forgotten?"
+            f"{where}: this {network} needs {', '.join(missing[:3])}{more}, which is not there. Is "
+            "a file incomplete or forgotten?"
         )
 
 
@@ -379,20 +377,18 @@ def _check_numbers(one: Stored, factor: Stored | None, floating: bool, others: b
                 "Get the whole model."
             )
         return
-    rows = one.info.shape[0] if one.info.shape else 1
-    plain = ("F16", "BF16", "F32", "F64")
+    rows, plain = one.info.shape[0] if one.info.shape else 1, ("F16", "BF16", "F32", "F64")
     if kind not in (*NARROW, *plain) or factor.info.dtype not in plain:
         raise MinicosError(
             f"{where} is {kind} with factors in {factor.info.dtype}, a way of storing that minicos "
             "does "
             "not read. Get the model in bf16, fp16 or fp8."
         )
-    shape = factor.info.shape
-    if factor.info.elements != 1 and (factor.info.elements != rows or shape[0] != rows):
+    if factor.info.elements != 1 and {factor.info.elements, factor.info.shape[0]} != {rows}:
         raise MinicosError(
-            f"{where} has factors of shape {list(shape)}: minicos reads one for a matrix or one "
-            "for each "
-            f"of its {rows} rows, not one for a block. Get the model in bf16, fp16 or plain fp8."
+            f"{where} has factors of shape {list(factor.info.shape)}: minicos reads one for a "
+            f"matrix or one for each of its {rows} rows, not one for a block. Get the model in "
+            "bf16, fp16 or plain fp8."
         )
 
 
@@ -403,7 +399,7 @@ def _check_record(one: Stored) -> None:
             f"{one.header.path}: {one.key} is not a record in JSON. Download it again."
         )
     with reading(one.header.path, f"has a damaged record {one.key}"):
-        given = dict(json.loads(bytes(one.tensor().reshape(-1).tolist())))
+        given = dict(json.loads(bytes(one.read(one.key).reshape(-1).tolist())))
     _check_format(one.header, one.key, given)
 
 

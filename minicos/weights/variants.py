@@ -89,9 +89,8 @@ def resolve(evidence: Evidence, asked: str | None = None) -> tuple[str, tuple[st
         )
     else:
         variant = open_[0]
-        others = " and ".join(finetunes(variant))
-        more = f"{others} have the same shapes: say so with --variant if it is one"
-        notes = (more,) if others else ()
+        if others := " and ".join(finetunes(variant)):
+            notes = (f"{others} have the same shapes: say so with --variant if it is one",)
     counts = EXPERTS.get(FINETUNES.get(variant, variant), (1,))
     if len(evidence.experts) not in counts:
         raise MinicosError(f"{where}: {_count(variant, evidence)}")
