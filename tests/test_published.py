@@ -745,6 +745,7 @@ NAMES = {  # common names of the files of the two experts
             "wan2.2_i2v_A14b_high_noise_lora_rank64_lightx2v_4step",
             "WAN22-HN_v1",
         ),
+        *("wan_hn_v1", "wan_h_noise", "Hnoise_wan", "wan-hi-noise"),
         *("wan_14B_H", "wan22High", "HIGH-720p", "Wan2.2-Lightning_I2V-A14B-4steps-lora_HIGH_fp16"),
     ),
     "low": (
@@ -756,6 +757,7 @@ NAMES = {  # common names of the files of the two experts
             "WAN22-LN_v1",
         ),
         *(
+            *("wan_ln_v1", "wan_l_noise", "Lnoise_wan", "wan-lo-noise"),
             "wan22_L-e4m3fn",
             "wan22Low",
             "LOW-720p",
@@ -772,7 +774,7 @@ NAMES = {  # common names of the files of the two experts
             "wan_H100",
         ),
         *("below", "wan_L40_fp8", "High-res", "Wan2.1-I2V-14B", "low_fps", "wanHD", "slow-motion"),
-        *("模型", "._-"),
+        *("模型", "._-", "high_heels", "high-motion", "low_cut", "wan_h_14B", "wan_hi", "lo_fi"),
     ),
 }
 

@@ -298,7 +298,7 @@ def _within(file: Path) -> dict[str, Path]:
 
 def claim(path: Path) -> str | None:
     """The expert that the name of a file, or of its folder, indicates: high_noise, HighNoise,
-    -HIGH_, _high_, H-, HN and so on.
+    -HIGH_, _high_, H-, HN, h_noise, hi_noise and so on.
     """
     there = path.parent.name
     folder = {e for e in SIDES if re.fullmatch(rf"{e}|.*{e}[ _-]?noise.*", there, re.I)}
@@ -306,7 +306,12 @@ def claim(path: Path) -> str | None:
     own = {
         name
         for word, after in pairwise([*words, ""])
-        if (name := SHORT.get(word, word.lower().removesuffix("noise"))) in SIDES
+        if (
+            name := SHORT.get(word)
+            or SHORT.get(word.lower())
+            or SHORT.get(f"{word}{after}".lower(), word.lower().removesuffix("noise"))
+        )
+        in SIDES
         and after.lower() not in OTHERWISE
     }
     claims = own or folder
@@ -314,13 +319,17 @@ def claim(path: Path) -> str | None:
 
 
 SIDES = ("high", "low")
-SHORT = {"H": "high", "HN": "high", "L": "low", "LN": "low"}
+SHORT = {"H": "high", "L": "low"} | {  # "h" alone may be a size: clip_vision_h
+    **dict.fromkeys(("hn", "hnoise", "hinoise"), "high"),
+    **dict.fromkeys(("ln", "lnoise", "lonoise"), "low"),
+}
 # H100 is one word, and HighNoise is two
 WORD = re.compile(r"(?<![A-Za-z])[HL]\d+(?![A-Za-z\d])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", re.ASCII)
 # Words after "high" or "low" that show that noise is not meant: low_vram, high-res ...
 OTHERWISE = (
     *("vram", "ram", "mem", "memory", "res", "resolution", "rank", "quality", "detail", "fps"),
     *("poly", "contrast", "light", "angle", "speed", "end", "step", "steps", "key"),
+    *("motion", "heels", "kick", "cut", "rise", "school", "five", "frequency", "definition"),
 )
 
 
