@@ -487,6 +487,17 @@ def test_precision_is_given_back_as_it_was():
     assert shown() == before  # none was left with a value of its own
 
 
+@pytest.mark.parametrize("given", ["--counts=0,2", "--counts=-1", "--lengths=5,18"])
+def test_counts_are_refused_before_weights_are_read(tmp_path, monkeypatch, capsys, given):
+    """The last of them would have been found after all the others were sampled."""
+    with monkeypatch.context() as patched:
+        patched.chdir(tmp_path)
+        patched.setattr("minicos.open.load", None)
+        assert main(["counts", "--n=1", given]) == 2
+    assert re.search(r"minicos: (0 steps|-1 steps|18 frames): ", capsys.readouterr().err)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 from minicos.analysis.options import CountsOptions
+from minicos.analysis.outline import Outline
 from minicos.analysis.result import Number, Result, Row, write
 from minicos.analysis.tools import cases, figures, observer, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.observer import NETWORK
+from minicos.condition import check_frames
 from minicos.runs import Progress, Run
+from minicos.schedule import make
 from minicos.video_model import VideoModel
 
 SLOPE = "solved more at twice the steps"  # as a share of the puzzles
@@ -63,6 +66,14 @@ def steepest(counts: Sequence[int]) -> float | None:
         return None
     jumps = np.tri(len(counts), dtype=np.float64)[:, ::-1]  # solved from one of the counts upwards
     return float(slopes(jumps, counts).max())
+
+
+def check(model: Outline, options: CountsOptions) -> None:
+    """Raise MinicosError for numbers of steps or frames that cannot be sampled."""
+    for count in options.counts:
+        make(model.preset.solver, count, model.preset.shift)
+    for frames in options.lengths:
+        check_frames(frames, model.stride[0])
 
 
 def study(wan: VideoModel, run: Run, options: CountsOptions) -> Result:

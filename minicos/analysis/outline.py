@@ -24,6 +24,10 @@ class Outline(Protocol):
         """The names of its networks: "high", and perhaps "low"."""
 
     @property
+    def stride(self) -> tuple[int, int, int]:
+        """Video frames, and pixels in height and width, per latent: (f, h, w)."""
+
+    @property
     def depth(self) -> int:
         """The number of blocks of the network."""
 

@@ -20,4 +20,4 @@ def add(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     from minicos.analysis import counts
 
-    study.run(args, CountsOptions, counts.study)
+    study.run(args, CountsOptions, counts.study, check=counts.check)
