@@ -5,12 +5,14 @@ import sys
 from dataclasses import replace
 from functools import wraps
 from importlib import import_module
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from minicos.bench import BENCHMARKS, capture, ensemble, kernels, load, measure, networks, vae
@@ -331,12 +333,24 @@ def test_both_sides_of_a_load_give_the_same_weights(tmp_path):
     network = load.subject(CPU, quick=True, free=0)
     load.write(tmp_path, {name: p.shape for name, p in network.state_dict().items()}, 10**5)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, check in product((torch.float32, torch.bfloat16), (False, True)):
         a, b = (
-            side(network, tmp_path, dtype, CPU).state_dict() for side in (load.ours, load.theirs)
+            side(network, tmp_path, dtype, CPU, check_finite=check).state_dict()
+            for side in (load.ours, load.theirs)
         )
         assert a["blocks.0.ffn.0.weight"].dtype == dtype
         assert all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+@pytest.mark.parametrize("side", [load.ours, load.theirs])
+def test_both_sides_of_a_load_find_a_nan(side, tmp_path):
+    network = load.subject(CPU, quick=True, free=0)
+    state = {name: torch.zeros(p.shape) for name, p in network.state_dict().items()}
+    state["blocks.1.ffn.2.bias"][3] = torch.nan
+    save_file(state, tmp_path / "model.safetensors")
+    side(network, tmp_path, torch.bfloat16, CPU)
+    with pytest.raises((MinicosError, ValueError), match=r"NaN|not finite"):
+        side(network, tmp_path, torch.bfloat16, CPU, check_finite=True)
 
 
 @pytest.mark.parametrize(("free", "blocks"), [(10**12, 40), (64 * 10**9, 15), (0, 1)])

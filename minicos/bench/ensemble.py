@@ -44,7 +44,7 @@ def _real(device: torch.device, quick: bool) -> Line:
     def alone() -> None:
         deque(wan.sample(condition, noise=noise[:1]), maxlen=0)
 
-    told = {"repeats": 1, "warmup": 0} if quick else {"repeats": 5, "warmup": 1, "label": name}
+    told = {"repeats": 1, "warmup": 0} if quick else {"repeats": 9, "warmup": 1, "label": name}
     shared, plain = alternate(together, alone, device=device, **told)
     return Line(name, shared, "plain run", plain, note=f"{counter.count} passes of {steps}")
 

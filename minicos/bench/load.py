@@ -4,8 +4,9 @@
 The shards are written to a temporary folder and read from the page cache, so the disk has no
 influence. "ceiling" is the time to read their bytes once, divided by ours. Both sides compare names
 and shapes with the network. "ours checked" is what `minicos.load` does: every value is checked for
-NaN and infinity, which the peer does not do. Without a cast, on a CPU, files are mapped: without
-the check neither side reads a value, and the time is spent on headers and modules. "peak" is the
+NaN and infinity. The peer checks nothing; in lines with "both checked" it is followed by torch's
+`isfinite` of every tensor. Without a cast, on a CPU, files are mapped: without the check neither
+side reads a value, and the time is spent on headers and modules. "peak" is the
 growth of anonymous host memory, ours | the peer's, on Linux: the weights if they are on the host,
 and temporary memory. Memory mapped from files is not anonymous.
 """
@@ -35,6 +36,11 @@ from minicos.weights.load import load_into
 STATUS = Path("/proc/self/status")
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 SHARD = 10**10  # bytes, about as in published checkpoints
+CHECKS = {  # who checks values: ours, theirs
+    "": (False, False),
+    ", ours checked": (True, False),
+    ", both checked": (True, True),
+}
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
@@ -47,9 +53,9 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
         shapes = {key: p.shape for key, p in network.state_dict().items()}
         write(Path(name), shapes, SHARD if device.type == "cuda" else 10**8)
         size = 4 * sum(shape.numel() for shape in shapes.values()) / 1e9
-        for dtype, checked in product((torch.float32, torch.bfloat16), (False, True)):
+        for dtype, (checks, checked) in product((torch.float32, torch.bfloat16), CHECKS.items()):
             how = "as stored" if dtype == torch.float32 else "to bfloat16"
-            what = f"{size:.2g} GB {how}{', ours checked' * checked}"
+            what = f"{size:.2g} GB {how}{checks}"
             repeats = 2 if quick else 9
             yield attempt(
                 what, partial(_measured, what, network, Path(name), dtype, device, checked, repeats)
@@ -81,11 +87,13 @@ def _measured(
     folder: Path,
     dtype: torch.dtype,
     device: torch.device,
-    checked: bool,
+    checked: tuple[bool, bool],
     repeats: int,
 ) -> Line:
-    mine = partial(ours, check_finite=checked)
-    sides = [partial(side, network, folder, dtype, device) for side in (mine, theirs)]
+    sides = [
+        partial(side, network, folder, dtype, device, check_finite=check)
+        for side, check in zip((ours, theirs), checked, strict=True)
+    ]
     if STATUS.exists():
         peaks = []
         for side in sides:
@@ -95,7 +103,8 @@ def _measured(
             peaks.append((peak.bytes - before) / 1e9)
         what += ", peak {:.2g} | {:.2g} GB".format(*peaks)
     ms, peer_ms, read_ms = alternate(*sides, partial(_read, folder), device=device, repeats=repeats)
-    return Line(what, ms, "load_file and load_state_dict", peer_ms, read_ms / ms)
+    peer = "load_file, load_state_dict" + ", isfinite" * checked[1]
+    return Line(what, ms, peer, peer_ms, read_ms / ms)
 
 
 def policy(dtype: torch.dtype, name: str) -> torch.dtype:
@@ -111,7 +120,9 @@ def ours(
     return twin
 
 
-def theirs(network: DiT, folder: Path, dtype: torch.dtype, device: torch.device) -> DiT:
+def theirs(
+    network: DiT, folder: Path, dtype: torch.dtype, device: torch.device, check_finite: bool = False
+) -> DiT:
     """Load the whole state dict, then cast."""
     with torch.device("meta"):
         twin = _twin(network)
@@ -121,6 +132,8 @@ def theirs(network: DiT, folder: Path, dtype: torch.dtype, device: torch.device)
         for k, v in load_file(file, str(device)).items()
     }
     twin.load_state_dict({k: v.to(policy(dtype, k)) for k, v in state.items()}, assign=True)
+    if check_finite and not all(p.isfinite().all() for p in twin.parameters()):
+        raise ValueError(f"{folder}: a value is not finite")
     return twin
 
 

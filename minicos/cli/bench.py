@@ -85,10 +85,9 @@ def run(args: argparse.Namespace) -> None:
             results[name].append(line)
             if not args.json:
                 print(line, flush=True)
-        if out is not None:  # after each line, so that an interruption keeps earlier ones
-            replace_file(
-                out, partial(Path.write_text, data=markdown(results, about), encoding="utf-8")
-            )
+            if out is not None:  # after each line, so that an interruption keeps earlier ones
+                text = markdown(results, about)
+                replace_file(out, partial(Path.write_text, data=text, encoding="utf-8"))
     if args.json:
         print(json.dumps([line.to_json() for each in results.values() for line in each], indent=1))
     elif out is not None:
