@@ -22,7 +22,7 @@ from minicos import attention
 from minicos.bench.measure import Line, alternate, attempt, ceilings, rate
 from minicos.bench.networks import A14B, QUICK
 from minicos.config import DiTConfig
-from minicos.device import check_compiler, operations
+from minicos.device import check_compiler, obstacle
 from minicos.errors import MinicosError
 from minicos.measures import attention_with_lse, stratified
 from minicos.ops import REFERENCE, rope
@@ -50,8 +50,10 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
 
 def twins(name: str, device: torch.device) -> tuple[Callable, Callable]:
     """Kernel and reference of a case. Raises MinicosError if no kernel can run."""
+    if reason := obstacle(device):
+        raise MinicosError(reason)
     kernel, reference = (
-        getattr(ops, operation(name)) for ops in (operations(device, kernels=True), REFERENCE)
+        getattr(ops, operation(name)) for ops in (REFERENCE.with_kernels(), REFERENCE)
     )
     if kernel is reference:
         raise MinicosError("it has no kernel")
