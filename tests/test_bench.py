@@ -168,7 +168,7 @@ def test_each_benchmark_runs_small_on_a_cpu(name, bench):
             if key.endswith(("_ms", "ratio", "share"))
         )
     assert f"command   minicos bench {name}" in err
-    assert torch.__version__ in err
+    assert torch.__version__.partition("+")[0] in err  # some wheels' metadata lack the "+cu128"
 
 
 def test_the_table(bench):
