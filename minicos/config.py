@@ -336,6 +336,8 @@ def _needs(p: Preset) -> dict[str, tuple[object, bool, str]]:
 
     sides = p.size if isinstance(p.size, tuple | list) and len(p.size) == 2 else (0, 0)
     return {
+        "steps": count(p.steps, MOST_STEPS),
+        "frames": count(p.frames, MOST_FRAMES),
         "shift": number(p.shift, LEAST_SHIFT, MOST_SHIFT),
         **{f"guidance {expert}": number(g) for expert, g in p.guidance.items()},
         **({} if p.boundary is None else {"boundary": number(p.boundary, 0, 1)}),

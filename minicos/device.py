@@ -22,7 +22,8 @@ def open_device(name: str | torch.device | None) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise MinicosError(
-            f"this machine or this PyTorch has no device {str(name)!r}: take another, or none"
+            f"this machine or this PyTorch has no device {str(name)!r}: take another --device "
+            "(device=), or none"
         ) from error
     return device
 

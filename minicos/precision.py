@@ -39,7 +39,7 @@ def tf32_convolutions(allowed: bool) -> Iterator[None]:
         before = getattr(*switch)
     except RuntimeError:  # torch refuses to read its older switch after the newer ones were used
         switch = cudnn.conv, "fp32_precision"
-        before, chosen = getattr(*switch), "tf32" if allowed else "ieee"
+        before, chosen = _own(cudnn.conv), "tf32" if allowed else "ieee"
     setattr(*switch, chosen)
     try:
         yield
@@ -101,9 +101,12 @@ def _float32_products() -> Iterator[None]:
 
 
 def _own(switch: Any) -> str:
-    """The switch's own value; it shows that of all backends where it has none."""
-    shown = switch.fp32_precision
-    switch.fp32_precision = "none"
-    own = "none" if switch.fp32_precision == shown else shown
-    switch.fp32_precision = own
+    """The switch's own value: what it shows, unless that changes with the switch of all
+    backends.
+    """
+    every: Any = torch.backends
+    shown, general = switch.fp32_precision, every.fp32_precision
+    every.fp32_precision = "tf32" if shown == "ieee" else "ieee"
+    own = shown if switch.fp32_precision == shown else "none"
+    every.fp32_precision = general
     return own

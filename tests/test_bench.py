@@ -20,7 +20,7 @@ from minicos.bench.measure import TITLES, Ceilings, Line, alternate, attempt, ce
 from minicos.cli import main
 from minicos.dit import FLOAT32
 from minicos.errors import MinicosError
-from minicos.ops import REFERENCE, token_energy
+from minicos.ops import REFERENCE, Ops, token_energy
 from tests.golden import rel_max
 
 CPU = torch.device("cpu")
@@ -262,9 +262,8 @@ def stand_ins(monkeypatch):
 
     def make(*names: str) -> None:
         copies = {name: stand_in(getattr(REFERENCE, name)) for name in names}
-        monkeypatch.setattr(
-            kernels, "operations", lambda device, kernels: replace(REFERENCE, **copies)
-        )
+        monkeypatch.setattr(kernels, "obstacle", lambda device: "")
+        monkeypatch.setattr(Ops, "with_kernels", lambda self: replace(REFERENCE, **copies))
         monkeypatch.setattr(torch, "compile", lambda op: op)
         monkeypatch.setattr(
             kernels, "ceilings", lambda device, dtype=None: Ceilings(matmul=1e12, copy=1e9)

@@ -3,6 +3,7 @@
 import inspect
 import math
 import random
+import re
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_it_compiles_for_hopper_without_a_card(seeds, pointer, tmp_path, monkeyp
     per_seed = 1 if pointer == "*bf16" else 2
     for move in ("ld", "st"):
         assert asm.count(f"{move}.global.v4.b32") == asm.count(f"{move}.global") == seeds * per_seed
-    assert "div.rn.f32" in asm
+    assert re.search(r"div\.rn(\.ftz)?\.f32", asm)  # Triton 3.4 takes denormals for 0
     assert "fma" not in asm
 
 
