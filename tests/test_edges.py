@@ -529,3 +529,19 @@ def test_these_are_refused_before_weights_are_read(tmp_path, monkeypatch, capsys
 def test_numbers_of_numpy_are_numbers_in_the_record_of_a_run(tmp_path):
     Run.open(tmp_path, {"steps": np.int64(2), "shift": np.float32(5)})
     assert Run.open(tmp_path, {"steps": 2, "shift": 5.0}).settings["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--share-at=nan"], "--share-at is of no use without --ensemble"),
+        (["--modes=mix", "--noise", "step:1"], "--modes is of no use without --ensemble"),
+        (["--donor=both"], "--donor is of no use without --swap"),
+        (["--mode=erase"], "--mode is of no use without --noise"),
+    ],
+)
+def test_a_detail_of_no_intervention_is_refused(tmp_path, capsys, given, says):
+    out = tmp_path / "run"
+    assert main(["run", "--puzzle=maze", *given, f"--out={out}"]) == 2
+    assert capsys.readouterr().err == f"minicos: {says}\n"
+    assert not out.exists()

@@ -37,6 +37,11 @@ noise changes the latent that enters a step; inside the pass attention is cut fi
 acts, then the ensemble; analyses come last. For the meaning of the options see `minicos noise`,
 `swap` and `ensemble`
 """
+DETAILS: dict[str, dict[str, Any]] = {  # intervention -> its options, with their defaults
+    "noise": {"mode": "replace"},
+    "swap": {"what": "stream", "side": "output", "donor": "own", "during": "all"},
+    "ensemble": {"modes": ("lockstep",), "share_at": "0", "alpha": 0.5},
+}
 
 
 def add(verbs: Any) -> None:
@@ -84,11 +89,9 @@ def add(verbs: Any) -> None:
     done.add_argument(
         "--ensemble", metavar="20-29", help="share these blocks (of 40, scaled) between seeds"
     )
-    study.add_options(parser, NoiseOptions, only={"mode": "replace"})
-    swap = {"other": None, "what": "stream", "side": "output", "donor": "own", "during": "all"}
-    study.add_options(parser, SwapOptions, only=swap, heading=SWAP)
-    share = {"modes": ("lockstep",), "share_at": "0", "alpha": 0.5}
-    study.add_options(parser, EnsembleOptions, only=share, heading=SHARE)
+    study.add_options(parser, NoiseOptions, only=DETAILS["noise"])
+    study.add_options(parser, SwapOptions, only={"other": None} | DETAILS["swap"], heading=SWAP)
+    study.add_options(parser, EnsembleOptions, only=DETAILS["ensemble"], heading=SHARE)
     options.add_model_options(parser, out="runs/run")
     options.add_jsonl(parser)
 
@@ -100,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
     from minicos.analysis.tools.shown import Where, list_interventions
     from minicos.weights.files import about
 
+    _check_details(args)
     puzzle = watched.puzzle(args)
     images, files = opening.images(args), opening.layout_or_peer(args)
     watched.check(files, puzzle)
@@ -170,6 +174,14 @@ SETTINGS = (
     *("noise", "mode", "knockout", "swap", "other", "what", "side", "donor", "during"),
     *("ensemble", "modes", "alpha", "share_at", "attention"),
 )
+
+
+def _check_details(args: argparse.Namespace) -> None:
+    """Raise MinicosError for details of an intervention that is not asked for."""
+    for what, usual in DETAILS.items():
+        for name, value in usual.items():
+            if not getattr(args, what) and getattr(args, name) != value:
+                raise MinicosError(f"--{name.replace('_', '-')} is of no use without --{what}")
 
 
 def _check_frames(edits: "Sequence[Noise]", count: int) -> None:
