@@ -412,7 +412,7 @@ def test_an_unknown_hook_point_is_told_before_anything_runs(wan):
         wan.sample(
             condition, hooks=Hooks().on("blocks.12.ffn", print)
         )  # the call, not the first step
-    with pytest.raises(MinicosError, match="0 steps"):
+    with pytest.raises(MinicosError, match="steps is 0"):
         wan.with_preset(steps=0).sample(condition)
 
 
