@@ -159,6 +159,39 @@ def test_the_readme_is_read_in_one_sitting():
     assert len(PAGES["README.md"].splitlines()) <= WHOLE
 
 
+SPEED = {  # rows of README's table -> lines of the benchmark: its name, and how the line begins
+    "a pass of the embedded model": [("forward", "forward, tiny 64x64x13")],
+    "a layer of UMT5-XXL / a block of A14B": [
+        ("layers", "UMT5-XXL layer, float32"),
+        ("layers", "A14B block, float32"),
+    ],
+    "VAE of A14B at its width, encoding / decoding": [
+        ("vae", "encode, VAE 2.1 64x64x5"),
+        ("vae", "decode, VAE 2.1 64x64x5"),
+    ],
+    "noise at each of 50 steps": [("sweep", "noise at each of 50 steps, tiny")],
+    "token energy of every layer and step, embedded model": [
+        ("capture", "energy, run of 20 steps")
+    ],
+    "reading 0.3 GB of float32 weights as bfloat16": [("load", "0.29 GB to bfloat16, peak")],
+}
+
+
+def test_speeds_of_the_readme_are_those_of_the_benchmark():
+    ratio = r"^\| `(\w+)` \| ([^|]+?) \| [^|]* \| [^|]* \| [^|]* \| ([\d.]+) \|"
+    table = re.findall(ratio, PAGES["kernels/BENCHMARKS.md"], flags=re.M)
+    section = PAGES["README.md"].partition("## Is it fast?")[2].partition("\n## ")[0]
+    for row, lines in SPEED.items():
+        found = [
+            next(float(r) for what, line, r in table if what == name and line.startswith(begins))
+            for name, begins in lines
+        ]
+        (printed,) = re.findall(
+            rf"^\| {re.escape(row)} \| [^|]+ \| ([^|]+) \|", section, flags=re.M
+        )
+        assert printed == " / ".join(f"{r:.2f}" for r in found)
+
+
 def test_the_readme_names_every_verb():
     """Where each is defined, in the table of verbs."""
     table = PAGES["README.md"].partition("## Verbs")[2].partition("## ")[0]
