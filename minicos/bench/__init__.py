@@ -5,7 +5,7 @@ Each module has `lines(device, quick)`, which yields each `measure.Line` as soon
 Random weights at real sizes are created on the device.
 """
 
-# Module -> what it measures. `load` comes first, since it measures new memory: later ones leave freed
+# Module -> what it measures. `load` comes first, since it measures new memory: others leave freed
 # memory to the process, which would be used again.
 BENCHMARKS = {
     "load": "reading a checkpoint against safetensors' load_file and torch's load_state_dict",
