@@ -78,8 +78,9 @@ def _float32_products() -> Iterator[None]:
     newer ones, which PyTorch 2.8 lacks. All of them are restored.
     """
     backends: Any = torch.backends
-    places = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
-    newer = [one for one in places if hasattr(one, "fp32_precision")]
+    places = (backends.cuda, "matmul"), (backends.cudnn, "conv")
+    places += (backends.mkldnn, "matmul"), (backends.mkldnn, "conv")
+    newer = [getattr(*one) for one in places if hasattr(backends, "fp32_precision")]
     try:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:  # the newer ones were used
