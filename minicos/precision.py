@@ -78,8 +78,8 @@ def _float32_products() -> Iterator[None]:
     newer ones, which PyTorch 2.8 lacks. All of them are restored.
     """
     backends: Any = torch.backends
-    places = (backends.cuda, "matmul"), (backends.cudnn, "conv")
-    places += (backends.mkldnn, "matmul"), (backends.mkldnn, "conv")
+    places = [(backends.cuda, "matmul"), (backends.cudnn, "conv")]
+    places += [(backends.mkldnn, "matmul"), (backends.mkldnn, "conv")]
     newer = [getattr(*one) for one in places if hasattr(backends, "fp32_precision")]
     try:
         older = torch.get_float32_matmul_precision()
