@@ -206,7 +206,8 @@ class Hooks:
             return None
         version = -1 if x.is_inference() else x._version  # counts in-place changes
         y = self(name, x)
-        return None if y is x and not x.is_inference() and x._version == version else y
+        same = y is x and not x.is_inference() and x._version == version
+        return None if same else y
 
     def check(
         self, points: Iterable[str], moments: Iterable[Mapping[str, object]] | None = None

@@ -16,7 +16,7 @@ network is placed in one of four ways:
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -61,6 +61,11 @@ class Part:
         """Extra bytes on the device while it runs."""
         return self.work + (self.weights if self.placement == "offload" else 0)
 
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory, if the device is not the host."""
+        return {"offload": self.weights, "stream": self.blocks}.get(self.placement, 0)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -98,10 +103,7 @@ class Plan:
     @property
     def host(self) -> int:
         """Bytes of host memory, if the device is not the host."""
-        return sum(
-            {"offload": part.weights, "stream": part.blocks}.get(part.placement, 0)
-            for part in self.parts
-        )
+        return sum(part.host_bytes for part in self.parts)
 
 
 class DoesNotFit(MinicosError):
@@ -137,15 +139,8 @@ def choose(
     if residency not in CHOICES:
         raise MinicosError(f"no residency {residency!r}: take one of {', '.join(CHOICES)}")
     plans = [
-        Plan(
-            name,
-            device,
-            tuple(replace(part, placement=places.get(part.name, "resident")) for part in parts),
-            free,
-            operations,
-            dtype,
-        )
-        for name, places in _ORDER
+        Plan(name, device, _placed(parts, placement), free, operations, dtype)
+        for name, placement in _ORDER
         if name != "disk" or any(part.stored for part in parts)
     ]
     named = [plan for plan in plans if residency in ("auto", plan.residency)]
@@ -171,6 +166,10 @@ _ORDER: tuple[tuple[str, dict[str, str]], ...] = (
     ("disk", {"high": "disk", "low": "disk"}),
     ("disk", {"text": "offload", "vae": "offload", "high": "disk", "low": "disk"}),
 )
+
+
+def _placed(parts: Sequence[Part], placement: Mapping[str, str]) -> tuple[Part, ...]:
+    return tuple(replace(part, placement=placement.get(part.name, "resident")) for part in parts)
 
 
 def _fits(plan: Plan, free: int | None, host: int | None) -> bool:

@@ -244,15 +244,8 @@ class Model(ABC):
     ) -> "Iterator[Step]":
         """The denoising loop, see `minicos.sample.sample`. `noise` overrides `seed`."""
         check_types(condition, hooks)
-        return sample(
-            self,
-            self.noise(condition, seed) if noise is None else noise,
-            condition,
-            hooks=hooks,
-            start=start,
-            state=state,
-            grad=grad,
-        )
+        noise = self.noise(condition, seed) if noise is None else noise
+        return sample(self, noise, condition, hooks=hooks, start=start, state=state, grad=grad)
 
 
 @dataclass(repr=False)
@@ -380,7 +373,8 @@ def sample(
     if not isinstance(start, SupportsIndex) or not 0 <= start <= len(schedule):
         raise MinicosError(f"a run of {len(schedule)} steps cannot start at step {start}")
     beside = model.beside(noise, condition)
-    state = state or (State() if start else State(beside=beside))
+    if state is None:
+        state = State() if start else State(beside=beside)
     if missing := ", ".join(beside.keys() - state.beside.keys()):
         raise MinicosError(
             f"this model denoises {missing} along with the video: start at step {start} with the "
@@ -443,11 +437,8 @@ def _step(
     velocity = model.guide(passes, latents, moment)
     moved, state = _advance(latents, velocity, i, schedule, state)
     proposed = condition.impose(moved)
-    check_finite(
-        {VIDEO: proposed, **state.beside},
-        *where,
-        "overflowed in guidance or solver: take less guidance",
-    )
+    left = {VIDEO: proposed, **state.beside}
+    check_finite(left, *where, "overflowed in guidance or solver: take less guidance")
     return Step(
         index=i,
         sigma=sigma,

@@ -266,7 +266,7 @@ class Residency:
     ) -> Callable[[str, torch.Size, torch.dtype], Tensor] | None:
         """Reserve memory for a network without weights; returns the `place` of `load_into`."""
         part = self._parts[network] = next(p for p in self.plan.parts if p.name == name)
-        pin, disk = self.plan.device.type == "cuda", part.placement == "disk"
+        pin = self.plan.device.type == "cuda"
         if part.placement == "resident":
             return None
         if part.placement == "offload":
@@ -275,6 +275,7 @@ class Residency:
         if not isinstance(network, DiT):
             raise TypeError(f"blocks are streamed of a DiT, not of a {type(network).__name__}")
         streamer, blocks = self._streamer, list(network.blocks)
+        disk = part.placement == "disk"
         kind = FileBuffer if disk else HostBuffer
         for i, block in enumerate(blocks):
             streamer.host[block] = kind(block, dtype, pin, f"blocks.{i}.", kept=not disk)

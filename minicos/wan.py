@@ -379,9 +379,8 @@ class Wan(VideoModel):
 
     def decode(self, latent: Tensor) -> np.ndarray:
         """Decode latents (b c f h w) to uint8 videos (b F H W 3)."""
-        return np.concatenate(
-            [np.stack([to_uint8(video) for video in part]) for part in self._pixels(latent)], axis=1
-        )
+        pieces = [np.stack([to_uint8(video) for video in part]) for part in self._pixels(latent)]
+        return np.concatenate(pieces, axis=1)
 
     def _pixels(self, latent: Tensor) -> Iterator[Tensor]:
         """The pieces of `VAE.stream` on the device. Another network may take the VAE's place on the

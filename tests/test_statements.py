@@ -19,13 +19,13 @@ def test_the_core_and_what_opens_a_file_stay_small():
     counts = by_folder()
     # 1,300; 90 for what intervenes in attention (`attend` and the hooks it needs); 30 for points
     # between sub-layers, samples of a condition, gradients, and the passes of a preset; 15 for what
-    # a preset's values must be; 8 for frame-causal networks
-    assert counts["(core)"] <= 1429
+    # a preset's values must be; 8 for frame-causal networks; 4 for torch's newer switches of float32
+    assert counts["(core)"] <= 1433
     # 1,500 for the layouts of Wan and where weights live; 115 for the dialects and forms of LoRA;
     # 240 for files that are hostile, quantised or PyTorch's own; 80 for tokenizers; 95 for networks
     # in other sizes; 160 for plans that say what would fit; 45 for GGUF; 40 for `VideoModel`; 5 for
-    # networks that are LoRAs on the embedded one
-    assert counts["(opening a file)"] <= 2301
+    # networks that are LoRAs on the embedded one; 15 for what PEFT saves besides plain LoRAs
+    assert counts["(opening a file)"] <= 2316
     assert counts["(describing a file)"] <= 158
 
 

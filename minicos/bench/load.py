@@ -6,9 +6,9 @@ influence. "ceiling" is the time to read their bytes once, divided by ours. Both
 and shapes with the network. "ours checked" is what `minicos.load` does: every value is checked for
 NaN and infinity. The peer checks nothing; in lines with "both checked" it is followed by torch's
 `isfinite` of every tensor. Without a cast, on a CPU, files are mapped: without the check neither
-side reads a value, and the time is spent on headers and modules. "peak" is the
-growth of anonymous host memory, ours | the peer's, on Linux: the weights if they are on the host,
-and temporary memory. Memory mapped from files is not anonymous.
+side reads a value, and the time is spent on headers and modules. "peak" is the growth of anonymous
+host memory, ours | the peer's, on Linux: the weights if they are on the host, and temporary memory.
+Memory mapped from files is not anonymous.
 """
 
 import ctypes

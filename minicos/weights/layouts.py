@@ -463,11 +463,12 @@ def _experts(seen: _Survey, variant: str, lora: ListedLoras) -> dict[str, Part[D
 
 def _sampled_large(name: str, asked: str | None) -> tuple[str, ...]:
     """A note on settings that were chosen because of a name."""
-    note = (
+    if asked is not None or name != "Wan2.1-I2V-14B-720P":
+        return ()
+    return (
         "taken for the 720p model by its name: shift 5, frames of 1280x720 pixels (--variant "
-        "Wan2.1-I2V-14B has those of 480p)"
+        "Wan2.1-I2V-14B has those of 480p)",
     )
-    return (note,) if asked is None and name == "Wan2.1-I2V-14B-720P" else ()
 
 
 def _mismatches(seen: _Survey, lora: ListedLoras) -> tuple[str, ...]:

@@ -353,11 +353,12 @@ def _check(
             )
     missing = [name for name in expected if name not in stored]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        names = ", ".join(missing[:3])
+        names += f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         where = ", ".join(str(header.path) for header in headers[:3]) or "no file at all"
         raise MinicosError(
-            f"{where}: this {network} needs {', '.join(missing[:3])}{more}, which is not there. Is "
-            "a file incomplete or forgotten?"
+            f"{where}: this {network} needs {names}, which is not there. Is a file incomplete or "
+            "forgotten?"
         )
 
 
@@ -377,12 +378,12 @@ def _check_numbers(one: Stored, factor: Stored | None, floating: bool, others: b
                 "Get the whole model."
             )
         return
-    rows, plain = one.info.shape[0] if one.info.shape else 1, ("F16", "BF16", "F32", "F64")
+    rows = one.info.shape[0] if one.info.shape else 1
+    plain = ("F16", "BF16", "F32", "F64")
     if kind not in (*NARROW, *plain) or factor.info.dtype not in plain:
         raise MinicosError(
             f"{where} is {kind} with factors in {factor.info.dtype}, a way of storing that minicos "
-            "does "
-            "not read. Get the model in bf16, fp16 or fp8."
+            "does not read. Get the model in bf16, fp16 or fp8."
         )
     if factor.info.elements != 1 and {factor.info.elements, factor.info.shape[0]} != {rows}:
         raise MinicosError(

@@ -198,26 +198,20 @@ class Applied:
 
     @classmethod
     def of(cls, expert: str, lora: Lora) -> "Applied":
+        ranks = {d.down.shape[0] for d in lora.deltas.values() if isinstance(d, LowRank)}
         return cls(
             expert,
             str(lora.path),
             lora.dialect,
-            tuple(
-                sorted({d.down.shape[0] for d in lora.deltas.values() if isinstance(d, LowRank)})
-            ),
+            tuple(sorted(ranks)),
             lora.strength,
             len(lora.deltas),
             lora.notes,
         )
 
     def __str__(self) -> str:
-        rank = (
-            f"rank {', '.join(map(str, self.ranks))}"
-            if self.ranks
-            else "LoHa or LoKr"
-            if self.dialect == "lycoris"
-            else "whole differences"
-        )
+        other = "LoHa or LoKr" if self.dialect == "lycoris" else "whole differences"
+        rank = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else other
         changes = (
             f"{self.tensors} tensors changed ({self.dialect}, {rank}, strength {self.strength:g})"
         )
@@ -303,10 +297,8 @@ def _for_expert(header: Header, expert: str) -> tuple[dict[str, tuple[str, str]]
             "Give it as --lora low=FILE."
         )
     other = [k for k, key in known.items() if len(sides) == 2 and key.low != (expert == "low")]
-    notes = (
-        f"its {len(other)} tensors for the {'high' if expert == 'low' else 'low'}-noise expert are "
-        "not for this one",
-    )
+    name = "high" if expert == "low" else "low"
+    notes = (f"its {len(other)} tensors for the {name}-noise expert are not for this one",)
     chosen = {
         key: (parsed.module, f"{parsed.piece}_bias" if parsed.bias else parsed.piece)
         for key, parsed in known.items()
@@ -322,7 +314,8 @@ def _deltas(
     module: str, found: Mapping[str, Tensor], adapter: Scale, path: Path
 ) -> Iterable[tuple[str, Delta]]:
     """The changes of one module's parameters, from its pieces."""
-    pieces, weight = set(found) - {"alpha"}, f"{module}.weight"
+    pieces = set(found) - {"alpha"}
+    weight = f"{module}.weight"
 
     def wrong(what: str) -> MinicosError:
         return MinicosError(f"{path}: {module} {what}. Get the whole file.")
@@ -410,7 +403,8 @@ def _adapter_scale(header: Header, spelled: Mapping[str, str], own: tuple[str, .
         root = bool(about.get("use_rslora"))
 
     def scale(module: str, rank: int) -> float:
-        names, rank = (f".{module}", f".{spelled[module]}"), rank or whole
+        rank = rank or whole
+        names = f".{module}", f".{spelled[module]}"
         alpha = next(
             (v for k, v in patterns.items() if any(n.endswith(f".{k}") for n in names)), default
         )

@@ -45,5 +45,8 @@ def departures(variant: str, fields: dict[str, float]) -> tuple[str, ...]:
         for name, value in fields.items()
         if getattr(preset, name) != value
     ]
-    note = f"the folder states {' and '.join(other)}; the preset wins, --preset diffusers does not"
-    return (note,) if other else ()
+    if not other:
+        return ()
+    return (
+        f"the folder states {' and '.join(other)}; the preset wins, --preset diffusers does not",
+    )
