@@ -385,12 +385,9 @@ def watched(block: nn.Module, inside: Hooks, grad: bool = False) -> Callable[...
     if not inside:
         frozen = not next(block.parameters()).requires_grad
         return partial(checkpoint, block, use_reentrant=False) if grad and frozen else block
-
-    def call(*args: object) -> Tensor:
-        with torch.compiler.set_stance("force_eager"):
-            return block(*args)
-
-    return call
+    # torch.compiler.set_stance would hold for all threads, and be left behind by those that overlap
+    eager: Callable[..., Tensor] = getattr(block, "_orig_mod", block)._call_impl
+    return eager
 
 
 def _features(shape: tuple[int, ...] | None) -> str:

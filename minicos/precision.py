@@ -2,9 +2,10 @@
 whether bfloat16 is fast on this processor.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache, partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -23,8 +24,30 @@ def without_tf32() -> Iterator[None]:
     """Compute float32 convolutions in float32 (a context, or a decorator of a function that is not
     a generator). On CUDA torch uses TF32 by default, with 10 bits of mantissa.
     """
-    with tf32_convolutions(False):
+    with _WITHOUT_TF32:
         yield
+
+
+class Shared:
+    """A context of process-wide settings: the first of overlapping threads enters it, and the last
+    leaves it. If each did both, one would restore what another had set.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]):
+        self.make, self.lock, self.inside = make, Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.context = self.make()
+                self.context.__enter__()
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.context.__exit__(None, None, None)
 
 
 @contextmanager
@@ -68,7 +91,7 @@ def undisturbed(grad: bool = False) -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(_float32_products())
+        stack.enter_context(_PRODUCTS)
         yield
 
 
@@ -111,3 +134,7 @@ def _own(switch: Any) -> str:
     own = shown if switch.fp32_precision == shown else "none"
     every.fp32_precision = general
     return own
+
+
+_WITHOUT_TF32 = Shared(partial(tf32_convolutions, False))
+_PRODUCTS = Shared(_float32_products)

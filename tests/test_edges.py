@@ -20,7 +20,7 @@ from minicos.cli import main, values
 from minicos.device import open_device
 from minicos.errors import MinicosWarning
 from minicos.page import kept
-from minicos.precision import undisturbed
+from minicos.precision import undisturbed, without_tf32
 from minicos.runs import Run
 from minicos.vbvr import cases
 from minicos.weights import layouts, lora
@@ -113,9 +113,10 @@ def test_what_others_set_changes_no_bit(plain, setting):
 
 
 def test_runs_in_threads_and_in_turn_do_not_mix(wan, condition, plain):
-    """Each has its own hooks and steps."""
+    """Each has its own hooks and steps, and leaves torch's settings of all threads alone."""
 
     def silenced(x, site):
+        assert torch._dynamo.eval_frame._stance.stance == "default"  # whether anything compiles
         return torch.zeros_like(x)
 
     def run(number: int) -> torch.Tensor:
@@ -128,6 +129,18 @@ def test_runs_in_threads_and_in_turn_do_not_mix(wan, condition, plain):
     first, second = (iter(wan.sample(condition, seed=1)) for _ in range(2))
     steps = list(zip(first, second, strict=True))  # two runs in turn in one thread
     assert all(torch.equal(step.next, plain) for step in steps[-1])
+
+
+def test_threads_that_overlap_give_tf32_back():
+    """The second finds what the first has set, and would restore that."""
+    before = torch.backends.cudnn.allow_tf32
+    first, second = without_tf32(), without_tf32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.cudnn.allow_tf32
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
