@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -93,7 +94,7 @@ def test_it_compiles_for_hopper_without_a_card(width, pointer, tmp_path, monkeyp
         aligned,
         **options(width),
     )
-    assert "sqrt.rn.f32" in asm
+    assert re.search(r"sqrt\.rn(\.ftz)?\.f32", asm)  # Triton 3.4 takes denormals for 0
     assert "fma" not in asm
     if width % 16 == 0:
         per_chunk = 1 if pointer == "*bf16" else 2
