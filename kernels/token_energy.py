@@ -51,13 +51,16 @@ def _token_energy(
 
 @torch.compiler.disable
 def stream_energy(x: Tensor, before: Tensor, mean: Tensor, kept: Tensor) -> Tensor:
-    """||x||, ||(x - mean) kept|| and ||x - before|| of every token: x and before l d, mean and kept
-    d float32 -> 3 l float32. No gradient.
+    """||x||, ||(x - mean) kept|| and ||x - before|| of every token: x and before ... l d, mean and
+    kept ... d float32 -> 3 ... l float32. No gradient. One launch for each index before l.
     """
     op = "stream_energy"
     check(op, x=x, before=before, mean=mean, kept=kept)
+    if x.ndim > 2 and len(x) == len(before) == len(mean) == len(kept) > 0:
+        every = zip(x, before, mean, kept, strict=True)
+        return torch.stack([stream_energy(*one) for one in every], dim=1)
     if x.ndim != 2:
-        raise ValueError(f"{op}: x must be l d, not {tuple(x.shape)}")
+        raise ValueError(f"{op}: x must be ... l d, not {tuple(x.shape)}")
     expect(op, "before", before, before.dtype, x.shape, x.device)
     for name, row in (("mean", mean), ("kept", kept)):
         expect(op, name, row, torch.float32, x.shape[1:], x.device)

@@ -30,20 +30,20 @@ def token_energy(x: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def stream_energy(x: Tensor, before: Tensor, mean: Tensor, kept: Tensor) -> Tensor:
-    """Three energies of every token of a residual stream, computed in float32: ||x||,
+    """Three energies of every token of residual streams, computed in float32: ||x||,
     ||(x - mean) kept|| and ||x - before||.
 
     Args:
-        x: the stream after a block, l d.
-        before: the stream before the block, l d.
-        mean: a token to subtract, d float32.
-        kept: a factor for each channel, 0 for the excluded ones, d float32.
+        x: the stream after a block, ... l d.
+        before: the stream before the block, ... l d.
+        mean: a token to subtract, ... d float32.
+        kept: a factor for each channel, 0 for the excluded ones, ... d float32.
 
     Returns:
-        The three energies, 3 l float32.
+        The three energies, 3 ... l float32.
     """
     h = x.float()
-    parts = h, (h - mean) * kept, h - before.float()
+    parts = h, (h - mean.unsqueeze(-2)) * kept.unsqueeze(-2), h - before.float()
     return torch.stack([token_energy(part) for part in parts])
 
 

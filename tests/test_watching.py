@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minicos import measures, ops, puzzles
+from minicos.analysis import energy
 from minicos.analysis.attention import PAIRS, Attention, gives_lse, pairs
 from minicos.analysis.energy import Energy, changed, components, forms, within
 from minicos.analysis.tools.masks import on_grid
@@ -102,7 +103,23 @@ def test_energy_computes_with_the_models_operations(toy, condition, run):
         "cos", steps=1
     )
     record(wan, condition, run, [Energy((), ops=wan.ops)], wan.noise(condition, 0))
-    assert len(seen) == 2 * 12  # branches, layers
+    assert [shape[0] for shape in seen] == [12, 12]  # the layers of each branch
+
+
+def test_blocks_that_wait_for_each_other_have_the_energies_of_each(
+    wan, condition, run, monkeypatch
+):
+    """A small video's blocks are computed together, a large one's as they come."""
+    noise = wan.noise(condition, 0)
+    found = []
+    for together in (1 << 26, 60_000, 0):  # all, four at a time, one by one
+        monkeypatch.setattr(energy, "TOGETHER", together)
+        step = next(wan.sample(condition, noise=noise, hooks=(e := Energy((0,))).hooks()))
+        found.append(e.keep(step, run))
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, value in other.items():
+            assert rel_max(value.float(), found[0][name].float()) < 1e-4, name
 
 
 def test_components_are_principal_and_sorted():

@@ -47,6 +47,7 @@ from minicos.video_model import VideoModel
 FORMS = ("raw", "centred", "update")
 CHANNELS = 8  # number of largest channels to keep
 SAMPLE = 4096  # most tokens for means and axes
+TOGETHER = 3 << 18  # bytes of streams up to which blocks wait for each other: a core's cache
 BASIS = 12  # directions in which the three components are searched
 ROUNDS = 4  # of the search; in each, a direction of twice the variance gains a factor of four
 
@@ -63,10 +64,11 @@ class Energy:
     ops: Ops = REFERENCE  # the model's operations: `wan.ops`
     sigmas: Sequence[float] | None = None  # noise levels of the run, for an axis of steps
     name: str = "energy"
-    # "cond.forms": the energies of each layer, on the device until the step has ended
+    # "cond.forms": the energies of the layers, on the device until the step has ended
     _kept: dict[str, list[Tensor]] = field(default_factory=dict)
-    # "stream": the residual stream before the block
-    _last: dict[str, Tensor] = field(default_factory=dict)
+    # by branch: the last block, and the streams (l d) after the blocks that are not computed yet,
+    # behind the one that entered the first of them
+    _streams: dict[str, tuple[Site, list[Tensor]]] = field(default_factory=dict)
 
     def hooks(self) -> Hooks:
         """Hooks on every block, in every pass."""
@@ -75,37 +77,55 @@ class Energy:
     def _begin(self, x: Tensor, site: Site) -> None:
         for name in [name for name in self._kept if name.startswith(f"{site.branch}.")]:
             del self._kept[name]
-        self._last["stream"] = x[0].detach()
+        self._streams[site.branch] = site, [x[0].detach()]
 
     def _record(self, x: Tensor, site: Site) -> None:
-        h, before = x[0].detach(), self._last["stream"]
-        values = {"forms": forms(h, before, self.ops).unflatten(1, site.grid)}
+        _, streams = self._streams[site.branch]
+        streams.append(x[0].detach())
+        self._streams[site.branch] = site, streams
+        if sum(h.nbytes for h in streams) > TOGETHER:
+            self._compute(site.branch)
+
+    def _compute(self, branch: str) -> None:
+        """Compute all that waits. Blocks of a small video are computed together: one by one, a
+        CPU would be busy with calling operations, not with numbers.
+        """
+        site, streams = self._streams[branch]
+        self._streams[branch] = site, streams[-1:]
+        if len(streams) == 2:  # of a large video: no copies
+            before, h = (x[None] for x in streams)
+        else:
+            every = torch.stack(streams)
+            before, h = every[:-1], every[1:]  # n l d
+        values = {"forms": forms(h, before, self.ops).transpose(0, 1).unflatten(2, site.grid)}
         if site.step in self.chosen:
-            size, index = sample(h).abs().mean(0).topk(min(CHANNELS, h.shape[1]))
+            size, index = sample(h).abs().mean(1).topk(min(CHANNELS, h.shape[2]))
             values |= {"size": size, "channel": index.int()}
             if "components" in self.sheets:
                 coordinates, axes = sketch(h)
-                values |= {"coordinates": coordinates.unflatten(0, site.grid), "axes": axes}
+                values |= {"coordinates": coordinates.unflatten(1, site.grid), "axes": axes}
         for name, value in values.items():
-            self._kept.setdefault(f"{site.branch}.{name}", []).append(value)
-        self._last["stream"] = h
+            self._kept.setdefault(f"{branch}.{name}", []).append(value)
 
     def keep(self, step: Step, run: Run) -> Mapping[str, Tensor]:
         """ "cond.raw" ...: layer f h w; at the chosen steps "cond.components": layer f h w 3,
         "cond.size", "cond.channel": layer 8.
         """
-        kept = to_host({name: torch.stack(layers) for name, layers in self._kept.items()})
+        for branch, (_, streams) in self._streams.items():
+            if len(streams) > 1:
+                self._compute(branch)
+        kept = to_host({name: torch.cat(layers) for name, layers in self._kept.items()})
         self._kept.clear()
-        self._last.clear()
+        self._streams.clear()
         for name in [*kept]:
             branch, what = name.split(".")
             if what == "forms":
                 each = kept.pop(name).unbind(1)  # layer f h w
                 kept |= {f"{branch}.{k}": x.clone() for k, x in zip(FORMS, each, strict=True)}
             elif what == "coordinates":
-                found = zip(kept.pop(name), kept.pop(f"{branch}.axes"), strict=True)
-                rgb = [principal(z.flatten(0, 2), axes).view(*z.shape[:3], 3) for z, axes in found]
-                kept[f"{branch}.components"] = torch.stack(rgb)
+                z, axes = kept.pop(name), kept.pop(f"{branch}.axes")  # layer f h w k, layer d k
+                rgb = principal(z.flatten(1, 3), axes).view(*z.shape[:-1], 3)
+                kept[f"{branch}.components"] = rgb
         return kept
 
     def draw(self, saved: Saved, run: Run) -> list[str]:
@@ -245,45 +265,45 @@ BARS = {
 
 
 def sample(h: Tensor) -> Tensor:
-    """At most SAMPLE evenly spaced tokens of h (l d): float32."""
-    return h[:: -(-len(h) // SAMPLE)].float()
+    """At most SAMPLE evenly spaced tokens of h (... l d): float32."""
+    return h[..., :: -(-h.shape[-2] // SAMPLE), :].float()
 
 
 def forms(h: Tensor, before: Tensor, ops: Ops = REFERENCE) -> Tensor:
-    """Token energy of one sample in each of FORMS: h is the stream after the block, `before` the
-    stream before it (l d) -> 3 l float32.
+    """Token energy in each of FORMS: h is the stream after a block, `before` the stream before it
+    (... l d) -> 3 ... l float32. Leading axes are samples, or blocks.
     """
     some = sample(h)
-    energies = ops.stream_energy(h, before, some.mean(0), (~massive(some)).float())
-    energies[1] /= energies[1].median().clamp_min(1e-12)
+    energies = ops.stream_energy(h, before, some.mean(-2), (~massive(some)).float())
+    energies[1] /= energies[1].median(-1, keepdim=True).values.clamp_min(1e-12)
     return energies
 
 
 def sketch(h: Tensor) -> tuple[Tensor, Tensor]:
-    """The directions in which tokens h (l d) vary most: coordinates on a few directions (l k), and
-    the directions, orthonormal (d k). By subspace iteration from fixed random directions (Halko,
-    Martinsson and Tropp, arXiv:0909.4061, algorithm 4.4).
+    """The directions in which tokens h (... l d) vary most: coordinates on a few directions
+    (... l k), and the directions, orthonormal (... d k). By subspace iteration from fixed random
+    directions (Halko, Martinsson and Tropp, arXiv:0909.4061, algorithm 4.4).
     """
     some = sample(h)
-    some = some - some.mean(0)
+    some = some - some.mean(-2, keepdim=True)
     source = h.device if h.is_cuda else torch.device("cpu")
     draw = torch.Generator(source).manual_seed(0)
-    size = h.shape[1], min(BASIS, h.shape[1])
+    size = h.shape[-1], min(BASIS, h.shape[-1])
     axes = torch.randn(size, generator=draw, device=source).to(h.device)
     for _ in range(ROUNDS):
-        axes = torch.linalg.qr(some.T @ (some @ axes)).Q
+        axes = torch.linalg.qr(some.mT @ (some @ axes)).Q
     return h.float() @ axes, axes
 
 
 def principal(coordinates: Tensor, axes: Tensor) -> Tensor:
-    """Tokens on their first three principal axes, from the results of `sketch`: l 3 float32. The
-    largest entry of each axis is positive.
+    """Tokens on their first three principal axes, from the results of `sketch`: ... l 3 float32.
+    The largest entry of each axis is positive.
     """
-    z = coordinates - coordinates.mean(0)
-    _, turn = torch.linalg.eigh(z.T @ z)
-    turn = turn[:, -3:].flip(1)
+    z = coordinates - coordinates.mean(-2, keepdim=True)
+    _, turn = torch.linalg.eigh(z.mT @ z)
+    turn = turn[..., -3:].flip(-1)
     axes = axes @ turn
-    sign = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    sign = axes.gather(-2, axes.abs().argmax(-2, keepdim=True)).sign()
     return z @ (turn * sign)
 
 
@@ -345,10 +365,11 @@ def measure(wan: VideoModel, at: Sequence[int], batch: Sequence[Case]) -> dict[s
         before["stream"] = x
 
     def compare(x: Tensor, site: Site) -> None:
-        rows = []
-        for h, entered, mask in zip(x, before["stream"], masks, strict=True):
-            energies = forms(h, entered, wan.ops).unflatten(1, grid).cpu()
-            rows.append([within(energy, mask) for energy in energies])
+        energies = forms(x, before["stream"], wan.ops).transpose(0, 1).unflatten(2, grid).cpu()
+        rows = [
+            [within(energy, mask) for energy in each]
+            for each, mask in zip(energies, masks, strict=True)
+        ]
         found[site.step].append(torch.tensor(rows))
         before["stream"] = x
 

@@ -91,11 +91,11 @@ def _hsic(a: Tensor, b: Tensor) -> Tensor:
 
 
 def massive(h: Tensor) -> Tensor:
-    """Channels of tokens h (l d) whose mean size is above 100 times the median channel's: bool d.
-    They are few, and nearly equal on all tokens.
+    """Channels of tokens h (... l d) whose mean size is above 100 times the median channel's: bool
+    ... d. They are few, and nearly equal on all tokens.
     """
-    size = h.abs().mean(0)
-    return size > 100 * size.median()
+    size = h.abs().mean(-2)
+    return size > 100 * size.median(-1, keepdim=True).values
 
 
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
