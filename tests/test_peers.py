@@ -24,7 +24,7 @@ from tests import peers
 from tests.golden import rel_max
 
 pytest.importorskip("diffusers")
-TOLERANCE = 2e-6  # of max; measured 0 (HunyuanVideo) to 9.6e-7
+TOLERANCE = 4e-6  # of max; measured 0 (HunyuanVideo) to 9.6e-7, with AVX-512 2.4e-6
 each = pytest.mark.parametrize("name", peers.NAMES)
 
 
@@ -144,7 +144,7 @@ def test_blocks_and_sublayers(name):
         theirs = found[f"out.{point}"]
         if "cog" in name and point.endswith("ffn"):  # theirs is text and video in one tensor
             theirs = theirs[:, -seen[point].shape[1] :]
-        assert rel_max(seen[point], theirs) < 5e-6, point  # measured 2.1e-6 or less
+        assert rel_max(seen[point], theirs) < 1e-5, point  # measured 2.1e-6, with AVX-512 7.1e-6
     if "cog" not in name:  # whose velocity differs
         velocity = model.velocities((found["out.velocity"],) * 2, {"video": x}, None)["video"]
         assert rel_max(step.velocity_cond, velocity) < TOLERANCE
