@@ -15,9 +15,9 @@ differ: `frame_size` computes the size, `fit` resizes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -27,14 +27,14 @@ from torch import Tensor
 
 from minicos.config import MOST_FRAMES, RESIZE
 from minicos.errors import MinicosError
-from minicos.indices import numbers
+from minicos.indices import MOST, numbers
 from minicos.vae import VAE
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Condition:
     """Everything that stays the same from step to step, as far as the loop needs it. Subclasses add
-    what the network of a model family needs.
+    what the network of a model family needs; they are dataclasses with `eq=False`, like this one.
     """
 
     shape: tuple[int, int, int, int, int]  # b c f h w of the latents
@@ -48,6 +48,13 @@ class Condition:
             f"{type(self).__name__} for latents {tuple(self.shape)}\n"
             f"  {', '.join(given) or 'no tensors'}\n  without {absent or 'nothing'}"
         )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the two have the same content; tensors on two devices differ."""
+        return type(self) is type(other) and _equal(vars(self), vars(other))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.shape))
 
     def impose(self, x: Tensor) -> Tensor:
         """x with its first frame replaced by the imposed one, if there is one: b c f h w."""
@@ -83,9 +90,16 @@ class Condition:
         """One sample as a batch of one, or several samples: `condition[0]`, `condition[2:]`."""
         return self.take(range(self.shape[0])[index] if isinstance(index, slice) else [index])
 
-    def repeat(self, count: int) -> Self:
-        """Every sample `count` times in succession, e.g. to run many seeds of one prompt."""
-        return self.take([i for i in range(self.shape[0]) for _ in range(count)])
+    def repeat(self, count: SupportsIndex) -> Self:
+        """Every sample `count` times in succession, e.g. to run many seeds of one prompt.
+
+        Raises:
+            MinicosError: `count` is not a whole number above 0, or is absurd.
+        """
+        (times,) = numbers("a number of repetitions", [count])
+        if not 1 <= times * self.shape[0] <= MOST:
+            raise MinicosError(f"{self.shape[0]} samples {times} times: take 1 to {MOST} in all")
+        return self.take([i for i in range(self.shape[0]) for _ in range(times)])
 
     def same_but_text(self, other: "Condition") -> bool:
         """Whether the two differ at most in a prompt that enters the network through
@@ -97,7 +111,7 @@ class Condition:
         return False
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WanCondition(Condition):
     """The condition of a Wan model; made by `Wan.condition`."""
 
@@ -120,13 +134,17 @@ class WanCondition(Condition):
     def same_but_text(self, other: Condition) -> bool:
         if not isinstance(other, WanCondition):
             return False
-        rest = (f.name for f in fields(self) if f.name != "text")
-        return all(_equal(getattr(self, name), getattr(other, name)) for name in rest)
+        return replace(self, text=other.text) == other
 
 
-def _equal(x: object, y: object) -> bool:
+def _equal(x: Any, y: Any) -> bool:
+    """Whether two values are equal, tables and lists of tensors included."""
     if isinstance(x, Tensor) and isinstance(y, Tensor):
-        return torch.equal(x, y)
+        return (x.device, x.dtype) == (y.device, y.dtype) and torch.equal(x, y)
+    if isinstance(x, Mapping) and isinstance(y, Mapping):
+        return x.keys() == y.keys() and all(_equal(x[key], y[key]) for key in x)
+    if isinstance(x, list | tuple) and isinstance(y, list | tuple):
+        return len(x) == len(y) and all(map(_equal, x, y))
     return x is y or x == y
 
 

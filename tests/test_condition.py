@@ -29,6 +29,7 @@ from minicos.condition import (
 from minicos.config import RESIZE, VAE22, VAEConfig
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS
+from minicos.peers.peer import PeerCondition
 from minicos.vae import VAE
 from tests import golden
 from tests.golden import rel_max
@@ -372,3 +373,25 @@ def test_samples_are_taken_and_repeated():
             condition.take(wrong)
     with pytest.raises(MinicosError, match="has no samples"):
         check_types(condition.take([]), NO_HOOKS)
+    for wrong in (1.5, "2", True, None, [2, 3]):
+        with pytest.raises(MinicosError, match="a number of repetitions is a whole number"):
+            condition.repeat(wrong)
+    for absurd in (0, -1, 10**12):
+        with pytest.raises(MinicosError, match=f"3 samples {absurd} times: take 1 to"):
+            condition.repeat(absurd)
+
+
+def test_conditions_are_equal_if_their_content_is():
+    text, shape = torch.randn(2, 5, 8), (2, 16, 1, 2, 2)
+    one = WanCondition(text=text, shape=shape)
+    assert one == WanCondition(text=text.clone(), shape=shape) and one in [one]
+    assert len({one, WanCondition(text=text.clone(), shape=shape)}) == 1
+    for change in ({"text": text + 1}, {"text": text.double()}, {"y": text}, {"shape": shape[:4]}):
+        assert one != replace(one, **change)
+    assert one != Condition(shape=shape) and one != "a condition"
+    angles = text[0], text[1]
+    peer = PeerCondition(shape=shape, calls={"cond": {"x": text, "angles": angles, "size": None}})
+    same = {"x": text.clone(), "angles": tuple(x.clone() for x in angles), "size": None}
+    assert peer == replace(peer, calls={"cond": same})
+    for change in ({"x": text + 1}, {"angles": angles[::-1]}, {"angles": angles[:1]}, {"size": 1}):
+        assert peer != replace(peer, calls={"cond": same | change})

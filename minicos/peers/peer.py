@@ -43,7 +43,7 @@ from minicos.wan import UNUSED_NEGATIVE
 Embed = Callable[[list[str]], Mapping[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class PeerCondition(Condition):
     """The condition of a peer: for each branch with inputs of its own, the arguments with which the
     pipeline calls its transformer.

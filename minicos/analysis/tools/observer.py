@@ -43,7 +43,7 @@ def folder(name: str, who: str) -> str:
     return name if who == NETWORK else f"ideal/{name}"
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Known(Condition):
     """The condition of an observer: the answers of every sample's puzzle."""
 
