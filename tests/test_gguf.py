@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from minicos.errors import MinicosError
 from minicos.open import load_dit
+from minicos.weights import gguf
 from minicos.weights.header import read_header
 from minicos.weights.inspect import inspect
 
@@ -71,6 +73,19 @@ def test_a_file_that_claims_more_than_it_holds(inner, tmp_path):
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
     (tmp_path / "a.gguf").write_bytes(head + array + bytes(96))
     with pytest.raises(MinicosError, match="a GGUF file that cannot be read: it is cut off"):
+        read_header(tmp_path / "a.gguf")
+
+
+def test_a_header_of_many_values(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    values = b"".join(struct.pack("<Q7sII", 7, b"%07d" % i, 4, i) for i in range(3000))
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 3000)
+    (tmp_path / "a.gguf").write_bytes(head + values + bytes(96))
+    begin = time.process_time()
+    assert not read_header(tmp_path / "a.gguf").tensors
+    assert time.process_time() - begin < 5 / gguf.MOST * 12_000  # four values each
+    monkeypatch.setattr(gguf, "MOST", 10_000)
+    with pytest.raises(MinicosError, match="more than 10,000 values before its tensors"):
         read_header(tmp_path / "a.gguf")
 
 

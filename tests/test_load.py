@@ -231,6 +231,26 @@ def test_fp8_scaled_is_unpacked_in_float32(tmp_path):
     assert inspect(tmp_path).layout == "comfy_fp8_scaled"
 
 
+@pytest.mark.parametrize("rows", [1, 3], ids=["one factor", "one for each row"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_a_factor_of_0_is_for_rows_of_zeros_alone(rows, dtype, tmp_path):
+    numbers, factors = torch.ones(3, 2), torch.ones(rows, 1)
+    numbers[0] = factors[0] = 0
+    numbers *= rows > 1
+
+    def load(numbers: torch.Tensor) -> torch.Tensor:
+        stored = {**weights(), "0.weight": numbers.to(dtype), "0.weight_scale": factors}
+        save_file(stored, tmp_path / "a.safetensors")
+        load_into(module := network(), tmp_path)
+        return module[0].weight
+
+    assert torch.equal(load(numbers), numbers)
+    with pytest.raises(
+        MinicosError, match=r"a\.safetensors: 0\.weight_scale holds 0, .* 0\.weight"
+    ):
+        load(numbers + 1)
+
+
 def test_golden_fp8_scaled(padded):
     """A file as ComfyUI writes it, through the loader to the official velocity."""
     data, path = golden.read("fp8_scaled"), golden.FOLDER / "fp8_scaled.weights.safetensors"

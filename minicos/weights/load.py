@@ -262,9 +262,13 @@ def _fill(target: Tensor, one: Stored, factor: Stored | None, bring: PinnedCopie
     rows, into = source.reshape(shape), target.view(shape)
     scale = None
     if factor is not None:  # one number for all rows, or one for each
-        scale = (
-            factor.read(factor.key).float().reshape(-1, 1).to(target.device).expand(len(rows), 1)
-        )
+        scale = factor.read(factor.key).float().reshape(-1, 1).expand(len(rows), 1)
+        if rows[scale[:, 0] == 0].float().any():  # a row of zeros may have any factor
+            raise MinicosError(
+                f"{factor.header.path}: {factor.key} holds 0, which makes nothing of numbers in "
+                f"{one.key}. Download the file again."
+            )
+        scale = scale.to(target.device)
     width = max(1, rows.shape[1])
     step = max(1, PIECE // width if bring is None else PINNED // (width * source.itemsize))
     for begin in range(0, len(rows), step):
