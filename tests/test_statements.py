@@ -25,8 +25,9 @@ def test_the_core_and_what_opens_a_file_stay_small():
     # 1,500 for the layouts of Wan and where weights live; 115 for the dialects and forms of LoRA;
     # 240 for files that are hostile, quantised or PyTorch's own; 80 for tokenizers; 95 for networks
     # in other sizes; 160 for plans that say what would fit; 45 for GGUF; 40 for `VideoModel`; 5 for
-    # networks that are LoRAs on the embedded one; 15 for what PEFT saves besides plain LoRAs
-    assert counts["(opening a file)"] <= 2316
+    # networks that are LoRAs on the embedded one; 15 for what PEFT saves besides plain LoRAs;
+    # 5 for factors of 0 and long headers of GGUF
+    assert counts["(opening a file)"] <= 2321
     assert counts["(describing a file)"] <= 158
 
 
