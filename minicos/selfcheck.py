@@ -34,8 +34,11 @@ def selfcheck(wan: Wan, files: Mapping[str, str] | None = None) -> dict[str, Any
     Args:
         files: the model's files with their sizes or checksums, copied into the report.
     """
-    with TemporaryDirectory() as folder:
-        run = _short_run(wan, Path(folder))
+    try:
+        with TemporaryDirectory() as folder:
+            run = _short_run(wan, Path(folder))
+    except MinicosError as error:  # such as a latent that is no longer finite
+        run = {"stopped": str(error)}
     report: dict[str, Any] = {
         "versions": _versions(),
         "machine": _machine(wan),
@@ -45,7 +48,7 @@ def selfcheck(wan: Wan, files: Mapping[str, str] | None = None) -> dict[str, Any
         "run": run,
     }
     agrees = report["agreement"].get("ok", True)  # without diffusers, nothing disagrees
-    report["ok"] = bool(agrees and report["run"]["finite"] and report["run"]["resumed bit for bit"])
+    report["ok"] = bool(agrees and run.get("finite") and run.get("resumed bit for bit"))
     return report
 
 

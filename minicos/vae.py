@@ -439,7 +439,7 @@ class VAE(nn.Module):
         ]
         mu = torch.cat(parts, dim=2)
         mean, scale = self._statistics(mu)
-        return ((mu - mean) * scale).contiguous()
+        return _finite(((mu - mean) * scale).contiguous(), "video")
 
     def decode(self, latent: Tensor, chunk: int | None = None, tile: int | None = None) -> Tensor:
         """Decode normalised latents (b c f h w) to a video in [-1, 1] (b 3 4f-3 8h 8w, or 16h
@@ -473,7 +473,7 @@ class VAE(nn.Module):
         )
 
         def pixels(part: Tensor, stream: Stream) -> Tensor:
-            return wide(self.decoder(part, stream))
+            return _finite(wide(self.decoder(part, stream)), "latent")
 
         return (tiles(pixels, part, after=space).clamp(-1, 1) for part in z.split(chunk, dim=2))
 
@@ -483,6 +483,16 @@ class VAE(nn.Module):
             self.cfg.std, dtype=like.dtype, device=like.device
         )  # this form is bitwise equal to the official one
         return mean.view(1, -1, 1, 1, 1), scale.view(1, -1, 1, 1, 1)
+
+
+def _finite(x: Tensor, given: str) -> Tensor:
+    """x, what the VAE made of a video or a latent. Raises MinicosError if it is not finite."""
+    if not x.is_meta and not x.isfinite().all():
+        raise MinicosError(
+            f"the VAE made NaN or infinity of this {given}: unless the {given} holds some itself, "
+            "the VAE's weights are damaged. Download them again."
+        )
+    return x
 
 
 def at_once(height: int, width: int) -> int:

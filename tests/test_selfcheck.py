@@ -33,6 +33,16 @@ def test_the_report_as_json_is_all_that_is_printed(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_run_that_stops_is_part_of_the_report(monkeypatch):
+    wan = load("tiny", device="cpu")
+    monkeypatch.setattr("minicos.selfcheck._agreement", lambda wan: {"ok": True})
+    wan.experts["high"].head.head.weight.data.fill_(3e38)
+    report = selfcheck(wan)
+    assert not report["ok"] and "versions" in report
+    assert report["run"]["stopped"].startswith("step 0, expert high: the latent of the video is no")
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_model_that_parts_from_diffusers_is_reported(monkeypatch):
     wan = load("tiny", device="cpu")
     attention = wan.experts["low"].blocks[7].self_attn

@@ -16,6 +16,7 @@ from torch import Tensor
 from minicos import puzzles
 from minicos.analysis.tools import cases
 from minicos.config import TINY_VAE, VAE22, VAEConfig
+from minicos.errors import MinicosError
 from minicos.media import to_float
 from minicos.open import load
 from minicos.vae import VAE, CausalConv3d, Conv2d, DownStage, UpStage, at_once
@@ -453,6 +454,19 @@ def test_encoding_rejects_chunks_that_cut_a_latent_frame(chunk):
 def test_decoding_rejects_chunks_of_nothing():
     with pytest.raises(ValueError, match="chunk must be 1 or more"):
         vae().stream(torch.zeros(1, 16, 2, 2, 2), 0)
+
+
+def test_damaged_weights_do_not_make_a_black_video():
+    vae = VAE(ARCHITECTURES["shallow"]).requires_grad_(False)
+    video, latent = torch.ones(1, 3, 5, 16, 16), torch.ones(1, 16, 2, 2, 2)
+    for conv, what, use in (
+        (vae.encoder.conv1, "video", lambda: vae.encode(video)),
+        (vae.decoder.conv1, "latent", lambda: vae.decode(latent)),
+    ):
+        use()
+        conv.weight.fill_(3e38)
+        with pytest.raises(MinicosError, match=f"NaN or infinity of this {what}: .* damaged"):
+            use()
 
 
 def test_pixels_are_clamped():
