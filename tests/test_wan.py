@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -207,6 +208,16 @@ def test_shards_are_found_by_their_index(toy, wan, tmp_path):
     next(iter(folder.glob("*-00002-*"))).unlink()
     with pytest.raises(MinicosError, match=r"00002-of-00003\.safetensors is missing"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["Wan2.1_VAE.safetensors", "google/umt5-xxl/tokenizer.json", DIT])
+def test_a_link_to_a_file_that_is_gone(toy, tmp_path, part):
+    """As in a cache of the Hub whose blobs were deleted."""
+    shutil.copytree(toy, tmp_path / "toy")
+    (link := tmp_path / "toy" / part).unlink()
+    link.symlink_to("blob")
+    with pytest.raises(MinicosError, match=f"{re.escape(str(link))} is a link to blob, which does"):
+        load(tmp_path / "toy")
 
 
 def test_a_lone_expert_of_a_pair_is_refused(toy, monkeypatch):

@@ -66,6 +66,10 @@ def regular(path: str | Path) -> Path:
     """
     path = Path(path)
     with reading(path):
+        if path.is_symlink() and not path.exists():
+            raise MinicosError(
+                f"{path} is a link to {path.readlink()}, which does not exist. Download it again."
+            )
         mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise MinicosError(f"{path} is a folder, not a file. Name the file.")

@@ -184,7 +184,7 @@ def weight_files(path: Path) -> dict[Path, set[str] | None]:
     """
     with reading(path):
         folder = path.is_dir()
-        if not folder and not path.exists():
+        if not folder and not path.exists() and not path.is_symlink():
             raise MinicosError(f"{path} does not exist. Check the path.")
     if not folder:
         return _indexed(path) if path.suffix == ".json" else {regular(path): None}

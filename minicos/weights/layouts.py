@@ -558,10 +558,11 @@ def _tokenizer(path: Path | None, model: Path) -> Path:
 
 
 def _there(model: Path, names: Mapping[str, tuple[str, ...]]) -> dict[str, Path]:
-    return {
-        part: next(model / name for name in options if (model / name).exists())
-        for part, options in names.items()
-        if any((model / name).exists() for name in options)
+    found = {part: [model / name for name in names[part]] for part in names}
+    return {  # links to files that are missing count, and are refused by name
+        part: there[0]
+        for part, paths in found.items()
+        if (there := [path for path in paths if path.exists() or path.is_symlink()])
     }
 
 
