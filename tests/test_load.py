@@ -10,6 +10,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -249,6 +250,20 @@ def test_a_factor_of_0_is_for_rows_of_zeros_alone(rows, dtype, tmp_path):
         MinicosError, match=r"a\.safetensors: 0\.weight_scale holds 0, .* 0\.weight"
     ):
         load(numbers + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_matrix_of_zeros_is_told(dtype, tmp_path):
+    """As in a download that was interrupted, in a file made at its full size."""
+    stored = {name: x.to(dtype) for name, x in weights().items() if name[0] == "0"}
+    for weight, told in ((stored["0.weight"], False), (torch.zeros(3, 2, dtype=dtype), True)):
+        save_file({**weights(), **stored, "0.weight": weight}, tmp_path / "a.safetensors")
+        with warnings.catch_warnings(record=True) as given:
+            load_into(network(), tmp_path, check_finite=True)
+        found = [str(one.message) for one in given]
+        assert ["0.weight holds zeros alone, and is one of 1" in one for one in found] == [
+            True
+        ] * told
 
 
 def test_golden_fp8_scaled(padded):

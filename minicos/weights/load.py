@@ -165,6 +165,7 @@ def load_into(
 
     total = sum(one.info.bytes for one in stored.values())
     names = progress(stored, len(stored), label) if label and total >= LONG else stored
+    hollow: list[Stored] = []
     for name in names:
         tensor = read(name, place)
         if check_finite and not _finite(tensor):
@@ -176,7 +177,15 @@ def load_into(
                 f"{'' if tensor.dtype == one.dtype else cast}. "
                 "Download the file again or use a wider dtype."
             )
+        if check_finite and name.endswith("weight") and tensor.ndim > 1 and _hollow(tensor):
+            hollow.append(stored[name])
         _assign(module, name, tensor)
+    if hollow:
+        warn(
+            f"{hollow[0].header.path}: {hollow[0].key} holds zeros alone, and is one of "
+            f"{len(hollow)} such tensors. Unless the model is untrained, a download was "
+            "interrupted: compare its checksum, or download it again"
+        )
     module.requires_grad_(False).eval()
     return read
 
@@ -291,6 +300,11 @@ def _finite(tensor: Tensor) -> bool:
     pieces = tensor.reshape(-1).split(2**24)
     wide = (p.float() if p.itemsize == 1 else p for p in pieces)  # fp8 has no arithmetic
     return all(bool(p.sum().isfinite() or p.isfinite().all()) for p in wide)
+
+
+def _hollow(tensor: Tensor) -> bool:
+    """Whether there are only zeros. The first number nearly always shows that there are others."""
+    return not tensor.flatten()[:1].float().any() and not tensor.float().any()
 
 
 def _plan(
