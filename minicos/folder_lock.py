@@ -70,8 +70,8 @@ def hold(folder: Path) -> FolderLock | None:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     file.truncate(0)
-    file.write(json.dumps(about) + "\n")
-    file.flush()
+    # without a buffer: on a full disk, closing the file would write it once more, and fail
+    os.write(file.fileno(), f"{json.dumps(about)}\n".encode())
     return lock
 
 

@@ -2,6 +2,7 @@
 the way.
 """
 
+import gc
 import io
 import json
 import os
@@ -259,6 +260,24 @@ def test_of_two_that_enter_a_new_folder_together_one_is_admitted(tmp_path, enter
         )
         assert json.loads((folder / "run.json").read_text())["settings"] == {"seed": winner}
         assert json.loads((folder / "seed.json").read_text()) == winner
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a limit of POSIX")
+def test_a_disk_that_is_full_as_the_folder_is_locked(tmp_path, monkeypatch):
+    import resource
+
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(MinicosError, match=r"cannot write into .*: File too large"):
+            Run.open(tmp_path / "a", {})
+        gc.collect()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not ignored
+    assert Run.open(tmp_path / "a", {}).lock is not None
 
 
 def test_a_lock_ends_with_its_process_and_serves_one_process_twice(tmp_path, entering):
