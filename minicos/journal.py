@@ -60,15 +60,20 @@ class Journal:
 
 def check(path: Path) -> None:
     """Raise MinicosError if lines cannot be added to this file; nothing is made or changed."""
-    there = path if path.exists() else nearest(path.parent)
-    if path.is_dir() or (there != path and not there.is_dir()):
-        raise MinicosError(f"{path} is not a file, and cannot be one. Choose another --jsonl.")
-    if not os.access(there, os.W_OK):
-        raise MinicosError(f"cannot write {path}: no permission. Choose another --jsonl.")
+    check_place(path, "--jsonl")
     if path.is_file():
         with path.open("rb") as file:
             if file.read(1) not in (b"", b"{"):
                 raise MinicosError(f"{path} does not hold lines of JSON. Choose another --jsonl.")
+
+
+def check_place(path: Path, option: str) -> None:
+    """Raise MinicosError if no file can be written at a path, which is the value of an option."""
+    there = path if path.exists() else nearest(path.parent)
+    if path.is_dir() or (there != path and not there.is_dir()):
+        raise MinicosError(f"{path} is not a file, and cannot be one. Choose another {option}.")
+    if not os.access(there, os.W_OK):
+        raise MinicosError(f"cannot write {path}: no permission. Choose another {option}.")
 
 
 def nearest(folder: Path) -> Path:

@@ -206,6 +206,12 @@ def test_a_device_without_a_clock_is_refused(monkeypatch, capsys):
     assert "no clock for mps: take --device cpu or cuda" in capsys.readouterr().err
 
 
+def test_a_table_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("minicos.cli.bench.lines", lambda *args: pytest.fail("worked"))
+    assert main(["bench", "capture", "--device", "cpu", "--out", str(tmp_path)]) == 2
+    assert "is not a file, and cannot be one. Choose another --out" in capsys.readouterr().err
+
+
 def test_without_diffusers(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     lines = json.loads(bench("forward", "--json")[0])

@@ -68,14 +68,17 @@ def add(verbs) -> None:
 def run(args: argparse.Namespace) -> None:
     from minicos.bench.measure import TITLES, Line, header, markdown
     from minicos.device import open_device
+    from minicos.journal import check_place
     from minicos.runs import replace_file
 
     device = open_device(args.device)
     if device.type not in ("cpu", "cuda"):
         raise MinicosError(f"there is no clock for {device.type}: take --device cpu or cuda")
+    out = args.out or (None if args.what else Path("bench.md"))
+    if out is not None:
+        check_place(out, "--out")
     about = header(device)
     print(about, file=sys.stderr if args.json else sys.stdout)
-    out = args.out or (None if args.what else Path("bench.md"))
     results: dict[str, list[Line]] = {}
     for name in [args.what] if args.what else BENCHMARKS:
         if not args.json:
