@@ -28,6 +28,8 @@ from minicos.runs import replace_file
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others may start programs
 HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # in tiles
+JPEG = b"\xff\xd8"  # its first bytes; FFmpeg looks for them anywhere in a file
+SUBFILE = 254  # tag of a TIFF: 1 for a smaller version of another picture in the file
 MOST_OF_A_VIDEO = 1 << 30  # of all frames: 3 GB, e.g. 2,688 frames of 832x480
 TOO_MANY = f"more than {MOST_PIXELS // 10**6} megapixels. Make it smaller first."
 # Colour conversion of libswscale: bilinear (2) with accurate rounding (0x40000) and full chroma
@@ -71,8 +73,8 @@ def load_image(path: str | Path) -> Tensor:
     """Read an image file (png, jpg, webp ...), or the first frame of a video: float32 (3 h w) in
     [0, 1].
 
-    Applies the EXIF orientation, drops transparency, and reduces 16 bits to 8. For an animation the
-    first frame is read, with a warning.
+    Applies the EXIF orientation, drops transparency, with a warning, and reduces 16 bits to 8. For
+    an animation the first frame is read, with a warning.
 
     Raises:
         MinicosError: the file is missing, damaged, not an image, or has more than `MOST_PIXELS`.
@@ -152,12 +154,25 @@ def _from_pillow(picture: Image.Image, name: str) -> Tensor:
     if (count := getattr(picture, "n_frames", 1)) > 1:
         warn(f"{name} holds {count} pictures: the first is taken")
         picture.seek(0)
+    if getattr(picture, "tag_v2", {}).get(SUBFILE, 0) & 1:  # of a TIFF
+        raise MinicosError(
+            f"{name} begins with a preview, as a camera's raw picture does. Save it as png or jpg."
+        )
     if picture.mode == "F":
         raise MinicosError(f"{name} holds floating-point numbers. Save it with 8 bits per colour.")
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
-        grey = np.asarray(upright).astype(np.float32) / 257
-        upright = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+        grey = np.asarray(upright)
+        if grey.min() < 0 or grey.max() > 0xFFFF:
+            raise MinicosError(
+                f"{name} holds numbers from {grey.min()} to {grey.max()}, more than 16 bits of "
+                "grey. Save it with 8 bits per colour."
+            )
+        upright = Image.fromarray((grey.astype(np.float32) / 257).round().astype(np.uint8))
+    if "transparency" in upright.info or "A" in upright.getbands():
+        upright = upright.convert("RGBA")
+        if upright.getchannel("A").getextrema() != (255, 255):
+            warn(f"{name} is transparent in places: they are taken in the colours they would have")
     return _from_array(np.asarray(upright.convert("RGB")))
 
 
@@ -301,6 +316,11 @@ def _decode(path: Path, what: str) -> Iterator[np.ndarray]:
             path.open("rb") as file,
             av.open(file, "r", options={"protocol_whitelist": "data"}) as container,
         ):
+            if container.format.name == "mjpeg" and not kind.startswith(JPEG):
+                raise MinicosError(
+                    f"{path} is not {what}, though there is one in it, as in a PDF. Save that as "
+                    "png or jpg."
+                )
             codec = container.streams.video[0].codec_context if container.streams.video else None
             if len(container.streams.video) > 1 and what == "an image":
                 warn(f"{path} holds {len(container.streams.video)} pictures: the first is taken")

@@ -349,3 +349,30 @@ def test_pictures_of_a_phone(tmp_path):
     for name, count in (("a.jpg", 2), ("a.ico", 2)):
         with pytest.warns(UserWarning, match=f"{name} holds {count} pictures: the first is taken"):
             load_image(tmp_path / name)
+
+
+def test_pictures_that_would_be_taken_for_something_else(tmp_path):
+    picture = Image.fromarray(SMOOTH)
+    picture.save(tmp_path / "a.pdf")  # with a JPEG in it
+    with pytest.raises(MinicosError, match=r"a\.pdf is not an image, though there is one in it"):
+        load_image(tmp_path / "a.pdf")
+    picture.save(tmp_path / "raw.tiff", tiffinfo={254: 1})  # as cameras mark their previews
+    with pytest.raises(MinicosError, match=r"raw\.tiff begins with a preview"):
+        load_image(tmp_path / "raw.tiff")
+    Image.fromarray(X.astype(np.int32) * 2000).save(tmp_path / "wide.tiff")
+    with pytest.raises(MinicosError, match=r"wide\.tiff holds numbers from 0 to 126000"):
+        load_image(tmp_path / "wide.tiff")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_told(tmp_path, mode):
+    picture = Image.fromarray(SMOOTH).convert(mode)
+    opaque, clear = ({"transparency": bytes([a] * 256)} if mode == "P" else {} for a in (255, 0))
+    picture.save(tmp_path / "a.png", **opaque)
+    whole = load_image(tmp_path / "a.png")
+    if mode != "P":
+        picture.putalpha(0)
+    picture.save(tmp_path / "a.png", **clear)
+    with pytest.warns(UserWarning, match=r"a\.png is transparent in places"):
+        assert torch.equal(load_image(tmp_path / "a.png"), whole)
