@@ -131,6 +131,17 @@ class Wan(VideoModel):
             )
         return replace(self, preset=chosen)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, and for another process. Raises MinicosError unless weights are resident:
+        others are views of one large tensor, which each of them would bring along.
+        """
+        if self.placement != "resident":
+            raise MinicosError(
+                f"a model whose weights are kept by residency {self.placement!r} is neither copied "
+                "nor sent to another process: open it there, or fork after opening"
+            )
+        return vars(self)
+
     def __repr__(self) -> str:
         plan, cfg, p = self.residency.plan, self.cfg, self.preset
         guidance = ", ".join(f"{name} {p.guidance.get(name, 1)}" for name in self.experts)

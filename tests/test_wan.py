@@ -1,7 +1,9 @@
 """A model as one object: what loading returns and refuses, and what a run depends on."""
 
+import copy
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -208,6 +210,17 @@ def test_shards_are_found_by_their_index(toy, wan, tmp_path):
     next(iter(folder.glob("*-00002-*"))).unlink()
     with pytest.raises(MinicosError, match=r"00002-of-00003\.safetensors is missing"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("residency", ["resident", "swap", "stream", "disk"])
+def test_copies_of_a_model(residency):
+    model = load("tiny", device="cpu", residency=residency)
+    for copied in (lambda: copy.deepcopy(model), lambda: pickle.loads(pickle.dumps(model))):
+        if residency == "resident":
+            assert copied().preset == model.preset
+        else:
+            with pytest.raises(MinicosError, match=f"residency '{residency}' is neither copied"):
+                copied()
 
 
 @pytest.mark.parametrize("part", ["Wan2.1_VAE.safetensors", "google/umt5-xxl/tokenizer.json", DIT])
