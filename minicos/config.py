@@ -212,6 +212,7 @@ NEGATIVE_PROMPT = (
 # are those of a picture or frame: 134 megapixels, of which a small file can hold far more.
 MOST_STEPS, MOST_FRAMES, MOST_FPS, MOST_PIXELS = 10_000, 10_001, 1_000, 1 << 27
 LEAST_SHIFT, MOST_SHIFT = 1e-6, 1e6
+MOST_LETTERS = 1 << 17  # of a prompt; models read some 2,000
 
 
 @dataclass(frozen=True)
@@ -298,6 +299,10 @@ class Preset:
         for prompt in prompts or [""]:
             if not isinstance(prompt, str | None):
                 raise MinicosError(f"a prompt is text, or None for no prompt, not {prompt!r}")
+            if len(prompt or "") > MOST_LETTERS:  # it would take minutes to say what is cut off
+                raise MinicosError(
+                    f"the prompt has {len(prompt or ''):,} letters: take at most {MOST_LETTERS:,}"
+                )
             if prompt is not None and not any(
                 c.isprintable() and not c.isspace() for c in unescape(unescape(prompt))
             ):
@@ -348,7 +353,11 @@ def _needs(p: Preset) -> dict[str, tuple[object, bool, str]]:
             "height and width, whole numbers above 0",
         ),
         "fps": count(p.fps, MOST_FPS),
-        "negative_prompt": (p.negative_prompt, isinstance(p.negative_prompt, str), 'text, or ""'),
+        "negative_prompt": (
+            p.negative_prompt,
+            isinstance(p.negative_prompt, str) and len(p.negative_prompt) <= MOST_LETTERS,
+            f'text of at most {MOST_LETTERS:,} letters, or ""',
+        ),
         **{
             name: (value, value in names, f"one of {', '.join(names)}")
             for name, value, names in (

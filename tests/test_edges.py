@@ -255,6 +255,8 @@ def closed() -> Image.Image:
         (lambda wan, c: wan.sample(c, seed=itertools.count()), "a seed is a whole number"),
         (lambda wan, c: wan.condition(PROMPT, PICTURE, negative=3), "negative_prompt is 3"),
         (lambda wan, c: wan.condition("&amp;nbsp;", PICTURE), "the prompt is empty"),
+        (lambda wan, c: wan.condition("maze " * 10**6, PICTURE), "5,000,000 letters: take at most"),
+        (lambda wan, c: wan.condition("a", PICTURE, negative="a" * 10**6), "at most 131,072 lett"),
         (lambda wan, c: wan.sample(c, start=1, state={}), "the state of a run is that of a step"),
         (lambda wan, c: c["0"], "a sample is a whole number"),
         (lambda wan, c: Hooks().on("blocks", print, layers=range(10**30)), "layers is a whole"),

@@ -197,8 +197,7 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise MinicosError(
-            f"the argument {os.fsencode(text)!r} is not UTF-8. Rename the file, or set the "
-            "terminal to UTF-8."
+            f"the argument {text!a} is not UTF-8. Rename the file, or set the terminal to UTF-8."
         ) from None
 
 
