@@ -230,8 +230,9 @@ def peers() -> tuple[ModuleType, ModuleType]:
             diffusers.AutoencoderKLWan,
             transformers.UMT5EncoderModel,
         )
-    except (ImportError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+    except (ImportError, AttributeError, RuntimeError) as error:
+        # what their lazy imports raise, e.g. without docstrings (PYTHONOPTIMIZE=2), ends in the cause
+        reason = str(error).splitlines()[-1 if isinstance(error, RuntimeError) else 0]
         raise MinicosError(
             f"diffusers and transformers, the peers, cannot be used here ({reason}): "
             '`pip install -e ".[peers]"`'

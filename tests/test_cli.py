@@ -355,6 +355,10 @@ MISTAKES = {
         "neither a model's files nor a variant.*Wan2.2-I2V.*tiny",
     ),
     "points of a picture": (["points", "--model", "maze.png"], "maze.png is not a file of weights"),
+    "a part given twice": (
+        video("--part", "vae=a.pth", "vae=b.pth"),
+        "--part vae=... is given twice: name one file for each part",
+    ),
     "a part of no name": (video("--part", "vae"), "--part: 'vae' is not NAME=FILE"),
     "an unknown part": (
         video("--part", "eyes=maze.png"),

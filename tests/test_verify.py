@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -220,6 +221,16 @@ def test_a_row_without_a_number_is_not_fine():
 
 
 # -- a model ---------------------------------------------------------------------------------------
+
+
+def test_peers_that_cannot_be_imported(monkeypatch):
+    class Lazy(ModuleType):
+        def __getattr__(self, name):
+            raise RuntimeError(f"Failed to import {name} because of:\nno docstring of it")
+
+    monkeypatch.setitem(sys.modules, "diffusers", Lazy("diffusers"))
+    with pytest.raises(MinicosError, match=r"cannot be used here \(no docstring of it\)"):
+        verify.peers()
 
 
 def test_the_embedded_model_agrees_with_its_peers():

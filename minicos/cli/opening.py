@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minicos.errors import MinicosError, warn
+from minicos.errors import MinicosError, printable, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,9 @@ def layout(args: argparse.Namespace) -> "Layout":
             f"this command is for Wan, and {args.model} is {peer.variant}: steps, energy, "
             "attention, generate, noise, swap, ensemble, run, capture, points, inspect and verify do"
         )
+    twice = [name for name, count in Counter(name for name, _ in args.part).items() if count > 1]
+    if twice:
+        raise MinicosError(f"--part {twice[0]}=... is given twice: name one file for each part")
     files: dict[str, list[tuple[str, float]]] = {}
     for expert, one in args.lora:
         files.setdefault(expert, []).append(one)
@@ -253,7 +257,7 @@ def load_wan(args: argparse.Namespace, files: "Layout", image: "Tensor | None" =
     ).with_preset(**_changes(args))
     merged = map(str, wan.loras) if args.lora else ()  # not those that the model comes with
     for line in (*wan.notes, *merged):
-        print(f"minicos: {line}", file=sys.stderr)
+        print(f"minicos: {printable(line)}", file=sys.stderr)
     return wan
 
 
