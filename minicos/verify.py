@@ -231,7 +231,7 @@ def peers() -> tuple[ModuleType, ModuleType]:
             transformers.UMT5EncoderModel,
         )
     except (ImportError, AttributeError, RuntimeError) as error:
-        # what their lazy imports raise, e.g. without docstrings (PYTHONOPTIMIZE=2), ends in the cause
+        # lazy imports, which fail without docstrings (PYTHONOPTIMIZE=2), give the cause at the end
         reason = str(error).splitlines()[-1 if isinstance(error, RuntimeError) else 0]
         raise MinicosError(
             f"diffusers and transformers, the peers, cannot be used here ({reason}): "
