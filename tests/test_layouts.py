@@ -440,6 +440,21 @@ def test_parts_of_another_model_are_refused(tmp_path):
         layouts.find(tmp_path, parts={"high": write_sparse(tmp_path / "y.safetensors", other)})
 
 
+def test_what_downloads_and_macos_leave_next_to_weights(networks, tmp_path):
+    official(tmp_path, networks, os.devnull)
+    folder = tmp_path / "low_noise_model"
+    (folder / f"{DIT}.safetensors.index.json").unlink()
+    for shard in list(folder.glob("*.safetensors")):
+        shard.with_name(f"._{shard.name}").write_bytes(b"\0\5\x16\7")
+    layouts.find(tmp_path)
+    left = shard.with_name(f"{shard.name}.aria2")
+    left.touch()
+    with pytest.raises(
+        MinicosError, match=f"{shard} is not complete: its download left {left.name}"
+    ):
+        layouts.find(tmp_path)
+
+
 def test_an_index_that_does_not_agree_with_its_shards(networks, tmp_path):
     official(tmp_path, networks, os.devnull)
     index = tmp_path / f"low_noise_model/{DIT}.safetensors.index.json"

@@ -6,6 +6,7 @@ safetensors files are read and validated by their library, PyTorch files by `arc
 network, which may be shards listed in an index.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ BITS = {
 }
 ARCHIVES = ("pth", "pt", "bin", "ckpt")  # suffixes of PyTorch files, to find them in a folder
 USUAL = ("diffusion_pytorch_model", "model")  # names that official and diffusers folders use
+MAC = "._"  # begins the names of what macOS notes beside each file on a foreign disk
 ZIP = b"PK\x03\x04"
 GGUF = b"GGUF"
 FOREIGN = {
@@ -77,6 +79,11 @@ def read_header(path: str | Path) -> Header:
     from minicos.weights import archive, gguf  # which make a Header, too
 
     path = regular(path)
+    if os.path.exists(f"{path}.aria2"):  # the file has its full size from the start
+        raise MinicosError(
+            f"{path} is not complete: its download left {path.name}.aria2. Finish it with aria2c, "
+            "or delete that file if it is finished."
+        )
     with reading(path), path.open("rb") as file:
         size = path.stat().st_size
         head = file.read(24)
@@ -217,7 +224,12 @@ def _candidates(folder: Path) -> list[Path]:
             if len(plain) == 1:
                 return plain
         for patterns in ([index], [variant], [weights], ["*.bin.index.json"], archives):
-            found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+            found = sorted(
+                path
+                for pattern in patterns
+                for path in folder.glob(pattern)
+                if not path.name.startswith(MAC)
+            )
             plain = [path for path in found if _plain(path.name)]
             if found:
                 return plain if len(plain) == 1 else found

@@ -29,6 +29,7 @@ from minicos.weights.configs import architecture, clip_config, official, text_co
 from minicos.weights.files import read_table, reading, regular
 from minicos.weights.header import (
     ARCHIVES,
+    MAC,
     Header,
     is_shard,
     read_headers,
@@ -280,7 +281,9 @@ def places(model: Path) -> tuple[str, dict[str, Path]]:
         found = _there(model, OFFICIAL)
         if "high" not in found and "low" not in found:
             endings = (".safetensors", *(f".{ending}" for ending in ARCHIVES))
-            weights = [p for p in model.iterdir() if p.suffix in endings]
+            weights = [
+                p for p in model.iterdir() if p.suffix in endings and not p.name.startswith(MAC)
+            ]
             others = [p for p in weights if p not in found.values()]
             if others or not weights:
                 found[claim(model) or "high"] = others[0] if len(others) == 1 else model
