@@ -86,6 +86,21 @@ def test_a_model_in_the_cache_is_opened_without_a_connection(cache, toy, monkeyp
         layouts.find("some-one/toy")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_a_repository_of_which_the_cache_has_a_part(cache, toy):
+    store(cache, "some-one/toy", toy)
+    home = cache / "models--some-one--toy"
+    with pytest.raises(MinicosError, match=r"of the Hub's cache: give the id, owner/name"):
+        layouts.find(home)
+    (home / "snapshots" / SHA / "Wan2.1_VAE.safetensors").unlink()
+    with pytest.raises(MinicosError, match=r"without the VAE .* fetch the rest .*: --download"):
+        layouts.find("some-one/toy")
+    config = home / "snapshots" / SHA / "high_noise_model/config.json"
+    config.resolve().unlink()
+    with pytest.raises(MinicosError, match=r"high_noise_model/config\.json is a link to .*blobs"):
+        layouts.find("some-one/toy")
+
+
 def test_a_model_that_is_not_in_the_cache(cache):
     for action in (load, layouts.find, layouts.dit_config, hub.cached):
         with pytest.raises(

@@ -197,7 +197,9 @@ def weight_files(path: Path) -> dict[Path, set[str] | None]:
         return _indexed(path) if path.suffix == ".json" else {regular(path): None}
     found = _candidates(path)
     if not found:
-        raise MinicosError(f"{path} holds no weights (*.safetensors, *.pth). Check the path.")
+        cache = "It is of the Hub's cache: give the id, owner/name."
+        remedy = cache if (path / "snapshots").is_dir() else "Check the path."
+        raise MinicosError(f"{path} holds no weights (*.safetensors, *.pth). {remedy}")
     if len(found) > 1 and all(map(is_shard, found)):  # without an index
         return dict.fromkeys(found)
     if len(found) > 1:

@@ -24,6 +24,7 @@ KNOWN: Mapping[str, str] = {
 }
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 WEIGHTS = (".safetensors", ".pth")
+SNAPSHOTS = "snapshots"  # in the cache of a repository, with a folder for each revision
 FOLDERS = {  # the folders that a model is read from; "" is the repository itself
     "official": ("", "high_noise_model", "low_noise_model", "google/umt5-xxl"),
     "diffusers": (

@@ -523,8 +523,10 @@ def _part(seen: _Survey, name: str) -> tuple[Header, ...]:
         }
         usual = tables.get(seen.kind, {}).get(name, ())
         names = f" ({' or '.join(usual)})" if usual else ""
+        cached = seen.model.parent.name == hub.SNAPSHOTS
         raise MinicosError(
-            f"{seen.model} comes without {PARTS[name]}{names}. Name it: --part {name}=FILE."
+            f"{seen.model} comes without {PARTS[name]}{names}. Name it: --part {name}=FILE"
+            f"{', or fetch the rest of the repository: --download' * cached}."
         )
     return read_part(seen.places[name], name)
 
@@ -617,4 +619,4 @@ def sampled(path: Path, pieces: int = 16, length: int = 1 << 16) -> bytes:
 def _json(place: Path, name: str = "config.json") -> dict[str, Any]:
     """A JSON table next to a network's files; empty if there is none."""
     path = (place if place.is_dir() else place.parent) / name
-    return read_table(path) if path.exists() else {}
+    return read_table(path) if path.exists() or path.is_symlink() else {}
