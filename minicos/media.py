@@ -102,6 +102,10 @@ def _reading(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise MinicosError(f"{name} has {TOO_MANY}") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ...
+        if isinstance(error, OSError) and error.errno:  # not of Pillow but of the system
+            raise MinicosError(
+                f"{name} cannot be read: {error.strerror}. Check the path."
+            ) from error
         reason = str(error) or type(error).__name__
         raise MinicosError(
             f"{name} cannot be read as an image: {reason}. Save it again, e.g. as png."

@@ -18,7 +18,7 @@ from minicos.errors import MinicosError
 from minicos.open import load
 from minicos.tiny.lora import save_lora
 from minicos.vae import VAE as VAENetwork
-from minicos.weights import layouts, lora
+from minicos.weights import header, layouts, lora
 from minicos.weights.layouts import find
 from minicos.weights.names import DIT_DIFFUSERS, UMT5_TRANSFORMERS, VAE_DIFFUSERS, translate
 from minicos.weights.stated import departures, stated
@@ -453,6 +453,15 @@ def test_what_downloads_and_macos_leave_next_to_weights(networks, tmp_path):
         MinicosError, match=f"{shard} is not complete: its download left {left.name}"
     ):
         layouts.find(tmp_path)
+
+
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(MinicosError, match=f"{tmp_path} cannot be read: Permission denied"):
+        header.weight_files(tmp_path)
 
 
 def test_an_index_that_does_not_agree_with_its_shards(networks, tmp_path):

@@ -351,6 +351,17 @@ def test_pictures_of_a_phone(tmp_path):
             load_image(tmp_path / name)
 
 
+def test_a_picture_that_the_system_does_not_give(tmp_path, monkeypatch):
+    (tmp_path / "a.png").touch()
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "a.png"))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(MinicosError, match=r"a\.png cannot be read: Permission denied\. Check"):
+        load_image(tmp_path / "a.png")
+
+
 def test_pictures_that_would_be_taken_for_something_else(tmp_path):
     picture = Image.fromarray(SMOOTH)
     picture.save(tmp_path / "a.pdf")  # with a JPEG in it

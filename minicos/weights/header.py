@@ -221,6 +221,7 @@ def _candidates(folder: Path) -> list[Path]:
     )
     archives = [f"*.{ending}" for ending in ARCHIVES]
     with reading(folder):
+        os.listdir(folder)  # raises where glob finds nothing: without permission
         for pattern in (index, weights):
             plain = [path for path in folder.glob(pattern) if _plain(path.name)]
             if len(plain) == 1:
