@@ -36,6 +36,15 @@ def test_decoys_are_dead_ends_and_a_short_cut_crosses_one_wall(name):
             assert len(set(maze.edges_of(route)) - p.doors) == 1
 
 
+def test_a_mix_of_routes_is_none():
+    for seed in range(8):
+        p = FAMILIES["maze"].draw(seed)
+        ways = [p.draw(i).astype(np.float32) for i in range(2)]
+        for share in (0.4, 0.5, 0.6):
+            mix = draw.to_uint8(share * ways[0] + (1 - share) * ways[1])
+            assert not p.score(mix).solved
+
+
 # -- latin -----------------------------------------------------------------------------------------
 
 
@@ -135,6 +144,12 @@ def test_a_sequence_goes_on_by_its_rules():
     assert q.candidates == (Figure("half", "red", 1, 2),)
     assert [foil.turn for foil in q.foils] == [1, 3]
     assert q.score(q.draw(1)).checks["turn"] == 0 and q.score(q.draw(1)).checks["same"] == 1
+
+
+def test_a_sequence_asks_only_for_what_the_embedded_vae_draws():
+    answers = [FAMILIES["sequence"].draw(seed).candidates[0] for seed in range(60)]
+    assert {figure.colour for figure in answers} == {*draw.COLOURS} - {"pink"}
+    assert {figure.level for figure in answers} == {0, 1, 2, 3}
 
 
 # -- pick, partner, count, tictactoe ---------------------------------------------------------------

@@ -9,7 +9,7 @@ from minicos import puzzles
 from minicos.errors import MinicosError
 from minicos.puzzles import draw
 from minicos.puzzles.base import timeline
-from minicos.puzzles.reveal import HELD_OUT, LOOKS, SIDES
+from minicos.puzzles.reveal import HELD_OUT, LEANS, LOOKS, SIDES
 
 
 def some(name, n=8, split="test"):
@@ -20,7 +20,8 @@ def shown(p, answer, side):
     """In which frames the whole object of `answer` is in the cell at one end of the lane."""
     video, blank = p.draw(p.candidates.index(answer)), draw.to_uint8(p.animate(None, timeline()))
     return [
-        draw.differs(frame, empty).any() and p._look(frame, empty, side) == answer[0]
+        draw.likeness(frame, p._end(side), empty)[1] < LEANS[0]
+        and draw.likeness(frame, p._end(side), empty)[0] == answer[0]
         for frame, empty in zip(video, blank, strict=True)
     ]
 
@@ -70,3 +71,16 @@ def test_objects_that_differ_are_named():
     for a, b in pairwise(LOOKS):
         score = p.score(draw.to_uint8(p.animate((a, b), timeline())))
         assert score.detail == f"both reveals: {a} has become {b}" and not score.checks["same"]
+
+
+def test_a_reveal_is_judged_where_it_is_clearest():
+    """Frames of the first reveal that show two objects do no harm if another one shows one."""
+    for p in some("reveal", 6):
+        video, other = p.draw(0), p.draw(7)
+        still = [k for k, there in enumerate(shown(p, p.candidates[0], p.side)) if there]
+        for k in still[1:]:
+            video[k] = draw.to_uint8((video[k].astype(np.float32) + other[k]) / 2)
+        assert p.score(video).solved
+        k = still[0]
+        video[k] = draw.to_uint8((video[k].astype(np.float32) + other[k]) / 2)
+        assert "first reveal" in p.score(video).detail

@@ -27,13 +27,15 @@ NEAR = 4  # px by which a ball may be off
 # Distance from a ball's colour (RGB, 0..441) up to which a pixel counts as its own: a ball that is
 # half faded away has none.
 INK = 60
-WHOLE = 0.45, 1.3  # limits of a ball's own pixels, as a share of its area
+WHOLE = 0.25, 1.3  # limits of a ball's own pixels, as a share of its area
 STRAY = 0.4  # and of its own colour elsewhere: edges of other balls, but no second ball
 # Conditions for a fair puzzle. Times are in frames, distances in px.
 HIT = 0.6  # least share of the relative speed along the line of centres: no glancing hits
 EARLY, LATE = 2, 3  # no first hit before, no last hit in the last so many
 FAR = 8  # least distance between start and end of a ball, and between ends of answer and foils
-APART = 12  # least distance of centres at the judged moments: closer discs blend in the tiny VAE
+# Least distance of centres at the judged moments, by the number of balls: closer discs blend in the
+# tiny VAE. Four balls have hardly room for more.
+APART = {1: 15, 2: 15, 3: 15, 4: 12}
 
 
 def draw_fair(rng: Random, n: int) -> tuple[Ball, ...]:
@@ -98,7 +100,7 @@ def _legible(balls: tuple[Ball, ...], n: int) -> bool:
     """Whether no two balls are close to each other in a judged frame of a video of n balls."""
     frames = FRAMES[n]
     places = move(balls, "bounce", frames - 2).at(timeline(frames)[judged(frames)] * (frames - 2))
-    return all((abs(a - b) >= APART).all() for a, b in combinations(places.T, 2))
+    return all((abs(a - b) >= APART[n]).all() for a, b in combinations(places.T, 2))
 
 
 def _ends_apart(balls: tuple[Ball, ...], until: int) -> bool:

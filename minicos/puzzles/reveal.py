@@ -34,9 +34,11 @@ PATHS = {
     "first": (20, 14, 8, 8, 8, 20, 28, 36, 44, 44, 50, 56),
     "second": (20, 20, 14, 8, 8, 20, 28, 36, 44, 50, 56, 56),
 }
-OUT = 3 / 11  # progress at which the object is out for the first time
+STAYS = 8, 56  # where it stands still the first and the second time, px as in PATHS
 AWAY = 6.5 / 11  # progress from which it is the second object
-LEAN = 0.2  # limit for draw.likeness: even blends of two to four looks are above
+# Limits for draw.likeness in the first and the second reveal. Even blends of two to four looks are
+# above the second; the first, which may last two frames, must only show no 60 : 40 mix.
+LEANS = 0.27, 0.2
 
 
 @dataclass(frozen=True)
@@ -158,18 +160,19 @@ class Reveal(Puzzle):
         return y - my, x - mx
 
     def score(self, video: np.ndarray) -> Score:
-        """Judge a video uint8 (f, 64, 64, 3), f >= 5, by four of its frames.
+        """Judge a video uint8 (f, 64, 64, 3), f >= 5.
 
-        The first must be this picture. In one of the first reveal and in the last there must be an
-        object, clearly one and no blend, and the same; in the middle one, none. Everything else
-        must stay.
+        The first frame must be this picture. In the clearest frame of each reveal there must be an
+        object, clearly one and no blend, and the same; in the middle frame, none; and in the last
+        one still the second. Everything else must stay.
         """
         self._check_video(video)
-        when = [0, round(OUT * (len(video) - 2)), len(video) // 2, len(video) - 1]
-        seen, times = video[when], timeline(len(video))[when]
+        times = timeline(len(video))
         blank = draw.to_uint8(self.animate(None, times))
-        first = self._look(seen[1], blank[1], self.side)
-        second = self._look(seen[3], blank[3], SIDES[self.side])
+        out, first = self._clearest(video, blank, self.side)
+        _, second = self._clearest(video, blank, SIDES[self.side])
+        when = [0, out, len(video) // 2, len(video) - 1]
+        seen, times = video[when], times[when]
         guess = first or second or LOOKS[0], second or first or LOOKS[0]
         right = draw.to_uint8(self.animate(guess, times))
         wrong = [self._mismatch(*pair) for pair in zip(seen, right, strict=True)]
@@ -191,11 +194,25 @@ class Reveal(Puzzle):
         }
         return self._verdict((first, second), detail, checks)
 
-    def _look(self, frame: np.ndarray, blank: np.ndarray, side: str) -> Look | None:
-        """The object at the end of the lane on one side; None if there is none, or none clearly."""
-        cell = _oriented(side, self.lane, 0 if side in ("left", "top") else self.size - 1)
-        look, lean = draw.likeness(frame, cell, blank)
-        return look if lean < LEAN else None
+    def _clearest(self, video: np.ndarray, blank: np.ndarray, side: str) -> tuple[int, Look | None]:
+        """Of the frames in which the object stands still on one side, the one that shows it best,
+        and the object; None if there is none, or none clearly.
+        """
+        along = np.interp(timeline(len(video)) * 11, np.arange(12), PATHS[self.dwell])
+        second = side != self.side
+        far = np.abs(along - STAYS[second])
+        looks = {
+            int(k): draw.likeness(video[k], self._end(side), blank[k])
+            for k in np.flatnonzero(far <= far.min() + 0.5)
+        }
+        best = min(looks, key=lambda k: looks[k][1])
+        look, lean = looks[best]
+        return best, look if lean < LEANS[second] else None
+
+    def _end(self, side: str) -> draw.Cell:
+        """The cell at one end of the lane."""
+        row, column = _oriented(side, self.lane, 0 if side in ("left", "top") else self.size - 1)
+        return row, column
 
     def _admits(self, look: Look) -> bool:
         colour, shape = ("", *self.named.split())[-2:]

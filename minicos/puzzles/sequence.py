@@ -20,6 +20,7 @@ from .draw import COLOURS, Cell
 from .figures import TURNS, Figure
 
 LEVELS = len(figures.RADII)
+PALE = "pink"
 RULES = {  # what it changes -> its rules: name and step
     "level": {"grow": 1, "shrink": -1},
     "turn": {"right": 1, "left": -1},  # in quarters of a turn
@@ -47,6 +48,12 @@ class Sequence(Puzzle):
     @classmethod
     def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
         knobs.check(cls.kind, "s", "d")
+        while not (puzzle := cls._any(rng, size, knobs))._legible():
+            pass
+        return puzzle
+
+    @classmethod
+    def _any(cls, rng: Random, size: int, knobs: Knobs) -> Self:
         many = rng.randint(1, 2) if knobs.s is None else knobs.s
         changing = rng.sample(tuple(RULES), many)
         laws = tuple(sorted(rng.choice(tuple(RULES[what])) for what in changing))
@@ -59,8 +66,17 @@ class Sequence(Puzzle):
         line = [(at, k) for k in range(size)] if flip else [(k, at) for k in range(size)]
         free = [(r, c) for r in range(size) for c in range(size) if (r, c) not in line]
         around = rng.sample(free, rng.randint(0, 4) if knobs.d is None else knobs.d)
-        others = tuple((_any(rng), cell) for cell in sorted(around))
+        others = tuple((_figure(rng), cell) for cell in sorted(around))
         return cls(size, first, second, laws, tuple(line), others)
+
+    def _legible(self) -> bool:
+        """Whether the embedded VAE can draw the answer: pink comes out too pale for a scorer to
+        tell shapes apart, and the smallest figures without a direction. Only what shrinks may get
+        as small as that.
+        """
+        answer = self.item(3)
+        tiny = answer.level == 0 and TURNS[answer.shape] > 1 and "shrink" not in self.laws
+        return answer.colour != PALE and not tiny
 
     @property
     def prompt(self) -> str:
@@ -157,7 +173,7 @@ def _start(rng: Random, step: int) -> int:
     return rng.choice([n for n in range(LEVELS) if 0 <= n + 3 * step < LEVELS])
 
 
-def _any(rng: Random) -> Figure:
+def _figure(rng: Random) -> Figure:
     """A figure to stand around."""
     shape = rng.choice(tuple(TURNS))
     return Figure(
