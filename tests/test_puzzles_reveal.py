@@ -20,8 +20,8 @@ def shown(p, answer, side):
     """In which frames the whole object of `answer` is in the cell at one end of the lane."""
     video, blank = p.draw(p.candidates.index(answer)), draw.to_uint8(p.animate(None, timeline()))
     return [
-        draw.likeness(frame, p._end(side), empty)[1] < LEANS[0]
-        and draw.likeness(frame, p._end(side), empty)[0] == answer[0]
+        draw.likeness(frame, p._place(side), empty)[1] < LEANS[0]
+        and draw.likeness(frame, p._place(side), empty)[0] == answer[0]
         for frame, empty in zip(video, blank, strict=True)
     ]
 

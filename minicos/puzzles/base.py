@@ -196,27 +196,38 @@ class Puzzle:
         """Judge a video uint8 (f, h, w, 3), f >= 5.
 
         The verdict considers three frames. The first must be this picture. The last must be the
-        last frame of one valid answer, everywhere and not just on average, and clearly of no other.
+        last frame of one valid answer, everywhere and not just on average, and clearly of no other
+        (where it is not clear, the frame before it tells which, since answers are done by then).
         The middle one (f // 2) must be on the way there, so a video that jumps to its answer, or
         turns back, is not solved. The graded score considers two more frames.
         """
         self._check_video(video)
-        last = video[-1]
         start = self._mismatch(video[0], self.first_frame())
-        answer, end = self.read(last)
-        if answer is not None and not end:
-            end = self.wrong(answer) or self._mismatch(last, self._still(answer, 1.0))
-        nearest = self._nearest(last) if answer is None else answer
+        answer, end, clear = self._end(video)
+        nearest = self._nearest(video[-1]) if answer is None else answer
         ways = [self._way(video, frame, nearest) for frame in _between(len(video))]
         detail = start and f"first frame: {start}"
         detail = detail or (end and f"last frame: {end}") or ways[len(ways) // 2]
         checks = {
             "start": float(not start),
-            "kept": self._kept(last, nearest),
+            "kept": self._kept(video[-1], nearest),
             "way": float(np.mean([not way for way in ways])),
-            **self.rules(last),
+            **self.rules(clear),
         }
         return self._verdict(answer, detail, checks)
+
+    def _end(self, video: np.ndarray) -> tuple[Any | None, str, np.ndarray]:
+        """The answer that a video ends with, or None; why it is not valid; and the frame that
+        shows it.
+        """
+        last, unclear = video[-1], ""
+        for frame in (last, video[-2]):
+            answer, why = self.read(frame)
+            if answer is not None:
+                why = why or self.wrong(answer) or self._mismatch(last, self._still(answer, 1.0))
+                return answer, why and (unclear or why), frame
+            unclear = unclear or why
+        return None, unclear, last
 
     def matches(self, video: np.ndarray) -> np.ndarray:
         """The candidates that every frame of a video uint8 (f, h, w, 3) could come from: bool (f,

@@ -32,7 +32,7 @@ COLOURS: dict[str, Colour] = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "triangle", "square", "cross")
-LEAN = 0.2  # limit for `likeness`: mixes of 60 : 40 lean by .27 and more, a blurred object by .08
+LEAN = 0.25  # limit for `likeness`: mixes of 60 : 40 lean by .27 and more, a blurred object by .08
 
 
 class Item(NamedTuple):

@@ -202,14 +202,14 @@ class Reveal(Puzzle):
         second = side != self.side
         far = np.abs(along - STAYS[second])
         looks = {
-            int(k): draw.likeness(video[k], self._end(side), blank[k])
+            int(k): draw.likeness(video[k], self._place(side), blank[k])
             for k in np.flatnonzero(far <= far.min() + 0.5)
         }
         best = min(looks, key=lambda k: looks[k][1])
         look, lean = looks[best]
         return best, look if lean < LEANS[second] else None
 
-    def _end(self, side: str) -> draw.Cell:
+    def _place(self, side: str) -> draw.Cell:
         """The cell at one end of the lane."""
         row, column = _oriented(side, self.lane, 0 if side in ("left", "top") else self.size - 1)
         return row, column
