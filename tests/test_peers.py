@@ -24,7 +24,7 @@ from tests import peers
 from tests.golden import rel_max
 
 pytest.importorskip("diffusers")
-TOLERANCE = 4e-6  # of max; measured 0 (HunyuanVideo) to 9.6e-7, with AVX-512 2.4e-6
+TOLERANCE = 8e-6  # of max; measured 0 (HunyuanVideo) to 9.6e-7, with AVX-512 5.7e-6
 each = pytest.mark.parametrize("name", peers.NAMES)
 
 

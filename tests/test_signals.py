@@ -96,7 +96,7 @@ def test_arguments_that_are_not_text_are_refused(argument):
         [sys.executable, "-m", "minicos", "generate", argument], capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("minicos: the argument b'")
+    assert done.stderr.startswith("minicos: the argument '")
     assert done.stderr.count("\n") == 1
 
 
