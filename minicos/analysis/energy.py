@@ -2,8 +2,8 @@
 (paper, Sec. 5.1 and Fig. 6a).
 
 The paper's interpretation: early layers attend to the whole picture and its background, later ones
-to the objects of the task. A hook on `blocks.*` computes everything during the pass, so watching a
-layer costs one to three numbers per token:
+to the objects of the task. A hook on `blocks.*` computes everything, for several blocks of a small
+video at once, so watching a layer costs one to three numbers per token:
 
     raw       || h_k ||, the paper's. Dominated by a few massive channels, which are the same on
               every token
