@@ -53,7 +53,11 @@ class OneDNN(nn.modules.conv._ConvNd):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Called by the forward of `nn.Conv2d` and `nn.Conv3d`."""
-        served = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        served = (
+            not torch.compiler.is_compiling()  # which cannot trace `mkldnn_convolution`
+            and x.device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
+        )
         # In float32 PyTorch chooses the same, except for one clip of few channels: there it uses a
         # loop that is five times as slow. Where frames are small and channels many, that loop is up
         # to six times as fast, since oneDNN reorders all weights at every call.

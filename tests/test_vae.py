@@ -378,6 +378,16 @@ def test_one_dnn_convolutions_are_torchs_own(network, monkeypatch):
     assert rel_max(quick[1], network.encode(clip)) < 3e-6  # measured 7.0e-7
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_can_be_compiled(dtype, monkeypatch):
+    """Without a graph break; torch.compile cannot trace PyTorch's function of oneDNN."""
+    monkeypatch.setattr("minicos.vae.fast_bfloat16", lambda: False)
+    conv = CausalConv3d(4, 8, 3, padding=1).to(dtype)
+    x = torch.randn(1, 4, 5, 6, 6, dtype=dtype)
+    compiled = torch.compile(lambda x: conv(x, {}), backend="eager", fullgraph=True)
+    assert rel_max(compiled(x), conv(x, {})) < (2**-6 if dtype == torch.bfloat16 else 1e-5)
+
+
 # -- bfloat16 --------------------------------------------------------------------------------------
 
 
