@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import settings
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from minicos.clip import CLIP
 from minicos.config import PRESETS, TINY_TEXT, TINY_VAE, VARIANTS, CLIPConfig, DiTConfig, Preset
 from minicos.dit import DiT
 from minicos.plan import Plan
+from minicos.runs import replace_file
 from minicos.stream import Residency
 from minicos.text import TextEncoder
 from minicos.tiny import tokenizer
@@ -48,6 +50,19 @@ def pytest_collection_finish(session):
 
 def pytest_sessionfinish():
     interpreter.stop()
+
+
+@pytest.fixture
+def bare_pictures(monkeypatch):
+    """PNG files with nothing on them, for tests that are not about pictures: drawing takes most of
+    the time of a command.
+    """
+
+    def save(figure, path):
+        replace_file(path, lambda temporary: Image.new("RGB", (4, 3)).save(temporary, "PNG"))
+        return path
+
+    monkeypatch.setattr("minicos.analysis.tools.figures.save", save)
 
 
 def pytest_runtest_setup(item):

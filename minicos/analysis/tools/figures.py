@@ -30,6 +30,7 @@ from minicos.runs import replace_file
 
 # inches: the widest cell, and the size that all cells together should fit into
 CELL, WIDTH, HEIGHT = 1.1, 11.0, 7.5
+DPI, PAD = 110, 0.08  # pixels an inch; inches around a figure
 GAP = 0.03  # of a cell, on each side
 ROWS, COLUMNS = 11, 12  # most maps of a sheet
 STRENGTH = 0.65  # opacity of a map over the picture beneath it
@@ -100,8 +101,7 @@ def sheet(
     """Pictures (uint8 h w 3, or colours in [0, 1]) in a labelled grid that fits on a screen, unless
     that would make them tiny. Returns `path`.
     """
-    figure, _ = _cells(images, rows, columns, title)
-    return save(figure, path)
+    return save(_cells(images, rows, columns, title), path)
 
 
 def maps(
@@ -140,9 +140,11 @@ def maps(
     for shown, of, what in ((r, rows, "rows"), (c, columns, "columns")):
         if len(shown) < len(of):
             title += f"; {len(shown)} of {len(of)} {what}"
-    figure, axes = _cells(pictures, [rows[i] for i in r], names, title, wide=limits is None)
+    figure = _cells(pictures, [rows[i] for i in r], names, title, wide=limits is None)
     scale = ScalarMappable(Normalize(*(limits or (0, 1))), colormaps["magma"])
-    drawn = figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.01, aspect=30)
+    width, height = figure.get_size_inches()
+    beside = figure.add_axes((1 + 0.1 / width, 0, max(0.1, height / 30) / width, 1))
+    drawn = figure.colorbar(scale, cax=beside)
     drawn.set_label(bar, fontsize=8)
     drawn.ax.tick_params(labelsize=7)
     if limits is None:
@@ -167,35 +169,50 @@ def _cells(
     columns: Sequence[str],
     title: str,
     wide: bool = False,
-) -> tuple[Figure, Axes]:
+) -> Figure:
     """A figure with the pictures in a labelled grid; `wide` if the names above need room."""
     ratio = images[0][0].shape[0] / images[0][0].shape[1]
     cell = max(0.4, min(CELL, WIDTH / len(columns), HEIGHT / (ratio * len(rows))))
     if wide:
         cell = max(cell, 0.75)
-    size = (cell * len(columns) + 1.4, cell * ratio * len(rows) + 0.9)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
+    # One picture of all cells, drawn pixel by pixel: matplotlib would take seconds for a hundred.
+    wide_px, high_px = round(DPI * cell), round(DPI * cell * ratio)
+    gap = max(1, round(GAP * wide_px))
+    canvas = Image.new("RGB", (wide_px * len(columns), high_px * len(rows)), "white")
     for r, line in enumerate(images):
         for c, image in enumerate(line):
-            place = (c - 0.5 + GAP, c + 0.5 - GAP, r + 0.5 - GAP / ratio, r - 0.5 + GAP / ratio)
-            smooth = "nearest" if image.shape[1] < 110 * cell else "antialiased"
-            axes.imshow(image, extent=place, interpolation=smooth)
-    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), aspect=ratio)
+            shown = _resized(image, wide_px - 2 * gap, max(1, high_px - 2 * gap))
+            canvas.paste(shown, (c * wide_px + gap, r * high_px + gap))
+    figure = Figure(figsize=(canvas.width / DPI, canvas.height / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))  # names and title are outside; `save` makes room for them
+    place = (-0.5, len(columns) - 0.5, len(rows) - 0.5, -0.5)
+    axes.imshow(np.asarray(canvas), extent=place, aspect="auto", interpolation="nearest")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     letters = 8 if cell > 0.7 else 6.5
     axes.tick_params(length=0, labelsize=letters, top=True, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    _title(figure, title)
-    return figure, axes
+    axes.set_title(_wrapped(title, figure.get_figwidth() + 1.4), fontsize=9)
+    return figure
+
+
+def _resized(image: np.ndarray, width: int, height: int) -> Image.Image:
+    """A picture (uint8 h w 3, or colours in [0, 1]) of another size: larger with sharp pixels."""
+    levels = image if image.dtype == np.uint8 else (255 * image).round().astype(np.uint8)
+    sharp = image.shape[1] < width
+    how = Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
+    return Image.fromarray(levels[..., :3]).resize((width, height), how)
 
 
 def _title(figure: Figure, title: str) -> None:
     """A title wrapped to the figure's width."""
-    width = int(13.5 * figure.get_figwidth())  # letters of 9 points in a line
+    figure.suptitle(_wrapped(title, figure.get_figwidth()), fontsize=9)
+
+
+def _wrapped(title: str, inches: float) -> str:
+    width = int(13.5 * inches)  # letters of 9 points in a line
     lines = [line for part in title.split("\n") for line in textwrap.wrap(part, max(20, width))]
-    figure.suptitle("\n".join(lines), fontsize=9)
+    return "\n".join(lines)
 
 
 def _brief(value: float) -> str:
@@ -377,6 +394,9 @@ def matrix(
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, atomically; returns `path`."""
-    kind: dict[str, Any] = {"format": "png", "dpi": 110, "bbox_inches": "tight", "pad_inches": 0.08}
+    whole: Any = "tight"
+    if figure.get_layout_engine() is None:  # what "tight" finds by drawing everything once more
+        whole = figure.get_tightbbox().padded(PAD)
+    kind: dict[str, Any] = {"format": "png", "dpi": DPI, "bbox_inches": whole, "pad_inches": PAD}
     replace_file(path, lambda temporary: figure.savefig(temporary, **kind))
     return path
