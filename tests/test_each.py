@@ -8,6 +8,8 @@ from minicos.cli import main
 from minicos.wan import Wan
 from tests.vbvr_samples import sample
 
+pytestmark = pytest.mark.usefixtures("bare_pictures")
+
 VERBS = {
     "generate": ("video.mp4",),
     "steps --at 0": ("x0_sheet.png",),

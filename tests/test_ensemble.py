@@ -26,6 +26,8 @@ from minicos.media import save_image
 from minicos.open import load
 from minicos.runs import Run
 
+pytestmark = pytest.mark.usefixtures("bare_pictures")
+
 CASES, T, DEPTH = 3, 3, 12
 WINDOW = (6, 7, 8)  # 20..29 of 40
 

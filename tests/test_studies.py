@@ -19,6 +19,8 @@ from minicos.config import get_preset
 from minicos.open import load
 from minicos.runs import Run
 
+pytestmark = pytest.mark.usefixtures("bare_pictures")
+
 PARTS = {f"{name}/{p.name}": p for name, some in parts(FULL).items() for p in some}
 SMALL = {  # a part of each section, and of each verb: options and steps that take a second
     "belief/mazes": ({"n": 2, "size": 3}, 2),
@@ -80,7 +82,7 @@ def test_the_verb_gives_the_numbers_of_the_report(name, tmp_path, capsys):
         (again.numbers, again.tables, again.curves)
     )
     for file in there.files:
-        assert (tmp_path / "verb" / file).stat().st_size > 100
+        assert (tmp_path / "verb" / file).stat().st_size > 0
     assert all(number.name in text for number in there.numbers)
 
 

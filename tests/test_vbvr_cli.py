@@ -23,6 +23,8 @@ from tests.conftest import write_official
 from tests.test_vbvr_scores import checkout
 from tests.vbvr_samples import TASKS, bench, sample
 
+pytestmark = pytest.mark.usefixtures("bare_pictures")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
