@@ -173,7 +173,7 @@ SPEED = {  # rows of README's table -> lines of the benchmark: its name, and how
     "token energy of every layer and step, embedded model": [
         ("capture", "energy, run of 20 steps")
     ],
-    "reading 0.3 GB of float32 weights as bfloat16": [("load", "0.29 GB to bfloat16, peak")],
+    "reading 1 GB of float32 weights as bfloat16": [("load", "1 GB to bfloat16, peak")],
 }
 
 
