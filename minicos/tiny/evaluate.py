@@ -189,7 +189,8 @@ def variants_card(report: Report) -> Iterator[str]:
     for name, found in models.items():
         rows = found["families"]
         numbers = " | ".join(f"{mean(rows, *column):.2f}" for column in columns)
-        yield f"| `{name}` | {next(iter(rows.values()))['n']} | {numbers} |"
+        counts = ", ".join(map(str, sorted({row["n"] for row in rows.values()})))
+        yield f"| `{name}` | {counts} | {numbers} |"
 
 
 def complete(
