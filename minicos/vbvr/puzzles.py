@@ -16,7 +16,7 @@ from minicos import puzzles
 from minicos.errors import MinicosError
 from minicos.media import load_video
 from minicos.puzzles import FAMILIES, Family, Puzzle
-from minicos.runs import write_json
+from minicos.runs import progress, write_json
 from minicos.vbvr import tree
 from minicos.vbvr.cases import Found, Sample
 from minicos.vbvr.evalkit import Scored
@@ -145,7 +145,7 @@ def score(videos: Path, samples: Mapping[str, Sample]) -> Verdicts:
     graded: dict[str, float] = {}
     solved: dict[str, float] = {}
     failed: dict[str, str] = {}
-    for name, sample in samples.items():
+    for name, sample in progress(samples.items(), label=f"score {videos.name}"):
         try:
             asked, video = puzzle(sample), load_video(tree.path(videos, name))
             verdict = asked.score(resize(video, asked.first_frame().shape[:2]))
