@@ -336,6 +336,18 @@ def test_a_sheet_shows_every_picture_in_its_place(tmp_path):
     assert abs(heights / widths - 20 / 30) < 0.05  # pictures keep their shape
 
 
+def test_what_is_not_finite_is_white_and_colours_out_of_range_are_bounded(tmp_path):
+    unknown = figures.heat(np.array([[np.nan, 1.0], [np.nan, 0.0]]))
+    bright = np.full((2, 2, 3), (1.5, -0.5, 0.0))
+    figures.sheet(tmp_path / "a.png", [[unknown, bright]], rows=["r"], columns="ab", title="t")
+    shown = load_image(tmp_path / "a.png").permute(1, 2, 0).mul(255).round()
+    red = (shown == torch.tensor([255, 0, 0])).all(-1)
+    cell = int(red.sum())
+    lowest = (shown - 255 * torch.tensor(figures.heat(np.zeros(2))[0, :3])).abs().amax(-1) < 1
+    assert cell > 10_000  # about 115 x 115
+    assert 0.22 * cell < lowest.sum() < 0.28 * cell  # a quarter of the other; two are white
+
+
 @pytest.mark.parametrize("shape", [(40, 21, 30, 52), (12, 4, 4, 4), (30, 13, 23, 40), (2, 1, 1, 1)])
 def test_energy_of_every_model_fits_a_screen(shape, run):
     saved = {f"cond.{form}": torch.rand(shape) for form in ("raw", "centred", "update")}

@@ -182,7 +182,7 @@ def _cells(
     for r, line in enumerate(images):
         for c, image in enumerate(line):
             shown = _resized(image, wide_px - 2 * gap, max(1, high_px - 2 * gap))
-            canvas.paste(shown, (c * wide_px + gap, r * high_px + gap))
+            canvas.paste(shown, (c * wide_px + gap, r * high_px + gap), mask=shown)
     figure = Figure(figsize=(canvas.width / DPI, canvas.height / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))  # names and title are outside; `save` makes room for them
     place = (-0.5, len(columns) - 0.5, len(rows) - 0.5, -0.5)
@@ -197,11 +197,13 @@ def _cells(
 
 
 def _resized(image: np.ndarray, width: int, height: int) -> Image.Image:
-    """A picture (uint8 h w 3, or colours in [0, 1]) of another size: larger with sharp pixels."""
-    levels = image if image.dtype == np.uint8 else (255 * image).round().astype(np.uint8)
+    """A picture (uint8 h w 3, or colours in [0, 1], perhaps with an opacity) as RGBA, in another
+    size: larger with sharp pixels.
+    """
+    bounded = image if image.dtype == np.uint8 else (255 * image).round().clip(0, 255)
     sharp = image.shape[1] < width
     how = Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
-    return Image.fromarray(levels[..., :3]).resize((width, height), how)
+    return Image.fromarray(bounded.astype(np.uint8)).convert("RGBA").resize((width, height), how)
 
 
 def _title(figure: Figure, title: str) -> None:
@@ -210,6 +212,7 @@ def _title(figure: Figure, title: str) -> None:
 
 
 def _wrapped(title: str, inches: float) -> str:
+    """A title in lines of this length; line breaks of its own are kept."""
     width = int(13.5 * inches)  # letters of 9 points in a line
     lines = [line for part in title.split("\n") for line in textwrap.wrap(part, max(20, width))]
     return "\n".join(lines)
