@@ -150,6 +150,7 @@ def test_a_sequence_asks_only_for_what_the_embedded_vae_draws():
     answers = [FAMILIES["sequence"].draw(seed).candidates[0] for seed in range(60)]
     assert {figure.colour for figure in answers} == {*draw.COLOURS} - {"pink"}
     assert {figure.level for figure in answers} == {0, 1, 2, 3}
+    assert 0 not in {figure.level for figure in answers if figure.shape == "circle"}
 
 
 # -- pick, partner, count, tictactoe ---------------------------------------------------------------
@@ -165,6 +166,15 @@ def test_pick_compares():
     assert Pick(4, dots, "most dots").target == (1, 3)
     odd = (*(thing._replace(figure=things[0].figure) for thing in things[:2]), things[2])
     assert Pick(4, odd, "odd one").target == (0, 2)
+
+
+def test_pick_asks_only_for_what_the_embedded_vae_can_mark():
+    drawn = [FAMILIES["pick"].draw(seed) for seed in range(80)]
+    asked = [q for p in drawn for q in (p, *p.variants())]
+    marked = [thing for q in asked for thing in q.things if thing.cell == q.target]
+    assert {thing.figure.colour for thing in marked} == {*draw.COLOURS} - {"pink"}
+    assert {t.figure.level for t in marked if t.figure.shape == "circle"} == {0, 1, 2}
+    assert {t.figure.level for t in marked if t.figure.shape != "circle"} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("name", ["pick", "partner"])

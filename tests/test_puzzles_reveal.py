@@ -55,6 +55,13 @@ def test_held_out_pairs_are_named_out_of_domain_alone():
     assert {p.named for p in some("reveal-new", 40)} == HELD_OUT
 
 
+def test_pink_is_named_only_where_the_embedded_vae_draws_it():
+    named = {(p.dwell, p.named) for p in some("reveal-one", 300) if "pink" in p.named}
+    assert named == {("equal", f"pink {shape}") for shape in ("triangle", "cross")}
+    assert {p.dwell for p in some("reveal-colour", 200) if "pink" in p.named} == {"equal"}
+    assert {p.dwell for p in some("reveal", 80)} == {"equal", "first", "second"}
+
+
 @pytest.mark.parametrize("blend", [2, 3, 4, 24])
 def test_a_blend_of_objects_is_none(blend):
     rng = np.random.default_rng(0)

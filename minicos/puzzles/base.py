@@ -145,6 +145,13 @@ class Puzzle:
         return None
 
     @property
+    def legible(self) -> bool:
+        """Whether the embedded VAE can draw the answers so that a scorer can read them. Families
+        hold no other puzzles.
+        """
+        return True
+
+    @property
     def ambiguity(self) -> int:
         """k: the number of valid answers."""
         return len(self.candidates)

@@ -31,6 +31,7 @@ COLOURS: dict[str, Colour] = {
     "pink": (240, 105, 200),
     "black": (20, 20, 20),
 }
+PALE = "pink"  # the colour that the embedded VAE draws too pale for small or short-lived things
 SHAPES = ("circle", "triangle", "square", "cross")
 LEAN = 0.25  # limit for `likeness`: mixes of 60 : 40 lean by .27 and more, a blurred object by .08
 

@@ -37,8 +37,8 @@ SPLITS = ("train", "dev", "test")
 class Family:
     """A distribution of puzzles. `domain` is "in" if the model is trained on it, else "out".
 
-    A family draws puzzles of the compositions that its kind does not hold out, or with `held_out`
-    only those that it does.
+    A family draws legible puzzles of the compositions that its kind does not hold out, or with
+    `held_out` only those that it does.
     """
 
     name: str
@@ -62,8 +62,8 @@ class Family:
         rng = Random(f"{self.name}/{split}/{seed}")
         while True:
             puzzle = self.puzzle.sample(rng, self.size, self.knobs)
-            held_out = puzzle.composition in self.puzzle.held_out
-            if held_out == self.held_out and split_of(puzzle.key) == split:
+            asked = (puzzle.composition in self.puzzle.held_out) == self.held_out
+            if asked and puzzle.legible and split_of(puzzle.key) == split:
                 return puzzle
 
     def distinct(

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import figures
 from .base import FREE, Knobs
-from .draw import COLOURS, Cell
+from .draw import COLOURS, PALE, Cell
 from .figures import TURNS, Figure
 from .marking import Marking
 
@@ -70,6 +70,15 @@ class Pick(Marking):
         return cls(size, tuple(sorted(things, key=lambda thing: thing.cell)), rule)
 
     @property
+    def legible(self) -> bool:
+        """Whether the embedded VAE can draw the marked thing: pink on yellow is too pale, and the
+        largest circle leaves too little of its cell to fill.
+        """
+        figure = next(t for t in self.things if t.cell == self.target).figure
+        covered = figure.shape == "circle" and figure.level == len(figures.RADII) - 1
+        return figure.colour != PALE and not covered
+
+    @property
     def prompt(self) -> str:
         return f"mark the {self.rule}"
 
@@ -96,12 +105,13 @@ class Pick(Marking):
     def variants(self) -> tuple[Self, ...]:
         ranks = next((r for r in (BY_SIZE, BY_DOTS) if self.rule in r), {})
         values = [thing.dots or thing.figure.level for thing in self.things]
-        return tuple(
+        others = (
             replace(self, rule=rule)
             for rule, rank in ranks.items()
             if rule != self.rule and _settled(values, rank)
             if (rule in self.held_out) == (self.rule in self.held_out)
         )
+        return tuple(other for other in others if other.legible)
 
     def put_things(self, canvas: np.ndarray) -> np.ndarray:
         for thing in self.things:

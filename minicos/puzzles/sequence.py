@@ -16,11 +16,10 @@ import numpy as np
 
 from . import draw, figures
 from .base import FREE, Knobs, Puzzle
-from .draw import COLOURS, Cell
+from .draw import COLOURS, PALE, Cell
 from .figures import TURNS, Figure
 
 LEVELS = len(figures.RADII)
-PALE = "pink"
 RULES = {  # what it changes -> its rules: name and step
     "level": {"grow": 1, "shrink": -1},
     "turn": {"right": 1, "left": -1},  # in quarters of a turn
@@ -48,12 +47,6 @@ class Sequence(Puzzle):
     @classmethod
     def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
         knobs.check(cls.kind, "s", "d")
-        while not (puzzle := cls._any(rng, size, knobs))._legible():
-            pass
-        return puzzle
-
-    @classmethod
-    def _any(cls, rng: Random, size: int, knobs: Knobs) -> Self:
         many = rng.randint(1, 2) if knobs.s is None else knobs.s
         changing = rng.sample(tuple(RULES), many)
         laws = tuple(sorted(rng.choice(tuple(RULES[what])) for what in changing))
@@ -69,14 +62,16 @@ class Sequence(Puzzle):
         others = tuple((_figure(rng), cell) for cell in sorted(around))
         return cls(size, first, second, laws, tuple(line), others)
 
-    def _legible(self) -> bool:
-        """Whether the embedded VAE can draw the answer: pink comes out too pale for a scorer to
-        tell shapes apart, and the smallest figures without a direction. Only what shrinks may get
-        as small as that.
+    @property
+    def legible(self) -> bool:
+        """Whether the embedded VAE can draw the answer so that a scorer can read it: pink comes out
+        too pale, the smallest circle looks like a square, and of the smallest figures with a
+        direction only those that shrink to it can be told apart.
         """
         answer = self.item(3)
-        tiny = answer.level == 0 and TURNS[answer.shape] > 1 and "shrink" not in self.laws
-        return answer.colour != PALE and not tiny
+        turning = TURNS[answer.shape] > 1 and "shrink" not in self.laws
+        vague = answer.level == 0 and (answer.shape == "circle" or turning)
+        return answer.colour != PALE and not vague
 
     @property
     def prompt(self) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 import numpy as np
@@ -17,6 +18,7 @@ from minicos.analysis.tools.cases import Case
 from minicos.errors import MinicosError
 from minicos.media import load_image
 
+SOME = 8  # puzzles of a kind, of which one at least admits a second prompt if any does
 CONTROLS = ("null", "wrong", "shuffled", "random")
 A, B, NEITHER, UNREAD = range(4)  # what a video shows
 
@@ -52,20 +54,22 @@ def pairs(
     kind: str, n: int, *, size: int | None = None, split: str = "test", seed: int = 0
 ) -> list[Pair]:
     """The first n distinct puzzles of a split as B, each with another prompt for its picture as A.
+    Puzzles that admit no other prompt are passed over.
 
     A video shows an answer if its last frame does.
 
     Raises:
-        MinicosError: the puzzles admit only one prompt.
+        MinicosError: the puzzles of this kind admit only one prompt.
     """
+    draw = partial(cases.held_out, kind, size=size, split=split, seed=seed)
+    if not any(map(_asks_twice, (cases.known(case) for case in draw(max(n, SOME))))):
+        raise MinicosError(
+            f"a swap needs two prompts for one picture, and {kind} has one: take mark or goal"
+        )
     made = []
-    for i, case in enumerate(cases.held_out(kind, n, size=size, split=split, seed=seed)):
+    for i, case in enumerate(draw(n, keep=_asks_twice)):
         puzzle = cases.known(case)
         others = puzzle.variants()
-        if not others:
-            raise MinicosError(
-                f"a swap needs two prompts for one picture, and {kind} has one: take mark or goal"
-            )
         other = Case.of(others[i % len(others)], case.seed)
         made.append(
             Pair(
@@ -76,6 +80,11 @@ def pairs(
             )
         )
     return made
+
+
+def _asks_twice(puzzle: puzzles.Puzzle) -> bool:
+    """Whether its picture admits another prompt."""
+    return bool(puzzle.variants())
 
 
 def drawn(n: int, height: int, width: int, *, seed: int = 0) -> list[Pair]:
