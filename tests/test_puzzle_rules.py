@@ -151,6 +151,7 @@ def test_a_sequence_asks_only_for_what_the_embedded_vae_draws():
     assert {figure.colour for figure in answers} == {*draw.COLOURS} - {"pink"}
     assert {figure.level for figure in answers} == {0, 1, 2, 3}
     assert 0 not in {figure.level for figure in answers if figure.shape == "circle"}
+    assert "sky" not in {figure.colour for figure in answers if figure.shape == "half"}
 
 
 # -- pick, partner, count, tictactoe ---------------------------------------------------------------

@@ -65,13 +65,14 @@ class Sequence(Puzzle):
     @property
     def legible(self) -> bool:
         """Whether the embedded VAE can draw the answer so that a scorer can read it: pink comes out
-        too pale, the smallest circle looks like a square, and of the smallest figures with a
-        direction only those that shrink to it can be told apart.
+        too pale, and so does a half of the colour of the sky; the smallest circle looks like a
+        square, and of the smallest figures with a direction only those that shrink are clear.
         """
         answer = self.item(3)
+        pale = answer.colour == PALE or (answer.colour, answer.shape) == ("sky", "half")
         turning = TURNS[answer.shape] > 1 and "shrink" not in self.laws
         vague = answer.level == 0 and (answer.shape == "circle" or turning)
-        return answer.colour != PALE and not vague
+        return not (pale or vague)
 
     @property
     def prompt(self) -> str:
