@@ -136,8 +136,8 @@ class Balls(Puzzle):
     category: ClassVar[str] = "physics"
     sizes: ClassVar[tuple[int, ...]] = (4,)
     prompts: ClassVar[tuple[str, ...]] = ("let the balls move",)
-    # A missing ball deviates by 150 or more; small hard discs lose up to 90 in the shipped VAE.
-    limit: ClassVar[float] = 110.0
+    # A missing ball deviates by 150 or more; most discs lose up to 90 in the shipped VAE, few 115.
+    limit: ClassVar[float] = 120.0
 
     @classmethod
     def sample(cls, rng: Random, size: int, knobs: Knobs = FREE) -> Self:
