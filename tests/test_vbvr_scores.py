@@ -157,13 +157,30 @@ def scores(found, **by_condition):
     )
 
 
-def test_an_interval_resamples_tasks():
+def test_an_interval_is_over_tasks():
     values, tasks = [0.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"]
     interval = table.clustered(values, tasks)
     assert (interval.value, interval.low, interval.high, interval.n) == (0.5, 0.0, 1.0, 4)
     many = table.clustered(np.repeat([0.4, 0.6], 200), [f"{i}" for i in range(400)])
     assert many.low > 0.48 and many.high < 0.52  # the same values in tasks of their own are surer
     assert math.isnan(table.clustered([0.5, 0.7], ["a", "a"]).low)
+    none = table.clustered([0.0] * 100, [f"{i % 50}" for i in range(100)])
+    assert none.low == 0 and 0.05 < none.high < 0.1  # 50 tasks may have missed one in 14
+    equal = table.clustered([0.0] * 100, [f"{i % 50}" for i in range(100)], signed=True)
+    assert (equal.low, equal.high) == (-none.high, none.high)
+
+
+@pytest.mark.parametrize("tasks", [10, 40])
+def test_an_interval_over_tasks_covers_the_truth(tasks):
+    """Tasks of unequal size and difficulty."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        sizes = rng.integers(3, 8, tasks)
+        rates = np.repeat(rng.beta(1, 2, tasks), sizes)
+        names = np.repeat(np.arange(tasks).astype(str), sizes)
+        found = table.clustered((rng.random(len(rates)) < rates).astype(float), names)
+        covered += found.low <= 1 / 3 <= found.high
+    assert 0.92 < covered / 400 < 0.98
 
 
 def test_differences_are_paired_and_only_over_samples_that_both_have(found):

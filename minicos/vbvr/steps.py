@@ -72,12 +72,12 @@ def numbers(found: Sequence[Row]) -> list[Number]:
         cell = first.get("minus the end")
         if isinstance(cell, Interval):
             name = f"score: {of}, clean estimate of step {first['step']} minus the end"
-            note = f"the same samples; sigma {first['sigma']:.3f}; tasks resampled"
+            note = f"the same samples; sigma {first['sigma']:.3f}; interval over tasks"
             out.append(Number.of(name, cell, unit="score", note=note))
     return out
 
 
 def draw(path: Path, lines: Sequence[Curve], levels: Mapping[str, float]) -> None:
     """The curves, from noise on the left to the finished video on the right."""
-    title = "Score of each step's clean estimate; bands resample tasks"
+    title = "Score of each step's clean estimate; bands: 95 % over tasks"
     figures.lines(path, lines, y="score", title=title, levels=levels, falling=True)

@@ -2,7 +2,7 @@
 and task by task.
 
 Samples of one task are similar (the same generator, often nearly the same score) and so not
-independent: every interval here resamples tasks, not samples. A difference is between two
+independent: the intervals here are over tasks, not samples. A difference is between two
 conditions on the same samples. Compare absolute scores with the two baselines: a static video
 scores .27 on average and 1.0 on some tasks, and the true one does not always score 1.
 """
@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from minicos.analysis.result import Cell, Interval, Number, Result, Row, markdown
-from minicos.analysis.tools import figures
+from minicos.analysis.tools import figures, intervals
 from minicos.analysis.tools.stats import resolvable
 from minicos.runs import replace_file
 from minicos.vbvr.cases import SPLITS, Sample, printable
 from minicos.vbvr.published import BENCH, CATEGORIES, MAIN, MARK, PRO, SOURCES
 
 DOMAINS = {"In-Domain_50": "ID", "Out-of-Domain_50": "OOD"}
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -53,23 +52,24 @@ class Scores:
 
 
 def clustered(
-    values: Sequence[float], clusters: Sequence[str], seed: int = 0, resamples: int = RESAMPLES
+    values: Sequence[float], clusters: Sequence[str], *, signed: bool = False
 ) -> Interval:
-    """The mean of `values` with the percentile interval of means over resampled clusters (tasks).
+    """The mean of `values`, 0 to 1, or -1 to 1 if `signed`, with its interval over clusters
+    (tasks): that of what each contributes to the mean (the linearised ratio of their sums to their
+    sizes; Cochran, Sampling Techniques, 1977, sec. 6.3).
 
-    With a single cluster there is nothing to resample, and the interval is NaN.
+    With a single cluster there is nothing to compare, and the interval is NaN.
     """
     array = np.asarray(values, dtype=np.float64)
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     if not len(array):
         return Interval(np.nan, np.nan, np.nan, 0)
+    middle = float(array.mean())
     if len(names) < 2:
-        return Interval(float(array.mean()), np.nan, np.nan, len(array))
-    sums, sizes = np.bincount(member, array), np.bincount(member)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    low, high = np.percentile((counts @ sums) / (counts @ sizes), [2.5, 97.5])
-    return Interval(float(array.mean()), float(low), float(high), len(array))
+        return Interval(middle, np.nan, np.nan, len(array))
+    excess = np.bincount(member, array) - middle * np.bincount(member)
+    low, high = intervals.mean(middle + excess * len(names) / len(array), span=1.0)
+    return Interval(middle, max(low, -float(signed)), min(high, 1.0), len(array))
 
 
 def overview(scores: Scores) -> list[Row]:
@@ -126,7 +126,7 @@ def apart(scores: Scores, condition: str, base: str, names: Sequence[str]) -> In
     found, other = scores.by_condition[condition], scores.by_condition[base]
     both = [name for name in names if name in found and name in other]
     tasks = [scores.samples[name].task for name in both]
-    return clustered([found[name] - other[name] for name in both], tasks)
+    return clustered([found[name] - other[name] for name in both], tasks, signed=True)
 
 
 def tasks(scores: Scores, base: str) -> list[Row]:
@@ -172,7 +172,7 @@ def numbers(scores: Scores, base: str, kind: str = "score") -> list[Number]:
                 f"{kind}: {condition} minus {base}",
                 cell,
                 unit=UNITS[kind],
-                note="the same samples; tasks resampled",
+                note="the same samples; interval over tasks",
             )
             out.append(replace(number, resolvable=_resolvable(scores, condition, base)))
     return out
@@ -211,7 +211,7 @@ def write(folder: Path, scores: Scores, base: str, found: Result, kind: str = "s
         name: bar for name, bar in bars.items() if isinstance(bar, Interval) and bar.n
     }
     if shown:
-        title = f"{len(scores.samples)} samples; bars resample tasks"
+        title = f"{len(scores.samples)} samples; bars: 95 % over tasks"
         figures.intervals(folder / "table.png", shown, x=f"{kind}: minus {base}", title=title)
         names.append("table.png")
     save(folder / "table.md", text(scores, base, found))
@@ -223,8 +223,8 @@ def text(scores: Scores, base: str, found: Result) -> str:
     parts = [
         "# Scores\n",
         markdown(found.tables["scores"]),
-        "\nMeans; 95 % intervals resample tasks. Compare them with `static` (the first frame held) "
-        "and `truth`.\n",
+        "\nMeans, with 95 % intervals over tasks. Compare them with `static` (the first frame "
+        "held) and `truth`.\n",
     ]
     if any(MARK in str(row["scored"]) for row in found.tables["scores"]):
         parts.append("".join(f"- {letter}: {what}\n" for letter, what in SOURCES.items()))
