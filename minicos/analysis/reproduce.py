@@ -42,6 +42,7 @@ from minicos.analysis.result import Result
 from minicos.analysis.swap import study as swap
 from minicos.analysis.tools.encoded import CodesOnce
 from minicos.open import load
+from minicos.puzzles import FAMILIES
 from minicos.runs import Run
 from minicos.video_model import VideoModel
 from minicos.wan import Wan
@@ -207,9 +208,11 @@ def _others(n: int, seed: int) -> dict[str, list[Part]]:
 
 
 def _appendix(n: int, seed: int) -> dict[str, list[Part]]:
-    """For --full only, without headlines: more windows, seeds, kinds of prompts, layers, guidance,
-    and the effect of noise on hidden states.
+    """For --full only, without headlines: every family at every number of steps, more windows,
+    seeds, kinds of prompts, layers, guidance, and the effect of noise on hidden states.
     """
+    trained = ",".join(name for name, family in FAMILIES.items() if family.domain == "in")
+    ladder = CountsOptions(n=3 * n, puzzle=trained, counts=(1, 2, 4, 8, 20, 50), seed=seed)
     windows = EnsembleOptions(
         puzzle=MIXED,
         size=None,
@@ -229,6 +232,7 @@ def _appendix(n: int, seed: int) -> dict[str, list[Part]]:
     )
     hidden = NoiseOptions(n=max(AT_LEAST, n // 6), several=True, frames=(), layer=6, seed=seed)
     return {
+        "counts": [Part("families", "counts", counts.study, ladder)],
         "noise": [Part("hidden", "noise", noise.study, hidden)],
         "ensemble": [
             Part("windows", "ensemble", ensemble.study, windows),
