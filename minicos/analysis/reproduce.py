@@ -208,11 +208,14 @@ def _others(n: int, seed: int) -> dict[str, list[Part]]:
 
 
 def _appendix(n: int, seed: int) -> dict[str, list[Part]]:
-    """For --full only, without headlines: every family at every number of steps, more windows,
-    seeds, kinds of prompts, layers, guidance, and the effect of noise on hidden states.
+    """For --full only, without headlines: every family at every number of steps, answers planted at
+    every noise level, a readout of memory, more windows, seeds, kinds of prompts, layers, guidance,
+    and the effect of noise on hidden states.
     """
     trained = ",".join(name for name, family in FAMILIES.items() if family.domain == "in")
     ladder = CountsOptions(n=3 * n, puzzle=trained, counts=(1, 2, 4, 8, 20, 50), seed=seed)
+    planted = PlantOptions(n=n // 2, ideal=True, seed=seed)
+    recalled = BehavioursOptions(n=n // 2, seed=seed)
     windows = EnsembleOptions(
         puzzle=MIXED,
         size=None,
@@ -233,6 +236,8 @@ def _appendix(n: int, seed: int) -> dict[str, list[Part]]:
     hidden = NoiseOptions(n=max(AT_LEAST, n // 6), several=True, frames=(), layer=6, seed=seed)
     return {
         "counts": [Part("families", "counts", counts.study, ladder)],
+        "correction": [Part("levels", "plant", plant.study, planted)],
+        "memory": [Part("readout", "behaviours", behaviours.study, recalled)],
         "noise": [Part("hidden", "noise", noise.study, hidden)],
         "ensemble": [
             Part("windows", "ensemble", ensemble.study, windows),
