@@ -97,7 +97,7 @@ def parts(n: int, seed: int = 0) -> dict[str, list[Part]]:
     """The studies of every section, with n puzzles for a headline and noise from `seed` on."""
     made = {**_answers(n, seed), **_behaviours(n, seed), **_changes(n, seed), **_others(n, seed)}
     if n >= FULL:
-        for section, more in _appendix(fewer(n), seed).items():
+        for section, more in _appendix(fewer(n) // 2, seed).items():
             made[section] += more
     own = {"counts": {}, "frames": {}, "ensemble": {"steps": 8}}  # counts set their own steps
     return {
@@ -192,14 +192,14 @@ def _changes(n: int, seed: int) -> dict[str, list[Part]]:
 def _others(n: int, seed: int) -> dict[str, list[Part]]:
     """Questions of the other sections, asked to variants of the embedded model."""
     mazes = replace(_answers(n, seed)["belief"][0].options, n=fewer(n))
-    # of one named colour: this network rarely draws what has no name at all
-    recalled = RecallOptions(puzzle="reveal-colour", n=n, seed=seed)
+    recalled = RecallOptions(n=fewer(n), seed=seed)
     wrong = _behaviours(n, seed)["correction"][0].options
     shared = replace(_changes(n, seed)["ensemble"][0].options, n=max(AT_LEAST, n // 2))
     return {
         "variants": [
             Part("one-answer", "belief", belief.study, mazes, model="tiny:one-answer"),
             Part("distilled", "belief", belief.study, mazes, {"steps": 4}, "tiny:distilled"),
+            Part("recall", "recall", recall.study, recalled, model="tiny:recall"),
             Part("frame-causal", "recall", recall.study, recalled, model="tiny:frame-causal"),
             Part("mid-correction", "commitment", commitment.study, wrong, model="tiny:mid"),
             Part("mid-ensemble", "ensemble", ensemble.study, shared, {"steps": 8}, "tiny:mid"),
@@ -213,9 +213,9 @@ def _appendix(n: int, seed: int) -> dict[str, list[Part]]:
     and the effect of noise on hidden states.
     """
     trained = ",".join(name for name, family in FAMILIES.items() if family.domain == "in")
-    ladder = CountsOptions(n=3 * n, puzzle=trained, counts=(1, 2, 4, 8, 20, 50), seed=seed)
-    planted = PlantOptions(n=n // 2, ideal=True, seed=seed)
-    recalled = BehavioursOptions(n=n // 2, seed=seed)
+    ladder = CountsOptions(n=4 * n, puzzle=trained, counts=(1, 2, 4, 8, 20, 50), seed=seed)
+    planted = PlantOptions(n=n, ideal=True, seed=seed)
+    recalled = BehavioursOptions(n=n, seed=seed)
     windows = EnsembleOptions(
         puzzle=MIXED,
         size=None,
@@ -233,7 +233,7 @@ def _appendix(n: int, seed: int) -> dict[str, list[Part]]:
         during="0,all",
         seed=seed,
     )
-    hidden = NoiseOptions(n=max(AT_LEAST, n // 6), several=True, frames=(), layer=6, seed=seed)
+    hidden = NoiseOptions(n=n // 3, several=True, frames=(), layer=6, seed=seed)
     return {
         "counts": [Part("families", "counts", counts.study, ladder)],
         "correction": [Part("levels", "plant", plant.study, planted)],
@@ -362,10 +362,11 @@ Mazes at other lengths that the model was trained at.""",
         """\
 `tiny:one-answer` was trained on with only one of the valid answers to every prompt. It must hold
 fewer answers than an ideal observer that knows them all: a measurement that did not see this could
-not see several candidates either. `tiny:distilled` takes four steps for twenty. In
-`tiny:frame-causal` no frame reads a later one, so what comes back can only be handed on along the
-frames: the positive control of memory, if the network remembers enough to tell. `tiny:mid` is an
-earlier checkpoint, which solves less, so there is more room for correction and for ensembles.""",
+not see several candidates either. `tiny:distilled` takes four steps for twenty. `tiny:recall` was
+trained on with puzzles of memory, so that there is something to lose; `tiny:frame-causal` likewise,
+but no frame reads a later one, so what comes back can only be handed on along the frames: the
+positive control of memory. `tiny:mid` is an earlier checkpoint, which solves less, so there is more
+room for correction and for ensembles.""",
         1.5,
     ),
 }
