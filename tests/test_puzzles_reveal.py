@@ -80,6 +80,16 @@ def test_objects_that_differ_are_named():
         assert score.detail == f"both reveals: {a} has become {b}" and not score.checks["same"]
 
 
+def test_what_comes_out_on_the_wrong_side_first_is_remembered_all_the_same():
+    for p in some("reveal", 6):
+        (turned,) = p.variants()
+        score = p.score(turned.draw(3))
+        assert not score.solved and score.detail == "first reveal: is on the other side"
+        assert score.checks["same"] == 1 and score.checks["way"] == 0
+        a, b = LOOKS[0], LOOKS[5]
+        assert not p.score(draw.to_uint8(turned.animate((a, b), timeline()))).checks["same"]
+
+
 def test_a_reveal_is_judged_where_it_is_clearest():
     """Frames of the first reveal that show two objects do no harm if another one shows one."""
     for p in some("reveal", 6):

@@ -347,15 +347,6 @@ CLAIMS: tuple[Claim, ...] = (
         ideal=bayes(SEVERAL),
     ),
     Claim(
-        "What is remembered is handed forward in time, in a network trained on to remember",
-        "Fig. 4a, b",
-        "variants/recall",
-        BACK,
-        least=0.1,
-        control="the same number of keys, cut the other way round",
-        needs=room("consistent: nothing cut", 0.3, 1.0),
-    ),
-    Claim(
         "Where no frame reads a later one, memory goes along the frames (positive control)",
         "Sec. 4",
         "variants/frame-causal",

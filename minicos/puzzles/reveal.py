@@ -172,13 +172,15 @@ class Reveal(Puzzle):
 
         The first frame must be this picture. In the clearest frame of each reveal there must be an
         object, clearly one and no blend, and the same; in the middle frame, none; and in the last
-        one still the second. Everything else must stay.
+        one still the second. Everything else must stay. The check "same" is also passed if the
+        object comes out on the second side first: it has been remembered.
         """
         self._check_video(video)
         times = timeline(len(video))
         blank = draw.to_uint8(self.animate(None, times))
-        out, first = self._clearest(video, blank, self.side)
-        _, second = self._clearest(video, blank, SIDES[self.side])
+        (out, first), (_, second) = self._reveals(video, blank)
+        turned = [look for _, look in self.variants()[0]._reveals(video, blank)]
+        vague = "is on the other side" if turned[0] else "shows no object clearly"
         when = [0, out, len(video) // 2, len(video) - 1]
         seen, times = video[when], times[when]
         guess = first or second or LOOKS[0], second or first or LOOKS[0]
@@ -186,7 +188,7 @@ class Reveal(Puzzle):
         wrong = [self._mismatch(*pair) for pair in zip(seen, right, strict=True)]
         complaints = {
             "first frame": wrong[0],
-            "first reveal": wrong[1] if first else "shows no object clearly",
+            "first reveal": wrong[1] if first else vague,
             "middle frame": wrong[2],
             "second reveal": wrong[3] if second else "shows no object clearly",
             "prompt": "" if second and self._admits(second) else f"it asks for the {self.named}",
@@ -198,24 +200,26 @@ class Reveal(Puzzle):
             "kept": self._kept(seen[3], guess),
             "way": float(first is not None and not wrong[2]),
             "object": float(second is not None and self._admits(second)),
-            "same": float(first is not None and first == second),
+            "same": float(any(a and a == b for a, b in ((first, second), turned))),
         }
         return self._verdict((first, second), detail, checks)
 
-    def _clearest(self, video: np.ndarray, blank: np.ndarray, side: str) -> tuple[int, Look | None]:
-        """Of the frames in which the object stands still on one side, the one that shows it best,
-        and the object; None if there is none, or none clearly.
+    def _reveals(self, video: np.ndarray, blank: np.ndarray) -> list[tuple[int, Look | None]]:
+        """For each reveal, of the frames in which the object stands still, the one that shows it
+        best, and the object; None if there is none, or none clearly.
         """
         along = np.interp(timeline(len(video)) * 11, np.arange(12), PATHS[self.dwell])
-        second = side != self.side
-        far = np.abs(along - STAYS[second])
-        looks = {
-            int(k): draw.likeness(video[k], self._place(side), blank[k])
-            for k in np.flatnonzero(far <= far.min() + 0.5)
-        }
-        best = min(looks, key=lambda k: looks[k][1])
-        look, lean = looks[best]
-        return best, look if lean < LEANS[second] else None
+        found = []
+        for stays, side, limit in zip(STAYS, (self.side, SIDES[self.side]), LEANS, strict=True):
+            far, place = np.abs(along - stays), self._place(side)
+            looks = {
+                int(k): draw.likeness(video[k], place, blank[k])
+                for k in np.flatnonzero(far <= far.min() + 0.5)
+            }
+            best = min(looks, key=lambda k: looks[k][1])
+            look, lean = looks[best]
+            found.append((best, look if lean < limit else None))
+        return found
 
     def _place(self, side: str) -> draw.Cell:
         """The cell at one end of the lane."""

@@ -43,8 +43,10 @@ def answers(
     """
     others = puzzle.variants()
     if isinstance(puzzle, Reveal) and not one:
-        whole = range(len(puzzle.candidates))
-        return [(told(puzzle, i, rng), film(puzzle, i, frames)) for i in whole]
+        # both orders of the sides, so that the text encoder has to tell them apart
+        orders = rng.integers(2, size=len(puzzle.candidates))
+        asked = [(puzzle, *others)[k] for k in orders]
+        return [(told(p, i, rng), film(p, i, frames)) for i, p in enumerate(asked)]
     if others:
         asked = [puzzle, others[int(rng.integers(len(others)))]]
         picks = [(p, 0 if one else int(rng.integers(len(p.candidates)))) for p in asked]

@@ -17,7 +17,6 @@ Variants are LoRAs on the DiT, too; `export --variant NAME` writes one.
                                                              latents --one-answer)
     python -m minicos.tiny.train distilled    --out FOLDER   four steps for twenty
     python -m minicos.tiny.train frame-causal --out FOLDER   no frame attends to a later one
-    python -m minicos.tiny.train recall       --out FOLDER   trained likewise, without that mask
 
 With `--resume-from MODEL` a new FOLDER begins with the VAE, text encoder and high-noise expert of
 MODEL ("tiny" or a folder) and with fresh optimisers; the stage `vae` is then not needed. FOLDER
@@ -49,8 +48,7 @@ STEPS = {
     "low": 700,
     "one-answer": 800,
     "distilled": 800,
-    "frame-causal": 1000,
-    "recall": 1000,
+    "frame-causal": 1500,
     "export": 0,
 }
 

@@ -7,7 +7,7 @@ trains on every noise level and becomes the high-noise expert. All others (`LORA
 updates of its block matrices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -180,12 +180,9 @@ def fit(
     ema: float = 0.998,
     compiled: bool = False,
     latents: str = "latents",
-    families: Sequence[str] = (),
 ) -> None:
-    """Train on the pool of `folder`/`latents`, or on some `families` of it, into `folder`/`stage`,
-    resuming."""
-    table = [one for one in sources() if not families or one.family.name in families]
-    pool = Pool(folder / latents, table, folder / stage / "shards.json")
+    """Train on the pool of `folder`/`latents` into `folder`/`stage`, resuming."""
+    pool = Pool(folder / latents, sources(), folder / stage / "shards.json")
     if compiled:
         for block in student.dit.blocks:
             block.compile(dynamic=True)  # one compilation serves every shape
@@ -296,10 +293,8 @@ class LoraStage:
     latents: str = "latents"  # the folder with its training data
     student: type[Student] = Student
     frame_causal: bool = False
-    families: tuple[str, ...] = ()  # that it is trained on; empty: all
 
 
-REMEMBER = ("reveal", "maze")
 LORAS: dict[str, LoraStage] = {
     "low": LoraStage(rank=16, below=BOUNDARY),
     # only one answer to every prompt: its early steps must not show several candidates, so it is
@@ -308,9 +303,7 @@ LORAS: dict[str, LoraStage] = {
     # 20 steps of the first stage in 4
     "distilled": LoraStage(student=FewStepStudent),
     # no frame reads a later one: the network that a chain of frames would need
-    "frame-causal": LoraStage(rank=16, frame_causal=True, families=REMEMBER),
-    # its twin without the mask
-    "recall": LoraStage(rank=16, families=REMEMBER),
+    "frame-causal": LoraStage(frame_causal=True),
 }
 
 
@@ -338,7 +331,6 @@ def train_lora(
         decay=0.7,
         ema=0.99,
         latents=how.latents,
-        families=how.families,
     )
 
 
