@@ -69,7 +69,7 @@ def clustered(
         return Interval(middle, np.nan, np.nan, len(array))
     excess = np.bincount(member, array) - middle * np.bincount(member)
     low, high = intervals.mean(middle + excess * len(names) / len(array), span=1.0)
-    return Interval(middle, max(low, -float(signed)), min(high, 1.0), len(array))
+    return Interval(middle, max(low, -1.0 if signed else 0.0), min(high, 1.0), len(array))
 
 
 def overview(scores: Scores) -> list[Row]:
