@@ -3,7 +3,8 @@ working memory)
 
 The paper's objects are visible in the first frame, which is an input at every step, so nothing has
 to be remembered. In `reveal` the model invents the object that comes out from behind a block, and
-in `shell` it invents the swaps: the second appearance must agree with the first (`consistent`).
+in `shell` it invents the swaps: the second appearance must agree with the first (`consistent`),
+whichever side of the block comes first.
 Attention between the frames that show it is cut, in all layers and steps:
 
     forward     later frames do not read the earlier ones: a memory handed on in time would be lost

@@ -192,7 +192,7 @@ def _changes(n: int, seed: int) -> dict[str, list[Part]]:
 def _others(n: int, seed: int) -> dict[str, list[Part]]:
     """Questions of the other sections, asked to variants of the embedded model."""
     mazes = replace(_answers(n, seed)["belief"][0].options, n=fewer(n))
-    # of one named colour: this network rarely draws what has no name at all
+    # of one named colour: 4 objects to choose from, not 24
     recalled = RecallOptions(puzzle="reveal-colour", n=max(AT_LEAST, n // 2), seed=seed)
     wrong = _behaviours(n, seed)["correction"][0].options
     shared = replace(_changes(n, seed)["ensemble"][0].options, n=max(AT_LEAST, n // 2))

@@ -18,7 +18,7 @@ from minicos.analysis.tools.cases import Case
 from minicos.errors import MinicosError
 from minicos.media import load_image
 
-SOME = 8  # puzzles of a kind, of which one at least admits a second prompt if any does
+SOME = 8  # puzzles of a kind: one of them admits a second prompt if any does
 CONTROLS = ("null", "wrong", "shuffled", "random")
 A, B, NEITHER, UNREAD = range(4)  # what a video shows
 
@@ -62,7 +62,7 @@ def pairs(
         MinicosError: the puzzles of this kind admit only one prompt.
     """
     draw = partial(cases.held_out, kind, size=size, split=split, seed=seed)
-    if not any(map(_asks_twice, (cases.known(case) for case in draw(max(n, SOME))))):
+    if not any(map(_asks_twice, map(cases.known, draw(SOME)))):
         raise MinicosError(
             f"a swap needs two prompts for one picture, and {kind} has one: take mark or goal"
         )
