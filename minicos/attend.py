@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minicos import measures, ops
+from minicos import measures
+from minicos.attention import WITH_LSE
 from minicos.errors import MinicosError
 from minicos.hooks import Hooks, Site
 
@@ -55,8 +56,8 @@ def attend(
     heads = _limited(q, k, v, attention, hooks, suffix, mask)
     if not hooks.watches(name := f"lse{suffix}"):
         return whole(q, k, v) if heads is None else heads
-    if heads is None and mask is None and attention is ops.attention:
-        heads, lse = measures.attention_with_lse(q, k, v)
+    if heads is None and mask is None and attention in WITH_LSE:
+        heads, lse = WITH_LSE[attention](q, k, v)
     else:
         heads = whole(q, k, v) if heads is None else heads
         lse = measures.log_sum_exp(q, k)

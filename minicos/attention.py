@@ -10,12 +10,14 @@ versions may give wrong results (pytorch#169849).
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from minicos.measures import attention_with_lse
 from minicos.ops import Ops, attention
 
 ORDER = [
@@ -29,14 +31,31 @@ CHOOSES = "2.11"  # the first PyTorch that chooses cuDNN's attention by itself
 TILE = 128  # rows
 
 
+def _order(q: Tensor, k: Tensor) -> AbstractContextManager[None]:
+    """A context in which ORDER decides; PyTorch's own order where rows are not whole tiles."""
+    return (
+        nullcontext()
+        if q.shape[2] % TILE or k.shape[2] % TILE
+        else sdpa_kernel(ORDER, set_priority=True)
+    )
+
+
 def cudnn_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`ops.attention` by the first backend in ORDER that supports it; an enclosing `sdpa_kernel` is
     ignored.
     """
-    if q.shape[2] % TILE or k.shape[2] % TILE:
+    with _order(q, k):
         return attention(q, k, v)
-    with sdpa_kernel(ORDER, set_priority=True):
-        return attention(q, k, v)
+
+
+def cudnn_first_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """`cudnn_first`, and the logarithms of `measures.attention_with_lse` from the same pass."""
+    with _order(q, k):
+        return attention_with_lse(q, k, v)
+
+
+# attention -> the same, which also returns log sum exp as a by-product
+WITH_LSE = {attention: attention_with_lse, cudnn_first: cudnn_first_with_lse}
 
 
 def best(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

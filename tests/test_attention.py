@@ -4,15 +4,19 @@ compiled models.
 
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.attention import _cur_sdpa_kernel_backends as order_now
 from torch.torch_version import TorchVersion
 
-from minicos.attention import best, cudnn_first, describe, with_best
+from minicos import measures
+from minicos.analysis.attention import gives_lse
+from minicos.attend import attend
+from minicos.attention import WITH_LSE, best, cudnn_first, describe, with_best
 from minicos.errors import MinicosError
-from minicos.hooks import Hooks
+from minicos.hooks import NO_HOOKS, Hooks
 from minicos.open import load
 from minicos.ops import REFERENCE, attention
 from minicos.record import Record
@@ -105,7 +109,23 @@ def test_asking_in_another_order_is_the_same_attention(dtype, compiled):
     op = torch.compile(cudnn_first, fullgraph=True, backend="eager") if compiled else cudnn_first
     before = order_now(with_priority=True)
     assert torch.equal(op(q, k, v), attention(q, k, v))
+    heads, lse = WITH_LSE[cudnn_first](q, k, v)
+    assert torch.equal(heads, attention(q, k, v))
+    assert (lse - measures.log_sum_exp(q, k)).abs().max() < 1e-4  # measured 3e-5 in bfloat16
     assert order_now(with_priority=True) == before
+
+
+def test_either_choice_gives_log_sum_exp_as_a_by_product(monkeypatch):
+    """On a Hopper before PyTorch 2.11, too: the products q k^T are not computed again."""
+    monkeypatch.setattr(measures, "log_sum_exp", lambda q, k: pytest.fail("computed again"))
+    q, k, v = torch.randn(3, 1, 2, 128, 8)
+    for chosen in (attention, cudnn_first):
+        seen = []
+        hooks = NO_HOOKS.on("lse", lambda x, site, seen=seen: seen.append(x))
+        heads = attend(q, k, v, chosen, hooks)
+        assert torch.equal(heads, chosen(q, k, v)) and seen[0].shape == (1, 2, 128)
+        assert gives_lse(SimpleNamespace(ops=replace(REFERENCE, self_attention=chosen)))
+    assert not gives_lse(SimpleNamespace(ops=replace(REFERENCE, self_attention=max)))
 
 
 # -- compiled models -------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from minicos.analysis.tools import cases, controls, figures, stats
 from minicos.analysis.tools.cases import Case
 from minicos.analysis.tools.record import Saved, seen, to_host
 from minicos.attend import pattern, thin
+from minicos.attention import WITH_LSE
 from minicos.condition import WanCondition
 from minicos.errors import MinicosError
 from minicos.hooks import NO_HOOKS, Hooks, Site
@@ -92,7 +93,7 @@ def attentions(
 
 def gives_lse(model: VideoModel) -> bool:
     """Whether the model's self-attention returns log sum exp as a by-product."""
-    return model.ops.self_attention is REFERENCE.self_attention
+    return model.ops.self_attention in WITH_LSE
 
 
 def mass(
