@@ -11,8 +11,9 @@ network is placed in one of four ways:
               the VAE decodes if both fit
     stream    its blocks pass through two buffers on the device in turn: while one block computes,
               the weights of the next are copied. The rest of the network is resident
-    disk      the same, from its files instead of the host's memory: the system keeps as much of
-              them in memory as there is room for, fp8 as fp8, and a block is expanded for each use
+    disk      the same, from its files instead of the host's memory, read by a thread: the system
+              keeps as much of them in memory as there is room for, fp8 as fp8, and a block is
+              expanded for each use
 """
 
 import os

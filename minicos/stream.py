@@ -119,10 +119,40 @@ class CopyQueue(Protocol):
         """Delay further computation until the event of a copy has occurred."""
 
 
-class CudaCopyQueue:
-    """Copies on a separate CUDA stream. Computation is ordered by the current stream."""
+class ThreadCopyQueue:
+    """Copies in a thread, with futures as their events. An error in it reaches whoever waits.
+
+    There is one thread, so what an interrupted pass still copies comes before all that a later one
+    copies to the same buffers.
+    """
+
+    def __init__(self) -> None:
+        # of each process: a forked one has no threads of its parent
+        self._threads = defaultdict[int, Any](lambda: ThreadPoolExecutor(1, "minicos-copy"))
+
+    def event(self) -> Any:
+        """None, since computation on the CPU is done when its call returns."""
+
+    def copy(self, target: Tensor, source: HostBuffer, after: Any) -> Future:
+        return self._threads[os.getpid()].submit(self._copy, target, source, after)
+
+    def wait(self, event: Future) -> None:
+        event.result()
+
+    def _copy(self, target: Tensor, source: HostBuffer, after: Any) -> Any:
+        source.write(target)
+
+
+class CudaCopyQueue(ThreadCopyQueue):
+    """Copies on a separate CUDA stream. Computation is ordered by the current stream.
+
+    They are submitted by the thread because weights from files come in pieces through little pinned
+    memory: most pieces wait until an older one has left it, thus for the computation before the
+    copy. If the caller waited for that, the next block would be launched too late to overlap.
+    """
 
     def __init__(self, device: torch.device):
+        super().__init__()
         self.device, self.stream = device, torch.cuda.Stream(device)
 
     def event(self) -> Any:
@@ -130,41 +160,17 @@ class CudaCopyQueue:
         event.record(torch.cuda.current_stream(self.device))
         return event
 
-    def copy(self, target: Tensor, source: HostBuffer, after: Any) -> Any:
+    def wait(self, event: Future) -> None:
+        """Waits here until the copy is on its way, and on the card until it has ended."""
+        torch.cuda.current_stream(self.device).wait_event(event.result())
+
+    def _copy(self, target: Tensor, source: HostBuffer, after: Any) -> Any:
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(after)
             source.write(target)
             event = torch.cuda.Event()
             event.record(self.stream)
         return event
-
-    def wait(self, event: Any) -> None:
-        torch.cuda.current_stream(self.device).wait_event(event)
-
-
-class ThreadCopyQueue:
-    """Copies in a thread, with futures as events. On the CPU, computation is done when its call
-    returns.
-    """
-
-    def __init__(self) -> None:
-        # of each process: a forked one has no threads of its parent
-        self._threads = defaultdict[int, Any](lambda: ThreadPoolExecutor(1, "minicos-copy"))
-
-    def event(self) -> Future:
-        done: Future = Future()
-        done.set_result(None)
-        return done
-
-    def copy(self, target: Tensor, source: HostBuffer, after: Future) -> Future:
-        return self._threads[os.getpid()].submit(self._copy, target, source, after)
-
-    def wait(self, event: Future) -> None:
-        event.result()
-
-    def _copy(self, target: Tensor, source: HostBuffer, after: Future) -> None:
-        after.result()
-        source.write(target)
 
 
 # process and source of a copy, the buffer it goes to, and the event of its end
@@ -239,9 +245,12 @@ class Streamer:
 
     @cached_property
     def _buffers(self) -> tuple[Tensor, ...]:
-        """Two buffers on the device, each for the largest block."""
+        """Two buffers on the device, each for the largest block; ordinary tensors, since a thread
+        could not write to those made in a caller's inference mode.
+        """
         size = max(host.size for host in self.host.values())
-        return tuple(torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(2))
+        with torch.inference_mode(False):
+            return tuple(torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(2))
 
 
 class Residency:

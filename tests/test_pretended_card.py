@@ -2,19 +2,23 @@
 memory that belongs to the CPU. A real card checks the rest (test_on_a_card.py).
 """
 
+import os
+import threading
 from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from minicos import load, plan, runs, selfcheck
 from minicos.cli import vbvr
-from minicos.errors import MinicosWarning
-from minicos.stream import CudaCopyQueue, FileBuffer, HostBuffer
+from minicos.errors import MinicosError, MinicosWarning
+from minicos.stream import CudaCopyQueue, FileBuffer, HostBuffer, Streamer
 from minicos.weights import load as loading
 from minicos.weights.header import read_part
 
@@ -26,9 +30,13 @@ class Card:
 
     def __init__(self, monkeypatch):
         self.log: list[tuple] = []
-        self.current, self.count = "compute", 0
+        self.count, self._streams = 0, threading.local()  # each thread has a current stream
         for name in ("Stream", "Event", "current_stream", "stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    @property
+    def current(self):
+        return getattr(self._streams, "current", "compute")
 
     def Stream(self, device):
         return SimpleNamespace(
@@ -52,9 +60,11 @@ class Card:
 
     @contextmanager
     def stream(self, stream):
-        before, self.current = self.current, stream.name
-        yield
-        self.current = before
+        before, self._streams.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self._streams.current = before
 
     def target(self, name):
         """A tensor that says when, and on which stream, it is filled."""
@@ -87,8 +97,6 @@ def test_a_copy_waits_for_the_computation_before_it_and_computation_for_the_copy
 @pytest.fixture
 def stored(tmp_path):
     """A tensor of a file, larger than both buffers together."""
-    from safetensors.torch import save_file
-
     x = torch.randn(37, 6, generator=torch.Generator().manual_seed(0))
     save_file({"weight": x}, tmp_path / "a.safetensors")
     (header,) = read_part(tmp_path / "a.safetensors", "")
@@ -105,7 +113,7 @@ def test_weights_from_a_file_come_on_the_stream_of_copies(stored, card, monkeypa
     source.read = lambda name, place: loading._fill(place(name, x.shape, x.dtype), one, None, bring)
     target = torch.empty(source.size, dtype=torch.uint8)
     queue = CudaCopyQueue(CARD)
-    queue.copy(target, source, queue.event())
+    queue.copy(target, source, queue.event()).result()
     assert torch.equal(source.view("weight", target), x)
     assert card.log == [
         ("compute", "records", 3),
@@ -116,6 +124,114 @@ def test_weights_from_a_file_come_on_the_stream_of_copies(stored, card, monkeypa
         ("copies", "records", 1),
         ("copies", "records", 4),
     ]
+
+
+class SlowCard(Card):
+    """A card that computes until the test says that a block is done. Who waits for an event behind
+    a block's computation waits for that, and not for ever.
+    """
+
+    def __init__(self, monkeypatch):
+        super().__init__(monkeypatch)
+        self.launched, self.done = 0, 0  # blocks
+        self._changed = threading.Condition()
+        self._copies = SimpleNamespace(name="copies", behind=0, wait_event=self._copies_wait)
+
+    def Stream(self, device):
+        return self._copies
+
+    def current_stream(self, device):
+        if self.current == "copies":
+            return self._copies
+        return SimpleNamespace(
+            name="compute", behind=self.launched, wait_event=lambda event: event.behind
+        )
+
+    def Event(self):
+        event = SimpleNamespace(behind=0)  # as many blocks must be done before it occurs
+        event.record = lambda stream: setattr(event, "behind", stream.behind)
+        event.synchronize = lambda: self._wait(event.behind)
+        return event
+
+    def finish(self, behind=0):
+        """All blocks that were launched are done, but for the last ones."""
+        with self._changed:
+            self.done = self.launched - behind
+            self._changed.notify_all()
+
+    def _copies_wait(self, event):
+        self._copies.behind = max(self._copies.behind, event.behind)
+
+    def _wait(self, behind):
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.done >= behind, timeout=5):
+                raise TimeoutError(f"the host waits for block {behind - 1}, which computes")
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    return SlowCard(monkeypatch)
+
+
+@pytest.fixture
+def from_disk(slow, tmp_path, monkeypatch):
+    """Blocks in a file, each of seven pieces, and their streamer."""
+    monkeypatch.setattr(loading, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(loading, "PINNED", 6 * 6 * 4)
+    draw = torch.Generator().manual_seed(0)
+    weights = {f"blocks.{i}.weight": torch.randn(37, 6, generator=draw) for i in range(5)}
+    save_file(weights, tmp_path / "a.safetensors")
+    (header,) = read_part(tmp_path / "a.safetensors", "")
+    opened, bring = loading.open_tensors(header), loading.PinnedCopies(torch.device("cpu"))
+
+    def read(name, place):
+        x, one = weights[name], loading.Stored(header, name, opened)
+        return loading._fill(place(name, x.shape, x.dtype), one, None, bring)
+
+    streamer = Streamer(CudaCopyQueue(CARD), torch.device("cpu"))
+    blocks = [nn.Linear(6, 37, bias=False).requires_grad_(False) for _ in range(5)]
+    for i, block in enumerate(blocks):
+        host = FileBuffer(block, lambda name: torch.float32, False, f"blocks.{i}.", kept=False)
+        streamer.host[block], host.read = host, read
+    return SimpleNamespace(
+        path=header.path, weights=[*weights.values()], run=streamer.stream, blocks=blocks
+    )
+
+
+def launch(slow, disk, count=None):
+    """Launch the blocks of a pass, or the first ones. Each computes until the next is launched: the
+    card is never idle.
+    """
+    for block, weight in zip(islice(disk.run(disk.blocks), count), disk.weights, strict=not count):
+        assert torch.equal(block.weight, weight)
+        slow.launched += 1
+        slow.finish(behind=1)
+
+
+def test_a_block_read_from_its_file_is_launched_while_the_one_before_computes(slow, from_disk):
+    """Of its pieces most wait for the computation before the copy, and a thread waits with them."""
+    for _ in range(3):
+        launch(slow, from_disk)
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+def test_what_a_pass_that_ends_early_still_copies_harms_no_other(slow, from_disk, count):
+    for _ in range(2):
+        launch(slow, from_disk, count)
+        threading.Timer(0.05, slow.finish).start()  # the next pass waits for the last block
+    launch(slow, from_disk)
+
+
+def test_a_file_that_changes_is_an_error_of_the_pass_and_of_no_other(slow, from_disk):
+    launch(slow, from_disk)
+    size = from_disk.path.stat().st_size
+    with from_disk.path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(MinicosError, match="has become shorter or longer while it was read"):
+        launch(slow, from_disk)
+    slow.finish()
+    os.truncate(from_disk.path, size)
+    launch(slow, from_disk)
 
 
 @pytest.mark.parametrize("refused", [False, True])

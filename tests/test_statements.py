@@ -21,15 +21,17 @@ def test_the_core_and_what_opens_a_file_stay_small():
     # between sub-layers, samples of a condition, gradients, and the passes of a preset; 15 for what
     # a preset's values must be; 8 for frame-causal networks; 2 for a state that is not one;
     # 10 for conditions that are compared, and repeated an absurd number of times; 4 for a VAE
-    # whose damaged weights make NaN; 3 for prompts of megabytes
-    assert counts["(core)"] <= 1448
+    # whose damaged weights make NaN; 3 for prompts of megabytes; 7 for log sum exp as a by-product
+    # where cuDNN's attention is asked for first
+    assert counts["(core)"] <= 1455
     # 1,500 for the layouts of Wan and where weights live; 115 for the dialects and forms of LoRA;
     # 240 for files that are hostile, quantised or PyTorch's own; 80 for tokenizers; 95 for networks
     # in other sizes; 160 for plans that say what would fit; 45 for GGUF; 40 for `VideoModel`; 5 for
     # networks that are LoRAs on the embedded one; 15 for what PEFT saves besides plain LoRAs;
     # 28 for factors of 0, long headers of GGUF, matrices of zeros, links to files that are gone,
-    # copies of a model, and what downloads and macOS leave behind
-    assert counts["(opening a file)"] <= 2344
+    # copies of a model, and what downloads and macOS leave behind; 6 for copies that run while a
+    # block computes
+    assert counts["(opening a file)"] <= 2350
     assert counts["(describing a file)"] <= 158
 
 

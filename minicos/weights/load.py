@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from minicos.errors import MinicosError, warn
+from minicos.precision import _PRODUCTS
 from minicos.runs import progress
 from minicos.weights import gguf
 from minicos.weights.archive import table as tensor_table
@@ -157,10 +158,16 @@ def load_into(
         if place is None and device.type == "cpu" and as_stored:
             return one.read(one.key)
         new = place or (lambda name, shape, dtype: torch.empty(shape, dtype=dtype, device=device))
-        tensor = torch.empty(shape, device=device) if changes else new(name, shape, wanted)
+        # a thread reads between passes too, so changes are float32 whatever the caller has set
+        tensor = (
+            torch.empty(shape, dtype=torch.float32, device=device)
+            if changes
+            else new(name, shape, wanted)
+        )
         tensor = _fill(tensor, one, factor, bring)
         for each in changes:
-            tensor = each.merge(name, tensor)
+            with _PRODUCTS:
+                tensor = each.merge(name, tensor)
         return new(name, shape, wanted).copy_(tensor) if changes else tensor
 
     total = sum(one.info.bytes for one in stored.values())
@@ -232,7 +239,8 @@ def open_tensors(header: Header) -> Callable[[str], Tensor]:
 
 class PinnedCopies:
     """Copies pieces of host memory to a card through two pinned buffers: one is filled while the
-    other is copied.
+    other is copied. A call waits until the buffer's last piece has left, so where computation
+    should go on meanwhile, a thread makes it (`stream.CudaCopyQueue`).
     """
 
     def __init__(self, device: torch.device):
