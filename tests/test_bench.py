@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from minicos.bench import BENCHMARKS, capture, ensemble, kernels, load, measure, networks, vae
+from minicos.bench import (
+    BENCHMARKS,
+    capture,
+    ensemble,
+    kernels,
+    layers,
+    load,
+    measure,
+    networks,
+    vae,
+)
 from minicos.bench.measure import TITLES, Ceilings, Line, alternate, attempt, ceilings, rate
 from minicos.cli import main
 from minicos.dit import FLOAT32
@@ -58,6 +68,9 @@ def test_a_share_above_the_ceiling_says_why():
         assert text.endswith("faster than the best product or copy measured before and after")
     assert replace(above, note="612 TFLOP/s").cells()[-1].startswith("612 TFLOP/s; above the ceil")
     assert "above" not in f"{below} {below.cells()} {below.to_json()}"
+    mapped = replace(above, above=load.ABOVE)
+    for text in (str(mapped), mapped.cells()[-1], mapped.to_json()["remarks"]):
+        assert text.endswith("the ceiling is a read that copies")
 
 
 def test_the_best_product_so_far_is_the_ceiling(monkeypatch):
@@ -169,19 +182,21 @@ def test_each_benchmark_runs_small_on_a_cpu(name, bench):
         )
     assert f"command   minicos bench {name}" in err
     assert torch.__version__.partition("+")[0] in err  # some wheels' metadata lack the "+cu128"
+    assert all(f"{peer} " in err for peer in ("diffusers", "transformers", "safetensors"))
 
 
 def test_the_table(bench):
-    out, _ = bench("capture")
+    out, _ = bench("ensemble")
     assert TITLES in out
-    assert "unwatched pass" in out
+    assert "plain run" in out
 
 
 def test_everything_in_one_table(monkeypatch, tmp_path, bench):
     """Lines of all benchmarks, and why one cannot begin."""
 
     def made(name: str):
-        def lines(device, quick):
+        def lines(device, quick, gb=None):
+            assert (gb == 60) is (name == "load")  # an option reaches its benchmark only
             if name == "load":
                 raise MinicosError("no disk | here")
             yield Line(f"{name} of mine", 2.0, "peer", 4.0, 0.25, note="so")
@@ -190,7 +205,7 @@ def test_everything_in_one_table(monkeypatch, tmp_path, bench):
 
     monkeypatch.setattr("importlib.import_module", lambda name: made(name.rpartition(".")[2]))
     monkeypatch.chdir(tmp_path)
-    out, _ = bench()
+    out, _ = bench("--gb", "60")
     table = (tmp_path / "bench.md").read_text().splitlines()
     rows = [row for row in table if row.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == list(BENCHMARKS)
@@ -198,6 +213,11 @@ def test_everything_in_one_table(monkeypatch, tmp_path, bench):
     assert "| `load` | load | not measured |  |  |  |  | no disk / here |" in rows
     assert any(line.startswith("command   minicos bench") for line in table)
     assert "bench.md  (the same as one table)" in out
+
+
+def test_a_size_of_files_is_refused_where_no_file_is_read(capsys):
+    assert main(["bench", "vae", "--device", "cpu", "--gb", "2"]) == 2
+    assert "--gb is for load, and vae reads no file: leave it out" in capsys.readouterr().err
 
 
 def test_a_device_without_a_clock_is_refused(monkeypatch, capsys):
@@ -318,6 +338,82 @@ def test_capture_beside_the_published_way():
     assert torch.equal(energy["cond.raw"].flatten(1), raw)
 
 
+def test_whole_runs_are_lines_on_a_card_too(monkeypatch):
+    """Each with the reason, where it cannot be measured; one failure leaves the others."""
+
+    def fail(*given):
+        raise MinicosError("no card")
+
+    for part in ("passes", "runs", "composed"):
+        monkeypatch.setattr(capture, part, fail)
+    monkeypatch.setattr(capture, "typed", lambda *given: [Line("energy, as typed", 2.0)])
+    names = [line.name for line in capture.lines(torch.device("cuda"))]
+    assert names == [
+        *("energy, a pass", "attention, a pass"),
+        *("energy, a run", "attention, a run", "steps, a run"),
+        "energy, as typed",
+        "steps, a run of Wan2.2-I2V-A14B",
+    ]
+    assert names[:-1] == [line.name for line in capture.lines(CPU)]
+
+
+def test_runs_say_what_they_leave_out():
+    energy, attention, steps = capture.runs(CPU, quick=True)
+    assert [energy.name, steps.name] == ["energy, run of 3 steps", "steps, run of 3 steps"]
+    assert all(line.note.endswith("without pictures") for line in (energy, attention))
+    assert steps.note.endswith("with its decoded videos, without sheets and plots")
+
+
+def test_a_command_as_typed_draws_its_pictures(monkeypatch, tmp_path, capsys):
+    class Folder:
+        def __enter__(self):
+            return str(tmp_path)
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(capture, "TemporaryDirectory", Folder)
+    capture.command(["energy", "--puzzle", "mark", "--steps", "1", "--device", "cpu"])
+    written = {path.name for path in (tmp_path / "run").rglob("*")}
+    assert {"energy_layers_cond.png", "video.mp4", "index.html"} <= written
+    assert not any(capsys.readouterr())
+    with pytest.raises(MinicosError, match="--puzzle"):
+        capture.command(["generate", "--puzzle", "maze:x"])
+
+
+def test_a_composed_run_of_steps_counts_passes_and_videos():
+    """Of A14B at the verb's defaults: eight steps, guided, prompted and unprompted."""
+    line = capture.composed(CPU, quick=True)
+    assert line.note.startswith("composed: 80 passes of ")
+    assert ", and 24 videos and the last one, each decoded in " in line.note
+    assert line.name == "steps, run of 40 steps, quick"
+    assert line.ratio > 1
+
+
+def test_the_fastest_setting_of_a_peer_counts(monkeypatch):
+    monkeypatch.setattr(layers, "alternate", lambda *sides, **options: (4.0, 9.0, 8.0))
+    monkeypatch.setattr(layers, "ceilings", lambda *given: Ceilings(matmul=1e12, copy=1e9))
+    peers = {"eager": lambda: None, "sdpa": lambda: None}
+    line = layers._line("layer", lambda: None, peers, 10**9, CPU, torch.float32, True)
+    assert (line.ours_ms, line.peer, line.peer_ms) == (4.0, "sdpa", 8.0)
+
+
+def test_settings_of_the_text_encoders_peer_compute_the_same():
+    pytest.importorskip("transformers")
+    ours = layers.random_text(
+        replace(layers.TINY_TEXT, num_layers=1, vocab_size=100), CPU, torch.float32
+    )
+    ids = torch.arange(16)[None] + 2
+    mask = (torch.arange(16) < 9)[None].long()
+    settings = layers.peer_settings(ours)
+    assert "eager" in settings
+    for how, theirs in settings.items():
+        assert theirs.config._attn_implementation == how
+        assert theirs.encoder.config._attn_implementation == how
+        found = theirs(ids, mask).last_hidden_state
+        assert rel_max(found[mask.bool()], ours(ids, mask)[mask.bool()]) < 1e-5  # measured 4e-7
+
+
 def test_a_composed_ensemble_says_so():
     line = ensemble._composed(CPU, quick=True)
     assert line.note.startswith("composed")
@@ -358,9 +454,19 @@ def test_both_sides_of_a_load_find_a_nan(side, tmp_path):
         side(network, tmp_path, torch.bfloat16, CPU, check_finite=True)
 
 
-@pytest.mark.parametrize(("free", "blocks"), [(10**12, 40), (64 * 10**9, 15), (0, 1)])
-def test_a_checkpoint_fits_the_disk(free, blocks):
-    assert len(load.subject(torch.device("cuda"), False, free).blocks) == blocks
+@pytest.mark.parametrize(
+    ("device", "free", "gb", "blocks"),
+    [
+        ("cuda", 10**12, None, 2),
+        ("cuda", 10**12, 60, 40),
+        ("cuda", 64 * 10**9, 60, 15),
+        ("cuda", 0, None, 1),
+        ("cpu", 10**12, None, 5),
+        ("cpu", 10**12, 60, 30),
+    ],
+)
+def test_a_checkpoint_is_small_unless_asked_for_and_fits_the_disk(device, free, gb, blocks):
+    assert len(load.subject(torch.device(device), False, free, gb).blocks) == blocks
 
 
 def test_both_sides_of_a_vae_compute_the_same():
@@ -376,6 +482,41 @@ def test_both_sides_of_a_vae_compute_the_same():
     assert rel_max(ours(), theirs()) < 3e-5  # measured 5.4e-6
     ours, _ = vae.decoders(s, torch.bfloat16)
     assert 35 < vae.psnr(ours(), s.vae.decode(s.latent)) < 60  # measured 43.8
+
+
+def test_a_card_decodes_with_tf32_by_default_and_both_sides_are_measured_so(monkeypatch):
+    assert ("decode", vae.TF32) not in vae.ways(CPU)
+    assert vae.ways(torch.device("cuda"))[-1] == ("decode", vae.TF32)
+    cudnn, seen = torch.backends.cudnn, []
+
+    def watched(decode):
+        return lambda: (seen.append(cudnn.allow_tf32), decode())[1]
+
+    s, sides = vae.subject(CPU, quick=True), vae.decoders
+    monkeypatch.setattr(vae, "decoders", lambda *given: tuple(map(watched, sides(*given))))
+    before = cudnn.allow_tf32
+    for way, on in ((vae.TF32, True), (vae.FLOAT32, False)):
+        line = vae._measured("decode", s, "decode", way, 1, s)
+        assert seen == [on] * len(seen)
+        assert (line.ceiling_share is None) is on
+        seen.clear()
+    assert cudnn.allow_tf32 == before
+
+
+def test_the_loss_of_a_decoding_is_held_against_float32(monkeypatch):
+    s, found = vae.subject(CPU, quick=True), []
+    monkeypatch.setattr(vae, "psnr", lambda ours, exact: found.append((ours, exact)) or 50.0)
+    decode = vae.VAE.decode
+
+    def rounded(self, latent):  # as a card with TF32 would
+        return decode(self, latent) + 0.25 * torch.backends.cudnn.allow_tf32
+
+    monkeypatch.setattr(vae.VAE, "decode", rounded)
+    line = vae._measured("decode, TF32", s, "decode", vae.TF32, 1, s)
+    assert line.name == "decode, TF32, 50.0 dB"
+    ((ours, exact),) = found
+    assert torch.equal(exact, decode(s.vae, s.latent))
+    assert torch.equal(ours, exact + 0.25)
 
 
 def test_operations_of_a_vae():

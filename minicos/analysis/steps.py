@@ -42,10 +42,11 @@ def spread(count: int, steps: int) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Steps:
     """Decode the clean estimate of the first sample at the chosen steps: one mp4 per step, one
-    sheet for all; and the convergence of all steps.
+    sheet for all; and the convergence of all steps, from their latents, without decoding them.
 
-    In a guided run, the estimates of the prompted and the unprompted branch have sheets of their
-    own. Further samples of the same prompt define the unit of the convergence; with one sample,
+    In a guided run, the estimates of the prompted and the unprompted branch are decoded too, and
+    have sheets of their own: three videos for each chosen step. None is a preview: `tools.preview`
+    is another recorder, which uses no VAE and keeps nothing. Further samples of the same prompt define the unit of the convergence; with one sample,
     distances are fractions of the first step's.
     """
 

@@ -13,7 +13,7 @@ BENCHMARKS = {
     "forward": "a pass of the network against diffusers' with the same weights",
     "layers": "a layer of the text encoder and of A14B at real width, against their peers",
     "vae": "encoding and decoding against diffusers, in float32 and bfloat16",
-    "capture": "the recorders of energy, attention and steps against a run without them",
+    "capture": "energy, attention and steps against a run without them, without and with pictures",
     "ensemble": "three seeds that share states at one step against a plain run",
     "sweep": "noise at every step, resumed from the saved run, against full runs",
 }

@@ -3,12 +3,21 @@ without hooks and with the method of the published tools.
 
 The published method is a forward hook on each block that does `out.detach().cpu().float()`; numbers
 are computed from that later. All run in turns. On a CPU that method copies nothing, so it costs no
-more than keeping existing tensors. There, whole runs of the embedded model are measured as well,
-with everything that a verb keeps and decodes, but without its pictures.
+more than keeping existing tensors.
+
+Whole runs of the embedded model follow, on any device, with everything that a verb keeps and
+decodes, but without its pictures; then "as typed", the whole commands with pictures, video and
+page, in a process that has imported everything. On a card a run of A14B takes minutes, so that of
+`steps` is composed of passes and decodings, which are measured.
 """
 
+import shlex
+import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,15 +31,37 @@ from minicos.analysis.steps import Steps, spread
 from minicos.analysis.tools import cases
 from minicos.analysis.tools.figures import evenly
 from minicos.analysis.tools.record import Recorder, record
-from minicos.bench.measure import Line, alternate
+from minicos.bench import vae
+from minicos.bench.measure import Line, alternate, attempt, attempt_all
 from minicos.bench.networks import Subject, subject
+from minicos.config import get_preset
+from minicos.media import to_uint8
 from minicos.open import load
 from minicos.ops import REFERENCE
+from minicos.precision import tf32_convolutions
 from minicos.runs import Run
+
+VERBS = ("energy", "attention", "steps")
+UNDRAWN = {  # what a run leaves out
+    "energy": "without pictures",
+    "attention": "without pictures",
+    "steps": "with its decoded videos, without sheets and plots",
+}
+LARGE = "Wan2.2-I2V-A14B"
 
 
 def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
+    yield from attempt_all([f"{v}, a pass" for v in VERBS[:2]], lambda: passes(device, quick))
+    yield from attempt_all([f"{v}, a run" for v in VERBS], lambda: runs(device, quick))
+    yield from attempt_all([f"{v}, as typed" for v in VERBS], lambda: typed(device, quick))
+    if device.type == "cuda":
+        yield attempt(f"steps, a run of {LARGE}", lambda: composed(device, quick))
+
+
+def passes(device: torch.device, quick: bool) -> list[Line]:
+    """A pass under the recorders of `energy` and `attention`."""
     s = subject(device, quick)
+    found = []
     ways = recorders(s)
     plain, published, *ours = alternate(
         s.run,
@@ -43,11 +74,10 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
     for (name, make), ms in zip(ways.items(), ours, strict=True):
         what, kept = f"{name}, {s.name}", sum(x.nbytes for x in watched(s, make).values())
         note = f"{_cost(ms, plain)}; {kept:,} bytes kept{_peak(s, make)}"
-        yield Line(what, ms, "unwatched pass", plain, note=note)
+        found.append(Line(what, ms, "unwatched pass", plain, note=note))
         note = f"theirs {_cost(published, plain)}"
-        yield Line(what, ms, "hidden states to the host", published, note=note)
-    if device.type == "cpu":
-        yield from runs(quick)
+        found.append(Line(what, ms, "hidden states to the host", published, note=note))
+    return found
 
 
 def recorders(s: Subject) -> dict[str, Callable[[], Recorder]]:
@@ -85,9 +115,11 @@ def hidden_states(s: Subject) -> list[Tensor]:
     return kept
 
 
-def runs(quick: bool) -> Iterator[Line]:
-    """Whole runs of the embedded model on a CPU, at the verbs' defaults, against generation."""
-    wan = load("tiny", device="cpu")
+def runs(device: torch.device, quick: bool) -> list[Line]:
+    """Whole runs of the embedded model at the verbs' defaults, without pictures, against
+    generation.
+    """
+    wan = load("tiny", device=device)
     wan = wan.with_preset(steps=3) if quick else wan
     steps, batch = wan.preset.steps, cases.held_out("maze", 1)
     condition = cases.condition(wan, batch)
@@ -112,8 +144,80 @@ def runs(quick: bool) -> Iterator[Line]:
         warmup=0 if quick else 1,
         label="" if quick else "runs, tiny",
     )
-    for name, ms in zip([*ways][1:], ours, strict=True):
-        yield Line(f"{name}, run of {steps} steps", ms, "generation", plain, note=_cost(ms, plain))
+    return [
+        Line(
+            f"{verb}, run of {steps} steps",
+            ms,
+            "generation",
+            plain,
+            note=f"{_cost(ms, plain)}; {UNDRAWN[verb]}",
+        )
+        for verb, ms in zip(VERBS, ours, strict=True)
+    ]
+
+
+def typed(device: torch.device, quick: bool) -> list[Line]:
+    """Whole commands as users type them, with all files that they write, against `minicos
+    generate`.
+    """
+    given = ["--puzzle", "mark", "--device", str(device), *(["--steps", "2"] if quick else [])]
+    plain, *ours = alternate(
+        *(partial(command, [verb, *given]) for verb in ("generate", *VERBS)),
+        device=device,
+        repeats=1 if quick else 3,
+        warmup=0 if quick else 1,
+        label="" if quick else "commands, tiny",
+    )
+    return [
+        Line(
+            f"{verb}, as typed, with pictures",
+            ms,
+            "generate, as typed",
+            plain,
+            note=f"{_cost(ms, plain)}; {' '.join(given[:2])}, without the start of Python",
+        )
+        for verb, ms in zip(VERBS, ours, strict=True)
+    ]
+
+
+def command(argv: list[str]) -> None:
+    """Run `minicos` in this process, silently, in a new folder. Raises MinicosError."""
+    from minicos.cli import parser  # which imports this package's list of benchmarks
+
+    with TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        words = [*argv, "--out", str(Path(folder) / "run")]
+        about = Namespace(command=shlex.join(["minicos", *words]), begin=time.monotonic())
+        args = parser().parse_args(words, about)
+        args.run(args)
+
+
+def composed(device: torch.device, quick: bool) -> Line:
+    """A run of A14B by `minicos steps` at its defaults, against generation, composed of a pass and
+    of a decoding as by default on a card (TF32).
+    """
+    s, pixels, preset = subject(device, quick), vae.subject(device, quick), get_preset(LARGE)
+    count, branches = preset.steps * len(preset.branches), len(preset.branches)
+    videos = len(spread(8, preset.steps)) * (1 + branches * (branches > 1))
+
+    def decode() -> None:
+        with tf32_convolutions(device.type == "cuda"):
+            for part in pixels.vae.stream(pixels.latent):
+                to_uint8(part[0])
+
+    one, decoded = alternate(
+        s.run,
+        decode,
+        device=device,
+        repeats=2 if quick else 5,
+        label="" if quick else "steps, a run",
+    )
+    plain = count * one + decoded
+    note = (
+        f"composed: {count} passes of {one:.4g} ms, and {videos} videos and the last one, each "
+        f"decoded in {decoded:.4g} ms; without writing files and pictures"
+    )
+    name = f"steps, run of {preset.steps} steps, {s.name}"
+    return Line(name, plain + videos * decoded, "generation", plain, note=note)
 
 
 def _cost(watched: float, plain: float) -> str:

@@ -2,13 +2,14 @@
 `load_state_dict`.
 
 The shards are written to a temporary folder and read from the page cache, so the disk has no
-influence. "ceiling" is the time to read their bytes once, divided by ours. Both sides compare names
-and shapes with the network. "ours checked" is what `minicos.load` does: every value is checked for
-NaN and infinity. The peer checks nothing; in lines with "both checked" it is followed by torch's
-`isfinite` of every tensor. Without a cast, on a CPU, files are mapped: without the check neither
-side reads a value, and the time is spent on headers and modules. "peak" is the growth of anonymous
-host memory, ours | the peer's, on Linux: the weights if they are on the host, and temporary memory.
-Memory mapped from files is not anonymous.
+influence. They hold 4 GB on a card and 1 GB on a CPU, or what `--gb` says, and at most a third of
+the free disk. "ceiling" is the time to read their bytes once, divided by ours; a mapped file is not
+copied, which takes less. Both sides compare names and shapes with the network. "ours checked" is
+what `minicos.load` does: every value is checked for NaN and infinity. The peer checks nothing; in
+lines with "both checked" it is followed by torch's `isfinite` of every tensor. Without a cast, on a
+CPU, files are mapped: without the check neither side reads a value, and the time is spent on
+headers and modules. "peak" is the growth of anonymous host memory, ours | the peer's, on Linux: the
+weights if they are on the host, and temporary memory. Memory mapped from files is not anonymous.
 """
 
 import ctypes
@@ -35,7 +36,9 @@ from minicos.weights.load import load_into
 
 STATUS = Path("/proc/self/status")
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-SHARD = 10**10  # bytes, about as in published checkpoints
+GB = {"cuda": 4.0, "cpu": 1.0}  # of blocks by default; a whole A14B would be read for an hour
+SHARD = {"cuda": 10**9, "cpu": 10**8}  # bytes: several shards, as in published checkpoints
+ABOVE = "above the ceiling: a mapped file is not copied, and the ceiling is a read that copies"
 CHECKS = {  # who checks values: ours, theirs
     "": (False, False),
     ", ours checked": (True, False),
@@ -43,15 +46,15 @@ CHECKS = {  # who checks values: ours, theirs
 }
 
 
-def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
+def lines(device: torch.device, quick: bool = False, gb: float | None = None) -> Iterator[Line]:
     # each load touches new memory, as in a new process; glibc would otherwise reuse freed memory
     if not quick:
         with suppress(AttributeError):
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     with tempfile.TemporaryDirectory() as name:
-        network = subject(device, quick, shutil.disk_usage(name).free)
+        network = subject(device, quick, shutil.disk_usage(name).free, gb)
         shapes = {key: p.shape for key, p in network.state_dict().items()}
-        write(Path(name), shapes, SHARD if device.type == "cuda" else 10**8)
+        write(Path(name), shapes, SHARD[device.type])
         size = 4 * sum(shape.numel() for shape in shapes.values()) / 1e9
         for dtype, (checks, checked) in product((torch.float32, torch.bfloat16), CHECKS.items()):
             how = "as stored" if dtype == torch.float32 else "to bfloat16"
@@ -62,22 +65,18 @@ def lines(device: torch.device, quick: bool = False) -> Iterator[Line]:
             )
 
 
-def subject(device: torch.device, quick: bool, free: int) -> DiT:
-    """A network on the meta device: on a card as many blocks of A14B as a third of the free disk
-    holds, on a CPU five of Wan2.1-T2V-1.3B.
+def subject(device: torch.device, quick: bool, free: int, gb: float | None = None) -> DiT:
+    """A network on the meta device: blocks of A14B on a card, of Wan2.1-T2V-1.3B on a CPU, as many
+    as `gb` (default: `GB`) and a third of the free disk hold.
     """
-    cfg = (
-        QUICK
-        if quick
-        else A14B
-        if device.type == "cuda"
-        else replace(VARIANTS["Wan2.1-T2V-1.3B"], num_layers=5)
-    )
+    card = device.type == "cuda"
+    cfg = QUICK if quick else A14B if card else VARIANTS["Wan2.1-T2V-1.3B"]
     with torch.device("meta"):
         network = DiT(cfg)
-    if device.type == "cuda" and not quick:
+    if not quick:
         block = 4 * sum(p.numel() for p in network.blocks[0].parameters())
-        network.blocks = network.blocks[: max(1, min(cfg.num_layers, free // 3 // block))]
+        room = min(int(1e9 * (gb or GB[device.type])), free // 3)
+        network.blocks = network.blocks[: max(1, room // block)]
     return network
 
 
@@ -104,7 +103,7 @@ def _measured(
         what += ", peak {:.2g} | {:.2g} GB".format(*peaks)
     ms, peer_ms, read_ms = alternate(*sides, partial(_read, folder), device=device, repeats=repeats)
     peer = "load_file, load_state_dict" + ", isfinite" * checked[1]
-    return Line(what, ms, peer, peer_ms, read_ms / ms)
+    return Line(what, ms, peer, peer_ms, read_ms / ms, above=ABOVE)
 
 
 def policy(dtype: torch.dtype, name: str) -> torch.dtype:

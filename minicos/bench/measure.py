@@ -33,6 +33,10 @@ from minicos.runs import progress
 
 # -- a result --------------------------------------------------------------------------------------
 
+# The ceiling is a product or a copy of one size; cores and caches may serve another one better, and
+# a machine shared with other work is not equally fast at all times.
+ABOVE = "above the ceiling: faster than the best product or copy measured before and after"
+
 
 @dataclass(frozen=True)
 class Line:
@@ -48,6 +52,7 @@ class Line:
         None  # of what this machine reaches at best in matrix products or copies (`ceilings`)
     )
     note: str = ""  # further information for people, e.g. TFLOP/s or memory
+    above: str = ABOVE  # why a share may lie above 1
     not_measured: str = ""
 
     @property
@@ -59,13 +64,13 @@ class Line:
     def remarks(self) -> str:
         """The note, with the reason for a share above 1."""
         above = self.ceiling_share is not None and self.ceiling_share > 1
-        return "; ".join(filter(None, [self.note, ABOVE * above]))
+        return "; ".join(filter(None, [self.note, self.above * above]))
 
     def to_json(self) -> dict[str, Any]:
         if self.not_measured:
             return {"name": self.name, "not_measured": self.not_measured}
         names = ("name", "ours_ms", "peer", "peer_ms", "ratio", "ceiling_share")
-        above = {"remarks": self.remarks} if ABOVE in self.remarks else {}
+        above = {"remarks": self.remarks} if self.above in self.remarks else {}
         return {name: getattr(self, name) for name in names} | above
 
     def cells(self) -> list[str]:
@@ -93,9 +98,6 @@ class Line:
         return "  ".join(cells).rstrip()
 
 
-# The ceiling is a product or a copy of one size; cores and caches may serve another one better, and
-# a machine shared with other work is not equally fast at all times.
-ABOVE = "above the ceiling: faster than the best product or copy measured before and after"
 MARKDOWN = ("what", "ours", "peer", "its time", "ratio", "ceiling", "")
 NAME, PEER, FIGURE = 40, 34, 10  # widths of columns
 TITLES = (
@@ -122,12 +124,19 @@ def attempt(name: str, measured: Callable[[], Line]) -> Line:
     """A line, or the reason why there is none: the message of a MinicosError (no diffusers, no GPU
     ...), or a lack of memory.
     """
+    (line,) = attempt_all([name], lambda: [measured()])
+    return line
+
+
+def attempt_all(names: Sequence[str], measured: Callable[[], Sequence[Line]]) -> Sequence[Line]:
+    """`attempt` for lines that are measured together."""
     try:
         return measured()
     except MinicosError as error:
-        return Line(name, not_measured=str(error))
+        why = str(error)
     except torch.OutOfMemoryError as error:
-        return Line(name, not_measured=f"out of memory ({str(error).splitlines()[0]})")
+        why = f"out of memory ({str(error).splitlines()[0]})"
+    return [Line(name, not_measured=why) for name in names]
 
 
 # -- time ------------------------------------------------------------------------------------------
@@ -249,8 +258,9 @@ _best: dict[tuple[torch.device, torch.dtype], float] = {}
 def ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> Ceilings:
     """The ceilings of matrix products of this dtype, and of copies far larger than any cache.
 
-    Products are measured again at every call, which comes after a line's own measurement, and the
-    best so far counts, so that a line is compared with what the machine did before and after it.
+    Products are measured again at every call, which comes after the measurement of a line that has
+    a ceiling, and the best so far counts, so that the line is compared with what the machine did
+    before and after it.
     Copies are measured once per process.
     """
     clock = perf_counter if device.type == "cuda" else host_time()  # that of the lines
@@ -274,12 +284,15 @@ def _copies(device: torch.device) -> float:
 # -- the machine -----------------------------------------------------------------------------------
 
 
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "safetensors")
+
+
 def machine(device: torch.device) -> dict[str, str]:
     """Date, device, versions and command, for the head of a table."""
     return {
         "date": date.today().isoformat(),
         "device": _device_name(device),
-        "versions": ", ".join(map(_version, ("torch", "triton", "diffusers"))),
+        "versions": ", ".join(map(_version, PACKAGES)),
         "command": shlex.join(["minicos", *sys.argv[1:]]),
     }
 

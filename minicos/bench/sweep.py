@@ -3,8 +3,8 @@ many full runs.
 
 Both sides are complete: the clean run, written to disk step by step, then the edited runs and their
 measurements from the edit on. In passes, for N steps: N + N (N + 1) / 2 against N + N^2. Uses the
-embedded model, since the ratio is that of any model with slow passes. Each side runs once, as a sum
-of thousands of passes.
+embedded model, since the ratio is that of any model with slow passes. Each side runs once and
+without a warm-up, as a sum of thousands of passes.
 """
 
 from collections.abc import Iterator

@@ -26,8 +26,9 @@ EXAMPLES = """\
 minicos and the other library run in turns in one process; figures are medians. "ratio" is minicos /
 other: below 1, minicos is faster. "ceiling" is the share of what this machine reaches on matrix
 products or, where nothing is multiplied, on copies. On a card, sizes are those of A14B at
-832x480x81, with random weights; on a CPU they are those of the embedded model. What cannot be
-measured here is listed with the reason. Results: kernels/BENCHMARKS.md
+832x480x81, with random weights; on a CPU they are those of the embedded model. Whole runs are
+measured without pictures and, "as typed", with all that the command writes. What cannot be measured
+here is listed with the reason. Results: kernels/BENCHMARKS.md
 """
 
 
@@ -54,6 +55,12 @@ def add(verbs) -> None:
         "--device", help="cpu, cuda, cuda:1 ... (default: a CUDA card if there is one)"
     )
     parser.add_argument(
+        "--gb",
+        type=values.positive_number,
+        help="load: size of the checkpoint that is written and read, in GB, at most a third of the "
+        "free disk (default: 4 on a card, 1 on a CPU)",
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
         help="tiny sizes: does it run here? (the figures mean nothing)",
@@ -74,6 +81,9 @@ def run(args: argparse.Namespace) -> None:
     device = open_device(args.device)
     if device.type not in ("cpu", "cuda"):
         raise MinicosError(f"there is no clock for {device.type}: take --device cpu or cuda")
+    if args.gb is not None and args.what not in (None, "load"):
+        raise MinicosError(f"--gb is for load, and {args.what} reads no file: leave it out")
+    more = {"load": {"gb": args.gb}} if args.gb is not None else {}
     out = args.out or (None if args.what else Path("bench.md"))
     if out is not None:
         check_place(out, "--out")
@@ -84,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         if not args.json:
             print(TITLES)
         results[name] = []
-        for line in lines(name, device, args.quick):
+        for line in lines(name, device, args.quick, **more.get(name, {})):
             results[name].append(line)
             if not args.json:
                 print(line, flush=True)
@@ -97,13 +107,15 @@ def run(args: argparse.Namespace) -> None:
         print(f"{out}  (the same as one table)")
 
 
-def lines(name: str, device: "torch.device", quick: bool) -> "Iterator[Line]":
-    """The lines of a benchmark, or one with the reason if it cannot run at all."""
+def lines(name: str, device: "torch.device", quick: bool, **more: float) -> "Iterator[Line]":
+    """The lines of a benchmark, or one with the reason if it cannot run at all. `more`: options of
+    this benchmark.
+    """
     from importlib import import_module
 
     from minicos.bench.measure import Line
 
     try:
-        yield from import_module(f"minicos.bench.{name}").lines(device, quick)
+        yield from import_module(f"minicos.bench.{name}").lines(device, quick, **more)
     except MinicosError as error:
         yield Line(name, not_measured=str(error))

@@ -14,6 +14,10 @@ EXAMPLES = """\
   minicos steps --image maze.png --prompt "solve the maze" --preset cos --seeds 4
       # convergence in units of the difference between the seeds
 writes x0_sheet.png (steps x frames), convergence.png, x0/step_NN.mp4, and every latent
+Decoded by the VAE are the estimates at the steps of --at (default: eight), under guidance also
+those of the prompted and the unprompted pass (24 videos by default), and the final video. Other
+steps keep their latents alone. --preview shows every step during the run, approximately, without
+the VAE; no result is made of it.
   minicos steps --n 20  # the study: when do the frames of held-out mazes settle?
 """
 
