@@ -4,7 +4,8 @@
         print(part.name, part.parted)
 
 The networks of diffusers and transformers are built around our tensors, so there is no second copy
-of the weights (except for the few that they keep in another dtype). Layers are compared in the
+of the weights (except for the few that they keep in another dtype). Blocks that are streamed come
+for theirs as for ours, so a model of any residency can be compared. Layers are compared in the
 order in which they run. If two networks differ in one place, the first row beyond its tolerance is
 that place; later rows inherit the difference.
 
@@ -102,8 +103,8 @@ def verify(
     """Compare every network of a model with its counterpart on random inputs; yields each `Part`
     when it is done.
 
-    In addition to the weights this needs memory for all layer outputs of one network, twice: about
-    4 GB for 14B in float32.
+    In addition to the weights this needs host memory for all layer outputs of one network, twice:
+    about 4 GB for 14B in float32.
 
     Args:
         grid: tokens along frames, height and width. A small grid suffices, since errors in the code
@@ -115,8 +116,6 @@ def verify(
         MinicosError: diffusers or transformers is not installed; raised before anything runs.
     """
     peers()
-    if wan.placement == "disk":
-        raise MinicosError("a comparison needs all weights in memory: take --residency stream")
     return _parts(wan, grid, as_shipped, tolerance)
 
 
@@ -127,14 +126,13 @@ def _parts(
     allowed = tolerance or TOLERANCE[wan.dtype]
     shipped = max(allowed, AS_SHIPPED)
 
-    ids, mask = _tokens(wan.text, draw)
-    yield Part(
-        "text", _rows(compare_text(wan.text, transformers_umt5(wan.text), ids, mask), allowed)
-    )
+    encoder = wan.residency.to_device(wan.text)
+    ids, mask = _tokens(encoder, draw)
+    yield Part("text", _rows(compare_text(encoder, transformers_umt5(encoder), ids, mask), allowed))
 
     _, ph, pw = wan.experts["high"].cfg.patch_size
     f, h, w = grid[0], grid[1] * ph, grid[2] * pw
-    prompt = wan.text(ids[1:], mask[1:]).masked_fill(mask[1:, :, None] == 0, 0)
+    prompt = encoder(ids[1:], mask[1:]).masked_fill(mask[1:, :, None] == 0, 0)
     text = F.pad(
         prompt, (0, 0, 0, wan.text.cfg.text_len - prompt.shape[1])
     )  # b t d', in the form of `text.encode`
@@ -148,6 +146,7 @@ def _parts(
                 "has another",
             )
             continue
+        ours = wan.residency.to_device(ours)
         x = torch.randn(1, cfg.in_dim, f, h, w, generator=draw).to(wan.device)
         y = x[:, cfg.out_dim :] if cfg.in_dim > cfg.out_dim else None
         clip = (
@@ -170,7 +169,8 @@ def _parts(
         torch.rand(1, 3, (f - 1) * stride[0] + 1, h * stride[1], w * stride[2], generator=draw) * 2
         - 1
     )
-    pairs = compare_vae(wan.vae, diffusers_vae(wan.vae), video.to(wan.device), latent)
+    vae = wan.residency.to_device(wan.vae)
+    pairs = compare_vae(vae, diffusers_vae(vae), video.to(wan.device), latent)
     yield Part("vae", _rows(pairs, tolerance or TOLERANCE[torch.float32]))  # always float32
 
     if wan.clip is not None:
@@ -208,7 +208,7 @@ def distance(a: Tensor, b: Tensor) -> tuple[float, float]:
     """rel_max and rel_l2; infinite if the shapes differ, or if b is zero and a is not."""
     if a.shape != b.shape:
         return float("inf"), float("inf")
-    a, b = a.float(), b.float()
+    a, b = a.cpu().float(), b.cpu().float()
     if torch.equal(a, b):
         return 0.0, 0.0
     return ((a - b).abs().max() / b.abs().max()).item(), ((a - b).norm() / b.norm()).item()
@@ -286,7 +286,30 @@ def diffusers_dit(ours: DiT, exact_time: bool = True) -> nn.Module:
     wide, dtype = set(theirs._keep_in_fp32_modules), ours.dtype
     for name, p in weights.items():  # `to` returns the same tensor if nothing changes
         weights[name] = p.to(torch.float32 if wide & set(name.split(".")) else dtype)
-    return _filled(theirs, weights)
+    theirs = _filled(theirs, weights)
+    if ours._in_turn is not iter:
+        _stream_too(ours, theirs)
+    return theirs
+
+
+def _stream_too(ours: DiT, theirs: Any) -> None:
+    """Give each block of theirs, just before it runs, the weights of our block, which are streamed:
+    from the host's memory, or from their files.
+    """
+    turn: Iterator[nn.Module] = iter(())
+
+    def bring(i: int, block: nn.Module, given: tuple) -> None:
+        nonlocal turn
+        if i == 0:
+            turn = iter(ours._in_turn(ours.blocks))
+        place = f"blocks.{i}."
+        for name, p in next(turn).state_dict().items():
+            here = translate(place + name, DIT_DIFFUSERS).removeprefix(place)
+            target = block.get_parameter(here)
+            target.data = p.to(target.dtype)
+
+    for i, block in enumerate(theirs.blocks):
+        block.register_forward_pre_hook(partial(bring, i))
 
 
 def diffusers_vae(ours: VAE) -> nn.Module:
@@ -465,7 +488,7 @@ def compare_dit(
     hooks = Hooks()
     for depth in range(1, 5):
         hooks = hooks.on(
-            ".".join("*" * depth), lambda tensor, site: seen.update({site.name: tensor})
+            ".".join("*" * depth), lambda tensor, site: seen.update({site.name: tensor.cpu()})
         )
     ours(x, timestep, text, y, clip, hooks=hooks)
 
@@ -513,7 +536,7 @@ class _Attended(TorchFunctionMode):
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             given = dict(zip(("query", "key"), args, strict=False)) | (kwargs or {})
-            self.calls.append((given["query"], given["key"]))
+            self.calls.append((given["query"].cpu(), given["key"].cpu()))
         return func(*args, **(kwargs or {}))
 
 
@@ -626,14 +649,16 @@ def _joined(calls: list[Tensor]) -> Tensor:
 
 @contextmanager
 def tapped(taps: Mapping[str, tuple[nn.Module, str]]) -> Iterator[dict[str, list[Tensor]]]:
-    """Record what each of these modules returns ("out") or receives ("in"), call by call, in the
-    order of their last calls, since the first piece of a video skips some layers.
+    """Record, in the host's memory, what each of these modules returns ("out") or receives ("in"),
+    call by call, in the order of their last calls, since the first piece of a video skips some
+    layers.
     """
     seen: dict[str, list[Tensor]] = {}
 
     def note(name: str, side: str, module: nn.Module, given: tuple, out: Tensor | tuple) -> None:
         found = given if side == "in" else out
-        seen[name] = [*seen.pop(name, []), found[0] if isinstance(found, tuple) else found]
+        tensor = found[0] if isinstance(found, tuple) else found
+        seen[name] = [*seen.pop(name, []), tensor.cpu()]
 
     handles = [
         module.register_forward_hook(partial(note, name, side))

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import minicos
-from minicos import verify
+from minicos import open as opening
+from minicos import plan, verify
 from minicos.cli import main
 from minicos.cli import verify as cli
 from minicos.clip import CLIP
 from minicos.config import CLIPConfig
 from minicos.errors import MinicosError
+from minicos.stream import HostBuffer
 from minicos.verify import Part, Row, compare_dit, compare_text, compare_vae
 from minicos.wan import Wan
 
@@ -252,6 +254,34 @@ def test_bfloat16_is_told_from_a_fault(toy):
     assert 1e-4 < max(row.rel_l2 for row in high.rows) < 2e-2  # measured
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("residency", ["swap", "stream", "disk"])
+def test_weights_on_the_move_are_compared_as_those_that_stay(residency, dtype, toy, monkeypatch):
+    """Bit for bit, although what is not on the device has no number there, as on a card."""
+    expected = list(verify.verify(minicos.load(toy, dtype=dtype), (2, 2, 2)))
+    wan, bind = minicos.load(toy, dtype=dtype, residency=residency), HostBuffer.bind
+
+    def nowhere(buffer, memory=None):
+        empty = torch.full((buffer.size,), 0xFF, dtype=torch.uint8)
+        bind(buffer, empty if memory is None else memory)
+
+    monkeypatch.setattr(HostBuffer, "bind", nowhere)
+    away = wan.residency._offloaded.values()
+    streamed = [] if residency == "swap" else wan.residency._streamer.host.values()
+    for buffer in (*away, *streamed):
+        buffer.bind()
+    assert list(verify.verify(wan, (2, 2, 2))) == expected
+
+
+def test_a_fault_is_told_by_its_layer_where_blocks_come_from_files(toy, monkeypatch):
+    wan = minicos.load(toy, residency="disk")
+    to_out = wan.experts["high"].blocks[5].self_attn.o
+    forward = to_out.forward
+    monkeypatch.setattr(to_out, "forward", lambda x: forward(x) * 1.001)
+    high = {part.name: part for part in verify.verify(wan, (2, 2, 2))}["high"]
+    assert high.parted.point == "blocks.5.self_attn"
+
+
 def test_an_image_branch_that_is_not_compared_says_so(wan):
     network = wan.experts["high"]
     network = type(network)(replace(network.cfg, image_tokens=257))
@@ -335,6 +365,81 @@ def test_as_shipped_is_told_apart(told):
     assert rows[0]["velocity"]["rel_l2"] == rows[1]["velocity, diffusers as shipped"]["rel_l2"]
 
 
+@pytest.mark.parametrize("residency", ["swap", "stream", "disk"])
+def test_any_residency_can_be_asked_for(residency, told):
+    code, out, _ = told("--residency", residency)
+    assert code == 0 and "agrees with diffusers" in out
+
+
+@pytest.fixture
+def planned(monkeypatch) -> list[tuple]:
+    """The frames, height and width of every video that memory is planned for."""
+    seen, plan_of = [], opening._Wish.plan
+    monkeypatch.setattr(
+        opening._Wish, "plan", lambda wish: (seen.append(wish.video), plan_of(wish))[1]
+    )
+    return seen
+
+
+def test_memory_is_for_the_compared_video_and_its_plan_is_printed(told, planned, monkeypatch):
+    monkeypatch.setattr("minicos.cli.opening.LARGE", 0)
+    code, _, err = told("--residency", "stream")
+    assert code == 0 and planned == [(5, 32, 32)]
+    assert err.startswith("plan: stream on cpu") and "  expected peak " in err
+    assert "s a step" not in err and "  operations: " in err
+
+
+def test_height_and_width_are_those_of_the_compared_frames(toy, planned, capsys):
+    given = ["verify", "--model", str(toy), "--json", "--tolerance", "1e-4"]
+    assert main([*given, "--height", "32", "--width", "48"]) == 0
+    size = json.loads(capsys.readouterr().out)
+    assert planned == [(9, 32, 48)]
+    assert main([*given, "--grid", "3,2,3"]) == 0
+    assert json.loads(capsys.readouterr().out) == size
+    assert main([*given, "--height", "40", "--width", "48"]) == 2
+    assert "both sides must be multiples of 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "fits", "words"),
+    [
+        (["--residency", "resident"], lambda p: p.residency == "disk", "--residency auto"),
+        ([], lambda p: p.dtype == torch.bfloat16, "--dtype bfloat16"),
+        (
+            ["--residency", "stream"],
+            lambda p: p.dtype == torch.bfloat16 and p.residency == "disk",
+            "--residency auto --dtype bfloat16",
+        ),
+    ],
+)
+def test_the_remedy_works_when_it_is_typed(options, fits, words, told, monkeypatch):
+    monkeypatch.setattr(plan, "_fits", lambda one, free, host: fits(one))
+    code, out, err = told(*options)
+    assert (code, out) == (2, "")
+    assert "not enough memory for the plan" in err
+    assert err.endswith(f" It fits with {words}.\n")
+    assert told(*options, *words.split())[0] == 0
+
+
+def test_where_nothing_fits_no_option_is_advised(told, planned, monkeypatch):
+    monkeypatch.setattr(plan, "_fits", lambda one, free, host: False)
+    code, _, err = told()
+    assert code == 2
+    assert err.endswith(". Take a device, or a machine, with more memory.\n")
+    monkeypatch.setattr(plan, "_fits", lambda one, free, host: planned[-1] == (9, 64, 96))
+    assert told()[2].endswith(". It fits without --grid, --height and --width.\n")
+
+
+def test_out_of_memory_advises_what_the_verb_has(told, monkeypatch):
+    def fail(*given):
+        raise MemoryError
+
+    monkeypatch.setattr(verify, "compare_vae", fail)
+    code, _, err = told()
+    assert code == 2
+    assert "out of memory. Take a smaller --grid, --dtype bfloat16 or --residency stream." in err
+
+
 @pytest.mark.parametrize("package", ["diffusers", "transformers"])
 def test_without_a_peer(package, told, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
@@ -354,6 +459,9 @@ def test_without_a_peer(package, told, monkeypatch):
         (["--tolerance", "none"], "'none' is not a number"),
         (["--tolerance", "-1"], "'-1' is not a positive number"),
         (["--tolerance", "nan"], "'nan' is not a number"),
+        (["--height", "32", "--width", "32"], "another way to say --height and --width"),
+        (["--height", "32"], "--height and --width go together"),
+        (["--residency", "nowhere"], "invalid choice: 'nowhere'"),
         (["--dtype", "float16"], "invalid choice: 'float16'"),
         (["--model", "nonsense"], "nonsense is not a folder with a model"),
     ],

@@ -5,6 +5,7 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
     from minicos.condition import Condition
     from minicos.config import Preset
+    from minicos.ops import Ops
     from minicos.peers.folder import PeerFolder
     from minicos.peers.peer import Peer
+    from minicos.plan import Plan
     from minicos.video_model import VideoModel
     from minicos.wan import Wan
     from minicos.weights.layouts import Layout
@@ -228,15 +231,8 @@ def load_wan(args: argparse.Namespace, files: "Layout", image: "Tensor | None" =
     """`load` for commands that are for Wan alone."""
     import torch
 
-    from minicos import cost, device
+    from minicos import device
     from minicos import open as opening
-    from minicos.plan import Plan, describe
-
-    def tell(plan: Plan) -> None:
-        if plan.weights >= LARGE:
-            print(describe(plan, cost.throughput(plan.device, plan.dtype)), file=sys.stderr)
-        if plan.weights >= LARGE or plan.device.type != "cpu":
-            print(f"  operations: {device.describe(ops, plan.device)}", file=sys.stderr)
 
     chosen = plan(args, files)
     ops = device.operations(device.open_device(args.device), args.kernels)
@@ -249,7 +245,7 @@ def load_wan(args: argparse.Namespace, files: "Layout", image: "Tensor | None" =
         frames=chosen.frames,
         size=None if image is None else (image.shape[-2], image.shape[-1]),
         tile=args.tile,
-        tell=tell,
+        tell=partial(show, ops=ops),
         ops=ops,
         decode_dtype=torch.bfloat16 if args.decode_dtype == "bfloat16" else torch.float32,
         decode_tf32=None if args.decode_dtype is None else args.decode_dtype == "tf32",
@@ -261,17 +257,24 @@ def load_wan(args: argparse.Namespace, files: "Layout", image: "Tensor | None" =
     return wan
 
 
+def show(plan: "Plan", ops: "Ops | None" = None) -> None:
+    """Print the plan of a large model and, of Wan (on a card always), its operations."""
+    from minicos import cost, device
+    from minicos.plan import describe
+
+    if plan.weights >= LARGE:
+        speed = cost.throughput(plan.device, plan.dtype) if plan.operations else None
+        print(describe(plan, speed), file=sys.stderr)
+    if ops is not None and (plan.weights >= LARGE or plan.device.type != "cpu"):
+        print(f"  operations: {device.describe(ops, plan.device)}", file=sys.stderr)
+
+
 def _load_peer(args: argparse.Namespace, files: "PeerFolder") -> "Peer":
     """A peer under the options' preset."""
     from minicos.peers.opening import open_peer
-    from minicos.plan import Plan, describe
-
-    def tell(plan: Plan) -> None:
-        if plan.weights >= LARGE:
-            print(describe(plan), file=sys.stderr)
 
     how = {"device": args.device, "residency": args.residency, "compile": args.compile}
-    return open_peer(files, plan(args, files), tell=tell, tile=args.tile, **how)
+    return open_peer(files, plan(args, files), tell=show, tile=args.tile, **how)
 
 
 def _fitting(model: "VideoModel", image: "Tensor | None") -> "VideoModel":

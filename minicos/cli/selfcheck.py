@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from minicos.cli import opening, options
+from minicos.cli import opening, options, values
 
 EXAMPLES = """\
   minicos selfcheck  # the embedded model: a minute
@@ -23,13 +23,16 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the report as JSON, that of report.json"
     )
+    parser.add_argument(
+        "--frames", type=values.frames, help="frames of the short run, 4n + 1 (default: 9)"
+    )
     options.add_model_options(parser, out="runs/selfcheck")
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit code: 0 if all checks pass, else 1."""
     from minicos.runs import replace_file, write_json
-    from minicos.selfcheck import as_text, selfcheck
+    from minicos.selfcheck import FRAMES, as_text, selfcheck
 
     layout = opening.layout(args)
     parts = {name: part.files for name, part in layout.experts.items()}
@@ -39,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
         for name, paths in parts.items()
         for path in paths
     }
-    report = {"command": args.command, **selfcheck(opening.load_wan(args, layout), files)}
+    args.frames = args.frames or FRAMES  # memory is planned for them
+    wan = opening.load_wan(args, layout)
+    report = {"command": args.command, **selfcheck(wan, files, args.frames)}
     text = as_text(report) + "\n"
     write_json(args.out / "report.json", report)
     replace_file(args.out / "report.txt", lambda temporary: temporary.write_text(text, "utf-8"))
