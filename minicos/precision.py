@@ -91,7 +91,7 @@ def undisturbed(grad: bool = False) -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(_PRODUCTS)
+        stack.enter_context(FLOAT32_PRODUCTS)
         yield
 
 
@@ -137,4 +137,4 @@ def _own(switch: Any) -> str:
 
 
 _WITHOUT_TF32 = Shared(partial(tf32_convolutions, False))
-_PRODUCTS = Shared(_float32_products)
+FLOAT32_PRODUCTS = Shared(_float32_products)

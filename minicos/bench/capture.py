@@ -144,16 +144,8 @@ def runs(device: torch.device, quick: bool) -> list[Line]:
         warmup=0 if quick else 1,
         label="" if quick else "runs, tiny",
     )
-    return [
-        Line(
-            f"{verb}, run of {steps} steps",
-            ms,
-            "generation",
-            plain,
-            note=f"{_cost(ms, plain)}; {UNDRAWN[verb]}",
-        )
-        for verb, ms in zip(VERBS, ours, strict=True)
-    ]
+    names = [f"{verb}, run of {steps} steps" for verb in VERBS]
+    return _against("generation", plain, names, ours, [UNDRAWN[verb] for verb in VERBS])
 
 
 def typed(device: torch.device, quick: bool) -> list[Line]:
@@ -168,16 +160,9 @@ def typed(device: torch.device, quick: bool) -> list[Line]:
         warmup=0 if quick else 1,
         label="" if quick else "commands, tiny",
     )
-    return [
-        Line(
-            f"{verb}, as typed, with pictures",
-            ms,
-            "generate, as typed",
-            plain,
-            note=f"{_cost(ms, plain)}; {' '.join(given[:2])}, without the start of Python",
-        )
-        for verb, ms in zip(VERBS, ours, strict=True)
-    ]
+    names = [f"{verb}, as typed, with pictures" for verb in VERBS]
+    note = f"{' '.join(given[:2])}, without the start of Python"
+    return _against("generate, as typed", plain, names, ours, [note] * len(names))
 
 
 def command(argv: list[str]) -> None:
@@ -218,6 +203,16 @@ def composed(device: torch.device, quick: bool) -> Line:
     )
     name = f"steps, run of {preset.steps} steps, {s.name}"
     return Line(name, plain + videos * decoded, "generation", plain, note=note)
+
+
+def _against(
+    peer: str, plain: float, names: list[str], ours: list[float], notes: list[str]
+) -> list[Line]:
+    """A line for each of our runs, with what it costs beyond the plain one."""
+    return [
+        Line(name, ms, peer, plain, note=f"{_cost(ms, plain)}; {note}")
+        for name, ms, note in zip(names, ours, notes, strict=True)
+    ]
 
 
 def _cost(watched: float, plain: float) -> str:

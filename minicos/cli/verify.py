@@ -123,19 +123,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report(
-    args: argparse.Namespace,
-    wan: "Wan | Peer",
-    versions: dict[str, str],
-    compared: Iterable["Part"],
+    args: argparse.Namespace, wan: "Wan | Peer", versions: dict[str, str], found: Iterable["Part"]
 ) -> int:
     """Print the parts, each when it is done, and the verdict; returns the exit code."""
     dtype = str(wan.dtype).removeprefix("torch.")
     if args.json:
-        parts = list(compared)
+        parts = list(found)
         facts = {"model": wan.variant, "dtype": dtype, "device": str(wan.device), "peers": versions}
         print(json.dumps(facts | to_json(parts), indent=1))
     else:
-        parts = list(told(compared, args.all))
+        parts = list(told(found, args.all))
         peer = " and ".join(map(" ".join, versions.items()))
         print(verdict(f"{wan.variant} ({dtype} on {wan.device})", peer, parts))
     return int(any(part.parted for part in parts))

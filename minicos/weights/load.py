@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from minicos.errors import MinicosError, warn
-from minicos.precision import _PRODUCTS
+from minicos.precision import FLOAT32_PRODUCTS
 from minicos.runs import progress
 from minicos.weights import gguf
 from minicos.weights.archive import table as tensor_table
@@ -166,7 +166,7 @@ def load_into(
         )
         tensor = _fill(tensor, one, factor, bring)
         for each in changes:
-            with _PRODUCTS:
+            with FLOAT32_PRODUCTS:
                 tensor = each.merge(name, tensor)
         return new(name, shape, wanted).copy_(tensor) if changes else tensor
 
